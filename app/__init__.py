@@ -1,0 +1,18 @@
+"""SensorFlow: an ingestion server for sensor readings on TimescaleDB.
+
+A reading's journey, and the module that owns each leg of it::
+
+    bytes on a socket      web.ingest            a key is checked, a body is read within bounds
+      -> a reading         ingest.decode         JSON becomes a Reading, or an error that says what is wrong
+      -> the buffer        ingest.buffer         bounded in rows and bytes; full means 503
+      -> a flush           ingest.pipeline       all that came while the last flush was committing goes along
+      -> columns           ingest.batch          the readings of a flush, as Arrow
+      -> PostgreSQL        store.writer          ledger row + binary COPY + COMMIT, one transaction
+      -> a receipt         ingest.receipt        the JSON of a committed reading, encoded once
+      -> the sender        web.ingest            201, and not before
+      -> the subscribers   live.hub, web.live    each through a mailbox of its own
+
+Imports run downward only: ``main`` puts the parts together; ``web`` and ``live`` know ``ingest``; ``ingest`` and
+``store`` know ``errors``; nothing runs back up. Failures are in ``errors``; what they become on the wire is in
+``web.problems``. ``settings`` is read once; the parts take plain values.
+"""

@@ -1,0 +1,154 @@
+"""The command line: ``python -m app serve`` and ``python -m app migrate``."""
+
+import argparse
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from pydantic import SecretStr
+
+from app.errors import ConfigurationError, DatabaseAway
+from app.logs import configure_logging
+from app.main import create_app
+from app.settings import Settings, check_keys, load_settings
+from app.store.database import Edition, migrate
+from app.store.embedded import embedded_database
+
+logger = logging.getLogger("app")
+
+KEY_FILES = {"api_key": "api_key", "api_key_ws": "api_key_ws"}
+TCP_USER_TIMEOUT_MS = 5_000
+SEND_BUFFER_BYTES = 65_536
+LISTEN_BACKLOG = 2_048
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns the process's exit status."""
+    parser = argparse.ArgumentParser(prog="python -m app", description="SensorFlow: ingestion of sensor readings.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("serve", help="start the server; without DATABASE_URL, with a PostgreSQL of its own")
+    migration = commands.add_parser("migrate", help="bring the database's schema up to date, without serving")
+    migration.add_argument("--down", metavar="REVISION", help="go back to this revision instead; `base` removes everything")
+    chosen = parser.parse_args(arguments)
+    # Both end in an exception, so that every `with` on the way out does its work: the embedded database is stopped.
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        settings = load_settings()
+        configure_logging(level=settings.log_level, as_json=settings.log_format == "json")
+        if chosen.command == "serve":
+            with _complete(settings) as settings:
+                _serve(settings)
+        else:
+            with _complete(settings) as settings:
+                assert settings.database_url is not None
+                migrate(settings.database_url, chosen.down or "head", down=chosen.down is not None)
+    except (ConfigurationError, DatabaseAway) as error:
+        print(f"sensorflow: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+@contextmanager
+def _complete(settings: Settings) -> Iterator[Settings]:
+    """Settings with a database and keys: those given, or an embedded database and keys of its own."""
+    if settings.database_url is not None:
+        check_keys(settings)
+        yield settings
+        return
+    with embedded_database(settings.data_dir) as url:
+        keys = {
+            field: getattr(settings, field) or SecretStr(_kept_key(settings.data_dir / file))
+            for field, file in KEY_FILES.items()
+        }
+        yield settings.model_copy(update={"database_url": url, **keys})
+
+
+def _kept_key(path: Path) -> str:
+    """The key in a file of mode 0600; made when there is none."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        key = secrets.token_urlsafe(24)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(key + "\n")
+        return key
+
+
+def _serve(settings: Settings) -> None:
+    listener = _listen(settings.host, settings.port)
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def announce(edition: Edition) -> None:
+        logger.info("listening on %s, storing in %s", url, edition)
+        if settings.log_format == "text":
+            print(_welcome(url, edition, settings), flush=True)
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings, announce=announce),
+            http="httptools",
+            ws="websockets-sansio",
+            ws_max_size=65_536,
+            ws_per_message_deflate=False,
+            proxy_headers=bool(settings.forwarded_allow_ips),
+            forwarded_allow_ips=settings.forwarded_allow_ips,
+            server_header=False,
+            access_log=False,
+            log_config=None,
+            timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+        )
+    )
+    server.run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket whose connections don't outlive a peer that stops reading.
+
+    Linux hands both options down to accepted connections. Without them a WebSocket client that stops reading keeps
+    megabytes in the kernel for ever, and a stopping server waits for it.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_USER_TIMEOUT_MS)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        listener.bind(address)
+        listener.listen(LISTEN_BACKLOG)
+    except OSError as error:
+        raise ConfigurationError(f"Can't listen on {host}:{port}: {error.strerror}. Set HOST or PORT.") from error
+    return listener
+
+
+def _welcome(url: str, edition: Edition, settings: Settings) -> str:
+    key_file = (settings.data_dir / KEY_FILES["api_key"]).resolve()
+    kept = key_file.exists() and key_file.read_text().strip() == settings.api_key.get_secret_value()
+    key = f"$(cat '{key_file}')" if kept else "$API_KEY"
+    return f"""
+SensorFlow listens on {url}   (docs: {url}/docs)
+Readings are stored in {edition}.
+Send one:
+
+  curl -i {url}/api/temperature_reading -H "X-API-Key: {key}" \\
+    -d '{{"temperature": 23.5, "humidity": 48.2, "pressure": 1013.2, "sensor_id": "greenhouse-1"}}'
+"""
+
+
+def _exit(signum: int, _: FrameType | None) -> None:
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

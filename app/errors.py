@@ -1,0 +1,101 @@
+"""Every error that SensorFlow raises on purpose. No HTTP here: ``web.problems`` says what each becomes on the wire.
+
+::
+
+    SensorFlowError
+    ├── ConfigurationError     the server can't start like this; the message says what to change
+    ├── Unauthorized           no key, or not one of ours
+    ├── Refused                nothing is stored, and sending the same again can't cure it
+    │   ├── InvalidReading         the content; ``details`` names each fault
+    │   ├── BodyTooLarge
+    │   ├── UnsupportedEncoding
+    │   └── RejectedByDatabase     it passed our checks, yet PostgreSQL would not take it
+    ├── NotStored              nothing is stored; send again after ``retry_after_s``
+    │   ├── BufferFull
+    │   ├── DatabaseAway
+    │   └── ShuttingDown
+    ├── OutcomeUnknown         COMMIT was under way and no answer came: it may be stored, or not
+    └── TooManySubscribers     a key's WebSocket connections are used up
+"""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+
+class SensorFlowError(Exception):
+    """The root of the tree."""
+
+
+class ConfigurationError(SensorFlowError):
+    """A setting is missing or unusable; the message names it and says what to do."""
+
+
+class Unauthorized(SensorFlowError):
+    """The key is missing, unknown, or not meant for this."""
+
+
+class Refused(SensorFlowError):
+    """Permanent: nothing is stored, and the same content will be refused again."""
+
+
+class Fault(TypedDict):
+    """One thing wrong with a request, in the form that FastAPI gives validation errors."""
+
+    type: str
+    loc: Sequence[str | int]
+    msg: str
+    input: object
+
+
+class InvalidReading(Refused):
+    """The content is not a reading. ``details`` has one entry a fault."""
+
+    def __init__(self, details: Sequence[Fault]) -> None:
+        super().__init__("; ".join(fault["msg"] for fault in details))
+        self.details = details
+
+
+class BodyTooLarge(Refused):
+    """The body is over the bound; the rest of it was not read."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The body is larger than {limit_bytes:,} bytes.")
+
+
+class UnsupportedEncoding(Refused):
+    """The body's Content-Encoding is not one that is taken here."""
+
+
+class RejectedByDatabase(Refused):
+    """PostgreSQL refused this very row; its neighbours in the flush were stored."""
+
+
+class NotStored(SensorFlowError):
+    """Temporary: nothing is stored. ``retry_after_s`` is a whole number of seconds, at least 1."""
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = max(1, retry_after_s)
+
+
+class BufferFull(NotStored):
+    """The buffer holds as many rows or bytes as it may."""
+
+
+class DatabaseAway(NotStored):
+    """The database can't be reached, or did not commit in time; nothing of this was committed."""
+
+
+class ShuttingDown(NotStored):
+    """The server is draining and takes nothing new."""
+
+
+class OutcomeUnknown(SensorFlowError):
+    """The answer to COMMIT has not come. The reading may be stored; only the ledger will tell."""
+
+
+class TooManySubscribers(SensorFlowError):
+    """This key has all the WebSocket connections that it may have."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"This key already has {limit} connections.")

@@ -1,0 +1,82 @@
+"""One reading as a JSON object: the body of POST /api/temperature_reading.
+
+Pure. Faults come in the form that FastAPI gives them, since clients of the older server read that. A number in quotes
+is taken, as it was there; a boolean, NaN and Infinity are not.
+"""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from app.errors import Fault, InvalidReading
+from app.ingest.batch import Reading, Source
+from app.ingest.decode.timestamps import TimeWindow, parse_time_us
+
+MAX_SENSOR_ID_LENGTH = 255
+
+
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("should be a number, not a boolean")
+    return value
+
+
+def _clean_name(name: str) -> str:
+    if "\0" in name:
+        raise ValueError("should have no NUL character")
+    if not name.strip():
+        raise ValueError("should not be blank")
+    return name
+
+
+Measure = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)]
+SensorId = Annotated[str, Field(min_length=1, max_length=MAX_SENSOR_ID_LENGTH), AfterValidator(_clean_name)]
+EpochMicroseconds = Annotated[
+    int,
+    BeforeValidator(parse_time_us),
+    WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"}]}),
+]
+
+
+class ReadingBody(BaseModel):
+    """A reading as it is sent."""
+
+    model_config = ConfigDict(
+        extra="ignore",
+        json_schema_extra={
+            "example": {"temperature": 23.5, "humidity": 48.2, "pressure": 1013.2, "sensor_id": "greenhouse-1"}
+        },
+    )
+
+    temperature: Measure = Field(description="°C")
+    humidity: Measure = Field(description="%")
+    pressure: Measure = Field(description="hPa")
+    sensor_id: SensorId = Field(description=f"The sensor's name, 1 to {MAX_SENSOR_ID_LENGTH} characters.")
+    time: EpochMicroseconds | None = Field(
+        None,
+        description="When it was measured: ISO 8601 (without an offset: UTC), or a number of seconds, ms, µs or ns "
+        "since 1970, told apart by magnitude. Left out: the moment it arrives.",
+    )
+
+
+def decode_reading(body: bytes, *, source: Source, window: TimeWindow, now_us: int) -> Reading:
+    """The reading in a JSON body; ``now_us``, microseconds since 1970 UTC, is its time where it brings none.
+
+    Raises:
+        InvalidReading: with every fault in ``details``.
+    """
+    try:
+        sent = ReadingBody.model_validate_json(body)
+    except ValidationError as error:
+        raise InvalidReading(
+            [
+                Fault(type=fault["type"], loc=("body", *fault["loc"]), msg=fault["msg"], input=fault["input"])
+                for fault in error.errors(include_url=False, include_context=False)
+            ]
+        ) from error
+    time_us = now_us
+    if sent.time is not None:
+        time_us = sent.time
+        if fault := window.fault(time_us, now_us=now_us):
+            raise InvalidReading([Fault(type="time_outside_window", loc=("body", "time"), msg=fault, input=time_us)])
+    return Reading(time_us, sent.sensor_id, sent.temperature, sent.humidity, sent.pressure, source)

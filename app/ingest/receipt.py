@@ -1,0 +1,46 @@
+"""What a sender gets for a committed reading, and every subscriber sees: its JSON, encoded once for all of them.
+
+Pure. The fields and their order are the contract of POST /api/temperature_reading and of /ws/sensor_updates.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, tzinfo
+from typing import NamedTuple
+
+import orjson
+
+from app.ingest.batch import Reading
+
+
+class Receipt(NamedTuple):
+    """A committed reading: its id in the table, and the JSON object of the 201 and of the WebSocket message."""
+
+    id: int
+    time_us: int
+    sensor: str
+    payload: bytes
+
+
+def receipt_encoder(timezone: tzinfo) -> Callable[[Reading, int], Receipt]:
+    """A function from a reading and its id to its receipt, with ``date_recorded`` and ``time_recorded`` in a zone."""
+    is_utc = str(timezone) == "UTC"
+    # The fixed zone is resolved in C; a ZoneInfo, even of UTC, costs 0.3 µs more a reading.
+    zone = UTC if is_utc else timezone
+
+    def encode(reading: Reading, reading_id: int) -> Receipt:
+        moment = datetime.fromtimestamp(reading.time_us // 1_000_000, zone).isoformat()
+        payload = orjson.dumps(
+            {
+                "id": reading_id,
+                "temperature": reading.temperature,
+                "humidity": reading.humidity,
+                "pressure": reading.pressure,
+                "date_recorded": moment[:10],
+                "time_recorded": moment[11:19],
+                "sensor_id": reading.sensor,
+                "client_ip": reading.source.client_ip,
+            }
+        )
+        return Receipt(reading_id, reading.time_us, reading.sensor, payload)
+
+    return encode

@@ -1,0 +1,175 @@
+"""Puts the parts together: the only place that knows them all, and the settings."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from zoneinfo import ZoneInfo
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, disable_created_metrics
+
+from app.errors import DatabaseAway
+from app.ingest.buffer import Buffer
+from app.ingest.decode.timestamps import TimeWindow
+from app.ingest.pipeline import Pipeline
+from app.ingest.receipt import receipt_encoder
+from app.live.hub import Hub
+from app.metrics import Instruments, ServerCollector
+from app.settings import Settings
+from app.store.database import Database, Edition
+from app.store.maintenance import Maintenance
+from app.store.queries import latest_reading
+from app.store.writer import Writer
+from app.web.auth import ApiKey, Keyring, Scope
+from app.web.ingest import ReadingEndpoint, reading_route
+from app.web.live import live_router
+from app.web.measure import Measure
+from app.web.ops import Readiness, ops_router
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = "Ingestion of sensor readings into TimescaleDB. 201 means committed."
+PREPARE_INTERVAL_S = 1.0
+READINESS_TIMEOUT_S = 2.0
+
+
+class Server:
+    """The parts that live as long as the process, and their common life: prepare, work, drain.
+
+    Args:
+        settings: with ``database_url`` and both keys set.
+        announce: is told the database's edition once readings are taken.
+    """
+
+    def __init__(self, settings: Settings, announce: Callable[[Edition], None]) -> None:
+        assert settings.database_url is not None
+        self._announce = announce
+        self._drain_timeout_s = settings.drain_timeout_s
+        disable_created_metrics()
+        self.registry = CollectorRegistry()
+        self.instruments = Instruments(self.registry)
+        self.hub = Hub(
+            max_subscribers_per_key=settings.max_ws_connections_per_key,
+            mailbox_messages=settings.live_mailbox_messages,
+            mailbox_bytes=settings.live_mailbox_bytes,
+        )
+        self._database = Database(settings.database_url, timezone=settings.timezone)
+        self._writer = Writer(self._database, flush_timeout_s=settings.flush_timeout_s)
+        self._maintenance = Maintenance(self._database)
+        self._encode = receipt_encoder(ZoneInfo(settings.timezone))
+        self.pipeline = Pipeline(
+            buffer=Buffer(settings.buffer_max_rows, settings.buffer_max_bytes),
+            store=self._writer,
+            encode=self._encode,
+            on_commit=self.hub.publish,
+            on_flush=self.instruments.observe_flush,
+            clock=time.monotonic,
+            commit_timeout_s=settings.commit_timeout_s,
+            flush_max_rows=settings.flush_max_rows,
+        )
+        self.registry.register(
+            ServerCollector(
+                buffer=self.pipeline.buffer,
+                hub=self.hub,
+                clock=time.monotonic,
+                pool_stats=self._database.pool_stats,
+                database_statistics=lambda: self._maintenance.statistics,
+                ready=lambda: self.pipeline.trouble is None,
+            )
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Works from entry to exit. At exit, what is held is flushed within the drain timeout, or answered."""
+        work = asyncio.create_task(self._work())
+        work.add_done_callback(_report_death)
+        try:
+            yield
+        finally:
+            await self.pipeline.drain(self._drain_timeout_s)
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            await self._writer.close()
+            await self._database.close()
+
+    async def _work(self) -> None:
+        edition = await self._prepare()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.pipeline.run())
+            tasks.create_task(self._maintenance.run())
+            self._announce(edition)
+
+    async def _prepare(self) -> Edition:
+        """Migrates and loads what is remembered; tries until the database lets it."""
+        said = None
+        while True:
+            try:
+                edition = await self._database.prepare()
+                async with self._database.borrow(timeout_s=READINESS_TIMEOUT_S) as connection:
+                    latest = await latest_reading(connection)
+            except DatabaseAway as error:
+                if str(error) != said:
+                    said = str(error)
+                    logger.warning("the database can't be used yet, readings are refused: %s", said)
+                await asyncio.sleep(PREPARE_INTERVAL_S)
+                continue
+            if latest is not None:
+                self.hub.remember(self._encode(*latest))
+            for name in edition.weak_durability:
+                logger.warning("%s is off in PostgreSQL: a crash there may lose readings answered 201", name)
+            return edition
+
+    async def readiness(self) -> Readiness:
+        """Looks at the pipeline, and asks the database for a sign of life."""
+        trouble = self.pipeline.trouble
+        if trouble is None:
+            try:
+                async with self._database.borrow(timeout_s=READINESS_TIMEOUT_S) as connection:
+                    await connection.execute("SELECT 1")
+            except DatabaseAway as error:
+                trouble = str(error)
+        edition = self._database.edition
+        return Readiness(
+            ready=trouble is None,
+            trouble=trouble,
+            edition=str(edition) if edition else None,
+            durability_off=list(edition.weak_durability) if edition else [],
+        )
+
+
+def create_app(settings: Settings, *, announce: Callable[[Edition], None] = lambda edition: None) -> FastAPI:
+    """The ASGI application. ``settings`` must have ``database_url`` and both keys; ``announce`` is called when ready."""
+    assert settings.api_key is not None and settings.api_key_ws is not None
+    server = Server(settings, announce)
+    keyring = Keyring(
+        ApiKey("API_KEY", settings.api_key.get_secret_value(), frozenset(Scope)),
+        ApiKey("API_KEY_WS", settings.api_key_ws.get_secret_value(), frozenset({Scope.LISTEN})),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with server.running():
+            yield
+
+    app = FastAPI(title="SensorFlow", description=DESCRIPTION, lifespan=lifespan)
+    endpoint = ReadingEndpoint(
+        pipeline=server.pipeline,
+        keyring=keyring,
+        window=TimeWindow.of(past_days=settings.accept_past_days, future_minutes=settings.accept_future_minutes),
+        max_body_bytes=settings.max_body_bytes,
+        now_us=lambda: time.time_ns() // 1_000,
+    )
+    app.router.routes.append(reading_route(endpoint))
+    app.include_router(
+        live_router(hub=server.hub, keyring=keyring, send_timeout_s=settings.live_send_timeout_s)
+    )
+    app.include_router(ops_router(readiness=server.readiness, registry=server.registry))
+    app.add_middleware(Measure, duration=server.instruments.request_duration, clock=time.perf_counter)
+    return app
+
+
+def _report_death(work: asyncio.Task[None]) -> None:
+    if not work.cancelled() and (error := work.exception()) is not None:
+        logger.critical("the server's work has ended; readings are refused", exc_info=error)

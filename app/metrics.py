@@ -1,0 +1,117 @@
+"""What Prometheus sees. Instruments on a registry that is handed in; nothing is created at import.
+
+What the parts count anyway is read from them at each scrape, in one go on the event loop, so that accepted = committed
++ rejected + given back + held is true of every scrape. Labels never hold a sensor, a raw path or a key.
+"""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from app.ingest.buffer import Buffer
+from app.live.hub import Hub
+from app.store.maintenance import DatabaseStatistics
+
+LATENCY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+FLUSH_ROWS_BUCKETS = (1, 10, 100, 1_000, 10_000, 100_000)
+
+
+class Instruments:
+    """What is observed as it happens."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.request_duration = Histogram(
+            "sensorflow_http_request_duration_seconds",
+            "Time from a request's arrival to the end of its answer.",
+            ["route", "method", "status"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self._flush_rows = Histogram(
+            "sensorflow_flush_rows", "Rows in a committed flush.", buckets=FLUSH_ROWS_BUCKETS, registry=registry
+        )
+        self._flush_duration = Histogram(
+            "sensorflow_flush_duration_seconds",
+            "Time of a flush, from taking its rows to its commit.",
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+
+    def observe_flush(self, rows: int, duration_s: float) -> None:
+        """Counts one committed flush."""
+        self._flush_rows.observe(rows)
+        self._flush_duration.observe(duration_s)
+
+
+class ServerCollector(Collector):
+    """Reads the parts' own counts at each scrape.
+
+    Args:
+        buffer, hub: the parts.
+        clock: seconds, the clock of the buffer.
+        pool_stats: the connection pool's counters, by psycopg_pool's names.
+        database_statistics: the last look at the database; None while it is away.
+        ready: whether readings are taken.
+    """
+
+    def __init__(
+        self,
+        *,
+        buffer: Buffer,
+        hub: Hub,
+        clock: Callable[[], float],
+        pool_stats: Callable[[], dict[str, int]],
+        database_statistics: Callable[[], DatabaseStatistics | None],
+        ready: Callable[[], bool],
+    ) -> None:
+        self._buffer = buffer
+        self._hub = hub
+        self._clock = clock
+        self._pool_stats = pool_stats
+        self._database_statistics = database_statistics
+        self._ready = ready
+
+    def collect(self) -> Iterable[Metric]:
+        tally = self._buffer.tally
+        for name, rows, help_ in (
+            ("accepted", tally.accepted, "Readings taken into the buffer."),
+            ("committed", tally.committed, "Readings committed."),
+            ("rejected", tally.rejected, "Readings that PostgreSQL refused."),
+            ("given_back", tally.given_back, "Readings answered 503 after they had been accepted."),
+        ):
+            yield CounterMetricFamily(f"sensorflow_readings_{name}", help_, value=rows)
+        yield _gauge("sensorflow_buffer_rows", "Readings held, in flight included.", self._buffer.rows)
+        yield _gauge("sensorflow_buffer_bytes", "Bytes held, in flight included.", self._buffer.size_bytes)
+        yield _gauge("sensorflow_buffer_max_rows", "Readings that may be held.", self._buffer.max_rows)
+        yield _gauge("sensorflow_buffer_max_bytes", "Bytes that may be held.", self._buffer.max_bytes)
+        yield _gauge(
+            "sensorflow_buffer_oldest_age_seconds",
+            "How long the oldest held reading has waited.",
+            self._buffer.oldest_age_s(self._clock()),
+        )
+        yield _gauge("sensorflow_websocket_connections", "Subscribers connected.", self._hub.subscribers)
+        live = self._hub.tally
+        for name, count, help_ in (
+            ("messages", live.published, "Messages put into subscribers' mailboxes."),
+            ("messages_conflated", live.conflated, "Messages left out for a newer one of the same sensor."),
+            ("dropped", live.dropped, "Subscribers disconnected because they read too slowly."),
+        ):
+            yield CounterMetricFamily(f"sensorflow_websocket_{name}", help_, value=count)
+        yield _gauge("sensorflow_ready", "1 while readings are taken.", self._ready())
+        pool = self._pool_stats()
+        yield _gauge("sensorflow_pool_connections", "Pooled connections open.", pool.get("pool_size", 0))
+        yield _gauge("sensorflow_pool_available", "Pooled connections idle.", pool.get("pool_available", 0))
+        yield _gauge("sensorflow_pool_waiting", "Requests waiting for a connection.", pool.get("requests_waiting", 0))
+        statistics = self._database_statistics()
+        yield _gauge("sensorflow_database_up", "1 if the database answered when last asked.", statistics is not None)
+        if statistics is not None:
+            yield _gauge("sensorflow_database_size_bytes", "Size of the database on disk.", statistics.size_bytes)
+            yield _gauge(
+                "sensorflow_database_connections", "Connections to the database, anybody's.", statistics.connections
+            )
+
+
+def _gauge(name: str, help_: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, help_, value=value)

@@ -1,0 +1,115 @@
+"""What can be configured, with its unit and default. Read once from the environment and ``.env``, then frozen.
+
+The parts of the server never see this class: ``main`` hands each the plain values that it needs. README's table of
+settings and the fields here are held equal by a test.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.errors import ConfigurationError
+
+MIN_KEY_LENGTH = 16
+PLACEHOLDER_KEYS = frozenset({"change-me-to-a-long-random-key", "your-api-key-goes-here"})
+
+
+def _known_timezone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"{name!r} is not an IANA time zone, like UTC or Europe/Madrid") from error
+    return name
+
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+class Settings(BaseSettings):
+    """The server's configuration; an environment variable of the same name, in capitals, sets each field."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    database_url: str | None = Field(
+        None, description="PostgreSQL connection string. Unset: an embedded PostgreSQL starts, with its data in DATA_DIR."
+    )
+    data_dir: Path = Field(Path("data"), description="Folder of the embedded PostgreSQL and of the keys made for it.")
+    api_key: SecretStr | None = Field(None, description="Key for everything: sending readings and listening.")
+    api_key_ws: SecretStr | None = Field(None, description="Key for listening on the WebSocket only.")
+    max_ws_connections_per_key: PositiveInt = Field(10, description="WebSocket connections that one key may have at a time.")
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    forwarded_allow_ips: str = Field(
+        "", description="Proxies, comma-separated, whose X-Forwarded-For is believed for client_ip; never `*`."
+    )
+
+    timezone: Annotated[str, AfterValidator(_known_timezone)] = Field(
+        "UTC", description="IANA time zone of date_recorded and time_recorded."
+    )
+    accept_past_days: NonNegativeFloat = Field(30, description="How far back a reading's own time may lie, days; 0 = any.")
+    accept_future_minutes: NonNegativeFloat = Field(
+        10, description="How far ahead a reading's own time may lie, minutes; 0 = any."
+    )
+    max_body_bytes: PositiveInt = Field(65_536, description="Largest body of POST /api/temperature_reading, bytes.")
+
+    buffer_max_rows: PositiveInt = Field(500_000, description="Rows held at most, queued and in flight; then 503.")
+    buffer_max_bytes: PositiveInt = Field(134_217_728, description="Bytes held at most, queued and in flight; then 503.")
+    flush_max_rows: PositiveInt = Field(50_000, le=100_000, description="Rows in one flush at most.")
+    flush_timeout_s: PositiveFloat = Field(30, description="Longest that one flush may take before its connection is given up, seconds.")
+    commit_timeout_s: PositiveFloat = Field(
+        4, description="Longest that a request waits for its commit, seconds; then 503, or 504 if COMMIT was under way."
+    )
+    drain_timeout_s: PositiveFloat = Field(
+        10, description="Longest that a stopping server goes on answering and flushing, seconds."
+    )
+
+    live_mailbox_messages: PositiveInt = Field(
+        10_000, description="Messages that may wait for a slow subscriber before they are conflated to the latest per sensor."
+    )
+    live_mailbox_bytes: PositiveInt = Field(4_194_304, description="Bytes that may wait for a slow subscriber, likewise.")
+    live_send_timeout_s: PositiveFloat = Field(
+        10, description="Longest that one send to a subscriber may take, seconds; then it is disconnected."
+    )
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level that is logged.")
+    log_format: Literal["text", "json"] = Field("text", description="`text` (coloured on a terminal) or `json`.")
+
+
+def load_settings() -> Settings:
+    """Reads the environment and ``.env``.
+
+    Raises:
+        ConfigurationError: a value is unusable; the message names each.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        faults = "; ".join(f"{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors())
+        raise ConfigurationError(f"Settings that can't be used: {faults}") from error
+
+
+def check_keys(settings: Settings) -> None:
+    """Refuses to go on without a strong key of each kind.
+
+    Raises:
+        ConfigurationError: API_KEY or API_KEY_WS is missing, short or a placeholder; the message says which.
+    """
+    faults = []
+    for name, secret in (("API_KEY", settings.api_key), ("API_KEY_WS", settings.api_key_ws)):
+        key = secret.get_secret_value() if secret else ""
+        if not key:
+            faults.append(f"{name} is missing")
+        elif key in PLACEHOLDER_KEYS:
+            faults.append(f"{name} still has its placeholder value")
+        elif len(key) < MIN_KEY_LENGTH:
+            faults.append(f"{name} has fewer than {MIN_KEY_LENGTH} characters")
+    if faults:
+        raise ConfigurationError(
+            f"{'; '.join(faults)}. Make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(24))'"
+        )

@@ -1,0 +1,209 @@
+"""Connections to PostgreSQL, what kind of server answers, and driver errors as our own.
+
+Migrations run here too, when the server starts, each process under the same advisory lock.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psycopg
+import sqlalchemy
+from alembic import command
+from alembic.config import Config
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from app.errors import DatabaseAway, RejectedByDatabase
+
+logger = logging.getLogger(__name__)
+
+Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+ALEMBIC_INI = Path(__file__).resolve().parents[2] / "alembic.ini"
+MIGRATION_LOCK = 7_367_001
+"""Key of the advisory lock that migrations hold, so that of many processes that start at once one migrates."""
+
+CONNECT_TIMEOUT_S = 5
+POOL_MAX_SIZE = 4
+
+CONTENT_SQLSTATE_CLASSES = frozenset({"22", "23", "44", "P0"})
+"""Data exceptions, integrity constraints, WITH CHECK OPTION, and what a trigger raises: the row is at fault, not the
+server. Any other SQLSTATE may pass by itself or by an operator's hand, so its rows are kept and tried again."""
+
+
+def connection_arguments(application_name: str) -> dict[str, Any]:
+    """Arguments for psycopg.connect: a dead peer is noticed within seconds, also while nothing is sent."""
+    return {
+        "application_name": application_name,
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,
+    }
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Driver errors inside become DatabaseAway or RejectedByDatabase, told apart by class and SQLSTATE."""
+    try:
+        yield
+    except (psycopg.Error, PoolTimeout, OSError) as error:
+        sqlstate = error.sqlstate if isinstance(error, psycopg.Error) else None
+        if sqlstate is not None and sqlstate[:2] in CONTENT_SQLSTATE_CLASSES:
+            raise RejectedByDatabase(_first_line(error)) from error
+        raise DatabaseAway(_first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class Edition:
+    """What kind of database answers, and whether its commits outlive a crash."""
+
+    kind: Literal["community", "apache", "plain"]
+    postgres_version: str
+    timescaledb_version: str | None
+    hypertable: bool
+    weak_durability: tuple[str, ...]
+    """Those of fsync, synchronous_commit and full_page_writes that are off: a crash may lose what was committed."""
+
+    def __str__(self) -> str:
+        name = {"community": "Community", "apache": "Apache"}.get(self.kind)
+        timescaledb = f"TimescaleDB {self.timescaledb_version} {name} on " if name else ""
+        return f"{timescaledb}PostgreSQL {self.postgres_version}"
+
+
+EDITION = """
+SELECT split_part(current_setting('server_version'), ' ', 1),
+       (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'),
+       current_setting('timescaledb.license', true),
+       current_setting('fsync'), current_setting('synchronous_commit'), current_setting('full_page_writes')
+"""
+HYPERTABLE = """
+SELECT EXISTS (SELECT FROM timescaledb_information.hypertables
+               WHERE hypertable_schema = current_schema AND hypertable_name = 'readings')
+"""
+TIMESCALEDB_IS_LOADED = "SELECT EXISTS (SELECT FROM pg_settings WHERE name LIKE 'timescaledb%')"
+CREATE_EXTENSION = "CREATE EXTENSION IF NOT EXISTS timescaledb"
+SET_TIMEZONE = """
+INSERT INTO server_settings (name, value) VALUES ('timezone', %s)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE server_settings.value <> excluded.value
+"""
+
+
+def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
+    """Brings the schema to a revision; waits for another process that is at it.
+
+    Raises:
+        DatabaseAway: the database can't be reached or does not let us.
+    """
+    with own_errors(), psycopg.connect(url, autocommit=True, **connection_arguments("sensorflow migrate")) as connection:
+        connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
+        if not down:
+            _create_extension(connection)
+        engine = sqlalchemy.create_engine(
+            "postgresql+psycopg://",
+            creator=lambda: psycopg.connect(url, **connection_arguments("sensorflow migrate")),
+            poolclass=sqlalchemy.NullPool,
+        )
+        config = Config(ALEMBIC_INI)
+        try:
+            with engine.connect() as alembic_connection:
+                config.attributes["connection"] = alembic_connection
+                (command.downgrade if down else command.upgrade)(config, revision)
+        except sqlalchemy.exc.DBAPIError as error:
+            raise DatabaseAway(f"migration failed: {_first_line(error.orig or error)}") from error
+
+
+def _create_extension(connection: psycopg.Connection) -> None:
+    """TimescaleDB, where the server has loaded it. Where it hasn't, CREATE EXTENSION would end the connection."""
+    row = connection.execute(TIMESCALEDB_IS_LOADED).fetchone()
+    if row and row[0]:
+        try:
+            connection.execute(CREATE_EXTENSION)
+        except psycopg.Error as error:
+            logger.warning("TimescaleDB is loaded but can't be used in this database: %s", _first_line(error))
+
+
+class Database:
+    """The database at a connection string: opened once, reached again whenever it comes back.
+
+    Args:
+        url: a PostgreSQL connection string.
+        timezone: IANA name of the zone in which the view ``data`` gives its dates and times.
+    """
+
+    def __init__(self, url: str, *, timezone: str) -> None:
+        self._url = url
+        self._timezone = timezone
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            url,
+            kwargs={"autocommit": True, **connection_arguments("sensorflow reads")},
+            min_size=1,
+            max_size=POOL_MAX_SIZE,
+            open=False,
+        )
+        self.edition: Edition | None = None
+        """What answered when the schema was prepared; None until then."""
+
+    async def prepare(self) -> Edition:
+        """Migrates, probes, and opens the pool.
+
+        Raises:
+            DatabaseAway: not now; it may be called again.
+        """
+        await asyncio.to_thread(migrate, self._url)
+        connection = await self.connect("sensorflow start")
+        async with connection:
+            with own_errors():
+                await connection.execute(SET_TIMEZONE, [self._timezone])
+                self.edition = await _probe(connection)
+        await self._pool.open()
+        return self.edition
+
+    async def connect(self, application_name: str) -> Connection:
+        """A connection of the caller's own, in autocommit. Raises DatabaseAway."""
+        with own_errors():
+            return await psycopg.AsyncConnection.connect(
+                self._url, autocommit=True, **connection_arguments(application_name)
+            )
+
+    @asynccontextmanager
+    async def borrow(self, *, timeout_s: float) -> AsyncIterator[Connection]:
+        """A pooled connection for a read. Driver errors inside, and a pool that has none in time, are DatabaseAway."""
+        with own_errors():
+            async with asyncio.timeout(timeout_s), self._pool.connection(timeout_s) as connection:
+                yield connection
+
+    def pool_stats(self) -> dict[str, int]:
+        """The pool's own counters, by the names that psycopg_pool gives them."""
+        return self._pool.get_stats()
+
+    async def close(self) -> None:
+        """Closes the pool; connections of callers' own are theirs to close."""
+        await self._pool.close(timeout=2)
+
+
+async def _probe(connection: Connection) -> Edition:
+    row = await (await connection.execute(EDITION)).fetchone()
+    assert row is not None  # a SELECT without FROM has one row
+    postgres, timescaledb, license_, *durability = row
+    hypertable = False
+    if timescaledb is not None:
+        found = await (await connection.execute(HYPERTABLE)).fetchone()
+        hypertable = bool(found and found[0])
+    names = ("fsync", "synchronous_commit", "full_page_writes")
+    return Edition(
+        kind="plain" if not hypertable else "community" if license_ == "timescale" else "apache",
+        postgres_version=postgres,
+        timescaledb_version=timescaledb,
+        hypertable=hypertable,
+        weak_durability=tuple(name for name, value in zip(names, durability, strict=True) if value == "off"),
+    )

@@ -1,0 +1,58 @@
+"""What the database needs now and then: the ledger pruned, its size and connections looked at."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from app.errors import DatabaseAway
+from app.store.database import Database
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S = 15.0
+QUERY_TIMEOUT_S = 10.0
+PRUNE_LOCK = 7_367_002
+"""Key of the advisory lock under which the ledger is pruned: of many processes one does it."""
+
+LEDGER_WINDOW_HOURS = 1
+"""A ledger row is asked for only while its flush's senders wait, which is seconds."""
+
+PRUNE_LEDGER = f"""
+DELETE FROM flushes
+WHERE committed_at < now() - interval '{LEDGER_WINDOW_HOURS} hours' AND pg_try_advisory_xact_lock({PRUNE_LOCK})
+"""
+STATISTICS = """
+SELECT pg_database_size(current_database()), count(*)
+FROM pg_stat_activity WHERE datname = current_database()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseStatistics:
+    """The database at the last look."""
+
+    size_bytes: int
+    connections: int
+
+
+class Maintenance:
+    """Runs beside the flusher, on pooled connections, and never in its way."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.statistics: DatabaseStatistics | None = None
+        """None until the first look, and while the database is away."""
+
+    async def run(self) -> None:
+        """Works until cancelled; a database that is away is left for the next turn."""
+        while True:
+            try:
+                async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
+                    await connection.execute(PRUNE_LEDGER)
+                    row = await (await connection.execute(STATISTICS)).fetchone()
+                assert row is not None  # an aggregate has one row
+                self.statistics = DatabaseStatistics(*row)
+            except DatabaseAway as error:
+                self.statistics = None
+                logger.debug("maintenance waits: %s", error)
+            await asyncio.sleep(INTERVAL_S)

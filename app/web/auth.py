@@ -1,0 +1,53 @@
+"""Who may do what: API keys and their scopes. Pure.
+
+A key is compared in constant time, with every key there is, so that neither its content nor which key it resembles can
+be told from the time an answer takes.
+"""
+
+import hmac
+from dataclasses import dataclass
+from enum import Enum
+
+from app.errors import Unauthorized
+
+
+class Scope(Enum):
+    """What a key may be used for."""
+
+    INGEST = "ingest"
+    LISTEN = "listen"
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key, the name under which it appears in tables, logs and limits, and what it may do."""
+
+    name: str
+    secret: str
+    scopes: frozenset[Scope]
+
+    def __repr__(self) -> str:
+        return f"ApiKey({self.name!r})"
+
+
+class Keyring:
+    """The keys that this server knows."""
+
+    def __init__(self, *keys: ApiKey) -> None:
+        self._keys = [(key.secret.encode(), key) for key in keys]
+
+    def name_of(self, secret: bytes | None, scope: Scope) -> str:
+        """The name of the key that was shown, if it may be used for ``scope``.
+
+        Raises:
+            Unauthorized: it is missing, unknown or meant for something else.
+        """
+        if not secret:
+            raise Unauthorized("An API key is missing: send it in the X-API-Key header.")
+        found = None
+        for known, key in self._keys:
+            if hmac.compare_digest(known, secret) and scope in key.scopes:
+                found = key
+        if found is None:
+            raise Unauthorized(f"This API key is unknown, or not one to {scope.value} with.")
+        return found.name

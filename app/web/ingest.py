@@ -1,0 +1,159 @@
+"""POST /api/temperature_reading: one reading, answered once it is committed.
+
+A plain ASGI application stands behind the documented route, since this path is walked once a reading: no dependency,
+no model and no log line of the framework's runs here.
+
+Promises:
+    * 201 is sent only with the receipt of a committed reading. (3)
+    * A key is checked before the body is read, and no more of the body is read than may be.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import Header
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import BodyTooLarge, SensorFlowError, UnsupportedEncoding
+from app.ingest.batch import Source
+from app.ingest.buffer import Answer
+from app.ingest.decode.reading import ReadingBody, decode_reading
+from app.ingest.decode.timestamps import TimeWindow
+from app.ingest.pipeline import Pipeline
+from app.ingest.receipt import Receipt
+from app.web import auth, problems
+
+PATH = "/api/temperature_reading"
+
+
+class StoredReading(BaseModel):
+    """A reading as it was committed."""
+
+    id: int
+    temperature: float
+    humidity: float
+    pressure: float
+    date_recorded: str
+    time_recorded: str
+    sensor_id: str
+    client_ip: str
+
+
+class Problem(BaseModel):
+    """What went wrong, in words."""
+
+    detail: str
+
+
+class ReadingEndpoint:
+    """The ASGI application behind POST /api/temperature_reading.
+
+    Args:
+        pipeline: takes each reading and answers for it.
+        keyring: knows the keys.
+        window: which times a reading may bring.
+        max_body_bytes: the largest body that is read.
+        now_us: microseconds since 1970 UTC.
+    """
+
+    def __init__(
+        self,
+        *,
+        pipeline: Pipeline,
+        keyring: auth.Keyring,
+        window: TimeWindow,
+        max_body_bytes: int,
+        now_us: Callable[[], int],
+    ) -> None:
+        self._pipeline = pipeline
+        self._keyring = keyring
+        self._window = window
+        self._max_body_bytes = max_body_bytes
+        self._now_us = now_us
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            receipt = await self._store(scope, receive)
+        except SensorFlowError as error:
+            status, headers, body = problems.answer(error)
+        else:
+            status, headers, body = 201, (), receipt.payload
+        await send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [
+                    (b"content-type", b"application/json"),
+                    (b"content-length", b"%d" % len(body)),
+                    *headers,
+                ],
+            }
+        )
+        await send({"type": "http.response.body", "body": body})
+
+    async def _store(self, scope: Scope, receive: Receive) -> Receipt:
+        headers = dict(scope["headers"])
+        key_name = self._keyring.name_of(headers.get(b"x-api-key"), auth.Scope.INGEST)
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            raise UnsupportedEncoding("Send the reading without a Content-Encoding.")
+        body = await self._read(headers, receive)
+        client = scope["client"]
+        source = Source(key_name, client[0] if client else "")
+        reading = decode_reading(body, source=source, window=self._window, now_us=self._now_us())
+
+        answered: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+
+        def settle(answer: Answer) -> None:
+            if answered.done():  # the connection has gone, and its task with it
+                return
+            if isinstance(answer, Receipt):
+                answered.set_result(answer)
+            else:
+                answered.set_exception(answer)
+
+        self._pipeline.submit(reading, settle)
+        return await answered
+
+    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        announced = headers.get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > self._max_body_bytes:
+            raise BodyTooLarge(self._max_body_bytes)
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if len(body) > self._max_body_bytes:
+                raise BodyTooLarge(self._max_body_bytes)
+            if not message.get("more_body", False):
+                return body
+
+
+async def post_temperature_reading(reading: ReadingBody, x_api_key: Annotated[str, Header()]) -> Any:
+    """Stores one reading. 201 means that it is committed; 503 that it is not stored, and to send it again after
+    Retry-After seconds; 504 that the database did not say."""
+    raise NotImplementedError("documents the endpoint; ReadingEndpoint answers")
+
+
+def reading_route(endpoint: ASGIApp) -> APIRoute:
+    """The route: FastAPI's in the OpenAPI document, and ``endpoint`` when a request comes."""
+    route = APIRoute(
+        PATH,
+        post_temperature_reading,
+        methods=["POST"],
+        status_code=201,
+        response_model=StoredReading,
+        tags=["ingest"],
+        summary="Store one reading",
+        responses={
+            401: {"model": Problem, "description": "The API key is missing or wrong"},
+            413: {"model": Problem, "description": "The body is too large"},
+            415: {"model": Problem, "description": "The body is encoded"},
+            503: {"model": Problem, "description": "Not stored; send again after Retry-After seconds"},
+            504: {"model": Problem, "description": "The database did not say whether it is stored"},
+        },
+    )
+    route.app = endpoint
+    return route

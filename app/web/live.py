@@ -1,0 +1,92 @@
+"""WS /ws/sensor_updates: the latest reading, then every reading as it is committed.
+
+The key comes in the query (``?api-key=``), in the X-API-Key header, or, from a browser that can set neither, as the
+subprotocol ``sensorflow.key.<key>`` beside ``sensorflow``. A connection that is refused is accepted first and then
+closed with the reason, since a browser shows its page nothing of a refused handshake.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from fastapi import APIRouter
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from app.errors import SensorFlowError
+from app.live.hub import Hub, Subscriber
+from app.web import auth, problems
+
+PATH = "/ws/sensor_updates"
+SUBPROTOCOL = "sensorflow"
+KEY_SUBPROTOCOL = "sensorflow.key."
+
+
+def live_router(*, hub: Hub, keyring: auth.Keyring, send_timeout_s: float) -> APIRouter:
+    """The WebSocket route. A send that takes longer than ``send_timeout_s`` ends its connection."""
+    router = APIRouter()
+
+    @router.websocket(PATH)
+    async def sensor_updates(websocket: WebSocket) -> None:
+        await websocket.accept(subprotocol=_chosen_subprotocol(websocket.scope["subprotocols"]))
+        mail = asyncio.Event()
+        try:
+            key_name = keyring.name_of(_key_shown(websocket), auth.Scope.LISTEN)
+            subscriber = hub.subscribe(key_name, mail.set)
+        except SensorFlowError as error:
+            await websocket.close(problems.CLOSE_CODES[type(error)], str(error))
+            return
+        # Whichever ends first ends the connection: the peer hangs up, or is too slow for what it asked for.
+        sides = {
+            asyncio.create_task(_until_hung_up(websocket)),
+            asyncio.create_task(_forward(websocket, subscriber, mail, send_timeout_s)),
+        }
+        try:
+            ended, _ = await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
+            for side in ended:
+                side.result()
+        finally:
+            hub.unsubscribe(subscriber)
+            for side in sides:
+                side.cancel()
+            await asyncio.gather(*sides, return_exceptions=True)
+
+    return router
+
+
+async def _until_hung_up(websocket: WebSocket) -> None:
+    """Reads, and ignores, what the peer sends: its close frame is among it."""
+    while (await websocket.receive())["type"] != "websocket.disconnect":
+        pass
+
+
+async def _forward(websocket: WebSocket, subscriber: Subscriber, mail: asyncio.Event, send_timeout_s: float) -> None:
+    """Sends the mailbox's content as it comes, until the subscriber is dropped or a send takes too long."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(None) as deadline:
+            while not subscriber.dropped:
+                deadline.reschedule(None)
+                await mail.wait()
+                mail.clear()
+                for receipt in subscriber.take():
+                    deadline.reschedule(loop.time() + send_timeout_s)
+                    await websocket.send_text(receipt.payload.decode())
+    except TimeoutError:
+        pass
+    except WebSocketDisconnect:
+        return
+    await websocket.close(problems.TOO_SLOW_CLOSE_CODE, "This client reads too slowly.")
+
+
+def _key_shown(websocket: WebSocket) -> bytes | None:
+    by_subprotocol = (
+        protocol.removeprefix(KEY_SUBPROTOCOL)
+        for protocol in websocket.scope["subprotocols"]
+        if protocol.startswith(KEY_SUBPROTOCOL)
+    )
+    shown = websocket.query_params.get("api-key") or websocket.headers.get("x-api-key") or next(by_subprotocol, None)
+    return shown.encode() if shown else None
+
+
+def _chosen_subprotocol(offered: Sequence[str]) -> str | None:
+    """One of those offered, since a browser that offers some fails without an answer; not the key, if it can be helped."""
+    return SUBPROTOCOL if SUBPROTOCOL in offered else next(iter(offered), None)

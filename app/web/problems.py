@@ -1,0 +1,62 @@
+"""The only table from errors to HTTP statuses and WebSocket close codes. Every error body is ``{"detail": …}``.
+
+What sending again can't cure is never 5xx. (10)
+"""
+
+from collections.abc import Sequence
+
+import orjson
+
+from app.errors import (
+    BodyTooLarge,
+    InvalidReading,
+    NotStored,
+    OutcomeUnknown,
+    RejectedByDatabase,
+    SensorFlowError,
+    TooManySubscribers,
+    Unauthorized,
+    UnsupportedEncoding,
+)
+
+STATUSES: dict[type[SensorFlowError], int] = {
+    Unauthorized: 401,
+    BodyTooLarge: 413,
+    UnsupportedEncoding: 415,
+    InvalidReading: 422,
+    RejectedByDatabase: 422,
+    NotStored: 503,
+    OutcomeUnknown: 504,
+}
+
+CLOSE_CODES: dict[type[SensorFlowError], int] = {
+    Unauthorized: 1008,
+    TooManySubscribers: 1008,
+}
+TOO_SLOW_CLOSE_CODE = 1013
+"""Try again later (IANA's registry of WebSocket close codes)."""
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+def status_of(error: SensorFlowError) -> int:
+    """The status of an error's class, or of the nearest class above it."""
+    return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
+
+
+def answer(error: SensorFlowError) -> tuple[int, Headers, bytes]:
+    """Status, extra headers and JSON body for an error."""
+    headers: list[tuple[bytes, bytes]] = []
+    detail: object = str(error)
+    match error:
+        case InvalidReading():
+            detail = error.details
+        case RejectedByDatabase():
+            detail = [{"type": "rejected_by_database", "loc": ["body"], "msg": str(error)}]
+        case NotStored():
+            headers.append((b"retry-after", b"%d" % error.retry_after_s))
+        case Unauthorized():
+            headers.append((b"www-authenticate", b"APIKey"))
+        case BodyTooLarge():
+            headers.append((b"connection", b"close"))
+    return status_of(error), headers, orjson.dumps({"detail": detail})
