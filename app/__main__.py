@@ -13,18 +13,18 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from pydantic import SecretStr
 
 from app.errors import ConfigurationError, DatabaseAway
 from app.logs import configure_logging
 from app.main import create_app
-from app.settings import Settings, check_keys, load_settings
+from app.settings import Keys, Settings, load_settings, strong_keys
 from app.store.database import Edition, migrate
 from app.store.embedded import embedded_database
 
 logger = logging.getLogger("app")
 
-KEY_FILES = {"api_key": "api_key", "api_key_ws": "api_key_ws"}
+KEY_FILES = ("api_key", "api_key_ws")
+"""Below DATA_DIR, where the keys are kept that were made for an embedded database."""
 TCP_USER_TIMEOUT_MS = 5_000
 SEND_BUFFER_BYTES = 65_536
 LISTEN_BACKLOG = 2_048
@@ -36,20 +36,20 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="start the server; without DATABASE_URL, with a PostgreSQL of its own")
     migration = commands.add_parser("migrate", help="bring the database's schema up to date, without serving")
-    migration.add_argument("--down", metavar="REVISION", help="go back to this revision instead; `base` removes everything")
+    migration.add_argument(
+        "--down", metavar="REVISION", help="go back to this revision instead; `base` removes everything"
+    )
     chosen = parser.parse_args(arguments)
     # Both end in an exception, so that every `with` on the way out does its work: the embedded database is stopped.
     signal.signal(signal.SIGTERM, _exit)
     try:
         settings = load_settings()
         configure_logging(level=settings.log_level, as_json=settings.log_format == "json")
-        if chosen.command == "serve":
-            with _complete(settings) as settings:
-                _serve(settings)
-        else:
-            with _complete(settings) as settings:
-                assert settings.database_url is not None
-                migrate(settings.database_url, chosen.down or "head", down=chosen.down is not None)
+        with _database(settings) as url:
+            if chosen.command == "serve":
+                _serve(settings, url)
+            else:
+                migrate(url, chosen.down or "head", down=chosen.down is not None)
     except (ConfigurationError, DatabaseAway) as error:
         print(f"sensorflow: {error}", file=sys.stderr)
         return 1
@@ -59,18 +59,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 @contextmanager
-def _complete(settings: Settings) -> Iterator[Settings]:
-    """Settings with a database and keys: those given, or an embedded database and keys of its own."""
+def _database(settings: Settings) -> Iterator[str]:
+    """The connection string: the one that is set, or that of an embedded database, which stops at the end."""
     if settings.database_url is not None:
-        check_keys(settings)
-        yield settings
-        return
-    with embedded_database(settings.data_dir) as url:
-        keys = {
-            field: getattr(settings, field) or SecretStr(_kept_key(settings.data_dir / file))
-            for field, file in KEY_FILES.items()
-        }
-        yield settings.model_copy(update={"database_url": url, **keys})
+        yield settings.database_url
+    else:
+        with embedded_database(settings.data_dir) as url:
+            yield url
+
+
+def _keys(settings: Settings) -> Keys:
+    """The keys that are set; beside an embedded database, those that are missing are made and kept."""
+    if settings.database_url is not None:
+        return strong_keys(settings)
+    set_keys = (settings.api_key, settings.api_key_ws)
+    files = (settings.data_dir / name for name in KEY_FILES)
+    return Keys(
+        *(key.get_secret_value() if key else _kept_key(file) for key, file in zip(set_keys, files, strict=True))
+    )
 
 
 def _kept_key(path: Path) -> str:
@@ -84,7 +90,8 @@ def _kept_key(path: Path) -> str:
         return key
 
 
-def _serve(settings: Settings) -> None:
+def _serve(settings: Settings, database_url: str) -> None:
+    keys = _keys(settings)
     listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -96,7 +103,7 @@ def _serve(settings: Settings) -> None:
 
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(settings, announce=announce),
+            create_app(settings, database_url=database_url, keys=keys, announce=announce),
             http="httptools",
             ws="websockets-sansio",
             ws_max_size=65_536,
@@ -133,9 +140,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _welcome(url: str, edition: Edition, settings: Settings) -> str:
-    key_file = (settings.data_dir / KEY_FILES["api_key"]).resolve()
-    kept = key_file.exists() and key_file.read_text().strip() == settings.api_key.get_secret_value()
-    key = f"$(cat '{key_file}')" if kept else "$API_KEY"
+    """A greeting with a line to paste; a shell reads the key from where it is kept, so that no log ever holds it."""
+    key_file = (settings.data_dir / KEY_FILES[0]).resolve()
+    is_kept = settings.database_url is None and settings.api_key is None
+    key = f"$(cat '{key_file}')" if is_kept else "$API_KEY"
     return f"""
 SensorFlow listens on {url}   (docs: {url}/docs)
 Readings are stored in {edition}.
@@ -146,7 +154,7 @@ Send one:
 """
 
 
-def _exit(signum: int, _: FrameType | None) -> None:
+def _exit(_signal: int, _frame: FrameType | None) -> None:
     sys.exit(0)
 
 

@@ -95,7 +95,7 @@ class OutcomeUnknown(SensorFlowError):
 
 
 class TooManySubscribers(SensorFlowError):
-    """This key has all the WebSocket connections that it may have."""
+    """The key has all the WebSocket connections that it may have."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"This key already has {limit} connections.")

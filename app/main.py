@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, disable_created_metrics
+from starlette.types import ASGIApp
 
 from app.errors import DatabaseAway
 from app.ingest.buffer import Buffer
@@ -17,13 +18,13 @@ from app.ingest.pipeline import Pipeline
 from app.ingest.receipt import receipt_encoder
 from app.live.hub import Hub
 from app.metrics import Instruments, ServerCollector
-from app.settings import Settings
+from app.settings import Keys, Settings
 from app.store.database import Database, Edition
 from app.store.maintenance import Maintenance
 from app.store.queries import latest_reading
 from app.store.writer import Writer
 from app.web.auth import ApiKey, Keyring, Scope
-from app.web.ingest import ReadingEndpoint, reading_route
+from app.web.ingest import ReadingEndpoint, Shortcut, reading_route
 from app.web.live import live_router
 from app.web.measure import Measure
 from app.web.ops import Readiness, ops_router
@@ -39,15 +40,15 @@ class Server:
     """The parts that live as long as the process, and their common life: prepare, work, drain.
 
     Args:
-        settings: with ``database_url`` and both keys set.
+        settings: the configuration, of which the database and the keys are given apart.
+        database_url: where readings are stored.
         announce: is told the database's edition once readings are taken.
     """
 
-    def __init__(self, settings: Settings, announce: Callable[[Edition], None]) -> None:
-        assert settings.database_url is not None
+    def __init__(self, settings: Settings, database_url: str, announce: Callable[[Edition], None]) -> None:
         self._announce = announce
         self._drain_timeout_s = settings.drain_timeout_s
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.instruments = Instruments(self.registry)
         self.hub = Hub(
@@ -55,7 +56,7 @@ class Server:
             mailbox_messages=settings.live_mailbox_messages,
             mailbox_bytes=settings.live_mailbox_bytes,
         )
-        self._database = Database(settings.database_url, timezone=settings.timezone)
+        self._database = Database(database_url, timezone=settings.timezone)
         self._writer = Writer(self._database, flush_timeout_s=settings.flush_timeout_s)
         self._maintenance = Maintenance(self._database)
         self._encode = receipt_encoder(ZoneInfo(settings.timezone))
@@ -139,13 +140,12 @@ class Server:
         )
 
 
-def create_app(settings: Settings, *, announce: Callable[[Edition], None] = lambda edition: None) -> FastAPI:
-    """The ASGI application. ``settings`` must have ``database_url`` and both keys; ``announce`` is called when ready."""
-    assert settings.api_key is not None and settings.api_key_ws is not None
-    server = Server(settings, announce)
+def create_app(settings: Settings, *, database_url: str, keys: Keys, announce: Callable[[Edition], None]) -> ASGIApp:
+    """The ASGI application; ``announce`` is told the database's edition once readings are taken."""
+    server = Server(settings, database_url, announce)
     keyring = Keyring(
-        ApiKey("API_KEY", settings.api_key.get_secret_value(), frozenset(Scope)),
-        ApiKey("API_KEY_WS", settings.api_key_ws.get_secret_value(), frozenset({Scope.LISTEN})),
+        ApiKey("API_KEY", keys.api_key, frozenset(Scope)),
+        ApiKey("API_KEY_WS", keys.api_key_ws, frozenset({Scope.LISTEN})),
     )
 
     @asynccontextmanager
@@ -161,13 +161,11 @@ def create_app(settings: Settings, *, announce: Callable[[Edition], None] = lamb
         max_body_bytes=settings.max_body_bytes,
         now_us=lambda: time.time_ns() // 1_000,
     )
-    app.router.routes.append(reading_route(endpoint))
-    app.include_router(
-        live_router(hub=server.hub, keyring=keyring, send_timeout_s=settings.live_send_timeout_s)
-    )
+    route = reading_route(endpoint)
+    app.router.routes.append(route)
+    app.include_router(live_router(hub=server.hub, keyring=keyring, send_timeout_s=settings.live_send_timeout_s))
     app.include_router(ops_router(readiness=server.readiness, registry=server.registry))
-    app.add_middleware(Measure, duration=server.instruments.request_duration, clock=time.perf_counter)
-    return app
+    return Measure(Shortcut(app, route), duration=server.instruments.request_duration, clock=time.perf_counter)
 
 
 def _report_death(work: asyncio.Task[None]) -> None:

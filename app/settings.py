@@ -4,6 +4,7 @@ The parts of the server never see this class: ``main`` hands each the plain valu
 settings and the fields here are held equal by a test.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -36,12 +37,15 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
 
     database_url: str | None = Field(
-        None, description="PostgreSQL connection string. Unset: an embedded PostgreSQL starts, with its data in DATA_DIR."
+        None,
+        description="PostgreSQL connection string. Unset: an embedded PostgreSQL starts, with its data in DATA_DIR.",
     )
     data_dir: Path = Field(Path("data"), description="Folder of the embedded PostgreSQL and of the keys made for it.")
     api_key: SecretStr | None = Field(None, description="Key for everything: sending readings and listening.")
     api_key_ws: SecretStr | None = Field(None, description="Key for listening on the WebSocket only.")
-    max_ws_connections_per_key: PositiveInt = Field(10, description="WebSocket connections that one key may have at a time.")
+    max_ws_connections_per_key: PositiveInt = Field(
+        10, description="WebSocket connections that one key may have at a time."
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -52,16 +56,22 @@ class Settings(BaseSettings):
     timezone: Annotated[str, AfterValidator(_known_timezone)] = Field(
         "UTC", description="IANA time zone of date_recorded and time_recorded."
     )
-    accept_past_days: NonNegativeFloat = Field(30, description="How far back a reading's own time may lie, days; 0 = any.")
+    accept_past_days: NonNegativeFloat = Field(
+        30, description="How far back a reading's own time may lie, days; 0 = any."
+    )
     accept_future_minutes: NonNegativeFloat = Field(
         10, description="How far ahead a reading's own time may lie, minutes; 0 = any."
     )
     max_body_bytes: PositiveInt = Field(65_536, description="Largest body of POST /api/temperature_reading, bytes.")
 
     buffer_max_rows: PositiveInt = Field(500_000, description="Rows held at most, queued and in flight; then 503.")
-    buffer_max_bytes: PositiveInt = Field(134_217_728, description="Bytes held at most, queued and in flight; then 503.")
+    buffer_max_bytes: PositiveInt = Field(
+        134_217_728, description="Bytes held at most, queued and in flight; then 503."
+    )
     flush_max_rows: PositiveInt = Field(50_000, le=100_000, description="Rows in one flush at most.")
-    flush_timeout_s: PositiveFloat = Field(30, description="Longest that one flush may take before its connection is given up, seconds.")
+    flush_timeout_s: PositiveFloat = Field(
+        30, description="Longest that one flush may take before its connection is given up, seconds."
+    )
     commit_timeout_s: PositiveFloat = Field(
         4, description="Longest that a request waits for its commit, seconds; then 503, or 504 if COMMIT was under way."
     )
@@ -70,9 +80,12 @@ class Settings(BaseSettings):
     )
 
     live_mailbox_messages: PositiveInt = Field(
-        10_000, description="Messages that may wait for a slow subscriber before they are conflated to the latest per sensor."
+        10_000,
+        description="Messages that may wait for a slow subscriber before they are conflated to the latest per sensor.",
     )
-    live_mailbox_bytes: PositiveInt = Field(4_194_304, description="Bytes that may wait for a slow subscriber, likewise.")
+    live_mailbox_bytes: PositiveInt = Field(
+        4_194_304, description="Bytes that may wait for a slow subscriber, likewise."
+    )
     live_send_timeout_s: PositiveFloat = Field(
         10, description="Longest that one send to a subscriber may take, seconds; then it is disconnected."
     )
@@ -94,15 +107,23 @@ def load_settings() -> Settings:
         raise ConfigurationError(f"Settings that can't be used: {faults}") from error
 
 
-def check_keys(settings: Settings) -> None:
-    """Refuses to go on without a strong key of each kind.
+@dataclass(frozen=True, slots=True, repr=False)
+class Keys:
+    """The API keys in use; it has no repr that could show them."""
+
+    api_key: str
+    api_key_ws: str
+
+
+def strong_keys(settings: Settings) -> Keys:
+    """The keys that were set, if both are strong enough to guard a database of somebody's.
 
     Raises:
         ConfigurationError: API_KEY or API_KEY_WS is missing, short or a placeholder; the message says which.
     """
+    keys = Keys(*(secret.get_secret_value() if secret else "" for secret in (settings.api_key, settings.api_key_ws)))
     faults = []
-    for name, secret in (("API_KEY", settings.api_key), ("API_KEY_WS", settings.api_key_ws)):
-        key = secret.get_secret_value() if secret else ""
+    for name, key in (("API_KEY", keys.api_key), ("API_KEY_WS", keys.api_key_ws)):
         if not key:
             faults.append(f"{name} is missing")
         elif key in PLACEHOLDER_KEYS:
@@ -113,3 +134,4 @@ def check_keys(settings: Settings) -> None:
         raise ConfigurationError(
             f"{'; '.join(faults)}. Make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(24))'"
         )
+    return keys

@@ -92,7 +92,10 @@ class Buffer:
             BufferFull: it would not fit, and has not been taken; the error carries ``retry_after_s``.
         """
         if self.rows + 1 > self.max_rows or self.size_bytes + READING_SIZE_BYTES > self.max_bytes:
-            raise BufferFull("The buffer is full: readings arrive faster than the database commits them.", retry_after_s=retry_after_s)
+            raise BufferFull(
+                "The buffer is full: readings arrive faster than the database commits them.",
+                retry_after_s=retry_after_s,
+            )
         self._waiting.append(parcel)
         self.tally.accepted += 1
 

@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 SWEEP_INTERVAL_S = 0.2
+ENOUGH_ROWS = 1_000
+"""A flush this large is worth its own round trips: it waits for no neighbour."""
+TURNS_TO_ARRIVE = 3
+"""Turns of the event loop from a readable socket to a submitted reading."""
 FIRST_BACKOFF_S = 0.05
 LONGEST_BACKOFF_S = 2.0
 LONGEST_RETRY_AFTER_S = 60
@@ -152,6 +156,7 @@ class Pipeline:
             if not self.buffer.waiting_rows:
                 self._arrived.clear()
                 await self._arrived.wait()
+            await self._let_neighbours_in()
             try:
                 await self._store_parcels(self.buffer.begin(self._flush_max_rows))
             except DatabaseAway as error:
@@ -164,6 +169,16 @@ class Pipeline:
             else:
                 failures = 0
                 self._backoff_s = FIRST_BACKOFF_S
+
+    async def _let_neighbours_in(self) -> None:
+        """Lets requests that have reached this process's sockets join the flush, for as long as every turn of the
+        event loop brings some. An idle server flushes after two turns, some 50 µs; there is no fixed delay.
+        """
+        seen = 0
+        while seen < self.buffer.waiting_rows < ENOUGH_ROWS:
+            seen = self.buffer.waiting_rows
+            for _ in range(TURNS_TO_ARRIVE):
+                await asyncio.sleep(0)
 
     async def _store_parcels(self, parcels: Sequence[Parcel]) -> None:
         """Commits these parcels, the first of the flight, and ends their part of it.

@@ -104,7 +104,10 @@ def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
     Raises:
         DatabaseAway: the database can't be reached or does not let us.
     """
-    with own_errors(), psycopg.connect(url, autocommit=True, **connection_arguments("sensorflow migrate")) as connection:
+    with (
+        own_errors(),
+        psycopg.connect(url, autocommit=True, **connection_arguments("sensorflow migrate")) as connection,
+    ):
         connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
         if not down:
             _create_extension(connection)

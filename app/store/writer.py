@@ -18,7 +18,8 @@ from pgpq import ArrowToPostgresBinaryEncoder
 from psycopg.pq import TransactionStatus
 
 from app.errors import DatabaseAway, OutcomeUnknown, RejectedByDatabase
-from app.ingest.batch import Batch
+from app.ingest.batch import Batch, column
+from app.store.copy import commit, copy_in
 from app.store.database import Connection, Database, own_errors
 from app.store.names import NameIds
 
@@ -26,8 +27,8 @@ RESERVE_IDS = "SELECT nextval('reading_ids')"
 ID_BLOCK_ROWS = 100_000
 """Ids that one nextval hands out: the increment of the sequence ``reading_ids``, and so the most rows of a flush."""
 
-BEGIN_FLUSH = "BEGIN; INSERT INTO flushes (flush_id, rows) VALUES ({first_id:d}, {rows:d})"
-"""One round trip instead of two. Sent as a simple query, since only that takes two statements; hence no parameters."""
+BEGIN_FLUSH = "BEGIN; INSERT INTO flushes (flush_id, rows) VALUES ({first_id:d}, {rows:d}); "
+"""Goes out with COPY as one simple query; that kind takes several statements, but no parameters."""
 COPY_READINGS = (
     "COPY readings (time, sensor_id, id, source_id, temperature, humidity, pressure) FROM STDIN (FORMAT BINARY)"
 )
@@ -102,23 +103,21 @@ class Writer:
         try:
             async with self._step() as connection:
                 rows_on_the_wire = await self._encode(connection, batch, first_id)
-                cursor = connection.cursor()
-                await cursor.execute(BEGIN_FLUSH.format(first_id=first_id, rows=rows).encode(), prepare=False)
-                async with cursor.copy(COPY_READINGS) as copy:
-                    await copy.write(rows_on_the_wire)
-                if cursor.rowcount != rows:
-                    raise RejectedByDatabase(f"PostgreSQL took {cursor.rowcount} of {rows} rows without an error")
+                statements = BEGIN_FLUSH.format(first_id=first_id, rows=rows) + COPY_READINGS
+                taken = await connection.wait(copy_in(connection.pgconn, statements.encode(), rows_on_the_wire))
+                # A trigger that returns NULL leaves its row out, and PostgreSQL calls that success.
+                if taken != rows:
+                    raise RejectedByDatabase(f"PostgreSQL took {taken} of {rows} rows without an error")
                 commit_is_out = True
                 try:
-                    await cursor.execute("COMMIT", prepare=False)
+                    tag = await connection.wait(commit(connection.pgconn))
                 except psycopg.Error:
                     # An error that PostgreSQL itself sends in answer to COMMIT leaves the connection idle: rolled back.
                     commit_is_out = connection.info.transaction_status != TransactionStatus.IDLE
                     raise
                 commit_is_out = False
-                # COMMIT of a failed transaction is no error to the driver; the command's tag alone tells.
-                if cursor.statusmessage != "COMMIT":
-                    raise DatabaseAway(f"COMMIT was answered with {cursor.statusmessage}")
+                if tag != "COMMIT":
+                    raise DatabaseAway(f"COMMIT was answered with {tag}")
         except (DatabaseAway, RejectedByDatabase) as error:
             if commit_is_out:
                 raise OutcomeUnknown(str(error)) from error
@@ -141,9 +140,9 @@ class Writer:
         time, sensor, source, *measures = batch.columns.columns
         columns = [
             time,
-            pa.array(sensor_ids, type=pa.int32()).take(sensor),
-            pa.array(range(first_id, first_id + batch.columns.num_rows), type=pa.int64()),
-            pa.array(source_ids, type=pa.int32()).take(source),
+            column(sensor_ids, pa.int32()).take(sensor),
+            column(range(first_id, first_id + batch.columns.num_rows), pa.int64()),
+            column(source_ids, pa.int32()).take(source),
             *measures,
         ]
         wire = pa.RecordBatch.from_arrays(columns, schema=WIRE_SCHEMA)

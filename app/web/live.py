@@ -88,5 +88,5 @@ def _key_shown(websocket: WebSocket) -> bytes | None:
 
 
 def _chosen_subprotocol(offered: Sequence[str]) -> str | None:
-    """One of those offered, since a browser that offers some fails without an answer; not the key, if it can be helped."""
+    """One of those offered, since a browser wants an answer; not the key, if it can be helped."""
     return SUBPROTOCOL if SUBPROTOCOL in offered else next(iter(offered), None)

@@ -26,6 +26,7 @@ class Measure:
         self._children: dict[tuple[str, str, int], Histogram] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hands on, and observes what comes of it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
