@@ -96,6 +96,8 @@ def _serve(settings: Settings, database_url: str) -> None:
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
+    logger.info("binding %s", url)
+
     def announce(edition: Edition) -> None:
         logger.info("listening on %s, storing in %s", url, edition)
         if settings.log_format == "text":

@@ -100,6 +100,7 @@ class Server:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.pipeline.run())
             tasks.create_task(self._maintenance.run())
+            await self.pipeline.opened.wait()
             self._announce(edition)
 
     async def _prepare(self) -> Edition:

@@ -81,11 +81,14 @@ class _Cluster:
         self._bin = _binaries()
         self._folder = data_dir / "postgres"
         self._log = data_dir / "postgres.log"
-        self._user = self._unprivileged_user()
+        self._account = self._unprivileged_account()
         self._socket_dir = self._short_socket_dir()
         self.url = f"postgresql://{DATABASE_USER}@/postgres?host={quote(str(self._socket_dir), safe='')}"
 
     def start(self) -> None:
+        if self._account is not None:
+            _make_reachable(self._folder.parent)
+            _make_reachable(self._bin)
         if not (self._folder / "PG_VERSION").exists():
             self._make()
         self._socket_dir.mkdir(mode=0o700, exist_ok=True)
@@ -132,31 +135,32 @@ class _Cluster:
         with output.open("w+") as file:
             result = subprocess.run(
                 [self._bin / program, *arguments],
-                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, user=self._user, cwd="/", check=False,
+                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd="/", check=False,
+                user=self._account and self._account.pw_uid, group=self._account and self._account.pw_gid,
+                extra_groups=[] if self._account else None,
             )  # fmt: skip
             file.seek(0)
             text = file.read()
         output.unlink()
         return subprocess.CompletedProcess(result.args, result.returncode, text)
 
-    def _unprivileged_user(self) -> str | None:
+    def _unprivileged_account(self) -> pwd.struct_passwd | None:
         """For root: the account that owns the cluster, or is to own it. None for everybody else: run as yourself."""
         if os.geteuid() != 0:
             return None
         if self._folder.exists():
-            user = pwd.getpwuid(self._folder.stat().st_uid).pw_name
+            account = pwd.getpwuid(self._folder.stat().st_uid)
         else:
-            accounts = {account.pw_name for account in pwd.getpwall()}
-            user = next((name for name in UNPRIVILEGED_USERS if name in accounts), "")
-            if not user:
+            accounts = {account.pw_name: account for account in pwd.getpwall()}
+            name = next((name for name in UNPRIVILEGED_USERS if name in accounts), None)
+            if name is None:
                 raise ConfigurationError("PostgreSQL won't run as root. Start SensorFlow as an ordinary user.")
-        _make_reachable(self._folder.parent)
-        _make_reachable(self._bin)
-        return user
+            account = accounts[name]
+        return account
 
     def _hand_over(self, path: Path) -> None:
-        if self._user is not None:
-            shutil.chown(path, self._user)
+        if self._account is not None:
+            os.chown(path, self._account.pw_uid, self._account.pw_gid)
 
     def _short_socket_dir(self) -> Path:
         """The cluster's folder, or one in the temporary folder where that name is too long for a Unix socket."""

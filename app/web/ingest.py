@@ -12,8 +12,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import Header
+from fastapi import Security
 from fastapi.routing import APIRoute
+from fastapi.security import APIKeyHeader
 from pydantic import BaseModel
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -27,6 +28,7 @@ from app.ingest.receipt import Receipt
 from app.web import auth, problems
 
 PATH = "/api/temperature_reading"
+KEY_HEADER = APIKeyHeader(name="X-API-Key")
 
 
 class StoredReading(BaseModel):
@@ -132,7 +134,7 @@ class ReadingEndpoint:
                 return body
 
 
-async def post_temperature_reading(reading: ReadingBody, x_api_key: Annotated[str, Header()]) -> Any:
+async def post_temperature_reading(reading: ReadingBody, key: Annotated[str, Security(KEY_HEADER)]) -> Any:
     """Stores one reading. 201 means that it is committed; 503 that it is not stored, and to send it again after
     Retry-After seconds; 504 that the database did not say.
     """

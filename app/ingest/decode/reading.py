@@ -6,6 +6,7 @@ is taken, as it was there; a boolean, NaN and Infinity are not.
 
 from typing import Annotated
 
+import orjson
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from app.errors import Fault, InvalidReading
@@ -59,6 +60,15 @@ class ReadingBody(BaseModel):
     )
 
 
+def _shown(value: object) -> object:
+    """What was sent, as far as JSON can show it: not bytes, nor an integer of a thousand digits."""
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return None
+    return value
+
+
 def decode_reading(body: bytes, *, source: Source, window: TimeWindow, now_us: int) -> Reading:
     """The reading in a JSON body; ``now_us``, microseconds since 1970 UTC, is its time where it brings none.
 
@@ -70,7 +80,7 @@ def decode_reading(body: bytes, *, source: Source, window: TimeWindow, now_us: i
     except ValidationError as error:
         raise InvalidReading(
             [
-                Fault(type=fault["type"], loc=("body", *fault["loc"]), msg=fault["msg"], input=fault["input"])
+                Fault(type=fault["type"], loc=("body", *fault["loc"]), msg=fault["msg"], input=_shown(fault["input"]))
                 for fault in error.errors(include_url=False, include_context=False)
             ]
         ) from error

@@ -1,0 +1,23 @@
+"""Servers to talk to."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.server import API_KEY, Server, running
+
+
+@pytest.fixture
+def server(embedded_database_url: str, tmp_path: Path) -> Iterator[Server]:
+    """A server on a new database."""
+    with running(tmp_path, DATABASE_URL=embedded_database_url) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    """An HTTP client of that server, with the key for everything."""
+    with httpx.Client(base_url=server.url, headers={"X-API-Key": API_KEY}, timeout=15) as client:
+        yield client

@@ -1,0 +1,240 @@
+"""The HTTP contract, as a client meets it."""
+
+import json
+import re
+import subprocess
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from tests.proxy import Fault, faulty_proxy
+from tests.server import API_KEY, API_KEY_WS, Server, eventually, running, starting
+
+PATH = "/api/temperature_reading"
+READING = {"temperature": 23.5, "humidity": 48.25, "pressure": 1013.25, "sensor_id": "greenhouse-1"}
+
+
+def count(url: str) -> object:
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT count(*) FROM readings").fetchone()
+    assert row
+    return row[0]
+
+
+def test_201_has_the_fields_of_the_older_server(client: httpx.Client, embedded_database_url: str) -> None:
+    answer = client.post(PATH, json={**READING, "time": (datetime.now(UTC) - timedelta(days=1)).isoformat()})
+    assert answer.status_code == 201
+    stored = answer.json()
+    assert list(stored) == [
+        *("id", "temperature", "humidity", "pressure", "date_recorded", "time_recorded", "sensor_id", "client_ip")
+    ]
+    with psycopg.connect(embedded_database_url) as connection:
+        row = connection.execute("SELECT * FROM data").fetchone()
+    assert row
+    assert [str(value) for value in row] == [
+        str(stored[name])
+        for name in ("id", "temperature", "humidity", "pressure", "date_recorded", "time_recorded", "sensor_id")
+    ] + ["127.0.0.1"]
+
+
+def test_a_reading_in_the_older_form_is_taken(client: httpx.Client) -> None:
+    answer = client.post(PATH, json={**READING, "temperature": "23.5", "extra": 1})
+    assert (answer.status_code, answer.json()["temperature"]) == (201, 23.5)
+
+
+@pytest.mark.parametrize("key", [None, "", "wrong", API_KEY[:-1], API_KEY_WS])
+def test_401_without_a_key_for_sending(server: Server, key: str | None) -> None:
+    answer = httpx.post(server.url + PATH, json=READING, headers={} if key is None else {"X-API-Key": key})
+    assert answer.status_code == 401
+    assert "API key" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "where", "kind"),
+    [
+        ({"humidity": None}, "humidity", "float_type"),
+        ({"temperature": "warm"}, "temperature", "float_parsing"),
+        ({"temperature": True}, "temperature", "value_error"),
+        ({"sensor_id": ""}, "sensor_id", "string_too_short"),
+        ({"sensor_id": "x" * 256}, "sensor_id", "string_too_long"),
+        ({"sensor_id": "a\0b"}, "sensor_id", "value_error"),
+        ({"time": "yesterday"}, "time", "value_error"),
+        ({"time": "2013-01-01T00:00:00Z"}, "time", "time_outside_window"),
+        ({"time": (datetime.now(UTC) + timedelta(hours=1)).timestamp()}, "time", "time_outside_window"),
+    ],
+)
+def test_422_says_what_is_wrong_in_the_form_of_fastapi(
+    client: httpx.Client, body: dict[str, object], where: str, kind: str
+) -> None:
+    answer = client.post(PATH, json={**READING, **body})
+    assert answer.status_code == 422
+    (fault,) = answer.json()["detail"]
+    assert (fault["loc"], fault["type"]) == (["body", where], kind)
+    assert fault["msg"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"temperature": NaN}', b"\xff\xfe", b"[" * 50_000, b"9" * 60_000])
+def test_a_body_that_is_no_reading_is_422(client: httpx.Client, body: bytes) -> None:
+    answer = client.post(PATH, content=body)
+    assert answer.status_code == 422
+    assert answer.json()["detail"]
+
+
+def test_a_body_too_large_is_413_also_without_a_length(client: httpx.Client) -> None:
+    assert client.post(PATH, content=b"x" * 70_000).status_code == 413
+    assert client.post(PATH, content=(b"x" * 7_000 for _ in range(10))).status_code == 413
+
+
+def test_other_methods_encodings_and_paths_are_refused(client: httpx.Client) -> None:
+    assert client.get(PATH).status_code == 405
+    assert client.post(PATH, json=READING, headers={"Content-Encoding": "gzip"}).status_code == 415
+    assert client.post("/api/nothing", json=READING).status_code == 404
+
+
+def test_the_openapi_page_shows_the_whole_contract(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    operation = document["paths"][PATH]["post"]
+    assert {"201", "401", "413", "415", "422", "503", "504"} <= set(operation["responses"])
+    (scheme,) = operation["security"][0]
+    assert document["components"]["securitySchemes"][scheme] == {"type": "apiKey", "in": "header", "name": "X-API-Key"}
+    assert set(document["components"]["schemas"]["ReadingBody"]["properties"]) == {*READING, "time"}
+    assert {"/health", "/ready", "/metrics"} <= set(document["paths"])
+    assert client.get("/docs").status_code == 200
+
+
+def test_what_postgresql_refuses_is_422_and_its_neighbours_are_stored(
+    client: httpx.Client, embedded_database_url: str
+) -> None:
+    with psycopg.connect(embedded_database_url) as connection:
+        connection.execute("ALTER TABLE readings ADD CONSTRAINT sane CHECK (temperature < 100)")
+    assert client.post(PATH, json={**READING, "temperature": 1000}).status_code == 422
+    assert client.post(PATH, json=READING).status_code == 201
+    assert count(embedded_database_url) == 1
+
+
+def test_health_ready_and_metrics_tell_the_state(client: httpx.Client) -> None:
+    client.post(PATH, json=READING)
+    assert client.get("/health").json() == {"status": "ok"}
+    ready = client.get("/ready").json()
+    assert ready["ready"] is True
+    assert ready["edition"].startswith("PostgreSQL 18")
+    metrics = client.get("/metrics").text
+    assert "sensorflow_readings_committed_total 1.0" in metrics
+    assert 'sensorflow_http_request_duration_seconds_count{method="POST",route="/api/temperature_reading"' in metrics
+
+
+def test_with_the_database_away_at_start_the_server_comes_up_refuses_and_recovers(
+    embedded_database_url: str, tmp_path: Path
+) -> None:
+    with faulty_proxy(embedded_database_url) as proxy:
+        proxy.refuse()
+        with starting(tmp_path, DATABASE_URL=proxy.url) as server:
+            with httpx.Client(base_url=server.url, headers={"X-API-Key": API_KEY}, timeout=15) as client:
+                assert client.get("/health").status_code == 200
+                ready = client.get("/ready")
+                assert (ready.status_code, ready.json()["ready"]) == (503, False)
+                answer = client.post(PATH, json=READING)
+                assert answer.status_code == 503
+                assert int(answer.headers["Retry-After"]) >= 1
+                proxy.fault = Fault.NONE
+                server.wait_until_ready()
+                assert client.post(PATH, json=READING).status_code == 201
+                assert client.get("/ready").status_code == 200
+    assert count(embedded_database_url) == 1
+
+
+def test_a_database_that_goes_away_means_503_until_it_is_back(embedded_database_url: str, tmp_path: Path) -> None:
+    with (
+        faulty_proxy(embedded_database_url) as proxy,
+        running(tmp_path, DATABASE_URL=proxy.url, COMMIT_TIMEOUT_S="1") as server,
+        httpx.Client(base_url=server.url, headers={"X-API-Key": API_KEY}, timeout=15) as client,
+    ):
+        assert client.post(PATH, json=READING).status_code == 201
+        proxy.refuse()
+        for _ in range(3):
+            answer = client.post(PATH, json=READING)
+            assert answer.status_code == 503
+            assert int(answer.headers["Retry-After"]) >= 1
+        assert client.get("/ready").status_code == 503
+        proxy.fault = Fault.NONE
+        eventually(lambda: client.get("/ready").status_code == 200)
+        assert client.post(PATH, json=READING).status_code == 201
+    assert count(embedded_database_url) == 2
+
+
+def test_a_lost_answer_to_commit_is_201_and_stored_once(embedded_database_url: str, tmp_path: Path) -> None:
+    with (
+        faulty_proxy(embedded_database_url) as proxy,
+        running(tmp_path, DATABASE_URL=proxy.url) as server,
+        httpx.Client(base_url=server.url, headers={"X-API-Key": API_KEY}, timeout=15) as client,
+    ):
+        for fault in (Fault.LOSE_COMMIT_ANSWER, Fault.LOSE_COMMIT):
+            proxy.fault, proxy.faults_left = fault, 1
+            assert client.post(PATH, json=READING).status_code == 201
+    assert count(embedded_database_url) == 2
+
+
+def test_an_outcome_that_stays_unknown_is_504(embedded_database_url: str, tmp_path: Path) -> None:
+    with (
+        faulty_proxy(embedded_database_url) as proxy,
+        running(tmp_path, DATABASE_URL=proxy.url, COMMIT_TIMEOUT_S="0.5", DRAIN_TIMEOUT_S="1") as server,
+        httpx.Client(base_url=server.url, headers={"X-API-Key": API_KEY}, timeout=15) as client,
+    ):
+        proxy.fault, proxy.faults_left = Fault.STALL_AT_COMMIT, 1
+        assert client.post(PATH, json=READING).status_code == 504
+
+
+def test_a_full_buffer_means_503(embedded_database_url: str, tmp_path: Path) -> None:
+    with (
+        faulty_proxy(embedded_database_url) as proxy,
+        running(tmp_path, DATABASE_URL=proxy.url, BUFFER_MAX_ROWS="1", DRAIN_TIMEOUT_S="1") as server,
+        httpx.Client(base_url=server.url, headers={"X-API-Key": API_KEY}, timeout=15) as client,
+    ):
+        proxy.fault, proxy.faults_left = Fault.STALL_AT_COMMIT, 1
+        with subprocess.Popen(
+            ["curl", "-s", server.url + PATH, "-H", f"X-API-Key: {API_KEY}", "-d", json.dumps(READING)],
+            stdout=subprocess.DEVNULL,
+        ) as first:
+            eventually(lambda: "sensorflow_buffer_rows 1.0" in client.get("/metrics").text)
+            answer = client.post(PATH, json=READING)
+            assert answer.status_code == 503
+            assert "full" in answer.json()["detail"]
+            assert int(answer.headers["Retry-After"]) >= 1
+            first.wait(10)
+
+
+def test_the_first_start_prints_a_curl_line_that_works_as_pasted(tmp_path: Path) -> None:
+    with running(tmp_path, LOG_FORMAT="text") as server:
+        eventually(lambda: "greenhouse" in server.log)
+        line = re.search(r"curl -i .*?\}'", server.log, re.DOTALL)
+        assert line
+        pasted = subprocess.run(["bash", "-c", line[0]], capture_output=True, text=True, check=True)
+        assert pasted.stdout.startswith("HTTP/1.1 201 Created")
+        assert "PostgreSQL 18" in server.log
+        keys = [tmp_path / "data" / name for name in ("api_key", "api_key_ws")]
+        assert [key.stat().st_mode & 0o777 for key in keys] == [0o600, 0o600]
+        assert not any(key.read_text().strip() in server.log for key in keys)
+        assert server.stop() == 0
+    with running(tmp_path) as server, httpx.Client(base_url=server.url) as client:
+        answer = client.post(PATH, json=READING, headers={"X-API-Key": keys[0].read_text().strip()})
+        assert answer.status_code == 201
+        assert answer.json()["id"] > 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ({"API_KEY": ""}, "API_KEY is missing"),
+        ({"API_KEY_WS": "short"}, "API_KEY_WS has fewer than 16 characters"),
+        ({"API_KEY": "change-me-to-a-long-random-key"}, "API_KEY still has its placeholder value"),
+    ],
+)
+def test_without_strong_keys_a_server_on_a_given_database_does_not_start(
+    embedded_database_url: str, tmp_path: Path, keys: dict[str, str], complaint: str
+) -> None:
+    with starting(tmp_path, DATABASE_URL=embedded_database_url, **keys) as server:
+        assert server.wait() == 1
+        assert complaint in server.log

@@ -1,0 +1,70 @@
+"""Fixtures that reach a real database, one run of each test an edition; the summary says which editions there were."""
+
+import itertools
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from app.store.database import migrate
+from tests.clusters import EDITIONS, cluster
+
+_reached: dict[str, str] = {}
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session", params=EDITIONS)
+def edition_and_admin_url(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """An edition's name, and a superuser's connection string on a cluster of it."""
+    with cluster(request.param) as url:
+        with psycopg.connect(url) as connection:
+            _reached[request.param] = f"PostgreSQL {connection.info.server_version // 10_000}"
+        yield request.param, url
+
+
+@pytest.fixture
+def edition(edition_and_admin_url: tuple[str, str]) -> str:
+    """The edition that the test runs on."""
+    return edition_and_admin_url[0]
+
+
+@pytest.fixture
+def empty_database(edition_and_admin_url: tuple[str, str]) -> Iterator[str]:
+    """The connection string of a new, empty database."""
+    yield from _new_database(edition_and_admin_url[1])
+
+
+@pytest.fixture
+def database(empty_database: str) -> str:
+    """The connection string of a new database with the schema in it."""
+    migrate(empty_database)
+    return empty_database
+
+
+@pytest.fixture(scope="session")
+def embedded_admin_url() -> Iterator[str]:
+    """A superuser's connection string on an embedded PostgreSQL."""
+    with cluster("embedded") as url:
+        yield url
+
+
+@pytest.fixture
+def embedded_database_url(embedded_admin_url: str) -> Iterator[str]:
+    """A new, empty database on the embedded PostgreSQL, for tests that are about the server and not the edition."""
+    yield from _new_database(embedded_admin_url)
+
+
+def _new_database(admin_url: str) -> Iterator[str]:
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(admin_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield make_conninfo(admin_url, dbname=name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says which editions of the database the run met."""
+    if _reached:
+        reached = ", ".join(f"{name} ({version})" for name, version in _reached.items())
+        terminalreporter.write_line(f"Database editions tested: {reached}")

@@ -1,0 +1,1 @@
+"""The parts that know SQL, against real servers of every edition that the machine has."""

@@ -1,0 +1,54 @@
+"""The schema in every edition: up, down, up again, and by many at once."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+
+from app.store.database import Database, migrate
+
+TABLES = {"readings", "sensors", "sources", "flushes", "server_settings", "data"}
+OWN_RELATIONS = """
+SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'S', 'p')
+"""
+
+
+def relations(url: str) -> set[str]:
+    with psycopg.connect(url) as connection:
+        return {name for (name,) in connection.execute(OWN_RELATIONS)}
+
+
+def test_the_schema_goes_up_down_and_up_again(empty_database: str) -> None:
+    migrate(empty_database)
+    assert relations(empty_database) >= TABLES
+    migrate(empty_database, "base", down=True)
+    assert relations(empty_database) == {"alembic_version"}
+    migrate(empty_database)
+    assert relations(empty_database) >= TABLES
+
+
+def test_many_processes_may_migrate_at_once(empty_database: str) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(migrate, [empty_database] * 6))
+    assert relations(empty_database) >= TABLES
+
+
+def test_the_edition_is_told_as_it_is(empty_database: str, edition: str) -> None:
+    async def prepare() -> str:
+        database = Database(empty_database, timezone="UTC")
+        try:
+            return (await database.prepare()).kind
+        finally:
+            await database.close()
+
+    kinds = {"embedded": {"plain"}, "community": {"community"}, "apache": {"apache"}}
+    assert asyncio.run(prepare()) in kinds.get(edition, {"plain", "community", "apache"})
+
+
+def test_readings_is_a_hypertable_wherever_there_is_timescaledb(database: str, edition: str) -> None:
+    with psycopg.connect(database) as connection:
+        if connection.execute("SELECT count(*) FROM pg_extension WHERE extname = 'timescaledb'").fetchone() == (0,):
+            assert edition in {"embedded", "given"}
+            return
+        found = connection.execute("SELECT hypertable_name FROM timescaledb_information.hypertables").fetchall()
+    assert found == [("readings",)]

@@ -1,0 +1,126 @@
+"""The server as its users start it: a process of its own, spoken to over its socket."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import orjson
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+API_KEY = "test-key-for-everything-0123456789"
+API_KEY_WS = "test-key-for-listening-0123456789"
+START_TIMEOUT_S = 30
+STOP_TIMEOUT_S = 30
+
+
+class Server:
+    """A running ``python -m app serve``.
+
+    Args:
+        folder: where it runs; it has no ``.env``.
+        settings: its environment, beside a free port, JSON logs and, with a database of ours, keys.
+    """
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        environment = {name: value for name, value in os.environ.items() if name not in {"DATABASE_URL", "API_KEY"}}
+        environment |= {"PYTHONPATH": str(REPOSITORY), "PORT": "0", "LOG_FORMAT": "json"}
+        if "DATABASE_URL" in settings:
+            environment |= {"API_KEY": API_KEY, "API_KEY_WS": API_KEY_WS}
+        self.output: list[str] = []
+        """Every line that it has written, to either stream."""
+        self._listening = threading.Event()
+        self._ready = threading.Event()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "app", "serve"],
+            cwd=folder,
+            env=environment | settings,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output.append(line)
+            if "binding " in line or "listening on " in line:
+                self._listening.set()
+            if "listening on " in line:
+                self._ready.set()
+        self._listening.set()
+        self._ready.set()
+
+    def wait_until_ready(self) -> "Server":
+        """Waits until readings are taken."""
+        assert self._ready.wait(START_TIMEOUT_S)
+        assert self.process.poll() is None, self.log
+        return self
+
+    @property
+    def log(self) -> str:
+        """All that it has written."""
+        return "".join(self.output)
+
+    @property
+    def messages(self) -> list[str]:
+        """The messages of its log."""
+        return [orjson.loads(line)["message"] for line in self.output if line.startswith("{")]
+
+    @property
+    def url(self) -> str:
+        """``http://host:port``; waits until the port is known."""
+        assert self._listening.wait(START_TIMEOUT_S)
+        found = re.search(r"http://[\d.]+:\d+", self.log)
+        assert found, self.log
+        return found[0]
+
+    @property
+    def websocket_url(self) -> str:
+        """Where subscribers connect, without a key."""
+        return self.url.replace("http", "ws", 1) + "/ws/sensor_updates"
+
+    def stop(self, signal_: int = signal.SIGTERM) -> int:
+        """Sends a signal and waits for the end; the exit status."""
+        self.process.send_signal(signal_)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Waits for the end, and for the last of its output; the exit status."""
+        status = self.process.wait(STOP_TIMEOUT_S)
+        self._reader.join(STOP_TIMEOUT_S)
+        return status
+
+
+def eventually(is_so: Callable[[], bool], *, timeout_s: float = 15) -> None:
+    """Waits for something to become true; fails if it does not in time."""
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+
+
+@contextmanager
+def running(folder: Path, **settings: str) -> Iterator[Server]:
+    """A server that takes readings; stopped at the end, if it still runs."""
+    with starting(folder, **settings) as server:
+        yield server.wait_until_ready()
+
+
+@contextmanager
+def starting(folder: Path, **settings: str) -> Iterator[Server]:
+    """A server that has been started, whether or not it can reach its database."""
+    server = Server(folder, **settings)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.stop()
