@@ -131,18 +131,20 @@ def test_with_the_database_away_at_start_the_server_comes_up_refuses_and_recover
 ) -> None:
     with faulty_proxy(embedded_database_url) as proxy:
         proxy.refuse()
-        with starting(tmp_path, DATABASE_URL=proxy.url) as server:
-            with httpx.Client(base_url=server.url, headers={"X-API-Key": API_KEY}, timeout=15) as client:
-                assert client.get("/health").status_code == 200
-                ready = client.get("/ready")
-                assert (ready.status_code, ready.json()["ready"]) == (503, False)
-                answer = client.post(PATH, json=READING)
-                assert answer.status_code == 503
-                assert int(answer.headers["Retry-After"]) >= 1
-                proxy.fault = Fault.NONE
-                server.wait_until_ready()
-                assert client.post(PATH, json=READING).status_code == 201
-                assert client.get("/ready").status_code == 200
+        with (
+            starting(tmp_path, DATABASE_URL=proxy.url) as server,
+            httpx.Client(base_url=server.url, headers={"X-API-Key": API_KEY}, timeout=15) as client,
+        ):
+            assert client.get("/health").status_code == 200
+            ready = client.get("/ready")
+            assert (ready.status_code, ready.json()["ready"]) == (503, False)
+            answer = client.post(PATH, json=READING)
+            assert answer.status_code == 503
+            assert int(answer.headers["Retry-After"]) >= 1
+            proxy.fault = Fault.NONE
+            server.wait_until_ready()
+            assert client.post(PATH, json=READING).status_code == 201
+            assert client.get("/ready").status_code == 200
     assert count(embedded_database_url) == 1
 
 

@@ -91,8 +91,8 @@ async def test_a_year_of_weather_arrives_whole_and_every_subscriber_sees_it_once
 
             async with asyncio.timeout(300), asyncio.TaskGroup() as tasks:
                 tasks.create_task(hear())
-                for connection in range(CONNECTIONS):
-                    tasks.create_task(send(sent[connection::CONNECTIONS]))
+                for first in range(CONNECTIONS):
+                    tasks.create_task(send(sent[first::CONNECTIONS]))
 
     assert statuses == {201: len(sent)}
     assert Counter(heard) == Counter(acknowledged)

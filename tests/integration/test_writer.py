@@ -52,7 +52,8 @@ async def test_a_batch_is_stored_to_the_last_bit(database: str) -> None:
     stored = rows(
         database,
         "SELECT (extract(epoch FROM time) * 1000000)::bigint, s.name, temperature, humidity, pressure, key_name,"
-        " client_ip, r.id FROM readings r JOIN sensors s ON s.id = sensor_id JOIN sources o ON o.id = source_id ORDER BY r.id",
+        " client_ip, r.id FROM readings r JOIN sensors s ON s.id = sensor_id JOIN sources o ON o.id = source_id"
+        " ORDER BY r.id",
     )
     assert stored == [(*r[:5], *r.source, first_id + place) for place, r in enumerate(readings)]
 
