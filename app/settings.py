@@ -49,13 +49,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path("data"), description="Folder of the embedded PostgreSQL and of the keys made for it.")
     api_key: SecretStr | None = Field(None, description="Key for everything: sending readings and listening.")
     api_key_ws: SecretStr | None = Field(None, description="Key for listening on the WebSocket only.")
-    max_ws_connections_per_key: def _named_proxies(addresses: str) -> str:
-    if "*" in addresses:
-        raise ValueError("name the proxies: with * any sender could claim any address")
-    return addresses
-
-
-PositiveInt = Field(
+    max_ws_connections_per_key: PositiveInt = Field(
         10, description="WebSocket connections that one key may have at a time."
     )
 
@@ -74,37 +68,13 @@ PositiveInt = Field(
     accept_future_minutes: NonNegativeFloat = Field(
         10, description="How far ahead a reading's own time may lie, minutes; 0 = any."
     )
-    max_body_bytes: def _named_proxies(addresses: str) -> str:
-    if "*" in addresses:
-        raise ValueError("name the proxies: with * any sender could claim any address")
-    return addresses
+    max_body_bytes: PositiveInt = Field(65_536, description="Largest body of POST /api/temperature_reading, bytes.")
 
-
-PositiveInt = Field(65_536, description="Largest body of POST /api/temperature_reading, bytes.")
-
-    buffer_max_rows: def _named_proxies(addresses: str) -> str:
-    if "*" in addresses:
-        raise ValueError("name the proxies: with * any sender could claim any address")
-    return addresses
-
-
-PositiveInt = Field(500_000, description="Rows held at most, queued and in flight; then 503.")
-    buffer_max_bytes: def _named_proxies(addresses: str) -> str:
-    if "*" in addresses:
-        raise ValueError("name the proxies: with * any sender could claim any address")
-    return addresses
-
-
-PositiveInt = Field(
+    buffer_max_rows: PositiveInt = Field(500_000, description="Rows held at most, queued and in flight; then 503.")
+    buffer_max_bytes: PositiveInt = Field(
         134_217_728, description="Bytes held at most, queued and in flight; then 503."
     )
-    flush_max_rows: def _named_proxies(addresses: str) -> str:
-    if "*" in addresses:
-        raise ValueError("name the proxies: with * any sender could claim any address")
-    return addresses
-
-
-PositiveInt = Field(50_000, le=100_000, description="Rows in one flush at most.")
+    flush_max_rows: PositiveInt = Field(50_000, le=100_000, description="Rows in one flush at most.")
     flush_timeout_s: PositiveFloat = Field(
         30, description="Longest that one flush may take before its connection is given up, seconds."
     )
@@ -112,26 +82,15 @@ PositiveInt = Field(50_000, le=100_000, description="Rows in one flush at most."
         4, description="Longest that a request waits for its commit, seconds; then 503, or 504 if COMMIT was under way."
     )
     drain_timeout_s: PositiveFloat = Field(
-        10, description="Longest that a stopping server goes on answering and flushing, seconds."
+        10,
+        description="Longest that a stopping server answers, and then flushes, seconds each; a database that hangs adds ten.",
     )
 
-    live_mailbox_messages: def _named_proxies(addresses: str) -> str:
-    if "*" in addresses:
-        raise ValueError("name the proxies: with * any sender could claim any address")
-    return addresses
-
-
-PositiveInt = Field(
+    live_mailbox_messages: PositiveInt = Field(
         10_000,
         description="Messages that may wait for a slow subscriber before they are conflated to the latest per sensor.",
     )
-    live_mailbox_bytes: def _named_proxies(addresses: str) -> str:
-    if "*" in addresses:
-        raise ValueError("name the proxies: with * any sender could claim any address")
-    return addresses
-
-
-PositiveInt = Field(
+    live_mailbox_bytes: PositiveInt = Field(
         4_194_304, description="Bytes that may wait for a slow subscriber, likewise."
     )
     live_send_timeout_s: PositiveFloat = Field(

