@@ -20,6 +20,7 @@ from app.main import create_app
 from app.settings import Keys, Settings, load_settings, strong_keys
 from app.store.database import Edition, migrate
 from app.store.embedded import embedded_database
+from app.web.protocol import HttpProtocol
 
 logger = logging.getLogger("app")
 
@@ -106,7 +107,7 @@ def _serve(settings: Settings, database_url: str) -> None:
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(settings, database_url=database_url, keys=keys, announce=announce),
-            http="httptools",
+            http=HttpProtocol,
             ws="websockets-sansio",
             ws_max_size=65_536,
             ws_per_message_deflate=False,

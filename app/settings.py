@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     )
     drain_timeout_s: PositiveFloat = Field(
         10,
-        description="Longest that a stopping server answers, and then flushes, seconds each; a database that hangs adds ten.",
+        description="Longest that a stopping server answers, and then flushes, seconds each; a hung database adds ten.",
     )
 
     live_mailbox_messages: PositiveInt = Field(

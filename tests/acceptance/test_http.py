@@ -2,7 +2,9 @@
 
 import json
 import re
+import socket
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -86,6 +88,17 @@ def test_a_body_that_is_no_reading_is_422(client: httpx.Client, body: bytes) -> 
 def test_a_body_too_large_is_413_also_without_a_length(client: httpx.Client) -> None:
     assert client.post(PATH, content=b"x" * 70_000).status_code == 413
     assert client.post(PATH, content=(b"x" * 7_000 for _ in range(10))).status_code == 413
+
+
+def test_endless_headers_are_cut_off(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"POST /api/temperature_reading HTTP/1.1\r\n")
+        taken = 0
+        with suppress(ConnectionError):
+            while taken < 100 * 2**20:
+                taken += connection.send(b"X-Header: %s\r\n" % (b"x" * 4_096))
+        assert taken < 10 * 2**20
 
 
 def test_other_methods_encodings_and_paths_are_refused(client: httpx.Client) -> None:
