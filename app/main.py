@@ -24,9 +24,9 @@ from app.store.maintenance import Maintenance
 from app.store.queries import latest_reading
 from app.store.writer import Writer
 from app.web.auth import ApiKey, Keyring, Scope
-from app.web.ingest import ReadingEndpoint, Shortcut, reading_route
+from app.web.ingest import ReadingEndpoint, Shortcut, documented_route
 from app.web.live import live_router
-from app.web.measure import Measure
+from app.web.measure import Measure, RequestDurations
 from app.web.ops import Readiness, ops_router
 
 logger = logging.getLogger(__name__)
@@ -155,18 +155,20 @@ def create_app(settings: Settings, *, database_url: str, keys: Keys, announce: C
             yield
 
     app = FastAPI(title="SensorFlow", description=DESCRIPTION, lifespan=lifespan)
+    durations = RequestDurations(server.instruments.request_duration)
     endpoint = ReadingEndpoint(
         pipeline=server.pipeline,
         keyring=keyring,
         window=TimeWindow.of(past_days=settings.accept_past_days, future_minutes=settings.accept_future_minutes),
         max_body_bytes=settings.max_body_bytes,
         now_us=lambda: time.time_ns() // 1_000,
+        durations=durations,
+        clock=time.perf_counter,
     )
-    route = reading_route(endpoint)
-    app.router.routes.append(route)
+    app.router.routes.append(documented_route())
     app.include_router(live_router(hub=server.hub, keyring=keyring, send_timeout_s=settings.live_send_timeout_s))
     app.include_router(ops_router(readiness=server.readiness, registry=server.registry))
-    return Measure(Shortcut(app, route), duration=server.instruments.request_duration, clock=time.perf_counter)
+    return Shortcut(Measure(app, durations=durations, clock=time.perf_counter), endpoint)
 
 
 def _report_death(work: asyncio.Task[None]) -> None:

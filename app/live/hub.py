@@ -13,9 +13,12 @@ Promises:
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from app.errors import TooManySubscribers
 from app.ingest.receipt import Receipt
+
+_event_time = attrgetter("time_us", "id")
 
 
 @dataclass(slots=True)
@@ -82,7 +85,7 @@ class Subscriber:
 
 def later(one: Receipt, other: Receipt) -> Receipt:
     """Of two readings the later by event time; at the same time, the one with the higher id."""
-    return max(one, other, key=lambda receipt: (receipt.time_us, receipt.id))
+    return max(one, other, key=_event_time)
 
 
 class Hub:
@@ -132,9 +135,8 @@ class Hub:
         self.latest = receipt if self.latest is None else later(self.latest, receipt)
 
     def publish(self, receipts: Sequence[Receipt]) -> None:
-        """Puts committed readings into every mailbox."""
-        for receipt in receipts:
-            self.remember(receipt)
+        """Puts committed readings, at least one, into every mailbox."""
+        self.remember(max(receipts, key=_event_time))
         for subscriber in self._subscribers:
             if not subscriber.dropped:
                 self._deliver(subscriber, receipts)

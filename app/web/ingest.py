@@ -26,6 +26,7 @@ from app.ingest.decode.timestamps import TimeWindow
 from app.ingest.pipeline import Pipeline
 from app.ingest.receipt import Receipt
 from app.web import auth, problems
+from app.web.measure import RequestDurations
 
 PATH = "/api/temperature_reading"
 KEY_HEADER = APIKeyHeader(name="X-API-Key")
@@ -59,6 +60,8 @@ class ReadingEndpoint:
         window: which times a reading may bring.
         max_body_bytes: the largest body that is read.
         now_us: microseconds since 1970 UTC.
+        durations: is told of each request.
+        clock: seconds, for ``durations``.
     """
 
     def __init__(
@@ -69,15 +72,20 @@ class ReadingEndpoint:
         window: TimeWindow,
         max_body_bytes: int,
         now_us: Callable[[], int],
+        durations: RequestDurations,
+        clock: Callable[[], float],
     ) -> None:
         self._pipeline = pipeline
         self._keyring = keyring
         self._window = window
         self._max_body_bytes = max_body_bytes
         self._now_us = now_us
+        self._durations = durations
+        self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
+        started = self._clock()
         try:
             receipt = await self._store(scope, receive)
         except SensorFlowError as error:
@@ -96,6 +104,7 @@ class ReadingEndpoint:
             }
         )
         await send({"type": "http.response.body", "body": body})
+        self._durations.observe(PATH, "POST", status, self._clock() - started)
 
     async def _store(self, scope: Scope, receive: Receive) -> Receipt:
         headers = dict(scope["headers"])
@@ -138,31 +147,30 @@ async def post_temperature_reading(reading: ReadingBody, key: Annotated[str, Sec
     """Stores one reading. 201 means that it is committed; 503 that it is not stored, and to send it again after
     Retry-After seconds; 504 that the database did not say.
     """
-    raise NotImplementedError("documents the endpoint; ReadingEndpoint answers")
+    raise NotImplementedError("Shortcut answers before FastAPI is asked")
 
 
 class Shortcut:
-    """Takes one route's requests past the framework's routing and middleware.
+    """Takes the requests for PATH past the framework's routing and middleware, straight to their endpoint.
 
     Measured with 32 connections: 4,500 requests/s through FastAPI's stack, 6,500 past it.
     """
 
-    def __init__(self, app: ASGIApp, route: APIRoute) -> None:
+    def __init__(self, app: ASGIApp, endpoint: ReadingEndpoint) -> None:
         self._app = app
-        self._route = route
+        self._endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers by the route's own application, or hands on."""
+        """Answers by the endpoint, or hands on."""
         if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST":
-            scope["route"] = self._route
-            await self._route.app(scope, receive, send)
+            await self._endpoint(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
 
-def reading_route(endpoint: ASGIApp) -> APIRoute:
-    """The route: FastAPI's in the OpenAPI document, and ``endpoint`` when a request comes."""
-    route = APIRoute(
+def documented_route() -> APIRoute:
+    """The route as the OpenAPI document shows it, and as FastAPI refuses other methods; Shortcut answers POST."""
+    return APIRoute(
         PATH,
         post_temperature_reading,
         methods=["POST"],
@@ -178,5 +186,3 @@ def reading_route(endpoint: ASGIApp) -> APIRoute:
             504: {"model": Problem, "description": "The database did not say whether it is stored"},
         },
     )
-    route.app = endpoint
-    return route

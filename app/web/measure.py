@@ -1,4 +1,4 @@
-"""Times every HTTP request, outermost, under its route's template and never its raw path."""
+"""Times every HTTP request, under its route's template and never its raw path."""
 
 from collections.abc import Callable
 
@@ -9,21 +9,36 @@ UNKNOWN_ROUTE = "unknown"
 KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
+class RequestDurations:
+    """What has been observed, on a histogram in seconds with the labels route, method and status."""
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+        # Looking a child up by its labels costs more than observing; there are few combinations.
+        self._children: dict[tuple[str, str, int], Histogram] = {}
+
+    def observe(self, route: str, method: str, status: int, duration_s: float) -> None:
+        """Counts one answered request."""
+        labels = (route, method, status)
+        child = self._children.get(labels)
+        if child is None:
+            child = self._children[labels] = self._histogram.labels(*labels)
+        child.observe(duration_s)
+
+
 class Measure:
     """ASGI middleware that observes each request's duration, from arrival to the end of its answer.
 
     Args:
         app: what answers.
-        duration: a histogram in seconds with the labels route, method and status.
+        durations: is told of each request.
         clock: seconds.
     """
 
-    def __init__(self, app: ASGIApp, *, duration: Histogram, clock: Callable[[], float]) -> None:
+    def __init__(self, app: ASGIApp, *, durations: RequestDurations, clock: Callable[[], float]) -> None:
         self._app = app
-        self._duration = duration
+        self._durations = durations
         self._clock = clock
-        # Looking a child up by labels costs more than observing; there are few combinations.
-        self._children: dict[tuple[str, str, int], Histogram] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hands on, and observes what comes of it."""
@@ -42,13 +57,6 @@ class Measure:
         try:
             await self._app(scope, receive, watch)
         finally:
-            self._child(scope, status).observe(self._clock() - started)
-
-    def _child(self, scope: Scope, status: int) -> Histogram:
-        route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
-        method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"
-        key = (route, method, status)
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = self._duration.labels(*key)
-        return child
+            route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
+            method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"
+            self._durations.observe(route, method, status, self._clock() - started)
