@@ -1,10 +1,9 @@
 """Log lines on standard error: one line an event, coloured on a terminal, JSON when asked."""
 
+import json
 import logging
 import sys
 from datetime import UTC, datetime
-
-import orjson
 
 COLOURS = {"DEBUG": "\x1b[2m", "INFO": "\x1b[36m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
 RESET = "\x1b[0m"
@@ -43,7 +42,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(event).decode()
+        return json.dumps(event)  # and not orjson, which refuses the lone surrogates of an undecodable file name
 
 
 def configure_logging(*, level: str, as_json: bool) -> None:

@@ -148,6 +148,8 @@ class Pipeline:
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             self.buffer.expire(self._clock(), self._away, self._unknown)
+            if not self.buffer.rows:
+                self._emptied.set()
 
     async def _flush_for_ever(self) -> None:
         await self._reach(self._store.connect)
@@ -213,8 +215,8 @@ class Pipeline:
         self._commit(parcels, first_id, self._clock() - started)
 
     def _commit(self, parcels: Sequence[Parcel], first_id: int, duration_s: float) -> None:
-        self.buffer.accept(len(parcels))
         receipts = [self._encode(parcel.reading, first_id + place) for place, parcel in enumerate(parcels)]
+        self.buffer.accept(len(parcels))
         for parcel, receipt in zip(parcels, receipts, strict=True):
             parcel.answer(receipt)
         self._on_commit(receipts)

@@ -4,7 +4,7 @@ Pure. A time without an offset is UTC. A number's unit is told by its magnitude,
 ``precision=auto``: below 5e9 seconds, below 5e12 milliseconds, below 5e15 microseconds, else nanoseconds.
 """
 
-import math
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -15,7 +15,10 @@ LATEST_US = 9_214_646_400_000_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_UNITS_US = ((5e9, 1_000_000.0), (5e12, 1_000.0), (5e15, 1.0), (math.inf, 0.001))
+_BEYOND_ANY_UNIT = 1e19
+_UNITS_US = ((5e9, 1_000_000.0), (5e12, 1_000.0), (5e15, 1.0), (_BEYOND_ANY_UNIT, 0.001))
+_INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
+_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 def parse_time_us(value: object) -> int:
@@ -33,20 +36,22 @@ def parse_time_us(value: object) -> int:
 
 
 def _from_text(text: str) -> int:
+    # A number first: twelve and more digits would pass for an ISO date without its hyphens.
+    if _INTEGER.fullmatch(text):
+        return _from_number(int(text))
+    if _DECIMAL.fullmatch(text):
+        return _from_number(float(text))
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        try:
-            return _from_number(float(text))
-        except ValueError:
-            raise ValueError("time should be ISO 8601, like 2023-07-12T14:30:45Z, or a number since 1970") from None
+        raise ValueError("time should be ISO 8601, like 2023-07-12T14:30:45Z, or a number since 1970") from None
     return (moment.replace(tzinfo=moment.tzinfo or UTC) - _EPOCH) // _MICROSECOND
 
 
 def _from_number(number: float) -> int:
-    if not math.isfinite(number):
-        raise ValueError("time should be a finite number")
     magnitude = abs(number)
+    if not magnitude < _BEYOND_ANY_UNIT:  # nor is NaN
+        raise ValueError("time should be a number of seconds, ms, µs or ns since 1970")
     scale = next(scale for limit, scale in _UNITS_US if magnitude < limit)
     if isinstance(number, int):
         return number * int(scale) if scale >= 1 else number // 1_000

@@ -1,0 +1,1 @@
+"""From a decoded reading to its receipt, without a database."""

@@ -1,0 +1,1 @@
+"""Bytes to readings, or to the faults in them."""

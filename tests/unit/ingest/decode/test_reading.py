@@ -1,0 +1,160 @@
+"""One reading as JSON: taken exactly, or refused with every fault named, whatever the bytes are."""
+
+import json
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import InvalidReading
+from app.ingest.batch import Reading
+from app.ingest.decode.reading import decode_reading
+from app.ingest.decode.timestamps import TimeWindow
+from app.web import problems
+from tests.unit.samples import SOURCE, T0_US, measures, names
+
+WINDOW = TimeWindow.of(past_days=30, future_minutes=10)
+ANY_TIME = TimeWindow.of(past_days=0, future_minutes=0)
+TAKEN = Reading(T0_US, "greenhouse-1", 23.5, 48.2, 1013.2, SOURCE)
+FIELDS = {"temperature": b"23.5", "humidity": b"48.2", "pressure": b"1013.2", "sensor_id": b'"greenhouse-1"'}
+
+
+def body(without: str | None = None, **raw: bytes) -> bytes:
+    """A good body, with these fields' JSON instead."""
+    fields = {name: text for name, text in (FIELDS | raw).items() if name != without}
+    return b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), text) for name, text in fields.items())
+
+
+def decode(sent: bytes, window: TimeWindow = WINDOW) -> Reading:
+    return decode_reading(sent, source=SOURCE, window=window, now_us=T0_US)
+
+
+@pytest.mark.parametrize(
+    ("sent", "taken"),
+    [
+        (body(), TAKEN),
+        (body(temperature=b'"23.5"', humidity=b'"48.2"', pressure=b'"1013.2"'), TAKEN),
+        (body(temperature=b"-40"), TAKEN._replace(temperature=-40.0)),
+        (body(temperature=b"2.35e1"), TAKEN),
+        (body(pressure=b"1e-300"), TAKEN._replace(pressure=1e-300)),
+        (body(location=b'{"room": [1, 2]}', id=b"7", client_ip=b'"203.0.113.9"'), TAKEN),
+        (body(sensor_id=b'"' + b"x" * 255 + b'"'), TAKEN._replace(sensor="x" * 255)),
+        (body(sensor_id=b'" caf\xc3\xa9 \\ud83c\\udf31 "'), TAKEN._replace(sensor=" café 🌱 ")),
+        (body(time=b"null"), TAKEN),
+        (body(time=b'"2023-07-12T14:30:44Z"'), TAKEN._replace(time_us=T0_US - 1_000_000)),
+        (body(time=b'"2023-07-12T16:30:44+02:00"'), TAKEN._replace(time_us=T0_US - 1_000_000)),
+        (body(time=b'"2023-07-12T14:30:44"'), TAKEN._replace(time_us=T0_US - 1_000_000)),
+        (body(time=b"1689172244"), TAKEN._replace(time_us=T0_US - 1_000_000)),
+        (body(time=b"1689172244.5"), TAKEN._replace(time_us=T0_US - 500_000)),
+        (body(time=b"1689172244000"), TAKEN._replace(time_us=T0_US - 1_000_000)),
+        (body(time=b"1689172244000000"), TAKEN._replace(time_us=T0_US - 1_000_000)),
+        (body(time=b"1689172244000000000"), TAKEN._replace(time_us=T0_US - 1_000_000)),
+        (body(time=b'"1689172244000"'), TAKEN._replace(time_us=T0_US - 1_000_000)),
+        (b' \r\n\t{"temperature":1,' + body()[1:], TAKEN),
+    ],
+)
+def test_a_reading_is_taken(sent: bytes, taken: Reading) -> None:
+    """Numbers also in quotes, unknown fields ignored, and of a field that comes twice the last, as in every JSON."""
+    assert decode(sent) == taken
+
+
+@pytest.mark.parametrize(
+    ("sent", "loc", "type_"),
+    [
+        *((body(without=field), ("body", field), "missing") for field in FIELDS),
+        (body(temperature=b"true"), ("body", "temperature"), "value_error"),
+        (body(humidity=b"null"), ("body", "humidity"), "float_type"),
+        (body(humidity=b"[48.2]"), ("body", "humidity"), "float_type"),
+        (body(humidity=b'"damp"'), ("body", "humidity"), "float_parsing"),
+        (body(humidity=b'""'), ("body", "humidity"), "float_parsing"),
+        (body(pressure=b"NaN"), ("body", "pressure"), "finite_number"),
+        (body(pressure=b"Infinity"), ("body", "pressure"), "finite_number"),
+        (body(pressure=b"-Infinity"), ("body", "pressure"), "finite_number"),
+        (body(pressure=b"1e999"), ("body", "pressure"), "finite_number"),
+        (body(pressure=b'"nan"'), ("body", "pressure"), "finite_number"),
+        (body(pressure=b'"1e999"'), ("body", "pressure"), "finite_number"),
+        (body(pressure=b"1" + 400 * b"0"), ("body", "pressure"), "float_type"),
+        (body(pressure=100 * b"[" + 100 * b"]"), ("body", "pressure"), "float_type"),
+        (body(sensor_id=b'""'), ("body", "sensor_id"), "string_too_short"),
+        (body(sensor_id=b'" \\t\\u00a0"'), ("body", "sensor_id"), "value_error"),
+        (body(sensor_id=b'"' + b"x" * 256 + b'"'), ("body", "sensor_id"), "string_too_long"),
+        (body(sensor_id=b'"a\\u0000b"'), ("body", "sensor_id"), "value_error"),
+        (body(sensor_id=b"7"), ("body", "sensor_id"), "string_type"),
+        (body(sensor_id=b"99999999999999999999"), ("body", "sensor_id"), "string_type"),
+        (body(sensor_id=b"null"), ("body", "sensor_id"), "string_type"),
+        (body(time=b"true"), ("body", "time"), "value_error"),
+        (body(time=b"{}"), ("body", "time"), "value_error"),
+        (body(time=b'"yesterday"'), ("body", "time"), "value_error"),
+        (body(time=b"NaN"), ("body", "time"), "value_error"),
+        (body(time=b"1e999"), ("body", "time"), "value_error"),
+        (body(time=b"1" + 400 * b"0"), ("body", "time"), "value_error"),
+        (body(time=b'"1%b"' % (400 * b"0")), ("body", "time"), "value_error"),
+        (body(time=b'"1850-01-01"'), ("body", "time"), "value_error"),
+        (body(time=b'"2023-06-12T14:30:44Z"'), ("body", "time"), "time_outside_window"),
+        (body(time=b'"2023-07-12T14:40:46Z"'), ("body", "time"), "time_outside_window"),
+        (body(sensor_id=b'"\\ud800"'), ("body",), "json_invalid"),
+        (body(sensor_id=b'"\xed\xa0\x80"'), ("body",), "json_invalid"),
+        (body(sensor_id=b'"caf\xe9"'), ("body",), "json_invalid"),
+        (body(location=1_000 * b"[" + 1_000 * b"]"), ("body",), "json_invalid"),
+        (body(location=b"1" + 5_000 * b"0"), ("body",), "json_invalid"),
+        (body() + b"}", ("body",), "json_invalid"),
+        (body()[:-1], ("body",), "json_invalid"),
+        (b"", ("body",), "json_invalid"),
+        (b"\xff\xfe", ("body",), "json_invalid"),
+        (b"temperature=23.5", ("body",), "json_invalid"),
+        (b"[%b]" % body(), ("body",), "model_type"),
+        (b"null", ("body",), "model_type"),
+        (b"1" + 400 * b"0", ("body",), "model_type"),
+        (b"[" * 100_000, ("body",), "json_invalid"),
+    ],
+    ids=lambda value: f"{value!r:.60}",
+)
+def test_what_is_no_reading_is_refused_in_the_form_of_fastapi(sent: bytes, loc: tuple[str, ...], type_: str) -> None:
+    with pytest.raises(InvalidReading) as refusal:
+        decode(sent)
+    status, _, answer = problems.answer(refusal.value)
+    [fault] = orjson.loads(answer)["detail"]
+    assert (status, tuple(fault["loc"]), fault["type"]) == (422, loc, type_)
+    assert fault.keys() == {"type", "loc", "msg", "input"}
+    assert fault["msg"]
+
+
+def test_every_fault_is_named() -> None:
+    with pytest.raises(InvalidReading) as refusal:
+        decode(b'{"temperature": "warm", "sensor_id": "", "pressure": 1}')
+    assert [fault["loc"] for fault in refusal.value.details] == [
+        ("body", "temperature"),
+        ("body", "humidity"),
+        ("body", "sensor_id"),
+    ]
+
+
+@given(measures, measures, measures, names, st.booleans())
+def test_every_number_and_every_name_is_taken_to_the_last_bit(
+    temperature: float, humidity: float, pressure: float, sensor: str, ascii_only: bool
+) -> None:
+    """As the standard library's encoder writes it, and its decoder reads it."""
+    sent = {"temperature": temperature, "humidity": humidity, "pressure": pressure, "sensor_id": sensor}
+    taken = decode(json.dumps(sent, ensure_ascii=ascii_only).encode())
+    assert repr(taken) == repr(Reading(T0_US, sensor, temperature, humidity, pressure, SOURCE))
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(10**30),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from([*FIELDS, "time", "other"]), anything).map(lambda sent: json.dumps(sent).encode())
+    | st.binary()
+    | st.binary().map(lambda text: body(sensor_id=b'"%b"' % text))
+)
+def test_whatever_the_bytes_are_they_are_a_reading_or_an_answer_in_json(sent: bytes) -> None:
+    try:
+        decode(sent, ANY_TIME)
+    except InvalidReading as error:
+        status, _, answer = problems.answer(error)
+        assert status == 422
+        assert all(fault["loc"][0] == "body" for fault in orjson.loads(answer)["detail"])

@@ -1,0 +1,146 @@
+"""Times: an instant is the same instant in whichever form it comes."""
+
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta, tzinfo
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from app.ingest.decode.timestamps import EARLIEST_US, LATEST_US, TimeWindow, parse_time_us
+from tests.unit.samples import T0_US, times_us
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DAY_US = 86_400_000_000
+MINUTE_US = 60_000_000
+NANOSECONDS_A = {"s": 1_000_000_000, "ms": 1_000_000, "µs": 1_000, "ns": 1}
+
+epochs = st.integers(5_000_000 * 10**9, 5 * 10**9 * 10**9 - 1)
+"""Nanoseconds between March 1970 and 2128, where a magnitude tells every unit."""
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        ("2023-07-12T14:30:45Z", T0_US),
+        ("2023-07-12T14:30:45+00:00", T0_US),
+        ("2023-07-12T16:30:45+02:00", T0_US),
+        ("2023-07-12T09:00:45-05:30", T0_US),
+        ("2023-07-12T14:30:45", T0_US),
+        ("2023-07-12 14:30:45", T0_US),
+        ("20230712T143045Z", T0_US),
+        (" 2023-07-12T14:30:45Z ", T0_US),
+        ("2023-07-12T14:30:45.000001Z", T0_US + 1),
+        ("2023-07-12T14:30:45.999Z", T0_US + 999_000),
+        ("2023-07-12", T0_US - T0_US % DAY_US),
+        (1689172245, T0_US),
+        (1689172245.25, T0_US + 250_000),
+        (1689172245000, T0_US),
+        (1689172245000000, T0_US),
+        (1689172245000000999, T0_US),
+        ("1689172245", T0_US),
+        ("1689172245.25", T0_US + 250_000),
+        ("1689172245000", T0_US),
+        ("1689172245000000", T0_US),
+        ("1689172245000000999", T0_US),
+        ("1712120112345", 1712120112345_000),
+        (0, 0),
+        (-1, -1_000_000),
+        ("1900-01-01T00:00:00Z", EARLIEST_US),
+        ("2261-12-31T23:59:59.999999Z", LATEST_US - 1),
+    ],
+)
+def test_a_time_is_understood_in_every_form(sent: object, expected: int) -> None:
+    assert parse_time_us(sent) == expected
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        True,
+        False,
+        None,
+        [],
+        {},
+        b"2023-07-12",
+        "",
+        " ",
+        "now",
+        "yesterday",
+        "12/07/2023",
+        "2023-02-29T00:00:00Z",
+        "2023-07-12T25:00:00Z",
+        "nan",
+        "inf",
+        float("nan"),
+        float("inf"),
+        float("-inf"),
+        1e300,
+        10**400,
+        -(10**400),
+        "1" + 400 * "0",
+        "1899-12-31T23:59:59.999999Z",
+        "1900-01-01T00:00:00+00:01",
+        "2262-01-01T00:00:00Z",
+        "2261-12-31T23:59:59-00:01",
+        "0001-01-01T00:00:00+14:00",
+        "9999-12-31T23:59:59-14:00",
+        -2208988801,
+        LATEST_US * 1_000,
+    ],
+    ids=lambda sent: f"{sent!r:.30}",
+)
+def test_what_is_no_time_is_refused_in_words(sent: object) -> None:
+    with pytest.raises(ValueError, match=r"^time should "):
+        parse_time_us(sent)
+
+
+@given(times_us, st.timezones() | st.just(UTC))
+@example(EARLIEST_US, UTC)
+@example(LATEST_US - 1, UTC)
+def test_any_moment_survives_iso_8601_exactly(time_us: int, zone: tzinfo) -> None:
+    assert parse_time_us((EPOCH + timedelta(microseconds=time_us)).astimezone(zone).isoformat()) == time_us
+
+
+@given(epochs)
+def test_a_whole_number_means_the_same_instant_in_every_unit(epoch_ns: int) -> None:
+    for unit_ns in NANOSECONDS_A.values():
+        number = epoch_ns // unit_ns
+        assert parse_time_us(number) == number * unit_ns // 1_000
+
+
+@pytest.mark.parametrize("unit", NANOSECONDS_A)
+@given(epoch_ns=epochs.filter(lambda epoch_ns: epoch_ns >= 10**18))
+@example(epoch_ns=1712120112345_000_000)
+@example(epoch_ns=1700000000123456789)
+def test_a_number_in_quotes_means_what_it_means_without_them(unit: str, epoch_ns: int) -> None:
+    """From 2001 on: a shorter number in quotes, 20230712, is a date."""
+    number = epoch_ns // NANOSECONDS_A[unit]
+    assert parse_time_us(str(number)) == parse_time_us(number)
+
+
+@given(st.integers() | st.floats() | st.text() | st.from_regex(r"[0-9TZ:+. -]{1,30}", fullmatch=True))
+def test_whatever_is_sent_is_a_time_within_the_bounds_or_a_value_error(sent: object) -> None:
+    with suppress(ValueError):
+        assert EARLIEST_US <= parse_time_us(sent) < LATEST_US
+
+
+@pytest.mark.parametrize(
+    ("offset_us", "fault"),
+    [
+        (-30 * DAY_US - 1, "more than 30 days ago"),
+        (-30 * DAY_US, None),
+        (0, None),
+        (10 * MINUTE_US, None),
+        (10 * MINUTE_US + 1, "more than 10 minutes ahead"),
+    ],
+)
+def test_a_window_includes_its_edges(offset_us: int, fault: str | None) -> None:
+    said = TimeWindow.of(past_days=30, future_minutes=10).fault(T0_US + offset_us, now_us=T0_US)
+    assert said is None if fault is None else said is not None and fault in said
+
+
+def test_zero_days_and_zero_minutes_mean_any_time() -> None:
+    window = TimeWindow.of(past_days=0, future_minutes=0)
+    assert window.fault(EARLIEST_US, now_us=T0_US) is None
+    assert window.fault(LATEST_US - 1, now_us=T0_US) is None

@@ -1,0 +1,1 @@
+"""Committed readings on their way to subscribers, without a socket."""

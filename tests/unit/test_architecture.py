@@ -1,0 +1,115 @@
+"""The house rules, read off the syntax: which rooms are pure, and that no import runs back up."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PURE = [
+    "app.ingest.buffer",
+    "app.ingest.batch",
+    "app.ingest.receipt",
+    "app.ingest.decode",
+    "app.live.hub",
+    "app.web.auth",
+]
+IMPURE_MODULES = {
+    *("asyncio", "threading", "concurrent", "subprocess", "socket", "ssl", "psycopg", "psycopg_pool"),
+    *("time", "random", "secrets", "logging", "warnings", "os", "sys", "io", "pathlib", "app.settings"),
+}
+IMPURE_CALLS = {"open", "print", "input", "now", "utcnow", "today", "getenv"}
+DRIVERS = {"psycopg", "psycopg_pool", "sqlalchemy", "alembic"}
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): ast.parse(path.read_text()) for path in (ROOT / "app").rglob("*.py")}
+
+
+def is_in(module: str, room: str) -> bool:
+    return f"{module}.".startswith(f"{room}.")
+
+
+def modules_in(room: str) -> list[str]:
+    found = [module for module in MODULES if is_in(module, room)]
+    assert found, f"there is no {room}"
+    return found
+
+
+def imports(module: str) -> set[str]:
+    """What a module imports, at its top or anywhere else in it."""
+    found = set()
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, f"{module} has a relative import"
+            assert node.level == 0, f"{module} has a relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (names & MODULES.keys()) or {node.module}
+    return found
+
+
+def calls(module: str) -> set[str]:
+    functions = (node.func for node in ast.walk(MODULES[module]) if isinstance(node, ast.Call))
+    return {
+        function.attr if isinstance(function, ast.Attribute) else function.id
+        for function in functions
+        if isinstance(function, ast.Attribute | ast.Name)
+    }
+
+
+@pytest.mark.parametrize("room", PURE)
+def test_a_pure_room_has_no_clock_no_log_no_loop_and_no_environment(room: str) -> None:
+    for module in modules_in(room):
+        assert not [name for name in imports(module) for impure in IMPURE_MODULES if is_in(name, impure)]
+        assert not calls(module) & IMPURE_CALLS
+
+
+@pytest.mark.parametrize(
+    ("room", "above"),
+    [
+        ("app.errors", ["app"]),
+        ("app.ingest", ["app.web", "app.live", "app.store", "app.metrics", "app.main", "app.settings"]),
+        ("app.live", ["app.web", "app.store", "app.metrics", "app.main", "app.settings"]),
+        ("app.store", ["app.web", "app.live", "app.metrics", "app.main", "app.settings"]),
+        ("app.web", ["app.store", "app.metrics", "app.main", "app.settings"]),
+        ("app.metrics", ["app.web", "app.main", "app.settings"]),
+        ("app.settings", ["app.web", "app.live", "app.store", "app.ingest", "app.metrics", "app.main"]),
+        ("app", ["app.__main__"]),
+    ],
+)
+def test_imports_run_downward_only(room: str, above: list[str]) -> None:
+    climbing = {
+        f"{module} imports {name}"
+        for module in modules_in(room)
+        for name in imports(module)
+        if any(is_in(name, floor) for floor in above)
+    }
+    assert climbing == set()
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    graph = {module: imports(module) & MODULES.keys() for module in MODULES}
+    TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize(
+    ("names", "who"),
+    [
+        ({"app.settings"}, {"app.main", "app.__main__"}),
+        ({"app.main"}, {"app.__main__"}),
+    ],
+)
+def test_only_the_entrance_knows_the_settings_and_how_all_fits_together(names: set[str], who: set[str]) -> None:
+    assert {module for module in MODULES if imports(module) & names} == who
+
+
+def test_only_the_store_speaks_to_a_database() -> None:
+    speakers = {module for module in MODULES for name in imports(module) if name.partition(".")[0] in DRIVERS}
+    assert {module for module in speakers if not is_in(module, "app.store")} == set()
+    assert "app.store.database" in speakers

@@ -1,0 +1,122 @@
+"""Metrics: the sums of promise 2 in a single scrape, and names that Prometheus' own linter likes."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.errors import DatabaseAway, RejectedByDatabase
+from app.ingest.batch import READING_SIZE_BYTES
+from app.ingest.buffer import Buffer, Parcel
+from app.live.hub import Hub
+from app.metrics import Instruments, ServerCollector
+from app.store.maintenance import DatabaseStatistics
+from tests.unit.samples import reading, receipt
+
+NOW = 100.0
+PROMTOOL = shutil.which("promtool")
+
+
+def buffer_with_everything() -> Buffer:
+    """Ten readings: 4 committed, 1 rejected, 2 given back, 1 in flight, 2 waiting."""
+    buffer = Buffer(max_rows=20, max_bytes=1 << 20)
+    for place in range(10):
+        deadline = 10.0 if place < 7 else 1_000.0
+        buffer.add(Parcel(reading(), 90.0 + place, deadline, lambda _: None), retry_after_s=1)
+    buffer.begin(5)
+    buffer.accept(4)
+    buffer.reject(RejectedByDatabase("no"))
+    buffer.expire(NOW, lambda: DatabaseAway("away"), lambda: DatabaseAway("away"))
+    buffer.begin(1)
+    return buffer
+
+
+def registry(
+    buffer: Buffer,
+    *,
+    statistics: Callable[[], DatabaseStatistics | None] = lambda: DatabaseStatistics(size_bytes=7, connections=3),
+) -> CollectorRegistry:
+    hub = Hub(max_subscribers_per_key=1, mailbox_messages=2, mailbox_bytes=1_000)
+    hub.subscribe("API_KEY", lambda: None)
+    hub.publish([receipt(1), receipt(2), receipt(3)])
+    hub.publish([receipt(4, sensor="b"), receipt(5, sensor="c")])
+    registry = CollectorRegistry()
+    instruments = Instruments(registry)
+    instruments.observe_flush(4, 0.25)
+    instruments.request_duration.labels("/api/temperature_reading", "POST", 201).observe(0.003)
+    collector = ServerCollector(
+        buffer=buffer,
+        hub=hub,
+        clock=lambda: NOW,
+        pool_stats=lambda: {"pool_size": 4, "pool_available": 3},
+        database_statistics=statistics,
+        ready=lambda: True,
+    )
+    registry.register(collector)
+    return registry
+
+
+def scrape(registry: CollectorRegistry) -> dict[str, float]:
+    """Every sample without labels, by name."""
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    return {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
+
+
+def test_in_every_scrape_all_that_was_accepted_has_ended_in_one_way_or_is_held() -> None:
+    said = scrape(registry(buffer_with_everything()))
+    ends = {end: said[f"sensorflow_readings_{end}_total"] for end in ("committed", "rejected", "given_back")}
+    assert ends == {"committed": 4, "rejected": 1, "given_back": 2}
+    assert said["sensorflow_buffer_rows"] == 3
+    assert said["sensorflow_readings_accepted_total"] == sum(ends.values()) + said["sensorflow_buffer_rows"]
+
+
+def test_a_scrape_says_what_the_parts_know() -> None:
+    said = scrape(registry(buffer_with_everything()))
+    expected = {
+        "sensorflow_buffer_bytes": 3 * READING_SIZE_BYTES,
+        "sensorflow_buffer_max_rows": 20,
+        "sensorflow_buffer_max_bytes": 1 << 20,
+        "sensorflow_buffer_oldest_age_seconds": 3,
+        "sensorflow_websocket_connections": 1,
+        "sensorflow_websocket_messages_total": 5,
+        "sensorflow_websocket_messages_conflated_total": 2,
+        "sensorflow_websocket_dropped_total": 1,
+        "sensorflow_flush_rows_sum": 4,
+        "sensorflow_flush_duration_seconds_sum": 0.25,
+        "sensorflow_ready": 1,
+        "sensorflow_pool_connections": 4,
+        "sensorflow_pool_available": 3,
+        "sensorflow_pool_waiting": 0,
+        "sensorflow_database_up": 1,
+        "sensorflow_database_size_bytes": 7,
+        "sensorflow_database_connections": 3,
+    }
+    assert {name: said[name] for name in expected} == expected
+
+
+def test_a_database_that_is_away_has_no_size_but_is_said_to_be_down() -> None:
+    said = scrape(registry(buffer_with_everything(), statistics=lambda: None))
+    assert said["sensorflow_database_up"] == 0
+    assert not {"sensorflow_database_size_bytes", "sensorflow_database_connections"} & said.keys()
+
+
+def test_counters_end_in_total_and_units_are_base_units() -> None:
+    families = list(text_string_to_metric_families(generate_latest(registry(buffer_with_everything())).decode()))
+    assert families
+    for family in families:
+        assert family.name.startswith("sensorflow_")
+        assert family.documentation.endswith(".")
+        assert not {"ms", "milliseconds", "us", "minutes", "kilobytes", "mb"} & set(family.name.split("_"))
+        for sample in family.samples:
+            assert sample.name.endswith("_total") == (family.type == "counter")
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
+def test_promtool_finds_no_fault() -> None:
+    assert PROMTOOL is not None
+    exposition = generate_latest(registry(buffer_with_everything()))
+    check = subprocess.run([PROMTOOL, "check", "metrics"], input=exposition, capture_output=True, check=False)
+    assert (check.returncode, check.stderr.decode()) == (0, "")

@@ -1,0 +1,141 @@
+"""Settings: what README says of them, what is refused and under which name, and that no key is ever shown."""
+
+import re
+import traceback
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from app.errors import ConfigurationError
+from app.settings import MIN_KEY_LENGTH, PLACEHOLDER_KEYS, Keys, Settings, load_settings, strong_keys
+
+README = Path(__file__).parents[2] / "README.md"
+ROW = re.compile(r"^\| `([A-Z_]+)` \| (.+?) \| (.+) \|$", re.MULTILINE)
+KEY, OTHER_KEY = "correct-horse-battery", "staple-correct-horse"
+
+
+@pytest.fixture(autouse=True)
+def _empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_readme_names_every_setting_with_its_default_and_description() -> None:
+    _, _, section = README.read_text().partition("\n## Settings\n")
+    rows = ROW.findall(section.partition("\n## ")[0])
+    words = {None: "unset", "": "empty"}
+    assert [tuple(row) for row in rows] == [
+        (name.upper(), words.get(field.default, f"`{field.default}`"), field.description)
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def test_without_an_environment_every_default_holds() -> None:
+    assert load_settings().model_dump() == {name: field.default for name, field in Settings.model_fields.items()}
+
+
+def test_the_environment_goes_before_the_file_and_the_file_before_the_defaults(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text(f"PORT=9000\nHOST=0.0.0.0\nAPI_KEY={KEY}\nGRAFANA_PORT=3000\n")
+    monkeypatch.setenv("PORT", "9001")
+    settings = load_settings()
+    assert (settings.port, settings.host) == (9001, "0.0.0.0")  # noqa: S104
+    assert settings.api_key == SecretStr(KEY)
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "")
+    monkeypatch.setenv("BUFFER_MAX_ROWS", "")
+    assert load_settings() == Settings.model_construct()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "eighty"),
+        ("PORT", "65536"),
+        ("PORT", "-1"),
+        ("FORWARDED_ALLOW_IPS", "*"),
+        ("FORWARDED_ALLOW_IPS", "10.0.0.1,*"),
+        ("TIMEZONE", "Mars/Olympus_Mons"),
+        ("TIMEZONE", "Europe"),
+        ("TIMEZONE", "../../etc/passwd"),
+        ("ACCEPT_PAST_DAYS", "-1"),
+        ("ACCEPT_PAST_DAYS", "inf"),
+        ("ACCEPT_FUTURE_MINUTES", "nan"),
+        ("MAX_BODY_BYTES", "64k"),
+        ("BUFFER_MAX_ROWS", "0"),
+        ("BUFFER_MAX_BYTES", "1.5"),
+        ("FLUSH_MAX_ROWS", "100001"),
+        ("FLUSH_TIMEOUT_S", "0"),
+        ("COMMIT_TIMEOUT_S", "nan"),
+        ("DRAIN_TIMEOUT_S", "inf"),
+        ("LIVE_MAILBOX_MESSAGES", "-5"),
+        ("MAX_WS_CONNECTIONS_PER_KEY", "0"),
+        ("LOG_LEVEL", "LOUD"),
+        ("LOG_FORMAT", "xml"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused_under_its_variables_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=rf"\b{name}: \w"):
+        load_settings()
+
+
+def test_all_that_is_wrong_is_said_at_once_and_no_secret_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEY", KEY)
+    monkeypatch.setenv("API_KEY_WS", OTHER_KEY)
+    monkeypatch.setenv("DATABASE_URL", "postgresql://sensorflow:hunter2@db/sensorflow")
+    monkeypatch.setenv("PORT", "eighty")
+    monkeypatch.setenv("LOG_LEVEL", "LOUD")
+    with pytest.raises(ConfigurationError, match=r"PORT: .*LOG_LEVEL: ") as refusal:
+        load_settings()
+    said = "".join(traceback.format_exception(refusal.value))
+    assert not [secret for secret in (KEY, OTHER_KEY, "hunter2") if secret in said]
+
+
+@pytest.mark.parametrize("name", ["port", "api_key", "database_url"])
+def test_settings_are_frozen(name: str) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(load_settings(), name, None)
+
+
+@pytest.mark.parametrize(
+    ("api_key", "api_key_ws", "faults"),
+    [
+        (None, KEY, ["API_KEY is missing"]),
+        (KEY, None, ["API_KEY_WS is missing"]),
+        (None, None, ["API_KEY is missing", "API_KEY_WS is missing"]),
+        (KEY[: MIN_KEY_LENGTH - 1], KEY, ["API_KEY has fewer than 16 characters"]),
+        (KEY, "hunter2", ["API_KEY_WS has fewer than 16 characters"]),
+        *((KEY, placeholder, ["API_KEY_WS still has its placeholder value"]) for placeholder in PLACEHOLDER_KEYS),
+        (next(iter(PLACEHOLDER_KEYS)), "x", ["API_KEY still has its placeholder", "API_KEY_WS has fewer"]),
+    ],
+)
+def test_weak_keys_are_refused_by_name_and_not_shown(
+    api_key: str | None, api_key_ws: str | None, faults: list[str]
+) -> None:
+    keys = {"api_key": api_key, "api_key_ws": api_key_ws}
+    settings = load_settings().model_copy(update={name: key and SecretStr(key) for name, key in keys.items()})
+    with pytest.raises(ConfigurationError) as refusal:
+        strong_keys(settings)
+    said = str(refusal.value).partition(". Make one with")[0].split("; ")
+    assert [sentence.startswith(fault) for sentence, fault in zip(said, faults, strict=True)] == [True] * len(faults)
+    assert not [key for key in keys.values() if key and len(key) > 1 and key in str(refusal.value)]
+
+
+def test_strong_keys_are_handed_out_and_not_printed() -> None:
+    shortest = KEY[:MIN_KEY_LENGTH]
+    settings = load_settings().model_copy(update={"api_key": SecretStr(shortest), "api_key_ws": SecretStr(OTHER_KEY)})
+    keys = strong_keys(settings)
+    assert (keys.api_key, keys.api_key_ws) == (shortest, OTHER_KEY)
+    assert isinstance(keys, Keys)
+    for printed in (repr(keys), str(keys), repr(settings), str(settings)):
+        assert shortest not in printed
+        assert OTHER_KEY not in printed

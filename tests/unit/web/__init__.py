@@ -1,0 +1,1 @@
+"""What the wire is told, without a wire."""

@@ -1,0 +1,55 @@
+"""Keys: the right one, for the right thing, and never shown."""
+
+import pytest
+
+from app.errors import Unauthorized
+from app.web.auth import ApiKey, Keyring, Scope
+
+MASTER, EARS = "correct-horse-battery", "correct-horse-listens"
+KEYRING = Keyring(
+    ApiKey("API_KEY", MASTER, frozenset(Scope)),
+    ApiKey("API_KEY_WS", EARS, frozenset({Scope.LISTEN})),
+)
+
+
+@pytest.mark.parametrize(
+    ("shown", "scope", "name"),
+    [
+        (MASTER, Scope.INGEST, "API_KEY"),
+        (MASTER, Scope.LISTEN, "API_KEY"),
+        (EARS, Scope.LISTEN, "API_KEY_WS"),
+    ],
+)
+def test_a_key_opens_what_it_is_for(shown: str, scope: Scope, name: str) -> None:
+    assert KEYRING.name_of(shown.encode(), scope) == name
+
+
+@pytest.mark.parametrize(
+    ("shown", "scope", "reason"),
+    [
+        (None, Scope.INGEST, "missing"),
+        (b"", Scope.LISTEN, "missing"),
+        (EARS.encode(), Scope.INGEST, "not one to ingest with"),
+        (b"wrong", Scope.LISTEN, "unknown"),
+        (MASTER[:-1].encode(), Scope.INGEST, "unknown"),
+        (MASTER.encode() + b"x", Scope.INGEST, "unknown"),
+        (MASTER.upper().encode(), Scope.INGEST, "unknown"),
+        (b" " + MASTER.encode(), Scope.INGEST, "unknown"),
+        (b"\xff\x00", Scope.INGEST, "unknown"),
+    ],
+)
+def test_any_other_key_opens_nothing(shown: bytes | None, scope: Scope, reason: str) -> None:
+    with pytest.raises(Unauthorized, match=reason) as refusal:
+        KEYRING.name_of(shown, scope)
+    assert MASTER not in str(refusal.value)
+    assert EARS not in str(refusal.value)
+
+
+def test_without_keys_nothing_opens_not_even_to_nothing() -> None:
+    with pytest.raises(Unauthorized):
+        Keyring(ApiKey("API_KEY", "", frozenset(Scope))).name_of(b"", Scope.INGEST)
+
+
+def test_no_key_is_shown_where_it_is_printed() -> None:
+    key = ApiKey("API_KEY", MASTER, frozenset(Scope))
+    assert repr(key) == str(key) == "ApiKey('API_KEY')"
