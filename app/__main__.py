@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import secrets
 import signal
 import socket
@@ -18,7 +17,7 @@ from app.errors import ConfigurationError, DatabaseAway
 from app.logs import configure_logging
 from app.main import create_app
 from app.settings import Keys, Settings, load_settings, strong_keys
-from app.store.database import Edition, migrate
+from app.store.database import Edition, checked_url, migrate
 from app.store.embedded import embedded_database
 from app.web.protocol import HttpProtocol
 
@@ -63,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _database(settings: Settings) -> Iterator[str]:
     """The connection string: the one that is set, or that of an embedded database, which stops at the end."""
     if settings.database_url is not None:
-        yield settings.database_url
+        yield checked_url(settings.database_url)
     else:
         with embedded_database(settings.data_dir) as url:
             yield url
@@ -71,13 +70,10 @@ def _database(settings: Settings) -> Iterator[str]:
 
 def _keys(settings: Settings) -> Keys:
     """The keys that are set; beside an embedded database, those that are missing are made and kept."""
-    if settings.database_url is not None:
-        return strong_keys(settings)
-    set_keys = (settings.api_key, settings.api_key_ws)
-    files = (settings.data_dir / name for name in KEY_FILES)
-    return Keys(
-        *(key.get_secret_value() if key else _kept_key(file) for key, file in zip(set_keys, files, strict=True))
-    )
+    keys = [key.get_secret_value() if key else "" for key in (settings.api_key, settings.api_key_ws)]
+    if settings.database_url is None:
+        keys = [key or _kept_key(settings.data_dir / name) for key, name in zip(keys, KEY_FILES, strict=True)]
+    return strong_keys(*keys)
 
 
 def _kept_key(path: Path) -> str:
@@ -86,8 +82,10 @@ def _kept_key(path: Path) -> str:
         return path.read_text().strip()
     except FileNotFoundError:
         key = secrets.token_urlsafe(24)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(key + "\n")
+        draft = path.with_suffix(".new")
+        draft.touch(mode=0o600)
+        draft.write_text(key + "\n")
+        draft.rename(path)  # whole, or not at all
         return key
 
 
@@ -104,9 +102,15 @@ def _serve(settings: Settings, database_url: str) -> None:
         if settings.log_format == "text":
             print(_welcome(url, edition, settings), flush=True)
 
+    failed = False
+
+    def fail() -> None:
+        nonlocal failed
+        failed = server.should_exit = True
+
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(settings, database_url=database_url, keys=keys, announce=announce),
+            create_app(settings, database_url=database_url, keys=keys, announce=announce, fail=fail),
             http=HttpProtocol,
             ws="websockets-sansio",
             ws_max_size=65_536,
@@ -120,6 +124,8 @@ def _serve(settings: Settings, database_url: str) -> None:
         )
     )
     server.run(sockets=[listener])
+    if failed:
+        raise SystemExit(1)
 
 
 def _listen(host: str, port: int) -> socket.socket:

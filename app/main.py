@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = "Ingestion of sensor readings into TimescaleDB. 201 means committed."
 PREPARE_INTERVAL_S = 1.0
 READINESS_TIMEOUT_S = 2.0
+REMEMBERING_HEAD_START_S = 1.0
+REMEMBERING_TIMEOUT_S = 60.0
 
 
 class Server:
@@ -43,10 +45,14 @@ class Server:
         settings: the configuration, of which the database and the keys are given apart.
         database_url: where readings are stored.
         announce: is told the database's edition once readings are taken.
+        fail: is called if the work ends by an error that nobody foresaw.
     """
 
-    def __init__(self, settings: Settings, database_url: str, announce: Callable[[Edition], None]) -> None:
+    def __init__(
+        self, settings: Settings, database_url: str, *, announce: Callable[[Edition], None], fail: Callable[[], None]
+    ) -> None:
         self._announce = announce
+        self._fail = fail
         self._drain_timeout_s = settings.drain_timeout_s
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
@@ -85,7 +91,7 @@ class Server:
     async def running(self) -> AsyncIterator[None]:
         """Works from entry to exit. At exit, what is held is flushed within the drain timeout, or answered."""
         work = asyncio.create_task(self._work())
-        work.add_done_callback(_report_death)
+        work.add_done_callback(self._report_death)
         try:
             yield
         finally:
@@ -98,30 +104,44 @@ class Server:
     async def _work(self) -> None:
         edition = await self._prepare()
         async with asyncio.TaskGroup() as tasks:
+            remembering = tasks.create_task(self._remember_latest())
+            # On a small database it is there before the first subscriber; on a large one nobody waits for it.
+            await asyncio.wait([remembering], timeout=REMEMBERING_HEAD_START_S)
             tasks.create_task(self.pipeline.run())
             tasks.create_task(self._maintenance.run())
             await self.pipeline.opened.wait()
             self._announce(edition)
 
+    async def _remember_latest(self) -> None:
+        try:
+            async with self._database.borrow(timeout_s=REMEMBERING_TIMEOUT_S) as connection:
+                latest = await latest_reading(connection)
+        except DatabaseAway as error:
+            logger.warning("subscribers begin without the latest reading: %s", error)
+            return
+        if latest is not None:
+            self.hub.remember(self._encode(*latest))
+
     async def _prepare(self) -> Edition:
-        """Migrates and loads what is remembered; tries until the database lets it."""
+        """Migrates and probes; tries until the database lets it."""
         said = None
         while True:
             try:
                 edition = await self._database.prepare()
-                async with self._database.borrow(timeout_s=READINESS_TIMEOUT_S) as connection:
-                    latest = await latest_reading(connection)
             except DatabaseAway as error:
                 if str(error) != said:
                     said = str(error)
                     logger.warning("the database can't be used yet, readings are refused: %s", said)
                 await asyncio.sleep(PREPARE_INTERVAL_S)
                 continue
-            if latest is not None:
-                self.hub.remember(self._encode(*latest))
             for name in edition.weak_durability:
                 logger.warning("%s is off in PostgreSQL: a crash there may lose readings answered 201", name)
             return edition
+
+    def _report_death(self, work: asyncio.Task[None]) -> None:
+        if not work.cancelled() and (error := work.exception()) is not None:
+            logger.critical("the server's work has ended, and so does the server", exc_info=error)
+            self._fail()
 
     async def readiness(self) -> Readiness:
         """Looks at the pipeline, and asks the database for a sign of life."""
@@ -141,9 +161,16 @@ class Server:
         )
 
 
-def create_app(settings: Settings, *, database_url: str, keys: Keys, announce: Callable[[Edition], None]) -> ASGIApp:
-    """The ASGI application; ``announce`` is told the database's edition once readings are taken."""
-    server = Server(settings, database_url, announce)
+def create_app(
+    settings: Settings,
+    *,
+    database_url: str,
+    keys: Keys,
+    announce: Callable[[Edition], None],
+    fail: Callable[[], None],
+) -> ASGIApp:
+    """The ASGI application; ``announce`` and ``fail`` as Server has them."""
+    server = Server(settings, database_url, announce=announce, fail=fail)
     keyring = Keyring(
         ApiKey("API_KEY", keys.api_key, frozenset(Scope)),
         ApiKey("API_KEY_WS", keys.api_key_ws, frozenset({Scope.LISTEN})),
@@ -169,8 +196,3 @@ def create_app(settings: Settings, *, database_url: str, keys: Keys, announce: C
     app.include_router(live_router(hub=server.hub, keyring=keyring, send_timeout_s=settings.live_send_timeout_s))
     app.include_router(ops_router(readiness=server.readiness, registry=server.registry))
     return Shortcut(Measure(app, durations=durations, clock=time.perf_counter), endpoint)
-
-
-def _report_death(work: asyncio.Task[None]) -> None:
-    if not work.cancelled() and (error := work.exception()) is not None:
-        logger.critical("the server's work has ended; readings are refused", exc_info=error)

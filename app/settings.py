@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import ConfigurationError
@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     )
     max_body_bytes: PositiveInt = Field(65_536, description="Largest body of POST /api/temperature_reading, bytes.")
 
-    buffer_max_rows: PositiveInt = Field(500_000, description="Rows held at most, queued and in flight; then 503.")
+    buffer_max_rows: PositiveInt = Field(50_000, description="Rows held at most, queued and in flight; then 503.")
     buffer_max_bytes: PositiveInt = Field(
         134_217_728, description="Bytes held at most, queued and in flight; then 503."
     )
@@ -79,7 +79,8 @@ class Settings(BaseSettings):
         30, description="Longest that one flush may take before its connection is given up, seconds."
     )
     commit_timeout_s: PositiveFloat = Field(
-        4, description="Longest that a request waits for its commit, seconds; then 503, or 504 if COMMIT was under way."
+        4,
+        description="Longest that a request waits for its commit, seconds; then 503, or 504 if in a flush.",
     )
     drain_timeout_s: PositiveFloat = Field(
         10,
@@ -100,6 +101,14 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level that is logged.")
     log_format: Literal["text", "json"] = Field("text", description="`text` (coloured on a terminal) or `json`.")
 
+    @model_validator(mode="after")
+    def _answers_come_before_the_end(self) -> "Settings":
+        if self.commit_timeout_s >= self.drain_timeout_s:
+            raise ValueError(
+                "COMMIT_TIMEOUT_S should be below DRAIN_TIMEOUT_S, so that a stopping server still answers"
+            )
+        return self
+
 
 def load_settings() -> Settings:
     """Reads the environment and ``.env``.
@@ -110,8 +119,10 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        faults = "; ".join(f"{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors())
-        raise ConfigurationError(f"Settings that can't be used: {faults}") from error
+        faults = "; ".join(
+            ": ".join([*(str(name).upper() for name in fault["loc"]), fault["msg"]]) for fault in error.errors()
+        )
+        raise ConfigurationError(f"Settings that can't be used: {faults}") from None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -122,23 +133,25 @@ class Keys:
     api_key_ws: str
 
 
-def strong_keys(settings: Settings) -> Keys:
-    """The keys that were set, if both are strong enough to guard a database of somebody's.
+def strong_keys(api_key: str, api_key_ws: str) -> Keys:
+    """The two keys, if both are strong and they differ.
 
     Raises:
-        ConfigurationError: API_KEY or API_KEY_WS is missing, short or a placeholder; the message says which.
+        ConfigurationError: one is missing, a placeholder or short, or they are equal; the message says which, and
+            shows neither.
     """
-    keys = Keys(*(secret.get_secret_value() if secret else "" for secret in (settings.api_key, settings.api_key_ws)))
     faults = []
-    for name, key in (("API_KEY", keys.api_key), ("API_KEY_WS", keys.api_key_ws)):
+    for name, key in (("API_KEY", api_key), ("API_KEY_WS", api_key_ws)):
         if not key:
             faults.append(f"{name} is missing")
         elif key in PLACEHOLDER_KEYS:
             faults.append(f"{name} still has its placeholder value")
         elif len(key) < MIN_KEY_LENGTH:
             faults.append(f"{name} has fewer than {MIN_KEY_LENGTH} characters")
+    if not faults and api_key == api_key_ws:
+        faults.append("API_KEY_WS equals API_KEY, so that whoever may listen may send")
     if faults:
         raise ConfigurationError(
             f"{'; '.join(faults)}. Make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(24))'"
         )
-    return keys
+    return Keys(api_key, api_key_ws)

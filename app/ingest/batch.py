@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-READING_SIZE_BYTES = 1_024
-"""What one reading that waits alone is counted as. Measured with tracemalloc: the reading, its parcel, its future and
-the suspended request behind it hold 0.7 to 0.9 KiB."""
+READING_SIZE_BYTES = 2_048
+"""What one reading that waits alone is counted as: the reading, its parcel, its future and the suspended request behind
+it, with the longest name that a sensor may have."""
 
 
 class Source(NamedTuple):

@@ -255,7 +255,7 @@ class Pipeline:
 
     def _away(self) -> NotStored:
         return DatabaseAway(
-            f"The reading is not stored: {self._trouble or 'the database did not commit it in time'}.",
+            "The reading is not stored: the database is away, or did not commit it in time.",
             retry_after_s=math.ceil(LONGEST_BACKOFF_S),
         )
 

@@ -125,6 +125,12 @@ class Hub:
             self._deliver(subscriber, [self.latest])
         return subscriber
 
+    def drop(self, subscriber: Subscriber) -> None:
+        """Gives up a subscriber that takes its messages too slowly; it is still to be unsubscribed."""
+        if not subscriber.dropped:
+            subscriber.dropped = True
+            self.tally.dropped += 1
+
     def unsubscribe(self, subscriber: Subscriber) -> None:
         """Forgets a subscriber; one that was dropped too must be unsubscribed."""
         self._subscribers.remove(subscriber)

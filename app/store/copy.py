@@ -18,8 +18,8 @@ CHUNK_BYTES = 262_144
 FAILED = frozenset({ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE})
 
 
-def copy_in(connection: PGconn, statements: bytes, rows: bytes) -> PQGen[int]:
-    """Sends statements of which the last is COPY … FROM STDIN, then the rows; gives back how many rows it took.
+def begin_copy(connection: PGconn, statements: bytes) -> PQGen[None]:
+    """Sends statements of which the last is COPY … FROM STDIN, and waits until PostgreSQL is ready for the rows.
 
     Nothing is committed by it: the statements begin with BEGIN and have no COMMIT.
 
@@ -29,6 +29,14 @@ def copy_in(connection: PGconn, statements: bytes, rows: bytes) -> PQGen[int]:
     connection.send_query(statements)
     yield from send(connection)
     _check((yield from fetch_many(connection)), ExecStatus.COPY_IN)
+
+
+def copy_rows(connection: PGconn, rows: bytes) -> PQGen[int]:
+    """Sends the rows, and gives back how many PostgreSQL took.
+
+    Raises:
+        psycopg.Error: likewise; now it may be about the rows.
+    """
     for start in range(0, len(rows), CHUNK_BYTES):
         connection.put_copy_data(rows[start : start + CHUNK_BYTES])
         yield from send(connection)

@@ -15,9 +15,11 @@ import psycopg
 import sqlalchemy
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
+from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from app.errors import DatabaseAway, RejectedByDatabase
+from app.errors import ConfigurationError, DatabaseAway
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +30,9 @@ MIGRATION_LOCK = 7_367_001
 """Key of the advisory lock that migrations hold, so that of many processes that start at once one migrates."""
 
 CONNECT_TIMEOUT_S = 5
+LOCK_TIMEOUT_S = 10
+"""Nothing waits longer for a lock than a stopping server may take."""
 POOL_MAX_SIZE = 4
-
-CONTENT_SQLSTATE_CLASSES = frozenset({"22", "23", "44", "P0"})
-"""Data exceptions, integrity constraints, WITH CHECK OPTION, and what a trigger raises: the row is at fault, not the
-server. Any other SQLSTATE may pass by itself or by an operator's hand, so its rows are kept and tried again."""
 
 
 def connection_arguments(application_name: str) -> dict[str, Any]:
@@ -40,6 +40,7 @@ def connection_arguments(application_name: str) -> dict[str, Any]:
     return {
         "application_name": application_name,
         "connect_timeout": CONNECT_TIMEOUT_S,
+        "options": f"-c lock_timeout={LOCK_TIMEOUT_S}s",
         "keepalives_idle": 5,
         "keepalives_interval": 2,
         "keepalives_count": 3,
@@ -47,19 +48,32 @@ def connection_arguments(application_name: str) -> dict[str, Any]:
     }
 
 
+def checked_url(url: str) -> str:
+    """The connection string, if it is one.
+
+    Raises:
+        ConfigurationError: it is not; the message does not show it, since it holds a password.
+    """
+    try:
+        conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        raise ConfigurationError(
+            "DATABASE_URL is not a connection string like postgresql://user:password@host:5432/database"
+        ) from None
+    return url
+
+
 @contextmanager
 def own_errors() -> Iterator[None]:
-    """Driver errors inside become DatabaseAway or RejectedByDatabase, told apart by class and SQLSTATE."""
+    """Driver errors inside become DatabaseAway."""
     try:
         yield
     except (psycopg.Error, PoolTimeout, OSError) as error:
-        sqlstate = error.sqlstate if isinstance(error, psycopg.Error) else None
-        if sqlstate is not None and sqlstate[:2] in CONTENT_SQLSTATE_CLASSES:
-            raise RejectedByDatabase(_first_line(error)) from error
-        raise DatabaseAway(_first_line(error)) from error
+        raise DatabaseAway(first_line(error)) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An error in one line, for a log."""
     return str(error).strip().split("\n", 1)[0] or type(error).__name__
 
 
@@ -103,6 +117,7 @@ def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
 
     Raises:
         DatabaseAway: the database can't be reached or does not let us.
+        ConfigurationError: its schema is of another, newer version of the server.
     """
     with (
         own_errors(),
@@ -121,8 +136,12 @@ def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
             with engine.connect() as alembic_connection:
                 config.attributes["connection"] = alembic_connection
                 (command.downgrade if down else command.upgrade)(config, revision)
+        except CommandError as error:
+            raise ConfigurationError(
+                f"The database's schema does not fit this version of the server: {error}"
+            ) from error
         except sqlalchemy.exc.DBAPIError as error:
-            raise DatabaseAway(f"migration failed: {_first_line(error.orig or error)}") from error
+            raise DatabaseAway(f"migration failed: {first_line(error.orig or error)}") from error
 
 
 def _create_extension(connection: psycopg.Connection) -> None:
@@ -132,7 +151,7 @@ def _create_extension(connection: psycopg.Connection) -> None:
         try:
             connection.execute(CREATE_EXTENSION)
         except psycopg.Error as error:
-            logger.warning("TimescaleDB is loaded but can't be used in this database: %s", _first_line(error))
+            logger.warning("TimescaleDB is loaded but can't be used in this database: %s", first_line(error))
 
 
 class Database:

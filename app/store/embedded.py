@@ -14,6 +14,7 @@ import logging
 import os
 import pwd
 import shutil
+import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,8 +60,8 @@ def embedded_database(data_dir: Path) -> Iterator[str]:
         raise ConfigurationError(f"Can't make {data_dir}: {error.strerror}. Set DATA_DIR or DATABASE_URL.") from error
     with _claim(data_dir):
         cluster = _Cluster(data_dir, binaries)
-        cluster.start()
         try:
+            cluster.start()
             yield cluster.url
         finally:
             cluster.stop()
@@ -68,7 +69,11 @@ def embedded_database(data_dir: Path) -> Iterator[str]:
 
 @contextmanager
 def _claim(data_dir: Path) -> Iterator[None]:
-    with (data_dir / "lock").open("w") as lock:
+    try:
+        lock_file = (data_dir / "lock").open("w")
+    except OSError as error:
+        raise ConfigurationError(f"Can't write in {data_dir}: {error.strerror}. Set DATA_DIR.") from error
+    with lock_file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -95,9 +100,8 @@ class _Cluster:
             _make_reachable(self._bin)
         if not (self._folder / "PG_VERSION").exists():
             self._make()
-        self._socket_dir.mkdir(mode=0o700, exist_ok=True)
-        self._hand_over(self._socket_dir)
-        if self._run("pg_ctl", "status", "-D", str(self._folder)).returncode == 0:
+        self._make_socket_dir()
+        if self._runs():
             logger.info("taking over the PostgreSQL that runs in %s", self._folder)
             return
         self._log.touch(mode=0o600)
@@ -109,8 +113,25 @@ class _Cluster:
         )  # fmt: skip
 
     def stop(self) -> None:
+        if not self._runs():
+            return
         self._must("pg_ctl", "stop", "-w", "-t", str(STOP_TIMEOUT_S), "-m", "fast", "-D", str(self._folder))
         shutil.rmtree(self._socket_dir, ignore_errors=True)
+
+    def _runs(self) -> bool:
+        return self._run("pg_ctl", "status", "-D", str(self._folder)).returncode == 0
+
+    def _make_socket_dir(self) -> None:
+        """Makes the folder, or makes sure that the one that is there, perhaps in a folder open to all, is ours."""
+        owner = self._account.pw_uid if self._account else os.geteuid()
+        try:
+            self._socket_dir.mkdir(mode=0o700)
+        except FileExistsError as error:
+            found = self._socket_dir.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner or found.st_mode & 0o077:
+                raise ConfigurationError(f"{self._socket_dir} is somebody else's. Remove it.") from error
+        else:
+            self._hand_over(self._socket_dir)
 
     def _make(self) -> None:
         """Runs initdb beside the final folder and renames, so that a start cut short leaves nothing half made."""

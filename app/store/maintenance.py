@@ -14,12 +14,12 @@ QUERY_TIMEOUT_S = 10.0
 PRUNE_LOCK = 7_367_002
 """Key of the advisory lock under which the ledger is pruned: of many processes one does it."""
 
-LEDGER_WINDOW_HOURS = 1
+LEDGER_WINDOW_MINUTES = 10
 """A ledger row is asked for only while its flush's senders wait, which is seconds."""
 
 PRUNE_LEDGER = f"""
 DELETE FROM flushes
-WHERE committed_at < now() - interval '{LEDGER_WINDOW_HOURS} hours' AND pg_try_advisory_xact_lock({PRUNE_LOCK})
+WHERE committed_at < now() - interval '{LEDGER_WINDOW_MINUTES} minutes' AND pg_try_advisory_xact_lock({PRUNE_LOCK})
 """
 STATISTICS = """
 SELECT pg_database_size(current_database()), count(*)

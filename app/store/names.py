@@ -33,6 +33,10 @@ class NameIds:
         ).format(**arguments)
         self._ids: dict[tuple[str, ...], int] = {}
 
+    def forget(self) -> None:
+        """Asks again for every name: a database reached anew may be another one, after a failover or a restore."""
+        self._ids.clear()
+
     async def resolve(self, connection: Connection, names: Sequence[tuple[str, ...]]) -> list[int]:
         """The id of each name, in order. Those that are new are added, and committed, at once.
 

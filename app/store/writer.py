@@ -9,8 +9,8 @@ be given out again and then reads "committed" for somebody else's work.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import psycopg
 import pyarrow as pa
@@ -19,8 +19,8 @@ from psycopg.pq import TransactionStatus
 
 from app.errors import DatabaseAway, OutcomeUnknown, RejectedByDatabase
 from app.ingest.batch import Batch, column
-from app.store.copy import commit, copy_in
-from app.store.database import Connection, Database, own_errors
+from app.store.copy import begin_copy, commit, copy_rows
+from app.store.database import Connection, Database, first_line, own_errors
 from app.store.names import NameIds
 
 RESERVE_IDS = "SELECT nextval('reading_ids')"
@@ -48,6 +48,22 @@ WIRE_SCHEMA = pa.schema(
         ("pressure", pa.float64()),
     ]
 )
+
+
+CONTENT_SQLSTATE_CLASSES = frozenset({"22", "23", "44", "54", "P0"})
+"""Data exceptions, integrity constraints, WITH CHECK OPTION, program limits, and what a trigger raises: the row is at
+fault, not the server. Any other SQLSTATE may pass by itself or by an operator's hand: its rows are tried again."""
+
+
+@contextmanager
+def content_errors() -> Iterator[None]:
+    """What PostgreSQL objects to in the rows becomes RejectedByDatabase, by SQLSTATE; other errors pass."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if error.sqlstate is not None and error.sqlstate[:2] in CONTENT_SQLSTATE_CLASSES:
+            raise RejectedByDatabase(first_line(error)) from error
+        raise
 
 
 class Writer:
@@ -104,18 +120,19 @@ class Writer:
             async with self._step() as connection:
                 rows_on_the_wire = await self._encode(connection, batch, first_id)
                 statements = BEGIN_FLUSH.format(first_id=first_id, rows=rows) + COPY_READINGS
-                taken = await connection.wait(copy_in(connection.pgconn, statements.encode(), rows_on_the_wire))
+                await connection.wait(begin_copy(connection.pgconn, statements.encode()))
+                with content_errors():
+                    taken = await connection.wait(copy_rows(connection.pgconn, rows_on_the_wire))
                 # A trigger that returns NULL leaves its row out, and PostgreSQL calls that success.
                 if taken != rows:
                     raise RejectedByDatabase(f"PostgreSQL took {taken} of {rows} rows without an error")
                 commit_is_out = True
                 try:
-                    tag = await connection.wait(commit(connection.pgconn))
-                except psycopg.Error:
+                    with content_errors():
+                        tag = await connection.wait(commit(connection.pgconn))
+                finally:
                     # An error that PostgreSQL itself sends in answer to COMMIT leaves the connection idle: rolled back.
                     commit_is_out = connection.info.transaction_status != TransactionStatus.IDLE
-                    raise
-                commit_is_out = False
                 if tag != "COMMIT":
                     raise DatabaseAway(f"COMMIT was answered with {tag}")
         except (DatabaseAway, RejectedByDatabase) as error:
@@ -154,6 +171,10 @@ class Writer:
         """A live connection for one step, within the timeout. After a failure none of the step is left behind."""
         if self._connection is None:
             self._connection = await self._database.connect("sensorflow flusher")
+            # What was remembered is another server's, if this one took over after a failover.
+            self._sensors.forget()
+            self._sources.forget()
+            self._ids_left = 0
         connection = self._connection
         try:
             with own_errors():
@@ -161,8 +182,9 @@ class Writer:
                     yield connection
         except RejectedByDatabase:
             try:
-                await connection.rollback()
-            except psycopg.Error:
+                async with asyncio.timeout(self._flush_timeout_s):
+                    await connection.rollback()
+            except (psycopg.Error, TimeoutError):
                 await self.close()
             raise
         except DatabaseAway:

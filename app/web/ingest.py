@@ -18,7 +18,7 @@ from fastapi.security import APIKeyHeader
 from pydantic import BaseModel
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import BodyTooLarge, SensorFlowError, UnsupportedEncoding
+from app.errors import BodyTooLarge, Fault, InvalidReading, SensorFlowError, UnsupportedEncoding
 from app.ingest.batch import Source
 from app.ingest.buffer import Answer
 from app.ingest.decode.reading import ReadingBody, decode_reading
@@ -29,6 +29,8 @@ from app.web import auth, problems
 from app.web.measure import RequestDurations
 
 PATH = "/api/temperature_reading"
+MAX_ADDRESS_LENGTH = 45
+"""An IPv6 address has no more; what a trusted proxy forwards may be anything."""
 KEY_HEADER = APIKeyHeader(name="X-API-Key")
 
 
@@ -113,13 +115,13 @@ class ReadingEndpoint:
             raise UnsupportedEncoding("Send the reading without a Content-Encoding.")
         body = await self._read(headers, receive)
         client = scope["client"]
-        source = Source(key_name, client[0] if client else "")
+        source = Source(key_name, client[0][:MAX_ADDRESS_LENGTH] if client else "")
         reading = decode_reading(body, source=source, window=self._window, now_us=self._now_us())
 
         answered: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
 
         def settle(answer: Answer) -> None:
-            if answered.done():  # the connection has gone, and its task with it
+            if answered.done():  # the server is stopping, and has cancelled the request
                 return
             if isinstance(answer, Receipt):
                 answered.set_result(answer)
@@ -136,6 +138,8 @@ class ReadingEndpoint:
         body: bytes = b""
         while True:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                raise InvalidReading([Fault(type="cut_short", loc=("body",), msg="The body was cut short", input=None)])
             body += message.get("body", b"")
             if len(body) > self._max_body_bytes:
                 raise BodyTooLarge(self._max_body_bytes)

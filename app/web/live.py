@@ -7,6 +7,7 @@ closed with the reason, since a browser shows its page nothing of a refused hand
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 
 from fastapi import APIRouter
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -18,6 +19,7 @@ from app.web import auth, problems
 PATH = "/ws/sensor_updates"
 SUBPROTOCOL = "sensorflow"
 KEY_SUBPROTOCOL = "sensorflow.key."
+CLOSE_TIMEOUT_S = 1.0
 
 
 def live_router(*, hub: Hub, keyring: auth.Keyring, send_timeout_s: float) -> APIRouter:
@@ -37,7 +39,7 @@ def live_router(*, hub: Hub, keyring: auth.Keyring, send_timeout_s: float) -> AP
         # Whichever ends first ends the connection: the peer hangs up, or is too slow for what it asked for.
         sides = {
             asyncio.create_task(_until_hung_up(websocket)),
-            asyncio.create_task(_forward(websocket, subscriber, mail, send_timeout_s)),
+            asyncio.create_task(_forward(websocket, hub, subscriber, mail, send_timeout_s)),
         }
         try:
             ended, _ = await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
@@ -58,7 +60,9 @@ async def _until_hung_up(websocket: WebSocket) -> None:
         pass
 
 
-async def _forward(websocket: WebSocket, subscriber: Subscriber, mail: asyncio.Event, send_timeout_s: float) -> None:
+async def _forward(
+    websocket: WebSocket, hub: Hub, subscriber: Subscriber, mail: asyncio.Event, send_timeout_s: float
+) -> None:
     """Sends the mailbox's content as it comes, until the subscriber is dropped or a send takes too long."""
     loop = asyncio.get_running_loop()
     try:
@@ -68,13 +72,18 @@ async def _forward(websocket: WebSocket, subscriber: Subscriber, mail: asyncio.E
                 await mail.wait()
                 mail.clear()
                 for receipt in subscriber.take():
+                    if subscriber.dropped:
+                        break
                     deadline.reschedule(loop.time() + send_timeout_s)
                     await websocket.send_text(receipt.payload.decode())
     except TimeoutError:
-        pass
+        hub.drop(subscriber)
     except WebSocketDisconnect:
         return
-    await websocket.close(problems.TOO_SLOW_CLOSE_CODE, "This client reads too slowly.")
+    # Who does not read does not read this either; ending the task ends the connection.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await websocket.close(problems.TOO_SLOW_CLOSE_CODE, "This client reads too slowly.")
 
 
 def _key_shown(websocket: WebSocket) -> bytes | None:

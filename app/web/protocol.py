@@ -5,7 +5,7 @@ written in one turn of the event loop goes out at once, WebSocket frames too: 1.
 with 32 connections and one reading a request.
 
 httptools takes any number of headers, before any key is checked: 200 MB of them took 190 MB of memory. Here a
-connection whose head is longer than MAX_HEAD_BYTES is closed.
+connection whose head, or trailer, is longer than MAX_HEAD_BYTES is cut off.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ class OneWriteATurn:
         self._transport.close()
 
     def _flush(self) -> None:
-        if self._pending:
+        if self._pending and not self._transport.is_closing():
             gathered = b"".join(self._pending)
             self._pending.clear()
             self._pending_bytes = 0
@@ -58,27 +58,29 @@ class OneWriteATurn:
 class HttpProtocol(HttpToolsProtocol):
     """One connection."""
 
-    _in_head = False
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Called by the event loop when a peer has connected."""
         super().connection_made(OneWriteATurn(transport, self.loop))  # type: ignore[arg-type]
 
-    def data_received(self, data: bytes) -> None:
-        """Called by the event loop with what has arrived."""
-        super().data_received(data)
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self.transport.close()
-
     def on_message_begin(self) -> None:
         """Called by httptools where a request begins."""
-        self._in_head, self._head_bytes = True, 0
+        self._head_bytes = 0
         super().on_message_begin()
 
-    def on_headers_complete(self) -> None:
-        """Called by httptools where a request's head has ended."""
-        self._in_head = False
-        super().on_headers_complete()
+    def on_url(self, url: bytes) -> None:
+        """Called by httptools with the target of the request, or a part of it."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by httptools with each header, and each trailer."""
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def _count(self, head_bytes: int) -> None:
+        self._head_bytes += head_bytes
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self.transport.abort()
+            raise ValueError("the head of the request is too long")  # ends the parsing of what has arrived

@@ -2,11 +2,21 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 
 import httpx
 import pytest
 
 from tests.server import API_KEY, Server, running
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder for an embedded database. Not pytest's own: that one is locked against other accounts at every run."""
+    path = Path(mkdtemp(prefix="sensorflow-test-"))
+    yield path
+    rmtree(path)
 
 
 @pytest.fixture

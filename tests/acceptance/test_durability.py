@@ -72,17 +72,17 @@ async def test_twenty_kills_under_load_lose_nothing_and_double_nothing(database:
     assert max(there.values()) == 1
 
 
-async def test_a_killed_server_leaves_its_embedded_database_to_the_next(tmp_path: Path) -> None:
+async def test_a_killed_server_leaves_its_embedded_database_to_the_next(folder: Path) -> None:
     load, keys = Load(), {"API_KEY": API_KEY}
     for _ in range(3):
-        with running(tmp_path, **keys) as server:
+        with running(folder, **keys) as server:
             async with load.on(server):
                 await asyncio.sleep(0.3)
                 server.stop(signal.SIGKILL)
-    with running(tmp_path, **keys) as server:
-        there = stored(f"host={tmp_path / 'data' / 'socket'} user=sensorflow dbname=postgres")
+    with running(folder, **keys) as server:
+        there = stored(f"host={folder / 'data' / 'socket'} user=sensorflow dbname=postgres")
         assert server.stop() == 0
-        assert not (tmp_path / "data" / "postgres" / "postmaster.pid").exists()
+        assert not (folder / "data" / "postgres" / "postmaster.pid").exists()
     assert load.acknowledged
     assert load.acknowledged <= there.keys()
     assert max(there.values()) == 1

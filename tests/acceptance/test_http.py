@@ -205,7 +205,9 @@ def test_an_outcome_that_stays_unknown_is_504(embedded_database_url: str, tmp_pa
 def test_a_full_buffer_means_503(embedded_database_url: str, tmp_path: Path) -> None:
     with (
         faulty_proxy(embedded_database_url) as proxy,
-        running(tmp_path, DATABASE_URL=proxy.url, BUFFER_MAX_ROWS="1", DRAIN_TIMEOUT_S="1") as server,
+        running(
+            tmp_path, DATABASE_URL=proxy.url, BUFFER_MAX_ROWS="1", COMMIT_TIMEOUT_S="2", DRAIN_TIMEOUT_S="3"
+        ) as server,
         httpx.Client(base_url=server.url, headers={"X-API-Key": API_KEY}, timeout=15) as client,
     ):
         proxy.fault, proxy.faults_left = Fault.STALL_AT_COMMIT, 1
@@ -221,19 +223,19 @@ def test_a_full_buffer_means_503(embedded_database_url: str, tmp_path: Path) -> 
             first.wait(10)
 
 
-def test_the_first_start_prints_a_curl_line_that_works_as_pasted(tmp_path: Path) -> None:
-    with running(tmp_path, LOG_FORMAT="text") as server:
+def test_the_first_start_prints_a_curl_line_that_works_as_pasted(folder: Path) -> None:
+    with running(folder, LOG_FORMAT="text") as server:
         eventually(lambda: "greenhouse" in server.log)
         line = re.search(r"curl -i .*?\}'", server.log, re.DOTALL)
         assert line
         pasted = subprocess.run(["bash", "-c", line[0]], capture_output=True, text=True, check=True)
         assert pasted.stdout.startswith("HTTP/1.1 201 Created")
         assert "PostgreSQL 18" in server.log
-        keys = [tmp_path / "data" / name for name in ("api_key", "api_key_ws")]
+        keys = [folder / "data" / name for name in ("api_key", "api_key_ws")]
         assert [key.stat().st_mode & 0o777 for key in keys] == [0o600, 0o600]
         assert not any(key.read_text().strip() in server.log for key in keys)
         assert server.stop() == 0
-    with running(tmp_path) as server, httpx.Client(base_url=server.url) as client:
+    with running(folder) as server, httpx.Client(base_url=server.url) as client:
         answer = client.post(PATH, json=READING, headers={"X-API-Key": keys[0].read_text().strip()})
         assert answer.status_code == 201
         assert answer.json()["id"] > 1

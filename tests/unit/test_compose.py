@@ -127,11 +127,10 @@ def test_no_secret_of_the_example_of_env_can_be_used_as_it_is() -> None:
     """A copied .env.example protects nothing: compose refuses what is empty, the server its placeholders."""
     for name in SECRETS - {"API_KEY", "API_KEY_WS"}:
         assert not ENV_EXAMPLE[name], name
-    strong = "a-key-that-is-long-enough"
-    for name in ("API_KEY", "API_KEY_WS"):
-        keys = {"api_key": strong, "api_key_ws": strong, name.lower(): ENV_EXAMPLE[name]}
-        with pytest.raises(ConfigurationError, match=f"{name} still has its placeholder value"):
-            strong_keys(Settings.model_validate(keys))
+    with pytest.raises(
+        ConfigurationError, match=r"API_KEY still has its placeholder.*API_KEY_WS still has its placeholder"
+    ):
+        strong_keys(ENV_EXAMPLE["API_KEY"] or "", ENV_EXAMPLE["API_KEY_WS"] or "")
 
 
 def test_only_the_server_can_be_published_beyond_this_machine() -> None:

@@ -88,16 +88,25 @@ def test_a_value_that_cannot_be_used_is_refused_under_its_variables_name(
         load_settings()
 
 
-def test_all_that_is_wrong_is_said_at_once_and_no_secret_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"PORT": "eighty", "LOG_LEVEL": "LOUD"}, r"PORT: .*LOG_LEVEL: "),
+        ({"COMMIT_TIMEOUT_S": "10", "DRAIN_TIMEOUT_S": "9"}, r"COMMIT_TIMEOUT_S should be below DRAIN_TIMEOUT_S"),
+    ],
+)
+def test_all_that_is_wrong_is_said_at_once_and_no_secret_with_it(
+    monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str], said: str
+) -> None:
     monkeypatch.setenv("API_KEY", KEY)
     monkeypatch.setenv("API_KEY_WS", OTHER_KEY)
     monkeypatch.setenv("DATABASE_URL", "postgresql://sensorflow:hunter2@db/sensorflow")
-    monkeypatch.setenv("PORT", "eighty")
-    monkeypatch.setenv("LOG_LEVEL", "LOUD")
-    with pytest.raises(ConfigurationError, match=r"PORT: .*LOG_LEVEL: ") as refusal:
+    for name, value in wrong.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=said) as refusal:
         load_settings()
-    said = "".join(traceback.format_exception(refusal.value))
-    assert not [secret for secret in (KEY, OTHER_KEY, "hunter2") if secret in said]
+    printed = "".join(traceback.format_exception(refusal.value))
+    assert not [secret for secret in (KEY, OTHER_KEY, "hunter2") if secret in printed]
 
 
 @pytest.mark.parametrize("name", ["port", "api_key", "database_url"])
@@ -109,33 +118,35 @@ def test_settings_are_frozen(name: str) -> None:
 @pytest.mark.parametrize(
     ("api_key", "api_key_ws", "faults"),
     [
-        (None, KEY, ["API_KEY is missing"]),
-        (KEY, None, ["API_KEY_WS is missing"]),
-        (None, None, ["API_KEY is missing", "API_KEY_WS is missing"]),
+        ("", KEY, ["API_KEY is missing"]),
+        (KEY, "", ["API_KEY_WS is missing"]),
+        ("", "", ["API_KEY is missing", "API_KEY_WS is missing"]),
         (KEY[: MIN_KEY_LENGTH - 1], KEY, ["API_KEY has fewer than 16 characters"]),
         (KEY, "hunter2", ["API_KEY_WS has fewer than 16 characters"]),
         *((KEY, placeholder, ["API_KEY_WS still has its placeholder value"]) for placeholder in PLACEHOLDER_KEYS),
         (next(iter(PLACEHOLDER_KEYS)), "x", ["API_KEY still has its placeholder", "API_KEY_WS has fewer"]),
+        (KEY, KEY, ["API_KEY_WS equals API_KEY"]),
     ],
 )
-def test_weak_keys_are_refused_by_name_and_not_shown(
-    api_key: str | None, api_key_ws: str | None, faults: list[str]
-) -> None:
-    keys = {"api_key": api_key, "api_key_ws": api_key_ws}
-    settings = load_settings().model_copy(update={name: key and SecretStr(key) for name, key in keys.items()})
+def test_weak_keys_are_refused_by_name_and_not_shown(api_key: str, api_key_ws: str, faults: list[str]) -> None:
     with pytest.raises(ConfigurationError) as refusal:
-        strong_keys(settings)
+        strong_keys(api_key, api_key_ws)
     said = str(refusal.value).partition(". Make one with")[0].split("; ")
     assert [sentence.startswith(fault) for sentence, fault in zip(said, faults, strict=True)] == [True] * len(faults)
-    assert not [key for key in keys.values() if key and len(key) > 1 and key in str(refusal.value)]
+    assert not [key for key in (api_key, api_key_ws) if len(key) > 1 and key in str(refusal.value)]
 
 
 def test_strong_keys_are_handed_out_and_not_printed() -> None:
     shortest = KEY[:MIN_KEY_LENGTH]
+    keys = strong_keys(shortest, OTHER_KEY)
+    assert keys == Keys(shortest, OTHER_KEY)
     settings = load_settings().model_copy(update={"api_key": SecretStr(shortest), "api_key_ws": SecretStr(OTHER_KEY)})
-    keys = strong_keys(settings)
-    assert (keys.api_key, keys.api_key_ws) == (shortest, OTHER_KEY)
-    assert isinstance(keys, Keys)
     for printed in (repr(keys), str(keys), repr(settings), str(settings)):
         assert shortest not in printed
         assert OTHER_KEY not in printed
+
+
+def test_a_stopping_server_must_have_time_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMMIT_TIMEOUT_S", "10")
+    with pytest.raises(ConfigurationError, match=r"COMMIT_TIMEOUT_S should be below DRAIN_TIMEOUT_S"):
+        load_settings()

@@ -13,6 +13,9 @@ EARLIEST_US = -2_208_988_800_000_000
 LATEST_US = 9_214_646_400_000_000
 """2262-01-01. From that year on, nanoseconds no longer fit 64 bits."""
 
+MAX_TEXT_LENGTH = 64
+"""No time is written longer, and matching is quadratic."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _BEYOND_ANY_UNIT = 1e19
@@ -36,6 +39,8 @@ def parse_time_us(value: object) -> int:
 
 
 def _from_text(text: str) -> int:
+    if len(text) > MAX_TEXT_LENGTH:
+        raise ValueError("time should be ISO 8601 or a number, in few characters")
     # A number first: twelve and more digits would pass for an ISO date without its hyphens.
     if _INTEGER.fullmatch(text):
         return _from_number(int(text))

@@ -17,7 +17,7 @@ AWAY = DatabaseAway("away")
 UNKNOWN = OutcomeUnknown("unknown")
 BAD_ROW = RejectedByDatabase("bad row")
 RECEIPT = receipt()
-PATIENCE_S = 5.0
+PATIENCE_S = 3.0
 
 
 def filled(rows: int, *, max_rows: int = 10, answers: list[Answer] | None = None) -> tuple[Buffer, list[Parcel]]:
@@ -89,11 +89,15 @@ def test_at_its_deadline_what_waits_is_given_back_and_what_flies_is_unknown() ->
     answers: list[Answer] = []
     buffer, parcels = filled(4, answers=answers)
     buffer.begin(1)
+    buffer.expire(PATIENCE_S - 0.1, lambda: AWAY, lambda: UNKNOWN)
+    assert answers == []
+    buffer.expire(PATIENCE_S, lambda: AWAY, lambda: UNKNOWN)
+    assert answers == [UNKNOWN]
     buffer.expire(PATIENCE_S + 1, lambda: AWAY, lambda: UNKNOWN)
-    assert answers == [AWAY, UNKNOWN]
+    assert answers == [UNKNOWN, AWAY]
     assert (buffer.rows, buffer.waiting_rows, buffer.tally.given_back) == (3, 2, 1)
     buffer.keep()
-    assert answers == [AWAY, UNKNOWN]
+    assert answers == [UNKNOWN, AWAY]
     assert list(buffer.begin(9)) == parcels[2:], "who was told to send again must not be stored by us as well"
 
 

@@ -73,6 +73,15 @@ def test_a_subscriber_is_woken_when_mail_comes_into_an_empty_box() -> None:
     assert wakes[2:] == ["latest"]
 
 
+def test_an_emptied_mailbox_has_all_its_room_again() -> None:
+    house = hub(messages=3, size_bytes=30)
+    subscriber = listen(house)
+    for _ in range(3):
+        house.publish([receipt(1), receipt(2), receipt(3)])
+        assert [message.id for message in subscriber.take()] == [1, 2, 3]
+    assert house.tally.conflated == 0
+
+
 def test_a_key_has_no_more_subscribers_than_it_may_and_gets_its_places_back() -> None:
     house = hub(subscribers=2)
     first, _ = listen(house), listen(house)
@@ -107,6 +116,19 @@ def test_a_slow_subscriber_is_conflated_then_dropped_and_nobody_else_is(messages
     assert seen == list(range(1, 18))
     assert not fast.dropped
     assert house.tally.dropped == 1
+    house.unsubscribe(slow)
+    assert house.subscribers == 1
+
+
+def test_a_subscriber_that_is_given_up_is_counted_once_and_gets_nothing_more() -> None:
+    house = hub()
+    slow, other = listen(house), listen(house)
+    house.drop(slow)
+    house.drop(slow)
+    house.publish([receipt(1)])
+    assert slow.dropped
+    assert list(slow.take()) == []
+    assert len(other.take()) == house.tally.dropped == 1
     house.unsubscribe(slow)
     assert house.subscribers == 1
 
