@@ -90,10 +90,26 @@ def test_a_body_too_large_is_413_also_without_a_length(client: httpx.Client) -> 
     assert client.post(PATH, content=(b"x" * 7_000 for _ in range(10))).status_code == 413
 
 
-def test_endless_headers_are_cut_off(server: Server) -> None:
+def connection_to(server: Server) -> socket.socket:
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(b"POST /api/temperature_reading HTTP/1.1\r\n")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+def test_many_requests_may_come_at_once_on_one_connection(server: Server) -> None:
+    body = json.dumps(READING).encode()
+    request = b"POST %s HTTP/1.1\r\nHost: x\r\nX-API-Key: %s\r\nContent-Length: %d\r\n\r\n%s"
+    with connection_to(server) as connection:
+        connection.sendall(request % (PATH.encode(), API_KEY.encode(), len(body), body) * 1_000)
+        answers = b""
+        while answers.count(b'"client_ip"') < 1_000:
+            answers += connection.recv(1_048_576)
+    assert answers.count(b"HTTP/1.1 201 ") == 1_000
+
+
+@pytest.mark.parametrize("before", [b"", b"Transfer-Encoding: chunked\r\n\r\n0\r\n"])
+def test_endless_headers_and_trailers_are_cut_off(server: Server, before: bytes) -> None:
+    with connection_to(server) as connection:
+        connection.sendall(b"POST /api/nothing HTTP/1.1\r\nHost: x\r\n" + before)
         taken = 0
         with suppress(ConnectionError):
             while taken < 100 * 2**20:

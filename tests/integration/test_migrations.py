@@ -4,7 +4,9 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
+import pytest
 
+from app.errors import ConfigurationError
 from app.store.database import Database, migrate
 
 TABLES = {"readings", "sensors", "sources", "flushes", "server_settings", "data"}
@@ -52,3 +54,10 @@ def test_readings_is_a_hypertable_wherever_there_is_timescaledb(database: str, e
             return
         found = connection.execute("SELECT hypertable_name FROM timescaledb_information.hypertables").fetchall()
     assert found == [("readings",)]
+
+
+def test_a_schema_newer_than_the_server_is_refused_in_words(database: str) -> None:
+    with psycopg.connect(database) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(ConfigurationError, match="does not fit this version"):
+        migrate(database)

@@ -185,3 +185,28 @@ async def test_the_latest_reading_is_the_latest_by_event_time(database: str) -> 
         await writer.write(Batch.of([reading(10), reading(50, sensor="b")]), first_id=11)
     async with await psycopg.AsyncConnection.connect(database) as connection:
         assert await latest_reading(connection) == (reading(50, sensor="b"), 12)
+
+
+async def test_another_server_behind_a_new_connection_is_asked_for_its_own_ids(database: str) -> None:
+    """As after a failover that lost sensors, or a restore."""
+    async with writing(database) as writer:
+        await writer.write(Batch.of([reading(0)]), first_id=await writer.reserve_ids(1))
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute("TRUNCATE sensors RESTART IDENTITY")
+            connection.execute("INSERT INTO sensors (name) VALUES ('somebody else')")
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ~ 'flusher'"
+            )
+        with pytest.raises(DatabaseAway):
+            await writer.connect()
+        first_id = await writer.reserve_ids(1)
+        await writer.write(Batch.of([reading(1)]), first_id=first_id)
+    assert rows(database, f"SELECT sensor_id FROM data WHERE id = {first_id}") == [("a",)]
+
+
+async def test_an_id_that_the_ledger_has_is_the_servers_trouble_and_not_the_senders(database: str) -> None:
+    async with writing(database) as writer:
+        await writer.write(Batch.of([reading(0)]), first_id=5)
+        with pytest.raises(DatabaseAway, match="flushes_pkey"):
+            await writer.write(Batch.of([reading(1)]), first_id=5)
+    assert count(database, "readings") == 1
