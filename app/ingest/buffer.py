@@ -134,7 +134,7 @@ class Buffer:
                 self._waiting.appendleft(parcel)
 
     def expire(self, now: float, error: Callable[[], NotStored], unknown: Callable[[], SensorFlowError]) -> None:
-        """Answers every parcel whose deadline has come.
+        """Answers every parcel whose deadline has come; deadlines must be in the order of arrival.
 
         One that waits is given back with ``error``. One in flight may be committed at this moment: its sender is told
         ``unknown``, and it stays until the flight ends.

@@ -14,14 +14,14 @@ LATEST_US = 9_214_646_400_000_000
 """2262-01-01. From that year on, nanoseconds no longer fit 64 bits."""
 
 MAX_TEXT_LENGTH = 64
-"""No time is written longer, and matching is quadratic."""
+"""No time is written longer."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _BEYOND_ANY_UNIT = 1e19
 _UNITS_US = ((5e9, 1_000_000.0), (5e12, 1_000.0), (5e15, 1.0), (_BEYOND_ANY_UNIT, 0.001))
 _INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
-_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 def parse_time_us(value: object) -> int:
