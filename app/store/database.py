@@ -30,8 +30,8 @@ MIGRATION_LOCK = 7_367_001
 """Key of the advisory lock that migrations hold, so that of many processes that start at once one migrates."""
 
 CONNECT_TIMEOUT_S = 5
-LOCK_TIMEOUT_S = 10
-"""Nothing waits longer for a lock than a stopping server may take."""
+MIGRATION_LOCK_TIMEOUT = "10s"
+"""How long a migration waits for a lock at most before it begins anew: a stopping server waits for it."""
 POOL_MAX_SIZE = 4
 
 
@@ -40,7 +40,6 @@ def connection_arguments(application_name: str) -> dict[str, Any]:
     return {
         "application_name": application_name,
         "connect_timeout": CONNECT_TIMEOUT_S,
-        "options": f"-c lock_timeout={LOCK_TIMEOUT_S}s",
         "keepalives_idle": 5,
         "keepalives_interval": 2,
         "keepalives_count": 3,
@@ -119,16 +118,13 @@ def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
         DatabaseAway: the database can't be reached or does not let us.
         ConfigurationError: its schema is of another, newer version of the server.
     """
-    with (
-        own_errors(),
-        psycopg.connect(url, autocommit=True, **connection_arguments("sensorflow migrate")) as connection,
-    ):
+    with own_errors(), _connect_to_migrate(url, autocommit=True) as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
         if not down:
             _create_extension(connection)
         engine = sqlalchemy.create_engine(
             "postgresql+psycopg://",
-            creator=lambda: psycopg.connect(url, **connection_arguments("sensorflow migrate")),
+            creator=lambda: _connect_to_migrate(url, autocommit=False),
             poolclass=sqlalchemy.NullPool,
         )
         config = Config(ALEMBIC_INI)
@@ -142,6 +138,14 @@ def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
             ) from error
         except sqlalchemy.exc.DBAPIError as error:
             raise DatabaseAway(f"migration failed: {first_line(error.orig or error)}") from error
+
+
+def _connect_to_migrate(url: str, *, autocommit: bool) -> psycopg.Connection:
+    connection = psycopg.connect(url, autocommit=True, **connection_arguments("sensorflow migrate"))
+    # A statement and not a start-up option, which would take the place of the URL's own and which poolers refuse.
+    connection.execute(f"SET lock_timeout TO '{MIGRATION_LOCK_TIMEOUT}'")
+    connection.autocommit = autocommit
+    return connection
 
 
 def _create_extension(connection: psycopg.Connection) -> None:

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from app.errors import ConfigurationError
-from app.store.database import Database, migrate
+from app.errors import ConfigurationError, DatabaseAway
+from app.store.database import MIGRATION_LOCK, Database, migrate
 
 TABLES = {"readings", "sensors", "sources", "flushes", "server_settings", "data"}
 OWN_RELATIONS = """
@@ -61,3 +61,15 @@ def test_a_schema_newer_than_the_server_is_refused_in_words(database: str) -> No
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(ConfigurationError, match="does not fit this version"):
         migrate(database)
+
+
+def test_a_migration_that_waits_for_a_lock_gives_up_and_may_be_tried_again(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.store.database.MIGRATION_LOCK_TIMEOUT", "100ms")
+    with psycopg.connect(empty_database) as connection:
+        connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
+        with pytest.raises(DatabaseAway, match="lock timeout"):
+            migrate(empty_database)
+    migrate(empty_database)
+    assert relations(empty_database) >= TABLES
