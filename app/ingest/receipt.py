@@ -4,7 +4,7 @@ Pure. The fields and their order are the contract of POST /api/temperature_readi
 """
 
 from collections.abc import Callable
-from datetime import UTC, datetime, tzinfo
+from datetime import datetime, tzinfo
 from typing import NamedTuple
 
 import orjson
@@ -23,12 +23,9 @@ class Receipt(NamedTuple):
 
 def receipt_encoder(timezone: tzinfo) -> Callable[[Reading, int], Receipt]:
     """A function from a reading and its id to its receipt, with ``date_recorded`` and ``time_recorded`` in a zone."""
-    is_utc = str(timezone) == "UTC"
-    # The fixed zone is resolved in C; a ZoneInfo, even of UTC, costs 0.3 µs more a reading.
-    zone = UTC if is_utc else timezone
 
     def encode(reading: Reading, reading_id: int) -> Receipt:
-        moment = datetime.fromtimestamp(reading.time_us // 1_000_000, zone).isoformat()
+        moment = datetime.fromtimestamp(reading.time_us // 1_000_000, timezone).isoformat()
         payload = orjson.dumps(
             {
                 "id": reading_id,

@@ -1,7 +1,7 @@
-"""The conversation of one flush, spoken straight to libpq: two round trips where the driver's own calls take five.
+"""The conversation of one flush, spoken straight to libpq: three round trips where the driver's own calls take five.
 
 psycopg's ``Cursor.copy`` wants a COPY to be a message of its own. PostgreSQL does not: BEGIN, the ledger's row and COPY
-travel as one simple query. For a flush of 16 rows that brought the whole write from 760 to 330 µs of CPU, and CPU is
+travel as one simple query. For a flush of 16 rows that brought the whole write from 760 to 610 µs of CPU, and CPU is
 what bounds one reading a request. The generators here run under ``AsyncConnection.wait``, psycopg's own way to talk
 without blocking.
 """
