@@ -140,17 +140,9 @@ class Buffer:
         ``unknown``, and it stays until the flight ends.
         """
         while self._waiting and self._waiting[0].deadline <= now:
-            self._give_back(self._waiting.popleft(), error())
+            self._waiting.popleft().answer(error())
+            self.tally.given_back += 1
         for parcel in self._flying:
             if parcel.deadline > now:
                 break
             parcel.answer(unknown())
-
-    def give_back_all(self, error: Callable[[], NotStored]) -> None:
-        """Gives back everything that waits; what is in flight stays."""
-        while self._waiting:
-            self._give_back(self._waiting.popleft(), error())
-
-    def _give_back(self, parcel: Parcel, error: NotStored) -> None:
-        parcel.answer(error)
-        self.tally.given_back += 1

@@ -83,7 +83,6 @@ class Edition:
     kind: Literal["community", "apache", "plain"]
     postgres_version: str
     timescaledb_version: str | None
-    hypertable: bool
     weak_durability: tuple[str, ...]
     """Those of fsync, synchronous_commit and full_page_writes that are off: a crash may lose what was committed."""
 
@@ -230,6 +229,5 @@ async def _probe(connection: Connection) -> Edition:
         kind="plain" if not hypertable else "community" if license_ == "timescale" else "apache",
         postgres_version=postgres,
         timescaledb_version=timescaledb,
-        hypertable=hypertable,
         weak_durability=tuple(name for name, value in zip(names, durability, strict=True) if value == "off"),
     )

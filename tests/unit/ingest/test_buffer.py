@@ -1,6 +1,7 @@
 """The buffer: its bounds, its order and its sums; and whatever is done to it, against a model of two lists."""
 
 import itertools
+import math
 from collections import Counter, defaultdict
 
 import pytest
@@ -108,7 +109,7 @@ def test_the_oldest_row_is_looked_for_in_flight_first() -> None:
     assert buffer.oldest_age_s(10) == 10
     buffer.accept(1)
     assert buffer.oldest_age_s(10) == 9
-    buffer.give_back_all(lambda: AWAY)
+    buffer.expire(math.inf, lambda: AWAY, lambda: UNKNOWN)
     assert buffer.oldest_age_s(10) == 0
 
 
@@ -191,8 +192,10 @@ class BufferAgainstModel(RuleBasedStateMachine):
         self.waiting = [number for number in self.waiting if not self.is_late(number)]
 
     @rule()
-    def give_back_all(self) -> None:
-        self.buffer.give_back_all(lambda: AWAY)
+    def expire_all(self) -> None:
+        self.buffer.expire(math.inf, lambda: AWAY, lambda: UNKNOWN)
+        for number in self.flying:
+            self.tell(number, UNKNOWN)
         for number in self.waiting:
             self.tell(number, AWAY)
         self.ends["given_back"] += len(self.waiting)
