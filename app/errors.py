@@ -9,9 +9,11 @@
     │   ├── InvalidReading         the content; ``details`` names each fault
     │   ├── BodyTooLarge
     │   ├── UnsupportedEncoding
+    │   ├── IdempotencyConflict    the Idempotency-Key was used before, with another body
     │   └── RejectedByDatabase     it passed our checks, yet PostgreSQL would not take it
     ├── NotStored              nothing is stored; send again after ``retry_after_s``
     │   ├── BufferFull
+    │   ├── KeyOverShare           the buffer has room, but not for more of this key's
     │   ├── DatabaseAway
     │   └── ShuttingDown
     ├── OutcomeUnknown         COMMIT was under way and no answer came: it may be stored, or not
@@ -66,6 +68,10 @@ class UnsupportedEncoding(Refused):
     """The body's Content-Encoding is not one that is taken here."""
 
 
+class IdempotencyConflict(Refused):
+    """The Idempotency-Key stands for another body, which is stored."""
+
+
 class RejectedByDatabase(Refused):
     """PostgreSQL refused this very row; its neighbours in the flush were stored."""
 
@@ -80,6 +86,10 @@ class NotStored(SensorFlowError):
 
 class BufferFull(NotStored):
     """The buffer holds as many rows or bytes as it may."""
+
+
+class KeyOverShare(NotStored):
+    """This key holds as many bytes of the buffer as one key may."""
 
 
 class DatabaseAway(NotStored):

@@ -63,14 +63,22 @@ class Server:
             mailbox_bytes=settings.live_mailbox_bytes,
         )
         self._database = Database(database_url, timezone=settings.timezone)
-        self._writer = Writer(self._database, flush_timeout_s=settings.flush_timeout_s)
+        self._writer = Writer(
+            self._database,
+            flush_timeout_s=settings.flush_timeout_s,
+            columnstore_rows_per_sensor=settings.columnstore_rows_per_sensor,
+        )
         self._maintenance = Maintenance(self._database)
         self._encode = receipt_encoder(ZoneInfo(settings.timezone))
         self.pipeline = Pipeline(
-            buffer=Buffer(settings.buffer_max_rows, settings.buffer_max_bytes),
+            buffer=Buffer(
+                settings.buffer_max_rows,
+                settings.buffer_max_bytes,
+                round(settings.buffer_max_bytes * settings.buffer_key_share),
+            ),
             store=self._writer,
             encode=self._encode,
-            on_commit=self.hub.publish,
+            audience=self.hub,
             on_flush=self.instruments.observe_flush,
             clock=time.monotonic,
             commit_timeout_s=settings.commit_timeout_s,

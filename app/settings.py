@@ -70,11 +70,21 @@ class Settings(BaseSettings):
     )
     max_body_bytes: PositiveInt = Field(65_536, description="Largest body of POST /api/temperature_reading, bytes.")
 
-    buffer_max_rows: PositiveInt = Field(50_000, description="Rows held at most, queued and in flight; then 503.")
+    buffer_max_rows: PositiveInt = Field(1_000_000, description="Rows held at most, queued and in flight; then 503.")
     buffer_max_bytes: PositiveInt = Field(
         134_217_728, description="Bytes held at most, queued and in flight; then 503."
     )
-    flush_max_rows: PositiveInt = Field(50_000, le=100_000, description="Rows in one flush at most.")
+    buffer_key_share: float = Field(
+        0.8, gt=0, le=1, description="Largest part of BUFFER_MAX_BYTES that one key may hold; then 429."
+    )
+    flush_max_rows: PositiveInt = Field(
+        100_000, le=100_000, description="Rows in one flush at most, and so in one request."
+    )
+    columnstore_rows_per_sensor: int = Field(
+        5,
+        ge=0,
+        description="Flushes with as many rows a sensor go straight to TimescaleDB's columnstore; 0 = none does.",
+    )
     flush_timeout_s: PositiveFloat = Field(
         30, description="Longest that one flush may take before its connection is given up, seconds."
     )

@@ -3,39 +3,47 @@
 Pure: no clock, no asyncio; "now" comes in as an argument, and answers go out through each parcel's ``settle``.
 
 Promises:
-    * Rows and bytes are bounded, those in flight included, so that a parcel put back always fits. (1)
-    * Every parcel that was added ends in exactly one of committed, rejected, given back; the tally says how many rows
+    * Rows and bytes are bounded, those in flight and those still on their way in included, so that a parcel put back
+      always fits; and no key holds more than its share of the bytes. (1)
+    * Every row that was added ends in exactly one of committed, rejected, given back; the tally says how many rows
       went each way: accepted = committed + rejected + given back + held, at any moment. (2)
     * Order is kept: a parcel put back stands where it stood, before everything that came later.
 
-The transaction's form (begin, then accept, reject or keep) follows Telegraf's ``models/buffer``.
+The transaction's form (begin, then accept, reject or keep) follows Telegraf's ``models/buffer``. Two flights may be in
+the air, the later one being prepared while the earlier is written; they end in their order.
 """
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from app.errors import BufferFull, NotStored, SensorFlowError
-from app.ingest.batch import READING_SIZE_BYTES, Reading
-from app.ingest.receipt import Receipt
+from app.errors import BufferFull, KeyOverShare, NotStored, SensorFlowError
+from app.ingest.batch import Content
+from app.ingest.claim import Claim, Replay
+from app.ingest.receipt import Receipt, Stored
 
-Answer = Receipt | SensorFlowError
+Answer = Receipt | Stored | Replay | SensorFlowError
 """What a sender is told about a parcel: its receipt, or why there is none."""
 
 
 @dataclass(slots=True, eq=False)
 class Parcel:
-    """One sender's reading on its way, with the moment by which it must be answered.
+    """What one request sent, on its way, with the moment by which it must be answered.
 
     ``settle`` is called at most once. A parcel whose sender has been told "unknown" stays until its fate is known, and
     is then counted, but its sender is not told again.
     """
 
-    reading: Reading
+    content: Content
+    rows: int
+    size_bytes: int
     arrived_at: float
     """Seconds, on the clock that ``now`` is read from."""
     deadline: float
+    """Infinite where nobody waits for the commit."""
     settle: Callable[[Answer], None]
+    claim: Claim | None = None
+    """What makes sending it again harmless, if its sender asked for that."""
     answered: bool = False
 
     def answer(self, answer: Answer) -> None:
@@ -61,88 +69,142 @@ class Buffer:
 
     max_rows: int
     max_bytes: int
+    max_bytes_per_key: int
+    rows: int = 0
+    """Rows held, in flight included."""
+    size_bytes: int = 0
+    """Bytes held and reserved, in flight included."""
+    waiting_rows: int = 0
+    """Rows that no flight has taken yet."""
     tally: Tally = field(default_factory=Tally)
     _waiting: deque[Parcel] = field(default_factory=deque)
-    _flying: deque[Parcel] = field(default_factory=deque)
-
-    @property
-    def rows(self) -> int:
-        """Rows held, in flight included."""
-        return len(self._waiting) + len(self._flying)
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes held, in flight included."""
-        return self.rows * READING_SIZE_BYTES
-
-    @property
-    def waiting_rows(self) -> int:
-        """Rows that no flush has taken yet."""
-        return len(self._waiting)
+    _flights: deque[list[Parcel]] = field(default_factory=deque)
+    _bytes_of_key: Counter[str] = field(default_factory=Counter)
 
     def oldest_age_s(self, now: float) -> float:
         """How long the oldest row has been held, seconds; 0 when there is none."""
-        parcels = self._flying or self._waiting
+        parcels = next(filter(None, (*self._flights, self._waiting)), None)
         return now - parcels[0].arrived_at if parcels else 0.0
+
+    def reserve(self, key_name: str, size_bytes: int, *, retry_after_s: int) -> None:
+        """Holds room for what a key is about to send; negative gives room back.
+
+        Raises:
+            KeyOverShare, BufferFull: there is not so much room, for this key or at all; nothing has changed.
+        """
+        if size_bytes > 0:
+            if self._bytes_of_key[key_name] + size_bytes > self.max_bytes_per_key:
+                raise KeyOverShare(
+                    "This key holds its share of the buffer: it sends faster than the database commits.",
+                    retry_after_s=retry_after_s,
+                )
+            if self.size_bytes + size_bytes > self.max_bytes:
+                raise _full(retry_after_s)
+        self.size_bytes += size_bytes
+        self._bytes_of_key[key_name] += size_bytes
 
     def add(self, parcel: Parcel, *, retry_after_s: int) -> None:
         """Takes a parcel in, at the end of the queue.
 
         Raises:
-            BufferFull: it would not fit, and has not been taken; the error carries ``retry_after_s``.
+            KeyOverShare, BufferFull: it would not fit, and has not been taken.
         """
-        if self.rows + 1 > self.max_rows or self.size_bytes + READING_SIZE_BYTES > self.max_bytes:
-            raise BufferFull(
-                "The buffer is full: readings arrive faster than the database commits them.",
-                retry_after_s=retry_after_s,
-            )
+        if self.rows + parcel.rows > self.max_rows:
+            raise _full(retry_after_s)
+        self.reserve(parcel.content.source.key_name, parcel.size_bytes, retry_after_s=retry_after_s)
         self._waiting.append(parcel)
-        self.tally.accepted += 1
+        self.rows += parcel.rows
+        self.waiting_rows += parcel.rows
+        self.tally.accepted += parcel.rows
 
     def begin(self, max_rows: int) -> Sequence[Parcel]:
-        """Takes up to ``max_rows`` from the front into flight; they go on counting as held. One flight at a time."""
-        if self._flying:
-            raise RuntimeError("a flight has begun and not ended")
+        """Takes parcels from the front into a flight, ``max_rows`` at most but always one; they stay held.
+
+        Of parcels with the same claim a flight takes one: whether the other is a repetition, only the first one's
+        commit will tell.
+        """
         waiting = self._waiting
-        if len(waiting) <= max_rows:
-            self._flying, self._waiting = waiting, deque()
-        else:
-            self._flying = deque(waiting.popleft() for _ in range(max_rows))
-        return tuple(self._flying)
+        rows = 0
+        flight: list[Parcel] = []
+        claims: set[tuple[str, str]] = set()
+        while waiting and (not flight or rows + waiting[0].rows <= max_rows):
+            if (claim := waiting[0].claim) is not None:
+                if claim.name in claims:
+                    break
+                claims.add(claim.name)
+            parcel = waiting.popleft()
+            flight.append(parcel)
+            rows += parcel.rows
+        self.waiting_rows -= rows
+        if flight:
+            self._flights.append(flight)
+        return flight
 
-    def accept(self, count: int) -> None:
-        """The first ``count`` parcels of the flight are committed. Their receipts are the caller's to give."""
-        for _ in range(count):
-            self._flying.popleft()
-        self.tally.committed += count
+    def accept(self, refused_rows: int = 0) -> None:
+        """The earliest flight is committed, less some rows that never can be. Its answers are the caller's to give."""
+        flight = self._flights.popleft()
+        rows = sum(parcel.rows for parcel in flight)
+        self.tally.committed += rows - refused_rows
+        self.tally.rejected += refused_rows
+        for parcel in flight:
+            self._let_go(parcel)
 
-    def reject(self, error: SensorFlowError) -> None:
-        """The first parcel of the flight can't be stored, now or later: it leaves, and its sender is told why."""
-        self._flying.popleft().answer(error)
-        self.tally.rejected += 1
+    def reject(self, parcel: Parcel, answer: Answer) -> None:
+        """A parcel of the earliest flight is not to be stored, now or later: it leaves, and its sender is told why."""
+        self._flights[0].remove(parcel)
+        self.tally.rejected += parcel.rows
+        self._let_go(parcel)
+        parcel.answer(answer)
 
     def keep(self) -> None:
-        """Nothing of the rest of the flight is stored: it goes back to the front, to be tried again.
+        """Nothing of any flight is stored: all goes back to the front, to be tried again.
 
         A parcel whose sender was told "unknown" is given back instead: the sender has been asked to send it again.
         """
-        while self._flying:
-            parcel = self._flying.pop()
-            if parcel.answered:
-                self.tally.given_back += 1
-            else:
-                self._waiting.appendleft(parcel)
+        while self._flights:
+            for parcel in reversed(self._flights.pop()):
+                if parcel.answered:
+                    self._give_back(parcel)
+                else:
+                    self._waiting.appendleft(parcel)
+                    self.waiting_rows += parcel.rows
 
     def expire(self, now: float, error: Callable[[], NotStored], unknown: Callable[[], SensorFlowError]) -> None:
-        """Answers every parcel whose deadline has come; deadlines must be in the order of arrival.
+        """Answers every parcel whose deadline has come; finite deadlines must be in the order of arrival.
 
         One that waits is given back with ``error``. One in flight may be committed at this moment: its sender is told
         ``unknown``, and it stays until the flight ends.
         """
-        while self._waiting and self._waiting[0].deadline <= now:
-            self._waiting.popleft().answer(error())
-            self.tally.given_back += 1
-        for parcel in self._flying:
-            if parcel.deadline > now:
-                break
-            parcel.answer(unknown())
+        for parcel in _due(self._waiting, now):
+            self._waiting.remove(parcel)
+            self.waiting_rows -= parcel.rows
+            self._give_back(parcel)
+            parcel.answer(error())
+        for flight in self._flights:
+            for parcel in _due(flight, now):
+                parcel.answer(unknown())
+
+    def _give_back(self, parcel: Parcel) -> None:
+        self.tally.given_back += parcel.rows
+        self._let_go(parcel)
+
+    def _let_go(self, parcel: Parcel) -> None:
+        self.rows -= parcel.rows
+        self.reserve(parcel.content.source.key_name, -parcel.size_bytes, retry_after_s=0)
+
+
+def _due(parcels: Iterable[Parcel], now: float) -> list[Parcel]:
+    """Those whose deadline has come, in their order; the rest of the queue is not looked at."""
+    due = []
+    for parcel in parcels:
+        if parcel.deadline <= now:
+            due.append(parcel)
+        elif parcel.deadline != float("inf"):
+            break
+    return due
+
+
+def _full(retry_after_s: int) -> BufferFull:
+    return BufferFull(
+        "The buffer is full: readings arrive faster than the database commits them.", retry_after_s=retry_after_s
+    )

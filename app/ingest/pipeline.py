@@ -1,4 +1,5 @@
-"""Group commit: a flush starts as soon as the last one has ended, and takes along everything that came meanwhile.
+"""Group commit: a flush starts as soon as the last one has ended, and takes along everything that came meanwhile; where
+that is much, it is prepared while the last one is still being written.
 
 This module owns the order of events between the buffer and the database, and the answers; it knows neither SQL nor
 HTTP. Time is a clock that it is given, the database a ``Store``.
@@ -8,20 +9,22 @@ Promises:
       ``OutcomeUnknown`` if nobody can tell yet. (3)
     * A flush commits once, also when its connection dies during COMMIT: the ledger is asked, on a new connection,
       before anything of it is tried again. (4)
-    * One bad row never sinks its neighbours: a refused flush is halved until the row stands alone. (6)
-    * Receipts reach ``on_commit`` after COMMIT and in the order of commits. (7)
+    * What was committed before under the same Idempotency-Key is answered as it was then, and not stored again. (5)
+    * The audience is told after COMMIT, and in the order of commits. (7)
 """
 
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from app.errors import DatabaseAway, NotStored, OutcomeUnknown, RejectedByDatabase, ShuttingDown
-from app.ingest.batch import Batch, Reading
+from app.ingest.batch import Batch, Content, Reading
 from app.ingest.buffer import Answer, Buffer, Parcel
-from app.ingest.receipt import Receipt
+from app.ingest.claim import Claim, Repeated, Replay
+from app.ingest.receipt import Receipt, Stored
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,11 @@ Result = TypeVar("Result")
 SWEEP_INTERVAL_S = 0.2
 ENOUGH_ROWS = 1_000
 """A flush this large is worth its own round trips: it waits for no neighbour."""
+PREPARE_AHEAD_ROWS = 5_000
+"""So many waiting rows are worth being prepared while another flush is written, though what comes later must then wait
+for the one after."""
+PUBLISH_ROWS = 200
+"""Rows of a batch that are encoded for subscribers in one turn of the event loop: about a millisecond."""
 TURNS_TO_ARRIVE = 3
 """Turns of the event loop from a readable socket to a submitted reading."""
 FIRST_BACKOFF_S = 0.05
@@ -37,49 +45,102 @@ LONGEST_BACKOFF_S = 2.0
 LONGEST_RETRY_AFTER_S = 60
 
 
-class Store(Protocol):
+class Flush(Protocol):
+    """Readings made ready by a Store for being written."""
+
+    @property
+    def first_id(self) -> int:
+        """The id of its first row; the others follow in the order of its contents."""
+
+    @property
+    def refused(self) -> Mapping[int, str]:
+        """Once committed: the rows that the database would not take, by their place, and why."""
+
+
+AnyFlush = TypeVar("AnyFlush", bound=Flush)
+
+
+class Store(Protocol[AnyFlush]):
     """What the pipeline needs of a database."""
 
     async def connect(self) -> None:
         """Makes sure of a connection that can write; DatabaseAway if there is none."""
 
-    async def reserve_ids(self, count: int) -> int:
-        """The first of ``count`` consecutive ids that nobody else will get; DatabaseAway if it can't ask."""
+    async def prepare(self, contents: Sequence[Content]) -> AnyFlush:
+        """A flush of these, valid until the connection is lost. DatabaseAway if it can't ask what it needs to know."""
 
-    async def write(self, batch: Batch, *, first_id: int) -> None:
-        """Commits a batch, with ``first_id`` as its place in the ledger.
+    async def write(self, flush: AnyFlush, answers: Callable[[], Mapping[Claim, Replay]]) -> None:
+        """Commits a flush, with the claims that ``answers`` gives once the refused rows are known.
 
         Raises:
             DatabaseAway: nothing of it is committed, nor will be.
-            RejectedByDatabase: likewise, and PostgreSQL objects to the content.
+            Repeated: likewise; some of its claims have been committed before.
             OutcomeUnknown: COMMIT was sent and no answer came.
         """
 
-    async def was_committed(self, first_id: int) -> bool:
+    async def was_committed(self, flush: AnyFlush) -> bool:
         """Whether that flush committed; waits for a lost transaction to end. DatabaseAway if it can't ask."""
 
 
-class Pipeline:
+@dataclass(frozen=True, slots=True, eq=False)
+class Flight(Generic[AnyFlush]):
+    """Parcels on their way to the database, and the flush made of them."""
+
+    parcels: Sequence[Parcel]
+    flush: AnyFlush
+    started: float
+
+
+class Audience(Protocol):
+    """Who is told of committed readings."""
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether anybody wants every reading; if not, it is enough to let it remember the latest."""
+
+    def publish(self, receipts: Sequence[Receipt]) -> None:
+        """Tells of readings, in the order of commits. It must not block."""
+
+    def remember(self, receipt: Receipt) -> None:
+        """Takes note of the latest of some readings."""
+
+
+class Intake(Protocol):
+    """The side of the pipeline that senders see: Pipeline says what each does."""
+
+    def reserve(self, key_name: str, size_bytes: int) -> None: ...
+
+    def submit(
+        self,
+        content: Content,
+        settle: Callable[[Answer], None],
+        *,
+        claim: Claim | None = None,
+        is_awaited: bool = True,
+    ) -> None: ...
+
+
+class Pipeline(Generic[AnyFlush]):
     """Takes readings in, has them committed in groups, and answers for each.
 
     Args:
         buffer: where readings are held; nobody else changes it.
         store: the database.
         encode: makes a committed reading's receipt from the reading and its id.
-        on_commit: gets the receipts of every flush that committed. It must not block.
+        audience: is told of what has been committed.
         on_flush: is told each committed flush's rows and duration in seconds.
         clock: seconds, monotonic.
-        commit_timeout_s: how long a reading may wait for its commit.
-        flush_max_rows: rows in one flush at most.
+        commit_timeout_s: how long a sender may wait for the commit.
+        flush_max_rows: rows in one flush at most, if they come from more than one request.
     """
 
     def __init__(
         self,
         *,
         buffer: Buffer,
-        store: Store,
+        store: Store[AnyFlush],
         encode: Callable[[Reading, int], Receipt],
-        on_commit: Callable[[Sequence[Receipt]], None],
+        audience: Audience,
         on_flush: Callable[[int, float], None],
         clock: Callable[[], float],
         commit_timeout_s: float,
@@ -88,7 +149,7 @@ class Pipeline:
         self.buffer = buffer
         self._store = store
         self._encode = encode
-        self._on_commit = on_commit
+        self._audience = audience
         self._on_flush = on_flush
         self._clock = clock
         self._commit_timeout_s = commit_timeout_s
@@ -99,28 +160,54 @@ class Pipeline:
         """Set once readings have been taken for the first time."""
         self._arrived = asyncio.Event()
         self._emptied = asyncio.Event()
+        self._writing = False
+        self._ahead: asyncio.Task[Flight[AnyFlush]] | None = None
+        """The next flight, prepared while one is written."""
         self._backoff_s = FIRST_BACKOFF_S
-        self._rows_per_s = 0.0
+        self._bytes_per_s = 0.0
 
     @property
     def trouble(self) -> str | None:
         """Why nothing can be stored at the moment; None when all is well."""
         return "the server is shutting down" if self._draining else self._trouble
 
-    def submit(self, reading: Reading, settle: Callable[[Answer], None]) -> None:
-        """Takes a reading in; ``settle`` gets its answer, once, at the latest when the commit timeout has passed.
+    def reserve(self, key_name: str, size_bytes: int) -> None:
+        """Holds room in the buffer for what a key is about to send; negative gives room back.
 
         Raises:
-            BufferFull, DatabaseAway, ShuttingDown: it is not taken, and ``settle`` won't be called.
+            KeyOverShare, BufferFull, DatabaseAway, ShuttingDown: it would be in vain; nothing is held.
         """
-        if self._draining:
-            raise self._shutting_down()
-        if self._trouble is not None:
-            raise self._away()
+        if size_bytes > 0:
+            self._raise_trouble()
+        self.buffer.reserve(key_name, size_bytes, retry_after_s=self._seconds_to_drain())
+
+    def submit(
+        self,
+        content: Content,
+        settle: Callable[[Answer], None],
+        *,
+        claim: Claim | None = None,
+        is_awaited: bool = True,
+    ) -> None:
+        """Takes readings in; ``settle`` gets their answer, once, at the latest when the commit timeout has passed.
+
+        Args:
+            content: a reading, or a batch.
+            settle: is given the answer.
+            claim: is stored with the readings.
+            is_awaited: whether somebody waits for the answer; if not, there is no timeout.
+
+        Raises:
+            KeyOverShare, BufferFull, DatabaseAway, ShuttingDown: nothing is taken, and ``settle`` won't be called.
+        """
+        self._raise_trouble()
         now = self._clock()
-        parcel = Parcel(reading, now, now + self._commit_timeout_s, settle)
+        deadline = now + self._commit_timeout_s if is_awaited else math.inf
+        parcel = Parcel(content, content.rows, content.size_bytes, now, deadline, settle, claim)
         self.buffer.add(parcel, retry_after_s=self._seconds_to_drain())
         self._arrived.set()
+        if self._writing:
+            self._prepare_ahead()
 
     async def run(self) -> None:
         """Flushes until cancelled. Whatever ends it, everybody who waits is answered."""
@@ -155,18 +242,11 @@ class Pipeline:
         await self._reach(self._store.connect)
         failures = 0
         while True:
-            if not self.buffer.rows:
-                self._emptied.set()
-            if not self.buffer.waiting_rows:
-                self._arrived.clear()
-                await self._arrived.wait()
-            await self._let_neighbours_in()
-            parcels = self.buffer.begin(self._flush_max_rows)
-            if not parcels:  # they have expired meanwhile
-                continue
             try:
-                await self._store_parcels(parcels)
+                flight = await self._next_flight()
+                await self._fly(flight)
             except DatabaseAway as error:
+                await self._forget_what_is_ahead()
                 self.buffer.keep()
                 failures += 1
                 # The first failure is most often a connection that died while idle: a new one is tried at once.
@@ -176,6 +256,36 @@ class Pipeline:
             else:
                 failures = 0
                 self._backoff_s = FIRST_BACKOFF_S
+
+    async def _next_flight(self) -> Flight[AnyFlush]:
+        """What is to be written next, prepared. Raises DatabaseAway; the parcels are in flight then."""
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            return await ahead
+        while True:
+            if not self.buffer.rows:
+                self._emptied.set()
+            if not self.buffer.waiting_rows:
+                self._arrived.clear()
+                await self._arrived.wait()
+            await self._let_neighbours_in()
+            parcels = self.buffer.begin(self._flush_max_rows)
+            if parcels:  # else they have expired meanwhile
+                return await self._prepare(parcels)
+
+    def _prepare_ahead(self) -> None:
+        if self._ahead is None and self.buffer.waiting_rows >= PREPARE_AHEAD_ROWS:
+            self._ahead = asyncio.create_task(self._prepare(self.buffer.begin(self._flush_max_rows)))
+
+    async def _forget_what_is_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.cancel()
+            await asyncio.gather(self._ahead, return_exceptions=True)
+            self._ahead = None
+
+    async def _prepare(self, parcels: Sequence[Parcel]) -> Flight[AnyFlush]:
+        started = self._clock()
+        return Flight(parcels, await self._store.prepare([parcel.content for parcel in parcels]), started)
 
     async def _let_neighbours_in(self) -> None:
         """Lets requests that have reached this process's sockets join the flush, for as long as every turn of the
@@ -188,40 +298,95 @@ class Pipeline:
             for _ in range(TURNS_TO_ARRIVE):
                 await asyncio.sleep(0)
 
-    async def _store_parcels(self, parcels: Sequence[Parcel]) -> None:
-        """Commits these parcels, the first of the flight, and ends their part of it.
+    async def _fly(self, flight: Flight[AnyFlush]) -> None:
+        """Commits a flight, the earliest in the buffer, and ends it; what turns out to be a repetition leaves it.
 
         Raises:
-            DatabaseAway: those that are still in flight are not committed.
+            DatabaseAway: what is still in flight is not committed.
         """
-        started = self._clock()
-        readings = [parcel.reading for parcel in parcels]
-        first_id = await self._store.reserve_ids(len(readings))
+        flush = flight.flush
+        self._writing = True
+        self._prepare_ahead()
         try:
-            await self._store.write(Batch.of(readings), first_id=first_id)
-        except RejectedByDatabase as error:
-            if len(parcels) == 1:
-                logger.warning("PostgreSQL refused a reading of sensor %r: %s", readings[0].sensor, error)
-                self.buffer.reject(error)
-                return
-            middle = len(parcels) // 2
-            await self._store_parcels(parcels[:middle])
-            await self._store_parcels(parcels[middle:])
+            await self._store.write(flush, lambda: self._answers_of_claims(flight))
+        except Repeated as error:
+            for parcel in flight.parcels:
+                if parcel.claim is not None and (kept := error.kept.get(parcel.claim.name)) is not None:
+                    self.buffer.reject(parcel, kept.answer_to(parcel.claim.fingerprint))
+            await self._forget_what_is_ahead()
+            self.buffer.keep()
             return
         except OutcomeUnknown as error:
-            logger.warning("the answer to COMMIT was lost; asking the ledger about flush %d", first_id)
-            if not await self._reach(lambda: self._store.was_committed(first_id)):
-                raise DatabaseAway(f"flush {first_id} did not commit") from error
-        self._commit(parcels, first_id, self._clock() - started)
+            logger.warning("the answer to COMMIT was lost; asking the ledger about flush %d", flush.first_id)
+            if not await self._reach(lambda: self._store.was_committed(flush)):
+                raise DatabaseAway(f"flush {flush.first_id} did not commit") from error
+        finally:
+            self._writing = False
+        outcomes = self._outcomes(flight)
+        self.buffer.accept(refused_rows=len(flush.refused))
+        for parcel, outcome in zip(flight.parcels, outcomes, strict=True):
+            parcel.answer(outcome)
+        self._observe(flight)
+        await self._publish(flight, outcomes)
 
-    def _commit(self, parcels: Sequence[Parcel], first_id: int, duration_s: float) -> None:
-        receipts = [self._encode(parcel.reading, first_id + place) for place, parcel in enumerate(parcels)]
-        self.buffer.accept(len(parcels))
-        for parcel, receipt in zip(parcels, receipts, strict=True):
-            parcel.answer(receipt)
-        self._on_commit(receipts)
-        self._on_flush(len(parcels), duration_s)
-        self._rows_per_s += 0.2 * (len(parcels) / max(duration_s, 1e-6) - self._rows_per_s)
+    def _outcomes(self, flight: Flight[AnyFlush]) -> list[Receipt | Stored | RejectedByDatabase]:
+        """What became of each parcel, if the flight is committed."""
+        outcomes: list[Receipt | Stored | RejectedByDatabase] = []
+        refused = flight.flush.refused
+        place = 0
+        for parcel in flight.parcels:
+            content = parcel.content
+            if isinstance(content, Batch):
+                of_batch = {row - place: why for row, why in refused.items() if place <= row < place + content.rows}
+                outcomes.append(Stored(content.rows - len(of_batch), of_batch))
+            elif place in refused:
+                logger.warning("PostgreSQL refused a reading of sensor %r: %s", content.sensor, refused[place])
+                outcomes.append(RejectedByDatabase(refused[place]))
+            else:
+                outcomes.append(self._encode(content, flight.flush.first_id + place))
+            place += content.rows
+        return outcomes
+
+    def _answers_of_claims(self, flight: Flight[AnyFlush]) -> dict[Claim, Replay]:
+        if not any(parcel.claim for parcel in flight.parcels):
+            return {}
+        return {
+            parcel.claim: parcel.claim.answer(outcome)
+            for parcel, outcome in zip(flight.parcels, self._outcomes(flight), strict=True)
+            if parcel.claim is not None and not isinstance(outcome, RejectedByDatabase)
+        }
+
+    def _observe(self, flight: Flight[AnyFlush]) -> None:
+        duration_s = self._clock() - flight.started
+        self._on_flush(sum(parcel.rows for parcel in flight.parcels) - len(flight.flush.refused), duration_s)
+        bytes_per_s = sum(parcel.size_bytes for parcel in flight.parcels) / max(duration_s, 1e-6)
+        self._bytes_per_s += 0.2 * (bytes_per_s - self._bytes_per_s)
+
+    async def _publish(
+        self, flight: Flight[AnyFlush], outcomes: Sequence[Receipt | Stored | RejectedByDatabase]
+    ) -> None:
+        receipts = [outcome for outcome in outcomes if isinstance(outcome, Receipt)]
+        if receipts:
+            self._audience.publish(receipts)
+        first_id = flight.flush.first_id
+        for parcel, outcome in zip(flight.parcels, outcomes, strict=True):
+            if isinstance(parcel.content, Batch) and isinstance(outcome, Stored) and outcome.rows:
+                await self._publish_batch(parcel.content, first_id, outcome.refused)
+            first_id += parcel.rows
+
+    async def _publish_batch(self, batch: Batch, first_id: int, refused: Mapping[int, str]) -> None:
+        """Only while somebody listens is every row worth its JSON; otherwise the latest is, for who comes later."""
+        if self._audience.is_listening or refused:
+            for start in range(0, batch.rows, PUBLISH_ROWS):
+                readings = enumerate(batch.readings(start, PUBLISH_ROWS), start)
+                receipts = [self._encode(reading, first_id + row) for row, reading in readings if row not in refused]
+                if receipts:
+                    self._audience.publish(receipts)
+                await asyncio.sleep(0)
+        else:
+            row = batch.latest()
+            (reading,) = batch.readings(row, 1)
+            self._audience.remember(self._encode(reading, first_id + row))
 
     async def _reach(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         """The result of ``attempt``, however often it takes until the database can be reached."""
@@ -248,10 +413,16 @@ class Pipeline:
         """Gives back what waits, and tells the senders of what is in flight that nobody knows."""
         self.buffer.expire(math.inf, self._shutting_down if self._draining else self._away, self._unknown)
 
+    def _raise_trouble(self) -> None:
+        if self._draining:
+            raise self._shutting_down()
+        if self._trouble is not None:
+            raise self._away()
+
     def _seconds_to_drain(self) -> int:
-        if not self._rows_per_s:
+        if not self._bytes_per_s:
             return 1
-        return min(math.ceil(self.buffer.rows / self._rows_per_s), LONGEST_RETRY_AFTER_S)
+        return min(math.ceil(self.buffer.size_bytes / self._bytes_per_s), LONGEST_RETRY_AFTER_S)
 
     def _away(self) -> NotStored:
         return DatabaseAway(

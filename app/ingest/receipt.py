@@ -3,7 +3,7 @@
 Pure. The fields and their order are the contract of POST /api/temperature_reading and of /ws/sensor_updates.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, tzinfo
 from typing import NamedTuple
 
@@ -19,6 +19,15 @@ class Receipt(NamedTuple):
     time_us: int
     sensor: str
     payload: bytes
+
+
+class Stored(NamedTuple):
+    """What became of a batch that was committed."""
+
+    rows: int
+    """How many are stored."""
+    refused: Mapping[int, str]
+    """Those that PostgreSQL refused, by their place in the batch, and why."""
 
 
 def receipt_encoder(timezone: tzinfo) -> Callable[[Reading, int], Receipt]:

@@ -110,6 +110,11 @@ class Hub:
         """How many listen now."""
         return len(self._subscribers)
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether anybody does."""
+        return bool(self._subscribers)
+
     def subscribe(self, key_name: str, wake: Callable[[], None]) -> Subscriber:
         """A new subscriber, whose mailbox already holds the latest reading, if there is one.
 

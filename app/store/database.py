@@ -83,6 +83,8 @@ class Edition:
     kind: Literal["community", "apache", "plain"]
     postgres_version: str
     timescaledb_version: str | None
+    direct_compress: bool
+    """Whether COPY can write straight to the columnstore: Community, from 2.20 on."""
     weak_durability: tuple[str, ...]
     """Those of fsync, synchronous_commit and full_page_writes that are off: a crash may lose what was committed."""
 
@@ -96,11 +98,12 @@ EDITION = """
 SELECT split_part(current_setting('server_version'), ' ', 1),
        (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'),
        current_setting('timescaledb.license', true),
+       current_setting('timescaledb.enable_direct_compress_copy', true) IS NOT NULL,
        current_setting('fsync'), current_setting('synchronous_commit'), current_setting('full_page_writes')
 """
 HYPERTABLE = """
-SELECT EXISTS (SELECT FROM timescaledb_information.hypertables
-               WHERE hypertable_schema = current_schema AND hypertable_name = 'readings')
+SELECT compression_enabled FROM timescaledb_information.hypertables
+WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
 """
 TIMESCALEDB_IS_LOADED = "SELECT EXISTS (SELECT FROM pg_settings WHERE name LIKE 'timescaledb%')"
 CREATE_EXTENSION = "CREATE EXTENSION IF NOT EXISTS timescaledb"
@@ -219,15 +222,15 @@ class Database:
 async def _probe(connection: Connection) -> Edition:
     row = await (await connection.execute(EDITION)).fetchone()
     assert row is not None  # a SELECT without FROM has one row
-    postgres, timescaledb, license_, *durability = row
-    hypertable = False
+    postgres, timescaledb, license_, direct_compress, *durability = row
+    hypertable = None
     if timescaledb is not None:
-        found = await (await connection.execute(HYPERTABLE)).fetchone()
-        hypertable = bool(found and found[0])
+        hypertable = await (await connection.execute(HYPERTABLE)).fetchone()
     names = ("fsync", "synchronous_commit", "full_page_writes")
     return Edition(
-        kind="plain" if not hypertable else "community" if license_ == "timescale" else "apache",
+        kind="plain" if hypertable is None else "community" if license_ == "timescale" else "apache",
         postgres_version=postgres,
         timescaledb_version=timescaledb,
+        direct_compress=direct_compress and license_ == "timescale" and hypertable == (True,),
         weak_durability=tuple(name for name, value in zip(names, durability, strict=True) if value == "off"),
     )

@@ -3,23 +3,28 @@
 An id is remembered only once it is committed, so a flush that fails can't leave an id behind that no row has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Generic, TypeVar
 
 import psycopg
 from psycopg import sql
 
-from app.store.database import Connection
+from app.store.database import Database
+
+Name = TypeVar("Name", str, tuple[str, ...])
 
 
-class NameIds:
+class NameIds(Generic[Name]):
     """The ids of one table's names.
 
     Args:
+        database: where the table is.
         table: has a column ``id`` and the text columns of ``key``, which are unique together.
-        key: the columns that make up a name.
+        key: the columns that make up a name: a string where it is one, a tuple where there are more.
+        timeout_s: how long the database may take to answer.
     """
 
-    def __init__(self, table: str, key: Sequence[str]) -> None:
+    def __init__(self, database: Database, table: str, key: Sequence[str], *, timeout_s: float) -> None:
         columns = sql.SQL(", ").join(map(sql.Identifier, key))
         lists = sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(key))
         arguments = {"table": sql.Identifier(table), "columns": columns, "lists": lists}
@@ -31,25 +36,30 @@ class NameIds:
         self._find = sql.SQL(
             "SELECT id, {columns} FROM {table} WHERE ({columns}) IN (SELECT * FROM unnest({lists}))"
         ).format(**arguments)
-        self._ids: dict[tuple[str, ...], int] = {}
+        self._database = database
+        self._timeout_s = timeout_s
+        self._is_one_column = len(key) == 1
+        self._ids: dict[Name, int] = {}
 
     def forget(self) -> None:
         """Asks again for every name: a database reached anew may be another one, after a failover or a restore."""
         self._ids.clear()
 
-    async def resolve(self, connection: Connection, names: Sequence[tuple[str, ...]]) -> list[int]:
-        """The id of each name, in order. Those that are new are added, and committed, at once.
+    async def resolve(self, names: Iterable[Name]) -> dict[Name, int]:
+        """The ids of all that are known, those of ``names`` among them. New ones are added, and committed, at once.
 
         Raises:
-            psycopg.Error: as the driver does; nothing is remembered then.
+            DatabaseAway: there are new ones, and the database can't be asked; nothing is remembered then.
         """
         known = self._ids
         new = [name for name in names if name not in known]
         if new:
-            lists = list(map(list, zip(*new, strict=True)))
-            await connection.execute(self._add, lists)
-            rows = await (await connection.execute(self._find, lists)).fetchall()
-            known.update({tuple(name): id_ for id_, *name in rows})
-            if missing := [name for name in new if name not in known]:
-                raise psycopg.DataError(f"no id came back for {missing[0]!r}")
-        return [known[name] for name in names]
+            lists = [new] if self._is_one_column else list(map(list, zip(*new, strict=True)))
+            async with self._database.borrow(timeout_s=self._timeout_s) as connection:
+                await connection.execute(self._add, lists)
+                rows = await (await connection.execute(self._find, lists)).fetchall()
+                found = {name[0] if self._is_one_column else tuple(name): id_ for id_, *name in rows}
+                if missing := [name for name in new if name not in found]:
+                    raise psycopg.DataError(f"no id came back for {missing[0]!r}")
+            known.update(found)
+        return known

@@ -1,27 +1,32 @@
-"""Committing a batch: its ledger row, its rows by binary COPY, and COMMIT, in one transaction on one connection.
+"""Committing a flush: its ledger row, its rows by binary COPY, its claims, and COMMIT, in one transaction.
 
 Promises:
-    * ``write`` returns only after COMMIT has been confirmed and as many rows were copied as were given. (3)
+    * ``write`` returns only after COMMIT has been confirmed and as many rows were copied as were to be. (3)
     * The ledger row is in the flush's own transaction, so it is there exactly if the rows are. (4)
+    * A claim is in the transaction of the readings that it speaks for. (5)
+    * One bad row never sinks its neighbours: what PostgreSQL refuses is found by halving, under savepoints. (6)
 
 The ledger, and not pg_xact_status, is the proof: after a crash before the WAL was flushed, the same transaction id may
 be given out again and then reads "committed" for somebody else's work.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 
 import psycopg
 import pyarrow as pa
-from pgpq import ArrowToPostgresBinaryEncoder
 from psycopg.pq import TransactionStatus
 
 from app.errors import DatabaseAway, OutcomeUnknown, RejectedByDatabase
-from app.ingest.batch import Batch, column
+from app.ingest.batch import Content, Reading
+from app.ingest.claim import Claim, KeptClaims, Repeated, Replay
+from app.store import claims
 from app.store.copy import begin_copy, commit, copy_rows
 from app.store.database import Connection, Database, first_line, own_errors
 from app.store.names import NameIds
+from app.store.wire import COPY_READINGS, HEADER, TRAILER, columns_of, encode_columns, pack_reading
 
 RESERVE_IDS = "SELECT nextval('reading_ids')"
 ID_BLOCK_ROWS = 100_000
@@ -29,26 +34,20 @@ ID_BLOCK_ROWS = 100_000
 
 BEGIN_FLUSH = "BEGIN; INSERT INTO flushes (flush_id, rows) VALUES ({first_id:d}, {rows:d}); "
 """Goes out with COPY as one simple query; that kind takes several statements, but no parameters."""
-COPY_READINGS = (
-    "COPY readings (time, sensor_id, id, source_id, temperature, humidity, pressure) FROM STDIN (FORMAT BINARY)"
-)
+INTO_COLUMNSTORE = "SET LOCAL timescaledb.enable_direct_compress_copy = on; "
+SAVEPOINT = "SAVEPOINT part; "
+# What a constraint would only say at COMMIT, it says here.
+RELEASE = "SET CONSTRAINTS ALL IMMEDIATE; RELEASE part"
+ROLLBACK_PART = "ROLLBACK TO part"
 PROBE = "BEGIN; INSERT INTO flushes (flush_id, rows) VALUES (0, 0); ROLLBACK"
 WAIT_FOR_LOST_FLUSH = """
 INSERT INTO flushes (flush_id, rows) VALUES (%s, 0) ON CONFLICT DO NOTHING RETURNING flush_id
 """
 
-WIRE_SCHEMA = pa.schema(
-    [
-        ("time", pa.timestamp("us", "UTC")),
-        ("sensor_id", pa.int32()),
-        ("id", pa.int64()),
-        ("source_id", pa.int32()),
-        ("temperature", pa.float64()),
-        ("humidity", pa.float64()),
-        ("pressure", pa.float64()),
-    ]
-)
-
+ENCODE_IN_THREAD_ROWS = 2_000
+"""Columns of so many rows are encoded beside the event loop: they take 0.2 ms and more, a thread's hand-over 0.1."""
+MIN_COLUMNSTORE_ROWS = 1_000
+"""Smaller flushes go to the rowstore unseen: counting their sensors would cost more than it could bring."""
 
 CONTENT_SQLSTATE_CLASSES = frozenset({"22", "23", "44", "54", "P0"})
 """Data exceptions, integrity constraints, WITH CHECK OPTION, program limits, and what a trigger raises: the row is at
@@ -66,20 +65,62 @@ def content_errors() -> Iterator[None]:
         raise
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows of a flush that one request sent, as they go over the wire."""
+
+    start: int
+    """The place of its first row in the flush."""
+    rows: bytes | pa.RecordBatch
+    count: int
+    is_whole: bool
+    """Whether all of it is stored or nothing."""
+
+    def halves(self) -> "list[Piece]":
+        """Its rows in two parts, if it may be parted."""
+        if isinstance(self.rows, bytes) or self.is_whole or self.count == 1:
+            return []
+        middle = self.count // 2
+        return [
+            Piece(self.start, self.rows.slice(0, middle), middle, is_whole=False),
+            Piece(self.start + middle, self.rows.slice(middle), self.count - middle, is_whole=False),
+        ]
+
+
+@dataclass(slots=True, eq=False)
+class Flush:
+    """Readings ready to be written."""
+
+    first_id: int
+    """The id of its first row; the ledger knows the flush by it."""
+    rows: int
+    pieces: Sequence[Piece]
+    payload: bytes
+    into_columnstore: bool
+    refused: dict[int, str] = field(default_factory=dict)
+    """The rows that PostgreSQL did not take, by their place, and why; known once it is committed."""
+
+
 class Writer:
-    """The flusher's connection, and what is remembered along with it. One coroutine at a time uses it.
+    """The flusher's connection, and what is remembered along with it.
+
+    One flush at a time is prepared, and one written; both may go on at once.
 
     Args:
         database: where to connect.
         flush_timeout_s: how long one step may take before its connection is given up for dead.
+        columnstore_rows_per_sensor: flushes with as many rows a sensor go straight to the columnstore; 0: none does.
     """
 
-    def __init__(self, database: Database, *, flush_timeout_s: float) -> None:
+    def __init__(self, database: Database, *, flush_timeout_s: float, columnstore_rows_per_sensor: int) -> None:
         self._database = database
         self._flush_timeout_s = flush_timeout_s
+        self._columnstore_rows_per_sensor = columnstore_rows_per_sensor
         self._connection: Connection | None = None
-        self._sensors = NameIds("sensors", ["name"])
-        self._sources = NameIds("sources", ["key_name", "client_ip"])
+        self._sensors = NameIds[str](database, "sensors", ["name"], timeout_s=flush_timeout_s)
+        self._sources = NameIds[tuple[str, ...]](
+            database, "sources", ["key_name", "client_ip"], timeout_s=flush_timeout_s
+        )
         self._next_id = 0
         self._ids_left = 0
 
@@ -94,10 +135,62 @@ class Writer:
             await self._connection.close()
             self._connection = None
 
-    async def reserve_ids(self, count: int) -> int:
+    async def prepare(self, contents: Sequence[Content]) -> Flush:
+        """Makes a flush of these, in their order: names become ids, every row gets one, all is encoded.
+
+        It holds for the connection that there is now: if that is lost, prepare anew.
+
+        Raises:
+            DatabaseAway: the database is needed for it, and can't be asked.
+        """
+        rows = sum(content.rows for content in contents)
+        sensor_ids = await self._sensors.resolve(dict.fromkeys(_names(contents)))
+        source_ids = await self._sources.resolve({content.source for content in contents})
+        first_id = await self._reserve_ids(rows)
+
+        def encode() -> tuple[list[Piece], bytes]:
+            pieces = list(_pieces(contents, sensor_ids, source_ids, first_id))
+            return pieces, _payload(pieces)
+
+        in_thread = any(content.rows >= ENCODE_IN_THREAD_ROWS for content in contents)
+        pieces, payload = await asyncio.to_thread(encode) if in_thread else encode()
+        return Flush(first_id, rows, pieces, payload, self._suits_columnstore(contents, rows))
+
+    async def write(self, flush: Flush, answers: Callable[[], Mapping[Claim, Replay]]) -> None:
+        """Commits a flush, less the rows that PostgreSQL refuses: ``flush.refused`` names them. ``answers`` is asked
+        for its claims, once it is known which those are.
+
+        Raises:
+            DatabaseAway: nothing of it is committed.
+            Repeated: likewise; some of its claims have been committed before.
+            OutcomeUnknown: the connection died, or went silent, after COMMIT was sent.
+        """
+        try:
+            await self._transact(flush, self._copy_at_once, answers)
+        except RejectedByDatabase:
+            await self._transact(flush, self._copy_what_is_taken, answers)
+
+    async def was_committed(self, flush: Flush) -> bool:
+        """Whether that flush is in the ledger. Waits until a lost transaction that writes it has ended.
+
+        Raises:
+            DatabaseAway: the ledger can't be asked now, or the lost transaction has not ended in time.
+        """
+        async with self._step() as connection, connection.transaction(force_rollback=True):
+            row = await (await connection.execute(WAIT_FOR_LOST_FLUSH, [flush.first_id])).fetchone()
+        return row is None
+
+    def _suits_columnstore(self, contents: Sequence[Content], rows: int) -> bool:
+        """Whether writing straight to the columnstore is the faster way; few rows a sensor make it the slower one."""
+        edition, threshold = self._database.edition, self._columnstore_rows_per_sensor
+        if rows < MIN_COLUMNSTORE_ROWS or not threshold or edition is None or not edition.direct_compress:
+            return False
+        return rows >= threshold * len(set(_names(contents)))
+
+    async def _reserve_ids(self, count: int) -> int:
         """The first of ``count`` consecutive ids, at most ID_BLOCK_ROWS. The rest of a block too short is let go."""
         if count > self._ids_left:
-            async with self._step() as connection:
+            async with self._database.borrow(timeout_s=self._flush_timeout_s) as connection:
                 row = await (await connection.execute(RESERVE_IDS)).fetchone()
             assert row is not None  # nextval has a row
             self._next_id, self._ids_left = row[0], ID_BLOCK_ROWS
@@ -106,26 +199,20 @@ class Writer:
         self._ids_left -= count
         return first_id
 
-    async def write(self, batch: Batch, *, first_id: int) -> None:
-        """Commits a batch whose rows have the ids from ``first_id`` on; the ledger knows it by that id.
-
-        Raises:
-            DatabaseAway: nothing of it is committed.
-            RejectedByDatabase: likewise; PostgreSQL objects to the content.
-            OutcomeUnknown: the connection died, or went silent, after COMMIT was sent.
-        """
-        rows = batch.columns.num_rows
+    async def _transact(
+        self,
+        flush: Flush,
+        copy: Callable[[Connection, Flush], Awaitable[None]],
+        answers: Callable[[], Mapping[Claim, Replay]],
+    ) -> None:
+        if self._connection is None:  # and with it what the flush was prepared from
+            raise DatabaseAway("the flusher's connection is lost")
         commit_is_out = False
         try:
             async with self._step() as connection:
-                rows_on_the_wire = await self._encode(connection, batch, first_id)
-                statements = BEGIN_FLUSH.format(first_id=first_id, rows=rows) + COPY_READINGS
-                await connection.wait(begin_copy(connection.pgconn, statements.encode()))
-                with content_errors():
-                    taken = await connection.wait(copy_rows(connection.pgconn, rows_on_the_wire))
-                # A trigger that returns NULL leaves its row out, and PostgreSQL calls that success.
-                if taken != rows:
-                    raise RejectedByDatabase(f"PostgreSQL took {taken} of {rows} rows without an error")
+                await copy(connection, flush)
+                if kept := await _claim(connection, answers()):
+                    raise Repeated(kept)
                 commit_is_out = True
                 try:
                     with content_errors():
@@ -140,31 +227,42 @@ class Writer:
                 raise OutcomeUnknown(str(error)) from error
             raise
 
-    async def was_committed(self, first_id: int) -> bool:
-        """Whether the flush of that id is in the ledger. Waits until a lost transaction that writes it has ended.
+    async def _copy_at_once(self, connection: Connection, flush: Flush) -> None:
+        """All rows in one COPY. Raises RejectedByDatabase if PostgreSQL does not take every one."""
+        begin = BEGIN_FLUSH.format(first_id=flush.first_id, rows=flush.rows)
+        await self._copy(
+            connection, begin + (INTO_COLUMNSTORE if flush.into_columnstore else ""), flush.payload, flush.rows
+        )
 
-        Raises:
-            DatabaseAway: the ledger can't be asked now, or the lost transaction has not ended in time.
-        """
-        async with self._step() as connection, connection.transaction(force_rollback=True):
-            row = await (await connection.execute(WAIT_FOR_LOST_FLUSH, [first_id])).fetchone()
-        return row is None
+    async def _copy_what_is_taken(self, connection: Connection, flush: Flush) -> None:
+        """Row by row where it must be: what is refused stands in ``flush.refused``, the rest in the transaction."""
+        await connection.execute(BEGIN_FLUSH.format(first_id=flush.first_id, rows=flush.rows), prepare=False)
+        flush.refused.clear()
+        parts: list[Sequence[Piece]] = [flush.pieces]
+        while parts:
+            pieces = parts.pop()
+            try:
+                await self._copy(connection, SAVEPOINT, _payload(pieces), sum(piece.count for piece in pieces))
+                with content_errors():
+                    await connection.execute(RELEASE, prepare=False)
+            except RejectedByDatabase as error:
+                await connection.execute(ROLLBACK_PART)
+                halves = pieces if len(pieces) > 1 else pieces[0].halves()
+                if halves:
+                    middle = len(halves) // 2
+                    parts += [halves[middle:], halves[:middle]]
+                else:
+                    refused = range(pieces[0].start, pieces[0].start + pieces[0].count)
+                    flush.refused.update(dict.fromkeys(refused, str(error)))
 
-    async def _encode(self, connection: Connection, batch: Batch, first_id: int) -> bytes:
-        """The batch in PostgreSQL's binary COPY format, names replaced by ids."""
-        sensor_ids = await self._sensors.resolve(connection, [(name,) for name in batch.sensors])
-        source_ids = await self._sources.resolve(connection, batch.sources)
-        time, sensor, source, *measures = batch.columns.columns
-        columns = [
-            time,
-            column(sensor_ids, pa.int32()).take(sensor),
-            column(range(first_id, first_id + batch.columns.num_rows), pa.int64()),
-            column(source_ids, pa.int32()).take(source),
-            *measures,
-        ]
-        wire = pa.RecordBatch.from_arrays(columns, schema=WIRE_SCHEMA)
-        encoder = ArrowToPostgresBinaryEncoder(WIRE_SCHEMA)
-        return encoder.write_header() + encoder.write_batch(wire) + encoder.finish()
+    @staticmethod
+    async def _copy(connection: Connection, statements: str, payload: bytes, rows: int) -> None:
+        await connection.wait(begin_copy(connection.pgconn, (statements + COPY_READINGS).encode()))
+        with content_errors():
+            taken = await connection.wait(copy_rows(connection.pgconn, payload))
+        # A trigger that returns NULL leaves its row out, and PostgreSQL calls that success.
+        if taken != rows:
+            raise RejectedByDatabase(f"PostgreSQL took {taken} of {rows} rows without an error")
 
     @asynccontextmanager
     async def _step(self) -> AsyncIterator[Connection]:
@@ -180,7 +278,7 @@ class Writer:
             with own_errors():
                 async with asyncio.timeout(self._flush_timeout_s):
                     yield connection
-        except RejectedByDatabase:
+        except (RejectedByDatabase, Repeated):
             try:
                 async with asyncio.timeout(self._flush_timeout_s):
                     await connection.rollback()
@@ -190,3 +288,45 @@ class Writer:
         except DatabaseAway:
             await self.close()
             raise
+
+
+async def _claim(connection: Connection, answers: Mapping[Claim, Replay]) -> KeptClaims:
+    """Claims these keys; if one has been claimed before, those that have."""
+    if not answers or await claims.insert(connection, answers):
+        return {}
+    # Their rows are committed: the insertion waited for any transaction that was about to.
+    return await claims.recall(connection, [claim.name for claim in answers])
+
+
+def _names(contents: Sequence[Content]) -> Iterator[str]:
+    for content in contents:
+        if isinstance(content, Reading):
+            yield content.sensor
+        else:
+            yield from content.sensors
+
+
+def _pieces(
+    contents: Sequence[Content],
+    sensor_ids: Mapping[str, int],
+    source_ids: Mapping[tuple[str, ...], int],
+    first_id: int,
+) -> Iterator[Piece]:
+    start = 0
+    for content in contents:
+        row_id, source_id = first_id + start, source_ids[content.source]
+        if isinstance(content, Reading):
+            row = pack_reading(content, sensor_ids[content.sensor], row_id, source_id)
+            yield Piece(start, row, 1, is_whole=True)
+        else:
+            ids = [sensor_ids[name] for name in content.sensors]
+            yield Piece(start, columns_of(content, ids, row_id, source_id), content.rows, is_whole=content.is_whole)
+        start += content.rows
+
+
+def _payload(pieces: Sequence[Piece]) -> bytes:
+    packed = [piece.rows for piece in pieces if isinstance(piece.rows, bytes)]
+    columns = [piece.rows for piece in pieces if isinstance(piece.rows, pa.RecordBatch)]
+    if columns:
+        packed.append(encode_columns(columns))
+    return b"".join([HEADER, *packed, TRAILER])

@@ -23,7 +23,7 @@ from app.ingest.batch import Source
 from app.ingest.buffer import Answer
 from app.ingest.decode.reading import ReadingBody, decode_reading
 from app.ingest.decode.timestamps import TimeWindow
-from app.ingest.pipeline import Pipeline
+from app.ingest.pipeline import Intake
 from app.ingest.receipt import Receipt
 from app.web import auth, problems
 from app.web.measure import RequestDurations
@@ -69,7 +69,7 @@ class ReadingEndpoint:
     def __init__(
         self,
         *,
-        pipeline: Pipeline,
+        pipeline: Intake,
         keyring: auth.Keyring,
         window: TimeWindow,
         max_body_bytes: int,
@@ -125,7 +125,7 @@ class ReadingEndpoint:
                 return
             if isinstance(answer, Receipt):
                 answered.set_result(answer)
-            else:
+            elif isinstance(answer, SensorFlowError):
                 answered.set_exception(answer)
 
         self._pipeline.submit(reading, settle)

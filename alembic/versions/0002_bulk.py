@@ -1,0 +1,60 @@
+"""The claims of Idempotency-Keys, and the columnstore of ``readings`` where the edition has one."""
+
+import sqlalchemy
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+CLAIMS = """
+-- A row is in the transaction of the readings that it speaks for, and holds the answer that their sender got.
+CREATE TABLE idempotency_keys (
+    key_name text NOT NULL,
+    key text NOT NULL,
+    content_hash bytea NOT NULL,
+    status smallint NOT NULL,
+    answer bytea NOT NULL,
+    expires boolean NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (key_name, key)
+);
+CREATE INDEX idempotency_keys_created_at ON idempotency_keys (created_at) WHERE expires;
+"""
+DROP_CLAIMS = "DROP TABLE idempotency_keys"
+
+# What a query for one sensor reads lies together, newest first.
+COLUMNSTORE = """
+ALTER TABLE readings SET (
+    timescaledb.compress, timescaledb.compress_segmentby = 'sensor_id', timescaledb.compress_orderby = 'time DESC'
+)
+"""
+DROP_COLUMNSTORE = """
+SELECT decompress_chunk(chunk, if_compressed => true) FROM show_chunks('readings') AS chunk;
+ALTER TABLE readings SET (timescaledb.compress = false);
+"""
+LICENCE = "SELECT current_setting('timescaledb.license', true) FROM pg_extension WHERE extname = 'timescaledb'"
+HYPERTABLE = """
+SELECT 1 FROM timescaledb_information.hypertables
+WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
+"""
+
+
+def has_columnstore() -> bool:
+    """Whether ``readings`` is a hypertable, under TimescaleDB's Community licence."""
+    connection = op.get_bind()
+    licence = connection.execute(sqlalchemy.text(LICENCE)).scalar()
+    return licence == "timescale" and connection.execute(sqlalchemy.text(HYPERTABLE)).scalar() is not None
+
+
+def upgrade() -> None:
+    op.execute(CLAIMS)
+    if has_columnstore():
+        op.execute(COLUMNSTORE)
+
+
+def downgrade() -> None:
+    if has_columnstore():
+        op.execute(DROP_COLUMNSTORE)
+    op.execute(DROP_CLAIMS)

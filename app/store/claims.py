@@ -1,0 +1,37 @@
+"""The claims of Idempotency-Keys: SQL on the caller's connection, in its transaction if there is one."""
+
+from collections.abc import Mapping, Sequence
+
+from app.ingest.claim import Claim, Kept, KeptClaims, Replay
+from app.store.database import Connection
+
+# In the order of the keys, which the caller sorts: two flushes with the same keys in two orders would deadlock.
+# A key that another transaction is inserting is waited for.
+INSERT = """
+INSERT INTO idempotency_keys (key_name, key, content_hash, status, answer, expires)
+SELECT * FROM unnest(%s::text[], %s::text[], %s::bytea[], %s::smallint[], %s::bytea[], %s::boolean[])
+ON CONFLICT DO NOTHING
+"""
+RECALL = """
+SELECT key_name, key, content_hash, status, answer
+FROM idempotency_keys WHERE (key_name, key) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
+"""
+
+
+async def insert(connection: Connection, answers: Mapping[Claim, Replay]) -> bool:
+    """Claims all of these keys, or tells that some have been claimed before. Raises what the driver raises."""
+    rows = [
+        (*claim.fingerprint, replay.status, replay.body, claim.expires)
+        for claim, replay in sorted(answers.items(), key=lambda item: item[0].name)
+    ]
+    cursor = await connection.execute(INSERT, list(map(list, zip(*rows, strict=True))))
+    return cursor.rowcount == len(rows)
+
+
+async def recall(connection: Connection, names: Sequence[tuple[str, str]]) -> KeptClaims:
+    """Those of the claims that have been committed, by name. Raises what the driver raises."""
+    cursor = await connection.execute(RECALL, list(map(list, zip(*names, strict=True))))
+    return {
+        (key_name, key): Kept(content_hash, Replay(status, answer))
+        async for key_name, key, content_hash, status, answer in cursor
+    }
