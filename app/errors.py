@@ -9,6 +9,8 @@
     │   ├── InvalidReading         the content; ``details`` names each fault
     │   ├── BodyTooLarge
     │   ├── UnsupportedEncoding
+    │   ├── UnsupportedFormat
+    │   ├── InvalidParameter       in the query or a header
     │   ├── IdempotencyConflict    the Idempotency-Key was used before, with another body
     │   └── RejectedByDatabase     it passed our checks, yet PostgreSQL would not take it
     ├── NotStored              nothing is stored; send again after ``retry_after_s``
@@ -68,6 +70,14 @@ class UnsupportedEncoding(Refused):
     """The body's Content-Encoding is not one that is taken here."""
 
 
+class UnsupportedFormat(Refused):
+    """The body's Content-Type is not one that is taken here."""
+
+
+class InvalidParameter(Refused):
+    """Something in the query or in a header; the message names it."""
+
+
 class IdempotencyConflict(Refused):
     """The Idempotency-Key stands for another body, which is stored."""
 
@@ -89,7 +99,7 @@ class BufferFull(NotStored):
 
 
 class KeyOverShare(NotStored):
-    """This key holds as many bytes of the buffer as one key may."""
+    """The key holds as many bytes of the buffer as one key may."""
 
 
 class DatabaseAway(NotStored):

@@ -13,12 +13,14 @@ from starlette.types import ASGIApp
 
 from app.errors import DatabaseAway
 from app.ingest.buffer import Buffer
+from app.ingest.claim import Fingerprint, Kept
 from app.ingest.decode.timestamps import TimeWindow
 from app.ingest.pipeline import Pipeline
 from app.ingest.receipt import receipt_encoder
 from app.live.hub import Hub
 from app.metrics import Instruments, ServerCollector
 from app.settings import Keys, Settings
+from app.store import claims
 from app.store.database import Database, Edition
 from app.store.maintenance import Maintenance
 from app.store.queries import latest_reading
@@ -34,6 +36,7 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = "Ingestion of sensor readings into TimescaleDB. 201 means committed."
 PREPARE_INTERVAL_S = 1.0
 READINESS_TIMEOUT_S = 2.0
+RECALL_TIMEOUT_S = 4.0
 REMEMBERING_HEAD_START_S = 1.0
 REMEMBERING_TIMEOUT_S = 60.0
 
@@ -68,7 +71,7 @@ class Server:
             flush_timeout_s=settings.flush_timeout_s,
             columnstore_rows_per_sensor=settings.columnstore_rows_per_sensor,
         )
-        self._maintenance = Maintenance(self._database)
+        self._maintenance = Maintenance(self._database, claims_window_hours=settings.idempotency_window_hours)
         self._encode = receipt_encoder(ZoneInfo(settings.timezone))
         self.pipeline = Pipeline(
             buffer=Buffer(
@@ -150,6 +153,12 @@ class Server:
         if not work.cancelled() and (error := work.exception()) is not None:
             logger.critical("the server's work has ended, and so does the server", exc_info=error)
             self._fail()
+
+    async def recall(self, fingerprint: Fingerprint) -> Kept | None:
+        """What was committed under a request's Idempotency-Key. Raises DatabaseAway."""
+        name = fingerprint.name
+        async with self._database.borrow(timeout_s=RECALL_TIMEOUT_S) as connection:
+            return (await claims.recall(connection, [name])).get(name)
 
     async def readiness(self) -> Readiness:
         """Looks at the pipeline, and asks the database for a sign of life."""

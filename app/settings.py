@@ -69,6 +69,16 @@ class Settings(BaseSettings):
         10, description="How far ahead a reading's own time may lie, minutes; 0 = any."
     )
     max_body_bytes: PositiveInt = Field(65_536, description="Largest body of POST /api/temperature_reading, bytes.")
+    max_bulk_body_bytes: PositiveInt = Field(16_777_216, description="Largest body of POST /api/readings, bytes.")
+    max_bulk_inflated_bytes: PositiveInt = Field(
+        67_108_864, description="Largest body of POST /api/readings after it has been inflated, bytes."
+    )
+    max_bulk_days: PositiveInt = Field(
+        100, description="Distinct days that the readings of one request may be of: each is a chunk of the table."
+    )
+    idempotency_window_hours: PositiveFloat = Field(
+        24, description="How long an Idempotency-Key is remembered, hours."
+    )
 
     buffer_max_rows: PositiveInt = Field(1_000_000, description="Rows held at most, queued and in flight; then 503.")
     buffer_max_bytes: PositiveInt = Field(

@@ -29,6 +29,11 @@ class Fingerprint(NamedTuple):
     content_hash: bytes
     """Of all that decides what is stored and answered."""
 
+    @property
+    def name(self) -> tuple[str, str]:
+        """What it is unique by."""
+        return self.key_name, self.key
+
 
 class Kept(NamedTuple):
     """What is left of a claim once it has been committed."""
@@ -55,8 +60,8 @@ class Claim:
 
     @property
     def name(self) -> tuple[str, str]:
-        """What it is unique by."""
-        return self.fingerprint[:2]
+        """The fingerprint's."""
+        return self.fingerprint.name
 
 
 KeptClaims = Mapping[tuple[str, str], Kept]

@@ -16,6 +16,9 @@ RECALL = """
 SELECT key_name, key, content_hash, status, answer
 FROM idempotency_keys WHERE (key_name, key) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
 """
+PRUNE = """
+DELETE FROM idempotency_keys WHERE expires AND created_at < now() - make_interval(secs => 3600 * %s)
+"""
 
 
 async def insert(connection: Connection, answers: Mapping[Claim, Replay]) -> bool:
@@ -35,3 +38,8 @@ async def recall(connection: Connection, names: Sequence[tuple[str, str]]) -> Ke
         (key_name, key): Kept(content_hash, Replay(status, answer))
         async for key_name, key, content_hash, status, answer in cursor
     }
+
+
+async def prune(connection: Connection, *, older_than_hours: float) -> None:
+    """Forgets the claims that may be forgotten and are so old. Raises what the driver raises."""
+    await connection.execute(PRUNE, [older_than_hours])

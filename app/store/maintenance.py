@@ -1,10 +1,11 @@
-"""What the database needs now and then: the ledger pruned, its size and connections looked at."""
+"""What the database needs now and then: ledger and claims pruned, its size and connections looked at."""
 
 import asyncio
 import logging
 from dataclasses import dataclass
 
 from app.errors import DatabaseAway
+from app.store import claims
 from app.store.database import Database
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,9 @@ class DatabaseStatistics:
 class Maintenance:
     """Runs beside the flusher, on pooled connections, and never in its way."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, claims_window_hours: float) -> None:
         self._database = database
+        self._claims_window_hours = claims_window_hours
         self.statistics: DatabaseStatistics | None = None
         """None until the first look, and while the database is away."""
 
@@ -49,6 +51,7 @@ class Maintenance:
             try:
                 async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
                     await connection.execute(PRUNE_LEDGER)
+                    await claims.prune(connection, older_than_hours=self._claims_window_hours)
                     row = await (await connection.execute(STATISTICS)).fetchone()
                 assert row is not None  # an aggregate has one row
                 self.statistics = DatabaseStatistics(*row)

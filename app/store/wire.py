@@ -37,15 +37,19 @@ POSTGRES_EPOCH_US = 946_684_800_000_000
 SORT_KEYS = [("sensor_id", "ascending"), ("time", "descending")]
 
 _KEYS = struct.Struct("!hiqiiiqii")
-_FLOAT = struct.Struct("!id")
+_ROW = struct.Struct("!hiqiiiqiiididid")
+_MEASURE = struct.Struct("!id")
 _NULL = struct.pack("!i", -1)
 
 
 def pack_reading(reading: Reading, sensor_id: int, row_id: int, source_id: int) -> bytes:
     """One row."""
-    keys = _KEYS.pack(FIELDS, 8, reading.time_us - POSTGRES_EPOCH_US, 4, sensor_id, 8, row_id, 4, source_id)
-    measures = (reading.temperature, reading.humidity, reading.pressure)
-    return keys + b"".join([_NULL if value is None else _FLOAT.pack(8, value) for value in measures])
+    time_us, _, temperature, humidity, pressure, _ = reading
+    keys = (FIELDS, 8, time_us - POSTGRES_EPOCH_US, 4, sensor_id, 8, row_id, 4, source_id)
+    if temperature is None or humidity is None or pressure is None:
+        measures = [_NULL if value is None else _MEASURE.pack(8, value) for value in reading[2:5]]
+        return b"".join([_KEYS.pack(*keys), *measures])
+    return _ROW.pack(*keys, 8, temperature, 8, humidity, 8, pressure)
 
 
 def columns_of(batch: Batch, sensor_ids: Sequence[int], first_id: int, source_id: int) -> pa.RecordBatch:

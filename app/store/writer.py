@@ -11,17 +11,18 @@ be given out again and then reads "committed" for somebody else's work.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import psycopg
 import pyarrow as pa
 from psycopg.pq import TransactionStatus
 
 from app.errors import DatabaseAway, OutcomeUnknown, RejectedByDatabase
-from app.ingest.batch import Content, Reading
-from app.ingest.claim import Claim, KeptClaims, Repeated, Replay
+from app.ingest.batch import Batch, Content, Reading
+from app.ingest.claim import Claim, Repeated, Replay
 from app.store import claims
 from app.store.copy import begin_copy, commit, copy_rows
 from app.store.database import Connection, Database, first_line, own_errors
@@ -65,13 +66,17 @@ def content_errors() -> Iterator[None]:
         raise
 
 
+Rows: TypeAlias = bytes | pa.RecordBatch
+"""Of one request: a row as it goes over the wire, or rows with WIRE_SCHEMA."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows of a flush that one request sent, as they go over the wire."""
+    """Rows of a flush that one request sent."""
 
     start: int
     """The place of its first row in the flush."""
-    rows: bytes | pa.RecordBatch
+    rows: Rows
     count: int
     is_whole: bool
     """Whether all of it is stored or nothing."""
@@ -94,9 +99,11 @@ class Flush:
     first_id: int
     """The id of its first row; the ledger knows the flush by it."""
     rows: int
-    pieces: Sequence[Piece]
-    payload: bytes
     into_columnstore: bool
+    payload: bytes
+    """All of its rows."""
+    pieces: Callable[[], Iterable[Piece]]
+    """The same rows by request, for when they must be told apart."""
     refused: dict[int, str] = field(default_factory=dict)
     """The rows that PostgreSQL did not take, by their place, and why; known once it is committed."""
 
@@ -148,13 +155,24 @@ class Writer:
         source_ids = await self._sources.resolve({content.source for content in contents})
         first_id = await self._reserve_ids(rows)
 
-        def encode() -> tuple[list[Piece], bytes]:
-            pieces = list(_pieces(contents, sensor_ids, source_ids, first_id))
-            return pieces, _payload(pieces)
 
-        in_thread = any(content.rows >= ENCODE_IN_THREAD_ROWS for content in contents)
-        pieces, payload = await asyncio.to_thread(encode) if in_thread else encode()
-        return Flush(first_id, rows, pieces, payload, self._suits_columnstore(contents, rows))
+        def encoded() -> Iterator[Rows]:
+            return _encoded(contents, sensor_ids, source_ids, first_id)
+
+        def payload() -> bytes:
+            return _payload(encoded())
+
+        def pieces() -> Iterator[Piece]:
+            return _pieces(contents, encoded())
+
+        in_thread = rows - len(contents) >= ENCODE_IN_THREAD_ROWS
+        return Flush(
+            first_id,
+            rows,
+            self._suits_columnstore(contents, rows),
+            await asyncio.to_thread(payload) if in_thread else payload(),
+            pieces,
+        )
 
     async def write(self, flush: Flush, answers: Callable[[], Mapping[Claim, Replay]]) -> None:
         """Commits a flush, less the rows that PostgreSQL refuses: ``flush.refused`` names them. ``answers`` is asked
@@ -211,8 +229,7 @@ class Writer:
         try:
             async with self._step() as connection:
                 await copy(connection, flush)
-                if kept := await _claim(connection, answers()):
-                    raise Repeated(kept)
+                await _claim(connection, answers())
                 commit_is_out = True
                 try:
                     with content_errors():
@@ -238,11 +255,12 @@ class Writer:
         """Row by row where it must be: what is refused stands in ``flush.refused``, the rest in the transaction."""
         await connection.execute(BEGIN_FLUSH.format(first_id=flush.first_id, rows=flush.rows), prepare=False)
         flush.refused.clear()
-        parts: list[Sequence[Piece]] = [flush.pieces]
+        parts: list[Sequence[Piece]] = [list(flush.pieces())]
         while parts:
             pieces = parts.pop()
             try:
-                await self._copy(connection, SAVEPOINT, _payload(pieces), sum(piece.count for piece in pieces))
+                payload = _payload(piece.rows for piece in pieces)
+                await self._copy(connection, SAVEPOINT, payload, sum(piece.count for piece in pieces))
                 with content_errors():
                     await connection.execute(RELEASE, prepare=False)
             except RejectedByDatabase as error:
@@ -290,12 +308,11 @@ class Writer:
             raise
 
 
-async def _claim(connection: Connection, answers: Mapping[Claim, Replay]) -> KeptClaims:
-    """Claims these keys; if one has been claimed before, those that have."""
-    if not answers or await claims.insert(connection, answers):
-        return {}
-    # Their rows are committed: the insertion waited for any transaction that was about to.
-    return await claims.recall(connection, [claim.name for claim in answers])
+async def _claim(connection: Connection, answers: Mapping[Claim, Replay]) -> None:
+    """Claims these keys. Raises Repeated if some have been claimed before."""
+    if answers and not await claims.insert(connection, answers):
+        # Those are committed: the insertion waited for any transaction that was about to.
+        raise Repeated(await claims.recall(connection, [claim.name for claim in answers]))
 
 
 def _names(contents: Sequence[Content]) -> Iterator[str]:
@@ -306,27 +323,40 @@ def _names(contents: Sequence[Content]) -> Iterator[str]:
             yield from content.sensors
 
 
-def _pieces(
+def _encoded(
     contents: Sequence[Content],
     sensor_ids: Mapping[str, int],
     source_ids: Mapping[tuple[str, ...], int],
-    first_id: int,
-) -> Iterator[Piece]:
-    start = 0
+    row_id: int,
+) -> Iterator[Rows]:
+    """The rows of each content, with the ids from ``row_id`` on."""
     for content in contents:
-        row_id, source_id = first_id + start, source_ids[content.source]
+        source_id = source_ids[content.source]
         if isinstance(content, Reading):
-            row = pack_reading(content, sensor_ids[content.sensor], row_id, source_id)
-            yield Piece(start, row, 1, is_whole=True)
+            yield pack_reading(content, sensor_ids[content.sensor], row_id, source_id)
+            row_id += 1
         else:
-            ids = [sensor_ids[name] for name in content.sensors]
-            yield Piece(start, columns_of(content, ids, row_id, source_id), content.rows, is_whole=content.is_whole)
+            yield columns_of(content, [sensor_ids[name] for name in content.sensors], row_id, source_id)
+            row_id += content.rows
+
+
+def _pieces(contents: Sequence[Content], encoded: Iterable[Rows]) -> Iterator[Piece]:
+    start = 0
+    for content, rows in zip(contents, encoded, strict=True):
+        yield Piece(start, rows, content.rows, is_whole=isinstance(content, Batch) and content.is_whole)
         start += content.rows
 
 
-def _payload(pieces: Sequence[Piece]) -> bytes:
-    packed = [piece.rows for piece in pieces if isinstance(piece.rows, bytes)]
-    columns = [piece.rows for piece in pieces if isinstance(piece.rows, pa.RecordBatch)]
+def _payload(encoded: Iterable[Rows]) -> bytes:
+    """A whole COPY of these."""
+    packed: list[bytes] = [HEADER]
+    columns: list[pa.RecordBatch] = []
+    for rows in encoded:
+        if isinstance(rows, bytes):
+            packed.append(rows)
+        else:
+            columns.append(rows)
     if columns:
         packed.append(encode_columns(columns))
-    return b"".join([HEADER, *packed, TRAILER])
+    packed.append(TRAILER)
+    return b"".join(packed)

@@ -9,7 +9,10 @@ import orjson
 
 from app.errors import (
     BodyTooLarge,
+    IdempotencyConflict,
+    InvalidParameter,
     InvalidReading,
+    KeyOverShare,
     NotStored,
     OutcomeUnknown,
     RejectedByDatabase,
@@ -17,14 +20,19 @@ from app.errors import (
     TooManySubscribers,
     Unauthorized,
     UnsupportedEncoding,
+    UnsupportedFormat,
 )
 
 STATUSES: dict[type[SensorFlowError], int] = {
     Unauthorized: 401,
+    IdempotencyConflict: 409,
     BodyTooLarge: 413,
     UnsupportedEncoding: 415,
+    UnsupportedFormat: 415,
+    InvalidParameter: 422,
     InvalidReading: 422,
     RejectedByDatabase: 422,
+    KeyOverShare: 429,
     NotStored: 503,
     OutcomeUnknown: 504,
 }
