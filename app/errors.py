@@ -7,6 +7,8 @@
     ├── Unauthorized           no key, or not one of ours
     ├── Refused                nothing is stored, and sending the same again can't cure it
     │   ├── InvalidReading         the content; ``details`` names each fault
+    │   ├── MalformedBody          no reading can be told from another in it: not JSON, no header, not Parquet
+    │   ├── TooManyRows            more readings than one request may bring
     │   ├── BodyTooLarge
     │   ├── UnsupportedEncoding
     │   └── RejectedByDatabase     it passed our checks, yet PostgreSQL would not take it
@@ -53,6 +55,17 @@ class InvalidReading(Refused):
     def __init__(self, details: Sequence[Fault]) -> None:
         super().__init__("; ".join(fault["msg"] for fault in details))
         self.details = details
+
+
+class MalformedBody(Refused):
+    """The body can't be read at all; the message says what to do."""
+
+
+class TooManyRows(Refused):
+    """The body has more readings than one request may bring."""
+
+    def __init__(self, rows: int, limit: int) -> None:
+        super().__init__(f"The body has {rows:,} readings, and a request may bring {limit:,}: split it.")
 
 
 class BodyTooLarge(Refused):

@@ -42,7 +42,6 @@ BATCH_SCHEMA = pa.schema(
     [
         pa.field("time", pa.timestamp("us", "UTC"), nullable=False),
         pa.field("sensor", pa.int32(), nullable=False),
-        pa.field("source", pa.int32(), nullable=False),
         pa.field("temperature", pa.float64()),
         pa.field("humidity", pa.float64()),
         pa.field("pressure", pa.float64()),
@@ -66,22 +65,20 @@ def column(values: Iterable[float], type_: pa.DataType) -> pa.Array:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Readings as columns. ``columns`` has BATCH_SCHEMA: its ``sensor`` and ``source`` are positions in the lists."""
+    """Readings of one source as columns. ``columns`` has BATCH_SCHEMA: its ``sensor`` is a position in ``sensors``."""
 
     sensors: Sequence[str]
-    sources: Sequence[Source]
     columns: pa.RecordBatch
+    source: Source
 
     @classmethod
     def of(cls, readings: Sequence[Reading]) -> "Batch":
-        """Columns of these readings, in their order. At least one reading."""
+        """Columns of these readings, in their order. At least one reading, all of one source."""
         times, names, temperatures, humidities, pressures, sources = zip(*readings, strict=True)
         sensor_positions: dict[str, int] = {}
-        source_positions: dict[Source, int] = {}
         values = (
             times,
             [sensor_positions.setdefault(name, len(sensor_positions)) for name in names],
-            [source_positions.setdefault(source, len(source_positions)) for source in sources],
             temperatures,
             humidities,
             pressures,
@@ -89,6 +86,6 @@ class Batch:
         arrays = list(map(column, values, _BATCH_TYPES))
         return cls(
             sensors=list(sensor_positions),
-            sources=list(source_positions),
             columns=pa.RecordBatch.from_arrays(arrays, schema=BATCH_SCHEMA),
+            source=sources[0],
         )

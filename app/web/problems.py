@@ -10,10 +10,12 @@ import orjson
 from app.errors import (
     BodyTooLarge,
     InvalidReading,
+    MalformedBody,
     NotStored,
     OutcomeUnknown,
     RejectedByDatabase,
     SensorFlowError,
+    TooManyRows,
     TooManySubscribers,
     Unauthorized,
     UnsupportedEncoding,
@@ -22,8 +24,10 @@ from app.errors import (
 STATUSES: dict[type[SensorFlowError], int] = {
     Unauthorized: 401,
     BodyTooLarge: 413,
+    TooManyRows: 413,
     UnsupportedEncoding: 415,
     InvalidReading: 422,
+    MalformedBody: 422,
     RejectedByDatabase: 422,
     NotStored: 503,
     OutcomeUnknown: 504,
