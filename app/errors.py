@@ -71,8 +71,8 @@ class TooManyRows(Refused):
 class BodyTooLarge(Refused):
     """The body is over the bound; the rest of it was not read."""
 
-    def __init__(self, limit_bytes: int) -> None:
-        super().__init__(f"The body is larger than {limit_bytes:,} bytes.")
+    def __init__(self, limit_bytes: int, *, inflated: bool = False) -> None:
+        super().__init__(f"The body is larger than {limit_bytes:,} bytes{' when inflated' if inflated else ''}.")
 
 
 class UnsupportedEncoding(Refused):

@@ -161,8 +161,9 @@ def _between(numbers: pa.Array, first: int, end: int) -> pa.Array:
     if pa.types.is_integer(numbers.type) and (low is None or first <= low <= high < end):
         return numbers
     kind = numbers.type
+    as_kind = float if pa.types.is_floating(kind) else int
     inside = pc.and_(
-        pc.greater_equal(numbers, pa.scalar(first).cast(kind)), pc.less(numbers, pa.scalar(end).cast(kind))
+        pc.greater_equal(numbers, pa.scalar(as_kind(first), kind)), pc.less(numbers, pa.scalar(as_kind(end), kind))
     )
     return pc.if_else(inside, numbers, pa.scalar(None, kind))
 
