@@ -7,6 +7,8 @@
     ├── Unauthorized           no key, or not one of ours
     ├── Refused                nothing is stored, and sending the same again can't cure it
     │   ├── InvalidReading         the content; ``details`` names each fault
+    │   ├── MalformedBody          no reading can be told from another in it: not JSON, no header, not Parquet
+    │   ├── TooManyRows            more readings than one request may bring
     │   ├── BodyTooLarge
     │   ├── UnsupportedEncoding
     │   ├── UnsupportedFormat
@@ -59,11 +61,22 @@ class InvalidReading(Refused):
         self.details = details
 
 
+class MalformedBody(Refused):
+    """The body can't be read at all; the message says what to do."""
+
+
+class TooManyRows(Refused):
+    """The body has more readings than one request may bring."""
+
+    def __init__(self, rows: int, limit: int) -> None:
+        super().__init__(f"The body has {rows:,} readings, and a request may bring {limit:,}: split it.")
+
+
 class BodyTooLarge(Refused):
     """The body is over the bound; the rest of it was not read."""
 
-    def __init__(self, limit_bytes: int) -> None:
-        super().__init__(f"The body is larger than {limit_bytes:,} bytes.")
+    def __init__(self, limit_bytes: int, *, inflated: bool = False) -> None:
+        super().__init__(f"The body is larger than {limit_bytes:,} bytes{' when inflated' if inflated else ''}.")
 
 
 class UnsupportedEncoding(Refused):

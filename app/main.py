@@ -30,6 +30,7 @@ from app.web.ingest import ReadingEndpoint, Shortcut, documented_route
 from app.web.live import live_router
 from app.web.measure import Measure, RequestDurations
 from app.web.ops import Readiness, ops_router
+from app.web.readings import BulkIngest, Limits, bulk_router
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +179,11 @@ class Server:
         )
 
 
+def now_us() -> int:
+    """Microseconds since 1970 UTC."""
+    return time.time_ns() // 1_000
+
+
 def create_app(
     settings: Settings,
     *,
@@ -200,16 +206,34 @@ def create_app(
 
     app = FastAPI(title="SensorFlow", description=DESCRIPTION, lifespan=lifespan)
     durations = RequestDurations(server.instruments.request_duration)
+    window = TimeWindow.of(past_days=settings.accept_past_days, future_minutes=settings.accept_future_minutes)
     endpoint = ReadingEndpoint(
         pipeline=server.pipeline,
         keyring=keyring,
-        window=TimeWindow.of(past_days=settings.accept_past_days, future_minutes=settings.accept_future_minutes),
+        window=window,
         max_body_bytes=settings.max_body_bytes,
-        now_us=lambda: time.time_ns() // 1_000,
+        now_us=now_us,
         durations=durations,
         clock=time.perf_counter,
     )
     app.router.routes.append(documented_route())
+    app.include_router(
+        bulk_router(
+            BulkIngest(
+                intake=server.pipeline,
+                recall=server.recall,
+                keyring=keyring,
+                window=window,
+                limits=Limits(
+                    body_bytes=settings.max_bulk_body_bytes,
+                    inflated_bytes=settings.max_bulk_inflated_bytes,
+                    rows=settings.flush_max_rows,
+                    days=settings.max_bulk_days,
+                ),
+                now_us=now_us,
+            )
+        )
+    )
     app.include_router(live_router(hub=server.hub, keyring=keyring, send_timeout_s=settings.live_send_timeout_s))
     app.include_router(ops_router(readiness=server.readiness, registry=server.registry))
     return Shortcut(Measure(app, durations=durations, clock=time.perf_counter), endpoint)

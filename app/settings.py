@@ -76,9 +76,7 @@ class Settings(BaseSettings):
     max_bulk_days: PositiveInt = Field(
         100, description="Distinct days that the readings of one request may be of: each is a chunk of the table."
     )
-    idempotency_window_hours: PositiveFloat = Field(
-        24, description="How long an Idempotency-Key is remembered, hours."
-    )
+    idempotency_window_hours: PositiveFloat = Field(24, description="How long an Idempotency-Key is remembered, hours.")
 
     buffer_max_rows: PositiveInt = Field(1_000_000, description="Rows held at most, queued and in flight; then 503.")
     buffer_max_bytes: PositiveInt = Field(

@@ -155,7 +155,6 @@ class Writer:
         source_ids = await self._sources.resolve({content.source for content in contents})
         first_id = await self._reserve_ids(rows)
 
-
         def encoded() -> Iterator[Rows]:
             return _encoded(contents, sensor_ids, source_ids, first_id)
 

@@ -1,0 +1,234 @@
+"""Bulk Arrow streams and Parquet to columns.
+
+Pure. Only the known columns are read. Their types are taken widely: any number for a metric, text, integers or a
+dictionary of them for a sensor_id, any timestamp, date, number or text for a time. A column of a type that can't be
+meant refuses the body, for its rows are all alike. What comes in is checked to the last offset before it is computed
+with, and what it says that it inflates to is held against a bound before a byte of it is inflated.
+
+NaN in a metric is no value, as null is: NumPy and pandas, where such frames come from, have no other way to say that.
+"""
+
+import struct
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc
+import pyarrow.parquet
+
+from app.errors import BodyTooLarge, MalformedBody
+from app.ingest.decode.columns import COLUMNS, METRICS, Sent, Terms, require_columns, require_few_rows
+
+INFLATED_ROW_BYTES = 2_048
+"""What a row may take inflated, on average: a name and a time at their longest take 1,084 bytes, the metrics 24."""
+INFLATED_BYTES = 1 << 20
+"""What a body may take inflated, however few its rows: pages and dictionaries."""
+
+_UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError, ValueError, KeyError, OverflowError, struct.error)
+
+
+def decode_arrow_stream(body: bytes, terms: Terms) -> Sent:
+    """The columns of an Arrow IPC stream.
+
+    Raises:
+        MalformedBody: it is none, is damaged, or its columns can't be readings.
+        TooManyRows, BodyTooLarge
+    """
+    if body.startswith(b"ARROW1"):
+        raise MalformedBody("The body is an Arrow file (Feather): send an Arrow stream.")
+    try:
+        _require_small(_inflated_bytes_of_stream(body), terms)
+        stream = pa.BufferReader(body)
+        with pa.ipc.open_stream(stream) as reader:
+            schema = reader.schema
+        unknown = require_columns(schema.names)
+        known = [name for name in COLUMNS if name in schema.names]
+        # Fields come in the order of the schema, whatever the order here.
+        options = pa.ipc.IpcReadOptions(
+            use_threads=False, included_fields=[schema.get_field_index(name) for name in known]
+        )
+        stream = pa.BufferReader(body)
+        batches, rows = [], 0
+        with pa.ipc.open_stream(stream, options=options) as reader:
+            for batch in reader:
+                rows += batch.num_rows
+                if rows <= terms.max_rows:
+                    batches.append(batch)
+            schema = reader.schema
+        require_few_rows(rows, terms)
+        if stream.tell() < len(body):
+            raise MalformedBody("The body goes on after the end of its Arrow stream: send one stream a request.")
+        return _columns_of_table(pa.Table.from_batches(batches, schema), known, unknown)
+    except _UNREADABLE as error:
+        raise MalformedBody(f"The body can't be read as an Arrow stream: {_in_short(error)}") from error
+
+
+def decode_parquet(body: bytes, terms: Terms) -> Sent:
+    """The columns of a Parquet file.
+
+    Raises:
+        MalformedBody: it is none, is damaged, or its columns can't be readings.
+        TooManyRows, BodyTooLarge
+    """
+    try:
+        # As a dictionary, a long text that is in every row is there once.
+        with pa.parquet.ParquetFile(pa.BufferReader(body), read_dictionary=["sensor_id", "time"]) as file:
+            names = file.schema_arrow.names
+            unknown = require_columns(names)
+            known = [name for name in COLUMNS if name in names]
+            require_few_rows(file.metadata.num_rows, terms)
+            _require_small(_inflated_bytes_of_parquet(file.metadata, known), terms)
+            table = file.read(columns=known, use_threads=False)
+        require_few_rows(table.num_rows, terms)
+        return _columns_of_table(table, known, unknown)
+    except _UNREADABLE as error:
+        raise MalformedBody(f"The body can't be read as Parquet: {_in_short(error)}") from error
+
+
+def _in_short(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:200] or type(error).__name__
+
+
+def _require_small(inflated_bytes: int, terms: Terms) -> None:
+    limit = INFLATED_BYTES + INFLATED_ROW_BYTES * terms.max_rows
+    if inflated_bytes > limit:
+        raise BodyTooLarge(limit, inflated=True)
+
+
+def _columns_of_table(table: pa.Table, known: Sequence[str], unknown: Sequence[str]) -> Sent:
+    columns = {}
+    for name in known:
+        chunked = table.column(name)
+        chunked.validate(full=True)
+        read = _metric if name in METRICS else _time if name == "time" else _sensor
+        chunks = [read(chunk, name) for chunk in chunked.chunks] or [read(pa.array([], chunked.type), name)]
+        columns[name] = pa.concat_arrays(chunks)
+    return Sent(table.num_rows, columns, unknown)
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    return any(
+        is_one(type_)
+        for is_one in (
+            *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+            *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
+        )
+    )
+
+
+def _of_dictionary(column: pa.DictionaryArray, name: str, read: Callable[[pa.Array, str], pa.Array]) -> pa.Array:
+    """A dictionary of what ``read`` makes of its values; a null among those is a null in the rows."""
+    values = read(column.dictionary, name)
+    positions = column.indices.cast(pa.int32())
+    if values.null_count:
+        absent = pc.is_null(values).take(positions)
+        positions = pc.if_else(absent, pa.scalar(None, pa.int32()), positions)
+    return pa.DictionaryArray.from_arrays(positions, values)
+
+
+def _sensor(column: pa.Array, name: str) -> pa.Array:
+    type_ = column.type
+    if pa.types.is_dictionary(type_):
+        return _of_dictionary(column, name, _sensor)
+    if _is_text(type_) or pa.types.is_integer(type_) or pa.types.is_null(type_):
+        return column.cast(pa.string())
+    raise MalformedBody(f"The column {name} should have text, and not {type_}.")
+
+
+def _time(column: pa.Array, name: str) -> pa.Array:
+    type_ = column.type
+    if pa.types.is_dictionary(type_):
+        return _of_dictionary(column, name, _time)
+    return column.cast(pa.string()) if _is_text(type_) else column
+
+
+def _metric(column: pa.Array, name: str) -> pa.Array:
+    type_ = column.type
+    if pa.types.is_dictionary(type_):
+        return _metric(column.dictionary, name).take(column.indices)
+    if not any(
+        is_one(type_) for is_one in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
+    ):
+        raise MalformedBody(f"The column {name} should have numbers, and not {type_}.")
+    numbers = column.cast(pa.float64(), safe=False)
+    missing = pc.is_nan(numbers)
+    return pc.if_else(missing, pa.scalar(None, pa.float64()), numbers) if missing.true_count else numbers
+
+
+def _inflated_bytes_of_parquet(metadata: pyarrow.parquet.FileMetaData, known: Sequence[str]) -> int:
+    wanted = [
+        place for place in range(metadata.num_columns) if metadata.schema.column(place).path.split(".")[0] in known
+    ]
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    return sum(abs(group.column(place).total_uncompressed_size) for group in groups for place in wanted)
+
+
+# What a stream inflates to stands in its messages, but pyarrow does not show it: so these few fields are read from the
+# flatbuffers, whose tables are in https://github.com/apache/arrow/blob/main/format/Message.fbs.
+
+_DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
+_MESSAGE_HEADER_TYPE, _MESSAGE_HEADER = 1, 2
+_DICTIONARY_BATCH_DATA = 1
+_RECORD_BATCH_BUFFERS, _RECORD_BATCH_COMPRESSION = 2, 3
+_NOT_INFLATED = -1
+
+
+def _inflated_bytes_of_stream(body: bytes) -> int:
+    messages = pa.ipc.MessageReader.open_stream(pa.BufferReader(body))
+    return sum(_inflated_bytes_of_message(message.metadata, message.body) for message in messages)
+
+
+def _inflated_bytes_of_message(metadata: pa.Buffer, body: pa.Buffer | None) -> int:
+    """What the compressed buffers of a message say that they inflate to."""
+    message = _Flatbuffer(metadata)
+    table = message.offset(0)
+    kind = message.field(table, _MESSAGE_HEADER_TYPE)
+    if not kind or not (header := message.field(table, _MESSAGE_HEADER)):
+        return 0
+    header_type, batch = message.read("<B", kind), message.offset(header)
+    if header_type == _DICTIONARY_BATCH:
+        data = message.field(batch, _DICTIONARY_BATCH_DATA)
+        batch = message.offset(data) if data else 0
+    elif header_type != _RECORD_BATCH:
+        return 0
+    if not batch or body is None or not message.field(batch, _RECORD_BATCH_COMPRESSION):
+        return 0
+    if not (buffers := message.field(batch, _RECORD_BATCH_BUFFERS)):
+        return 0
+    vector = message.offset(buffers)
+    inflated = 0
+    view = memoryview(body)
+    for place in range(message.read("<I", vector)):
+        start, length = struct.unpack_from("<qq", message.view, vector + 4 + 16 * place)
+        if length > 0:
+            if start < 0:
+                raise ValueError("a buffer that begins before its message")
+            (size,) = struct.unpack_from("<q", view, start)
+            inflated += length if size == _NOT_INFLATED else max(size, 0)
+    return inflated
+
+
+class _Flatbuffer:
+    """Tables and their fields by position, as https://flatbuffers.dev/internals/ lays them out."""
+
+    def __init__(self, buffer: pa.Buffer) -> None:
+        self.view = memoryview(buffer)
+
+    def read(self, form: str, place: int) -> int:
+        if place < 0:
+            raise ValueError("an offset that points before its message")
+        value: int = struct.unpack_from(form, self.view, place)[0]
+        return value
+
+    def offset(self, place: int) -> int:
+        """Where the offset at ``place`` points."""
+        return place + self.read("<I", place)
+
+    def field(self, table: int, number: int) -> int:
+        """Where a table has a field; 0 if it has not."""
+        layout = table - self.read("<i", table)
+        slot = 4 + 2 * number
+        if slot >= self.read("<H", layout):
+            return 0
+        place = self.read("<H", layout + slot)
+        return table + place if place else 0

@@ -1,0 +1,322 @@
+"""What every bulk format comes down to: the columns that were sent, in; a Batch and the faults of the rest, out.
+
+Pure, and it does not know which format the columns came in. A good row costs no Python object: pyarrow.compute looks at
+whole columns, and only the distinct names and the first faults are looked at one by one. Every row that was sent is
+either in the batch, in its order, or counted as rejected.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from app.errors import MalformedBody, TooManyRows
+from app.ingest.batch import BATCH_SCHEMA, Batch, Source
+from app.ingest.decode.reading import MAX_SENSOR_ID_LENGTH
+from app.ingest.decode.timestamps import OUTSIDE_ALL_YEARS, Precision, TimeWindow, parse_time_us, times_us
+
+METRICS = ("temperature", "humidity", "pressure")
+COLUMNS = ("sensor_id", "time", *METRICS)
+"""All that are known, in the order in which a row's first fault is looked for."""
+
+MAX_UNKNOWN_COLUMNS = 100
+MAX_SHOWN_LENGTH = 100
+
+NO_SENSOR_ID = "sensor_id is missing"
+NO_TIME = "time is missing"
+NO_METRIC = f"one of {', '.join(METRICS)} should be there"
+NO_NUMBER = "{} should be a number"
+NOT_FINITE = "{} should be a finite number"
+
+
+@dataclass(frozen=True, slots=True)
+class RowFault:
+    """Why one reading is not taken. ``row`` counts the readings sent, from 1."""
+
+    row: int
+    column: str | None
+    """None: the fault is not of one column."""
+    reason: str
+    value: object
+    """What was sent, as far as JSON shows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A body's readings. ``errors`` describes the first of the ``rejected`` ones, in their order."""
+
+    batch: Batch
+    rejected: int
+    errors: Sequence[RowFault]
+    unknown_columns: Sequence[str]
+    rows: pa.Array
+    """Which of the readings sent, from 1, the rows of the batch are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a request's readings are held to, and what they are given."""
+
+    source: Source
+    precision: Precision
+    window: TimeWindow
+    now_us: int
+    """The time of a reading that brings none, microseconds since 1970 UTC."""
+    max_rows: int
+    max_chunks: int
+    """Days (UTC) that the readings of one request may lie in. The newest are kept."""
+    max_errors: int
+    """Bad rows that are described; all are counted."""
+    is_time_required: bool = False
+    """Whether a reading without a time is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A body in columns, as far as its format can check them.
+
+    ``columns`` has those of COLUMNS that were sent, each of ``rows`` values: ``sensor_id`` as text or as a dictionary of
+    text, ``time`` as ``times_us`` takes it, the metrics as float64. Where a format has found a fault itself the value is
+    null and ``faults`` has the reason, by column (None: of the row) and row (from 0).
+    """
+
+    rows: int
+    columns: Mapping[str, pa.Array]
+    unknown_columns: Sequence[str] = ()
+    faults: Mapping[str | None, Mapping[int, str]] = field(default_factory=dict)
+    value: Callable[[int, str | None], object] | None = None
+    """What was sent in a row (from 0) and column, where ``columns`` doesn't have it any more."""
+
+    def value_at(self, row: int, column: str | None) -> object:
+        """What was sent there, whatever its type."""
+        if self.value is not None:
+            return self.value(row, column)
+        return scalar_value(self.columns[column][row]) if column in self.columns else None
+
+
+def scalar_value(scalar: pa.Scalar) -> object:
+    """An Arrow value as a Python object; a moment as text, or as its number where Python has none such."""
+    try:
+        value = scalar.as_py()
+    except (ValueError, OverflowError, KeyError, pa.ArrowException):  # nanoseconds, the year 20000, an unknown zone
+        value = scalar.cast(pa.int64()).as_py()
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def require_few_rows(rows: int, terms: Terms) -> None:
+    """Raises TooManyRows if a body has more readings than it may."""
+    if rows > terms.max_rows:
+        raise TooManyRows(rows, terms.max_rows)
+
+
+def require_columns(names: Sequence[str]) -> Sequence[str]:
+    """Those of a table's column names that are not known.
+
+    Raises:
+        MalformedBody: ``sensor_id`` is not among them, or a name comes twice; the message says what to do.
+    """
+    if twice := sorted({name for name in names if name and names.count(name) > 1}):
+        raise MalformedBody(f"The column {_in_words(twice[0])} comes twice: give every column a name of its own.")
+    if "sensor_id" not in names:
+        sent = ", ".join(_in_words(name) for name in names[:10]) or "none"
+        raise MalformedBody(f"There is no column sensor_id. The columns sent: {sent}. Known: {', '.join(COLUMNS)}.")
+    return unknown_among(names)
+
+
+def unknown_among(names: Sequence[str]) -> Sequence[str]:
+    """The names that are no column's, each once, the first MAX_UNKNOWN_COLUMNS, none longer than is shown."""
+    unknown = dict.fromkeys(name[:MAX_SHOWN_LENGTH] for name in names if name not in COLUMNS)
+    return list(unknown)[:MAX_UNKNOWN_COLUMNS]
+
+
+def _in_words(name: str) -> str:
+    return repr(name[:MAX_SHOWN_LENGTH])
+
+
+@dataclass(frozen=True, slots=True)
+class _Objection:
+    """Rows that are not taken, and how to say why."""
+
+    column: str | None
+    rows: pa.Array
+    """Booleans without null, one a row."""
+    reason: Callable[[int], str]
+
+
+def check(sent: Sent, terms: Terms) -> Decoded:
+    """The good rows as a batch, and the faults of the others.
+
+    Raises:
+        TooManyRows: there are more than ``terms`` allow.
+    """
+    require_few_rows(sent.rows, terms)
+    objections: list[_Objection] = []
+    _hear_the_format(sent, None, objections)
+
+    sensors = _distinct(sent.columns.get("sensor_id", pa.nulls(sent.rows, pa.string())))
+    names: list[str] = sensors.dictionary.to_pylist()
+    _hear_the_format(sent, "sensor_id", objections)
+    _object_to_names(sensors, names, objections)
+
+    times = sent.columns.get("time", pa.nulls(sent.rows))
+    moments = times_us(times, terms.precision)
+    if moments is None:
+        raise MalformedBody(f"The column time should have times or numbers, and not {times.type}.")
+    _hear_the_format(sent, "time", objections)
+    _object_to_times(sent, times, moments, terms, objections)
+    if moments.null_count:
+        if terms.is_time_required:
+            _object(objections, "time", pc.is_null(moments), lambda _: NO_TIME)
+        moments = moments.fill_null(terms.now_us)
+
+    metrics = []
+    for name in METRICS:
+        values = sent.columns.get(name, pa.nulls(sent.rows, pa.float64()))
+        _hear_the_format(sent, name, objections)
+        if pc.all(pc.is_finite(values)).as_py() is False:
+            not_finite = pc.invert(pc.is_finite(values)).fill_null(False)
+            objections.append(_Objection(name, not_finite, lambda _, name=name: NOT_FINITE.format(name)))
+        metrics.append(values)
+    if all(values.null_count for values in metrics):
+        _object(objections, None, reduce(pc.and_, [pc.is_null(values) for values in metrics]), lambda _: NO_METRIC)
+
+    _object_to_days(moments, terms, objections)
+    columns = [moments.cast(BATCH_SCHEMA.field("time").type), sensors.indices, *metrics]
+    rejected, errors, rows = 0, list[RowFault](), pa.arange(1, sent.rows + 1)
+    if objections:
+        refused = reduce(pc.or_, [objection.rows for objection in objections])
+        rejected = refused.true_count
+        errors = _errors(sent, refused, objections, terms.max_errors)
+        taken = pc.invert(refused)
+        rows = rows.filter(taken)
+        columns = [column.filter(taken) for column in columns]
+        # Names that are left without a row go, too.
+        positions = columns[1].dictionary_encode()
+        names = [names[position] for position in positions.dictionary.to_pylist()]
+        columns[1] = positions.indices
+    return Decoded(
+        batch=Batch(names, pa.RecordBatch.from_arrays(columns, schema=BATCH_SCHEMA), terms.source),
+        rejected=rejected,
+        errors=errors,
+        unknown_columns=sent.unknown_columns,
+        rows=rows,
+    )
+
+
+def _object(objections: list[_Objection], column: str | None, rows: pa.Array, reason: Callable[[int], str]) -> None:
+    if rows.true_count:
+        objections.append(_Objection(column, rows, reason))
+
+
+def _hear_the_format(sent: Sent, column: str | None, objections: list[_Objection]) -> None:
+    if reasons := sent.faults.get(column):
+        rows = pa.array([row in reasons for row in range(sent.rows)], pa.bool_())
+        objections.append(_Objection(column, rows, reasons.__getitem__))
+
+
+def _distinct(names: pa.Array) -> pa.DictionaryArray:
+    """The names as a dictionary of text without null or repetition, in order of appearance."""
+    if not pa.types.is_dictionary(names.type):
+        return names.dictionary_encode()
+    own = names.dictionary.dictionary_encode()
+    used = own.indices.take(names.indices).dictionary_encode()
+    return pa.DictionaryArray.from_arrays(used.indices, own.dictionary.take(used.dictionary))
+
+
+def _name_fault(name: str) -> str | None:
+    if not name.strip():
+        return "sensor_id should not be blank"
+    if len(name) > MAX_SENSOR_ID_LENGTH:
+        return f"sensor_id should have at most {MAX_SENSOR_ID_LENGTH} characters"
+    return "sensor_id should have no NUL character" if "\0" in name else None
+
+
+def _object_to_names(sensors: pa.DictionaryArray, names: Sequence[str], objections: list[_Objection]) -> None:
+    positions = sensors.indices
+    faults = {
+        position: fault
+        for position, name in enumerate(names)
+        if not name.strip() or len(name) > MAX_SENSOR_ID_LENGTH or "\0" in name
+        if (fault := _name_fault(name))
+    }
+    if positions.null_count or faults:
+        rows = pc.is_in(positions, pa.array([*faults, None], pa.int32()))
+        _object(objections, "sensor_id", rows, lambda row: faults.get(positions[row].as_py(), NO_SENSOR_ID))
+
+
+def _object_to_times(
+    sent: Sent, times: pa.Array, moments: pa.Array, terms: Terms, objections: list[_Objection]
+) -> None:
+    def unreadable(row: int) -> str:
+        value = scalar_value(times[row])
+        if isinstance(value, int | float | str) and not pa.types.is_temporal(times.type):
+            try:
+                parse_time_us(value, precision=terms.precision)
+            except ValueError as error:
+                return str(error)
+        return OUTSIDE_ALL_YEARS
+
+    if moments.null_count > times.null_count:
+        _object(objections, "time", pc.and_(pc.is_null(moments), pc.is_valid(times)), unreadable)
+    extremes = pc.min_max(moments)
+    bounds = [extremes[end].as_py() for end in ("min", "max")]
+    if any(bound is not None and terms.window.fault(bound, now_us=terms.now_us) for bound in bounds):
+        earliest = -(2**63) if terms.window.past_us is None else terms.now_us - terms.window.past_us
+        latest = 2**63 - 1 if terms.window.future_us is None else terms.now_us + terms.window.future_us
+        outside = pc.or_(pc.less(moments, earliest), pc.greater(moments, latest)).fill_null(False)
+        _object(
+            objections,
+            "time",
+            outside,
+            lambda row: terms.window.fault(moments[row].as_py(), now_us=terms.now_us) or OUTSIDE_ALL_YEARS,
+        )
+
+
+_DAY_US = 86_400_000_000
+
+
+def _object_to_days(moments: pa.Array, terms: Terms, objections: list[_Objection]) -> None:
+    """The newest days are kept: those of old readings wait for an import, those of new ones for nobody."""
+    if objections:
+        refused = reduce(pc.or_, [objection.rows for objection in objections])
+        moments = pc.if_else(refused, pa.scalar(None, pa.int64()), moments)
+    extremes = pc.min_max(moments)
+    first, last = extremes["min"].as_py(), extremes["max"].as_py()
+    if first is None or last // _DAY_US - first // _DAY_US < terms.max_chunks:
+        return
+    days = moments.cast(pa.timestamp("us")).cast(pa.date32()).cast(pa.int32())
+    distinct = sorted(day for day in days.unique().to_pylist() if day is not None)
+    if len(distinct) <= terms.max_chunks:
+        return
+    beyond = pc.less(days, distinct[-terms.max_chunks]).fill_null(False)
+    reason = (
+        f"the readings of one request may lie in {terms.max_chunks} days (UTC) at most, and these lie in "
+        f"{len(distinct)}: the newest are kept; send the others in requests of fewer days, or with python -m app import"
+    )
+    _object(objections, "time", beyond, lambda _: reason)
+
+
+def _errors(sent: Sent, refused: pa.Array, objections: Sequence[_Objection], max_errors: int) -> list[RowFault]:
+    errors = []
+    for row in pc.indices_nonzero(refused)[:max_errors].to_pylist():
+        objection = next(objection for objection in objections if objection.rows[row].as_py())
+        value = sent.value_at(row, objection.column)
+        errors.append(RowFault(row + 1, objection.column, objection.reason(row), shown(value)))
+    return errors
+
+
+def shown(value: object) -> object:
+    """What was sent, as far as JSON shows it, and in few characters."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else str(value)[:MAX_SHOWN_LENGTH]
+    if isinstance(value, str):
+        return value[:MAX_SHOWN_LENGTH]
+    return json.dumps(value, ensure_ascii=False)[:MAX_SHOWN_LENGTH]

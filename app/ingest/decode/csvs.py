@@ -1,0 +1,197 @@
+"""Bulk CSV to columns, by RFC 4180: commas, a header, quotes around a field that has commas, quotes or newlines in it.
+
+Pure. Arrow's reader takes the body whole; where it can't, or where it could read something otherwise than RFC 4180
+says, a plain reader goes record by record, and that one alone says what is right. After a record that is none it goes
+on at the next line, so a quote that is never closed costs its own line and no more.
+
+Lines may end with CR LF, LF or CR. Lines that are empty or blank don't count. Spaces around the names in the header,
+and around times and numbers, don't matter; those of a sensor_id are its own.
+
+No value: an empty field; for a metric also NA (R), NaN and nan (NumPy), null and NULL (SQL), since programs write these
+where a frame has nothing. Not so for a time, because no time means now, and not for a sensor_id, which is a name.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from app.errors import MalformedBody
+from app.ingest.decode.columns import (
+    COLUMNS,
+    METRICS,
+    NO_NUMBER,
+    NOT_FINITE,
+    Sent,
+    Terms,
+    require_columns,
+    require_few_rows,
+)
+from app.ingest.decode.jsons import NUMBER_IN_TEXT
+from app.ingest.decode.utf8 import NOT_UTF8, has, is_utf8, without_bom
+
+NO_VALUE = frozenset(["", "NA", "NaN", "nan", "null", "NULL"])
+"""How a metric that is not there is written."""
+
+_FIELD = re.compile(rb'(?:"([^"]*+(?:""[^"]*+)*+)"|([^",\r\n]*+))(,|\r\n|\r|\n|\Z)')
+_ONE_FIELD = r'(?:[^",\r\n]*|"(?:[^"]|"")*")'
+_ONLY_FIELDS = rf"\A{_ONE_FIELD}(?:(?:,|\r\n|\r|\n){_ONE_FIELD})*\z"
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_SHOWN_BYTES = 1_000
+
+
+def decode_csv(body: bytes, terms: Terms) -> Sent:
+    """The columns of a CSV.
+
+    Raises:
+        MalformedBody: it has no header, or one that can't be used.
+        TooManyRows
+    """
+    body = without_bom(body)
+    records = _records(body, 0)
+    fields, _, start = next(records, ([], 0, 0))
+    names = _header(fields)
+    try:
+        unknown = require_columns(names)
+    except MalformedBody as error:
+        if len(names) == 1 and re.search(r"[;\t|]", names[0]):
+            raise MalformedBody("The fields of a CSV should be separated by commas.") from error
+        raise
+    return _by_arrow(body, start, names, unknown) or _by_record(body, records, names, unknown, terms)
+
+
+def _header(fields: Sequence[bytes] | None) -> list[str]:
+    if not fields:
+        said = "is empty" if fields is not None else "has a first line that can't be read"
+        raise MalformedBody(f"The CSV {said}: begin with a header, like {','.join(COLUMNS)}.")
+    try:
+        return [field.decode().strip() for field in fields]
+    except UnicodeDecodeError as error:
+        raise MalformedBody(f"The CSV's header can't be read: {NOT_UTF8}.") from error
+
+
+def _records(body: bytes, at: int) -> Iterator[tuple[list[bytes] | None, int, int]]:
+    """Each record that is not blank: its fields, or None if it is no record, where it starts, and where the next does."""
+    while at < len(body):
+        start, fields = at, list[bytes]()
+        while found := _FIELD.match(body, at):
+            quoted, plain, end = found.groups()
+            fields.append(plain if quoted is None else quoted.replace(b'""', b'"'))
+            at = found.end()
+            if end != b",":
+                if len(fields) > 1 or quoted is not None or plain.strip(b" \t"):
+                    yield fields, start, at
+                break
+        else:
+            line_end = _LINE_END.search(body, at)
+            at = line_end.end() if line_end else len(body)
+            yield None, start, at
+
+
+def _by_arrow(body: bytes, start: int, names: Sequence[str], unknown: Sequence[str]) -> Sent | None:
+    # With one column, a blank line could be a row.
+    if len(names) == 1 or not is_utf8(body) or (b'"' in body and not has(body, _ONLY_FIELDS)):
+        return None
+    rest = pa.py_buffer(body if body.endswith(b"\n") else body + b"\n")[start:]
+    if not rest.size:
+        return Sent(0, {}, unknown)
+    known = [name for name in COLUMNS if name in names]
+    metrics = [name for name in known if name in METRICS]
+    try:
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(rest),
+            # One block, since a block must end with a line; one thread, since bodies are decoded side by side.
+            read_options=pyarrow.csv.ReadOptions(
+                use_threads=False,
+                block_size=rest.size + 1,
+                column_names=[name if name in known else str(place) for place, name in enumerate(names)],
+            ),
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=known,
+                column_types=dict.fromkeys(known, pa.string()) | dict.fromkeys(metrics, pa.float64()),
+                null_values=list(NO_VALUE),
+                strings_can_be_null=False,
+            ),
+        )
+    except pa.ArrowException:
+        return None
+    columns = {name: pa.concat_arrays(table.column(name).chunks) for name in known}
+    if any(pc.all(pc.is_finite(columns[name])).as_py() is False for name in metrics):
+        return None
+    if "time" in columns:
+        times = columns["time"]
+        if pc.any(pc.utf8_is_space(times)).as_py():
+            return None
+        absent = pc.equal(times, "")
+        if absent.true_count:
+            columns["time"] = pc.if_else(absent, pa.scalar(None, pa.string()), times)
+    return Sent(table.num_rows, columns, unknown)
+
+
+def _by_record(
+    body: bytes,
+    records: Iterator[tuple[list[bytes] | None, int, int]],
+    names: Sequence[str],
+    unknown: Sequence[str],
+    terms: Terms,
+) -> Sent:
+    places = {name: names.index(name) for name in COLUMNS if name in names}
+    texts: dict[str, list[str | None]] = {name: [] for name in places}
+    faults: dict[str | None, dict[int, str]] = {None: {}} | {name: {} for name in METRICS}
+    spans: list[tuple[int, int]] = []
+    for row, (fields, start, end) in enumerate(records):
+        spans.append((start, end))
+        try:
+            if fields is None:
+                raise ValueError(
+                    'the line should be fields between commas, those with a quote in them quoted: "such ""as"" this"'
+                )
+            if len(fields) != len(names):
+                raise ValueError(f"the row has {len(fields)} fields where the header has {len(names)}")
+            decoded = [field.decode() for field in fields]
+        except ValueError as error:
+            faults[None][row] = NOT_UTF8 if isinstance(error, UnicodeDecodeError) else str(error)
+            for column in texts.values():
+                column.append(None)
+        else:
+            for name, place in places.items():
+                texts[name].append(decoded[place])
+    require_few_rows(len(spans), terms)
+    columns: dict[str, pa.Array] = {}
+    for name, column in texts.items():
+        if name in METRICS:
+            columns[name] = _numbers(column, name, faults[name])
+        elif name == "time":
+            columns[name] = pa.array([text if text and text.strip(" \t") else None for text in column], pa.string())
+        else:
+            columns[name] = pa.array(column, pa.string())
+
+    def value(row: int, column: str | None) -> object:
+        if column is None:
+            start, end = spans[row]
+            return body[start : min(end, start + _SHOWN_BYTES)].decode(errors="replace").rstrip("\r\n")
+        return texts[column][row] if column in texts else None
+
+    return Sent(len(spans), columns, unknown, faults, value)
+
+
+def _numbers(texts: Sequence[str | None], name: str, faults: dict[int, str]) -> pa.Array:
+    numbers: list[float | None] = []
+    for row, text in enumerate(texts):
+        number = None
+        stripped = (text or "").strip()
+        if stripped not in NO_VALUE:
+            if not NUMBER_IN_TEXT.fullmatch(stripped):
+                faults[row] = (NOT_FINITE if stripped.lower().lstrip("+-") in _INFINITE else NO_NUMBER).format(name)
+            elif not math.isfinite(number := float(stripped)):
+                faults[row] = NOT_FINITE.format(name)
+                number = None
+        numbers.append(number)
+    return pa.array(numbers, pa.float64())
+
+
+_INFINITE = frozenset(["inf", "infinity", "nan"])

@@ -1,0 +1,305 @@
+"""POST /api/readings: many readings in one request, answered once they are committed.
+
+Promises:
+    * 201 and ``stored`` speak of committed readings; 202, asked for with ``Prefer: respond-async``, of buffered ones. (3)
+    * An Idempotency-Key seen before is answered as it was the first time, and stores nothing. (5)
+    * A key is checked, and room held in the buffer for what was announced, before the body is read.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Annotated, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Request, Security
+from fastapi.security import APIKeyHeader
+from pydantic import BaseModel, ConfigDict
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from app.errors import (
+    BodyTooLarge,
+    InvalidParameter,
+    MalformedBody,
+    SensorFlowError,
+    UnsupportedFormat,
+)
+from app.ingest.batch import Batch, Source
+from app.ingest.buffer import Answer
+from app.ingest.claim import Claim, Fingerprint, Kept, Replay
+from app.ingest.decode.columns import Decoded, RowFault, Terms
+from app.ingest.decode.inflate import codec_of, inflated
+from app.ingest.decode.readings import Format, decode_readings
+from app.ingest.decode.timestamps import Precision, TimeWindow
+from app.ingest.pipeline import Intake
+from app.ingest.receipt import Receipt, Stored
+from app.web import auth, problems
+from app.web.ingest import MAX_ADDRESS_LENGTH, Problem
+
+KEY_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False)
+PATH = "/api/readings"
+DECODING_FACTOR = 4
+"""Bytes of memory that a byte of a body is counted as until it has become columns."""
+DECODE_IN_THREAD_BYTES = 65_536
+"""Larger bodies are decoded beside the event loop: they take 0.3 ms and more, a thread's hand-over 0.1."""
+MAX_IDEMPOTENCY_KEY_LENGTH = 255
+MAX_ERRORS = 100
+
+
+class Options(BaseModel):
+    """The query of a request."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    precision: Precision = Precision.AUTO
+    partial: bool = True
+    backfill: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may bring."""
+
+    body_bytes: int
+    """As it is sent."""
+    inflated_bytes: int
+    rows: int
+    days: int
+    """Distinct days, each a chunk of the table."""
+
+
+class StoredReadings(BaseModel):
+    """What a request has brought about."""
+
+    stored: int
+    unknown_columns: list[str] = []
+
+
+def bulk_router(bulk: "BulkIngest") -> APIRouter:
+    """The route."""
+    router = APIRouter(tags=["ingest"])
+
+    @router.post(
+        PATH,
+        status_code=201,
+        response_model=StoredReadings,
+        summary="Store many readings",
+        responses={
+            202: {"description": "Buffered, as Prefer: respond-async asked; a crash may lose them"},
+            401: {"model": Problem, "description": "The API key is missing or wrong"},
+            409: {"model": Problem, "description": "The Idempotency-Key was used with another body"},
+            413: {"model": Problem, "description": "Too many bytes or readings: split them"},
+            415: {"model": Problem, "description": "The Content-Type or Content-Encoding is not known"},
+            422: {"description": "Some readings are bad: they are named, and unless partial=false the good are stored"},
+            429: {
+                "model": Problem,
+                "description": "Not stored: this key sends too fast; again after Retry-After seconds",
+            },
+            503: {"model": Problem, "description": "Not stored; send again after Retry-After seconds"},
+            504: {"model": Problem, "description": "The database did not say whether they are stored"},
+        },
+        openapi_extra={"requestBody": {"required": True, "content": {format_.value: {} for format_ in Format}}},
+    )
+    async def post_readings(
+        request: Request, options: Annotated[Options, Query()], key: Annotated[str | None, Security(KEY_HEADER)]
+    ) -> Response:
+        """Stores the readings of a body: an object, an array of them or an object of columns, NDJSON, CSV with a header
+        row, an Arrow stream or Parquet, gzip or zstd if you like. 201 means that they are committed.
+        """
+        headers: dict[str, str] = {}
+        try:
+            status, body = await bulk.store(request, options, key)
+        except SensorFlowError as error:
+            status, extra, body = problems.answer(error)
+            headers = {name.decode(): value.decode() for name, value in extra}
+        if status == 202:
+            headers["preference-applied"] = "respond-async"
+        return Response(body, status, headers, "application/json")
+
+    return router
+
+
+class BulkIngest:
+    """What stands behind POST /api/readings.
+
+    Args:
+        intake: takes the readings and answers for them.
+        recall: finds what was committed under a request's Idempotency-Key, if anything was.
+        keyring: knows the keys.
+        window: which times a reading may bring.
+        limits: what one request may bring.
+        now_us: microseconds since 1970 UTC.
+    """
+
+    def __init__(
+        self,
+        *,
+        intake: Intake,
+        recall: Callable[[Fingerprint], Awaitable[Kept | None]],
+        keyring: auth.Keyring,
+        window: TimeWindow,
+        limits: Limits,
+        now_us: Callable[[], int],
+    ) -> None:
+        self._intake = intake
+        self._recall = recall
+        self._keyring = keyring
+        self._window = window
+        self._limits = limits
+        self._now_us = now_us
+
+    async def store(self, request: Request, options: Options, key: str | None) -> Replay:
+        """Does what a request asks for.
+
+        Raises:
+            SensorFlowError: nothing of it is stored, or nobody can tell.
+        """
+        headers = request.headers
+        key_name = self._keyring.name_of(key.encode() if key else None, auth.Scope.INGEST)
+        format_ = _format(headers.get("content-type", ""))
+        codec = codec_of(headers.get("content-encoding", "identity"))
+        is_awaited = "respond-async" not in headers.get("prefer", "")
+        source = Source(key_name, request.client.host[:MAX_ADDRESS_LENGTH] if request.client else "")
+        with self._room(key_name) as grow_to:
+            body = await self._body(request, codec, grow_to)
+            fingerprint = _fingerprint(
+                headers.get("idempotency-key"), key_name, (format_.value, str(options), str(is_awaited)), body
+            )
+            if fingerprint is not None and (kept := await self._recall(fingerprint)) is not None:
+                return _replayed(kept.answer_to(fingerprint))
+            terms = Terms(
+                source=source,
+                precision=options.precision,
+                window=replace(self._window, past_us=None) if options.backfill else self._window,
+                now_us=self._now_us(),
+                max_rows=self._limits.rows,
+                max_chunks=self._limits.days,
+                max_errors=MAX_ERRORS,
+            )
+            if len(body) > DECODE_IN_THREAD_BYTES:
+                decoded = await asyncio.to_thread(decode_readings, body, format_, terms)
+            else:
+                decoded = decode_readings(body, format_, terms)
+            del body
+        if not decoded.batch.rows or (decoded.rejected and not options.partial):
+            return _answer(decoded, 0, "stored")
+        batch = decoded.batch if options.partial else replace(decoded.batch, is_whole=True)
+        if is_awaited:
+            return await self._committed(batch, decoded, fingerprint)
+        accepted = _answer(decoded, batch.rows, "accepted")
+        claim = Claim(fingerprint, lambda _: accepted) if fingerprint else None
+        self._intake.submit(batch, _nobody, claim=claim, is_awaited=False)
+        return accepted
+
+    async def _committed(self, batch: Batch, decoded: Decoded, fingerprint: Fingerprint | None) -> Replay:
+        """Hands a batch in, and waits for what becomes of it."""
+        answered: asyncio.Future[Replay] = asyncio.get_running_loop().create_future()
+
+        def told(outcome: Stored | Receipt) -> Replay:
+            assert isinstance(outcome, Stored)  # what a batch becomes
+            return _answer(decoded, outcome.rows, "stored", outcome)
+
+        def settle(answer: Answer) -> None:
+            if answered.done():  # the server is stopping, and has cancelled the request
+                return
+            if isinstance(answer, SensorFlowError):
+                answered.set_exception(answer)
+            else:
+                answered.set_result(answer if isinstance(answer, Replay) else told(answer))
+
+        self._intake.submit(batch, settle, claim=Claim(fingerprint, told) if fingerprint else None)
+        return await answered
+
+    @contextmanager
+    def _room(self, key_name: str) -> Iterator[Callable[[int], None]]:
+        """Room in the buffer for a body on its way in; what is yielded makes sure of as many bytes of it."""
+        held = 0
+
+        def grow_to(body_bytes: int) -> None:
+            nonlocal held
+            wanted = body_bytes * DECODING_FACTOR
+            if wanted > held:
+                self._intake.reserve(key_name, wanted - held)
+                held = wanted
+
+        try:
+            yield grow_to
+        finally:
+            self._intake.reserve(key_name, -held)
+
+    async def _body(self, request: Request, codec: str | None, grow_to: Callable[[int], None]) -> bytes:
+        """The body, inflated; room is made sure of before each part is read."""
+        limit = self._limits.body_bytes
+        announced = request.headers.get("content-length", "0")
+        if announced.isdigit():
+            if int(announced) > limit:
+                raise BodyTooLarge(limit)
+            grow_to(int(announced))
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async for part in request.stream():
+                parts.append(part)
+                size += len(part)
+                if size > limit:
+                    raise BodyTooLarge(limit)
+                grow_to(size)
+        except ClientDisconnect:
+            raise MalformedBody("The body was cut short.") from None
+        body = b"".join(parts)
+        if codec is None:
+            return body
+        parts, size = [], 0
+        rest = inflated(body, codec, limit_bytes=self._limits.inflated_bytes)
+        while part := await asyncio.to_thread(next, rest, b""):
+            parts.append(part)
+            size += len(part)
+            grow_to(size)
+        return b"".join(parts)
+
+
+def _format(content_type: str) -> Format:
+    media_type = content_type.partition(";")[0].strip().lower()
+    try:
+        return Format(media_type)
+    except ValueError:
+        raise UnsupportedFormat(
+            f"Content-Type {media_type!r} is not taken: send {', '.join(format_.value for format_ in Format)}."
+        ) from None
+
+
+def _fingerprint(key: str | None, key_name: str, options: Sequence[str], body: bytes) -> Fingerprint | None:
+    if key is None:
+        return None
+    if not (0 < len(key) <= MAX_IDEMPOTENCY_KEY_LENGTH and key.isascii() and key.isprintable()):
+        raise InvalidParameter(f"Idempotency-Key should be 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} ASCII characters.")
+    content_hash = hashlib.sha256("\0".join(options).encode() + b"\0" + body).digest()
+    return Fingerprint(key_name, key, content_hash)
+
+
+def _replayed(answer: Replay | SensorFlowError) -> Replay:
+    if isinstance(answer, SensorFlowError):
+        raise answer
+    return answer
+
+
+def _nobody(_: Answer) -> None:
+    """The sender has had its 202."""
+
+
+def _answer(decoded: Decoded, rows: int, verb: Literal["stored", "accepted"], outcome: Stored | None = None) -> Replay:
+    """What the sender is told: ``rows`` are stored, or accepted; ``outcome`` has those that PostgreSQL refused."""
+    refused = outcome.refused if outcome is not None else {}
+    report: dict[str, object] = {verb: rows}
+    if decoded.rejected or refused:
+        by_database = [RowFault(decoded.rows[place].as_py(), None, why, None) for place, why in refused.items()]
+        errors = sorted([*decoded.errors, *by_database], key=attrgetter("row"))[:MAX_ERRORS]
+        report |= {"rejected": decoded.rejected + len(refused), "errors": errors}
+    if decoded.unknown_columns:
+        report["unknown_columns"] = decoded.unknown_columns
+    status = 422 if "errors" in report else 202 if verb == "accepted" else 201
+    return Replay(status, orjson.dumps(report))
