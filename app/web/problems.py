@@ -10,6 +10,7 @@ import orjson
 from app.errors import (
     BodyTooLarge,
     InvalidReading,
+    LiveAway,
     NotStored,
     OutcomeUnknown,
     RejectedByDatabase,
@@ -32,6 +33,7 @@ STATUSES: dict[type[SensorFlowError], int] = {
 CLOSE_CODES: dict[type[SensorFlowError], int] = {
     Unauthorized: 1008,
     TooManySubscribers: 1008,
+    LiveAway: 1013,
 }
 TOO_SLOW_CLOSE_CODE = 1013
 """Try again later (IANA's registry of WebSocket close codes)."""
