@@ -222,6 +222,7 @@ class Parent:
             channel_here, max_messages=self._max_messages, max_bytes=self._max_bytes, tally=self._tally
         )
         worker = self._workers[number] = _Worker(number, process, channel, connections_here)
+        logger.info("worker %d is process %d", number, process.pid)
         if self._stopping.is_set():
             channel.send(Drain())
         return worker
