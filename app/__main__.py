@@ -11,15 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-import uvicorn
-
 from app.errors import ConfigurationError, DatabaseAway
 from app.logs import configure_logging
-from app.main import create_app
+from app.serve import serve
 from app.settings import Keys, Settings, load_settings, strong_keys
-from app.store.database import Edition, checked_url, migrate
+from app.store.database import checked_url, migrate
 from app.store.embedded import embedded_database
-from app.web.protocol import HttpProtocol
 
 logger = logging.getLogger("app")
 
@@ -64,7 +61,7 @@ def _database(settings: Settings) -> Iterator[str]:
     if settings.database_url is not None:
         yield checked_url(settings.database_url)
     else:
-        with embedded_database(settings.data_dir) as url:
+        with embedded_database(settings.data_dir, workers=settings.workers) as url:
             yield url
 
 
@@ -97,35 +94,12 @@ def _serve(settings: Settings, database_url: str) -> None:
 
     logger.info("binding %s", url)
 
-    def announce(edition: Edition) -> None:
+    def announce(edition: str) -> None:
         logger.info("listening on %s, storing in %s", url, edition)
         if settings.log_format == "text":
             print(_welcome(url, edition, settings), flush=True)
 
-    failed = False
-
-    def fail() -> None:
-        nonlocal failed
-        failed = server.should_exit = True
-
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings, database_url=database_url, keys=keys, announce=announce, fail=fail),
-            http=HttpProtocol,
-            ws="websockets-sansio",
-            ws_max_size=65_536,
-            ws_per_message_deflate=False,
-            proxy_headers=bool(settings.forwarded_allow_ips),
-            forwarded_allow_ips=settings.forwarded_allow_ips,
-            server_header=False,
-            access_log=False,
-            log_config=None,
-            timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
-        )
-    )
-    server.run(sockets=[listener])
-    if failed:
-        raise SystemExit(1)
+    serve(settings, database_url=database_url, keys=keys, listener=listener, announce=announce)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -148,7 +122,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _welcome(url: str, edition: Edition, settings: Settings) -> str:
+def _welcome(url: str, edition: str, settings: Settings) -> str:
     """A greeting with a line to paste; a shell reads the key from where it is kept, so that no log ever holds it."""
     key_file = (settings.data_dir / KEY_FILES[0]).resolve()
     is_kept = settings.database_url is None and settings.api_key is None

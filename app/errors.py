@@ -21,7 +21,8 @@
     │   ├── DatabaseAway
     │   └── ShuttingDown
     ├── OutcomeUnknown         COMMIT was under way and no answer came: it may be stored, or not
-    └── TooManySubscribers     a key's WebSocket connections are used up
+    ├── TooManySubscribers     a key's WebSocket connections are used up
+    └── LiveAway               what the other processes of the server commit can't be had now
 """
 
 from collections.abc import Sequence
@@ -132,3 +133,10 @@ class TooManySubscribers(SensorFlowError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"This key already has {limit} connections.")
+
+
+class LiveAway(SensorFlowError):
+    """The other processes of this server can't be heard at the moment, so that a subscriber would miss readings."""
+
+    def __init__(self) -> None:
+        super().__init__("Live readings can't be had at the moment; connect again.")

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from zoneinfo import ZoneInfo
 
@@ -11,12 +11,13 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, disable_created_metrics
 from starlette.types import ASGIApp
 
-from app.errors import DatabaseAway
+from app.errors import ConfigurationError, DatabaseAway
 from app.ingest.buffer import Buffer
 from app.ingest.claim import Fingerprint, Kept
 from app.ingest.decode.timestamps import TimeWindow
 from app.ingest.pipeline import Pipeline
 from app.ingest.receipt import receipt_encoder
+from app.live.bus import Bus
 from app.live.hub import Hub
 from app.metrics import Instruments, ServerCollector
 from app.settings import Keys, Settings
@@ -48,21 +49,29 @@ class Server:
     Args:
         settings: the configuration, of which the database and the keys are given apart.
         database_url: where readings are stored.
+        registry: where its metrics go.
+        bus: the way to the other processes of the server, if there are any.
         announce: is told the database's edition once readings are taken.
-        fail: is called if the work ends by an error that nobody foresaw.
+        fail: is told the error by which the work has ended: a ConfigurationError, or one that nobody foresaw.
     """
 
     def __init__(
-        self, settings: Settings, database_url: str, *, announce: Callable[[Edition], None], fail: Callable[[], None]
+        self,
+        settings: Settings,
+        database_url: str,
+        *,
+        registry: CollectorRegistry,
+        bus: Bus,
+        announce: Callable[[Edition], None],
+        fail: Callable[[BaseException], None],
     ) -> None:
         self._announce = announce
         self._fail = fail
         self._drain_timeout_s = settings.drain_timeout_s
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = CollectorRegistry()
-        self.instruments = Instruments(self.registry)
+        self.instruments = Instruments(registry)
         self.hub = Hub(
-            max_subscribers_per_key=settings.max_ws_connections_per_key,
+            bus=bus,
             mailbox_messages=settings.live_mailbox_messages,
             mailbox_bytes=settings.live_mailbox_bytes,
         )
@@ -88,7 +97,7 @@ class Server:
             commit_timeout_s=settings.commit_timeout_s,
             flush_max_rows=settings.flush_max_rows,
         )
-        self.registry.register(
+        registry.register(
             ServerCollector(
                 buffer=self.pipeline.buffer,
                 hub=self.hub,
@@ -152,8 +161,9 @@ class Server:
 
     def _report_death(self, work: asyncio.Task[None]) -> None:
         if not work.cancelled() and (error := work.exception()) is not None:
-            logger.critical("the server's work has ended, and so does the server", exc_info=error)
-            self._fail()
+            if not isinstance(error, ConfigurationError):
+                logger.critical("the server's work has ended, and so does the server", exc_info=error)
+            self._fail(error)
 
     async def recall(self, fingerprint: Fingerprint) -> Kept | None:
         """What was committed under a request's Idempotency-Key. Raises DatabaseAway."""
@@ -189,11 +199,14 @@ def create_app(
     *,
     database_url: str,
     keys: Keys,
+    registry: CollectorRegistry,
+    bus: Bus,
+    scrape: Callable[[], Awaitable[bytes]],
     announce: Callable[[Edition], None],
-    fail: Callable[[], None],
+    fail: Callable[[BaseException], None],
 ) -> ASGIApp:
-    """The ASGI application; ``announce`` and ``fail`` as Server has them."""
-    server = Server(settings, database_url, announce=announce, fail=fail)
+    """The ASGI application; ``scrape`` as ``ops_router`` has it, and the rest as Server."""
+    server = Server(settings, database_url, registry=registry, bus=bus, announce=announce, fail=fail)
     keyring = Keyring(
         ApiKey("API_KEY", keys.api_key, frozenset(Scope)),
         ApiKey("API_KEY_WS", keys.api_key_ws, frozenset({Scope.LISTEN})),
@@ -235,5 +248,5 @@ def create_app(
         )
     )
     app.include_router(live_router(hub=server.hub, keyring=keyring, send_timeout_s=settings.live_send_timeout_s))
-    app.include_router(ops_router(readiness=server.readiness, registry=server.registry))
+    app.include_router(ops_router(readiness=server.readiness, scrape=scrape))
     return Shortcut(Measure(app, durations=durations, clock=time.perf_counter), endpoint)

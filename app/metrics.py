@@ -2,9 +2,13 @@
 
 What the parts count anyway is read from them at each scrape, in one go on the event loop, so that accepted = committed
 + rejected + given back + held is true of every scrape. Labels never hold a sensor, a raw path or a key.
+
+Where several processes are one server, the sum of true sums is true: counters and histograms are added up. What becomes
+of a gauge stands beside it.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -16,6 +20,13 @@ from app.store.maintenance import DatabaseStatistics
 
 LATENCY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 FLUSH_ROWS_BUCKETS = (1, 10, 100, 1_000, 10_000, 100_000)
+
+READINGS_GIVEN_BACK = "sensorflow_readings_given_back"
+BUFFER_ROWS = "sensorflow_buffer_rows"
+
+Across = Literal["sum", "max", "min"]
+"""How the values that several processes have become the server's."""
+ACROSS: dict[Across, Callable[[tuple[float, float]], float]] = {"sum": sum, "max": max, "min": min}
 
 
 class Instruments:
@@ -76,22 +87,27 @@ class ServerCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         tally = self._buffer.tally
         for name, rows, help_ in (
-            ("accepted", tally.accepted, "Readings taken into the buffer."),
-            ("committed", tally.committed, "Readings committed."),
-            ("rejected", tally.rejected, "Readings that PostgreSQL refused."),
-            ("given_back", tally.given_back, "Readings answered 503 after they had been accepted."),
+            ("sensorflow_readings_accepted", tally.accepted, "Readings taken into the buffer."),
+            ("sensorflow_readings_committed", tally.committed, "Readings committed."),
+            ("sensorflow_readings_rejected", tally.rejected, "Readings that PostgreSQL refused."),
+            (
+                READINGS_GIVEN_BACK,
+                tally.given_back,
+                "Readings that had been accepted, and then were answered 503 or held by a worker that died.",
+            ),
         ):
-            yield CounterMetricFamily(f"sensorflow_readings_{name}", help_, value=rows)
-        yield _gauge("sensorflow_buffer_rows", "Readings held, in flight included.", self._buffer.rows)
-        yield _gauge("sensorflow_buffer_bytes", "Bytes held, in flight included.", self._buffer.size_bytes)
-        yield _gauge("sensorflow_buffer_max_rows", "Readings that may be held.", self._buffer.max_rows)
-        yield _gauge("sensorflow_buffer_max_bytes", "Bytes that may be held.", self._buffer.max_bytes)
-        yield _gauge(
+            yield CounterMetricFamily(name, help_, value=rows)
+        yield Gauge(BUFFER_ROWS, "Readings held, in flight included.", self._buffer.rows, "sum")
+        yield Gauge("sensorflow_buffer_bytes", "Bytes held, in flight included.", self._buffer.size_bytes, "sum")
+        yield Gauge("sensorflow_buffer_max_rows", "Readings that may be held.", self._buffer.max_rows, "sum")
+        yield Gauge("sensorflow_buffer_max_bytes", "Bytes that may be held.", self._buffer.max_bytes, "sum")
+        yield Gauge(
             "sensorflow_buffer_oldest_age_seconds",
             "How long the oldest held reading has waited.",
             self._buffer.oldest_age_s(self._clock()),
+            "max",
         )
-        yield _gauge("sensorflow_websocket_connections", "Subscribers connected.", self._hub.subscribers)
+        yield Gauge("sensorflow_websocket_connections", "Subscribers connected.", self._hub.subscribers, "sum")
         live = self._hub.tally
         for name, count, help_ in (
             ("messages", live.published, "Messages put into subscribers' mailboxes."),
@@ -99,19 +115,34 @@ class ServerCollector(Collector):
             ("dropped", live.dropped, "Subscribers disconnected because they read too slowly."),
         ):
             yield CounterMetricFamily(f"sensorflow_websocket_{name}", help_, value=count)
-        yield _gauge("sensorflow_ready", "1 while readings are taken.", self._ready())
+        yield Gauge("sensorflow_ready", "1 while readings are taken.", self._ready(), "min")
         pool = self._pool_stats()
-        yield _gauge("sensorflow_pool_connections", "Pooled connections open.", pool.get("pool_size", 0))
-        yield _gauge("sensorflow_pool_available", "Pooled connections idle.", pool.get("pool_available", 0))
-        yield _gauge("sensorflow_pool_waiting", "Requests waiting for a connection.", pool.get("requests_waiting", 0))
+        yield Gauge("sensorflow_pool_connections", "Pooled connections open.", pool.get("pool_size", 0), "sum")
+        yield Gauge("sensorflow_pool_available", "Pooled connections idle.", pool.get("pool_available", 0), "sum")
+        yield Gauge(
+            "sensorflow_pool_waiting", "Requests waiting for a connection.", pool.get("requests_waiting", 0), "sum"
+        )
         statistics = self._database_statistics()
-        yield _gauge("sensorflow_database_up", "1 if the database answered when last asked.", statistics is not None)
+        up = statistics is not None
+        yield Gauge("sensorflow_database_up", "1 if the database answered when last asked.", up, "min")
         if statistics is not None:
-            yield _gauge("sensorflow_database_size_bytes", "Size of the database on disk.", statistics.size_bytes)
-            yield _gauge(
-                "sensorflow_database_connections", "Connections to the database, anybody's.", statistics.connections
+            yield Gauge("sensorflow_database_size_bytes", "Size of the database on disk.", statistics.size_bytes, "max")
+            yield Gauge(
+                "sensorflow_database_connections",
+                "Connections to the database, anybody's.",
+                statistics.connections,
+                "max",
             )
 
 
-def _gauge(name: str, help_: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, help_, value=value)
+class Gauge(GaugeMetricFamily):
+    """A gauge of one value, and what becomes of it where several processes are one server."""
+
+    def __init__(self, name: str, help_: str, value: float, across: Across) -> None:
+        super().__init__(name, help_, value=value)
+        self.across = across
+
+
+def rule_of(metric: Metric) -> Across:
+    """How a metric's values in several processes become the server's."""
+    return metric.across if isinstance(metric, Gauge) else "sum"

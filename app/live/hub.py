@@ -1,24 +1,22 @@
 """Who listens, and what waits for each: every subscriber has a bounded mailbox of its own.
 
-Pure: no asyncio, no clock. A subscriber is woken through a callable.
+Pure: no asyncio, no clock. A subscriber is woken through a callable. What other processes commit comes over a bus; how
+many there are, and whether there are any, is not known here.
 
 Promises:
-    * What is published is committed; order is the order of commits. (7)
+    * What is published is committed; order is the order of commits, of each process. (7)
     * ``publish`` never waits. A subscriber that lags behind gets its mailbox conflated to the latest reading of each
       sensor; if even that does not fit, it is dropped. Both are counted. (7)
     * The latest reading is the latest by event time, and of two at the same time the one with the higher id. (9)
     * Whoever subscribes gets the latest reading first and then every one that is committed later, none twice.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from operator import attrgetter
+from dataclasses import dataclass
 
-from app.errors import TooManySubscribers
 from app.ingest.receipt import Receipt
-
-_event_time = attrgetter("time_us", "id")
+from app.live.bus import Bus
+from app.live.mailbox import Mailbox, event_time, later
 
 
 @dataclass(slots=True)
@@ -37,19 +35,16 @@ class HubTally:
 class Subscriber:
     """One listener and its mailbox."""
 
-    key_name: str
+    place: int
+    """Where the bus counts it."""
     wake: Callable[[], None]
     """Called whenever something is put into an empty mailbox, and when the subscriber is dropped."""
-    max_messages: int
-    max_bytes: int
+    mailbox: Mailbox
     dropped: bool = False
-    _messages: list[Receipt] = field(default_factory=list)
-    _size_bytes: int = 0
 
     def take(self) -> Sequence[Receipt]:
         """Everything that waits, oldest first; the mailbox is empty afterwards."""
-        messages, self._messages, self._size_bytes = self._messages, [], 0
-        return messages
+        return self.mailbox.take()
 
     def put(self, messages: Sequence[Receipt]) -> int:
         """Adds messages, conflating if they would not fit, and drops the subscriber if they still don't.
@@ -57,53 +52,30 @@ class Subscriber:
         Returns:
             How many messages were left out for newer ones.
         """
-        was_empty = not self._messages
-        self._messages.extend(messages)
-        self._size_bytes += sum(len(message.payload) for message in messages)
-        left_out = 0
-        if self._overfull():
-            left_out = self._conflate()
-            self.dropped = self._overfull()
+        was_empty = self.mailbox.is_empty
+        left_out = self.mailbox.put(messages)
+        self.dropped = self.mailbox.is_overfull
         if was_empty or self.dropped:
             self.wake()
         return left_out
-
-    def _overfull(self) -> bool:
-        return len(self._messages) > self.max_messages or self._size_bytes > self.max_bytes
-
-    def _conflate(self) -> int:
-        latest: dict[str, Receipt] = {}
-        for message in self._messages:
-            known = latest.pop(message.sensor, None)
-            # Put in again even where it stays, so that the order is that of the last arrival of each sensor.
-            latest[message.sensor] = message if known is None else later(known, message)
-        left_out = len(self._messages) - len(latest)
-        self._messages = list(latest.values())
-        self._size_bytes = sum(len(message.payload) for message in self._messages)
-        return left_out
-
-
-def later(one: Receipt, other: Receipt) -> Receipt:
-    """Of two readings the later by event time; at the same time, the one with the higher id."""
-    return max(one, other, key=_event_time)
 
 
 class Hub:
     """All subscribers of this process.
 
     Args:
-        max_subscribers_per_key: how many one API key may have at a time.
+        bus: the way to the hubs of the other processes, and the limit of each key.
         mailbox_messages, mailbox_bytes: bounds of each mailbox.
     """
 
-    def __init__(self, *, max_subscribers_per_key: int, mailbox_messages: int, mailbox_bytes: int) -> None:
-        self._max_subscribers_per_key = max_subscribers_per_key
+    def __init__(self, *, bus: Bus, mailbox_messages: int, mailbox_bytes: int) -> None:
+        self._bus = bus
         self._mailbox_messages = mailbox_messages
         self._mailbox_bytes = mailbox_bytes
         self._subscribers: set[Subscriber] = set()
-        self._per_key: Counter[str] = Counter()
         self.latest: Receipt | None = None
         self.tally = HubTally()
+        bus.attach(self)
 
     @property
     def subscribers(self) -> int:
@@ -112,22 +84,23 @@ class Hub:
 
     @property
     def is_listening(self) -> bool:
-        """Whether anybody does."""
-        return bool(self._subscribers)
+        """Whether anybody does, here or elsewhere."""
+        return bool(self._subscribers) or self._bus.wanted
 
-    def subscribe(self, key_name: str, wake: Callable[[], None]) -> Subscriber:
+    async def subscribe(self, key_name: str, wake: Callable[[], None]) -> Subscriber:
         """A new subscriber, whose mailbox already holds the latest reading, if there is one.
 
         Raises:
             TooManySubscribers: this key has as many as it may.
+            LiveAway: what other processes commit can't be had now.
         """
-        if self._per_key[key_name] >= self._max_subscribers_per_key:
-            raise TooManySubscribers(self._max_subscribers_per_key)
-        subscriber = Subscriber(key_name, wake, self._mailbox_messages, self._mailbox_bytes)
-        self._per_key[key_name] += 1
+        place = await self._bus.join(key_name)
+        # What has reached this hub by now is in `latest`, and what reaches it from now on is delivered; the bus sees
+        # to it that there is nothing else. So nothing may be waited for below.
+        subscriber = Subscriber(place, wake, Mailbox(self._mailbox_messages, self._mailbox_bytes))
         self._subscribers.add(subscriber)
         if self.latest is not None:
-            self._deliver(subscriber, [self.latest])
+            self._put(subscriber, [self.latest])
         return subscriber
 
     def drop(self, subscriber: Subscriber) -> None:
@@ -139,20 +112,32 @@ class Hub:
     def unsubscribe(self, subscriber: Subscriber) -> None:
         """Forgets a subscriber; one that was dropped too must be unsubscribed."""
         self._subscribers.remove(subscriber)
-        self._per_key[subscriber.key_name] -= 1
+        self._bus.leave(subscriber.place)
 
     def remember(self, receipt: Receipt) -> None:
         """Takes note of a reading that was committed earlier, without publishing it."""
         self.latest = receipt if self.latest is None else later(self.latest, receipt)
 
     def publish(self, receipts: Sequence[Receipt]) -> None:
-        """Puts committed readings, at least one, into every mailbox."""
-        self.remember(max(receipts, key=_event_time))
+        """Readings, at least one, that this process has committed: into every mailbox, here and elsewhere."""
+        self.deliver(receipts)
+        if self._bus.wanted:
+            self._bus.forward(receipts)
+
+    def deliver(self, receipts: Sequence[Receipt]) -> None:
+        """Puts committed readings, at least one, into every mailbox of this process."""
+        self.remember(max(receipts, key=event_time))
         for subscriber in self._subscribers:
             if not subscriber.dropped:
-                self._deliver(subscriber, receipts)
+                self._put(subscriber, receipts)
 
-    def _deliver(self, subscriber: Subscriber, receipts: Sequence[Receipt]) -> None:
+    def lapse(self) -> None:
+        """Drops everybody: readings of another process were lost on their way, and nobody shall miss one unknowing."""
+        for subscriber in self._subscribers:
+            self.drop(subscriber)
+            subscriber.wake()
+
+    def _put(self, subscriber: Subscriber, receipts: Sequence[Receipt]) -> None:
         self.tally.conflated += subscriber.put(receipts)
         self.tally.published += len(receipts)
         self.tally.dropped += subscriber.dropped

@@ -38,16 +38,21 @@ UNPRIVILEGED_USERS = ("postgres", "nobody")
 SETTINGS = {
     "listen_addresses": "''",
     "unix_socket_permissions": "0700",
-    "max_connections": "50",
     "shared_buffers": "256MB",
     # Fewer, longer checkpoints: bulk COPY writes WAL above all.
     "max_wal_size": "4GB",
 }
+OTHERS_CONNECTIONS = 42
+"""For psql, dashboards and migrations, beside those of the server."""
+WORKERS_CONNECTIONS = 8
+"""A worker has a pool of four, a flusher's and a few that come and go."""
 
 
 @contextmanager
-def embedded_database(data_dir: Path) -> Iterator[str]:
+def embedded_database(data_dir: Path, *, workers: int = 1) -> Iterator[str]:
     """A running PostgreSQL with its data under ``data_dir``; yields its connection string, and stops it at the end.
+
+    It has connections for so many ``workers``, if it was not running already.
 
     Raises:
         ConfigurationError: another server uses the folder, or PostgreSQL can't be started there; the message says why.
@@ -59,7 +64,7 @@ def embedded_database(data_dir: Path) -> Iterator[str]:
     except OSError as error:
         raise ConfigurationError(f"Can't make {data_dir}: {error.strerror}. Set DATA_DIR or DATABASE_URL.") from error
     with _claim(data_dir):
-        cluster = _Cluster(data_dir, binaries)
+        cluster = _Cluster(data_dir, binaries, max_connections=OTHERS_CONNECTIONS + WORKERS_CONNECTIONS * workers)
         try:
             cluster.start()
             yield cluster.url
@@ -86,8 +91,9 @@ def _claim(data_dir: Path) -> Iterator[None]:
 class _Cluster:
     """One PostgreSQL cluster and the commands that act on it."""
 
-    def __init__(self, data_dir: Path, binaries: Path) -> None:
+    def __init__(self, data_dir: Path, binaries: Path, *, max_connections: int) -> None:
         self._bin = binaries
+        self._settings = SETTINGS | {"max_connections": str(max_connections)}
         self._folder = data_dir / "postgres"
         self._log = data_dir / "postgres.log"
         self._account = self._unprivileged_account()
@@ -106,7 +112,7 @@ class _Cluster:
             return
         self._log.touch(mode=0o600)
         self._hand_over(self._log)
-        options = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items())
+        options = " ".join(f"-c {name}={value}" for name, value in self._settings.items())
         self._must(
             "pg_ctl", "start", "-w", "-t", str(START_TIMEOUT_S), "-D", str(self._folder), "-l", str(self._log),
             "-o", f"{options} -c unix_socket_directories={self._socket_dir}",

@@ -32,7 +32,7 @@ def live_router(*, hub: Hub, keyring: auth.Keyring, send_timeout_s: float) -> AP
         mail = asyncio.Event()
         try:
             key_name = keyring.name_of(_key_shown(websocket), auth.Scope.LISTEN)
-            subscriber = hub.subscribe(key_name, mail.set)
+            subscriber = await hub.subscribe(key_name, mail.set)
         except SensorFlowError as error:
             await websocket.close(problems.CLOSE_CODES[type(error)], str(error))
             return

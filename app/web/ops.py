@@ -5,8 +5,7 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.responses import Response
 
@@ -23,8 +22,13 @@ class Readiness(BaseModel):
     """PostgreSQL settings that let a crash lose committed readings: fsync, synchronous_commit, full_page_writes."""
 
 
-def ops_router(*, readiness: Callable[[], Awaitable[Readiness]], registry: CollectorRegistry) -> APIRouter:
-    """The routes. ``readiness`` looks at the server each time it is asked."""
+def ops_router(*, readiness: Callable[[], Awaitable[Readiness]], scrape: Callable[[], Awaitable[bytes]]) -> APIRouter:
+    """The routes. Both callables look at the server each time they are asked.
+
+    Args:
+        readiness: whether this process takes readings.
+        scrape: the metrics of the whole server, in Prometheus' text format; TimeoutError if they can't be had.
+    """
     router = APIRouter(tags=["operations"])
 
     @router.get("/health", summary="The process is up")
@@ -43,6 +47,9 @@ def ops_router(*, readiness: Callable[[], Awaitable[Readiness]], registry: Colle
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        try:
+            return Response(await scrape(), media_type=CONTENT_TYPE_LATEST)
+        except TimeoutError:  # a scrape that failed is seen; sums that lack a part would look like a restart
+            return Response("A worker did not answer in time.\n", 503, media_type="text/plain")
 
     return router

@@ -13,6 +13,7 @@ from app.errors import (
     InvalidParameter,
     InvalidReading,
     KeyOverShare,
+    LiveAway,
     MalformedBody,
     NotStored,
     OutcomeUnknown,
@@ -44,6 +45,7 @@ STATUSES: dict[type[SensorFlowError], int] = {
 CLOSE_CODES: dict[type[SensorFlowError], int] = {
     Unauthorized: 1008,
     TooManySubscribers: 1008,
+    LiveAway: 1013,
 }
 TOO_SLOW_CLOSE_CODE = 1013
 """Try again later (IANA's registry of WebSocket close codes)."""

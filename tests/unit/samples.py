@@ -1,10 +1,15 @@
 """Readings and receipts to test with, one at a time or as hypothesis draws them."""
 
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
 from hypothesis import strategies as st
 
 from app.ingest.batch import Reading, Source
 from app.ingest.decode.timestamps import EARLIEST_US, LATEST_US
 from app.ingest.receipt import Receipt
+
+Result = TypeVar("Result")
 
 T0_US = 1_689_172_245_000_000
 """2023-07-12T14:30:45Z"""
@@ -29,3 +34,12 @@ def receipt(
 ) -> Receipt:
     """A receipt whose payload only has a size."""
     return Receipt(reading_id, time_us, sensor, b"x" * size_bytes)
+
+
+def at_once(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """The result of a coroutine that waits for nothing, without an event loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    raise AssertionError("it waits for something")

@@ -12,8 +12,10 @@ PURE = [
     "app.ingest.batch",
     "app.ingest.receipt",
     "app.ingest.decode",
-    "app.live.hub",
+    "app.live",
     "app.web.auth",
+    "app.workers.messages",
+    "app.workers.switchboard",
 ]
 IMPURE_MODULES = {
     *("asyncio", "threading", "concurrent", "subprocess", "socket", "ssl", "psycopg", "psycopg_pool"),
@@ -74,12 +76,14 @@ def test_a_pure_room_has_no_clock_no_log_no_loop_and_no_environment(room: str) -
     ("room", "above"),
     [
         ("app.errors", ["app"]),
-        ("app.ingest", ["app.web", "app.live", "app.store", "app.metrics", "app.main", "app.settings"]),
-        ("app.live", ["app.web", "app.store", "app.metrics", "app.main", "app.settings"]),
-        ("app.store", ["app.web", "app.live", "app.metrics", "app.main", "app.settings"]),
-        ("app.web", ["app.store", "app.metrics", "app.main", "app.settings"]),
-        ("app.metrics", ["app.web", "app.main", "app.settings"]),
-        ("app.settings", ["app.web", "app.live", "app.store", "app.ingest", "app.metrics", "app.main"]),
+        ("app.ingest", ["app.web", "app.live", "app.store", "app.workers", "app.metrics", "app.main", "app.settings"]),
+        ("app.live", ["app.web", "app.store", "app.workers", "app.metrics", "app.main", "app.settings"]),
+        ("app.store", ["app.web", "app.live", "app.workers", "app.metrics", "app.main", "app.settings"]),
+        ("app.web", ["app.store", "app.workers", "app.metrics", "app.main", "app.settings"]),
+        ("app.metrics", ["app.web", "app.workers", "app.main", "app.settings"]),
+        ("app.workers", ["app.web", "app.store", "app.main", "app.settings"]),
+        ("app.main", ["app.workers"]),
+        ("app.settings", ["app.web", "app.live", "app.store", "app.ingest", "app.workers", "app.metrics", "app.main"]),
         ("app", ["app.__main__"]),
     ],
 )
@@ -101,8 +105,9 @@ def test_no_module_imports_itself_by_a_detour() -> None:
 @pytest.mark.parametrize(
     ("names", "who"),
     [
-        ({"app.settings"}, {"app.main", "app.__main__"}),
-        ({"app.main"}, {"app.__main__"}),
+        ({"app.settings"}, {"app.main", "app.serve", "app.__main__"}),
+        ({"app.main"}, {"app.serve"}),
+        ({"app.serve"}, {"app.__main__"}),
     ],
 )
 def test_only_the_entrance_knows_the_settings_and_how_all_fits_together(names: set[str], who: set[str]) -> None:

@@ -11,10 +11,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.errors import DatabaseAway, RejectedByDatabase
 from app.ingest.batch import READING_SIZE_BYTES
 from app.ingest.buffer import Buffer, Parcel
+from app.live.bus import LocalBus
 from app.live.hub import Hub
 from app.metrics import Instruments, ServerCollector
 from app.store.maintenance import DatabaseStatistics
-from tests.unit.samples import reading, receipt
+from tests.unit.samples import at_once, reading, receipt
 
 NOW = 100.0
 PROMTOOL = shutil.which("promtool")
@@ -39,8 +40,8 @@ def registry(
     *,
     statistics: Callable[[], DatabaseStatistics | None] = lambda: DatabaseStatistics(size_bytes=7, connections=3),
 ) -> CollectorRegistry:
-    hub = Hub(max_subscribers_per_key=1, mailbox_messages=2, mailbox_bytes=1_000)
-    hub.subscribe("API_KEY", lambda: None)
+    hub = Hub(bus=LocalBus(1), mailbox_messages=2, mailbox_bytes=1_000)
+    at_once(hub.subscribe("API_KEY", lambda: None))
     hub.publish([receipt(1), receipt(2), receipt(3)])
     hub.publish([receipt(4, sensor="b"), receipt(5, sensor="c")])
     registry = CollectorRegistry()

@@ -59,6 +59,8 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
         ("PORT", "eighty"),
         ("PORT", "65536"),
         ("PORT", "-1"),
+        ("WORKERS", "0"),
+        ("WORKERS", "65"),
         ("FORWARDED_ALLOW_IPS", "*"),
         ("FORWARDED_ALLOW_IPS", "10.0.0.1,*"),
         ("TIMEZONE", "Mars/Olympus_Mons"),

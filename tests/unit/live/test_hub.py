@@ -1,21 +1,25 @@
 """The hub: each reading once, or the latest of each sensor, or the door; and nobody suffers for another."""
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import TooManySubscribers
 from app.ingest.receipt import Receipt
-from app.live.hub import Hub, Subscriber, later
-from tests.unit.samples import receipt
+from app.live.bus import LocalBus
+from app.live.hub import Hub, Subscriber
+from app.live.mailbox import later
+from tests.unit.samples import at_once, receipt
 
 
 def hub(*, subscribers: int = 10, messages: int = 100, size_bytes: int = 10_000) -> Hub:
-    return Hub(max_subscribers_per_key=subscribers, mailbox_messages=messages, mailbox_bytes=size_bytes)
+    return Hub(bus=LocalBus(subscribers), mailbox_messages=messages, mailbox_bytes=size_bytes)
 
 
-def listen(to: Hub, key_name: str = "API_KEY") -> Subscriber:
-    return to.subscribe(key_name, lambda: None)
+def listen(to: Hub, key_name: str = "API_KEY", wake: Callable[[], None] = lambda: None) -> Subscriber:
+    return at_once(to.subscribe(key_name, wake))
 
 
 def test_a_subscriber_gets_the_latest_first_and_then_each_once() -> None:
@@ -61,7 +65,7 @@ def test_the_latest_is_the_latest_by_event_time_and_then_by_id(
 def test_a_subscriber_is_woken_when_mail_comes_into_an_empty_box() -> None:
     wakes: list[str] = []
     house = hub()
-    subscriber = house.subscribe("API_KEY", lambda: wakes.append("wake"))
+    subscriber = listen(house, wake=lambda: wakes.append("wake"))
     assert wakes == []
     house.publish([receipt(1)])
     house.publish([receipt(2)])
@@ -69,7 +73,7 @@ def test_a_subscriber_is_woken_when_mail_comes_into_an_empty_box() -> None:
     subscriber.take()
     house.publish([receipt(3)])
     assert len(wakes) == 2
-    house.subscribe("API_KEY", lambda: wakes.append("latest"))
+    listen(house, wake=lambda: wakes.append("latest"))
     assert wakes[2:] == ["latest"]
 
 
@@ -100,7 +104,7 @@ def test_a_key_has_no_more_subscribers_than_it_may_and_gets_its_places_back() ->
 def test_a_slow_subscriber_is_conflated_then_dropped_and_nobody_else_is(messages: int, size_bytes: int) -> None:
     house = hub(messages=messages, size_bytes=size_bytes)
     wakes: list[str] = []
-    slow, fast = house.subscribe("API_KEY", lambda: wakes.append("slow")), listen(house)
+    slow, fast = listen(house, wake=lambda: wakes.append("slow")), listen(house)
     seen: list[int] = []
     for reading_id in range(1, 13):
         house.publish([receipt(reading_id, sensor="ab"[reading_id % 2])])

@@ -1,0 +1,116 @@
+"""Between the hubs of one server: the seam, and what stands there when the server is one process.
+
+A hub serves the subscribers of its own process. What it asks of a bus is a place for each, which counts against its
+key's limit over all processes, and that readings committed in one process reach the hubs of the others. It does not
+know how many processes there are, nor how they speak: ``app.workers.uplink`` has the bus of a server with several.
+
+Pure: a bus that has to wait does so behind ``join``, the only coroutine here.
+"""
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from itertools import count
+from typing import Protocol
+
+from app.errors import TooManySubscribers
+from app.ingest.receipt import Receipt
+
+
+class Audience(Protocol):
+    """What a bus sees of the hub at its end."""
+
+    @property
+    def latest(self) -> Receipt | None:
+        """The latest reading that the hub knows of."""
+
+    def deliver(self, receipts: Sequence[Receipt]) -> None:
+        """Readings, at least one, that another process has committed; the hub has not had them yet."""
+
+    def remember(self, receipt: Receipt) -> None:
+        """A reading that was committed earlier, for the subscribers to come."""
+
+    def lapse(self) -> None:
+        """Readings have been left out, and not for newer ones: those who listen now have a gap."""
+
+
+class Bus(Protocol):
+    """What a hub needs of a bus."""
+
+    wanted: bool
+    """Whether anybody listens in another process. If not, there is nothing to forward."""
+
+    def attach(self, audience: Audience) -> None:
+        """Says, once and before anything else, which hub stands at this end."""
+
+    async def join(self, key_name: str) -> int:
+        """A place for one subscriber of a key; a number that nobody else has here.
+
+        Once it returns, the hub has had, or remembers something later than, every reading that any process committed
+        before it was called; and ``deliver`` gets each one that another process commits from now on, once.
+
+        Raises:
+            TooManySubscribers: this key has as many, over all processes, as it may.
+            LiveAway: the other processes can't be reached.
+        """
+
+    def leave(self, place: int) -> None:
+        """Gives a place back."""
+
+    def forward(self, receipts: Sequence[Receipt]) -> None:
+        """Takes readings committed here to the other hubs, in this order. It never waits."""
+
+
+class Places:
+    """The places that the subscribers of each key have taken, and the limit for each key.
+
+    A place may be anything that is hashable and not taken yet.
+    """
+
+    def __init__(self, max_per_key: int) -> None:
+        self.max_per_key = max_per_key
+        self._key_of: dict[Hashable, str] = {}
+        self._per_key: Counter[str] = Counter()
+
+    def __contains__(self, place: Hashable) -> bool:
+        return place in self._key_of
+
+    def take(self, place: Hashable, key_name: str) -> None:
+        """Takes a place.
+
+        Raises:
+            TooManySubscribers: this key has as many as it may.
+        """
+        if self._per_key[key_name] >= self.max_per_key:
+            raise TooManySubscribers(self.max_per_key)
+        self._key_of[place] = key_name
+        self._per_key[key_name] += 1
+
+    def give_back(self, place: Hashable) -> None:
+        """Frees a place that was taken."""
+        self._per_key[self._key_of.pop(place)] -= 1
+
+
+class LocalBus:
+    """The bus of a server that is one process: it only counts."""
+
+    wanted = False
+
+    def __init__(self, max_subscribers_per_key: int) -> None:
+        self._places = Places(max_subscribers_per_key)
+        self._numbers = count(1)
+
+    def attach(self, audience: Audience) -> None:
+        """Nobody is at another end."""
+
+    async def join(self, key_name: str) -> int:
+        """A place; see Bus. It never waits."""
+        place = next(self._numbers)
+        self._places.take(place, key_name)
+        return place
+
+    def leave(self, place: int) -> None:
+        """Gives a place back."""
+        self._places.give_back(place)
+
+    def forward(self, receipts: Sequence[Receipt]) -> None:
+        """There is nobody to forward to."""

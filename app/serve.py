@@ -1,0 +1,187 @@
+"""The server as one process, or as several behind one port.
+
+One process listens itself, and its hub's bus goes nowhere. Several are the workers of a parent, which is this process:
+it opens the database and the port, and serves nothing itself; ``app.workers`` says how.
+"""
+
+import asyncio
+import logging
+import multiprocessing
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+
+import uvicorn
+from prometheus_client import CollectorRegistry, generate_latest
+from starlette.types import ASGIApp
+from uvicorn.loops.auto import auto_loop_factory
+
+from app.errors import ConfigurationError
+from app.live.bus import LocalBus
+from app.logs import configure_logging
+from app.main import create_app
+from app.settings import Keys, Settings
+from app.web.protocol import HttpProtocol
+from app.workers import families
+from app.workers.channel import ChannelTally
+from app.workers.messages import Ready, Unusable
+from app.workers.parent import Parent
+from app.workers.uplink import Uplink
+from app.workers.worker import HandedConnections
+
+logger = logging.getLogger(__name__)
+
+HUNG_DATABASE_S = 15.0
+"""What a database that hangs may add to a worker's end, beyond twice the drain timeout."""
+
+
+def serve(
+    settings: Settings, *, database_url: str, keys: Keys, listener: socket.socket, announce: Callable[[str], None]
+) -> None:
+    """Serves on a listening socket until a signal ends it; ``announce`` is told the edition once readings are taken.
+
+    Raises:
+        ConfigurationError: it can't be done like this.
+        SystemExit, KeyboardInterrupt: the end, by SIGTERM (status 0), an error that is in the log (1), or SIGINT.
+    """
+    if settings.workers == 1:
+        _serve_alone(settings, database_url, keys, listener, announce)
+    else:
+        _serve_with_workers(settings, database_url, keys, listener, announce)
+
+
+def _serve_alone(
+    settings: Settings, database_url: str, keys: Keys, listener: socket.socket, announce: Callable[[str], None]
+) -> None:
+    registry = CollectorRegistry()
+    failure: BaseException | None = None
+
+    def fail(error: BaseException) -> None:
+        nonlocal failure
+        failure = error
+        server.should_exit = True
+
+    async def scrape() -> bytes:
+        return generate_latest(registry)
+
+    app = create_app(
+        settings,
+        database_url=database_url,
+        keys=keys,
+        registry=registry,
+        bus=LocalBus(settings.max_ws_connections_per_key),
+        scrape=scrape,
+        announce=lambda edition: announce(str(edition)),
+        fail=fail,
+    )
+    server = uvicorn.Server(_uvicorn_config(app, settings))
+    server.run(sockets=[listener])
+    if isinstance(failure, ConfigurationError):
+        raise failure
+    if failure is not None:
+        raise SystemExit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What a worker needs to know; it goes to the new process through a pipe, so that no list of processes shows it."""
+
+    settings: Settings
+    database_url: str
+    keys: Keys
+
+
+def _serve_with_workers(
+    settings: Settings, database_url: str, keys: Keys, listener: socket.socket, announce: Callable[[str], None]
+) -> None:
+    task = _Task(_share_of(settings), database_url, keys)
+    context = multiprocessing.get_context("spawn")
+
+    def spawn(number: int, channel: socket.socket, connections: socket.socket) -> BaseProcess:
+        process = context.Process(target=_work, args=(task, channel, connections), name=f"worker {number}")
+        process.start()
+        return process
+
+    parent = Parent(
+        workers=settings.workers,
+        spawn=spawn,
+        listener=listener,
+        max_subscribers_per_key=settings.max_ws_connections_per_key,
+        max_messages=settings.live_mailbox_messages,
+        max_bytes=settings.live_mailbox_bytes,
+        stop_timeout_s=2 * settings.drain_timeout_s + HUNG_DATABASE_S,
+        announce=announce,
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
+            ended_by = runner.run(parent.run())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if ended_by == signal.SIGINT:
+        raise KeyboardInterrupt
+
+
+def _work(task: _Task, channel: socket.socket, connections: socket.socket) -> None:
+    """A worker, from the start of its process to the end."""
+    settings = task.settings
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    configure_logging(level=settings.log_level, as_json=settings.log_format == "json")
+    registry, tally = CollectorRegistry(), ChannelTally()
+    registry.register(families.ChannelCollector(tally))
+    uplink = Uplink(
+        channel,
+        families=lambda: families.encode(families.families_of(registry)),
+        max_subscribers_per_key=settings.max_ws_connections_per_key,
+        max_messages=settings.live_mailbox_messages,
+        max_bytes=settings.live_mailbox_bytes,
+        tally=tally,
+    )
+    failure: BaseException | None = None
+
+    def fail(error: BaseException) -> None:
+        nonlocal failure
+        failure = error
+        if isinstance(error, ConfigurationError):
+            uplink.send(Unusable(str(error)))
+        server.should_exit = True
+
+    app = create_app(
+        settings,
+        database_url=task.database_url,
+        keys=task.keys,
+        registry=registry,
+        bus=uplink,
+        scrape=uplink.scrape,
+        announce=lambda edition: uplink.send(Ready(str(edition))),
+        fail=fail,
+    )
+    server = HandedConnections(_uvicorn_config(app, settings), uplink=uplink, connections=connections)
+    server.run()
+    if failure is not None:
+        raise SystemExit(1)
+
+
+def _share_of(settings: Settings) -> Settings:
+    """One worker's settings: its share of what bounds the whole server's memory."""
+    bounds = ("buffer_max_rows", "buffer_max_bytes")
+    return settings.model_copy(update={name: max(1, getattr(settings, name) // settings.workers) for name in bounds})
+
+
+def _uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=HttpProtocol,
+        ws="websockets-sansio",
+        ws_max_size=65_536,
+        ws_per_message_deflate=False,
+        proxy_headers=bool(settings.forwarded_allow_ips),
+        forwarded_allow_ips=settings.forwarded_allow_ips,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+    )

@@ -1,0 +1,139 @@
+"""One end of the socket between the parent and a worker: messages in order, receipts within bounds.
+
+Sending never waits, so that nothing that happens at the other end can slow the ingest down. Receipts that the other
+end does not take are conflated like a slow subscriber's; if even that does not fit they are left out, and the other
+end is told of the lapse. Everything else is an answer or a request of which few are under way: an end that lets
+MOST_CONTROLS of them lie is given up.
+
+Promise: what was sent before a control message is received before it. (Receipts sent after it may come before it too.)
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+
+from app.ingest.receipt import Receipt
+from app.live.mailbox import Mailbox, event_time
+from app.workers import messages
+from app.workers.messages import Control, Lapse, Receipts
+
+MOST_CONTROLS = 10_000
+FAREWELL_TIMEOUT_S = 1.0
+
+
+@dataclass(slots=True)
+class ChannelTally:
+    """Since the start, at this end."""
+
+    forwarded: int = 0
+    """Receipts written."""
+    conflated: int = 0
+    """Receipts left out because a newer one of the same sensor took their place."""
+    lapses: int = 0
+    """Times that receipts were left out for want of room."""
+
+
+class Channel:
+    """One end.
+
+    Args:
+        max_messages, max_bytes: how many receipts, and bytes of them, may wait to be written.
+        tally: where to count; channels may share one.
+    """
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        max_messages: int,
+        max_bytes: int,
+        tally: ChannelTally,
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._receipts = Mailbox(max_messages, max_bytes)
+        self._lapsed: Receipt | None = None
+        self._controls: list[bytes] = []
+        self._news = asyncio.Event()
+        self._written = asyncio.Event()
+        """Set whenever what waited has been written; for whoever clears it first."""
+        self._tally = tally
+        self._writing = asyncio.create_task(self._write())
+
+    @classmethod
+    async def open(cls, socket_: socket.socket, *, max_messages: int, max_bytes: int, tally: ChannelTally) -> "Channel":
+        """A channel on one end of a socket pair, which it owns from now on."""
+        reader, writer = await asyncio.open_unix_connection(sock=socket_)
+        return cls(reader, writer, max_messages=max_messages, max_bytes=max_bytes, tally=tally)
+
+    def send(self, message: Control) -> None:
+        """Sends a message after all that was sent before; into the void, once the other end is gone."""
+        if self._writing.done():
+            return
+        self._controls.append(messages.encode_control(message))
+        self._news.set()
+        if len(self._controls) > MOST_CONTROLS:
+            self._writer.transport.abort()
+
+    def forward(self, receipts: Receipts) -> None:
+        """Sends receipts, at least one, or the newest of each sensor, or word that there were more than may wait."""
+        self._tally.conflated += self._receipts.put(receipts)
+        if self._receipts.is_overfull:
+            self.lapse(max(self._receipts.take(), key=event_time))
+        self._news.set()
+
+    def lapse(self, latest: Receipt) -> None:
+        """Says that receipts were left out, of which this was the latest. It goes for all that wait here, too."""
+        candidates = chain([latest], self._receipts.take(), [self._lapsed] if self._lapsed else [])
+        self._lapsed = max(candidates, key=event_time)
+        self._tally.lapses += 1
+        self._news.set()
+
+    async def run(self, receive: Callable[[Control | Receipts], None]) -> None:
+        """Hands over what comes, until the other end is gone or this one has been closed."""
+        try:
+            while True:
+                length = int.from_bytes(await self._reader.readexactly(messages.LENGTH_BYTES), "big")
+                receive(messages.decode(await self._reader.readexactly(length)))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self._writer.transport.abort()
+
+    async def close(self) -> None:
+        """Writes what still waits, if the other end takes it, and ends."""
+        try:
+            async with asyncio.timeout(FAREWELL_TIMEOUT_S):
+                if not self._writing.done():
+                    self._written.clear()
+                    self._news.set()
+                    await self._written.wait()
+        except TimeoutError:
+            pass
+        self._writing.cancel()
+        await asyncio.gather(self._writing, return_exceptions=True)
+        self._writer.close()
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                await self._news.wait()
+                self._writer.write(self._take())
+                self._news.clear()
+                await self._writer.drain()
+                self._written.set()
+        except ConnectionError:
+            self._written.set()  # the reading side has noticed, or will
+
+    def _take(self) -> bytes:
+        frames: list[bytes] = []
+        if self._lapsed is not None:
+            frames.append(messages.encode_control(Lapse(self._lapsed)))
+            self._lapsed = None
+        if receipts := self._receipts.take():
+            frames.append(messages.encode_receipts(receipts))
+            self._tally.forwarded += len(receipts)
+        frames += self._controls
+        self._controls.clear()
+        return b"".join(frames)

@@ -1,0 +1,146 @@
+"""The metrics of several processes as those of one: counters and histograms added up, gauges each by its own rule.
+
+Promise: a counter never goes back because a worker died: what its last scrape said goes on being counted. (A counter
+that goes back looks to Prometheus like a restart of everything.)
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import orjson
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from app.metrics import ACROSS, BUFFER_ROWS, READINGS_GIVEN_BACK, Across, rule_of
+from app.workers.channel import ChannelTally
+
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True)
+class Family:
+    """One metric with all its samples, free of what it was read from."""
+
+    name: str
+    help: str
+    type: str
+    across: Across
+    """How the values of several processes become one."""
+    samples: dict[tuple[str, Labels], float]
+
+
+def families_of(collector: Collector) -> list[Family]:
+    """What a collector says at this moment."""
+    return [
+        Family(
+            metric.name,
+            metric.documentation,
+            metric.type,
+            rule_of(metric),
+            {(sample.name, tuple(sample.labels.items())): sample.value for sample in metric.samples},
+        )
+        for metric in collector.collect()
+    ]
+
+
+def encode(families: Iterable[Family]) -> str:
+    """As text, for another process."""
+    return orjson.dumps(
+        [
+            (
+                family.name,
+                family.help,
+                family.type,
+                family.across,
+                [(*key, value) for key, value in family.samples.items()],
+            )
+            for family in families
+        ]
+    ).decode()
+
+
+def decode(text: str) -> list[Family]:
+    """What ``encode`` has written."""
+    return [
+        Family(
+            name,
+            help_,
+            type_,
+            across,
+            {(sample, tuple((label, value) for label, value in labels)): number for sample, labels, number in samples},
+        )
+        for name, help_, type_, across, samples in orjson.loads(text)
+    ]
+
+
+def merged(parts: Iterable[Sequence[Family]]) -> list[Family]:
+    """One server's families from those of its processes."""
+    whole: dict[str, Family] = {}
+    for family in (family for part in parts for family in part):
+        known = whole.get(family.name)
+        if known is None:
+            whole[family.name] = Family(family.name, family.help, family.type, family.across, dict(family.samples))
+            continue
+        combine = ACROSS[family.across]
+        for key, value in family.samples.items():
+            known.samples[key] = combine((known.samples[key], value)) if key in known.samples else value
+    return list(whole.values())
+
+
+def retired(families: Sequence[Family]) -> list[Family]:
+    """What remains to be counted of a worker that has died: what it had counted, and no state.
+
+    The readings that it held were given back, as far as anybody knows: nobody was told that they are stored.
+    """
+    held = sum(sum(family.samples.values()) for family in families if family.name == BUFFER_ROWS)
+    remaining = [family for family in families if family.type != "gauge"]
+    return [
+        Family(
+            family.name,
+            family.help,
+            family.type,
+            family.across,
+            {key: value + held for key, value in family.samples.items()},
+        )
+        if family.name == READINGS_GIVEN_BACK
+        else family
+        for family in remaining
+    ]
+
+
+class Exposed(Collector):
+    """Families as prometheus_client wants them."""
+
+    def __init__(self, families: Sequence[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        for family in self._families:
+            metric = Metric(family.name, family.help, family.type)
+            for (name, labels), value in family.samples.items():
+                metric.add_sample(name, dict(labels), value)
+            yield metric
+
+
+class ChannelCollector(Collector):
+    """What goes between the processes, as seen from one end."""
+
+    def __init__(self, tally: ChannelTally) -> None:
+        self._tally = tally
+
+    def collect(self) -> Iterable[Metric]:
+        tally = self._tally
+        for name, count, help_ in (
+            ("readings", tally.forwarded, "Readings sent from a worker to the parent, or from it to a worker."),
+            (
+                "readings_conflated",
+                tally.conflated,
+                "Readings left out on that way for a newer one of the same sensor.",
+            ),
+            (
+                "lapses",
+                tally.lapses,
+                "Times that readings found no room on that way, for which subscribers are dropped.",
+            ),
+        ):
+            yield CounterMetricFamily(f"sensorflow_forwarded_{name}", help_, value=count)

@@ -1,0 +1,420 @@
+"""The parent of the workers: starts them, hands them connections, and stands in the middle of all that they say.
+
+It takes no reading and answers no request. What it does for each connection, and for each reading that somebody on
+another worker listens to, is little; what it does for all others is nothing.
+
+Promises:
+    * Connections go to the workers in turn, to those that take readings if there are any; never to a dead one.
+    * A worker that ends unasked is replaced. What it had counted goes on being counted.
+    * SIGTERM and SIGINT: no new connections, and every worker drains; a second SIGINT ends them at once.
+    * When the parent ends, in whatever way, no worker outlives its own drain.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import count
+from multiprocessing.process import BaseProcess
+
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from app.errors import ConfigurationError
+from app.metrics import Gauge
+from app.workers import families
+from app.workers.channel import Channel, ChannelTally
+from app.workers.families import Family
+from app.workers.messages import (
+    Collect,
+    Control,
+    Drain,
+    Exposition,
+    Families,
+    Heard,
+    Hello,
+    Join,
+    Lapse,
+    Leave,
+    Ready,
+    Receipts,
+    Scrape,
+    Started,
+    Unusable,
+)
+from app.workers.switchboard import Order, Switchboard
+
+logger = logging.getLogger(__name__)
+
+Spawn = Callable[[int, socket.socket, socket.socket], BaseProcess]
+"""Starts a worker of a number, given its ends of the channel and of the socket that brings connections."""
+
+ACCEPTS_A_TURN = 64
+ACCEPT_PAUSE_S = 1.0
+"""After the machine has refused an accept, for want of descriptors perhaps."""
+FIRST_RESTART_PAUSE_S = 0.1
+LONGEST_RESTART_PAUSE_S = 5.0
+STEADY_AFTER_S = 30.0
+"""A worker that lived so long is replaced at once."""
+COLLECT_TIMEOUT_S = 5.0
+END_TIMEOUT_S = 10.0
+"""From the end of a worker's channel to the end of its process."""
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    number: int
+    process: BaseProcess
+    channel: Channel
+    connections: socket.socket
+    started: bool = False
+    ready: bool = False
+    families: Sequence[Family] = ()
+    """As of the last scrape."""
+
+
+@dataclass(slots=True, eq=False)
+class _Collection:
+    """A scrape under way: whose families are still to come."""
+
+    number: int
+    missing: set[int]
+    complete: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def drop(self, worker: int) -> None:
+        """The families of a worker have come, or won't."""
+        self.missing.discard(worker)
+        if not self.missing:
+            self.complete.set()
+
+
+class Parent:
+    """A server of several workers.
+
+    Args:
+        workers: how many.
+        spawn: starts one.
+        listener: where connections arrive; closed when the server stops.
+        max_subscribers_per_key: over all workers.
+        max_messages, max_bytes: how many receipts, and bytes of them, may wait for each worker.
+        stop_timeout_s: how long a worker may take to drain.
+        announce: is told the database's edition once every worker takes readings.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int,
+        spawn: Spawn,
+        listener: socket.socket,
+        max_subscribers_per_key: int,
+        max_messages: int,
+        max_bytes: int,
+        stop_timeout_s: float,
+        announce: Callable[[str], None],
+    ) -> None:
+        self._size = workers
+        self._spawn = spawn
+        self._listener = listener
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self._stop_timeout_s = stop_timeout_s
+        self._announce = announce
+        self._announced = False
+        self._switchboard = Switchboard(max_subscribers_per_key)
+        self._workers: dict[int, _Worker] = {}
+        self._numbers = count(1)
+        self._takers: list[_Worker] = []
+        self._turn = 0
+        self._accepting = False
+        self._stopping = asyncio.Event()
+        self._signals: list[int] = []
+        self._unusable: str | None = None
+        self._tally = ChannelTally()
+        self._restarts = 0
+        self._retired: list[Family] = []
+        self._askers: list[tuple[_Worker, int]] = []
+        self._asked = asyncio.Event()
+        self._collections = count(1)
+        self._collection: _Collection | None = None
+
+    async def run(self) -> signal.Signals | None:
+        """Serves until a signal comes; which one.
+
+        Raises:
+            ConfigurationError: no worker can start like this.
+        """
+        loop = asyncio.get_running_loop()
+        for signal_ in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signal_, self._on_signal, signal_)
+        self._listener.setblocking(False)
+        scrapes = asyncio.create_task(self._answer_scrapes())
+        keeping = [asyncio.create_task(self._keep()) for _ in range(self._size)]
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            # One that ends before anybody asked has failed in a way that nobody foresaw.
+            await asyncio.wait([stopping, *keeping], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._stopping.set()
+            self._take_no_more()
+            for worker in self._workers.values():
+                worker.channel.send(Drain())
+            _, late = await asyncio.wait(keeping, timeout=self._stop_timeout_s)
+            if late:
+                logger.error("%d workers have not ended in time, and are killed", len(late))
+                self._kill_all()
+            outcomes = await asyncio.gather(*keeping, return_exceptions=True)
+            scrapes.cancel()
+            await asyncio.gather(scrapes, return_exceptions=True)
+        if self._unusable is not None:
+            raise ConfigurationError(self._unusable)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return signal.Signals(self._signals[0]) if self._signals else None
+
+    # ------------------------------------------------------------------------------------------ the workers' lives
+
+    async def _keep(self) -> None:
+        """One worker after the other in one place, until the server stops."""
+        loop = asyncio.get_running_loop()
+        pause_s = FIRST_RESTART_PAUSE_S
+        while not self._stopping.is_set():
+            began = loop.time()
+            try:
+                worker = await self._start()
+            except OSError as error:
+                logger.error("can't start a worker: %s", error.strerror)
+                await _until(self._stopping, timeout_s=LONGEST_RESTART_PAUSE_S)
+                continue
+            try:
+                await worker.channel.run(lambda message, worker=worker: self._receive(worker, message))  # type: ignore[misc]
+            finally:
+                self._forget(worker)
+                await self._end(worker)
+            if self._stopping.is_set():
+                return
+            self._restarts += 1
+            logger.error("worker %d has ended (%s); another takes its place", worker.number, _how(worker.process))
+            pause_s = FIRST_RESTART_PAUSE_S if loop.time() - began > STEADY_AFTER_S else 2 * pause_s
+            await _until(self._stopping, timeout_s=min(pause_s, LONGEST_RESTART_PAUSE_S))
+
+    async def _start(self) -> _Worker:
+        number = next(self._numbers)
+        channel_here, channel_there = socket.socketpair()
+        connections_here, connections_there = socket.socketpair()
+        connections_here.setblocking(False)
+        with channel_there, connections_there, ExitStack() as undo:
+            undo.callback(channel_here.close)
+            undo.callback(connections_here.close)
+            # The worker must not hear a terminal's SIGINT, not even before it has a handler.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                process = self._spawn(number, channel_there, connections_there)
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            undo.pop_all()
+        channel = await Channel.open(
+            channel_here, max_messages=self._max_messages, max_bytes=self._max_bytes, tally=self._tally
+        )
+        worker = self._workers[number] = _Worker(number, process, channel, connections_here)
+        logger.info("worker %d is process %d", number, process.pid)
+        if self._stopping.is_set():
+            channel.send(Drain())
+        return worker
+
+    def _forget(self, worker: _Worker) -> None:
+        """The worker is gone, or as good as gone."""
+        worker.started = worker.ready = False
+        self._choose_takers()
+        self._say(self._switchboard.disconnect(worker.number))
+        self._retired = families.merged([self._retired, families.retired(worker.families)])
+        if self._collection is not None:
+            self._collection.drop(worker.number)
+        del self._workers[worker.number]
+        worker.connections.close()
+
+    async def _end(self, worker: _Worker) -> None:
+        """Waits for the end of the process, and hastens it if need be."""
+        await worker.channel.close()
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(worker.process.sentinel, ended.set)
+        try:
+            if not await _until(ended, timeout_s=END_TIMEOUT_S):
+                worker.process.kill()
+                await ended.wait()
+        finally:
+            loop.remove_reader(worker.process.sentinel)
+        worker.process.join()
+
+    def _kill_all(self) -> None:
+        for worker in self._workers.values():
+            worker.process.kill()
+
+    def _on_signal(self, signal_: int) -> None:
+        if self._stopping.is_set() and signal_ == signal.SIGINT:
+            self._kill_all()
+        self._signals.append(signal_)
+        self._stopping.set()
+
+    # ------------------------------------------------------------------------------------------------- connections
+
+    def _choose_takers(self) -> None:
+        """Connections go to the workers that take readings; if there are none, to those that can at least refuse."""
+        workers = self._workers.values()
+        self._takers = [worker for worker in workers if worker.ready] or [
+            worker for worker in workers if worker.started
+        ]
+        wanted = bool(self._takers) and not self._stopping.is_set()
+        if wanted != self._accepting:
+            self._accepting = wanted
+            loop = asyncio.get_running_loop()
+            if wanted:
+                loop.add_reader(self._listener, self._accept)
+            else:
+                loop.remove_reader(self._listener)
+
+    def _take_no_more(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            asyncio.get_running_loop().remove_reader(self._listener)
+        self._takers = []
+        self._listener.close()
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS_A_TURN):
+            try:
+                connection, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                logger.error("can't accept a connection: %s", error.strerror)
+                self._accepting = False
+                asyncio.get_running_loop().remove_reader(self._listener)
+                asyncio.get_running_loop().call_later(ACCEPT_PAUSE_S, self._choose_takers)
+                return
+            with connection:
+                self._hand_over(connection)
+
+    def _hand_over(self, connection: socket.socket) -> None:
+        for _ in range(len(self._takers)):
+            self._turn = (self._turn + 1) % len(self._takers)
+            try:
+                socket.send_fds(self._takers[self._turn].connections, [b"\0"], [connection.fileno()])
+            except OSError:  # dead, or takes nothing: the next one
+                continue
+            return
+        logger.error("no worker takes connections: one was closed")
+
+    # ------------------------------------------------------------------------------------------ what the workers say
+
+    def _receive(self, worker: _Worker, message: Control | Receipts) -> None:
+        board = self._switchboard
+        match message:
+            case Hello():
+                self._say(board.connect(worker.number))
+            case Join(place, key_name):
+                self._say(board.join(worker.number, place, key_name))
+            case Leave(place):
+                self._say(board.leave(worker.number, place))
+            case Heard(number, latest):
+                self._say(board.heard(worker.number, number, latest))
+            case Lapse(latest):
+                for listener in board.route(worker.number, [latest]):
+                    self._workers[listener].channel.lapse(latest)
+            case Sequence():
+                for listener in board.route(worker.number, message):
+                    self._workers[listener].channel.forward(message)
+            case _:
+                self._note(worker, message)
+
+    def _note(self, worker: _Worker, message: Control) -> None:
+        """What is not about subscribers."""
+        match message:
+            case Started():
+                worker.started = True
+                self._choose_takers()
+            case Ready(edition):
+                worker.ready = True
+                self._choose_takers()
+                if not self._announced and sum(each.ready for each in self._workers.values()) == self._size:
+                    self._announced = True
+                    self._announce(edition)
+            case Unusable(reason):
+                self._unusable = self._unusable or reason
+                self._stopping.set()
+            case Scrape(number):
+                self._askers.append((worker, number))
+                self._asked.set()
+            case Families(number, text):
+                if self._collection is not None and self._collection.number == number:
+                    worker.families = families.decode(text)
+                    self._collection.drop(worker.number)
+
+    def _say(self, orders: Sequence[Order]) -> None:
+        for number, message in orders:
+            self._workers[number].channel.send(message)
+
+    # ------------------------------------------------------------------------------------------------------ metrics
+
+    async def _answer_scrapes(self) -> None:
+        """One collection at a time; whoever asks during one gets the next, which begins after it has asked."""
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            askers, self._askers = self._askers, []
+            text = await self._collect()
+            for worker, number in askers:
+                worker.channel.send(Exposition(number, text))
+
+    async def _collect(self) -> str | None:
+        collection = self._collection = _Collection(next(self._collections), set(self._switchboard.workers))
+        for number in self._switchboard.workers:
+            self._workers[number].channel.send(Collect(collection.number))
+        complete = not collection.missing or await _until(collection.complete, timeout_s=COLLECT_TIMEOUT_S)
+        self._collection = None
+        if not complete:
+            logger.warning("workers %s did not say their metrics in time", sorted(collection.missing))
+            return None
+        parts = [worker.families for worker in self._workers.values()]
+        own = [
+            families.families_of(collector)
+            for collector in (
+                families.ChannelCollector(self._tally),
+                _WorkerCollector(restarts=self._restarts, workers=len(self._workers)),
+            )
+        ]
+        return generate_latest(families.Exposed(families.merged([*parts, self._retired, *own]))).decode()
+
+
+class _WorkerCollector(Collector):
+    """What only the parent knows."""
+
+    def __init__(self, *, restarts: int, workers: int) -> None:
+        self._restarts = restarts
+        self._workers = workers
+
+    def collect(self) -> list[Metric]:
+        return [
+            CounterMetricFamily("sensorflow_worker_restarts", "Workers that ended unasked.", value=self._restarts),
+            Gauge("sensorflow_workers", "Worker processes.", self._workers, "sum"),
+        ]
+
+
+def _how(process: BaseProcess) -> str:
+    code = process.exitcode or 0
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"status {code}"
+
+
+async def _until(event: asyncio.Event, *, timeout_s: float) -> bool:
+    """Waits for an event; whether it came in time."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await event.wait()
+    except TimeoutError:
+        return False

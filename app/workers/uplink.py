@@ -1,0 +1,201 @@
+"""A worker's end of its channel: the bus of its hub, its part in the metrics, and its life.
+
+Promises:
+    * Nothing is committed before the parent has welcomed the worker, and so none without its knowing.
+    * When the parent is gone the worker drains and ends. A subscription that waits for it is refused.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from itertools import count
+from socket import socket
+from typing import TypeVar
+
+from app.errors import LiveAway, TooManySubscribers
+from app.ingest.receipt import Receipt
+from app.live.bus import Audience
+from app.workers.channel import Channel, ChannelTally
+from app.workers.messages import (
+    Collect,
+    Control,
+    Drain,
+    Exposition,
+    Families,
+    Granted,
+    Heard,
+    Hello,
+    Interest,
+    Join,
+    Lapse,
+    Leave,
+    Receipts,
+    Refused,
+    Scrape,
+    Welcome,
+)
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+JOIN_TIMEOUT_S = 10.0
+SCRAPE_TIMEOUT_S = 8.0
+
+
+class Uplink:
+    """A Bus, and more.
+
+    Args:
+        socket: this worker's end of the pair; it is opened by ``open``.
+        families: this worker's metrics of the moment, as ``families`` writes them.
+        max_subscribers_per_key: over all workers; the parent holds it, here it is only told to who is refused.
+        max_messages, max_bytes: how many receipts, and bytes of them, may wait for the parent.
+    """
+
+    def __init__(
+        self,
+        socket: socket,
+        *,
+        families: Callable[[], str],
+        max_subscribers_per_key: int,
+        max_messages: int,
+        max_bytes: int,
+        tally: ChannelTally,
+    ) -> None:
+        self.wanted = False
+        self._socket = socket
+        self._families = families
+        self._max_subscribers_per_key = max_subscribers_per_key
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self._tally = tally
+        self._audience: Audience | None = None
+        self._channel: Channel | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._welcomed = asyncio.Event()
+        self._numbers = count(1)
+        self._joins: dict[int, asyncio.Future[None]] = {}
+        self._scrapes: dict[int, asyncio.Future[str]] = {}
+        self._drain: Callable[[], None] = lambda: None
+
+    async def open(self, drain: Callable[[], None]) -> None:
+        """Says hello and waits to be welcomed. ``drain`` is called when the worker shall end."""
+        self._drain = drain
+        self._channel = await Channel.open(
+            self._socket, max_messages=self._max_messages, max_bytes=self._max_bytes, tally=self._tally
+        )
+        self._running = asyncio.create_task(self._run(self._channel))
+        self.send(Hello())
+        await self._welcomed.wait()
+
+    async def close(self) -> None:
+        """Sends what was committed last, and ends."""
+        if self._channel is not None and self._running is not None:
+            await self._channel.close()
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+
+    def send(self, message: Control) -> None:
+        """Tells the parent something."""
+        assert self._channel is not None, "the uplink has not been opened"
+        self._channel.send(message)
+
+    def attach(self, audience: Audience) -> None:
+        """The hub of this worker."""
+        self._audience = audience
+
+    async def join(self, key_name: str) -> int:
+        """A place over all workers; see Bus."""
+        place = next(self._numbers)
+        granted = self._joins[place] = asyncio.get_running_loop().create_future()
+        self.send(Join(place, key_name))
+        try:
+            async with asyncio.timeout(JOIN_TIMEOUT_S):
+                await granted
+        except TimeoutError:
+            self.leave(place)
+            raise LiveAway from None
+        except asyncio.CancelledError:
+            self.leave(place)
+            raise
+        finally:
+            del self._joins[place]
+        return place
+
+    def leave(self, place: int) -> None:
+        """Gives a place back."""
+        self.send(Leave(place))
+
+    def forward(self, receipts: Sequence[Receipt]) -> None:
+        """To the hubs of the other workers, by way of the parent."""
+        assert self._channel is not None, "the uplink has not been opened"
+        self._channel.forward(receipts)
+
+    async def scrape(self) -> bytes:
+        """The metrics of the whole server. Raises TimeoutError if they can't be had."""
+        number = next(self._numbers)
+        answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._scrapes[number] = answered
+        self.send(Scrape(number))
+        try:
+            async with asyncio.timeout(SCRAPE_TIMEOUT_S):
+                return (await answered).encode()
+        finally:
+            del self._scrapes[number]
+
+    async def _run(self, channel: Channel) -> None:
+        await channel.run(self._receive)
+        logger.warning("the parent process is gone; this worker drains and ends")
+        self._welcomed.set()
+        self._drain()
+        for join in self._joins.values():
+            _fail(join, LiveAway())
+        for scrape in self._scrapes.values():
+            _fail(scrape, TimeoutError())
+
+    def _receive(self, message: Control | Receipts) -> None:
+        assert self._audience is not None, "no hub has been attached"
+        match message:
+            case Welcome(wanted):
+                self.wanted = wanted
+                self._welcomed.set()
+            case Interest(wanted, number):
+                self.wanted = wanted
+                if wanted:
+                    self.send(Heard(number, self._audience.latest))
+            case Lapse(latest):
+                self._audience.remember(latest)
+                self._audience.lapse()
+            case Collect(number):
+                self.send(Families(number, self._families()))
+            case Drain():
+                self._drain()
+            case Sequence():
+                self._audience.deliver(message)
+            case _:
+                self._settle(message)
+
+    def _settle(self, message: Control) -> None:
+        """Answers to what was asked here. Who asked may have stopped waiting."""
+        match message:
+            case Granted(place, latest):
+                if latest is not None and self._audience is not None:
+                    self._audience.remember(latest)
+                _succeed(self._joins.get(place), None)
+            case Refused(place):
+                _fail(self._joins.get(place), TooManySubscribers(self._max_subscribers_per_key))
+            case Exposition(number, None):
+                _fail(self._scrapes.get(number), TimeoutError())
+            case Exposition(number, str(text)):
+                _succeed(self._scrapes.get(number), text)
+
+
+def _succeed(future: "asyncio.Future[Result] | None", result: Result) -> None:
+    if future is not None and not future.done():
+        future.set_result(result)
+
+
+def _fail(future: "asyncio.Future[Result] | None", error: Exception) -> None:
+    if future is not None and not future.done():
+        future.set_exception(error)

@@ -1,0 +1,95 @@
+"""uvicorn without a listening socket: its connections are accepted by the parent and handed over, one by one.
+
+A listening socket that processes share gives most connections to whichever wakes first, and SO_REUSEPORT spreads them
+by a hash of their addresses; few connections that live long end up on one process. Handed over in turn, they don't.
+"""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+import uvicorn
+
+from app.workers.messages import Started
+from app.workers.uplink import Uplink
+
+CONNECTIONS_A_TURN = 64
+"""So many are taken over at most before those that are here already have their turn."""
+
+
+class HandedConnections(uvicorn.Server):
+    """A server for connections that come over a socket.
+
+    Args:
+        config: uvicorn's.
+        uplink: to the parent; opened before the application starts, and closed after it has ended.
+        connections: a Unix stream socket on which each byte brings the descriptor of one connection.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, uplink: Uplink, connections: socket.socket) -> None:
+        super().__init__(config)
+        self._uplink = uplink
+        self._connections = connections
+        self._taking_over: set[asyncio.Task[object]] = set()
+
+    def stop(self) -> None:
+        """Answers those who wait, and ends."""
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts the application, then takes connections over."""
+        await self._uplink.open(self.stop)
+        await super().startup(sockets=sockets or [])
+        self._connections.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._connections, self._take_over)
+        self._uplink.send(Started())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes no more connections over, drains, and says goodbye."""
+        self._hang_up()
+        await super().shutdown(sockets=sockets)
+        await self._uplink.close()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """SIGTERM drains. A terminal's SIGINT is the parent's affair, which it reaches too."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self.handle_exit)
+        yield
+
+    def _take_over(self) -> None:
+        for _ in range(CONNECTIONS_A_TURN):
+            try:
+                byte, descriptors, _, _ = socket.recv_fds(self._connections, 1, 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                byte, descriptors = b"", []
+            if not byte:
+                self._hang_up()  # the parent is gone; the uplink sees to the rest
+                return
+            for descriptor in descriptors:
+                self._serve_on(socket.socket(fileno=descriptor))
+
+    def _serve_on(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
+        self._taking_over.add(task)
+        task.add_done_callback(self._taken_over)
+
+    def _taken_over(self, task: "asyncio.Task[object]") -> None:
+        self._taking_over.discard(task)
+        if not task.cancelled():
+            task.exception()  # a peer that is gone again is nobody's loss
+
+    def _protocol(self) -> asyncio.Protocol:
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+    def _hang_up(self) -> None:
+        if self._connections.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._connections)
+            self._connections.close()

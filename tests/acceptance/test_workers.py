@@ -1,0 +1,333 @@
+"""Several workers behind one port are one server, to senders, subscribers, operators, and signals."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from tests.acceptance.test_durability import Load, stored
+from tests.acceptance.test_websocket import closing, listen, receive
+from tests.server import API_KEY, Server, eventually, running, starting
+
+PATH = "/api/temperature_reading"
+READING = {"temperature": 23.5, "humidity": 48.25, "pressure": 1013.25, "sensor_id": "greenhouse-1"}
+IDS_OF_A_WORKER = 100_000
+"""Each worker takes its ids in blocks of so many, so that an id tells who committed the reading."""
+
+
+@pytest.fixture
+def server(embedded_database_url: str, tmp_path: Path) -> Iterator[Server]:
+    """A server of two workers on a new database."""
+    with running(tmp_path, DATABASE_URL=embedded_database_url, WORKERS="2") as server:
+        yield server
+
+
+def workers(server: Server) -> list[int]:
+    """The processes of the workers, in the order in which they were started."""
+    found = (re.fullmatch(r"worker \d+ is process (\d+)", message) for message in server.messages)
+    return [int(match[1]) for match in found if match]
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def worker_of(reading: dict[str, object]) -> int:
+    """Which worker has committed a reading."""
+    return int(str(reading["id"])) // IDS_OF_A_WORKER
+
+
+@asynccontextmanager
+async def senders(server: Server, count: int) -> AsyncIterator[list[httpx.AsyncClient]]:
+    """Clients of one connection each, opened one after the other and so on one worker after the other."""
+    async with AsyncExitStack() as stack:
+        clients = []
+        for _ in range(count):
+            client = httpx.AsyncClient(base_url=server.url, headers={"X-API-Key": API_KEY}, timeout=15)
+            clients.append(await stack.enter_async_context(client))
+            (await client.get("/health")).raise_for_status()
+        yield clients
+
+
+async def post(client: httpx.AsyncClient, **fields: object) -> dict[str, object]:
+    answer = await client.post(PATH, json={**READING, **fields})
+    assert answer.status_code == 201
+    return dict(answer.json())
+
+
+async def metrics(client: httpx.AsyncClient) -> dict[str, float]:
+    """Every sample without labels, by name."""
+    answer = await client.get("/metrics")
+    assert answer.status_code == 200
+    families = text_string_to_metric_families(answer.text)
+    return {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
+
+
+def adds_up(said: dict[str, float]) -> bool:
+    ends = sum(said[f"sensorflow_readings_{end}_total"] for end in ("committed", "rejected", "given_back"))
+    return said["sensorflow_readings_accepted_total"] == ends + said["sensorflow_buffer_rows"]
+
+
+async def hear(websocket: ClientConnection, heard: list[int]) -> None:
+    async for message in websocket:
+        heard.append(json.loads(message)["id"])
+
+
+async def test_connections_are_spread_evenly_however_few_they_are(server: Server) -> None:
+    async with senders(server, 8) as clients:
+        took = Counter([worker_of(await post(client)) for client in clients])
+        assert sorted(took.values()) == [4, 4]
+        for client in clients:
+            assert worker_of(await post(client)) in took
+
+
+async def test_every_subscriber_hears_every_reading_of_either_worker_once_and_in_its_order(server: Server) -> None:
+    async with senders(server, 4) as clients, AsyncExitStack() as stack:
+        await asyncio.gather(*(post(client) for client in clients))
+        heard: list[list[int]] = [[] for _ in range(4)]
+        for ids in heard:
+            websocket = await stack.enter_async_context(listen(server))
+            await receive(websocket)
+            hearing = asyncio.create_task(hear(websocket, ids))
+            stack.callback(hearing.cancel)
+
+        async def send(client: httpx.AsyncClient) -> list[dict[str, object]]:
+            return [await post(client, sensor_id=f"s{number}") for number in range(100)]
+
+        sent = [reading for readings in await asyncio.gather(*map(send, clients)) for reading in readings]
+        assert len({worker_of(reading) for reading in sent}) == 2
+        expected = sorted(int(str(reading["id"])) for reading in sent)
+        async with asyncio.timeout(10):
+            while min(map(len, heard)) < len(expected):
+                await asyncio.sleep(0.02)
+        for ids in heard:
+            assert sorted(ids) == expected
+            for worker in {id_ // IDS_OF_A_WORKER for id_ in ids}:
+                of_worker = [id_ for id_ in ids if id_ // IDS_OF_A_WORKER == worker]
+                assert of_worker == sorted(of_worker)
+
+
+async def test_whoever_subscribes_under_load_misses_nothing_from_then_on_and_gets_nothing_twice(server: Server) -> None:
+    """Nobody listens in between, so that each time the workers begin anew to tell each other."""
+    async with senders(server, 4) as clients:
+
+        async def send(client: httpx.AsyncClient) -> None:
+            while True:
+                await post(client)
+
+        sending = [asyncio.create_task(send(client)) for client in clients]
+        for _ in range(15):
+            heard: list[int] = []
+            async with listen(server) as websocket:
+                first = int(str((await receive(websocket))["id"]))
+                hearing = asyncio.create_task(hear(websocket, heard))
+                async with asyncio.timeout(10):
+                    while len({id_ // IDS_OF_A_WORKER for id_ in heard}) < 2 or len(heard) < 50:
+                        await asyncio.sleep(0.01)
+                hearing.cancel()
+                await asyncio.gather(hearing, return_exceptions=True)
+            assert first not in heard
+            for worker in {id_ // IDS_OF_A_WORKER for id_ in heard}:
+                of_worker = [id_ for id_ in [first, *heard] if id_ // IDS_OF_A_WORKER == worker]
+                assert all(later - earlier == 1 for earlier, later in pairwise(of_worker))
+        for sender in sending:
+            sender.cancel()
+        outcomes = await asyncio.gather(*sending, return_exceptions=True)
+        assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+
+
+async def test_the_latest_is_the_same_on_every_worker_though_nobody_has_listened(server: Server) -> None:
+    async with senders(server, 2) as clients:
+        for hours_ago, client in ((5, clients[0]), (3, clients[1]), (1, clients[0])):
+            latest = await post(client, time=time.time() - hours_ago * 3_600)
+            for other in clients:
+                await post(other, time=time.time() - 6 * 3_600)
+            for _ in range(2):
+                async with listen(server) as websocket:
+                    assert await receive(websocket) == latest
+            async with listen(server) as one, listen(server) as two:
+                assert await receive(one) == await receive(two) == latest
+
+
+async def test_a_key_has_its_connections_over_all_workers(embedded_database_url: str, tmp_path: Path) -> None:
+    settings = {"WORKERS": "2", "MAX_WS_CONNECTIONS_PER_KEY": "3"}
+    with running(tmp_path, DATABASE_URL=embedded_database_url, **settings) as server:
+        async with senders(server, 1) as (client,):
+            stored_ = await post(client)
+            for _ in range(3):
+                async with listen(server) as one, listen(server) as two, listen(server) as three:
+                    for websocket in (one, two, three):
+                        assert await receive(websocket) == stored_
+                    for _ in range(2):
+                        async with listen(server) as fourth:
+                            assert await closing(fourth) == (1008, "This key already has 3 connections.")
+                    async with listen(server, API_KEY) as of_another_key:
+                        assert await receive(of_another_key) == stored_
+
+
+async def test_a_scrape_of_any_worker_shows_the_whole_server(server: Server) -> None:
+    async with senders(server, 2) as clients, listen(server), listen(server):
+        for client in clients:
+            await asyncio.gather(*(post(client) for _ in range(3)))
+        for client in clients:
+            said = await metrics(client)
+            assert said["sensorflow_readings_committed_total"] == 6
+            assert said["sensorflow_websocket_connections"] == 2
+            assert said["sensorflow_buffer_max_rows"] == 50_000
+            assert said["sensorflow_flush_rows_sum"] == 6
+            assert said["sensorflow_ready"] == said["sensorflow_database_up"] == 1
+            assert (said["sensorflow_workers"], said["sensorflow_worker_restarts_total"]) == (2, 0)
+            assert adds_up(said)
+        async with Load().on(server):
+            for _ in range(20):
+                many = await asyncio.gather(*map(metrics, clients * 3))
+                assert all(map(adds_up, many))
+
+
+async def test_a_worker_that_is_killed_under_load_loses_nothing_and_is_replaced(
+    embedded_database_url: str, tmp_path: Path
+) -> None:
+    settings = {"WORKERS": "2", "MAX_WS_CONNECTIONS_PER_KEY": "4"}
+    load = Load()
+    with running(tmp_path, DATABASE_URL=embedded_database_url, **settings) as server:
+        async with AsyncExitStack() as stack:
+            websockets = [await stack.enter_async_context(listen(server)) for _ in range(4)]
+            heard: list[list[int]] = [[] for _ in websockets]
+            async with load.on(server), senders(server, 1) as (client,):
+                hearing = [asyncio.create_task(hear(*each)) for each in zip(websockets, heard, strict=True)]
+                await asyncio.sleep(0.5)
+                before = await metrics(client)
+                victim = workers(server)[0]
+                os.kill(victim, signal.SIGKILL)
+                await asyncio.sleep(0.5)
+                # Those of the other worker go on.
+                ended, others = await asyncio.wait(hearing, timeout=0)
+                assert (len(ended), len(others)) == (2, 2)
+                for lost in ended:
+                    assert isinstance(lost.exception(), ConnectionClosed)
+                for listener in others:
+                    listener.cancel()
+            survivors = [websocket for websocket, each in zip(websockets, hearing, strict=True) if each in others]
+            again = [await stack.enter_async_context(listen(server)) for _ in range(2)]
+            for websocket in again:
+                await receive(websocket)
+            async with listen(server) as fifth:
+                assert (await closing(fifth))[0] == 1008
+            await asyncio.to_thread(eventually, lambda: len(workers(server)) == 3)
+            await asyncio.to_thread(
+                eventually, lambda: server.messages.count("the database is reached; readings are taken") == 3
+            )
+            await asyncio.sleep(0.2)
+            async with senders(server, 4) as clients:
+                took = {worker_of(await post(client)) for client in clients}
+                assert len(took) == 2
+                for websocket in [*survivors, *again]:
+                    async with asyncio.timeout(10):
+                        seen: set[int] = set()
+                        while len(seen) < 4:
+                            message = json.loads(await websocket.recv())
+                            seen |= {message["id"]} if message["temperature"] == READING["temperature"] else set()
+                for client in clients:
+                    after = await metrics(client)
+                    assert after["sensorflow_worker_restarts_total"] == 1
+                    assert after["sensorflow_workers"] == 2
+                    assert adds_up(after)
+                    assert all(after[name] >= before[name] for name in before if name.endswith("_total"))
+        assert server.stop() == 0
+        assert not any(map(is_alive, workers(server)))
+    assert any("killed by SIGKILL" in message for message in server.messages)
+    there = stored(embedded_database_url)
+    assert len(load.acknowledged) > 100
+    assert load.acknowledged <= there.keys()
+    assert max(there[number] for number in load.acknowledged) == 1
+
+
+async def test_sigterm_drains_every_worker_and_leaves_no_process(embedded_database_url: str, tmp_path: Path) -> None:
+    load = Load()
+    with running(tmp_path, DATABASE_URL=embedded_database_url, WORKERS="2") as server:
+        async with load.on(server), listen(server) as websocket:
+            await asyncio.sleep(0.5)
+            began = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(server.wait) == 0
+            assert time.monotonic() - began < 15
+            await asyncio.sleep(0.2)
+            assert [json.loads(message)["id"] async for message in websocket]  # until it is closed, and well
+        assert not any(map(is_alive, workers(server)))
+        assert "Traceback" not in server.log
+    assert set(load.statuses) <= {201, 503, "ConnectError", "ReadError", "RemoteProtocolError"}
+    there = stored(embedded_database_url)
+    assert load.acknowledged == there.keys()
+    assert max(there.values()) == 1
+
+
+async def test_workers_outlive_a_killed_parent_only_to_drain(embedded_database_url: str, tmp_path: Path) -> None:
+    load = Load()
+    with running(tmp_path, DATABASE_URL=embedded_database_url, WORKERS="2") as server:
+        async with load.on(server):
+            await asyncio.sleep(0.5)
+            server.process.kill()
+            await asyncio.to_thread(eventually, lambda: not any(map(is_alive, workers(server))))
+            assert "Traceback" not in server.log
+    there = stored(embedded_database_url)
+    assert load.acknowledged
+    assert load.acknowledged <= there.keys()
+    assert max(there.values()) == 1
+
+
+@pytest.mark.parametrize("wait", ["listening on", "binding", "is process"])
+def test_ctrl_c_reaches_every_process_and_leaves_no_traceback(
+    embedded_database_url: str, tmp_path: Path, wait: str
+) -> None:
+    with starting(tmp_path, DATABASE_URL=embedded_database_url, WORKERS="2") as server:
+        eventually(lambda: wait in server.log)
+        for process in workers(server):
+            os.kill(process, signal.SIGINT)
+        assert server.stop(signal.SIGINT) == 130
+        assert not any(map(is_alive, workers(server)))
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_a_schema_of_another_version_ends_the_server_with_a_message(
+    embedded_database_url: str, tmp_path: Path, count: str
+) -> None:
+    with psycopg.connect(embedded_database_url) as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
+        connection.execute("INSERT INTO alembic_version VALUES ('from_the_future')")
+    with starting(tmp_path, DATABASE_URL=embedded_database_url, WORKERS=count) as server:
+        assert server.wait() == 1
+        assert server.log.count("sensorflow: The database's schema does not fit this version of the server") == 1
+        assert "Traceback" not in server.log
+        assert not any(map(is_alive, workers(server)))
+
+
+def test_it_says_once_that_it_listens_and_names_no_key(folder: Path) -> None:
+    with running(folder, WORKERS="2", LOG_FORMAT="text", LOG_LEVEL="DEBUG") as server:
+        eventually(lambda: "greenhouse" in server.log)
+        key = (folder / "data" / "api_key").read_text().strip()
+        answers = [httpx.post(server.url + PATH, json=READING, headers={"X-API-Key": key}) for _ in range(4)]
+        assert {answer.status_code for answer in answers} == {201}
+        assert server.stop() == 0
+        assert server.log.count("listening on") == 1
+        assert server.log.count("Send one:") == 1
+        assert key not in server.log
+        assert not (folder / "data" / "postgres" / "postmaster.pid").exists()
