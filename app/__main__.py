@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -108,10 +109,11 @@ def _serve(settings: Settings, database_url: str) -> None:
         nonlocal failed
         failed = server.should_exit = True
 
+    app, endpoint = create_app(settings, database_url=database_url, keys=keys, announce=announce, fail=fail)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(settings, database_url=database_url, keys=keys, announce=announce, fail=fail),
-            http=HttpProtocol,
+            app,
+            http=partial(HttpProtocol, endpoint=endpoint),  # type: ignore[arg-type]  # it is only called
             ws="websockets-sansio",
             ws_max_size=65_536,
             ws_per_message_deflate=False,

@@ -24,9 +24,9 @@ from app.store.maintenance import Maintenance
 from app.store.queries import latest_reading
 from app.store.writer import Writer
 from app.web.auth import ApiKey, Keyring, Scope
-from app.web.ingest import ReadingEndpoint, Shortcut, documented_route
+from app.web.ingest import ReadingEndpoint, documented_route
 from app.web.live import live_router
-from app.web.measure import Measure, RequestDurations
+from app.web.measure import Measure
 from app.web.ops import Readiness, ops_router
 
 logger = logging.getLogger(__name__)
@@ -168,8 +168,8 @@ def create_app(
     keys: Keys,
     announce: Callable[[Edition], None],
     fail: Callable[[], None],
-) -> ASGIApp:
-    """The ASGI application; ``announce`` and ``fail`` as Server has them."""
+) -> tuple[ASGIApp, ReadingEndpoint]:
+    """The ASGI application, and what answers past it; ``announce`` and ``fail`` as Server has them."""
     server = Server(settings, database_url, announce=announce, fail=fail)
     keyring = Keyring(
         ApiKey("API_KEY", keys.api_key, frozenset(Scope)),
@@ -182,17 +182,17 @@ def create_app(
             yield
 
     app = FastAPI(title="SensorFlow", description=DESCRIPTION, lifespan=lifespan)
-    durations = RequestDurations(server.instruments.request_duration)
+    observe = server.instruments.request_durations.observe
     endpoint = ReadingEndpoint(
         pipeline=server.pipeline,
         keyring=keyring,
         window=TimeWindow.of(past_days=settings.accept_past_days, future_minutes=settings.accept_future_minutes),
         max_body_bytes=settings.max_body_bytes,
         now_us=lambda: time.time_ns() // 1_000,
-        durations=durations,
+        observe=observe,
         clock=time.perf_counter,
     )
     app.router.routes.append(documented_route())
     app.include_router(live_router(hub=server.hub, keyring=keyring, send_timeout_s=settings.live_send_timeout_s))
     app.include_router(ops_router(readiness=server.readiness, registry=server.registry))
-    return Shortcut(Measure(app, durations=durations, clock=time.perf_counter), endpoint)
+    return Measure(app, observe=observe, clock=time.perf_counter), endpoint
