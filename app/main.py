@@ -27,9 +27,9 @@ from app.store.maintenance import Maintenance
 from app.store.queries import latest_reading
 from app.store.writer import Writer
 from app.web.auth import ApiKey, Keyring, Scope
-from app.web.ingest import ReadingEndpoint, Shortcut, documented_route
+from app.web.ingest import ReadingEndpoint, documented_route
 from app.web.live import live_router
-from app.web.measure import Measure, RequestDurations
+from app.web.measure import Measure
 from app.web.ops import Readiness, ops_router
 from app.web.readings import BulkIngest, Limits, bulk_router
 
@@ -204,8 +204,8 @@ def create_app(
     scrape: Callable[[], Awaitable[bytes]],
     announce: Callable[[Edition], None],
     fail: Callable[[BaseException], None],
-) -> ASGIApp:
-    """The ASGI application; ``scrape`` as ``ops_router`` has it, and the rest as Server."""
+) -> tuple[ASGIApp, ReadingEndpoint]:
+    """The ASGI application, and what answers past it; ``scrape`` as ``ops_router`` has it, and the rest as Server."""
     server = Server(settings, database_url, registry=registry, bus=bus, announce=announce, fail=fail)
     keyring = Keyring(
         ApiKey("API_KEY", keys.api_key, frozenset(Scope)),
@@ -218,7 +218,7 @@ def create_app(
             yield
 
     app = FastAPI(title="SensorFlow", description=DESCRIPTION, lifespan=lifespan)
-    durations = RequestDurations(server.instruments.request_duration)
+    observe = server.instruments.request_durations.observe
     window = TimeWindow.of(past_days=settings.accept_past_days, future_minutes=settings.accept_future_minutes)
     endpoint = ReadingEndpoint(
         pipeline=server.pipeline,
@@ -226,7 +226,7 @@ def create_app(
         window=window,
         max_body_bytes=settings.max_body_bytes,
         now_us=now_us,
-        durations=durations,
+        observe=observe,
         clock=time.perf_counter,
     )
     app.router.routes.append(documented_route())
@@ -249,4 +249,4 @@ def create_app(
     )
     app.include_router(live_router(hub=server.hub, keyring=keyring, send_timeout_s=settings.live_send_timeout_s))
     app.include_router(ops_router(readiness=server.readiness, scrape=scrape))
-    return Shortcut(Measure(app, durations=durations, clock=time.perf_counter), endpoint)
+    return Measure(app, observe=observe, clock=time.perf_counter), endpoint

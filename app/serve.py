@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.process import BaseProcess
 
 import uvicorn
@@ -23,6 +24,7 @@ from app.live.bus import LocalBus
 from app.logs import configure_logging
 from app.main import create_app
 from app.settings import Keys, Settings
+from app.web.ingest import ReadingEndpoint
 from app.web.protocol import HttpProtocol
 from app.workers import families
 from app.workers.channel import ChannelTally
@@ -66,7 +68,7 @@ def _serve_alone(
     async def scrape() -> bytes:
         return generate_latest(registry)
 
-    app = create_app(
+    app, endpoint = create_app(
         settings,
         database_url=database_url,
         keys=keys,
@@ -76,7 +78,7 @@ def _serve_alone(
         announce=lambda edition: announce(str(edition)),
         fail=fail,
     )
-    server = uvicorn.Server(_uvicorn_config(app, settings))
+    server = uvicorn.Server(_uvicorn_config(app, endpoint, settings))
     server.run(sockets=[listener])
     if isinstance(failure, ConfigurationError):
         raise failure
@@ -149,7 +151,7 @@ def _work(task: _Task, channel: socket.socket, connections: socket.socket) -> No
             uplink.send(Unusable(str(error)))
         server.should_exit = True
 
-    app = create_app(
+    app, endpoint = create_app(
         settings,
         database_url=task.database_url,
         keys=task.keys,
@@ -159,7 +161,7 @@ def _work(task: _Task, channel: socket.socket, connections: socket.socket) -> No
         announce=lambda edition: uplink.send(Ready(str(edition))),
         fail=fail,
     )
-    server = HandedConnections(_uvicorn_config(app, settings), uplink=uplink, connections=connections)
+    server = HandedConnections(_uvicorn_config(app, endpoint, settings), uplink=uplink, connections=connections)
     server.run()
     if failure is not None:
         raise SystemExit(1)
@@ -171,10 +173,10 @@ def _share_of(settings: Settings) -> Settings:
     return settings.model_copy(update={name: max(1, getattr(settings, name) // settings.workers) for name in bounds})
 
 
-def _uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+def _uvicorn_config(app: ASGIApp, endpoint: ReadingEndpoint, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=HttpProtocol,
+        http=partial(HttpProtocol, endpoint=endpoint),  # type: ignore[arg-type]  # it is only called
         ws="websockets-sansio",
         ws_max_size=65_536,
         ws_per_message_deflate=False,

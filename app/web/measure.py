@@ -2,28 +2,14 @@
 
 from collections.abc import Callable
 
-from prometheus_client import Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 UNKNOWN_ROUTE = "unknown"
 KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-class RequestDurations:
-    """What has been observed, on a histogram in seconds with the labels route, method and status."""
-
-    def __init__(self, histogram: Histogram) -> None:
-        self._histogram = histogram
-        # Looking a child up by its labels costs more than observing; there are few combinations.
-        self._children: dict[tuple[str, str, int], Histogram] = {}
-
-    def observe(self, route: str, method: str, status: int, duration_s: float) -> None:
-        """Counts one answered request."""
-        labels = (route, method, status)
-        child = self._children.get(labels)
-        if child is None:
-            child = self._children[labels] = self._histogram.labels(*labels)
-        child.observe(duration_s)
+Observe = Callable[[str, str, int, float], None]
+"""Is told route, method, status and duration in seconds of an answered request."""
 
 
 class Measure:
@@ -31,13 +17,13 @@ class Measure:
 
     Args:
         app: what answers.
-        durations: is told of each request.
+        observe: is told of each request.
         clock: seconds.
     """
 
-    def __init__(self, app: ASGIApp, *, durations: RequestDurations, clock: Callable[[], float]) -> None:
+    def __init__(self, app: ASGIApp, *, observe: Observe, clock: Callable[[], float]) -> None:
         self._app = app
-        self._durations = durations
+        self._observe = observe
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,4 +45,4 @@ class Measure:
         finally:
             route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
             method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"
-            self._durations.observe(route, method, status, self._clock() - started)
+            self._observe(route, method, status, self._clock() - started)

@@ -51,6 +51,10 @@ TOO_SLOW_CLOSE_CODE = 1013
 """Try again later (IANA's registry of WebSocket close codes)."""
 
 Headers = Sequence[tuple[bytes, bytes]]
+CLOSE = (b"connection", b"close")
+
+UNFORESEEN: tuple[int, Headers, bytes] = (500, [CLOSE], b'{"detail":"Internal Server Error"}')
+"""The answer where something failed that is no SensorFlowError."""
 
 
 def status_of(error: SensorFlowError) -> int:
@@ -72,5 +76,5 @@ def answer(error: SensorFlowError) -> tuple[int, Headers, bytes]:
         case Unauthorized():
             headers.append((b"www-authenticate", b"APIKey"))
         case BodyTooLarge():
-            headers.append((b"connection", b"close"))
+            headers.append(CLOSE)
     return status_of(error), headers, orjson.dumps({"detail": detail})

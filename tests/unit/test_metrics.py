@@ -47,7 +47,7 @@ def registry(
     registry = CollectorRegistry()
     instruments = Instruments(registry)
     instruments.observe_flush(4, 0.25)
-    instruments.request_duration.labels("/api/temperature_reading", "POST", 201).observe(0.003)
+    instruments.request_durations.observe("/api/temperature_reading", "POST", 201, 0.003)
     collector = ServerCollector(
         buffer=buffer,
         hub=hub,
