@@ -12,12 +12,13 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from starlette.types import ASGIApp
 
 from app.errors import ConfigurationError, DatabaseAway
+from app.ingest.batch import Reading
 from app.ingest.buffer import Buffer
 from app.ingest.claim import Fingerprint, Kept
 from app.ingest.decode.timestamps import TimeWindow
-from app.ingest.pipeline import Pipeline
-from app.ingest.receipt import receipt_encoder
-from app.live.bus import Bus
+from app.ingest.pipeline import Audience, Intake, Pipeline
+from app.ingest.receipt import Receipt, receipt_encoder
+from app.live.bus import Bus, LocalBus
 from app.live.hub import Hub
 from app.metrics import Instruments, ServerCollector
 from app.settings import Keys, Settings
@@ -25,7 +26,7 @@ from app.store import claims
 from app.store.database import Database, Edition
 from app.store.maintenance import Maintenance
 from app.store.queries import latest_reading
-from app.store.writer import Writer
+from app.store.writer import Flush, Writer
 from app.web.auth import ApiKey, Keyring, Scope
 from app.web.ingest import ReadingEndpoint, documented_route
 from app.web.live import live_router
@@ -41,6 +42,38 @@ READINESS_TIMEOUT_S = 2.0
 RECALL_TIMEOUT_S = 4.0
 REMEMBERING_HEAD_START_S = 1.0
 REMEMBERING_TIMEOUT_S = 60.0
+
+
+def _writer(settings: Settings, database: Database) -> Writer:
+    return Writer(
+        database,
+        flush_timeout_s=settings.flush_timeout_s,
+        columnstore_rows_per_sensor=settings.columnstore_rows_per_sensor,
+    )
+
+
+def _pipeline(
+    settings: Settings,
+    writer: Writer,
+    *,
+    encode: Callable[[Reading, int], Receipt],
+    audience: Audience,
+    on_flush: Callable[[int, float], None],
+) -> Pipeline[Flush]:
+    return Pipeline(
+        buffer=Buffer(
+            settings.buffer_max_rows,
+            settings.buffer_max_bytes,
+            round(settings.buffer_max_bytes * settings.buffer_key_share),
+        ),
+        store=writer,
+        encode=encode,
+        audience=audience,
+        on_flush=on_flush,
+        clock=time.monotonic,
+        commit_timeout_s=settings.commit_timeout_s,
+        flush_max_rows=settings.flush_max_rows,
+    )
 
 
 class Server:
@@ -76,26 +109,11 @@ class Server:
             mailbox_bytes=settings.live_mailbox_bytes,
         )
         self._database = Database(database_url, timezone=settings.timezone)
-        self._writer = Writer(
-            self._database,
-            flush_timeout_s=settings.flush_timeout_s,
-            columnstore_rows_per_sensor=settings.columnstore_rows_per_sensor,
-        )
+        self._writer = _writer(settings, self._database)
         self._maintenance = Maintenance(self._database, claims_window_hours=settings.idempotency_window_hours)
         self._encode = receipt_encoder(ZoneInfo(settings.timezone))
-        self.pipeline = Pipeline(
-            buffer=Buffer(
-                settings.buffer_max_rows,
-                settings.buffer_max_bytes,
-                round(settings.buffer_max_bytes * settings.buffer_key_share),
-            ),
-            store=self._writer,
-            encode=self._encode,
-            audience=self.hub,
-            on_flush=self.instruments.observe_flush,
-            clock=time.monotonic,
-            commit_timeout_s=settings.commit_timeout_s,
-            flush_max_rows=settings.flush_max_rows,
+        self.pipeline = _pipeline(
+            settings, self._writer, encode=self._encode, audience=self.hub, on_flush=self.instruments.observe_flush
         )
         registry.register(
             ServerCollector(
@@ -187,6 +205,35 @@ class Server:
             edition=str(edition) if edition else None,
             durability_off=list(edition.weak_durability) if edition else [],
         )
+
+
+@asynccontextmanager
+async def importing(settings: Settings, database_url: str) -> AsyncIterator[Intake]:
+    """The way into a database, without a server around it; at the end, what was taken in is flushed.
+
+    Raises:
+        DatabaseAway: the database can't be reached.
+    """
+    database = Database(database_url, timezone=settings.timezone)
+    writer = _writer(settings, database)
+    pipeline = _pipeline(
+        settings,
+        writer,
+        encode=receipt_encoder(ZoneInfo(settings.timezone)),
+        audience=Hub(bus=LocalBus(0), mailbox_messages=0, mailbox_bytes=0),
+        on_flush=lambda _rows, _duration_s: None,
+    )
+    await database.prepare()
+    work = asyncio.create_task(pipeline.run())
+    try:
+        await pipeline.opened.wait()
+        yield pipeline
+        await pipeline.drain(settings.drain_timeout_s)
+    finally:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        await writer.close()
+        await database.close()
 
 
 def now_us() -> int:

@@ -49,10 +49,11 @@ WORKERS_CONNECTIONS = 8
 
 
 @contextmanager
-def embedded_database(data_dir: Path, *, workers: int = 1) -> Iterator[str]:
+def embedded_database(data_dir: Path, *, workers: int = 1, may_join: bool = False) -> Iterator[str]:
     """A running PostgreSQL with its data under ``data_dir``; yields its connection string, and stops it at the end.
 
-    It has connections for so many ``workers``, if it was not running already.
+    It has connections for so many ``workers``, if it was not running already. Where it ``may_join``, one that another
+    process has started is used, and left running.
 
     Raises:
         ConfigurationError: another server uses the folder, or PostgreSQL can't be started there; the message says why.
@@ -63,8 +64,11 @@ def embedded_database(data_dir: Path, *, workers: int = 1) -> Iterator[str]:
         data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"Can't make {data_dir}: {error.strerror}. Set DATA_DIR or DATABASE_URL.") from error
-    with _claim(data_dir):
-        cluster = _Cluster(data_dir, binaries, max_connections=OTHERS_CONNECTIONS + WORKERS_CONNECTIONS * workers)
+    cluster = _Cluster(data_dir, binaries, max_connections=OTHERS_CONNECTIONS + WORKERS_CONNECTIONS * workers)
+    with _claim(data_dir, is_needed=not may_join) as is_ours:
+        if not is_ours:
+            yield cluster.url
+            return
         try:
             cluster.start()
             yield cluster.url
@@ -73,7 +77,8 @@ def embedded_database(data_dir: Path, *, workers: int = 1) -> Iterator[str]:
 
 
 @contextmanager
-def _claim(data_dir: Path) -> Iterator[None]:
+def _claim(data_dir: Path, *, is_needed: bool) -> Iterator[bool]:
+    """Whether the folder is ours, for as long as this lasts."""
     try:
         lock_file = (data_dir / "lock").open("w")
     except OSError as error:
@@ -82,10 +87,13 @@ def _claim(data_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            if not is_needed:
+                yield False
+                return
             raise ConfigurationError(
                 f"Another SensorFlow server uses {data_dir}. Stop it, or set DATA_DIR to another folder."
             ) from error
-        yield
+        yield True
 
 
 class _Cluster:

@@ -1,0 +1,160 @@
+"""Files as bodies for the decoders: cut into blocks where a reading ends, their columns under our names.
+
+It reads files, and knows neither what a reading is nor where it goes.
+"""
+
+import csv
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet
+
+from app.errors import ConfigurationError
+from app.ingest.decode.readings import Format
+from app.ingest.decode.timestamps import Precision
+
+# Both decide how a file is cut, and so which claims stand for it: after a change, what was imported before would be
+# stored again.
+BLOCK_BYTES = 4 << 20
+BLOCK_ROWS = 50_000
+
+MAX_RECORD_BYTES = 4 * BLOCK_BYTES
+"""A CSV without an end of a record in so many bytes has a quote that was never closed."""
+FORMATS = {".csv": Format.CSV, ".ndjson": Format.NDJSON, ".jsonl": Format.NDJSON, ".parquet": Format.PARQUET}
+CODECS = {".gz": "gzip", ".zst": "zstd"}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a file's columns are.
+
+    Attributes:
+        columns: for our columns, the names that the file has for them, where those differ.
+        fahrenheit: the metrics that the file has in °F.
+        precision: the unit of times that are numbers.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    fahrenheit: frozenset[str] = frozenset()
+    precision: Precision = Precision.AUTO
+
+    def ours(self, name: str) -> str:
+        """Our name of a column of the file; one that stands in another's place gets a name that is not ours."""
+        for ours, theirs in self.columns.items():
+            if name == theirs:
+                return ours
+        return f"{name} of the file" if name in self.columns else name
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some of a file's readings in the order of the file, as a body, and how much of the file has been read with it."""
+
+    body: bytes
+    format: Format
+    progress: float
+    """0 to 1."""
+
+
+def format_of(path: Path) -> Format:
+    """The format of a file, by its name. Raises ConfigurationError if that tells none."""
+    suffixes = [suffix for suffix in path.suffixes if suffix not in CODECS]
+    format_ = FORMATS.get(suffixes[-1].lower()) if suffixes else None
+    if format_ is None or (format_ is Format.PARQUET and path.suffix in CODECS):
+        raise ConfigurationError(f"{path} should be named *{', *'.join(FORMATS)}, or a text with .gz or .zst after it.")
+    return format_
+
+
+def blocks(path: Path, layout: Layout) -> Iterator[Block]:
+    """A file in blocks, its columns under our names. Raises ConfigurationError if it can't be read."""
+    format_ = format_of(path)
+    try:
+        if format_ is Format.PARQUET:
+            yield from _parquet_blocks(path, layout)
+        elif format_ is Format.CSV:
+            yield from _csv_blocks(path, layout)
+        else:
+            yield from _ndjson_blocks(path, layout)
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigurationError(f"Can't read {path}: {error}") from error
+
+
+def _parquet_blocks(path: Path, layout: Layout) -> Iterator[Block]:
+    with pa.parquet.ParquetFile(path) as file:
+        rows = 0
+        for batch in file.iter_batches(BLOCK_ROWS):
+            rows += batch.num_rows
+            sink = pa.BufferOutputStream()
+            renamed = batch.rename_columns([layout.ours(name) for name in batch.schema.names])
+            with pa.ipc.new_stream(sink, renamed.schema) as stream:
+                stream.write_batch(renamed)
+            yield Block(sink.getvalue().to_pybytes(), Format.ARROW_STREAM, rows / file.metadata.num_rows)
+
+
+def _csv_blocks(path: Path, layout: Layout) -> Iterator[Block]:
+    header = None
+    for piece, progress in _texts(path, _end_of_csv_record):
+        text = piece
+        if header is None:
+            first, _, text = piece.partition(b"\n")
+            names = next(csv.reader([first.decode("utf-8-sig").rstrip("\r")]), [])
+            quoted = ['"' + layout.ours(name.strip()).replace('"', '""') + '"' for name in names]
+            header = ",".join(quoted).encode() + b"\n"
+        yield Block(header + text, Format.CSV, progress)
+
+
+def _ndjson_blocks(path: Path, layout: Layout) -> Iterator[Block]:
+    for text, progress in _texts(path, _end_of_line):
+        yield Block(_renamed(text, layout) if layout.columns else text, Format.NDJSON, progress)
+
+
+def _renamed(text: bytes, layout: Layout) -> bytes:
+    def renamed(line: bytes) -> bytes:
+        try:
+            reading = orjson.loads(line)
+        except ValueError:
+            return line  # the decoder will say what is wrong with it
+        if not isinstance(reading, dict):
+            return line
+        return orjson.dumps({layout.ours(name): value for name, value in reading.items()})
+
+    return b"\n".join(map(renamed, text.split(b"\n")))
+
+
+def _texts(path: Path, end_of_record: Callable[[bytes], int]) -> Iterator[tuple[bytes, float]]:
+    """A text file, inflated, in pieces that end where a record ends."""
+    size = max(1, path.stat().st_size)
+    rest = b""
+    with ExitStack() as stack:
+        file = stack.enter_context(pa.OSFile(str(path)))
+        codec = CODECS.get(path.suffix)
+        stream = stack.enter_context(pa.CompressedInputStream(file, codec)) if codec else file
+        while piece := stream.read(BLOCK_BYTES):
+            rest += piece
+            end = end_of_record(rest)
+            if end:
+                yield rest[:end], file.tell() / size
+                rest = rest[end:]
+    if rest:
+        yield rest, 1.0
+
+
+def _end_of_line(text: bytes) -> int:
+    return text.rfind(b"\n") + 1
+
+
+def _end_of_csv_record(text: bytes) -> int:
+    """Where the last whole record ends: at a newline that is not in quotes, so after an even number of them."""
+    end = text.rfind(b"\n") + 1
+    quotes = text.count(b'"', 0, end)
+    while end and quotes % 2:
+        before = text.rfind(b"\n", 0, end - 1) + 1
+        quotes -= text.count(b'"', before, end)
+        end = before
+    if not end and len(text) > MAX_RECORD_BYTES:  # the quote was never closed
+        return _end_of_line(text)
+    return end
