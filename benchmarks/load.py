@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +79,7 @@ def send_once_each(
                 end.wait(TIMEOUT_S)
         except threading.BrokenBarrierError:
             pass
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             failures.append(error)
             start.abort()
             end.abort()

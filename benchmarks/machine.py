@@ -38,11 +38,16 @@ def memory_mb(pid: int) -> float | None:
 
     None where the processes are another account's.
     """
-    try:
-        texts = [(PROC / str(member) / "smaps_rollup").read_text() for member in family(pid)]
-    except PermissionError:
-        return None
-    return sum(int(text.split("\nPss:", 1)[1].split(None, 1)[0]) for text in texts) / 1_024
+    total_kilobytes = 0
+    for member in family(pid):
+        try:
+            text = (PROC / str(member) / "smaps_rollup").read_text()
+        except PermissionError:
+            return None
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
+        total_kilobytes += int(text.split("\nPss:", 1)[1].split(None, 1)[0])
+    return total_kilobytes / 1_024
 
 
 def family(pid: int) -> list[int]:

@@ -1,7 +1,7 @@
-"""Who is measured: each server started with a store of its own, emptied before every run, asked at its end what it holds.
+"""Who is measured: each with a store that is emptied before every run and asked after it what it holds.
 
-All with their default durability: PostgreSQL and InfluxDB answer when the disk has the data, VictoriaMetrics when it has
-them in memory.
+All with their default durability: PostgreSQL and InfluxDB answer when the disk has the readings, VictoriaMetrics when
+it has them in memory.
 """
 
 import os
@@ -149,7 +149,7 @@ def postgres(url: str | None, folder: Path) -> Iterator[Postgres]:
 
 
 class SensorFlow:
-    """This server, with so many workers."""
+    """The server of this repository, with so many workers."""
 
     def __init__(self, server: Server, workers: int) -> None:
         self._server = server
@@ -226,7 +226,6 @@ class Influx:
         command = ["influxd", "run", "-config", str(config)]
         self._process = _start(command, folder, f"http://127.0.0.1:{self._port}/ping")
 
-    @property
     def target(self) -> Target:
         """Where lines go."""
         return Target(
@@ -271,7 +270,6 @@ class VictoriaMetrics:
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
-    @property
     def target(self) -> Target:
         """Where lines go."""
         return Target(self._port, "/write?precision=ms", {"Content-Type": CONTENT_TYPES[Format.LINES]}, 204)

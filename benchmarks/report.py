@@ -1,4 +1,4 @@
-"""From what was seen in the rounds to what a reader looks at: medians, tables in Markdown, and whether the goals are met.
+"""From what was seen in the rounds to what a reader looks at: medians, tables in Markdown, the goals met or not.
 
 Pure.
 """
