@@ -16,6 +16,7 @@ import argparse
 import os
 import platform
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -114,6 +115,8 @@ def main() -> None:
     plan = make_plan(chosen.only, is_quick=chosen.quick, rounds=chosen.rounds)
     if "url" in chosen.database and "DATABASE_URL" not in os.environ:
         sys.exit("Set DATABASE_URL, or take --database embedded.")
+    # As an exception, so that every server that was started is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     started = time.monotonic()
     print(f"{description()}.")
     print(f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, uvicorn {version('uvicorn')}, ", end="")
@@ -150,7 +153,10 @@ def measure(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
     with peers.postgres(url, folder) as store:
         race = Race(plan, store)
         where = "the embedded" if kind == "embedded" else "DATABASE_URL:"
-        print(f"\n## On {where} {store.name}\n\nfdatasync of 8 kB takes {sync_ms(folder):.2f} ms.", end="")
+        print(
+            f"\n## On {where} {store.name}\n\n{store.settings}; fdatasync of 8 kB takes {sync_ms(folder):.2f} ms.",
+            end="",
+        )
         for peer in (Influx, VictoriaMetrics):
             if (package := peers.version(peer)) is None:
                 race.leave_out(f"{peer.name}: it is not installed")
@@ -216,7 +222,7 @@ class Race:
         """One contestant once, from an empty store to a count of what it holds."""
         store, server = contestant.store, contestant.server
         if store is not None:
-            store.empty()
+            store.begin()
         os.sync()  # nobody waits for what somebody else has left to be written
         try:
             run = contestant.send()
@@ -235,6 +241,7 @@ class Race:
                 raise WrongAnswer(f"{contestant.name} holds {stored:,} readings, and was sent {expected}")
             if is_last:
                 bytes_per_reading = store.stored_bytes() / stored
+            store.end()
         is_database = isinstance(store, Postgres)
         return Round(
             rate=run.readings / sent.elapsed_s,

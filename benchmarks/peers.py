@@ -1,4 +1,4 @@
-"""Who is measured: each with a store that is emptied before every run and asked after it what it holds.
+"""Who is measured: each with a store that is empty before every run, is asked after it what it holds, and then rests.
 
 All with their default durability: PostgreSQL and InfluxDB answer when the disk has the readings, VictoriaMetrics when
 it has them in memory.
@@ -29,22 +29,27 @@ from tests.server import API_KEY, Server, eventually, running
 START_TIMEOUT_S = 30
 SETTLE_TIMEOUT_S = 120
 COPY = "COPY readings (time, sensor_id, id, source_id, temperature, humidity, pressure) FROM STDIN (FORMAT BINARY)"
+SHOWN_SETTINGS = ("fsync", "synchronous_commit", "shared_buffers", "max_wal_size")
 Into = Literal["rowstore", "columnstore"]
 
 
 class Store(Protocol):
-    """Where readings end up. ``memory_mb`` is that of its processes, None where it can't be known."""
+    """Where readings end up. Between ``end`` and ``begin`` it has nothing to do, so that it disturbs nobody."""
 
-    def empty(self) -> None:
-        """Forgets all readings."""
+    def begin(self) -> None:
+        """Makes it ready, and empty."""
 
     def count(self) -> int:
         """How many readings are stored."""
 
     def stored_bytes(self) -> int:
-        """What they occupy on disk, once it has them all; the store may be of no use until it is emptied."""
+        """What they occupy on disk, once all are there; of no use after that but to ``end``."""
 
-    def memory_mb(self) -> float | None: ...
+    def memory_mb(self) -> float | None:
+        """The memory of its processes; None where it can't be known."""
+
+    def end(self) -> None:
+        """Forgets all readings, and any work that is still to be done on them."""
 
 
 class Postgres:
@@ -64,6 +69,7 @@ class Postgres:
         if self.is_hypertable:
             edition = "Community" if licence == "timescale" else "Apache"
             self.name = f"TimescaleDB {timescaledb} {edition} on {self.name}"
+        self.settings = ", ".join(f"{name} {self._row(f'SHOW {name}')[0]}" for name in SHOWN_SETTINGS)
 
     def _row(self, query: str) -> tuple[str, ...]:
         row = self._connection.execute(query).fetchone()
@@ -104,7 +110,10 @@ class Postgres:
         settings = {"timescaledb.enable_direct_compress_copy": "on"} if into == "columnstore" else {}
         return CopyConnection(self.url, COPY, settings)
 
-    def empty(self) -> None:
+    def begin(self) -> None:
+        self._connection.execute("TRUNCATE readings")
+
+    def end(self) -> None:
         self._connection.execute("TRUNCATE readings")
 
     def count(self) -> int:
@@ -236,9 +245,11 @@ class Influx:
         url = f"http://127.0.0.1:{self._port}/query"
         return httpx.post(url, params={"db": "benchmark", "q": query}, timeout=120).raise_for_status()
 
-    def empty(self) -> None:
-        self._query("DROP DATABASE benchmark")
+    def begin(self) -> None:
         self._query("CREATE DATABASE benchmark")
+
+    def end(self) -> None:
+        self._query("DROP DATABASE benchmark")
 
     def count(self) -> int:
         (result,) = self._query("SELECT count(*) FROM reading").json()["results"]
@@ -274,14 +285,16 @@ class VictoriaMetrics:
         """Where lines go."""
         return Target(self._port, "/write?precision=ms", {"Content-Type": CONTENT_TYPES[Format.LINES]}, 204)
 
-    def empty(self) -> None:
-        self.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def begin(self) -> None:
         self._folder.mkdir(parents=True)
         self._port = free_port()
         options = [f"-storageDataPath={self._folder}/storage", f"-httpListenAddr=127.0.0.1:{self._port}"]
         url = f"http://127.0.0.1:{self._port}/health"
         self._process = _start(["victoria-metrics", *options], self._folder, url)
+
+    def end(self) -> None:
+        self.stop()
+        shutil.rmtree(self._folder)
 
     def stop(self) -> None:
         """Stops it; what it held in memory is then on disk."""
