@@ -30,7 +30,7 @@ class Single:
     connections: int
 
     def __str__(self) -> str:
-        return f"One reading a request, {self.connections} connections"
+        return f"One reading a request, {counted(self.connections, 'connection')}"
 
 
 Workload = Shape | Single
@@ -52,12 +52,17 @@ def server_name(workers: int, format_: Format | None = None) -> str:
 
 def raw_name(into: str, connections: int) -> str:
     """What a row of raw COPY is called."""
-    return f"raw COPY, {into}, {connections} connection{'s' * (connections > 1)}"
+    return f"raw COPY, {into}, {counted(connections, 'connection')}"
 
 
 def processes(count: int) -> str:
     """So many processes, in words."""
-    return "1 process" if count == 1 else f"{count} processes"
+    return counted(count, "process", "processes")
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """A number and its noun."""
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
 
 
 def rate(rounds: Rounds, name: str) -> float | None:
