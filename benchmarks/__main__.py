@@ -1,0 +1,369 @@
+"""How fast the server is, beside raw COPY, InfluxDB and VictoriaMetrics, in one run on one machine.
+
+    python -m benchmarks                  all of it
+    python -m benchmarks --only goals     what the goals need, in more rounds
+    python -m benchmarks --quick          one short round of the goals: shows that it works, and no more
+
+``--database embedded`` measures on the PostgreSQL that the server brings, ``--database url`` on a database of the
+benchmark's own on the server at DATABASE_URL, of which it must be allowed to be superuser; the default is the second
+where DATABASE_URL is set. Both may be named.
+
+Every run begins with an empty store and ends with a count: a contestant that does not hold what it was sent ends the
+benchmark. Tables go to the standard output, in Markdown; progress goes to the other.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import pyarrow as pa
+
+from benchmarks import peers
+from benchmarks.load import HttpConnection, Sent, Target, WrongAnswer, http_request, send_once_each, send_singly
+from benchmarks.machine import description, sync_ms
+from benchmarks.peers import Influx, Into, Peer, Postgres, SensorFlow, Store, VictoriaMetrics
+from benchmarks.readings import BULK_FORMATS, Format, Shape, bodies, copy_payloads, make_readings, sensor_name
+from benchmarks.report import (
+    BARE,
+    GOAL_SHAPE,
+    GOAL_SINGLE,
+    SPARSE_SHAPE,
+    Round,
+    Single,
+    Workload,
+    goal_table,
+    goals,
+    raw_name,
+    server_name,
+    table,
+)
+
+CONNECTIONS = 4
+"""Over which every bulk sender of HTTP sends."""
+WORKERS = (1, 2)
+REQUESTS = {1_000: 500, 10_000: 100}
+"""Bulk requests of a run, by the readings in each."""
+SPARSE_ROWS_PER_SENSOR = 10
+"""With fewer rows of a sensor in a COPY the columnstore is slow: raw COPY then sends it a tenth of the readings."""
+SINGLE_SENSORS = 1_000
+MAX_SINGLES_PER_S = 100_000
+"""So many readings are made ready for each second of wrk's."""
+DAY_MS = 86_400_000
+MARGIN_MS = 6 * 3_600_000
+
+DatabaseKind = Literal["embedded", "url"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured, and for how long."""
+
+    workloads: Sequence[Workload]
+    formats: Sequence[Format]
+    rounds: int
+    scale: float
+    """Times REQUESTS."""
+    seconds: int
+    """Of one run of single readings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What was sent in one run."""
+
+    sent: Sent
+    readings: int
+    """Answered while the clock ran."""
+    expected: range
+    """How many readings the store may hold now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """Somebody who stores readings, and how to send them all; without a store nothing is counted."""
+
+    name: str
+    store: Store | None
+    send: Callable[[], Run]
+    server: SensorFlow | None = None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="The server beside its limit and peers.")
+    parser.add_argument("--only", choices=["goals", "bulk", "single"], help="a part of it")
+    parser.add_argument("--quick", action="store_true", help="one short round of the goals")
+    parser.add_argument("--rounds", type=int, help="3 unless told, 5 for the goals")
+    parser.add_argument(
+        "--database",
+        nargs="+",
+        choices=["embedded", "url"],
+        default=["url" if "DATABASE_URL" in os.environ else "embedded"],
+    )
+    chosen = parser.parse_args()
+    plan = make_plan(chosen.only, is_quick=chosen.quick, rounds=chosen.rounds)
+    if "url" in chosen.database and "DATABASE_URL" not in os.environ:
+        sys.exit("Set DATABASE_URL, or take --database embedded.")
+    # As an exception, so that every server that was started is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    started = time.monotonic()
+    print(f"{description()}.")
+    print(f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, uvicorn {version('uvicorn')}, ", end="")
+    print(f"pyarrow {version('pyarrow')}; medians of {plan.rounds} interleaved round{'s' * (plan.rounds > 1)}.")
+    for kind in chosen.database:
+        with TemporaryDirectory(prefix="benchmark-") as folder:
+            try:
+                measure(kind, plan, Path(folder))
+            except WrongAnswer as error:
+                sys.exit(f"The figures would mean nothing: {error}")
+    print(f"\nIt took {(time.monotonic() - started) / 60:.0f} minutes.")
+
+
+def make_plan(only: str | None, *, is_quick: bool, rounds: int | None) -> Plan:
+    """The plan for what was asked on the command line."""
+    bulk: list[Workload] = [Shape(sensors, rows) for rows in (10_000, 1_000) for sensors in (100, 1_000, 10_000)]
+    single: list[Workload] = [Single(connections) for connections in (1, 32, 256)]
+    if is_quick or only == "goals":
+        bulk, single = [GOAL_SHAPE, SPARSE_SHAPE], [GOAL_SINGLE]
+    return Plan(
+        workloads=[*(bulk if only != "single" else []), *(single if only != "bulk" else [])],
+        formats=[Format.NDJSON] if only == "goals" else BULK_FORMATS,
+        rounds=rounds or (1 if is_quick else 5 if only == "goals" else 3),
+        scale=0.3 if is_quick else 1.0,
+        seconds=2 if is_quick else 4,
+    )
+
+
+def measure(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
+    """Runs the plan on one database and prints what came out."""
+    url = os.environ["DATABASE_URL"] if kind == "url" else None
+    # Embedded by root, the database runs as another account, who must pass.
+    folder.chmod(0o711)
+    with peers.postgres(url, folder) as store:
+        race = Race(plan, store)
+        where = "the embedded" if kind == "embedded" else "DATABASE_URL:"
+        print(
+            f"\n## On {where} {store.name}\n\n{store.settings}; fdatasync of 8 kB takes {sync_ms(folder):.2f} ms.",
+            end="",
+        )
+        for peer in (Influx, VictoriaMetrics):
+            if (package := peers.version(peer)) is None:
+                race.leave_out(f"{peer.name}: it is not installed")
+            else:
+                print(f" {peer.name} {package}.", end="")
+        print(flush=True)
+        results = {}
+        for number, workload in enumerate(plan.workloads):
+            if isinstance(workload, Single) and shutil.which("wrk") is None:
+                race.leave_out("one reading a request: wrk is not installed")
+                continue
+            results[workload] = race.run(workload, folder / str(number))
+            print(f"\n### {workload}\n\n{table(workload, results[workload])}", flush=True)
+    found = goals(results, has_columnstore=store.has_columnstore, is_embedded=kind == "embedded")
+    print(f"\n### Goals\n\n{goal_table(found)}")
+    if race.sender_ms:
+        print(
+            f"\nThe sender of bulk took {min(race.sender_ms):.2f} to {max(race.sender_ms):.2f} ms of processor time a "
+            f"request, at most {max(race.sender_shares):.0%} of a processor."
+        )
+    for what in race.left_out:
+        print(f"\nLeft out: {what}.")
+
+
+class Race:
+    """Runs workloads on one database and beside it.
+
+    Attributes:
+        left_out: what could not be measured, and why.
+        sender_ms: processor time of the sender a request, milliseconds, of each bulk run over HTTP.
+        sender_shares: likewise, as a share of the time that passed.
+    """
+
+    def __init__(self, plan: Plan, store: Postgres) -> None:
+        self._plan = plan
+        self._store = store
+        self.left_out: list[str] = []
+        self.sender_ms: list[float] = []
+        self.sender_shares: list[float] = []
+
+    def leave_out(self, what: str) -> None:
+        """Notes it, once."""
+        if what not in self.left_out:
+            self.left_out.append(what)
+
+    def run(self, workload: Workload, folder: Path) -> dict[str, list[Round]]:
+        """Everybody in turn, as often as there are rounds, every other round in the opposite order."""
+        with ExitStack() as stack:
+            contestants = (
+                self._bulk(workload, folder, stack)
+                if isinstance(workload, Shape)
+                else self._single(workload, folder, stack)
+            )
+            seen: dict[str, list[Round]] = {contestant.name: [] for contestant in contestants}
+            for number in range(self._plan.rounds):
+                for contestant in contestants[:: -1 if number % 2 else 1]:
+                    round_ = self._run_one(contestant, is_last=number == self._plan.rounds - 1)
+                    seen[contestant.name].append(round_)
+                    print(f"{workload}: round {number + 1}, {contestant.name}: {round_.rate:,.0f}/s", file=sys.stderr)
+        return seen
+
+    def _run_one(self, contestant: Contestant, *, is_last: bool) -> Round:
+        """One contestant once, from an empty store to a count of what it holds."""
+        store, server = contestant.store, contestant.server
+        if store is not None:
+            store.begin()
+        os.sync()  # nobody waits for what somebody else has left to be written
+        try:
+            run = contestant.send()
+        except WrongAnswer as error:
+            raise WrongAnswer(f"{contestant.name}: {error}") from error
+        sent = run.sent
+        if server is not None and sent.sender_cpu_s:
+            self.sender_ms.append(1_000 * sent.sender_cpu_s / sent.requests)
+            self.sender_shares.append(sent.sender_cpu_s / sent.elapsed_s)
+        store_mb = bytes_per_reading = None
+        if store is not None:
+            store_mb = store.memory_mb()
+            stored = store.count()
+            if stored not in run.expected:
+                expected = f"{run.expected[0]:,} to {run.expected[-1]:,}"
+                raise WrongAnswer(f"{contestant.name} holds {stored:,} readings, and was sent {expected}")
+            if is_last:
+                bytes_per_reading = store.stored_bytes() / stored
+            store.end()
+        is_database = isinstance(store, Postgres)
+        return Round(
+            rate=run.readings / sent.elapsed_s,
+            p50_ms=sent.p50_ms,
+            p99_ms=sent.p99_ms,
+            server_mb=server.memory_mb() if server else None if is_database else store_mb,
+            database_mb=store_mb if is_database else None,
+            bytes_per_reading=bytes_per_reading,
+        )
+
+    def _bulk(self, shape: Shape, folder: Path, stack: ExitStack) -> list[Contestant]:
+        """Everybody who takes many readings at once, with their requests made."""
+        warm_up = max(CONNECTIONS, -(-shape.sensors // shape.rows))
+        requests = warm_up + round(REQUESTS[shape.rows] * self._plan.scale)
+        readings = make_readings(requests * shape.rows, sensors=shape.sensors, start_ms=start_ms())
+        formats = (*self._plan.formats, Format.LINES)
+        written = {format_: bodies(readings, format_, rows=shape.rows) for format_ in formats}
+
+        def send(target: Callable[[], Target], format_: Format) -> Run:
+            now = target()
+            portions = [http_request(now, body) for body in written[format_]]
+            sent = send_once_each(portions, lambda: HttpConnection(now), connections=CONNECTIONS, warm_up=warm_up)
+            return Run(sent, sent.requests * shape.rows, range(readings.num_rows, readings.num_rows + 1))
+
+        contestants = []
+        for server in self._servers(folder, stack):
+            if not server.takes_bulk:
+                self.leave_out("bulk by SensorFlow: it has no POST /api/readings")
+                continue
+            for format_ in self._plan.formats:
+                name = server_name(server.workers, format_)
+                sender = partial(send, partial(server.bulk, format_), format_)
+                contestants.append(Contestant(name, self._store, sender, server))
+        for peer in stack.enter_context(running_peers(folder)):
+            contestants.append(Contestant(peer.name, peer, partial(send, peer.target, Format.LINES)))
+        return contestants + self._raw(shape, readings, warm_up)
+
+    def _raw(self, shape: Shape, readings: pa.Table, warm_up: int) -> list[Contestant]:
+        """COPY of the same readings, encoded before the clock starts."""
+        ids = self._store.sensor_ids([sensor_name(sensor) for sensor in range(shape.sensors)])
+        payloads = copy_payloads(readings, rows=shape.rows, sensor_ids=ids, source_id=self._store.source_id())
+
+        def send(into: Into, connections: int) -> Run:
+            is_sparse = into == "columnstore" and shape.rows_per_sensor < SPARSE_ROWS_PER_SENSOR
+            portions = payloads[: warm_up + (len(payloads) - warm_up) // 10] if is_sparse else payloads
+            connect = partial(self._store.connect, into)
+            sent = send_once_each(portions, connect, connections=connections, warm_up=warm_up)
+            stored = len(portions) * shape.rows
+            return Run(sent, sent.requests * shape.rows, range(stored, stored + 1))
+
+        tables: list[Into] = ["columnstore", "rowstore"] if self._store.has_columnstore else ["rowstore"]
+        return [
+            Contestant(raw_name(into, connections), self._store, partial(send, into, connections))
+            for into in tables
+            for connections in WORKERS
+        ]
+
+    def _single(self, single: Single, folder: Path, stack: ExitStack) -> list[Contestant]:
+        """Everybody who takes one reading a request."""
+        count = SINGLE_SENSORS + self._plan.seconds * MAX_SINGLES_PER_S
+        readings = make_readings(count, sensors=SINGLE_SENSORS, start_ms=start_ms())
+        folder.mkdir()
+        firsts, files = {}, {}
+        for format_ in (Format.NDJSON, Format.LINES):
+            # Every sensor's first reading goes before wrk and off its clock, so that all sensors are known.
+            (first,) = bodies(readings.slice(0, SINGLE_SENSORS), format_, rows=SINGLE_SENSORS)
+            (rest,) = bodies(readings.slice(SINGLE_SENSORS), format_, rows=count)
+            firsts[format_] = first.splitlines()
+            files[format_] = folder / format_.name
+            files[format_].write_bytes(rest)
+
+        def send(target: Callable[[], Target], format_: Format) -> Run:
+            now = target()
+            first = [http_request(now, body) for body in firsts[format_]]
+            send_once_each(first, lambda: HttpConnection(now), connections=single.connections, warm_up=0)
+            sent = send_singly(now, files[format_], connections=single.connections, seconds=self._plan.seconds)
+            answered = len(first) + sent.requests
+            return Run(sent, sent.requests, range(answered, answered + single.connections + 1))
+
+        contestants = []
+        for server in self._servers(folder, stack):
+            sender = partial(send, server.single, Format.NDJSON)
+            contestants.append(Contestant(server_name(server.workers), self._store, sender, server))
+        for peer in stack.enter_context(running_peers(folder)):
+            contestants.append(Contestant(peer.name, peer, partial(send, peer.target, Format.LINES)))
+        bare = stack.enter_context(peers.bare_uvicorn(folder / "bare"))
+        contestants.append(Contestant(BARE, None, partial(send, lambda: bare, Format.NDJSON)))
+        return contestants
+
+    def _servers(self, folder: Path, stack: ExitStack) -> list[SensorFlow]:
+        """The server of this repository, once for each number of processes."""
+        servers = []
+        for workers in WORKERS:
+            running = peers.sensorflow(self._store, folder / f"workers-{workers}", workers=workers)
+            server = stack.enter_context(running)
+            if server.has_workers:
+                servers.append(server)
+            else:
+                self.leave_out(f"SensorFlow with {workers} processes: it has no setting WORKERS")
+        return servers
+
+
+@contextmanager
+def running_peers(folder: Path) -> Iterator[list[Peer]]:
+    """The peers that are installed."""
+    running: list[Peer] = []
+    try:
+        for peer in (Influx, VictoriaMetrics):
+            if peers.version(peer) is not None:
+                running.append(peer(folder / peer.package))
+        yield running
+    finally:
+        for started in running:
+            started.stop()
+
+
+def start_ms() -> int:
+    """The last midnight, UTC, after which all readings of a run fit in before now: on one chunk, and in the window of
+    times that the server takes.
+    """
+    return (int(time.time() * 1_000) - MARGIN_MS) // DAY_MS * DAY_MS
+
+
+if __name__ == "__main__":
+    main()

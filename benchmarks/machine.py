@@ -1,0 +1,82 @@
+"""The machine under the figures: its processor, its disk, and the memory of processes. Linux only, from /proc."""
+
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+PROC = Path("/proc")
+
+
+def description() -> str:
+    """Processor, cores, memory and what else was going on, in a line."""
+    (model,) = re.findall(r"^model name\s*: (.*)", (PROC / "cpuinfo").read_text(), re.MULTILINE)[:1] or ["?"]
+    (kilobytes,) = re.findall(r"^MemTotal:\s*(\d+)", (PROC / "meminfo").read_text(), re.MULTILINE)
+    return (
+        f"{model}, {os.cpu_count()} cores, {int(kilobytes) / 1_048_576:.0f} GB, {platform.system()} "
+        f"{platform.release().split('-')[0]}; load before the start {os.getloadavg()[0]:.2f}"
+    )
+
+
+def sync_ms(folder: Path) -> float:
+    """How long the disk takes to make 8 kB durable, milliseconds, median: every commit waits for that."""
+    durations = []
+    with (folder / "sync").open("wb", buffering=0) as file:
+        for _ in range(100):
+            file.write(bytes(8_192))
+            started = time.perf_counter()
+            os.fdatasync(file.fileno())
+            durations.append(time.perf_counter() - started)
+    return statistics.median(durations) * 1_000
+
+
+def memory_mb(pid: int) -> float | None:
+    """Resident memory of a process and all below it, MB; a page that several share counts once.
+
+    None where the processes are another account's.
+    """
+    total_kilobytes = 0
+    for member in family(pid):
+        try:
+            text = (PROC / str(member) / "smaps_rollup").read_text()
+        except PermissionError:
+            return None
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
+        total_kilobytes += int(text.split("\nPss:", 1)[1].split(None, 1)[0])
+    return total_kilobytes / 1_024
+
+
+def family(pid: int) -> list[int]:
+    """A process, its children and theirs."""
+    children: dict[int, list[int]] = {}
+    for child, parent in _parents():
+        children.setdefault(parent, []).append(child)
+    members = [pid]
+    for member in members:
+        members += children.get(member, [])
+    return members
+
+
+def parent_of(pid: int) -> int | None:
+    """The parent of a process of this machine; None if it has no such process."""
+    return dict(_parents()).get(pid)
+
+
+def _parents() -> Iterator[tuple[int, int]]:
+    for folder in PROC.iterdir():
+        if folder.name.isdigit():
+            try:
+                stat = (folder / "stat").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            # The name, in brackets, may hold spaces and brackets.
+            yield int(folder.name), int(stat.rpartition(")")[2].split()[1])
+
+
+def disk_bytes(folder: Path) -> int:
+    """What the files below a folder occupy; a file with holes counts without them."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())

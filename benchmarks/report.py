@@ -1,0 +1,180 @@
+"""From what was seen in the rounds to what a reader looks at: medians, tables in Markdown, the goals met or not.
+
+Pure.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from benchmarks.readings import Format, Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One contestant in one round."""
+
+    rate: float
+    """Readings stored per second."""
+    p50_ms: float
+    p99_ms: float
+    server_mb: float | None = None
+    database_mb: float | None = None
+    bytes_per_reading: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Single:
+    """One reading a request, over so many connections."""
+
+    connections: int
+
+    def __str__(self) -> str:
+        return f"One reading a request, {counted(self.connections, 'connection')}"
+
+
+Workload = Shape | Single
+Rounds = Mapping[str, Sequence[Round]]
+"""Of one workload, by the contestants' names."""
+
+INFLUX = "InfluxDB"
+VICTORIA_METRICS = "VictoriaMetrics"
+BARE = "bare uvicorn, stores nothing"
+GOAL_SHAPE = Shape(sensors=1_000, rows=10_000)
+SPARSE_SHAPE = Shape(sensors=10_000, rows=10_000)
+GOAL_SINGLE = Single(connections=32)
+
+
+def server_name(workers: int, format_: Format | None = None) -> str:
+    """What a row of this server is called."""
+    return f"SensorFlow, {processes(workers)}" + (f", {format_}" if format_ else "")
+
+
+def raw_name(into: str, connections: int) -> str:
+    """What a row of raw COPY is called."""
+    return f"raw COPY, {into}, {counted(connections, 'connection')}"
+
+
+def processes(count: int) -> str:
+    """So many processes, in words."""
+    return counted(count, "process", "processes")
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """A number and its noun."""
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
+
+
+def rate(rounds: Rounds, name: str) -> float | None:
+    """A contestant's median rate; None if it did not take part."""
+    return median(round_.rate for round_ in rounds[name]) if name in rounds else None
+
+
+def best_rate(rounds: Rounds, prefix: str) -> float | None:
+    """The best median rate of the contestants whose names begin so."""
+    return max(
+        (median(round_.rate for round_ in rounds[name]) for name in rounds if name.startswith(prefix)), default=None
+    )
+
+
+def table(workload: Workload, rounds: Rounds) -> str:
+    """All contestants in one workload, and their ratios to the limit and to the peers."""
+    rivals = {f"× {name}": rate(rounds, name) for name in (INFLUX, VICTORIA_METRICS)}
+    if isinstance(workload, Shape):
+        references = {"of raw COPY": best_rate(rounds, "raw COPY"), **rivals}
+        unit = "readings/s"
+    else:
+        references = {"of bare uvicorn": rate(rounds, BARE), **rivals}
+        unit = "requests/s"
+    headings = ["", unit, *references, "p50 ms", "p99 ms", "bytes/reading", "server MB", "database MB"]
+    lines = [f"| {' | '.join(headings)} |", "| --- |" + " ---: |" * (len(headings) - 1)]
+    for name, seen in rounds.items():
+        own = median(round_.rate for round_ in seen)
+        cells = [
+            name,
+            f"{own:,.0f}",
+            *(ratio(own, reference) for reference in references.values()),
+            f"{median(round_.p50_ms for round_ in seen):.2f}",
+            f"{median(round_.p99_ms for round_ in seen):.2f}",
+            _last([round_.bytes_per_reading for round_ in seen]),
+            _last([round_.server_mb for round_ in seen]),
+            _last([round_.database_mb for round_ in seen]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def ratio(own: float | None, reference: float | None) -> str:
+    """Two digits after the point, or a dash where one of the two is missing."""
+    return "–" if own is None or not reference else f"{own / reference:.2f}"
+
+
+def _last(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{known[-1]:,.0f}" if known else "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What is wanted, and what came out; ``measured`` is None where something to measure it by is missing."""
+
+    text: str
+    measured: float | None
+    threshold: float
+    is_ceiling: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """Met, not met, or not measured."""
+        if self.measured is None:
+            return "not measured"
+        is_met = self.measured <= self.threshold if self.is_ceiling else self.measured >= self.threshold
+        return "met" if is_met else "**not met**"
+
+
+def goals(results: Mapping[Workload, Rounds], *, has_columnstore: bool, is_embedded: bool) -> list[Goal]:
+    """The goals that concern this database, against these results."""
+    dense = results.get(GOAL_SHAPE, {})
+    sparse = results.get(SPARSE_SHAPE, {})
+    single = results.get(GOAL_SINGLE, {})
+    found: list[Goal] = []
+
+    def compare(text: str, own: float | None, reference: float | None, threshold: float) -> None:
+        found.append(Goal(text, None if own is None or not reference else own / reference, threshold))
+
+    def own(rounds: Rounds, workers: int, format_: Format | None = Format.NDJSON) -> float | None:
+        return rate(rounds, server_name(workers, format_))
+
+    where = f"{GOAL_SHAPE}, NDJSON"
+    if has_columnstore:
+        direct = best_rate(dense, "raw COPY, columnstore")
+        compare(f"{where}, 2 processes: of the best raw COPY into the columnstore", own(dense, 2), direct, 0.6)
+        compare(f"{where}, 2 processes: × InfluxDB", own(dense, 2), rate(dense, INFLUX), 1.4)
+        compare(f"{where}, 2 processes: × VictoriaMetrics (stretch)", own(dense, 2), rate(dense, VICTORIA_METRICS), 1.0)
+    if is_embedded:
+        raw = rate(dense, raw_name("rowstore", 1))
+        compare(f"{where}, 1 process: of raw COPY by 1 connection", own(dense, 1), raw, 0.85)
+    for workers in (1, 2):
+        compare(
+            f"{SPARSE_SHAPE}, NDJSON, {processes(workers)}: of raw COPY into the rowstore, as many connections",
+            own(sparse, workers),
+            rate(sparse, raw_name("rowstore", workers)),
+            0.8,
+        )
+    for workers, threshold in ((1, 0.55), (2, 0.8)):
+        name = server_name(workers)
+        compare(f"{GOAL_SINGLE}, {processes(workers)}: × InfluxDB", rate(single, name), rate(single, INFLUX), threshold)
+        p99 = median(round_.p99_ms for round_ in single[name]) if name in single else None
+        found.append(Goal(f"{GOAL_SINGLE}, {processes(workers)}: p99, ms", p99, 30, is_ceiling=True))
+    return found
+
+
+def goal_table(found: Sequence[Goal]) -> str:
+    """The goals, one a row."""
+    lines = ["| goal | measured | threshold | |", "| --- | ---: | ---: | --- |"]
+    for goal in found:
+        measured = "–" if goal.measured is None else f"{goal.measured:.2f}"
+        lines.append(
+            f"| {goal.text} | {measured} | {'≤' if goal.is_ceiling else '≥'} {goal.threshold:g} | {goal.verdict} |"
+        )
+    return "\n".join(lines)
