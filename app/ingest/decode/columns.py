@@ -228,6 +228,8 @@ def _distinct(names: pa.Array) -> pa.DictionaryArray:
 
 
 def _name_fault(name: str) -> str | None:
+    if not name:
+        return NO_SENSOR_ID
     if not name.strip():
         return "sensor_id should not be blank"
     if len(name) > MAX_SENSOR_ID_LENGTH:

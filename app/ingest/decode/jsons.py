@@ -30,7 +30,7 @@ from app.ingest.decode.columns import (
     require_few_rows,
     unknown_among,
 )
-from app.ingest.decode.timestamps import Precision, parse_time_us
+from app.ingest.decode.timestamps import LARGEST_UNAMBIGUOUS, Precision, parse_time_us
 from app.ingest.decode.utf8 import NOT_UTF8, as_binary, has, is_utf8, without_bom
 
 NUMBER_IN_TEXT = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -38,8 +38,6 @@ NUMBER_IN_TEXT = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | 
 _WHITESPACE = b" \t\r\n"
 _SAMPLE_BYTES = 4_096
 _SAMPLE_DEPTH = 4
-_LARGEST_UNAMBIGUOUS = 5e15
-"""Below it an epoch number means the same as a float as it means as an integer, to the microsecond."""
 _READ = "Send an array of readings, one reading, or an object of columns."
 
 
@@ -51,6 +49,8 @@ def decode_ndjson(body: bytes, terms: Terms) -> Sent:
         TooManyRows
     """
     body = without_bom(body).strip(_WHITESPACE)
+    if b"\r" in body:
+        body = body.replace(b"\r\n", b"\n")
     if not body:
         return Sent(0, {})
     utf8 = is_utf8(body)
@@ -141,25 +141,14 @@ def _columns_by_arrow(array: bytes, terms: Terms) -> Sent | None:
     if has(array, r"\}\s*null") or (unknown and has(array, "NaN|Inf")):
         return None
     document = b'{"readings":%b}\n' % array
-    for time in (pa.int64(), pa.float64()) if row_type.field("time").type == pa.int64() else (None,):
-        fields = [pa.field("time", time) if time and each.name == "time" else each for each in row_type]
-        try:
-            table = pj.read_json(
-                pa.BufferReader(document),
-                # One block, since a block must end with a line; one thread, since bodies are decoded side by side.
-                read_options=pj.ReadOptions(use_threads=False, block_size=len(document) + 1),
-                parse_options=pj.ParseOptions(
-                    explicit_schema=pa.schema([pa.field("readings", pa.list_(pa.struct(fields)))]),
-                    unexpected_field_behavior="error",
-                ),
-            )
-        except pa.ArrowException:
-            continue
-        break
-    else:
+    table = _read(document, row_type)
+    if table is None and row_type.field("time").type == pa.int64():
+        with_fractions = [each.with_type(pa.float64()) if each.name == "time" else each for each in row_type]
+        table = _read(document, pa.struct(with_fractions))
+    if table is None or table.num_rows != 1:
         return None
     readings = table.column("readings")
-    if table.num_rows != 1 or readings.num_chunks != 1 or readings.null_count:
+    if readings.num_chunks != 1 or readings.null_count:
         return None
     rows = readings.chunk(0).flatten()
     if rows.null_count:
@@ -170,6 +159,21 @@ def _columns_by_arrow(array: bytes, terms: Terms) -> Sent | None:
     return Sent(len(rows), columns, unknown_among(unknown))
 
 
+def _read(document: bytes, row_type: pa.StructType) -> pa.Table | None:
+    try:
+        return pj.read_json(
+            pa.BufferReader(document),
+            # One block, since a block must end with a line; one thread, since bodies are decoded side by side.
+            read_options=pj.ReadOptions(use_threads=False, block_size=len(document) + 1),
+            parse_options=pj.ParseOptions(
+                explicit_schema=pa.schema([pa.field("readings", pa.list_(row_type))]),
+                unexpected_field_behavior="error",
+            ),
+        )
+    except pa.ArrowException:
+        return None
+
+
 def _reads_alike(columns: Mapping[str, pa.Array], precision: Precision) -> bool:
     """Whether no number was read in which Arrow differs from the other parser."""
     if any(pc.all(pc.is_finite(columns[name])).as_py() is False for name in METRICS):
@@ -178,7 +182,7 @@ def _reads_alike(columns: Mapping[str, pa.Array], precision: Precision) -> bool:
     if not pa.types.is_floating(times.type):
         return True
     return precision is not Precision.NS and bool(
-        pc.all(pc.less(pc.abs(times), _LARGEST_UNAMBIGUOUS)).as_py() is not False
+        pc.all(pc.less(pc.abs(times), LARGEST_UNAMBIGUOUS)).as_py() is not False
     )
 
 
@@ -192,7 +196,7 @@ def _type_of_rows(array: bytes) -> pa.StructType:
     times = {type(reading.get("time")) for reading in readings} - {type(None)}
     fields = {
         "sensor_id": pa.string(),
-        "time": pa.int64() if times & {int, float} else pa.string(),
+        "time": pa.float64() if float in times else pa.int64() if int in times else pa.string(),
         **dict.fromkeys(METRICS, pa.float64()),
     }
     for name in dict.fromkeys(chain.from_iterable(readings)):

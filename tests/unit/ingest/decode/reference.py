@@ -1,0 +1,281 @@
+"""The bulk decoders as they would be if nobody had to wait for them: plain loops over plain values, from the rules.
+
+It shares no line with ``app.ingest.decode``, whose public types alone it knows.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+
+from app.ingest.decode.readings import Format
+from app.ingest.decode.timestamps import Precision, TimeWindow
+
+METRICS = ("temperature", "humidity", "pressure")
+KNOWN = ("sensor_id", "time", *METRICS)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
+NO_VALUE_IN_CSV = ("", "NA", "NaN", "nan", "null", "NULL")
+WHITESPACE = " \t\r\n"
+
+Row = tuple[str, int, float | None, float | None, float | None]
+
+
+class MalformedError(Exception):
+    """The body is refused as a whole."""
+
+
+class FaultError(Exception):
+    """A row is refused, for a column (None: for itself)."""
+
+    def __init__(self, column: str | None) -> None:
+        self.column = column
+
+
+@dataclass
+class Expected:
+    """What should come out: the good rows in order, the place of every fault, the names of unknown columns."""
+
+    rows: list[Row] = field(default_factory=list)
+    faults: list[tuple[int, str | None]] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a request's readings are held to."""
+
+    precision: Precision
+    window: TimeWindow
+    now_us: int
+    max_chunks: int
+
+
+class NoRow:
+    """What stands where a row could not be read."""
+
+
+def decode(body: bytes, form: Format, rules: Rules) -> Expected:
+    """What a text body should become; MalformedError if it should be refused."""
+    if body[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise MalformedError("UTF-16")
+    if body[:3] == b"\xef\xbb\xbf":
+        body = body[3:]
+    if form is Format.CSV:
+        header, records = csv_of(body)
+        unknown = [name for name in header if name not in KNOWN]
+        return judge(records, unknown, rules, csv=True)
+    if form is Format.NDJSON:
+        rows = [row_of_line(line) for line in body.split(b"\n") if line.strip(WHITESPACE.encode())]
+        return judge(rows, unknown_of(rows), rules)
+    return decode_document(body, rules)
+
+
+def decode_document(body: bytes, rules: Rules) -> Expected:
+    try:
+        document = load(body)
+    except ValueError as error:
+        raise MalformedError(str(error)) from error
+    if isinstance(document, list):
+        return judge(document, unknown_of(document), rules)
+    if not isinstance(document, dict):
+        raise MalformedError("neither an array nor an object")
+    if not any(isinstance(document.get(name), list) for name in KNOWN):
+        return judge([document], unknown_of([document]), rules)
+    columns = {name: document[name] for name in KNOWN if document.get(name) is not None}
+    if "sensor_id" not in columns or not all(isinstance(values, list) for values in columns.values()):
+        raise MalformedError("columns that are none")
+    if len({len(values) for values in columns.values()}) > 1:
+        raise MalformedError("columns of different lengths")
+    rows = [
+        {name: values[place] for name, values in columns.items()} for place in range(len(columns["sensor_id"]))
+    ]
+    return judge(rows, unknown_of([document]), rules)
+
+
+def load(text: bytes) -> object:
+    """RFC 8259 and NaN, Infinity and -Infinity; ValueError for all else."""
+    try:
+        document = json.loads(text.decode())
+        json.dumps(document, ensure_ascii=False).encode()  # no lone surrogate in it
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return document
+
+
+def row_of_line(line: bytes) -> object:
+    try:
+        return load(line)
+    except ValueError:
+        return NoRow()
+
+
+def unknown_of(rows: list[object]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row if name not in KNOWN))
+
+
+def judge(rows: list[object], unknown: list[str], rules: Rules, *, csv: bool = False) -> Expected:
+    """The rows one by one, and then the days that they lie in."""
+    expected = Expected(unknown=list(dict.fromkeys(unknown)))
+    good: list[tuple[int, Row]] = []
+    for number, row in enumerate(rows, 1):
+        try:
+            good.append((number, reading(row, rules, csv=csv)))
+        except FaultError as fault:
+            expected.faults.append((number, fault.column))
+    days = sorted({row[1] // 86_400_000_000 for _, row in good})
+    kept = set(days[max(0, len(days) - rules.max_chunks) :])
+    for number, row in good:
+        if row[1] // 86_400_000_000 in kept:
+            expected.rows.append(row)
+        else:
+            expected.faults.append((number, "time"))
+    expected.faults.sort(key=lambda fault: fault[0])
+    return expected
+
+
+def reading(row: object, rules: Rules, *, csv: bool) -> Row:
+    if not isinstance(row, dict):
+        raise FaultError(None)
+    name = row.get("sensor_id")
+    if not isinstance(name, str) or not name.strip() or len(name) > 255 or "\0" in name:
+        raise FaultError("sensor_id")
+    sent = row.get("time")
+    if csv and sent is not None and not sent.strip(" \t"):
+        sent = None
+    time_us = rules.now_us if sent is None else moment(sent, rules)
+    metrics = [metric(row.get(each), each, csv=csv) for each in METRICS]
+    if metrics == [None, None, None]:
+        raise FaultError(None)
+    return (name, time_us, *metrics)  # type: ignore[return-value]
+
+
+def metric(value: object, name: str, *, csv: bool) -> float | None:
+    if csv and isinstance(value, str) and value.strip() in NO_VALUE_IN_CSV:
+        return None
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise FaultError(name)
+    if isinstance(value, str) and not NUMBER.fullmatch(value.strip()):
+        raise FaultError(name)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise FaultError(name) from None
+    if not math.isfinite(number):
+        raise FaultError(name)
+    return number
+
+
+def moment(sent: object, rules: Rules) -> int:
+    try:
+        time_us = microseconds(sent, rules.precision)
+    except ValueError:
+        raise FaultError("time") from None
+    if not EPOCH + timedelta(days=-25_567) <= EPOCH + timedelta(microseconds=time_us) < datetime(2262, 1, 1, tzinfo=UTC):
+        raise FaultError("time")
+    if rules.window.past_us is not None and rules.now_us - time_us > rules.window.past_us:
+        raise FaultError("time")
+    if rules.window.future_us is not None and time_us - rules.now_us > rules.window.future_us:
+        raise FaultError("time")
+    return time_us
+
+
+def microseconds(sent: object, precision: Precision) -> int:
+    if isinstance(sent, datetime):
+        return ((sent if sent.tzinfo else sent.replace(tzinfo=UTC)) - EPOCH) // MICROSECOND
+    if isinstance(sent, date):
+        return (sent - EPOCH.date()) // MICROSECOND
+    if isinstance(sent, bool) or not isinstance(sent, int | float | str):
+        raise ValueError("no time")
+    if isinstance(sent, str):
+        text = sent.strip()
+        if len(text) > 64:
+            raise ValueError("long")
+        if WHOLE.fullmatch(text):
+            sent = int(text)
+        elif NUMBER.fullmatch(text):
+            sent = float(text)
+        else:
+            return microseconds(datetime.fromisoformat(text), precision)
+    size = abs(sent)
+    if not size < 10**19:  # nor is NaN
+        raise ValueError("beyond any unit")
+    unit = precision.value
+    if unit == "auto":
+        unit = "s" if size < 5 * 10**9 else "ms" if size < 5 * 10**12 else "us" if size < 5 * 10**15 else "ns"
+    if isinstance(sent, int):
+        found = {"s": sent * 10**6, "ms": sent * 10**3, "us": sent, "ns": sent // 1_000}[unit]
+    else:
+        found = {"s": round(sent * 1e6), "ms": round(sent * 1e3), "us": round(sent), "ns": round(sent * 0.001)}[unit]
+    if abs(found) > 10**16:
+        raise ValueError("beyond all years")
+    return found
+
+
+def csv_of(body: bytes) -> tuple[list[str], list[object]]:
+    """The header and the rows, each a dict or NoRow."""
+    records = list(csv_records(body.decode(errors="surrogateescape")))
+    if not records or records[0] is None:
+        raise MalformedError("no header")
+    header = [name.strip() for name in records[0]]
+    if not is_text("".join(header)):
+        raise MalformedError("not UTF-8")
+    named = [name for name in header if name]
+    if len(set(named)) < len(named) or "sensor_id" not in named:
+        raise MalformedError("a name twice, or no sensor_id")
+    rows: list[object] = []
+    for record in records[1:]:
+        if record is None or len(record) != len(header) or not is_text("".join(record)):
+            rows.append(NoRow())
+        else:
+            rows.append(dict(zip(header, record, strict=True)))
+    return header, rows
+
+
+def is_text(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def csv_records(text: str) -> Iterator[list[str] | None]:
+    """The records of RFC 4180, None for what is none; after that it goes on at the next line."""
+    at = 0
+    while at < len(text):
+        fields: list[str] = []
+        quoted = False
+        while True:
+            start = at
+            content = ""
+            if text[at : at + 1] == '"':
+                quoted = True
+                at += 1
+                while at < len(text) and (text[at] != '"' or text[at : at + 2] == '""'):
+                    content += text[at]
+                    at += 2 if text[at] == '"' else 1
+                at += 1
+                closed = at <= len(text)
+            else:
+                while at < len(text) and text[at] not in '",\r\n':
+                    content += text[at]
+                    at += 1
+                closed = True
+            if not closed or (at < len(text) and text[at] not in ",\r\n"):
+                at = start
+                while at < len(text) and text[at] not in "\r\n":
+                    at += 1
+                at += 2 if text[at : at + 2] == "\r\n" else 1
+                yield None
+                break
+            fields.append(content)
+            if at < len(text) and text[at] == ",":
+                at += 1
+                continue
+            at += 2 if text[at : at + 2] == "\r\n" else 1
+            if len(fields) > 1 or quoted or content.strip(" \t"):
+                yield fields
+            break

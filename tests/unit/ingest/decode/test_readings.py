@@ -1,0 +1,434 @@
+"""Bulk bodies: in every format what the slow and obvious decoder makes of them, and nothing else, whatever they are."""
+
+import json
+import random
+from contextlib import suppress
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.errors import BodyTooLarge, MalformedBody, TooManyRows
+from app.ingest.decode.columns import MAX_ERRORS
+from app.ingest.decode.readings import Format, decode_readings
+from app.ingest.decode.timestamps import Precision
+from tests.unit.ingest.decode import reference
+from tests.unit.ingest.decode.bodies import (
+    ANY_TIME,
+    WINDOW,
+    any_rows,
+    arrow_stream,
+    csv,
+    decode,
+    iso,
+    json_array,
+    json_columns,
+    many_rows,
+    ndjson,
+    parquet,
+    places,
+    recent_us,
+    rows_of,
+    rules,
+    table,
+)
+from tests.unit.ingest.decode.reference import KNOWN, Rules
+from tests.unit.samples import T0_US, measures, names
+
+REFUSALS = (MalformedBody, TooManyRows, BodyTooLarge)
+
+many_rules = st.builds(
+    Rules,
+    st.one_of(st.just(Precision.AUTO), st.sampled_from(Precision)),
+    st.sampled_from([WINDOW, ANY_TIME]),
+    st.just(T0_US),
+    st.sampled_from([1, 2, 50]),
+)
+
+
+def hold(body: bytes, form: Format, held_to: Rules) -> None:
+    """Decodes as the reference does, or refuses what it refuses."""
+    try:
+        expected = reference.decode(body, form, held_to)
+    except reference.MalformedError:
+        with pytest.raises(MalformedBody):
+            decode(body, form, held_to)
+        return
+    compare(expected, body, form, held_to)
+
+
+def compare(expected: reference.Expected, body: bytes, form: Format, held_to: Rules) -> None:
+    decoded = decode(body, form, held_to)
+    assert rows_of(decoded) == expected.rows
+    assert decoded.rejected == len(expected.faults)
+    assert places(decoded) == expected.faults[:MAX_ERRORS]
+    assert list(decoded.unknown_columns) == expected.unknown
+    assert all(fault.reason for fault in decoded.errors)
+    json.dumps([fault.value for fault in decoded.errors], allow_nan=False)
+
+
+lines = st.one_of(
+    any_rows.map(json.dumps),
+    any_rows.map(lambda row: json.dumps(row, ensure_ascii=False, separators=(", ", " : "))),
+    st.sampled_from(
+        [
+            *("", " ", "\r", "{", "}", "null", "7", "[1]", "{} {}", "{},{}", '{"sensor_id":"a","temperature":1}}', "\ufeff{}"),
+            *('{"sensor_id":"a","sensor_id":"b","temperature":1}', '{"sensor_id":"\\ud800","temperature":1}'),
+            *('{"temp\\u0065rature":1,"sensor_id":"a"}', '{"x":Inf}', '{"x":[{}', "{}]}", "]} null {", "nope\0", "\t{} "),
+        ]
+    ),
+)
+
+
+@given(many_rows, many_rules)
+@settings(max_examples=400)
+def test_ndjson(rows: list[dict[str, object]], held_to: Rules) -> None:
+    hold(ndjson(rows), Format.NDJSON, held_to)
+
+
+@given(st.lists(lines, max_size=8), st.sampled_from(["\n", "\r\n", "\n\n"]), st.booleans(), many_rules)
+@settings(max_examples=300)
+def test_ndjson_with_lines_of_every_kind(sent: list[str], newline: str, at_the_end: bool, held_to: Rules) -> None:
+    hold((newline.join(sent) + newline * at_the_end).encode(), Format.NDJSON, held_to)
+
+
+@given(many_rows, many_rules, st.sampled_from([None, 1]), st.booleans())
+@settings(max_examples=300)
+def test_json_arrays(rows: list[dict[str, object]], held_to: Rules, indent: int | None, ascii_only: bool) -> None:
+    hold(json.dumps(rows, indent=indent, ensure_ascii=ascii_only).encode(), Format.JSON, held_to)
+
+
+@given(st.lists(any_rows | st.sampled_from([None, 7, "x", [], [[]], True]), max_size=6), many_rules)
+def test_json_arrays_of_anything(rows: list[object], held_to: Rules) -> None:
+    hold(json_array(rows), Format.JSON, held_to)
+
+
+@given(many_rows, many_rules)
+def test_json_columns(rows: list[dict[str, object]], held_to: Rules) -> None:
+    hold(json_columns(rows), Format.JSON, held_to)
+
+
+@given(any_rows, many_rules)
+def test_json_with_one_reading(row: dict[str, object], held_to: Rules) -> None:
+    hold(json.dumps(row).encode(), Format.JSON, held_to)
+
+
+fields = st.one_of(
+    st.sampled_from(["a", "b c", "café", "1.5", "-3", "+7", " 2 ", "", "NA", "nan", "NaN", "null", "NULL", "None", "inf"]),
+    st.sampled_from(["1e999", "1e-999", "0x1", "0x1p3", "-nan", "1_0", "true", "1.", ".5", "99999999999999999999"]),
+    st.sampled_from(["2023-07-12T14:30:45Z", " 2023-07-12", "1689172245", "1689172245.5", "1689172245000", "  ", "\t"]),
+    st.sampled_from(['"a""b"', '"x,y"', '"x\ny"', '"x\r\ny"', '""', '"', 'a"b', '"a"b', '"a" ', "nul\0", "x" * 256]),
+)
+wild_csv = st.builds(
+    lambda header, records, newline, end: newline.join([header, *records]) + end,
+    st.sampled_from(
+        [
+            *("sensor_id,time,temperature", "sensor_id,temperature,x", " sensor_id ,time,humidity,", "temperature,sensor_id"),
+            *("sensor_id", '"sensor_id","temperature"', "sensor_id,a,a", "a,b", "sensor_id;time", "", "sensor_id,,"),
+        ]
+    ),
+    st.lists(st.lists(fields, max_size=4).map(",".join), max_size=6),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.sampled_from(["", "\n", "\r\n", "\n\n", ","]),
+)
+
+
+@given(many_rows, many_rules, st.permutations(KNOWN))
+@settings(max_examples=400)
+def test_csv(rows: list[dict[str, object]], held_to: Rules, order: list[str]) -> None:
+    hold(csv(rows, order), Format.CSV, held_to)
+
+
+@given(wild_csv, many_rules)
+@settings(max_examples=600)
+def test_csv_with_fields_of_every_kind(text: str, held_to: Rules) -> None:
+    hold(text.encode(), Format.CSV, held_to)
+
+
+MUTATIONS = [b"", b'"', b",", b"\n", b"\r", b"\0", b"\xff", b"{", b"}", b"[", b"]", b" null ", b"1", b"-", b"NaN", b"e9", b" ", b"\\", b":"]
+
+
+def mutated(body: bytes, places_: list[tuple[float, int, int]]) -> bytes:
+    for where, length, which in places_:
+        at = int(where * len(body))
+        body = body[:at] + MUTATIONS[which] + body[at + length :]
+    return body
+
+
+mutations = st.lists(
+    st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 2), st.integers(0, len(MUTATIONS) - 1)), min_size=1, max_size=3
+)
+
+
+@pytest.mark.parametrize("form", [Format.JSON, Format.NDJSON, Format.CSV])
+@given(rows=st.lists(any_rows, min_size=1, max_size=5), changes=mutations)
+@settings(max_examples=500)
+def test_a_text_damaged_anywhere(form: Format, rows: list[dict[str, object]], changes: list[tuple[float, int, int]]) -> None:
+    body = {Format.JSON: json_array, Format.NDJSON: ndjson, Format.CSV: csv}[form](rows)
+    hold(mutated(body, changes), form, rules())
+
+
+@pytest.mark.parametrize("form", Format)
+@given(body=st.binary(max_size=200))
+def test_whatever_the_bytes_are_they_are_decoded_or_refused(form: Format, body: bytes) -> None:
+    with suppress(*REFUSALS):
+        decode(body, form)
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "sensor_id": names,
+                "time": st.none() | recent_us.map(iso),
+                "temperature": measures,
+                "humidity": st.none() | measures,
+                "pressure": st.none() | measures,
+            }
+        ),
+        max_size=10,
+    )
+)
+def test_all_formats_make_the_same_batch_of_the_same_readings(rows: list[dict[str, object]]) -> None:
+    bodies = [
+        (ndjson(rows), Format.NDJSON),
+        (json_array(rows), Format.JSON),
+        (json_columns(rows), Format.JSON),
+        (csv(rows), Format.CSV),
+        (arrow_stream(table(rows)), Format.ARROW_STREAM),
+        (parquet(table(rows)), Format.PARQUET),
+    ]
+    first, *others = [decode(body, form, rules(max_chunks=1_000)) for body, form in bodies]
+    assert first.rejected == 0
+    assert len(rows_of(first)) == len(rows)
+    for other in others:
+        assert list(other.batch.sensors) == list(first.batch.sensors)
+        assert other.batch.columns.equals(first.batch.columns)
+        assert (other.rejected, list(other.errors), list(other.unknown_columns)) == (0, [], [])
+
+
+GOOD = {"sensor_id": "a", "time": "2023-07-12T14:30:45Z", "temperature": 21.5}
+
+
+@pytest.mark.parametrize("form", [Format.JSON, Format.NDJSON, Format.CSV, Format.ARROW_STREAM, Format.PARQUET])
+def test_no_readings_at_all_are_no_fault(form: Format) -> None:
+    body = {
+        Format.JSON: b"[]",
+        Format.NDJSON: b"",
+        Format.CSV: b"sensor_id,temperature",
+        Format.ARROW_STREAM: arrow_stream(table([])),
+        Format.PARQUET: parquet(table([])),
+    }[form]
+    decoded = decode(body, form)
+    assert (rows_of(decoded), decoded.rejected, list(decoded.batch.sensors)) == ([], 0, [])
+
+
+@pytest.mark.parametrize("form", Format)
+def test_more_rows_than_allowed_are_counted_and_refused(form: Format) -> None:
+    rows = [GOOD] * 21
+    body = {
+        Format.JSON: json_array(rows),
+        Format.NDJSON: ndjson(rows),
+        Format.CSV: csv(rows),
+        Format.ARROW_STREAM: arrow_stream(table(rows)),
+        Format.PARQUET: parquet(table(rows)),
+    }[form]
+    assert len(rows_of(decode(body, form, max_rows=21))) == 21
+    with pytest.raises(TooManyRows, match=r"21 readings.*20: split it"):
+        decode(body, form, max_rows=20)
+
+
+@pytest.mark.parametrize("body", [ndjson([GOOD] * 20 + [{}]), ndjson([GOOD] * 20) + b"{\n"])
+def test_bad_rows_count_as_rows(body: bytes) -> None:
+    with pytest.raises(TooManyRows, match="21"):
+        decode(body, Format.NDJSON, max_rows=20)
+
+
+def test_only_the_first_hundred_faults_are_described() -> None:
+    decoded = decode(ndjson([{"sensor_id": "a"}, GOOD] * 150), Format.NDJSON)
+    assert (decoded.rejected, len(decoded.errors), len(rows_of(decoded))) == (150, 100, 150)
+    assert [fault.row for fault in decoded.errors] == list(range(1, 201, 2))
+
+
+def test_the_newest_days_are_kept_and_the_others_told_the_cap() -> None:
+    days = [3, 1, 2, 1, 4]
+    rows = [GOOD | {"time": T0_US - day * 86_400_000_000} for day in days]
+    decoded = decode(ndjson(rows), Format.NDJSON, rules(max_chunks=2))
+    assert [T0_US - row[1] for row in rows_of(decoded)] == [day * 86_400_000_000 for day in (1, 2, 1)]
+    assert places(decoded) == [(1, "time"), (5, "time")]
+    assert "2 days (UTC) at most" in decoded.errors[0].reason
+    assert "these lie in 4" in decoded.errors[0].reason
+    assert "python -m app import" in decoded.errors[0].reason
+    assert decoded.errors[0].value == T0_US - 3 * 86_400_000_000
+
+
+def test_a_bad_row_uses_up_no_day() -> None:
+    rows = [GOOD, GOOD | {"time": T0_US - 86_400_000_000, "temperature": None}]
+    assert places(decode(ndjson(rows), Format.NDJSON, rules(max_chunks=1))) == [(2, None)]
+
+
+def test_days_before_1970_are_days_too() -> None:
+    rows = [GOOD | {"time": time} for time in ("1969-12-31T23:59:59Z", "1970-01-01T00:00:00Z")]
+    assert places(decode(ndjson(rows), Format.NDJSON, rules(window=ANY_TIME, max_chunks=1))) == [(1, "time")]
+    assert not places(decode(ndjson(rows), Format.NDJSON, rules(window=ANY_TIME, max_chunks=2)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "column", "reason", "value"),
+    [
+        ({"sensor_id": None}, "sensor_id", "sensor_id is missing", None),
+        ({"sensor_id": ""}, "sensor_id", "sensor_id is missing", ""),
+        ({"sensor_id": " "}, "sensor_id", "sensor_id should not be blank", " "),
+        ({"sensor_id": "x" * 300}, "sensor_id", "sensor_id should have at most 255 characters", "x" * 100),
+        ({"sensor_id": "a\0"}, "sensor_id", "sensor_id should have no NUL character", "a\0"),
+        ({"sensor_id": 7}, "sensor_id", "sensor_id should be text, and this is a number", 7),
+        ({"time": "noon"}, "time", "time should be ISO 8601, like 2023-07-12T14:30:45Z, or a number since 1970", "noon"),
+        ({"time": "1850-01-01"}, "time", "time should lie between the years 1900 and 2261", "1850-01-01"),
+        ({"time": 0}, "time", "time is more than 30 days ago, which is as far back as this server takes", 0),
+        ({"time": 1_800_000_000}, "time", "time is more than 10 minutes ahead of this server's clock", 1_800_000_000),
+        ({"temperature": True}, "temperature", "temperature should be a number, not a boolean", True),
+        ({"temperature": "warm"}, "temperature", "temperature should be a number", "warm"),
+        ({"temperature": [1]}, "temperature", "temperature should be a number, and this is an array", "[1]"),
+        ({"humidity": float("nan")}, "humidity", "humidity should be a finite number", "NaN"),
+        ({"pressure": float("-inf")}, "pressure", "pressure should be a finite number", "-Infinity"),
+        ({"pressure": 10**400}, "pressure", "pressure should be a finite number", "1" + 99 * "0"),
+        ({"temperature": None}, None, "one of temperature, humidity, pressure should be there", None),
+        ({"sensor_id": 7, "time": True, "pressure": "x"}, "sensor_id", "sensor_id should be text, and this is a number", 7),
+    ],
+)
+def test_a_fault_is_described_in_words_and_with_what_was_sent(
+    changed: dict[str, object], column: str | None, reason: str, value: object
+) -> None:
+    [fault] = decode(ndjson([GOOD, GOOD | changed, GOOD]), Format.NDJSON).errors
+    assert (fault.row, fault.column, fault.reason, fault.value) == (2, column, reason, value)
+
+
+@pytest.mark.parametrize(
+    ("body", "form", "said"),
+    [
+        (b"", Format.JSON, "is empty"),
+        (b"nope", Format.JSON, "not JSON"),
+        (b"[1", Format.JSON, "not JSON"),
+        (b'["\xff"]', Format.JSON, "UTF-8"),
+        (b"\xff\xfe[\0]\0", Format.JSON, "UTF-16"),
+        (b"7", Format.JSON, "a number"),
+        (b'"x"', Format.JSON, "text"),
+        (b"[" * 100_000, Format.JSON, "not JSON"),
+        (b"[" + b'{"x":' * 100_000, Format.JSON, "not JSON"),
+        (b'[]} null {"readings":[]', Format.JSON, "not JSON"),
+        (b'[]}null{"readings":[]', Format.JSON, "not JSON"),
+        (b'[]} {"readings":[]', Format.JSON, "not JSON"),
+        (b'[],"readings":[]', Format.JSON, "not JSON"),
+        (b'{"temperature":[1]}', Format.JSON, "no column sensor_id"),
+        (b'{"sensor_id":["a"],"temperature":1}', Format.JSON, "temperature should be an array"),
+        (b'{"sensor_id":["a"],"temperature":[1,2]}', Format.JSON, "one length"),
+        (b"", Format.CSV, "header"),
+        (b"\n\n", Format.CSV, "header"),
+        (b'sensor"id', Format.CSV, "header"),
+        (b"a,b\n1,2", Format.CSV, "no column sensor_id"),
+        (b"sensor_id;temperature\na;1", Format.CSV, "commas"),
+        (b"sensor_id\ttemperature\na\t1", Format.CSV, "commas"),
+        (b"sensor_id,temperature,temperature\na,1,2", Format.CSV, "twice"),
+        (b"sensor_id,caf\xe9\na,1", Format.CSV, "UTF-8"),
+        (b"", Format.ARROW_STREAM, "Arrow stream"),
+        (b"ARROW1\0\0", Format.ARROW_STREAM, "Feather"),
+        (b"", Format.PARQUET, "Parquet"),
+        (b"PAR1PAR1", Format.PARQUET, "Parquet"),
+    ],
+    ids=lambda value: f"{value!r:.40}",
+)
+def test_a_body_that_cannot_be_read_is_refused_with_what_to_do(body: bytes, form: Format, said: str) -> None:
+    with pytest.raises(MalformedBody, match=said):
+        decode(body, form)
+
+
+def test_a_line_nested_without_end_is_one_fault() -> None:
+    deep = [b"[" * 100_000, b'{"sensor_id":"a","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", b'{"a":' * 100_000]
+    good = json.dumps(GOOD).encode()
+    decoded = decode(b"\n".join([good, deep[0], deep[1], deep[2], good]), Format.NDJSON)
+    assert places(decoded) == [(2, None), (3, None), (4, None)]
+    assert len(rows_of(decoded)) == 2
+
+
+def test_unknown_columns_are_named_wherever_they_are() -> None:
+    rows = [GOOD, GOOD | {"tags": {"room": {"floor": 1}}}] + [GOOD] * 200 + [GOOD | {"battery": 3.3, "Temperature": 1}]
+    for body, form in ((ndjson(rows), Format.NDJSON), (json_array(rows), Format.JSON)):
+        decoded = decode(body, form)
+        assert (list(decoded.unknown_columns), decoded.rejected) == (["tags", "battery", "Temperature"], 0)
+
+
+def test_unknown_columns_are_named_in_few_words() -> None:
+    decoded = decode(json_array([GOOD | {f"{place:03}" * 50: 1 for place in range(500)}]), Format.JSON)
+    assert len(decoded.unknown_columns) == 100
+    assert max(map(len, decoded.unknown_columns)) == 100
+
+
+def test_a_csv_from_a_spreadsheet() -> None:
+    body = b'\xef\xbb\xbf"sensor_id", time ,temperature,note\r\n"a\r\nb",2023-07-12 14:30:45,"1.5",\r\n\r\nc, ,NA,"x"\r\n,,,\r\n'
+    decoded = decode(body, Format.CSV)
+    assert rows_of(decoded) == [("a\r\nb", T0_US, 1.5, None, None)]
+    assert places(decoded) == [(2, None), (3, "sensor_id")]
+    assert list(decoded.unknown_columns) == ["note"]
+
+
+def test_a_csv_row_with_too_few_or_too_many_fields_costs_itself_alone() -> None:
+    body = b'sensor_id,temperature\na,1\nb\nc,3,\n"d,4\ne,5\nf,6'
+    decoded = decode(body, Format.CSV)
+    assert [row[0] for row in rows_of(decoded)] == ["a", "e", "f"]
+    assert [(fault.row, fault.value) for fault in decoded.errors] == [(2, "b"), (3, "c,3,"), (4, '"d,4')]
+    assert decoded.errors[0].reason == "the row has 1 fields where the header has 2"
+
+
+def test_text_that_is_no_utf8_costs_its_line_alone() -> None:
+    good = json.dumps(GOOD).encode()
+    decoded = decode(good + b'\n{"sensor_id":"\xff","temperature":1}\n' + good, Format.NDJSON)
+    assert (len(rows_of(decoded)), places(decoded)) == (2, [(2, None)])
+    decoded = decode(b"sensor_id,temperature\na,1\n\xff,2\nb,3\n", Format.CSV)
+    assert ([row[0] for row in rows_of(decoded)], places(decoded)) == (["a", "b"], [(2, None)])
+
+
+@pytest.mark.parametrize(
+    ("precision", "number"),
+    [(Precision.S, T0_US // 10**6), (Precision.MS, T0_US // 10**3), (Precision.US, T0_US), (Precision.NS, T0_US * 10**3)],
+)
+@pytest.mark.parametrize("write", [int, float, str])
+def test_a_precision_is_believed(precision: Precision, number: int, write: type) -> None:
+    for form, body in (
+        (Format.NDJSON, ndjson([GOOD | {"time": write(number)}])),
+        (Format.CSV, csv([GOOD | {"time": write(number)}])),
+    ):
+        assert rows_of(decode(body, form, rules(precision=precision)))[0][1] == T0_US
+        wrong = Precision.S if precision is not Precision.S else Precision.NS
+        assert places(decode(body, form, rules(precision=wrong))) == [(1, "time")]
+
+
+@pytest.mark.parametrize("faulty", [0, 1, 3])
+def test_many_rows_with_few_faults(faulty: int) -> None:
+    """More rows than fit a sample, so that what comes late is met in the middle of Arrow's work."""
+    chance = random.Random(faulty)
+    rows = [GOOD | {"sensor_id": f"s{chance.randrange(50)}", "temperature": chance.random()} for _ in range(1_000)]
+    for _ in range(faulty):
+        rows[chance.randrange(1_000)]["temperature"] = chance.choice(["warm", None, True, "21.5", 10**400])
+    for body, form in ((ndjson(rows), Format.NDJSON), (json_array(rows), Format.JSON), (csv(rows), Format.CSV)):
+        hold(body, form, rules())
+
+
+def test_a_body_that_is_longer_than_arrow_counts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.ingest.decode.readings.MAX_BODY_BYTES", 10)
+    with pytest.raises(BodyTooLarge):
+        decode(json_array([GOOD]), Format.JSON)
+
+
+def test_the_entrance_takes_what_a_request_has() -> None:
+    decoded = decode_readings(
+        b'{"sensor_id":"a","temperature":1}',
+        Format("application/json"),
+        source=decode(b"[]", Format.JSON).batch.source,
+        precision=Precision("auto"),
+        window=WINDOW,
+        now_us=T0_US,
+        max_rows=1,
+        max_chunks=1,
+    )
+    assert rows_of(decoded) == [("a", T0_US, 1.0, None, None)]
