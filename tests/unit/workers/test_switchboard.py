@@ -83,6 +83,14 @@ def test_nobody_waits_for_a_worker_that_is_gone() -> None:
     assert switch.disconnect(2) == []
 
 
+def test_nothing_is_granted_to_a_worker_that_is_gone() -> None:
+    switch = board(1, 2)
+    switch.join(1, 1, "API_KEY")
+    assert switch.disconnect(1) == [(2, Interest(wanted=False, number=2))]
+    assert switch.heard(2, 1, None) == []
+    assert switch.join(2, 1, "API_KEY") == [(2, Granted(1, None))]
+
+
 def test_a_worker_that_comes_while_somebody_listens_forwards_from_its_welcome_on() -> None:
     switch = board(1)
     switch.join(1, 1, "API_KEY")
@@ -214,6 +222,9 @@ class Star:
         for listener in [each for each in self.listeners if each.worker is worker]:
             listener.coroutine.close()
             self.listeners.remove(listener)
+        for listener in self.listeners:
+            if listener.subscriber is None:  # known hole: it may begin with what is the latest without the dead one
+                listener.committed_before = None
         self.start(number)
 
     def say(self, orders: Sequence[tuple[int, messages.Control]]) -> None:
