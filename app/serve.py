@@ -28,7 +28,7 @@ from app.web.ingest import ReadingEndpoint
 from app.web.protocol import HttpProtocol
 from app.workers import families
 from app.workers.channel import ChannelTally
-from app.workers.messages import Ready, Unusable
+from app.workers.messages import Unusable
 from app.workers.parent import Parent
 from app.workers.uplink import Uplink
 from app.workers.worker import HandedConnections
@@ -158,7 +158,7 @@ def _work(task: _Task, channel: socket.socket, connections: socket.socket) -> No
         registry=registry,
         bus=uplink,
         scrape=uplink.scrape,
-        announce=lambda edition: uplink.send(Ready(str(edition))),
+        announce=lambda edition: uplink.ready(str(edition)),
         fail=fail,
     )
     server = HandedConnections(_uvicorn_config(app, endpoint, settings), uplink=uplink, connections=connections)

@@ -60,7 +60,7 @@ class Channel:
         self._news = asyncio.Event()
         self._written = asyncio.Event()
         """Set whenever what waited has been written; for whoever clears it first."""
-        self._tally = tally
+        self.tally = tally
         self._writing = asyncio.create_task(self._write())
 
     @classmethod
@@ -80,7 +80,7 @@ class Channel:
 
     def forward(self, receipts: Receipts) -> None:
         """Sends receipts, at least one, or the newest of each sensor, or word that there were more than may wait."""
-        self._tally.conflated += self._receipts.put(receipts)
+        self.tally.conflated += self._receipts.put(receipts)
         if self._receipts.is_overfull:
             self.lapse(max(self._receipts.take(), key=event_time))
         self._news.set()
@@ -89,7 +89,7 @@ class Channel:
         """Says that receipts were left out, of which this was the latest. It goes for all that wait here, too."""
         candidates = chain([latest], self._receipts.take(), [self._lapsed] if self._lapsed else [])
         self._lapsed = max(candidates, key=event_time)
-        self._tally.lapses += 1
+        self.tally.lapses += 1
         self._news.set()
 
     async def run(self, receive: Callable[[Control | Receipts], None]) -> None:
@@ -133,7 +133,7 @@ class Channel:
             self._lapsed = None
         if receipts := self._receipts.take():
             frames.append(messages.encode_receipts(receipts))
-            self._tally.forwarded += len(receipts)
+            self.tally.forwarded += len(receipts)
         frames += self._controls
         self._controls.clear()
         return b"".join(frames)

@@ -37,9 +37,10 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Worker: I take readings, and store them in this edition of the database."""
+    """Worker: I take readings, and store them in this edition of the database, in which the latest is this."""
 
     edition: str
+    latest: Receipt | None
 
 
 @dataclass(frozen=True, slots=True)

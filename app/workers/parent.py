@@ -339,8 +339,10 @@ class Parent:
             case Started():
                 worker.started = True
                 self._choose_takers()
-            case Ready(edition):
+            case Ready(edition, latest):
                 worker.ready = True
+                if latest is not None:
+                    self._switchboard.recall(latest)
                 self._choose_takers()
                 if not self._announced and sum(each.ready for each in self._workers.values()) == self._size:
                     self._announced = True

@@ -67,7 +67,7 @@ class Switchboard:
         """A worker is gone, if it was here, with all its subscribers."""
         line = self._lines.pop(worker, None)
         if line is None:
-            return ()
+            return []
         for place in line.places:
             self._places.give_back((worker, place))
             self._waiting.pop((worker, place), None)
@@ -88,26 +88,27 @@ class Switchboard:
         """A subscriber is gone; perhaps before it was granted, or although it was refused."""
         line = self._lines[worker]
         if place not in line.places:
-            return ()
+            return []
         line.places.remove(place)
         self._places.give_back((worker, place))
         self._waiting.pop((worker, place), None)
         return [*self._say_interests(), *self._grants()]
 
+    def recall(self, latest: Receipt) -> None:
+        """A worker knows of a reading committed earlier, perhaps by one that is gone and could not tell."""
+        self.latest = latest if self.latest is None else later(self.latest, latest)
+
     def heard(self, worker: int, number: int, latest: Receipt | None) -> Sequence[Order]:
         """A worker has acknowledged that it forwards, and says what was the latest reading before."""
         self._lines[worker].heard = number
         if latest is not None:
-            self._remember(latest)
+            self.recall(latest)
         return list(self._grants())
 
     def route(self, worker: int, receipts: Sequence[Receipt]) -> Sequence[int]:
         """The workers to which what a worker has committed, at least one reading, is to be taken."""
-        self._remember(max(receipts, key=event_time))
+        self.recall(max(receipts, key=event_time))
         return [other for other, line in self._lines.items() if other != worker and line.places]
-
-    def _remember(self, receipt: Receipt) -> None:
-        self.latest = receipt if self.latest is None else later(self.latest, receipt)
 
     def _is_wanted_from(self, worker: int) -> bool:
         return any(line.places for other, line in self._lines.items() if other != worker)

@@ -29,6 +29,7 @@ from app.workers.messages import (
     Join,
     Lapse,
     Leave,
+    Ready,
     Receipts,
     Refused,
     Scrape,
@@ -100,6 +101,11 @@ class Uplink:
         """Tells the parent something."""
         assert self._channel is not None, "the uplink has not been opened"
         self._channel.send(message)
+
+    def ready(self, edition: str) -> None:
+        """Tells the parent that readings are taken."""
+        assert self._audience is not None, "no hub has been attached"
+        self.send(Ready(edition, self._audience.latest))
 
     def attach(self, audience: Audience) -> None:
         """The hub of this worker."""
