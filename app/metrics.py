@@ -8,7 +8,9 @@ of a gauge stands beside it.
 """
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
 
@@ -32,24 +34,28 @@ Across = Literal["sum", "max", "min"]
 ACROSS: dict[Across, Callable[[tuple[float, float]], float]] = {"sum": sum, "max": max, "min": min}
 
 
+@dataclass(slots=True)
+class Durations:
+    """How many durations fell into each bucket, the last without a bound, and their sum."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BUCKETS_S) + 1))
+    sum_s: float = 0.0
+
+
 class RequestDurations(Collector):
     """A histogram of HTTP requests by route, method and status.
 
-    Prometheus' own takes a lock and walks through its buckets: 3.1 µs an observation where this takes 0.4.
+    prometheus_client's own takes locks and walks through its buckets, 3 µs a request; this takes 0.4.
     """
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str, str, int], list[int]] = {}
-        self._sums_s: dict[tuple[str, str, int], float] = {}
+        self._durations: defaultdict[tuple[str, str, int], Durations] = defaultdict(Durations)
 
     def observe(self, route: str, method: str, status: int, duration_s: float) -> None:
-        """Counts one answered request. Not for threads."""
-        labels = (route, method, status)
-        if labels not in self._counts:
-            self._counts[labels] = [0] * (len(LATENCY_BUCKETS_S) + 1)
-            self._sums_s[labels] = 0.0
-        self._counts[labels][bisect_left(LATENCY_BUCKETS_S, duration_s)] += 1
-        self._sums_s[labels] += duration_s
+        """Counts one answered request. On the event loop only."""
+        durations = self._durations[route, method, status]
+        durations.counts[bisect_left(LATENCY_BUCKETS_S, duration_s)] += 1
+        durations.sum_s += duration_s
 
     def collect(self) -> Iterable[Metric]:
         family = HistogramMetricFamily(
@@ -58,12 +64,9 @@ class RequestDurations(Collector):
             labels=["route", "method", "status"],
         )
         bounds = [*map(floatToGoString, LATENCY_BUCKETS_S), "+Inf"]
-        for (route, method, status), counts in self._counts.items():
-            family.add_metric(
-                [route, method, str(status)],
-                buckets=list(zip(bounds, accumulate(counts), strict=True)),
-                sum_value=self._sums_s[route, method, status],
-            )
+        for (route, method, status), durations in self._durations.items():
+            buckets = list(zip(bounds, accumulate(durations.counts), strict=True))
+            family.add_metric([route, method, str(status)], buckets, durations.sum_s)
         yield family
 
 

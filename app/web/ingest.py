@@ -9,6 +9,7 @@ Promises:
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Security
@@ -79,12 +80,12 @@ class ReadingEndpoint:
         clock: Callable[[], float],
     ) -> None:
         self.max_body_bytes = max_body_bytes
+        self.observe = partial(observe, PATH, "POST")
         self.clock = clock
         self._pipeline = pipeline
         self._keyring = keyring
         self._window = window
         self._now_us = now_us
-        self._observe = observe
 
     def open(self, exchange: Exchange) -> TakeBody:
         """Checks the key; what it returns has the reading stored, and answers when it is.
@@ -108,10 +109,6 @@ class ReadingEndpoint:
             self._pipeline.submit(reading, settle)
 
         return store
-
-    def observe(self, status: int, duration_s: float) -> None:
-        """Counts one answered request."""
-        self._observe(PATH, "POST", status, duration_s)
 
 
 async def post_temperature_reading(reading: ReadingBody, key: Annotated[str, Security(KEY_HEADER)]) -> Any:

@@ -46,11 +46,13 @@ class Endpoint(Protocol):
     Attributes:
         path: where they go, unquoted.
         max_body_bytes: a larger body is refused, and its connection closed.
+        observe: is told status and duration in seconds of every answer, also if its peer has gone.
         clock: seconds, for ``observe``.
     """
 
     path: bytes
     max_body_bytes: int
+    observe: Callable[[int, float], None]
     clock: Callable[[], float]
 
     def open(self, exchange: "Exchange") -> TakeBody:
@@ -59,9 +61,6 @@ class Endpoint(Protocol):
         From then on the endpoint owes the exchange an answer, at any later time. A SensorFlowError that is raised here
         or on taking the body is one.
         """
-
-    def observe(self, status: int, duration_s: float) -> None:
-        """Is told of every answer, also if its peer has gone."""
 
 
 class Exchange:
@@ -75,10 +74,11 @@ class Exchange:
 
     __slots__ = (
         "_answered",
-        "_body",
+        "_body_bytes",
         "_connection",
         "_endpoint",
         "_is_whole",
+        "_pieces",
         "_started",
         "_take_body",
         "client_ip",
@@ -91,7 +91,6 @@ class Exchange:
         self,
         connection: "HttpProtocol",
         endpoint: Endpoint,
-        *,
         headers: dict[bytes, bytes],
         client_ip: str,
         keep_alive: bool,
@@ -102,63 +101,64 @@ class Exchange:
         self.response_complete = False
         self._connection = connection
         self._endpoint = endpoint
-        self._body = bytearray()
-        self._is_whole = False
-        self._started = 0.0
         self._take_body: TakeBody | None = None
+        self._pieces: list[bytes] = []
+        self._body_bytes = 0
+        self._is_whole = False
         self._answered = False
 
     def start(self) -> None:
         """Called when its turn has come: all requests before it have been answered."""
-        endpoint, headers = self._endpoint, self.headers
-        if self._connection.transport.is_closing():
+        endpoint, connection = self._endpoint, self._connection
+        if connection.transport.is_closing():
             return
         self._started = endpoint.clock()
         try:
-            take_body = endpoint.open(self)
-            if max(int(headers.get(b"content-length", 0)), len(self._body)) > endpoint.max_body_bytes:
+            self._take_body = endpoint.open(self)
+            if max(int(self.headers.get(b"content-length", 0)), self._body_bytes) > endpoint.max_body_bytes:
                 raise BodyTooLarge(endpoint.max_body_bytes)
         except Exception as error:
             self._fail(error)
             return
-        self._take_body = take_body
         if self._is_whole:
-            self._hand_over(take_body)
-        elif b"expect" in headers and headers[b"expect"].lower() == b"100-continue":
-            self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.end()
+        elif b"expect" in self.headers and self.headers[b"expect"].lower() == b"100-continue":
+            connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def receive(self, piece: bytes) -> None:
         """Called with each piece of the body, be it before its turn."""
-        if self._answered or len(self._body) > self._endpoint.max_body_bytes:
+        bound = self._endpoint.max_body_bytes
+        if self._answered or self._body_bytes > bound:
             return
-        self._body += piece
-        if self._take_body is not None and len(self._body) > self._endpoint.max_body_bytes:
-            self.refuse(BodyTooLarge(self._endpoint.max_body_bytes))
+        self._pieces.append(piece)
+        self._body_bytes += len(piece)
+        if self._body_bytes > bound and self._take_body is not None:
+            self.refuse(BodyTooLarge(bound))
 
     def end(self) -> None:
         """Called where the request ends, be it before its turn."""
         self._is_whole = True
-        if self._take_body is not None and not self._answered:
-            self._hand_over(self._take_body)
+        if self._take_body is None or self._answered:
+            return
+        body = b"".join(self._pieces)
+        self._pieces.clear()  # nobody needs it until the answer
+        try:
+            self._take_body(body)
+        except Exception as error:
+            self._fail(error)
 
     def answer(self, status: int, headers: problems.Headers, body: bytes) -> None:
         """Answers with a JSON body. Only the first answer counts."""
         if self._answered:
             return
         self._answered = True
+        self._take_body = None
         self._endpoint.observe(status, self._endpoint.clock() - self._started)
         self._connection.send(self, status, headers, body)
 
     def refuse(self, error: SensorFlowError) -> None:
         """Answers with what an error becomes on the wire."""
         self.answer(*problems.answer(error))
-
-    def _hand_over(self, take_body: TakeBody) -> None:
-        body, self._body = bytes(self._body), bytearray()  # it need not be held until the answer
-        try:
-            take_body(body)
-        except Exception as error:
-            self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         if isinstance(error, SensorFlowError):
@@ -169,15 +169,20 @@ class Exchange:
 
 
 class OneWriteATurn:
-    """A transport that gathers what is written in one turn of the event loop; in all else the transport behind it."""
+    """A transport that gathers what is written in one turn of the event loop; in all else the transport behind it.
 
-    __slots__ = ("_loop", "_pending", "_pending_bytes", "_transport")
+    uvicorn writes an answer's head and its body one after the other, each a system call that wakes the peer: 1.08 times
+    the requests, measured in turns with 32 connections. WebSocket frames gain as well.
+    """
+
+    __slots__ = ("_loop", "_pending", "_pending_bytes", "_transport", "is_closing")
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
         self._pending: list[bytes] = []
         self._pending_bytes = 0
+        self.is_closing = transport.is_closing  # asked twice a request, and 1 µs each through __getattr__
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -190,6 +195,14 @@ class OneWriteATurn:
         self._pending_bytes += len(data)
         if self._pending_bytes > MAX_PENDING_BYTES:
             self._flush()
+
+    def write_now(self, data: bytes) -> None:
+        """Writes, with what was gathered before it."""
+        if self._pending:
+            self.write(data)
+            self._flush()
+        else:
+            self._transport.write(data)
 
     def close(self) -> None:
         """Writes what was gathered, and closes."""
@@ -224,6 +237,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._endpoint = endpoint
         self._proxies = self.app.trusted_hosts if isinstance(self.app, ProxyHeadersMiddleware) else None
+        self._peer_ip = ""
         self._head_bytes = 0
         self._receiving: Exchange | None = None
         """Whose body is being parsed; None while it is a request for uvicorn."""
@@ -234,7 +248,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Called by the event loop when a peer has connected."""
-        super().connection_made(OneWriteATurn(transport, self.loop))  # type: ignore[arg-type]
+        self._transport = OneWriteATurn(transport, self.loop)
+        super().connection_made(self._transport)  # type: ignore[arg-type]
+        self._peer_ip = self.client[0] if self.client else ""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop when the peer has gone."""
@@ -259,26 +275,31 @@ class HttpProtocol(HttpToolsProtocol):
     def on_url(self, url: bytes) -> None:
         """Called by httptools with the target of the request, or a part of it."""
         self.url += url
-        self._count(len(url))
+        self._head_bytes += len(url)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._cut_off()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by httptools with each header, and each trailer."""
         self.headers.append((name.lower(), value))
-        self._count(len(name) + len(value))
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._cut_off()
 
     def on_headers_complete(self) -> None:
         """Called by httptools at the end of the head."""
-        if not self._is_for_endpoint():
+        parser, endpoint = self.parser, self._endpoint
+        if (
+            (self.url != endpoint.path and _path_of(self.url) != endpoint.path)
+            or parser.get_method() != b"POST"
+            or (parser.should_upgrade() and self._should_upgrade())
+        ):
             self._receiving = None
             self._hand_to_uvicorn()
             return
-        exchange = Exchange(
-            self,
-            self._endpoint,
-            headers=dict(self.headers),
-            client_ip=self._client_ip(),
-            keep_alive=self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0",
-        )
+        client_ip = self._peer_ip if self._proxies is None else self._forwarded_ip(self._proxies)
+        keep_alive = parser.should_keep_alive() and parser.get_http_version() != "1.0"
+        exchange = Exchange(self, endpoint, dict(self.headers), client_ip, keep_alive)
         before = self.cycle
         self.cycle = self._receiving = exchange  # type: ignore[assignment]  # all that is read of it, it has
         if before is None or before.response_complete:
@@ -303,28 +324,31 @@ class HttpProtocol(HttpToolsProtocol):
 
     def send(self, exchange: Exchange, status: int, headers: problems.Headers, body: bytes) -> None:
         """Writes the answer to the exchange whose turn it is, as soon as the peer has room for it."""
-        if self.transport.is_closing():
+        if self._transport.is_closing():
             return
         if self.flow.write_paused:
             self._held = (exchange, status, headers, body)
             return
-        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
-        if problems.CLOSE in headers:
-            exchange.keep_alive = False
-        elif not exchange.keep_alive:
-            lines += b"connection: close\r\n"
+        if not exchange.keep_alive and problems.CLOSE not in headers:
+            headers = [*headers, problems.CLOSE]
         try:
-            self.transport.write(
+            self._transport.write_now(
                 b"%b%bcontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
-                % (STATUS_LINE[status], self._lines_of_every_answer(), len(body), lines, body)
+                % (
+                    STATUS_LINE[status],
+                    self._lines_of_every_answer(),
+                    len(body),
+                    b"".join([b"%b: %b\r\n" % header for header in headers]),
+                    body,
+                )
             )
             exchange.response_complete = True
-            if not exchange.keep_alive:
-                self.transport.close()
+            if problems.CLOSE in headers:
+                self._transport.close()
             self.on_response_complete()
         except Exception as error:
             logger.error("an answer could not be written", exc_info=error)
-            self.transport.abort()
+            self._transport.abort()
 
     def on_response_complete(self) -> None:
         """Called when a request has been answered: the next one in line begins."""
@@ -338,11 +362,6 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             super()._start_asgi_task(cycle, app)
 
-    def _is_for_endpoint(self) -> bool:
-        if self.parser.get_method() != b"POST" or (self.parser.should_upgrade() and self._should_upgrade()):
-            return False
-        return self.url == self._endpoint.path or _path_of(self.url) == self._endpoint.path
-
     def _hand_to_uvicorn(self) -> None:
         """Has uvicorn see the head that has been gathered, as if it came only now."""
         url, headers = self.url, self.headers
@@ -352,13 +371,13 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
         super().on_headers_complete()
 
-    def _client_ip(self) -> str:
-        """By the rule of uvicorn's ProxyHeadersMiddleware, which sees ASGI only."""
-        peer = self.client[0] if self.client else ""
-        if self._proxies is None or peer not in self._proxies:
-            return peer
+    def _forwarded_ip(self, proxies: Any) -> str:
+        """The sender's address, by the rule of uvicorn's ProxyHeadersMiddleware, which sees ASGI only."""
+        if self._peer_ip not in proxies:
+            return self._peer_ip
         forwarded = b", ".join(value for name, value in self.headers if name == b"x-forwarded-for")
-        return self._proxies.get_trusted_client_address(forwarded.decode("latin1"))[0] or peer
+        address: str = proxies.get_trusted_client_address(forwarded.decode("latin1"))[0]
+        return address or self._peer_ip
 
     def _lines_of_every_answer(self) -> bytes:
         headers = self.server_state.default_headers
@@ -367,11 +386,9 @@ class HttpProtocol(HttpToolsProtocol):
             self._default_lines = b"".join([b"%b: %b\r\n" % header for header in headers])
         return self._default_lines
 
-    def _count(self, head_bytes: int) -> None:
-        self._head_bytes += head_bytes
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self.transport.abort()
-            raise ValueError("the head of the request is too long")  # ends the parsing of what has arrived
+    def _cut_off(self) -> None:
+        self.transport.abort()
+        raise ValueError("the head of the request is too long")  # ends the parsing of what has arrived
 
 
 def _path_of(url: bytes) -> bytes:
