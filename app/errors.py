@@ -89,7 +89,7 @@ class BufferFull(NotStored):
 
 
 class KeyOverShare(NotStored):
-    """This key holds as many bytes of the buffer as one key may."""
+    """The key holds as many bytes of the buffer as one key may."""
 
 
 class DatabaseAway(NotStored):
