@@ -21,7 +21,7 @@ from psycopg.pq import TransactionStatus
 
 from app.errors import DatabaseAway, OutcomeUnknown, RejectedByDatabase
 from app.ingest.batch import Content, Reading
-from app.ingest.claim import Claim, KeptClaims, Repeated, Replay
+from app.ingest.claim import Claim, Repeated, Replay
 from app.store import claims
 from app.store.copy import begin_copy, commit, copy_rows
 from app.store.database import Connection, Database, first_line, own_errors
@@ -211,8 +211,7 @@ class Writer:
         try:
             async with self._step() as connection:
                 await copy(connection, flush)
-                if kept := await _claim(connection, answers()):
-                    raise Repeated(kept)
+                await _claim(connection, answers())
                 commit_is_out = True
                 try:
                     with content_errors():
@@ -290,12 +289,14 @@ class Writer:
             raise
 
 
-async def _claim(connection: Connection, answers: Mapping[Claim, Replay]) -> KeptClaims:
-    """Claims these keys; if one has been claimed before, those that have."""
-    if not answers or await claims.insert(connection, answers):
-        return {}
-    # Their rows are committed: the insertion waited for any transaction that was about to.
-    return await claims.recall(connection, [claim.name for claim in answers])
+async def _claim(connection: Connection, answers: Mapping[Claim, Replay]) -> None:
+    """Claims these keys. Raises Repeated if some have been claimed before."""
+    if answers and (names := await claims.insert(connection, answers)):
+        # Those are committed: the insertion waited for any transaction that was about to.
+        kept = await claims.recall(connection, names)
+        if not kept:
+            raise DatabaseAway("the claims that were in the way have just been pruned")
+        raise Repeated(kept)
 
 
 def _names(contents: Sequence[Content]) -> Iterator[str]:
