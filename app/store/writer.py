@@ -216,9 +216,12 @@ class Writer:
                 try:
                     with content_errors():
                         tag = await connection.wait(commit(connection.pgconn))
-                finally:
+                except (psycopg.Error, RejectedByDatabase):
                     # An error that PostgreSQL itself sends in answer to COMMIT leaves the connection idle: rolled back.
+                    # Idle after a timeout proves nothing: psycopg waits on while it cancels, and drops the answer.
                     commit_is_out = connection.info.transaction_status != TransactionStatus.IDLE
+                    raise
+                commit_is_out = False
                 if tag != "COMMIT":
                     raise DatabaseAway(f"COMMIT was answered with {tag}")
         except (DatabaseAway, RejectedByDatabase) as error:
