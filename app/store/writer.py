@@ -87,6 +87,14 @@ class Piece:
         ]
 
 
+@dataclass(slots=True)
+class IdBlock:
+    """Ids that are ours and no row's yet."""
+
+    next_id: int = 0
+    left: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Flush:
     """Readings ready to be written."""
@@ -97,6 +105,8 @@ class Flush:
     pieces: Sequence[Piece]
     payload: bytes
     into_columnstore: bool
+    connection: Connection | None
+    """What it can be written on: its ids are those of the server behind it."""
     refused: dict[int, str] = field(default_factory=dict)
     """The rows that PostgreSQL did not take, by their place, and why; known once it is committed."""
 
@@ -121,8 +131,7 @@ class Writer:
         self._sources = NameIds[tuple[str, ...]](
             database, "sources", ["key_name", "client_ip"], timeout_s=flush_timeout_s
         )
-        self._next_id = 0
-        self._ids_left = 0
+        self._ids = IdBlock()
 
     async def connect(self) -> None:
         """Makes sure of a connection that can write: a live one is tried, a dead one replaced. Raises DatabaseAway."""
@@ -143,6 +152,7 @@ class Writer:
         Raises:
             DatabaseAway: the database is needed for it, and can't be asked.
         """
+        connection = self._connection
         rows = sum(content.rows for content in contents)
         sensor_ids = await self._sensors.resolve(dict.fromkeys(_names(contents)))
         source_ids = await self._sources.resolve({content.source for content in contents})
@@ -154,14 +164,14 @@ class Writer:
 
         in_thread = any(content.rows >= ENCODE_IN_THREAD_ROWS for content in contents)
         pieces, payload = await asyncio.to_thread(encode) if in_thread else encode()
-        return Flush(first_id, rows, pieces, payload, self._suits_columnstore(contents, rows))
+        return Flush(first_id, rows, pieces, payload, self._suits_columnstore(contents, rows), connection)
 
     async def write(self, flush: Flush, answers: Callable[[], Mapping[Claim, Replay]]) -> None:
         """Commits a flush, less the rows that PostgreSQL refuses: ``flush.refused`` names them. ``answers`` is asked
         for its claims, once it is known which those are.
 
         Raises:
-            DatabaseAway: nothing of it is committed.
+            DatabaseAway: nothing of it is committed; the connection that it was prepared for may be lost.
             Repeated: likewise; some of its claims have been committed before.
             OutcomeUnknown: the connection died, or went silent, after COMMIT was sent.
         """
@@ -189,14 +199,15 @@ class Writer:
 
     async def _reserve_ids(self, count: int) -> int:
         """The first of ``count`` consecutive ids, at most ID_BLOCK_ROWS. The rest of a block too short is let go."""
-        if count > self._ids_left:
+        block = self._ids
+        if count > block.left:
             async with self._database.borrow(timeout_s=self._flush_timeout_s) as connection:
                 row = await (await connection.execute(RESERVE_IDS)).fetchone()
             assert row is not None  # nextval has a row
-            self._next_id, self._ids_left = row[0], ID_BLOCK_ROWS
-        first_id = self._next_id
-        self._next_id += count
-        self._ids_left -= count
+            block.next_id, block.left = row[0], ID_BLOCK_ROWS
+        first_id = block.next_id
+        block.next_id += count
+        block.left -= count
         return first_id
 
     async def _transact(
@@ -205,8 +216,8 @@ class Writer:
         copy: Callable[[Connection, Flush], Awaitable[None]],
         answers: Callable[[], Mapping[Claim, Replay]],
     ) -> None:
-        if self._connection is None:  # and with it what the flush was prepared from
-            raise DatabaseAway("the flusher's connection is lost")
+        if self._connection is None or self._connection is not flush.connection:
+            raise DatabaseAway("the connection that the flush was prepared for is lost")
         commit_is_out = False
         try:
             async with self._step() as connection:
@@ -274,7 +285,7 @@ class Writer:
             # What was remembered is another server's, if this one took over after a failover.
             self._sensors.forget()
             self._sources.forget()
-            self._ids_left = 0
+            self._ids = IdBlock()
         connection = self._connection
         try:
             with own_errors():
