@@ -178,7 +178,10 @@ class Writer:
         try:
             await self._transact(flush, self._copy_at_once, answers)
         except RejectedByDatabase:
-            await self._transact(flush, self._copy_what_is_taken, answers)
+            try:
+                await self._transact(flush, self._copy_what_is_taken, answers)
+            except RejectedByDatabase as error:  # at COMMIT, where every row that is left has been taken
+                raise DatabaseAway(str(error)) from error
 
     async def was_committed(self, flush: Flush) -> bool:
         """Whether that flush is in the ledger. Waits until a lost transaction that writes it has ended.
