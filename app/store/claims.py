@@ -11,6 +11,7 @@ INSERT = """
 INSERT INTO idempotency_keys (key_name, key, content_hash, status, answer, expires)
 SELECT * FROM unnest(%s::text[], %s::text[], %s::bytea[], %s::smallint[], %s::bytea[], %s::boolean[])
 ON CONFLICT DO NOTHING
+RETURNING key_name, key
 """
 RECALL = """
 SELECT key_name, key, content_hash, status, answer
@@ -21,18 +22,22 @@ DELETE FROM idempotency_keys WHERE expires AND created_at < now() - make_interva
 """
 
 
-async def insert(connection: Connection, answers: Mapping[Claim, Replay]) -> bool:
-    """Claims all of these keys, or tells that some have been claimed before. Raises what the driver raises."""
+async def insert(connection: Connection, answers: Mapping[Claim, Replay]) -> Sequence[tuple[str, str]]:
+    """Claims these keys, and gives back the names of those that had been claimed before. Raises what the driver raises.
+
+    Which they are is known from here only: to this transaction, its own claims look like any other.
+    """
     rows = [
         (*claim.fingerprint, replay.status, replay.body, claim.expires)
         for claim, replay in sorted(answers.items(), key=lambda item: item[0].name)
     ]
     cursor = await connection.execute(INSERT, list(map(list, zip(*rows, strict=True))))
-    return cursor.rowcount == len(rows)
+    claimed = set(await cursor.fetchall())
+    return [claim.name for claim in answers if claim.name not in claimed]
 
 
 async def recall(connection: Connection, names: Sequence[tuple[str, str]]) -> KeptClaims:
-    """Those of the claims that have been committed, by name. Raises what the driver raises."""
+    """What is kept of the claims with these names, as far as they are there. Raises what the driver raises."""
     cursor = await connection.execute(RECALL, list(map(list, zip(*names, strict=True))))
     return {
         (key_name, key): Kept(content_hash, Replay(status, answer))

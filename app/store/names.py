@@ -43,7 +43,7 @@ class NameIds(Generic[Name]):
 
     def forget(self) -> None:
         """Asks again for every name: a database reached anew may be another one, after a failover or a restore."""
-        self._ids.clear()
+        self._ids = {}  # and not cleared: what has been given to somebody stays as it was
 
     async def resolve(self, names: Iterable[Name]) -> dict[Name, int]:
         """The ids of all that are known, those of ``names`` among them. New ones are added, and committed, at once.

@@ -92,6 +92,14 @@ class Piece:
         ]
 
 
+@dataclass(slots=True)
+class IdBlock:
+    """Ids that are ours and no row's yet."""
+
+    next_id: int = 0
+    left: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Flush:
     """Readings ready to be written."""
@@ -100,6 +108,8 @@ class Flush:
     """The id of its first row; the ledger knows the flush by it."""
     rows: int
     into_columnstore: bool
+    connection: Connection | None
+    """What it can be written on: its ids are those of the server behind it."""
     payload: bytes
     """All of its rows."""
     pieces: Callable[[], Iterable[Piece]]
@@ -128,8 +138,7 @@ class Writer:
         self._sources = NameIds[tuple[str, ...]](
             database, "sources", ["key_name", "client_ip"], timeout_s=flush_timeout_s
         )
-        self._next_id = 0
-        self._ids_left = 0
+        self._ids = IdBlock()
 
     async def connect(self) -> None:
         """Makes sure of a connection that can write: a live one is tried, a dead one replaced. Raises DatabaseAway."""
@@ -150,6 +159,7 @@ class Writer:
         Raises:
             DatabaseAway: the database is needed for it, and can't be asked.
         """
+        connection = self._connection
         rows = sum(content.rows for content in contents)
         sensor_ids = await self._sensors.resolve(dict.fromkeys(_names(contents)))
         source_ids = await self._sources.resolve({content.source for content in contents})
@@ -169,6 +179,7 @@ class Writer:
             first_id,
             rows,
             self._suits_columnstore(contents, rows),
+            connection,
             await asyncio.to_thread(payload) if in_thread else payload(),
             pieces,
         )
@@ -178,14 +189,17 @@ class Writer:
         for its claims, once it is known which those are.
 
         Raises:
-            DatabaseAway: nothing of it is committed.
+            DatabaseAway: nothing of it is committed; the connection that it was prepared for may be lost.
             Repeated: likewise; some of its claims have been committed before.
             OutcomeUnknown: the connection died, or went silent, after COMMIT was sent.
         """
         try:
             await self._transact(flush, self._copy_at_once, answers)
         except RejectedByDatabase:
-            await self._transact(flush, self._copy_what_is_taken, answers)
+            try:
+                await self._transact(flush, self._copy_what_is_taken, answers)
+            except RejectedByDatabase as error:  # at COMMIT, where every row that is left has been taken
+                raise DatabaseAway(str(error)) from error
 
     async def was_committed(self, flush: Flush) -> bool:
         """Whether that flush is in the ledger. Waits until a lost transaction that writes it has ended.
@@ -206,14 +220,15 @@ class Writer:
 
     async def _reserve_ids(self, count: int) -> int:
         """The first of ``count`` consecutive ids, at most ID_BLOCK_ROWS. The rest of a block too short is let go."""
-        if count > self._ids_left:
+        block = self._ids
+        if count > block.left:
             async with self._database.borrow(timeout_s=self._flush_timeout_s) as connection:
                 row = await (await connection.execute(RESERVE_IDS)).fetchone()
             assert row is not None  # nextval has a row
-            self._next_id, self._ids_left = row[0], ID_BLOCK_ROWS
-        first_id = self._next_id
-        self._next_id += count
-        self._ids_left -= count
+            block.next_id, block.left = row[0], ID_BLOCK_ROWS
+        first_id = block.next_id
+        block.next_id += count
+        block.left -= count
         return first_id
 
     async def _transact(
@@ -222,8 +237,8 @@ class Writer:
         copy: Callable[[Connection, Flush], Awaitable[None]],
         answers: Callable[[], Mapping[Claim, Replay]],
     ) -> None:
-        if self._connection is None:  # and with it what the flush was prepared from
-            raise DatabaseAway("the flusher's connection is lost")
+        if self._connection is None or self._connection is not flush.connection:
+            raise DatabaseAway("the connection that the flush was prepared for is lost")
         commit_is_out = False
         try:
             async with self._step() as connection:
@@ -233,9 +248,12 @@ class Writer:
                 try:
                     with content_errors():
                         tag = await connection.wait(commit(connection.pgconn))
-                finally:
+                except (psycopg.Error, RejectedByDatabase):
                     # An error that PostgreSQL itself sends in answer to COMMIT leaves the connection idle: rolled back.
+                    # Idle after a timeout proves nothing: psycopg waits on while it cancels, and drops the answer.
                     commit_is_out = connection.info.transaction_status != TransactionStatus.IDLE
+                    raise
+                commit_is_out = False
                 if tag != "COMMIT":
                     raise DatabaseAway(f"COMMIT was answered with {tag}")
         except (DatabaseAway, RejectedByDatabase) as error:
@@ -289,7 +307,7 @@ class Writer:
             # What was remembered is another server's, if this one took over after a failover.
             self._sensors.forget()
             self._sources.forget()
-            self._ids_left = 0
+            self._ids = IdBlock()
         connection = self._connection
         try:
             with own_errors():
@@ -309,9 +327,12 @@ class Writer:
 
 async def _claim(connection: Connection, answers: Mapping[Claim, Replay]) -> None:
     """Claims these keys. Raises Repeated if some have been claimed before."""
-    if answers and not await claims.insert(connection, answers):
+    if answers and (names := await claims.insert(connection, answers)):
         # Those are committed: the insertion waited for any transaction that was about to.
-        raise Repeated(await claims.recall(connection, [claim.name for claim in answers]))
+        kept = await claims.recall(connection, names)
+        if not kept:
+            raise DatabaseAway("the claims that were in the way have just been pruned")
+        raise Repeated(kept)
 
 
 def _names(contents: Sequence[Content]) -> Iterator[str]:

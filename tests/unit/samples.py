@@ -1,13 +1,15 @@
-"""Readings and receipts to test with, one at a time or as hypothesis draws them."""
+"""Readings, batches and receipts to test with, one at a time or as hypothesis draws them."""
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
+import pyarrow as pa
 from hypothesis import strategies as st
 
-from app.ingest.batch import Reading, Source
+from app.ingest.batch import BATCH_SCHEMA, Batch, Reading, Source
+from app.ingest.claim import Claim, Fingerprint, Replay
 from app.ingest.decode.timestamps import EARLIEST_US, LATEST_US
-from app.ingest.receipt import Receipt
+from app.ingest.receipt import Receipt, Stored
 
 Result = TypeVar("Result")
 
@@ -21,12 +23,39 @@ names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 )
 measures = st.floats(allow_nan=False, allow_infinity=False)
 sources = st.builds(Source, st.sampled_from(["API_KEY", "API_KEY_WS"]), st.ip_addresses().map(str))
-readings = st.builds(Reading, times_us, names, measures, measures, measures, sources)
+maybe = st.none() | measures
+readings = st.builds(Reading, times_us, names, maybe, maybe, maybe, sources).filter(
+    lambda reading: any(value is not None for value in reading[2:5])
+)
 
 
-def reading(sensor: str = "greenhouse-1", *, time_us: int = T0_US) -> Reading:
+def reading(sensor: str = "greenhouse-1", *, time_us: int = T0_US, source: Source = SOURCE) -> Reading:
     """A reading that nothing is wrong with."""
-    return Reading(time_us, sensor, 23.5, 48.2, 1013.2, SOURCE)
+    return Reading(time_us, sensor, 23.5, 48.2, 1013.2, source)
+
+
+def batch_of(readings: Sequence[Reading], *, source: Source = SOURCE, is_whole: bool = False) -> Batch:
+    """These readings in their order as one request's, whoever sent them."""
+    sensors = list(dict.fromkeys(each.sensor for each in readings))
+    columns = [
+        [each.time_us for each in readings],
+        [sensors.index(each.sensor) for each in readings],
+        *([each[place] for each in readings] for place in (2, 3, 4)),
+    ]
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, BATCH_SCHEMA, strict=True)]
+    return Batch(sensors, pa.RecordBatch.from_arrays(arrays, schema=BATCH_SCHEMA), source, is_whole)
+
+
+def claim(key: str = "k1", *, key_name: str = "API_KEY", content: bytes = b"content", expires: bool = True) -> Claim:
+    """A claim whose answer says what became of the readings."""
+    return Claim(Fingerprint(key_name, key, content), replay_of, expires)
+
+
+def replay_of(outcome: Receipt | Stored) -> Replay:
+    """The answer to a request with a claim: how many of its readings are stored, and which are not."""
+    if isinstance(outcome, Receipt):
+        return Replay(201, b"id %d" % outcome.id)
+    return Replay(422 if outcome.refused else 201, f"{outcome.rows} stored, without {[*outcome.refused]}".encode())
 
 
 def receipt(

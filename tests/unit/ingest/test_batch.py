@@ -1,35 +1,37 @@
-"""Readings as columns: nothing lost, nothing reordered, each name and source once."""
+"""A batch: its rows one by one, what it is counted as, and which of them is the latest."""
 
-import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.ingest.batch import BATCH_SCHEMA, Batch, Reading, Source
-from tests.unit.samples import names, readings, sources
+from app.ingest.batch import NAME_SIZE_BYTES, READING_SIZE_BYTES, ROW_SIZE_BYTES, Reading
+from tests.unit.samples import SOURCE, T0_US, batch_of, reading, readings
 
 
-def rows(batch: Batch) -> list[Reading]:
-    columns = [
-        column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column for column in batch.columns.columns
-    ]
-    return [
-        Reading(time_us, batch.sensors[sensor], temperature, humidity, pressure, batch.source)
-        for time_us, sensor, temperature, humidity, pressure in zip(
-            *(column.to_pylist() for column in columns), strict=True
-        )
-    ]
+@given(st.lists(readings, max_size=20), st.data())
+def test_its_rows_are_the_readings_in_their_order_from_anywhere_to_anywhere(
+    sent: list[Reading], data: st.DataObject
+) -> None:
+    sent = [each._replace(source=SOURCE) for each in sent]
+    batch = batch_of(sent)
+    start = data.draw(st.integers(0, len(sent)))
+    rows = data.draw(st.integers(0, len(sent) + 1))
+    assert batch.rows == len(sent)
+    part = list(batch.readings(start, rows))
+    assert list(map(repr, part)) == list(map(repr, sent[start : start + rows])), "repr tells -0.0 from 0.0"
 
 
-@given(st.lists(readings, min_size=1), sources)
-def test_the_columns_are_the_readings_in_their_order(sent: list[Reading], source: Source) -> None:
-    sent = [each._replace(source=source) for each in sent]
-    batch = Batch.of(sent)
-    batch.columns.validate(full=True)
-    assert batch.columns.schema.equals(BATCH_SCHEMA, check_metadata=True)
-    assert list(map(repr, rows(batch))) == list(map(repr, sent)), "repr tells -0.0 from 0.0"
+def test_a_reading_is_counted_as_one_row_of_the_largest_size() -> None:
+    assert (reading().rows, reading().size_bytes) == (1, READING_SIZE_BYTES)
 
 
-@given(st.lists(readings, min_size=1), st.lists(names, min_size=1, max_size=3))
-def test_each_name_is_there_once_in_order_of_appearance(sent: list[Reading], few_names: list[str]) -> None:
-    sent = [each._replace(sensor=few_names[place % len(few_names)]) for place, each in enumerate(sent)]
-    assert list(Batch.of(sent).sensors) == list(dict.fromkeys(each.sensor for each in sent))
+def test_a_batch_is_counted_by_its_rows_and_each_name_once() -> None:
+    batch = batch_of([reading("ab"), reading("cde"), reading("ab")])
+    assert batch.size_bytes == 3 * ROW_SIZE_BYTES + 2 * NAME_SIZE_BYTES + 5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "latest"), [([0], 0), ([3, 1, 2], 0), ([1, 3, 2], 1), ([1, 2, 2, 0, 2, 1], 4), ([-5, -7], 0)]
+)
+def test_the_latest_is_the_last_of_those_with_the_latest_time(seconds: list[int], latest: int) -> None:
+    assert batch_of([reading(time_us=T0_US + second) for second in seconds]).latest() == latest

@@ -91,9 +91,7 @@ def decode_document(body: bytes, rules: Rules) -> Expected:
         raise MalformedError("columns that are none")
     if len({len(values) for values in columns.values()}) > 1:
         raise MalformedError("columns of different lengths")
-    rows = [
-        {name: values[place] for name, values in columns.items()} for place in range(len(columns["sensor_id"]))
-    ]
+    rows = [{name: values[place] for name, values in columns.items()} for place in range(len(columns["sensor_id"]))]
     return judge(rows, unknown_of([document]), rules)
 
 
@@ -177,7 +175,11 @@ def moment(sent: object, rules: Rules) -> int:
         time_us = microseconds(sent, rules.precision)
     except ValueError:
         raise FaultError("time") from None
-    if not EPOCH + timedelta(days=-25_567) <= EPOCH + timedelta(microseconds=time_us) < datetime(2262, 1, 1, tzinfo=UTC):
+    if (
+        not EPOCH + timedelta(days=-25_567)
+        <= EPOCH + timedelta(microseconds=time_us)
+        < datetime(2262, 1, 1, tzinfo=UTC)
+    ):
         raise FaultError("time")
     if rules.window.past_us is not None and rules.now_us - time_us > rules.window.past_us:
         raise FaultError("time")
