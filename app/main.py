@@ -44,6 +44,10 @@ REMEMBERING_HEAD_START_S = 1.0
 REMEMBERING_TIMEOUT_S = 60.0
 
 
+def _share_of_key(settings: Settings) -> int:
+    return round(settings.buffer_max_bytes * settings.buffer_key_share)
+
+
 def _writer(settings: Settings, database: Database) -> Writer:
     return Writer(
         database,
@@ -64,7 +68,7 @@ def _pipeline(
         buffer=Buffer(
             settings.buffer_max_rows,
             settings.buffer_max_bytes,
-            round(settings.buffer_max_bytes * settings.buffer_key_share),
+            _share_of_key(settings),
         ),
         store=writer,
         encode=encode,
@@ -273,6 +277,7 @@ def create_app(
         window=window,
         max_body_bytes=settings.max_body_bytes,
         now_us=now_us,
+        recall=server.recall,
         observe=observe,
         clock=time.perf_counter,
     )
@@ -287,7 +292,8 @@ def create_app(
                 limits=Limits(
                     body_bytes=settings.max_bulk_body_bytes,
                     inflated_bytes=settings.max_bulk_inflated_bytes,
-                    rows=settings.flush_max_rows,
+                    rows=min(settings.flush_max_rows, settings.buffer_max_rows),
+                    held_bytes=_share_of_key(settings),
                     days=settings.max_bulk_days,
                 ),
                 now_us=now_us,

@@ -90,9 +90,9 @@ class Settings(BaseSettings):
         100_000, le=100_000, description="Rows in one flush at most, and so in one request."
     )
     columnstore_rows_per_sensor: int = Field(
-        5,
+        7,
         ge=0,
-        description="Flushes with as many rows a sensor go straight to TimescaleDB's columnstore; 0 = none does.",
+        description="Flushes with as many rows a sensor and day go straight into the columnstore; 0 = none does.",
     )
     flush_timeout_s: PositiveFloat = Field(
         30, description="Longest that one flush may take before its connection is given up, seconds."

@@ -51,6 +51,10 @@ class Reading(NamedTuple):
         """What it is counted as while it is held."""
         return READING_SIZE_BYTES
 
+    def time_range_us(self) -> tuple[int, int]:
+        """Its time, twice."""
+        return self.time_us, self.time_us
+
 
 BATCH_SCHEMA = pa.schema(
     [
@@ -84,6 +88,11 @@ class Batch:
     def size_bytes(self) -> int:
         """What it is counted as while it is held."""
         return self.rows * ROW_SIZE_BYTES + sum(map(len, self.sensors)) + len(self.sensors) * NAME_SIZE_BYTES
+
+    def time_range_us(self) -> tuple[int, int]:
+        """The earliest and the latest time, microseconds since 1970 UTC."""
+        extremes = pc.min_max(self.columns["time"].cast(pa.int64()))
+        return extremes["min"].as_py(), extremes["max"].as_py()
 
     def readings(self, start: int, rows: int) -> Iterator[Reading]:
         """Some of its rows, one by one."""

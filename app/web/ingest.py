@@ -8,6 +8,7 @@ Promises:
     * A key is checked before the body is read, and no more of the body is read than may be.
 """
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
@@ -18,13 +19,15 @@ from fastapi.security import APIKeyHeader
 from pydantic import BaseModel
 
 from app.errors import SensorFlowError, UnsupportedEncoding
-from app.ingest.batch import Source
+from app.ingest.batch import Reading, Source
 from app.ingest.buffer import Answer
+from app.ingest.claim import Claim, Fingerprint, Replay
 from app.ingest.decode.reading import ReadingBody, decode_reading
 from app.ingest.decode.timestamps import TimeWindow
 from app.ingest.pipeline import Intake
-from app.ingest.receipt import Receipt
+from app.ingest.receipt import Receipt, Stored
 from app.web import auth
+from app.web.idempotency import Recall, answered_before, fingerprint
 from app.web.measure import Observe
 from app.web.protocol import Exchange, TakeBody
 
@@ -62,6 +65,7 @@ class ReadingEndpoint:
         window: which times a reading may bring.
         max_body_bytes: the largest body that is read.
         now_us: microseconds since 1970 UTC.
+        recall: finds what was committed under a request's Idempotency-Key.
         observe: is told route, method, status and duration in seconds of each request.
         clock: seconds, for ``observe``.
     """
@@ -76,6 +80,7 @@ class ReadingEndpoint:
         window: TimeWindow,
         max_body_bytes: int,
         now_us: Callable[[], int],
+        recall: Recall,
         observe: Observe,
         clock: Callable[[], float],
     ) -> None:
@@ -86,6 +91,8 @@ class ReadingEndpoint:
         self._keyring = keyring
         self._window = window
         self._now_us = now_us
+        self._recall = recall
+        self._recalling: set[asyncio.Future[None]] = set()
 
     def open(self, exchange: Exchange) -> TakeBody:
         """Checks the key; what it returns has the reading stored, and answers when it is.
@@ -102,13 +109,35 @@ class ReadingEndpoint:
                 exchange.answer(201, (), answer.payload)
             elif isinstance(answer, SensorFlowError):
                 exchange.refuse(answer)
+            elif isinstance(answer, Replay):
+                exchange.answer(answer.status, (), answer.body)
 
         def store(body: bytes) -> None:
             source = Source(key_name, exchange.client_ip[:MAX_ADDRESS_LENGTH])
             reading = decode_reading(body, source=source, window=self._window, now_us=self._now_us())
-            self._pipeline.submit(reading, settle)
+            idempotency_key = exchange.headers.get(b"idempotency-key")
+            if idempotency_key is None:
+                self._pipeline.submit(reading, settle)
+            else:
+                request = fingerprint(idempotency_key.decode("latin-1"), key_name, self.path, body)
+                self._recalling.add(recalling := asyncio.ensure_future(self._store_once(request, reading, settle)))
+                recalling.add_done_callback(self._recalling.discard)
+                recalling.add_done_callback(exchange.fail_with)
 
         return store
+
+    async def _store_once(self, request: Fingerprint, reading: Reading, settle: Callable[[Answer], None]) -> None:
+        """Has a reading stored, or its first answer given again."""
+        replay = await answered_before(self._recall, request)
+        if replay is not None:
+            settle(replay)
+        else:
+            self._pipeline.submit(reading, settle, claim=Claim(request, _as_it_was))
+
+
+def _as_it_was(outcome: Receipt | Stored) -> Replay:
+    assert isinstance(outcome, Receipt)  # what a reading becomes
+    return Replay(201, outcome.payload)
 
 
 async def post_temperature_reading(reading: ReadingBody, key: Annotated[str, Security(KEY_HEADER)]) -> Any:
@@ -130,6 +159,7 @@ def documented_route() -> APIRoute:
         summary="Store one reading",
         responses={
             401: {"model": Problem, "description": "The API key is missing or wrong"},
+            409: {"model": Problem, "description": "The Idempotency-Key was used with another body"},
             413: {"model": Problem, "description": "The body is too large"},
             415: {"model": Problem, "description": "The body is encoded"},
             503: {"model": Problem, "description": "Not stored; send again after Retry-After seconds"},

@@ -160,6 +160,11 @@ class Exchange:
         """Answers with what an error becomes on the wire."""
         self.answer(*problems.answer(error))
 
+    def fail_with(self, work: "asyncio.Future[None]") -> None:
+        """Answers with the error, if there is one, of work that was to answer."""
+        if not work.cancelled() and isinstance(error := work.exception(), Exception):
+            self._fail(error)
+
     def _fail(self, error: Exception) -> None:
         if isinstance(error, SensorFlowError):
             self.refuse(error)

@@ -1,14 +1,13 @@
 """POST /api/readings: many readings in one request, answered once they are committed.
 
 Promises:
-    * 201 and ``stored`` speak of committed readings; 202, asked for with ``Prefer: respond-async``, of buffered ones. (3)
+    * 201 and ``stored`` speak of committed readings; 202, asked for with ``Prefer: respond-async``, of buffered. (3)
     * An Idempotency-Key seen before is answered as it was the first time, and stores nothing. (5)
     * A key is checked, and room held in the buffer for what was announced, before the body is read.
 """
 
 import asyncio
-import hashlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -23,14 +22,14 @@ from starlette.responses import Response
 
 from app.errors import (
     BodyTooLarge,
-    InvalidParameter,
     MalformedBody,
     SensorFlowError,
+    TooManyRows,
     UnsupportedFormat,
 )
 from app.ingest.batch import Batch, Source
 from app.ingest.buffer import Answer
-from app.ingest.claim import Claim, Fingerprint, Kept, Replay
+from app.ingest.claim import Claim, Fingerprint, Replay
 from app.ingest.decode.columns import Decoded, RowFault, Terms
 from app.ingest.decode.inflate import codec_of, inflated
 from app.ingest.decode.readings import Format, decode_readings
@@ -38,6 +37,7 @@ from app.ingest.decode.timestamps import Precision, TimeWindow
 from app.ingest.pipeline import Intake
 from app.ingest.receipt import Receipt, Stored
 from app.web import auth, problems
+from app.web.idempotency import Recall, answered_before, fingerprint
 from app.web.ingest import MAX_ADDRESS_LENGTH, Problem
 
 KEY_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False)
@@ -46,7 +46,6 @@ DECODING_FACTOR = 4
 """Bytes of memory that a byte of a body is counted as until it has become columns."""
 DECODE_IN_THREAD_BYTES = 65_536
 """Larger bodies are decoded beside the event loop: they take 0.3 ms and more, a thread's hand-over 0.1."""
-MAX_IDEMPOTENCY_KEY_LENGTH = 255
 MAX_ERRORS = 100
 
 
@@ -70,6 +69,8 @@ class Limits:
     rows: int
     days: int
     """Distinct days, each a chunk of the table."""
+    held_bytes: int
+    """Room in the buffer: what takes more would never fit."""
 
 
 class StoredReadings(BaseModel):
@@ -139,7 +140,7 @@ class BulkIngest:
         self,
         *,
         intake: Intake,
-        recall: Callable[[Fingerprint], Awaitable[Kept | None]],
+        recall: Recall,
         keyring: auth.Keyring,
         window: TimeWindow,
         limits: Limits,
@@ -166,11 +167,12 @@ class BulkIngest:
         source = Source(key_name, request.client.host[:MAX_ADDRESS_LENGTH] if request.client else "")
         with self._room(key_name) as grow_to:
             body = await self._body(request, codec, grow_to)
-            fingerprint = _fingerprint(
-                headers.get("idempotency-key"), key_name, (format_.value, str(options), str(is_awaited)), body
-            )
-            if fingerprint is not None and (kept := await self._recall(fingerprint)) is not None:
-                return _replayed(kept.answer_to(fingerprint))
+            request_ = None
+            if (idempotency_key := headers.get("idempotency-key")) is not None:
+                terms_of_request = f"{PATH} {format_.value} {options} {is_awaited}".encode()
+                request_ = fingerprint(idempotency_key, key_name, terms_of_request, body)
+                if (replay := await answered_before(self._recall, request_)) is not None:
+                    return replay
             terms = Terms(
                 source=source,
                 precision=options.precision,
@@ -185,17 +187,21 @@ class BulkIngest:
             else:
                 decoded = decode_readings(body, format_, terms)
             del body
+        if decoded.batch.size_bytes > self._limits.held_bytes:
+            raise TooManyRows(
+                decoded.batch.rows, decoded.batch.rows * self._limits.held_bytes // decoded.batch.size_bytes
+            )
         if not decoded.batch.rows or (decoded.rejected and not options.partial):
             return _answer(decoded, 0, "stored")
         batch = decoded.batch if options.partial else replace(decoded.batch, is_whole=True)
         if is_awaited:
-            return await self._committed(batch, decoded, fingerprint)
+            return await self._committed(batch, decoded, request_)
         accepted = _answer(decoded, batch.rows, "accepted")
-        claim = Claim(fingerprint, lambda _: accepted) if fingerprint else None
+        claim = Claim(request_, lambda _: accepted) if request_ else None
         self._intake.submit(batch, _nobody, claim=claim, is_awaited=False)
         return accepted
 
-    async def _committed(self, batch: Batch, decoded: Decoded, fingerprint: Fingerprint | None) -> Replay:
+    async def _committed(self, batch: Batch, decoded: Decoded, request: Fingerprint | None) -> Replay:
         """Hands a batch in, and waits for what becomes of it."""
         answered: asyncio.Future[Replay] = asyncio.get_running_loop().create_future()
 
@@ -211,7 +217,7 @@ class BulkIngest:
             else:
                 answered.set_result(answer if isinstance(answer, Replay) else told(answer))
 
-        self._intake.submit(batch, settle, claim=Claim(fingerprint, told) if fingerprint else None)
+        self._intake.submit(batch, settle, claim=Claim(request, told) if request else None)
         return await answered
 
     @contextmanager
@@ -233,7 +239,7 @@ class BulkIngest:
 
     async def _body(self, request: Request, codec: str | None, grow_to: Callable[[int], None]) -> bytes:
         """The body, inflated; room is made sure of before each part is read."""
-        limit = self._limits.body_bytes
+        limit = min(self._limits.body_bytes, self._limits.held_bytes // DECODING_FACTOR)
         announced = request.headers.get("content-length", "0")
         if announced.isdigit():
             if int(announced) > limit:
@@ -254,7 +260,8 @@ class BulkIngest:
         if codec is None:
             return body
         parts, size = [], 0
-        rest = inflated(body, codec, limit_bytes=self._limits.inflated_bytes)
+        limit = min(self._limits.inflated_bytes, self._limits.held_bytes // DECODING_FACTOR)
+        rest = inflated(body, codec, limit_bytes=limit)
         while part := await asyncio.to_thread(next, rest, b""):
             parts.append(part)
             size += len(part)
@@ -270,21 +277,6 @@ def _format(content_type: str) -> Format:
         raise UnsupportedFormat(
             f"Content-Type {media_type!r} is not taken: send {', '.join(format_.value for format_ in Format)}."
         ) from None
-
-
-def _fingerprint(key: str | None, key_name: str, options: Sequence[str], body: bytes) -> Fingerprint | None:
-    if key is None:
-        return None
-    if not (0 < len(key) <= MAX_IDEMPOTENCY_KEY_LENGTH and key.isascii() and key.isprintable()):
-        raise InvalidParameter(f"Idempotency-Key should be 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} ASCII characters.")
-    content_hash = hashlib.sha256("\0".join(options).encode() + b"\0" + body).digest()
-    return Fingerprint(key_name, key, content_hash)
-
-
-def _replayed(answer: Replay | SensorFlowError) -> Replay:
-    if isinstance(answer, SensorFlowError):
-        raise answer
-    return answer
 
 
 def _nobody(_: Answer) -> None:

@@ -1,0 +1,45 @@
+"""The Idempotency-Key header: what makes two requests the same, and the first answer given again. (5)
+
+The header is that of the IETF's draft (draft-ietf-httpapi-idempotency-key-header), its value any text.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+
+from app.errors import InvalidParameter, SensorFlowError
+from app.ingest.claim import Fingerprint, Kept, Replay
+
+MAX_KEY_LENGTH = 255
+
+Recall = Callable[[Fingerprint], Awaitable[Kept | None]]
+"""Finds what was committed under a request's Idempotency-Key, if anything was; DatabaseAway if it can't ask."""
+
+
+def fingerprint(key: str, key_name: str, *content: bytes) -> Fingerprint:
+    """What stands for a request: the API key's name, its Idempotency-Key, and all that decides what it stores.
+
+    Raises:
+        InvalidParameter: the Idempotency-Key can't be one.
+    """
+    if not (0 < len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
+        raise InvalidParameter(f"Idempotency-Key should be 1 to {MAX_KEY_LENGTH} ASCII characters.")
+    digest = hashlib.sha256()
+    for part in content:
+        digest.update(b"%d:" % len(part) + part)
+    return Fingerprint(key_name, key, digest.digest())
+
+
+async def answered_before(recall: Recall, request: Fingerprint) -> Replay | None:
+    """How this request was answered the first time, if it was.
+
+    Raises:
+        IdempotencyConflict: its key was used with another content.
+        DatabaseAway: nobody can tell.
+    """
+    kept = await recall(request)
+    if kept is None:
+        return None
+    answer = kept.answer_to(request)
+    if isinstance(answer, SensorFlowError):
+        raise answer
+    return answer
