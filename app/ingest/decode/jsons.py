@@ -53,17 +53,15 @@ def decode_ndjson(body: bytes, terms: Terms) -> Sent:
         body = body.replace(b"\r\n", b"\n")
     if not body:
         return Sent(0, {})
-    utf8 = is_utf8(body)
-    if utf8 and not _is_object_a_line(body):
-        body = b"\n".join([line for line in map(_strip, body.split(b"\n")) if line])
-    rows = body.count(b"\n") + 1
-    if utf8:
-        require_few_rows(rows, terms)
-        # Where every newline stands between } and {, a comma in its place makes an array of the lines, and of nothing
-        # else: no type in the schema lets one stand between braces anywhere but there.
-        if _is_object_a_line(body):
-            sent = _columns_by_arrow(b"[" + body.replace(b"\n", b",") + b"]", terms)
-            if sent is not None and sent.rows == rows:
+    if is_utf8(body):
+        objects = _objects_a_line(body)
+        if objects is None:
+            body = b"\n".join([line for line in map(_strip, body.split(b"\n")) if line])
+            objects = _objects_a_line(body)
+        if objects is not None:
+            require_few_rows(objects, terms)
+            sent = _columns_by_arrow(body, terms, is_array=False)
+            if sent is not None and sent.rows == objects:
                 return sent
     lines = [line for line in map(_strip, body.split(b"\n")) if line]
     require_few_rows(len(lines), terms)
@@ -84,9 +82,16 @@ def _strip(line: bytes) -> bytes:
     return line.strip(_WHITESPACE)
 
 
-def _is_object_a_line(body: bytes) -> bool:
+def _objects_a_line(body: bytes) -> int | None:
+    """How many lines there are, if each begins with { and ends with }.
+
+    Then no object goes on beyond its line, for after the } there would have to come something else than {. So if there
+    are as many objects, there is one on each.
+    """
     lines = pc.split_pattern(as_binary(body), "\n").flatten()
-    return bool(pc.all(pc.starts_with(lines, "{")).as_py() and pc.all(pc.ends_with(lines, "}")).as_py())
+    if pc.all(pc.starts_with(lines, "{")).as_py() and pc.all(pc.ends_with(lines, "}")).as_py():
+        return len(lines)
+    return None
 
 
 def decode_json(body: bytes, terms: Terms) -> Sent:
@@ -101,7 +106,7 @@ def decode_json(body: bytes, terms: Terms) -> Sent:
         raise MalformedBody(f"The body is empty. {_READ}")
     if not is_utf8(body):
         raise MalformedBody(f"The body can't be read: {NOT_UTF8}.")
-    if body.startswith(b"[") and (sent := _columns_by_arrow(body, terms)) is not None:
+    if body.startswith(b"[") and (sent := _columns_by_arrow(body, terms, is_array=True)) is not None:
         return sent
     try:
         document = _parse(body)
@@ -127,31 +132,24 @@ def _without_line_number(error: ValueError) -> str:
     return str(error).replace("at line 1 column", "at character")
 
 
-def _columns_by_arrow(array: bytes, terms: Terms) -> Sent | None:
-    """The columns of a JSON array of readings; None: it takes the other way."""
-    if b"\0" in array:  # Arrow takes it for the end
+def _columns_by_arrow(body: bytes, terms: Terms, *, is_array: bool) -> Sent | None:
+    """The columns of an array of readings, or of a reading a line; None: it takes the other way."""
+    if b"\0" in body:  # Arrow takes it for the end
         return None
     try:
-        row_type = _type_of_rows(array)
+        fields = _fields_of(body, is_array=is_array)
     except ValueError:
         return None
-    unknown = [name for name in row_type.names if name not in COLUMNS]
+    unknown = [each.name for each in fields if each.name not in COLUMNS]
     # Arrow 26 crashes at a null that follows a whole document, into which } could turn what it is given here.
     # Its parser takes a few more spellings of NaN; in the known columns none are taken, and none may be elsewhere.
-    if has(array, r"\}\s*null") or (unknown and has(array, "NaN|Inf")):
+    if has(body, r"\}\s*null") or (unknown and has(body, "NaN|Inf")):
         return None
-    document = b'{"readings":%b}\n' % array
-    table = _read(document, row_type)
-    if table is None and row_type.field("time").type == pa.int64():
-        with_fractions = [each.with_type(pa.float64()) if each.name == "time" else each for each in row_type]
-        table = _read(document, pa.struct(with_fractions))
-    if table is None or table.num_rows != 1:
-        return None
-    readings = table.column("readings")
-    if readings.num_chunks != 1 or readings.null_count:
-        return None
-    rows = readings.chunk(0).flatten()
-    if rows.null_count:
+    read = _read_array if is_array else _read_lines
+    rows = read(body, fields)
+    if rows is None and any(each.name == "time" and each.type == pa.int64() for each in fields):
+        rows = read(body, [each.with_type(pa.float64()) if each.name == "time" else each for each in fields])
+    if rows is None:
         return None
     columns = {name: rows.field(name) for name in COLUMNS}
     if not _reads_alike(columns, terms.precision):
@@ -159,16 +157,33 @@ def _columns_by_arrow(array: bytes, terms: Terms) -> Sent | None:
     return Sent(len(rows), columns, unknown_among(unknown))
 
 
-def _read(document: bytes, row_type: pa.StructType) -> pa.Table | None:
+def _read_array(array: bytes, fields: Sequence[pa.Field]) -> pa.StructArray | None:
+    document = b'{"readings":%b}\n' % array
+    table = _read(document, pa.schema([pa.field("readings", pa.list_(pa.struct(fields)))]))
+    if table is None or table.num_rows != 1:
+        return None
+    readings = table.column("readings")
+    if readings.num_chunks != 1 or readings.null_count:
+        return None
+    rows = readings.chunk(0).flatten()
+    return None if rows.null_count else rows
+
+
+def _read_lines(lines: bytes, fields: Sequence[pa.Field]) -> pa.StructArray | None:
+    table = _read(lines, pa.schema(fields))
+    if table is None:
+        return None
+    (rows,) = table.to_batches()
+    return rows.to_struct_array()
+
+
+def _read(text: bytes, schema: pa.Schema) -> pa.Table | None:
     try:
         return pj.read_json(
-            pa.BufferReader(document),
+            pa.BufferReader(text),
             # One block, since a block must end with a line; one thread, since bodies are decoded side by side.
-            read_options=pj.ReadOptions(use_threads=False, block_size=len(document) + 1),
-            parse_options=pj.ParseOptions(
-                explicit_schema=pa.schema([pa.field("readings", pa.list_(row_type))]),
-                unexpected_field_behavior="error",
-            ),
+            read_options=pj.ReadOptions(use_threads=False, block_size=len(text) + 1),
+            parse_options=pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
         )
     except pa.ArrowException:
         return None
@@ -186,10 +201,11 @@ def _reads_alike(columns: Mapping[str, pa.Array], precision: Precision) -> bool:
     )
 
 
-def _type_of_rows(array: bytes) -> pa.StructType:
-    """The type of the array's first readings, COLUMNS first; ValueError if there is none that fits."""
-    readings = from_json(array[:_SAMPLE_BYTES], allow_partial=True)
-    if len(readings) > 1 and len(array) > _SAMPLE_BYTES:
+def _fields_of(body: bytes, *, is_array: bool) -> list[pa.Field]:
+    """The fields of the first readings, COLUMNS first; ValueError if there are none that fit."""
+    start = body[:_SAMPLE_BYTES]
+    readings = from_json(start if is_array else b"[" + start.replace(b"\n", b","), allow_partial=True)
+    if len(readings) > 1 and len(body) > _SAMPLE_BYTES:
         readings.pop()  # it may have been cut within a number
     if not all(isinstance(reading, dict) for reading in readings):
         raise ValueError("not readings")
@@ -202,13 +218,13 @@ def _type_of_rows(array: bytes) -> pa.StructType:
     for name in dict.fromkeys(chain.from_iterable(readings)):
         if name not in fields:
             fields[name] = _type_of([reading.get(name) for reading in readings], _SAMPLE_DEPTH)
-    return pa.struct(list(fields.items()))
+    return [pa.field(name, type_) for name, type_ in fields.items()]
 
 
 def _type_of(values: Sequence[object], depth: int) -> pa.DataType:
     """The type of an unknown column, as far as it matters to find that the other rows have it, too.
 
-    A list of objects has none: in it a comma could stand between braces. Nor has what is nested deeply: Arrow recurses.
+    What is nested deeply has none: Arrow recurses. Nor has a list of lists or objects.
     """
     values = [value for value in values if value is not None]
     if not values:
