@@ -4,6 +4,7 @@ import json
 import re
 import socket
 import subprocess
+import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -104,6 +105,46 @@ def test_many_requests_may_come_at_once_on_one_connection(server: Server) -> Non
         while answers.count(b'"client_ip"') < 1_000:
             answers += connection.recv(1_048_576)
     assert answers.count(b"HTTP/1.1 201 ") == 1_000
+
+
+def test_answers_come_in_the_order_of_the_requests_whoever_gives_them(server: Server) -> None:
+    body = json.dumps(READING).encode()
+    post = b"POST %s HTTP/1.1\r\nHost: x\r\nX-API-Key: %%s\r\nContent-Length: %d\r\n\r\n%s" % (
+        *(PATH.encode(), len(body), body),
+    )
+    get = b"GET /health HTTP/1.1\r\nHost: x\r\n%s\r\n"
+    with connection_to(server) as connection:
+        connection.sendall(
+            post % API_KEY.encode()
+            + get % b""
+            + post % b"wrong"
+            + post % API_KEY.encode()
+            + get % b"Connection: close\r\n"
+        )
+        answers = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"201", b"200", b"401", b"201", b"200"]
+
+
+def test_a_body_may_come_slowly_and_only_when_it_is_asked_for(server: Server) -> None:
+    body = json.dumps(READING).encode()
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nX-API-Key: %s\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n" % (
+        *(PATH.encode(), API_KEY.encode(), len(body)),
+    )
+    with connection_to(server) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(head)
+        assert connection.recv(1_024) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        for place in range(0, len(body), 10):
+            connection.sendall(body[place : place + 10])
+            time.sleep(0.005)
+        assert connection.recv(1_024).startswith(b"HTTP/1.1 201 Created\r\n")
+
+
+def test_behind_a_trusted_proxy_client_ip_is_the_senders(embedded_database_url: str, tmp_path: Path) -> None:
+    with running(tmp_path, DATABASE_URL=embedded_database_url, FORWARDED_ALLOW_IPS="127.0.0.1") as server:
+        headers = {"X-API-Key": API_KEY, "X-Forwarded-For": "198.51.100.1, 203.0.113.9"}
+        answer = httpx.post(server.url + PATH, json=READING, headers=headers)
+    assert (answer.status_code, answer.json()["client_ip"]) == (201, "203.0.113.9")
 
 
 @pytest.mark.parametrize("before", [b"", b"Transfer-Encoding: chunked\r\n\r\n0\r\n"])

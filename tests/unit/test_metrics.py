@@ -5,7 +5,9 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.errors import DatabaseAway, RejectedByDatabase
@@ -13,7 +15,7 @@ from app.ingest.batch import READING_SIZE_BYTES
 from app.ingest.buffer import Buffer, Parcel
 from app.live.bus import LocalBus
 from app.live.hub import Hub
-from app.metrics import Instruments, ServerCollector
+from app.metrics import LATENCY_BUCKETS_S, Instruments, RequestDurations, ServerCollector
 from app.store.maintenance import DatabaseStatistics
 from tests.unit.samples import at_once, reading, receipt
 
@@ -113,6 +115,30 @@ def test_counters_end_in_total_and_units_are_base_units() -> None:
         assert not {"ms", "milliseconds", "us", "minutes", "kilobytes", "mb"} & set(family.name.split("_"))
         for sample in family.samples:
             assert sample.name.endswith("_total") == (family.type == "counter")
+
+
+labels = st.tuples(st.sampled_from(["/a", '"\\\n']), st.sampled_from(["GET", "POST"]), st.sampled_from([200, 503]))
+
+
+@given(st.lists(st.tuples(labels, st.sampled_from(LATENCY_BUCKETS_S) | st.floats(0, 10))))
+def test_request_durations_read_as_those_of_prometheus_own_histogram(
+    observed: list[tuple[tuple[str, str, int], float]],
+) -> None:
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    durations = RequestDurations()
+    ours.register(durations)
+    histogram = Histogram(
+        "sensorflow_http_request_duration_seconds",
+        "Time from a request's arrival to the end of its answer.",
+        ["route", "method", "status"],
+        buckets=LATENCY_BUCKETS_S,
+        registry=theirs,
+    )
+    for labels_, duration_s in observed:
+        durations.observe(*labels_, duration_s)
+        histogram.labels(*labels_).observe(duration_s)
+    assert generate_latest(ours) == generate_latest(theirs)
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from app.errors import InvalidReading
 from app.ingest.batch import Reading
-from app.ingest.decode.reading import decode_reading
+from app.ingest.decode.reading import ReadingBody, decode_reading
 from app.ingest.decode.timestamps import TimeWindow
 from app.web import problems
 from tests.unit.samples import SOURCE, T0_US, measures, names
@@ -158,3 +158,44 @@ def test_whatever_the_bytes_are_they_are_a_reading_or_an_answer_in_json(sent: by
         status, _, answer = problems.answer(error)
         assert status == 422
         assert all(fault["loc"][0] == "body" for fault in orjson.loads(answer)["detail"])
+
+
+numbers = (
+    st.floats().map(json.dumps)
+    | st.integers().map(str)
+    | st.integers(-(2**70), 2**70).map(str)
+    | st.from_regex(r"-?(0|[1-9][0-9]{0,25})(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,3})?", fullmatch=True)
+)
+values = numbers | anything.map(json.dumps) | st.text().map(json.dumps) | st.just("[" * 200 + "]" * 200)
+fields = st.tuples(st.sampled_from([*FIELDS, "time", "other"]), values)
+complete = st.tuples(*(st.tuples(st.just(name), numbers) for name in ("temperature", "humidity", "pressure")))
+named = st.tuples(st.just("sensor_id"), (names | st.text()).map(json.dumps))
+timed = st.tuples(st.just("time"), numbers | st.datetimes().map(lambda time: json.dumps(time.isoformat())))
+
+
+@given(
+    st.lists(fields)
+    | st.builds(lambda three, name, more: [*three, name, *more], complete, named, st.lists(timed | fields, max_size=2)),
+    st.sampled_from(["%s", " %s\n", "\ufeff%s", "%s,", "[%s]"]),
+)
+def test_a_body_is_judged_as_the_documented_model_judges_it(sent: list[tuple[str, str]], around: str) -> None:
+    """Also where fields come twice, numbers are long, and values are deep."""
+    inner = ", ".join(f'"{name}": {value}' for name, value in sent)
+    text = (around % f"{{{inner}}}").encode(errors="surrogatepass")
+    try:
+        expected = ReadingBody.model_validate_json(text)
+    except ValueError:
+        with pytest.raises(InvalidReading):
+            decode(text, ANY_TIME)
+    else:
+        time_us = T0_US if expected.time is None else expected.time
+        measured = (expected.temperature, expected.humidity, expected.pressure)
+        assert repr(decode(text, ANY_TIME)) == repr(Reading(time_us, expected.sensor_id, *measured, SOURCE))
+
+
+@pytest.mark.parametrize(
+    "number", [b"-0", b"-0.0", b"0", b"9007199254740993", b"18446744073709551615", b"1e308", b"5e-324"]
+)
+def test_numbers_at_the_edges_are_judged_alike(number: bytes) -> None:
+    sent = body(temperature=number)
+    assert repr(decode(sent).temperature) == repr(ReadingBody.model_validate_json(sent).temperature)

@@ -1,0 +1,117 @@
+"""The endpoint of one reading: what it asks of a head, hands to the pipeline, and makes of the answer."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import orjson
+import pytest
+
+from app.errors import DatabaseAway, InvalidReading, ShuttingDown, Unauthorized, UnsupportedEncoding
+from app.ingest.batch import Reading, Source
+from app.ingest.buffer import Answer
+from app.ingest.decode.timestamps import TimeWindow
+from app.ingest.pipeline import Pipeline
+from app.web import problems
+from app.web.auth import ApiKey, Keyring, Scope
+from app.web.ingest import ReadingEndpoint
+from app.web.protocol import Exchange
+from tests.unit.samples import T0_US, receipt
+
+KEY, EARS = b"correct-horse-battery", b"correct-horse-listens"
+KEYRING = Keyring(
+    ApiKey("API_KEY", KEY.decode(), frozenset(Scope)),
+    ApiKey("API_KEY_WS", EARS.decode(), frozenset({Scope.LISTEN})),
+)
+BODY = b'{"temperature": 23.5, "humidity": 48.2, "pressure": 1013.2, "sensor_id": "greenhouse-1"}'
+
+
+class Request:
+    """What the endpoint sees of an Exchange."""
+
+    def __init__(self, headers: dict[bytes, bytes], client_ip: str = "192.0.2.7") -> None:
+        self.headers = headers
+        self.client_ip = client_ip
+        self.answers: list[tuple[int, problems.Headers, bytes]] = []
+
+    def answer(self, status: int, headers: problems.Headers, body: bytes) -> None:
+        self.answers.append((status, headers, body))
+
+    def refuse(self, error: Any) -> None:
+        self.answers.append(problems.answer(error))
+
+
+class Basket:
+    """A pipeline that leaves it to the test to settle."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.submitted: list[tuple[Reading, Callable[[Answer], None]]] = []
+
+    def submit(self, reading: Reading, settle: Callable[[Answer], None]) -> None:
+        if self.error is not None:
+            raise self.error
+        self.submitted.append((reading, settle))
+
+
+def endpoint(basket: Basket, observed: list[tuple[object, ...]] | None = None) -> ReadingEndpoint:
+    return ReadingEndpoint(
+        pipeline=cast("Pipeline", basket),
+        keyring=KEYRING,
+        window=TimeWindow.of(past_days=30, future_minutes=10),
+        max_body_bytes=1_000,
+        now_us=lambda: T0_US,
+        observe=lambda *seen: observed.append(seen) if observed is not None else None,
+        clock=lambda: 0.0,
+    )
+
+
+def send(basket: Basket, request: Request, body: bytes = BODY) -> None:
+    endpoint(basket).open(cast("Exchange", request))(body)
+
+
+@pytest.mark.parametrize("headers", [{}, {b"x-api-key": b"wrong"}, {b"x-api-key": EARS}])
+def test_a_key_for_sending_is_asked_for_before_the_body(headers: dict[bytes, bytes]) -> None:
+    with pytest.raises(Unauthorized):
+        endpoint(Basket()).open(cast("Exchange", Request(headers)))
+
+
+def test_an_encoding_is_refused_before_the_body_but_not_before_the_key() -> None:
+    with pytest.raises(UnsupportedEncoding):
+        endpoint(Basket()).open(cast("Exchange", Request({b"x-api-key": KEY, b"content-encoding": b"gzip"})))
+    with pytest.raises(Unauthorized):
+        endpoint(Basket()).open(cast("Exchange", Request({b"content-encoding": b"gzip"})))
+    send(Basket(), Request({b"x-api-key": KEY, b"content-encoding": b"identity"}))
+
+
+def test_a_reading_is_submitted_with_its_source_and_answered_when_it_is_settled() -> None:
+    basket, request = Basket(), Request({b"x-api-key": KEY}, client_ip="2001:db8::" + "1" * 100)
+    send(basket, request)
+    [(reading, settle)] = basket.submitted
+    source = Source("API_KEY", "2001:db8::" + "1" * 35)
+    assert reading == Reading(T0_US, "greenhouse-1", 23.5, 48.2, 1013.2, source)
+    assert request.answers == []
+    settle(receipt(7))
+    assert request.answers == [(201, (), b"x" * 10)]
+
+
+def test_a_reading_that_is_not_stored_is_answered_with_the_reason() -> None:
+    basket, request = Basket(), Request({b"x-api-key": KEY})
+    send(basket, request)
+    basket.submitted[0][1](DatabaseAway("away", retry_after_s=3))
+    [(status, headers, body)] = request.answers
+    assert (status, list(headers), orjson.loads(body)) == (503, [(b"retry-after", b"3")], {"detail": "away"})
+
+
+def test_what_is_not_taken_is_raised() -> None:
+    request = Request({b"x-api-key": KEY})
+    with pytest.raises(ShuttingDown):
+        send(Basket(ShuttingDown("bye")), request)
+    with pytest.raises(InvalidReading):
+        send(Basket(), request, b"{}")
+    assert request.answers == []
+
+
+def test_requests_are_observed_under_their_route() -> None:
+    observed: list[tuple[object, ...]] = []
+    endpoint(Basket(), observed).observe(201, 0.25)
+    assert observed == [("/api/temperature_reading", "POST", 201, 0.25)]

@@ -1,0 +1,557 @@
+"""Bytes in, bytes out: requests past ASGI, in line with those that uvicorn hands to it, on a transport that is none."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import uvicorn
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from app.errors import BufferFull, Unauthorized
+from app.web.protocol import MAX_HEAD_BYTES, MAX_PENDING_BYTES, Exchange, HttpProtocol, OneWriteATurn, TakeBody
+
+MAX_BODY_BYTES = 100
+KEEP_ALIVE_S = 5
+
+
+class Wire(asyncio.Transport):
+    """A transport whose peer is the test."""
+
+    def __init__(self, peer: tuple[str, int] | None = ("192.0.2.7", 5_000)) -> None:
+        super().__init__({"peername": peer, "sockname": ("192.0.2.1", 80)})
+        self.writes: list[bytes] = []
+        self.ended = ""
+        self.is_read = True
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self.ended
+        self.writes.append(bytes(data))
+
+    def close(self) -> None:
+        self.ended = self.ended or "closed"
+
+    def abort(self) -> None:
+        self.ended = "aborted"
+
+    def is_closing(self) -> bool:
+        return bool(self.ended)
+
+    def pause_reading(self) -> None:
+        self.is_read = False
+
+    def resume_reading(self) -> None:
+        self.is_read = True
+
+
+class Desk:
+    """An endpoint that leaves it to the test to answer."""
+
+    path = b"/reading"
+    max_body_bytes = MAX_BODY_BYTES
+
+    def __init__(self) -> None:
+        self.opened: list[Exchange] = []
+        self.taken: list[tuple[Exchange, bytes]] = []
+        self.observed: list[tuple[int, float]] = []
+        self.observe: Callable[[int, float], None] = lambda *observed: self.observed.append(observed)
+        self.clock: Callable[[], float] = asyncio.get_running_loop().time
+
+    def open(self, exchange: Exchange) -> TakeBody:
+        self.opened.append(exchange)
+        if exchange.headers.get(b"x-api-key") != b"k":
+            raise Unauthorized("no key")
+        return lambda body: self.taken.append((exchange, body))
+
+    def answer(self) -> None:
+        """Answers the request that was taken last with the length of its body."""
+        exchange, body = self.taken[-1]
+        exchange.answer(201, (), b"%d" % len(body))
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers 200 with its own view of the request; what it can't show it leaves out."""
+    body = b""
+    while (message := await receive()).get("more_body"):
+        body += message["body"]
+    body += message.get("body", b"")
+    shown = {name: repr(value) for name, value in scope.items() if name != "state"} | {"body": repr(body)}
+    answer = json.dumps(shown).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(answer))]})
+    await send({"type": "http.response.body", "body": answer})
+
+
+class Connection:
+    """One connection to a server: the protocol between a wire and a desk."""
+
+    def __init__(
+        self, *, plain: bool = False, proxies: str = "", peer: tuple[str, int] | None = ("192.0.2.7", 1)
+    ) -> None:
+        config = uvicorn.Config(
+            application,
+            ws="websockets-sansio",
+            access_log=False,
+            log_config=None,
+            proxy_headers=bool(proxies),
+            forwarded_allow_ips=proxies,
+            timeout_keep_alive=KEEP_ALIVE_S,
+        )
+        config.load()
+        self.state = ServerState()
+        self.state.default_headers = [(b"date", b"today")]
+        self.desk = Desk()
+        self.wire = Wire(peer)
+        make: Any = HttpToolsProtocol if plain else partial(HttpProtocol, endpoint=self.desk)
+        self.protocol: HttpProtocol = make(config=config, server_state=self.state, app_state={})
+        self.protocol.connection_made(self.wire)
+
+    def feed(self, data: bytes) -> None:
+        self.protocol.data_received(data)
+
+    def lose(self, error: Exception | None = None) -> None:
+        self.wire.ended = self.wire.ended or "lost"
+        self.protocol.connection_lost(error)
+
+    @property
+    def sent(self) -> bytes:
+        return b"".join(self.wire.writes)
+
+    @property
+    def statuses(self) -> list[int]:
+        """Of all answers so far, in their order. No body here has such a line in it."""
+        return [int(part[:3]) for part in self.sent.split(b"HTTP/1.1 ")[1:]]
+
+
+async def a_few_turns() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def post(
+    body: bytes = b"abc",
+    *headers: bytes,
+    target: bytes = b"/reading",
+    version: bytes = b"1.1",
+    key: bytes = b"k",
+    length: int | None = None,
+) -> bytes:
+    lines = [
+        b"POST %b HTTP/%b" % (target, version),
+        b"Host: x",
+        b"X-Api-Key: %b" % key,
+        b"Content-Length: %d" % (len(body) if length is None else length),
+        *headers,
+    ]
+    return b"".join(line + b"\r\n" for line in lines) + b"\r\n" + body
+
+
+CHUNKED = (
+    b"POST /reading HTTP/1.1\r\nHost: x\r\nX-API-Key: k\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"2\r\nab\r\n1;ext=1\r\nc\r\n0\r\nX-Trailer: 1\r\n\r\n"
+)
+GET = b"GET /other?a=1 HTTP/1.1\r\nHost: x\r\n\r\n"
+ANSWER = b"HTTP/1.1 201 Created\r\ndate: today\r\ncontent-type: application/json\r\ncontent-length: 1\r\n\r\n3"
+
+
+async def test_a_request_is_answered_by_one_write_when_the_endpoint_says_so() -> None:
+    connection = Connection()
+    connection.feed(post())
+    [(exchange, body)] = connection.desk.taken
+    assert (body, exchange.client_ip, exchange.headers[b"host"]) == (b"abc", "192.0.2.7", b"x")
+    assert connection.wire.writes == []
+    await asyncio.sleep(2)
+    connection.desk.answer()
+    assert connection.wire.writes == [ANSWER]
+    assert connection.desk.observed == [(201, 2)]
+    assert connection.wire.ended == ""
+
+
+@pytest.mark.parametrize("request_", [post(), CHUNKED, post(b"", b"Expect: none")], ids=["length", "chunked", "empty"])
+async def test_a_request_may_come_in_any_pieces(request_: bytes) -> None:
+    for middle in range(1, len(request_)):
+        connection = Connection()
+        connection.feed(request_[:middle])
+        connection.feed(request_[middle:])
+        assert [body for _, body in connection.desk.taken] in ([b"abc"], [b""])
+        connection.desk.answer()
+        assert connection.statuses == [201]
+    connection = Connection()
+    for place in range(len(request_)):
+        connection.feed(request_[place : place + 1])
+    connection.desk.answer()
+    assert connection.statuses == [201]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"/reading",
+        b"/reading?",
+        b"/reading?key=1&a=/",
+        b"/re%61ding",
+        b"http://host/reading",
+        b"http://host:8000/reading?a",
+    ],
+)
+async def test_the_path_counts_however_it_is_written(target: bytes) -> None:
+    connection = Connection()
+    connection.feed(post(target=target))
+    connection.desk.answer()
+    assert connection.statuses == [201]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        GET,
+        b"GET /reading HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"HEAD /reading HTTP/1.0\r\n\r\n",
+        post(target=b"/reading/"),
+        post(target=b"/readin%"),
+        post(target=b"/r\xc3\xa9ading"),
+        post(b"x" * 1_000, target=b"/other"),
+        CHUNKED.replace(b"/reading", b"/"),
+        b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
+        post(b"", b"Connection: upgrade", b"Upgrade: h2c", target=b"/other"),
+        b"CONNECT host:80 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"nonsense\r\n\r\n",
+    ],
+)
+async def test_every_other_request_goes_to_asgi_as_uvicorn_hands_it_over(request_: bytes) -> None:
+    ours, uvicorns = Connection(), Connection(plain=True)
+    for connection in (ours, uvicorns):
+        connection.feed(request_)
+        await a_few_turns()
+    assert ours.desk.opened == []
+    assert ours.sent == uvicorns.sent
+    assert ours.wire.ended == uvicorns.wire.ended
+
+
+async def test_answers_come_in_the_order_of_the_requests() -> None:
+    connection = Connection()
+    connection.feed(post(b"a") + GET + post(b"bb") + post(b"ccc") + post(key=b"wrong") + GET)
+    for length in (1, 2, 3):
+        await a_few_turns()
+        assert [len(body) for _, body in connection.desk.taken] == [*range(1, length + 1)]
+        connection.desk.answer()
+    await a_few_turns()
+    assert connection.statuses == [201, 200, 201, 201, 401, 200]
+
+
+async def test_while_requests_wait_in_line_no_more_are_read() -> None:
+    connection = Connection()
+    connection.feed(post() * 3)
+    for waiting in (2, 1):
+        assert not connection.wire.is_read, waiting
+        connection.desk.answer()
+        await a_few_turns()
+    assert connection.wire.is_read
+    connection.desk.answer()
+    assert connection.statuses == [201] * 3
+
+
+async def test_a_body_that_is_not_whole_is_read_on_when_its_turn_has_come() -> None:
+    connection = Connection()
+    connection.feed(post() + post()[:-1])
+    connection.desk.answer()
+    await a_few_turns()
+    assert connection.wire.is_read
+    connection.feed(b"c")
+    connection.desk.answer()
+    assert connection.statuses == [201, 201]
+
+
+async def test_a_thousand_requests_in_line_may_all_be_refused() -> None:
+    connection = Connection()
+    connection.feed(post() + post(key=b"wrong") * 1_000)
+    connection.desk.answer()
+    for _ in range(1_001):
+        await asyncio.sleep(0)
+    assert connection.statuses == [201] + [401] * 1_000
+
+
+@pytest.mark.parametrize(
+    ("request_", "stays"),
+    [
+        (post(), True),
+        (post(b"abc", b"Connection: keep-alive"), True),
+        (post(b"abc", b"Connection: close"), False),
+        (post(version=b"1.0"), False),
+        (post(b"abc", b"Connection: keep-alive", version=b"1.0"), False),
+    ],
+)
+async def test_a_connection_stays_open_as_http_has_it(request_: bytes, stays: bool) -> None:
+    connection = Connection()
+    connection.feed(request_)
+    connection.desk.answer()
+    assert connection.sent.endswith(b"\r\n\r\n3")
+    assert (b"connection: close" not in connection.sent) is stays
+    assert (not connection.wire.ended) is stays
+
+
+async def test_what_comes_after_a_request_to_close_is_not_answered() -> None:
+    connection = Connection()
+    connection.feed(post(b"abc", b"Connection: close", key=b"wrong") + post())
+    assert connection.statuses == [401]
+    assert connection.desk.taken == []
+
+
+async def test_an_idle_connection_is_closed_after_the_keep_alive_timeout() -> None:
+    connection = Connection()
+    connection.feed(post())
+    await asyncio.sleep(2 * KEEP_ALIVE_S)
+    connection.desk.answer()
+    await asyncio.sleep(KEEP_ALIVE_S - 1)
+    connection.feed(post())
+    connection.desk.answer()
+    await asyncio.sleep(KEEP_ALIVE_S - 1)
+    assert connection.wire.ended == ""
+    await asyncio.sleep(2)
+    assert connection.wire.ended == "closed"
+
+
+async def test_without_a_key_the_answer_does_not_wait_for_the_body_and_the_next_request_is_heard() -> None:
+    connection = Connection()
+    request = post(key=b"wrong")
+    connection.feed(request[:-3])
+    assert connection.statuses == [401]
+    connection.feed(request[-3:] + post())
+    connection.desk.answer()
+    assert connection.statuses == [401, 201]
+
+
+async def test_a_length_over_the_bound_is_refused_before_any_of_the_body() -> None:
+    connection = Connection()
+    connection.feed(post(b"", b"Expect: 100-continue", length=MAX_BODY_BYTES + 1))
+    assert connection.statuses == [413]
+    assert connection.wire.ended == "closed"
+    assert connection.sent.count(b"connection: close") == 1
+
+
+@pytest.mark.parametrize("behind", [b"", post()])
+async def test_a_chunked_body_over_the_bound_is_refused_once(behind: bytes) -> None:
+    connection = Connection()
+    head, _, _ = CHUNKED.partition(b"2\r\n")
+    connection.feed(behind + head + b"64\r\n%b\r\n" % (b"x" * 100))
+    if behind:
+        connection.feed(b"64\r\n%b\r\n" % (b"x" * 100) * 50)
+        connection.desk.answer()
+        await a_few_turns()
+    else:
+        assert connection.statuses == []
+        connection.feed(b"1\r\nx\r\n1\r\nx\r\n0\r\n\r\n")
+    assert connection.statuses[-1] == 413
+    assert connection.statuses.count(413) == 1
+    assert connection.wire.ended == "closed"
+
+
+async def test_a_body_as_long_as_the_bound_is_taken() -> None:
+    connection = Connection()
+    connection.feed(post(b"x" * MAX_BODY_BYTES))
+    assert [body for _, body in connection.desk.taken] == [b"x" * MAX_BODY_BYTES]
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"POST /reading", b"x" * 4_096),
+        (b"POST /reading HTTP/1.1\r\n", b"X: %b\r\n" % (b"x" * 4_096)),
+        (post() + CHUNKED[:-2], b"X: %b\r\n" % (b"x" * 4_096)),
+    ],
+    ids=["target", "headers", "trailers"],
+)
+async def test_an_endless_head_is_cut_off(begin: bytes, more: bytes) -> None:
+    connection = Connection()
+    connection.feed(begin)
+    for _ in range(MAX_HEAD_BYTES // 4_096 - 1):
+        connection.feed(more)
+        assert connection.wire.ended == ""
+    connection.feed(more * 2)
+    assert connection.wire.ended == "aborted"
+
+
+async def test_who_expects_100_continue_gets_it_once_and_only_if_the_body_is_wanted() -> None:
+    request = post(b"abc", b"Expect: 100-Continue")
+    connection = Connection()
+    connection.feed(request[:-3])
+    await a_few_turns()
+    assert connection.statuses == [100]
+    connection.feed(request[-3:])
+    connection.desk.answer()
+    assert connection.statuses == [100, 201]
+    refused = Connection()
+    refused.feed(request.replace(b"Key: k", b"Key: x")[:-3])
+    assert refused.statuses == [401]
+
+
+async def test_for_a_peer_that_does_not_read_one_answer_waits_and_no_more_is_read() -> None:
+    connection = Connection()
+    connection.feed(post())
+    connection.protocol.pause_writing()
+    connection.desk.answer()
+    connection.feed(post(b"second"))
+    assert connection.statuses == []
+    assert not connection.wire.is_read
+    connection.protocol.resume_writing()
+    await a_few_turns()
+    assert connection.statuses == [201]
+    assert connection.wire.is_read
+    connection.desk.answer()
+    assert connection.statuses == [201, 201]
+
+
+@pytest.mark.parametrize("error", [None, ConnectionResetError()])
+async def test_of_a_peer_that_has_gone_the_reading_is_kept_and_the_answer_dropped(error: Exception | None) -> None:
+    connection = Connection()
+    connection.feed(post() * 2)
+    connection.lose(error)
+    connection.desk.answer()
+    await a_few_turns()
+    assert len(connection.desk.taken) == 1
+    assert connection.wire.writes == []
+    assert connection.desk.observed == [(201, 0)]
+    assert not connection.state.connections
+
+
+async def test_a_body_that_is_cut_short_is_not_taken() -> None:
+    connection = Connection()
+    connection.feed(post()[:-1])
+    connection.lose()
+    await a_few_turns()
+    assert connection.desk.taken == []
+    assert connection.wire.writes == []
+
+
+async def test_a_peer_may_go_while_an_answer_is_held_back() -> None:
+    connection = Connection()
+    connection.feed(post())
+    connection.protocol.pause_writing()
+    connection.desk.answer()
+    connection.lose(ConnectionResetError())
+    assert connection.wire.writes == []
+
+
+async def test_a_stopping_server_closes_idle_connections_and_answers_the_others_first() -> None:
+    idle, fresh, busy = Connection(), Connection(), Connection()
+    idle.feed(post())
+    idle.desk.answer()
+    busy.feed(post() * 2)
+    for connection in (idle, fresh, busy):
+        connection.protocol.shutdown()
+    assert [connection.wire.ended for connection in (idle, fresh, busy)] == ["closed", "closed", ""]
+    assert busy.state.connections
+    busy.desk.answer()
+    await a_few_turns()
+    assert busy.wire.ended == ""
+    busy.desk.answer()
+    assert busy.statuses == [201, 201]
+    assert busy.sent.count(b"connection: close") == 1
+    assert busy.wire.ended == "closed"
+
+
+@pytest.mark.parametrize("when", ["open", "take"])
+async def test_an_error_is_the_answer_also_one_that_nobody_foresaw(
+    when: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(error: Exception) -> TakeBody:
+        def take(_: bytes) -> None:
+            raise error
+
+        if when == "open":
+            raise error
+        return take
+
+    connection = Connection()
+    monkeypatch.setattr(connection.desk, "open", lambda _: fail(BufferFull("full", retry_after_s=7)))
+    connection.feed(post())
+    assert connection.statuses == [503]
+    assert b"\r\nretry-after: 7\r\n" in connection.sent
+    assert connection.wire.ended == ""
+    monkeypatch.setattr(connection.desk, "open", lambda _: fail(LookupError("what?")))
+    with caplog.at_level(logging.ERROR, "app.web.protocol"):
+        connection.feed(post())
+    assert connection.statuses == [503, 500]
+    assert connection.sent.endswith(b'\r\n\r\n{"detail":"Internal Server Error"}')
+    assert connection.wire.ended == "closed"
+    assert "what?" in caplog.text
+
+
+async def test_only_the_first_answer_counts() -> None:
+    connection = Connection()
+    connection.feed(post())
+    connection.desk.answer()
+    connection.desk.answer()
+    assert connection.statuses == [201]
+    assert connection.desk.observed == [(201, 0)]
+
+
+async def test_answering_never_raises(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def write(_: bytes) -> None:
+        raise OSError("no such wire")
+
+    connection = Connection()
+    connection.feed(post())
+    monkeypatch.setattr(connection.wire, "write", write)
+    connection.desk.answer()
+    assert connection.wire.ended == "aborted"
+    assert "no such wire" in caplog.text
+
+
+addresses = st.sampled_from(["10.0.0.1", "10.0.0.2:80", "192.0.2.9", "[2001:db8::1]:443", "::1", "unix", "", "é"])
+
+
+@given(st.sampled_from(["10.0.0.1", "10.9.9.9", "::1"]), st.lists(st.lists(addresses).map(", ".join), max_size=3))
+def test_behind_a_trusted_proxy_the_sender_is_whom_uvicorn_takes_it_for(peer: str, forwarded: list[str]) -> None:
+    headers = [(b"x-forwarded-for", value.encode("latin1")) for value in forwarded]
+    scope: dict[str, Any] = {"type": "http", "client": (peer, 1), "headers": headers}
+
+    async def check() -> str:
+        async def nothing(*_: object) -> None: ...
+
+        proxies = "10.0.0.0/29, ::1"
+        await ProxyHeadersMiddleware(nothing, proxies)(scope, None, None)  # type: ignore[arg-type]
+        connection = Connection(proxies=proxies, peer=(peer, 1))
+        connection.feed(post(b"", *(b"X-Forwarded-For: " + value for _, value in headers)))
+        return connection.desk.opened[0].client_ip
+
+    assert asyncio.run(check()) == scope["client"][0]
+
+
+async def test_without_trusted_proxies_a_sender_can_claim_no_address() -> None:
+    for connection in (Connection(), Connection(proxies="192.0.2.8")):
+        connection.feed(post(b"", b"X-Forwarded-For: 203.0.113.9"))
+        assert connection.desk.opened[0].client_ip == "192.0.2.7"
+    nobody = Connection(peer=None)
+    nobody.feed(post())
+    assert nobody.desk.opened[0].client_ip == ""
+
+
+async def test_what_is_written_in_one_turn_goes_out_at_once_and_before_what_cannot_wait() -> None:
+    wire = Wire()
+    transport = OneWriteATurn(wire, asyncio.get_running_loop())
+    transport.write(b"a")
+    transport.write(b"b")
+    assert wire.writes == []
+    await a_few_turns()
+    assert wire.writes == [b"ab"]
+    transport.write(b"c")
+    transport.write_now(b"d")
+    assert wire.writes == [b"ab", b"cd"]
+    transport.write_now(b"e")
+    transport.write(b"x" * MAX_PENDING_BYTES)
+    transport.write(b"f")
+    assert wire.writes[2:] == [b"e", b"x" * MAX_PENDING_BYTES + b"f"]
+    transport.write(b"g")
+    transport.close()
+    assert wire.writes[4:] == [b"g"]
+    assert wire.ended == "closed"
+    await a_few_turns()
+    assert len(wire.writes) == 5
