@@ -1,4 +1,4 @@
-"""A PostgreSQL connection that breaks on purpose: it can refuse, stall, or lose the answer to COMMIT."""
+"""A PostgreSQL connection that breaks on purpose: it can refuse, hang, or lose the answer to COMMIT."""
 
 import socket
 import threading
@@ -43,6 +43,8 @@ class FaultyProxy:
         self._target = target
         self._listener = listener
         self._sockets: set[socket.socket] = set()
+        self._flows = threading.Event()
+        self._flows.set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def refuse(self) -> None:
@@ -51,6 +53,14 @@ class FaultyProxy:
         for connection in list(self._sockets):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+    def hang(self) -> None:
+        """Keeps every connection and passes nothing on to the database, until ``resume``."""
+        self._flows.clear()
+
+    def resume(self) -> None:
+        """Passes on what has come meanwhile, and all that comes."""
+        self._flows.set()
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -70,6 +80,7 @@ class FaultyProxy:
     def _questions(self, client: socket.socket, server: socket.socket, answers_pass: threading.Event) -> None:
         with suppress(OSError):
             while data := client.recv(1_048_576):
+                self._flows.wait()
                 if data == COMMIT and self.faults_left and self.fault not in (Fault.NONE, Fault.REFUSE):
                     self.faults_left -= 1
                     if self.fault is Fault.LOSE_COMMIT:
@@ -106,4 +117,5 @@ def faulty_proxy(database_url: str) -> Iterator[FaultyProxy]:
             yield proxy
         finally:
             proxy.refuse()
+            proxy.resume()
             listener.shutdown(socket.SHUT_RDWR)
