@@ -192,7 +192,7 @@ class BulkIngest:
                 decoded.batch.rows, decoded.batch.rows * self._limits.held_bytes // decoded.batch.size_bytes
             )
         if not decoded.batch.rows or (decoded.rejected and not options.partial):
-            return _answer(decoded, 0, "stored")
+            return _answer(decoded, 0, "stored" if is_awaited else "accepted")
         batch = decoded.batch if options.partial else replace(decoded.batch, is_whole=True)
         if is_awaited:
             return await self._committed(batch, decoded, request_)
