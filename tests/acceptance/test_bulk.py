@@ -488,6 +488,21 @@ def test_a_row_that_only_postgresql_refuses_is_named_and_its_neighbours_are_stor
         assert adds_up(there.metrics())
 
 
+def test_many_rows_that_postgresql_refuses_hold_up_nobody(embedded_database_url: str, tmp_path: Path) -> None:
+    bad = b'{"sensor_id":"bad","temperature":1000}\n' * 99_999
+    good = b'{"sensor_id":"good","temperature":1}\n'
+    with site(tmp_path, embedded_database_url, FLUSH_TIMEOUT_S="6") as there:
+        with psycopg.connect(embedded_database_url) as connection:
+            connection.execute("ALTER TABLE readings ADD CONSTRAINT sane CHECK (temperature < 100)")
+        assert there.post(bad + good, Prefer="respond-async").status_code == 202
+        eventually(lambda: there.post(good).status_code == 201)
+        said = there.metrics()
+        assert said["sensorflow_readings_rejected_total"] >= 99_999
+        assert adds_up(said)
+        assert any("refused" in message and "answered 202" in message for message in there.server.messages)
+    assert {sensor for sensor, *_ in rows(embedded_database_url)} == {"good"}
+
+
 async def test_every_subscriber_hears_every_reading_of_bulk_once_and_then_the_latest_first(
     embedded_database_url: str, tmp_path: Path
 ) -> None:
@@ -528,11 +543,13 @@ def test_kills_under_load_lose_nothing_and_what_is_repeated_with_its_key_is_stor
 
     def send(batch: int, key: str | None) -> httpx.Response | None:
         sent = [reading(f"s{batch % 7}", temperature=batch, humidity=row) for row in range(BATCH)]
-        headers = {"X-API-Key": API_KEY, "Content-Type": NDJSON} | ({"Idempotency-Key": key} if key else {})
+        headers = {"Idempotency-Key": key} if key else {}
         try:
-            return httpx.post(servers[-1] + PATH, content=bodies.ndjson(sent), headers=headers, timeout=30)
+            return client.post(servers[-1] + PATH, content=bodies.ndjson(sent), headers=headers)
         except httpx.TransportError:
             return None
+
+    client = httpx.Client(headers={"X-API-Key": API_KEY, "Content-Type": NDJSON}, timeout=30)
 
     def work(sender: int) -> None:
         while not is_over.is_set():
