@@ -586,3 +586,66 @@ def test_kills_under_load_lose_nothing_and_what_is_repeated_with_its_key_is_stor
         ).fetchall()
     assert keyed | unkeyed <= {batch for batch, *_ in stored}
     assert {(count, distinct) for _, count, distinct in stored} == {(BATCH, BATCH)}
+
+
+MIB = 2**20
+
+
+def peak_memory(there: Site) -> int:
+    """The most that the server has held resident, bytes."""
+    status = Path(f"/proc/{there.server.process.pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1_024
+
+
+def sending(there: Site, requests: list[tuple[bytes, dict[str, str]]], *, senders: int = 16) -> list[httpx.Response]:
+    """Sends requests, over and over as long as the list is, each sender one after the other."""
+
+    def send(request: tuple[bytes, dict[str, str]]) -> httpx.Response:
+        body, headers = request
+        return there.client.post(PATH, content=body, headers={"Content-Type": NDJSON, **headers})
+
+    with ThreadPoolExecutor(senders) as executor:
+        return list(executor.map(send, requests))
+
+
+def test_with_a_database_that_hangs_memory_is_bounded_and_all_is_accounted_for(
+    embedded_database_url: str, tmp_path: Path
+) -> None:
+    """The bounds are at their defaults, but for that on rows: one key reaches its share of the bytes before it."""
+    ten_thousand = bodies.ndjson(some_readings("", 2_000)) * 5
+    line = b'{"sensor_id":"large","temperature":1,"padding":"%s"}\n' % (b"x" * 150)
+    large = line * (16 * MIB // len(line))
+    buffered, packed = {"Prefer": "respond-async"}, {"Content-Encoding": "gzip"}
+    with (
+        faulty_proxy(embedded_database_url) as proxy,
+        site(tmp_path, embedded_database_url, through=proxy.url, BUFFER_MAX_ROWS="400000") as there,
+    ):
+        assert there.send(reading("first")).status_code == 201
+        proxy.hang()
+        answers = sending(there, [(ten_thousand, buffered), (ten_thousand, {}), (ten_thousand, buffered)] * 32)
+        assert {answer.status_code for answer in answers} <= {202, 429, 503, 504}
+        eventually(lambda: there.post(ten_thousand, **buffered).status_code == 503)
+        answers += sending(
+            there,
+            [(large, {}), (CODECS["gzip"](large), packed), (CODECS["gzip"](b" " * 64 * MIB), packed)] * 16,
+        )
+        assert {answer.status_code for answer in answers[96:]} <= {413, 429, 503}
+        assert {202, 429, 503} <= {answer.status_code for answer in answers}
+        for answer in answers:
+            if answer.status_code in (429, 503):
+                assert int(answer.headers["Retry-After"]) >= 1
+        metrics = there.metrics()
+        assert adds_up(metrics)
+        assert 390_000 < metrics["sensorflow_buffer_rows"] <= 400_000
+        assert metrics["sensorflow_buffer_bytes"] <= metrics["sensorflow_buffer_max_bytes"]
+        proxy.resume()
+        eventually(lambda: there.metrics()["sensorflow_buffer_rows"] == 0, timeout_s=60)
+        eventually(lambda: there.send(reading("last")).status_code == 201)
+        assert there.post(large).json() == {"stored": large.count(b"\n"), "unknown_columns": ["padding"]}
+        _holds_nothing(there)
+        metrics = there.metrics()
+        print(f"peak {peak_memory(there) / MIB:.0f} MiB", Counter(answer.status_code for answer in answers[:96]))
+        print(Counter(answer.status_code for answer in answers[96:]))
+        assert peak_memory(there) < metrics["sensorflow_buffer_max_bytes"] + 200 * MIB
+    committed = metrics["sensorflow_readings_committed_total"]
+    assert scalar(embedded_database_url, "SELECT count(*) FROM readings") == committed
