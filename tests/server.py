@@ -18,6 +18,7 @@ API_KEY = "test-key-for-everything-0123456789"
 API_KEY_WS = "test-key-for-listening-0123456789"
 START_TIMEOUT_S = 30
 STOP_TIMEOUT_S = 30
+COMMAND_TIMEOUT_S = 120
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -129,3 +130,22 @@ def starting(folder: Path, **settings: str) -> Iterator[Server]:
     finally:
         if server.process.poll() is None:
             server.stop()
+
+
+def command(folder: Path, *arguments: str | Path, **settings: str) -> subprocess.Popen[str]:
+    """A started ``python -m app`` of these arguments, whose output is one text."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "app", *arguments],
+        cwd=folder,
+        env=environment(**settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_command(folder: Path, *arguments: str | Path, **settings: str) -> tuple[int, str]:
+    """Exit status and output of a command that ends by itself."""
+    with command(folder, *arguments, **settings) as process:
+        output, _ = process.communicate(timeout=COMMAND_TIMEOUT_S)
+        return process.returncode, output

@@ -1,0 +1,243 @@
+"""python -m app import, as a person at a terminal meets it."""
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from app.store.database import migrate
+from tests.acceptance.bulk import CODECS, Row, row_of, rows, scalar
+from tests.server import API_KEY, command, eventually, run_command, running
+from tests.unit.ingest.decode import bodies
+
+REJECTED = 3
+COUNT = "SELECT count(*) FROM readings"
+COLUMNS = ("--sensor", "station", "--time", "when", "--column", "temperature=temp", "--column", "humidity=humid")
+
+
+@pytest.fixture
+def url(embedded_database_url: str) -> str:
+    """A database with the schema in it."""
+    migrate(embedded_database_url)
+    return embedded_database_url
+
+
+def readings(count: int) -> list[dict[str, object]]:
+    """Readings a minute apart, every one unlike any other, long ago."""
+    return [
+        {
+            "sensor_id": f"station {number % 5}",
+            "time": f"2013-{1 + number % 12:02}-{1 + number % 28:02}T{number % 24:02}:{number % 60:02}:00+00:00",
+            "temperature": number / 8,
+            "humidity": None if number % 3 else 50.5,
+            "pressure": None,
+        }
+        for number in range(count)
+    ]
+
+
+def renamed(sent: list[dict[str, object]]) -> list[dict[str, object]]:
+    """As a file of other columns has them."""
+    names = {"sensor_id": "station", "time": "when", "temperature": "temp", "humidity": "humid", "pressure": "pressure"}
+    return [{theirs: reading[ours] for ours, theirs in names.items()} for reading in sent]
+
+
+def as_csv(records: list[dict[str, object]]) -> bytes:
+    """A CSV as Python writes it."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, records[0])
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue().encode()
+
+
+def as_parquet(records: list[dict[str, object]]) -> bytes:
+    """Parquet as pyarrow writes it."""
+    return bodies.parquet(bodies.pa.Table.from_pylist(records))
+
+
+FILES = {
+    "a.csv": as_csv,
+    "a.csv.gz": lambda records: CODECS["gzip"](as_csv(records)),
+    "a.csv.zst": lambda records: CODECS["zstd"](as_csv(records)),
+    "a.ndjson": bodies.ndjson,
+    "a.jsonl.gz": lambda records: CODECS["gzip"](bodies.ndjson(records)),
+    "a.ndjson.zst": lambda records: CODECS["zstd"](bodies.ndjson(records)),
+    "a.parquet": as_parquet,
+}
+
+
+def test_files_of_every_kind_become_the_rows_that_they_hold(database: str, tmp_path: Path) -> None:
+    sent = readings(500)
+    for name, encode in FILES.items():
+        marked = [{**reading, "sensor_id": f"{name} {reading['sensor_id']}"} for reading in sent]
+        (tmp_path / name).write_bytes(encode(renamed(marked)))
+    status, output = run_command(tmp_path, "import", *FILES, *COLUMNS, DATABASE_URL=database)
+    assert (status, output.count("500 readings stored")) == (0, len(FILES)), output
+    for name in FILES:
+        expected = [row_of({**reading, "sensor_id": f"{name} {reading['sensor_id']}"}) for reading in sent]
+        assert Counter(rows(database, f"{name} %")) == Counter(expected)
+    status, output = run_command(tmp_path, "import", *FILES, *COLUMNS, DATABASE_URL=database)
+    assert (status, output.count("0 readings stored, 500 were there already")) == (0, len(FILES)), output
+    assert scalar(database, COUNT) == 500 * len(FILES)
+    assert scalar(database, "SELECT count(DISTINCT id) FROM readings") == 500 * len(FILES)
+    assert not list(tmp_path.glob("*.rejected.csv"))
+
+
+def test_fahrenheit_becomes_celsius_and_numbers_are_of_the_unit_that_is_said(url: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sensor_id,time,temperature\nbench,1000000,212\nbench,2000000,\nbench,3000000,-40\n")
+    (tmp_path / "b.csv").write_text("sensor_id,time,temperature\nbench,1000000000,32\n")
+    arguments = ("--fahrenheit", "temperature", "--precision", "ms")
+    status, output = run_command(tmp_path, "import", "a.csv", "b.csv", *arguments, DATABASE_URL=url)
+    assert status == REJECTED, output
+    found = sorted((time.timestamp(), temperature) for _, time, temperature, *_ in rows(url))
+    assert found == [(1_000, 100), (3_000, -40), (1_000_000, 0)]
+
+
+def test_what_is_rejected_is_reported_by_row_and_the_rest_is_stored(url: str, tmp_path: Path) -> None:
+    lines = ["sensor_id,time,temperature", "a,2013-01-01T00:00:00Z,1", "", "a,2013-01-01T01:00:00Z,warm", "a,,3"]
+    lines += [",2013-01-01T02:00:00Z,1", "a,yesterday,1", "a,2113-01-01T00:00:00Z,1", "a,2013-01-01T03:00:00Z,9"]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    for _ in range(2):
+        status, output = run_command(tmp_path, "import", "a.csv", DATABASE_URL=url)
+        assert (status, "5 rejected, see a.csv.rejected.csv" in output) == (REJECTED, True), output
+        with (tmp_path / "a.csv.rejected.csv").open(newline="") as file:
+            report = [(row["row"], row["column"], row["value"]) for row in csv.DictReader(file) if row["reason"]]
+        assert report == [
+            *(("2", "temperature", "warm"), ("3", "time", ""), ("4", "sensor_id", "")),
+            *(("5", "time", "yesterday"), ("6", "time", "2113-01-01T00:00:00Z")),
+        ]
+    assert scalar(url, COUNT) == 2
+    (tmp_path / "a.csv").write_text("\n".join(lines[:2]))
+    assert run_command(tmp_path, "import", "a.csv", DATABASE_URL=url)[0] == 0
+    assert not (tmp_path / "a.csv.rejected.csv").exists()
+
+
+def test_a_row_that_only_postgresql_refuses_is_reported(url: str, tmp_path: Path) -> None:
+    with psycopg.connect(url) as connection:
+        connection.execute("ALTER TABLE readings ADD CONSTRAINT sane CHECK (temperature < 100)")
+    sent = readings(1_000)
+    (tmp_path / "a.ndjson").write_bytes(bodies.ndjson(sent))
+    status, output = run_command(tmp_path, "import", "a.ndjson", DATABASE_URL=url)
+    assert (status, "800 readings stored, 200 rejected" in output) == (REJECTED, True), output
+    report = (tmp_path / "a.ndjson.rejected.csv").read_text()
+    assert sorted(map(int, re.findall(r"^(\d+),", report, re.MULTILINE))) == list(range(801, 1_001))
+    assert "sane" in report
+
+
+def test_a_dry_run_checks_and_stores_nothing_and_needs_no_database(tmp_path: Path) -> None:
+    sent = [*readings(10), {"sensor_id": "a", "time": "2013-01-01", "temperature": "x"}]
+    (tmp_path / "a.ndjson").write_bytes(bodies.ndjson(sent))
+    nowhere = f"postgresql://nobody@/nothing?host={tmp_path}"
+    status, output = run_command(tmp_path, "import", "--dry-run", "a.ndjson", DATABASE_URL=nowhere)
+    assert (status, "10 readings would be stored, 1 rejected" in output) == (REJECTED, True), output
+    status, output = run_command(tmp_path, "import", "--dry-run", "a.ndjson")
+    assert (status, (tmp_path / "data").exists()) == (REJECTED, False), output
+
+
+def large_csv(path: Path, count: int) -> list[Row]:
+    """Writes a CSV of many blocks, with names that have quotes and newlines in them; the rows that it holds."""
+    sent = [{**each, "sensor_id": f'"{each["sensor_id"]}",\nby the\r\ndoor {"x" * 60}'} for each in readings(count)]
+    path.write_bytes(as_csv(sent))
+    return list(map(row_of, sent))
+
+
+def test_a_file_of_several_blocks_with_newlines_in_quotes_arrives_whole(url: str, tmp_path: Path) -> None:
+    expected = large_csv(tmp_path / "large.csv", 80_000)
+    assert (tmp_path / "large.csv").stat().st_size > 2 * 4 * 2**20
+    (tmp_path / "large.csv.gz").write_bytes(CODECS["gzip"]((tmp_path / "large.csv").read_bytes()))
+    for name in ("large.csv", "large.csv.gz"):
+        status, output = run_command(tmp_path, "import", name, DATABASE_URL=url)
+        assert (status, "80,000 readings stored" in output) == (0, True), output
+    assert Counter(rows(url)) == Counter(expected * 2)
+
+
+def test_an_import_that_is_killed_and_run_again_stores_every_reading_once(url: str, tmp_path: Path) -> None:
+    (tmp_path / "a.ndjson").write_bytes(bodies.ndjson(readings(400_000)))
+    for _ in range(2):
+        before = scalar(url, COUNT)
+        with command(tmp_path, "import", "a.ndjson", DATABASE_URL=url) as importer:
+            eventually(lambda before=before: scalar(url, COUNT) > before, timeout_s=60)
+            importer.kill()
+    assert 0 < scalar(url, COUNT) < 400_000
+    status, output = run_command(tmp_path, "import", "a.ndjson", DATABASE_URL=url)
+    assert (status, "were there already" in output) == (0, True), output
+    assert scalar(url, COUNT) == scalar(url, "SELECT count(DISTINCT temperature) FROM readings") == 400_000
+
+
+def test_it_may_run_beside_the_server_on_the_embedded_database(folder: Path) -> None:
+    (folder / "a.ndjson").write_bytes(bodies.ndjson(readings(20_000)))
+    key = {"X-API-Key": API_KEY}
+    single = {"sensor_id": "live", "temperature": 1, "humidity": 2, "pressure": 3}
+    with running(folder, API_KEY=API_KEY) as server:
+        with command(folder, "import", "a.ndjson") as importer:
+            while importer.poll() is None:
+                answer = httpx.post(f"{server.url}/api/temperature_reading", json=single, headers=key, timeout=15)
+                assert answer.status_code == 201
+            assert importer.returncode == 0
+        assert httpx.get(f"{server.url}/ready").status_code == 200
+        database = f"host={folder / 'data' / 'socket'} user=sensorflow dbname=postgres"
+        assert scalar(database, f"{COUNT} WHERE source_id = (SELECT id FROM sources WHERE key_name = 'import')") == 20_000
+        assert server.stop() == 0
+    # Alone, it starts the database and stops it.
+    status, output = run_command(folder, "import", "a.ndjson")
+    assert (status, "0 readings stored, 20,000 were there already" in output) == (0, True), output
+    assert not (folder / "data" / "postgres" / "postmaster.pid").exists()
+
+
+HEADER = b"sensor_id,time,temperature\n"
+LINE = b"a,2013-01-01T00:00:00Z,1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "arguments", "said"),
+    [
+        ("missing.csv", None, (), "No such file"),
+        ("a.txt", b"x", (), "should be named"),
+        ("a.csv", HEADER + LINE, ("--sensor", "station"), "sensor_id"),
+        ("a.csv", b"station,time\n" + LINE, (), "sensor_id"),
+        ("a.csv", HEADER + LINE, ("--column", "warmth=temperature"), "warmth=temperature"),
+        ("a.csv", HEADER + LINE, ("--precision", "h"), "h"),
+        ("a.csv", b"", (), "header"),
+        ("a.csv", b"\xff\xfe" + HEADER.decode().encode("utf-16-le"), (), "UTF-8"),
+        ("a.csv", b"caf\xe9,time,temperature\n" + LINE, (), "UTF-8"),
+        ("a.csv", HEADER.replace(b"\n", b"\r") + LINE.replace(b"\n", b"\r"), ("--sensor", "station"), "sensor_id"),
+        ("a.csv", b"sensor_id;time;temperature\n", (), "commas"),
+        ("a.csv.gz", b"not gzip at all", (), "Can't read"),
+        ("a.csv.gz", CODECS["gzip"](HEADER + LINE * 1_000)[:-20], (), "Can't read"),
+        ("a.csv.zst", CODECS["zstd"](HEADER + LINE * 1_000)[:-5], (), "Can't read"),
+        ("a.parquet", b"PAR1 and then nothing", (), "Can't read"),
+        ("a.parquet", as_parquet([{"station": "a", "temperature": 1.0}]), (), "sensor_id"),
+        ("a.parquet", as_parquet([{"sensor_id": "a", "time": True, "temperature": 1.0}]), (), "time"),
+    ],
+)
+def test_what_cannot_be_imported_ends_with_a_message_and_without_a_traceback(
+    url: str, tmp_path: Path, name: str, content: bytes | None, arguments: tuple[str, ...], said: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    status, output = run_command(tmp_path, "import", name, *arguments, DATABASE_URL=url)
+    assert "Traceback" not in output, output
+    assert said in output
+    assert status in (1, 2)
+    assert scalar(url, COUNT) == 0
+
+
+def test_without_its_database_it_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(HEADER + LINE)
+    nowhere = f"postgresql://nobody@/nothing?host={tmp_path}"
+    status, output = run_command(tmp_path, "import", "a.csv", DATABASE_URL=nowhere)
+    assert (status, "Traceback" in output) == (1, False), output
+    assert output.startswith("sensorflow: ")
+
+
+def test_every_row_of_a_text_of_one_column_too_few_is_rejected(url: str, tmp_path: Path) -> None:
+    (tmp_path / "a.ndjson").write_text(json.dumps({"station": "a", "time": "2013-01-01", "temperature": 1}) + "\nnothing\n")
+    status, output = run_command(tmp_path, "import", "a.ndjson", DATABASE_URL=url)
+    assert (status, "0 readings stored, 2 rejected" in output) == (REJECTED, True), output
