@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
-from app.errors import ConfigurationError, NotStored
+from app.errors import ConfigurationError, SensorFlowError
 from app.imports.files import FORMATS, Layout, format_of
 from app.imports.terminal import import_file
 from app.ingest.decode.columns import METRICS
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
                 _serve(settings, url)
             else:
                 migrate(url, chosen.down or "head", down=chosen.down is not None)
-    except (ConfigurationError, NotStored) as error:
+    except SensorFlowError as error:
         print(f"sensorflow: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@ It reads files, and knows neither what a reading is nor where it goes.
 """
 
 import csv
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet
 
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, MalformedBody
 from app.ingest.decode.readings import Format
 from app.ingest.decode.timestamps import Precision
+from app.ingest.decode.utf8 import NOT_UTF8, without_bom
 
 # Both decide how a file is cut, and so which claims stand for it: after a change, what was imported before would be
 # stored again.
@@ -25,6 +27,8 @@ BLOCK_ROWS = 50_000
 MAX_RECORD_BYTES = 4 * BLOCK_BYTES
 """A CSV without an end of a record in so many bytes has a quote that was never closed."""
 FORMATS = {".csv": Format.CSV, ".ndjson": Format.NDJSON, ".jsonl": Format.NDJSON, ".parquet": Format.PARQUET}
+_BLANK = b" \t\r\n"
+_LINE_END = re.compile(rb"\r\n|\r|\n")
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -97,18 +101,36 @@ def _parquet_blocks(path: Path, layout: Layout) -> Iterator[Block]:
 
 def _csv_blocks(path: Path, layout: Layout) -> Iterator[Block]:
     header = None
-    for piece, progress in _texts(path, _end_of_csv_record):
+    for piece, progress in _texts(path, end_of_csv_record):
         text = piece
         if header is None:
-            first, _, text = piece.partition(b"\n")
-            names = next(csv.reader([first.decode("utf-8-sig").rstrip("\r")]), [])
-            quoted = ['"' + layout.ours(name.strip()).replace('"', '""') + '"' for name in names]
-            header = ",".join(quoted).encode() + b"\n"
+            first, text = _first_line(without_bom(piece))
+            if not first:
+                continue
+            header = _renamed_header(first, layout)
         yield Block(header + text, Format.CSV, progress)
+    if header is None:
+        yield Block(b"", Format.CSV, 1.0)  # the decoder will say what is missing
+
+
+def _first_line(text: bytes) -> tuple[bytes, bytes]:
+    """The first line that is not blank, and what comes after it."""
+    first, *rest = _LINE_END.split(text.lstrip(_BLANK), maxsplit=1)
+    return first, b"".join(rest)
+
+
+def _renamed_header(line: bytes, layout: Layout) -> bytes:
+    try:
+        names = next(csv.reader([line.decode()]))
+    except UnicodeDecodeError as error:
+        raise MalformedBody(f"The CSV's header can't be read: {NOT_UTF8}.") from error
+    except csv.Error as error:
+        raise MalformedBody(f"The CSV's header can't be read: {error}.") from error
+    return ",".join('"' + layout.ours(name.strip()).replace('"', '""') + '"' for name in names).encode() + b"\n"
 
 
 def _ndjson_blocks(path: Path, layout: Layout) -> Iterator[Block]:
-    for text, progress in _texts(path, _end_of_line):
+    for text, progress in _texts(path, end_of_line):
         yield Block(_renamed(text, layout) if layout.columns else text, Format.NDJSON, progress)
 
 
@@ -143,12 +165,15 @@ def _texts(path: Path, end_of_record: Callable[[bytes], int]) -> Iterator[tuple[
         yield rest, 1.0
 
 
-def _end_of_line(text: bytes) -> int:
+def end_of_line(text: bytes) -> int:
+    """Where the last whole line ends; 0 if there is none."""
     return text.rfind(b"\n") + 1
 
 
-def _end_of_csv_record(text: bytes) -> int:
-    """Where the last whole record ends: at a newline that is not in quotes, so after an even number of them."""
+def end_of_csv_record(text: bytes) -> int:
+    """Where the last whole record ends, at a newline that is not in quotes, so after an even number of them; 0 if there
+    is none.
+    """
     end = text.rfind(b"\n") + 1
     quotes = text.count(b'"', 0, end)
     while end and quotes % 2:
@@ -156,5 +181,5 @@ def _end_of_csv_record(text: bytes) -> int:
         quotes -= text.count(b'"', before, end)
         end = before
     if not end and len(text) > MAX_RECORD_BYTES:  # the quote was never closed
-        return _end_of_line(text)
+        return end_of_line(text)
     return end

@@ -21,8 +21,8 @@ from app.errors import (
     ConfigurationError,
     DatabaseAway,
     IdempotencyConflict,
-    MalformedBody,
     NotStored,
+    Refused,
     SensorFlowError,
 )
 from app.imports.files import BLOCK_BYTES, Block, Layout, blocks
@@ -147,10 +147,11 @@ class Importer:
         """
         try:
             return await self._import(path)
-        except MalformedBody as error:
-            raise ConfigurationError(f"Can't read {path}: {error}") from error
         except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            error = errors.exceptions[0]
+            if isinstance(error, Refused):  # by a decoder: the columns, or all that is there, can't be readings
+                raise ConfigurationError(f"Can't read {path}: {error}") from error
+            raise error from None
 
     async def _import(self, path: Path) -> Outcome:
         outcome = Outcome()

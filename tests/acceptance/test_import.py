@@ -91,7 +91,9 @@ def test_files_of_every_kind_become_the_rows_that_they_hold(database: str, tmp_p
 
 
 def test_fahrenheit_becomes_celsius_and_numbers_are_of_the_unit_that_is_said(url: str, tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("sensor_id,time,temperature\nbench,1000000,212\nbench,2000000,\nbench,3000000,-40\n")
+    (tmp_path / "a.csv").write_text(
+        "sensor_id,time,temperature\nbench,1000000,212\nbench,2000000,\nbench,3000000,-40\n"
+    )
     (tmp_path / "b.csv").write_text("sensor_id,time,temperature\nbench,1000000000,32\n")
     arguments = ("--fahrenheit", "temperature", "--precision", "ms")
     status, output = run_command(tmp_path, "import", "a.csv", "b.csv", *arguments, DATABASE_URL=url)
@@ -141,6 +143,14 @@ def test_a_dry_run_checks_and_stores_nothing_and_needs_no_database(tmp_path: Pat
     assert (status, (tmp_path / "data").exists()) == (REJECTED, False), output
 
 
+def test_what_programs_put_before_and_between_lines_of_a_csv_does_not_matter(url: str, tmp_path: Path) -> None:
+    lines = (HEADER + LINE * 3).splitlines()
+    for name, start, end in (("mark", b"\xef\xbb\xbf", b"\n"), ("blank", b"\n \r\n", b"\r\n"), ("old", b"", b"\r")):
+        (tmp_path / f"{name}.csv").write_bytes(start + end.join(lines).replace(b"sensor_id", b" station"))
+        status, output = run_command(tmp_path, "import", f"{name}.csv", "--sensor", "station", DATABASE_URL=url)
+        assert (status, "3 readings stored" in output) == (0, True), output
+
+
 def large_csv(path: Path, count: int) -> list[Row]:
     """Writes a CSV of many blocks, with names that have quotes and newlines in them; the rows that it holds."""
     sent = [{**each, "sensor_id": f'"{each["sensor_id"]}",\nby the\r\ndoor {"x" * 60}'} for each in readings(count)]
@@ -183,7 +193,9 @@ def test_it_may_run_beside_the_server_on_the_embedded_database(folder: Path) -> 
             assert importer.returncode == 0
         assert httpx.get(f"{server.url}/ready").status_code == 200
         database = f"host={folder / 'data' / 'socket'} user=sensorflow dbname=postgres"
-        assert scalar(database, f"{COUNT} WHERE source_id = (SELECT id FROM sources WHERE key_name = 'import')") == 20_000
+        assert (
+            scalar(database, f"{COUNT} WHERE source_id = (SELECT id FROM sources WHERE key_name = 'import')") == 20_000
+        )
         assert server.stop() == 0
     # Alone, it starts the database and stops it.
     status, output = run_command(folder, "import", "a.ndjson")
@@ -207,7 +219,8 @@ LINE = b"a,2013-01-01T00:00:00Z,1\n"
         ("a.csv", b"", (), "header"),
         ("a.csv", b"\xff\xfe" + HEADER.decode().encode("utf-16-le"), (), "UTF-8"),
         ("a.csv", b"caf\xe9,time,temperature\n" + LINE, (), "UTF-8"),
-        ("a.csv", HEADER.replace(b"\n", b"\r") + LINE.replace(b"\n", b"\r"), ("--sensor", "station"), "sensor_id"),
+        ("a.csv", (HEADER + LINE).replace(b"\n", b"\r"), ("--sensor", "station"), "sensor_id"),
+        ("a.csv", b"x" * 200_000 + b"," + HEADER + LINE, (), "header"),
         ("a.csv", b"sensor_id;time;temperature\n", (), "commas"),
         ("a.csv.gz", b"not gzip at all", (), "Can't read"),
         ("a.csv.gz", CODECS["gzip"](HEADER + LINE * 1_000)[:-20], (), "Can't read"),
@@ -238,6 +251,8 @@ def test_without_its_database_it_says_so(tmp_path: Path) -> None:
 
 
 def test_every_row_of_a_text_of_one_column_too_few_is_rejected(url: str, tmp_path: Path) -> None:
-    (tmp_path / "a.ndjson").write_text(json.dumps({"station": "a", "time": "2013-01-01", "temperature": 1}) + "\nnothing\n")
+    (tmp_path / "a.ndjson").write_text(
+        json.dumps({"station": "a", "time": "2013-01-01", "temperature": 1}) + "\nnothing\n"
+    )
     status, output = run_command(tmp_path, "import", "a.ndjson", DATABASE_URL=url)
     assert (status, "0 readings stored, 2 rejected" in output) == (REJECTED, True), output
