@@ -2,30 +2,31 @@
 
 import asyncio
 import csv
-import io
 import json
-import math
-import socket
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import httpx
 import psycopg
 import pytest
 
-from tests.acceptance.bulk import CODECS, FORMATS, NDJSON, PATH, Row, Site, encoded, row_of, rows, scalar, site
-from tests.acceptance.scrapes import adds_up, samples
+from app.__main__ import REJECTED_STATUS
+from tests.acceptance.bulk import CODECS, FORMATS, NDJSON, PATH, Site, encoded, row_of, rows, scalar, site
+from tests.acceptance.scrapes import adds_up
 from tests.acceptance.test_http import connection_to
+from tests.acceptance.test_weather import weather_file
 from tests.acceptance.test_websocket import listen, receive
 from tests.conftest import new_database
 from tests.proxy import Fault, faulty_proxy
-from tests.server import API_KEY, API_KEY_WS, eventually
+from tests.server import API_KEY, API_KEY_WS, eventually, run_command
 from tests.unit.ingest.decode import bodies
 
 NOW = datetime.now(UTC).replace(microsecond=123_456)
@@ -67,6 +68,78 @@ def test_the_same_readings_are_the_same_rows_whatever_they_are_sent_as(database:
                 assert (answer.status_code, answer.json()) == (201, {"stored": 300})
                 assert Counter(rows(database, f"{format_} {codec} %")) == Counter(map(row_of, sent))
     assert scalar(database, "SELECT count(DISTINCT id) FROM readings") == 300 * len(FORMATS) * len(CODECS)
+
+
+WEATHER_ROWS = 26_114
+"""Of the 26,115 in the file, one has none of the three metrics."""
+FINGERPRINTS = """
+SELECT split_part(s.name, ' ', 1), count(*), md5(string_agg(concat_ws(',',
+           split_part(s.name, ' ', 2), extract(epoch FROM r.time),
+           coalesce(r.temperature, 'NaN'), coalesce(r.humidity, 'NaN'), coalesce(r.pressure, 'NaN')
+       ), ';' ORDER BY s.name, r.time, r.temperature, r.humidity, r.pressure))
+FROM readings r JOIN sensors s ON s.id = r.sensor_id GROUP BY 1
+"""
+"""For each first word of the sensors' names: how many rows there are, and what stands for all that is in them."""
+
+
+def weather(prefix: str) -> list[dict[str, object]]:
+    """The whole of the real input, with its gaps; as an import would read it, but for the names."""
+
+    def number(text: str) -> float | None:
+        return None if text in ("", "NA") else float(text)
+
+    with weather_file().open() as file:
+        return [
+            {
+                "sensor_id": f"{prefix} {row['origin']}",
+                "time": row["time_hour"],
+                "temperature": None if (degrees := number(row["temp"])) is None else (degrees - 32) * 5 / 9,
+                "humidity": number(row["humid"]),
+                "pressure": number(row["pressure"]),
+            }
+            for row in csv.DictReader(file)
+        ]
+
+
+def test_a_year_of_weather_is_the_same_rows_by_every_format_and_by_import(database: str, tmp_path: Path) -> None:
+    with site(tmp_path, database) as there:
+        for format_, codec in zip(FORMATS, [*CODECS] * 2, strict=True):
+            sent = weather(format_)
+            stored = 0
+            for quarter in range(4):  # a request may bring 100 days
+                part = [row for row in sent if (int(str(row["time"])[5:7]) - 1) // 3 == quarter]
+                body, headers = encoded(part, format_, codec)
+                answer = there.client.post(f"{PATH}?backfill=true", content=body, headers=headers)
+                said = answer.json()
+                assert (answer.status_code, said.get("rejected", 0)) in ((201, 0), (422, 1)), answer.text
+                stored += said["stored"]
+            assert stored == WEATHER_ROWS
+            if format_ == "array":
+                expected = [row for row in map(row_of, sent) if row[2:] != (None, None, None)]
+                assert Counter(rows(database)) == Counter(expected)
+        (tmp_path / "weather.csv").write_text(
+            re.sub(r"^(EWR|JFK|LGA),", r"import \1,", weather_file().read_text(), flags=re.M)
+        )
+        columns = (
+            "--sensor",
+            "origin",
+            "--time",
+            "time_hour",
+            "--column",
+            "temperature=temp",
+            "--column",
+            "humidity=humid",
+        )
+        arguments = (*columns, "--fahrenheit", "temperature")
+        for said in ("26,114 readings stored, 1 rejected", "0 readings stored, 26,114 were there already, 1 rejected"):
+            status, output = run_command(tmp_path, "import", "weather.csv", *arguments, DATABASE_URL=database)
+            assert (status, said in output) == (REJECTED_STATUS, True), output
+    with psycopg.connect(database) as connection:
+        found = connection.execute(FINGERPRINTS).fetchall()
+    assert {name for name, *_ in found} == {*FORMATS, "import"}
+    assert {count for _, count, _ in found} == {WEATHER_ROWS}
+    assert len({fingerprint for *_, fingerprint in found}) == 1
+    assert scalar(database, "SELECT count(DISTINCT id) FROM readings") == WEATHER_ROWS * (len(FORMATS) + 1)
 
 
 def test_a_reading_alone_is_taken_and_one_without_a_time_is_of_now(shared: Site) -> None:
@@ -275,13 +348,17 @@ def test_a_connection_cut_in_the_middle_of_a_body_leaves_no_reservation_behind(s
         with connection_to(shared.server) as one, connection_to(shared.server) as two:
             for connection in (one, two):
                 connection.sendall(request)
-            eventually(lambda held=held: shared.metrics()["sensorflow_buffer_bytes"] == 2 * held)
+            eventually(partial(_holds, shared, 2 * held))
         _holds_nothing(shared)
+
+
+def _holds(there: Site, size_bytes: int) -> bool:
+    return there.metrics()["sensorflow_buffer_bytes"] == size_bytes
 
 
 def _holds_nothing(there: Site) -> None:
     """Whether all that was held comes free."""
-    eventually(lambda: there.metrics()["sensorflow_buffer_bytes"] == 0)
+    eventually(partial(_holds, there, 0))
     assert adds_up(there.metrics())
 
 
@@ -396,16 +473,16 @@ def test_eight_senders_of_one_request_store_it_once_and_hear_the_same(
 
         for number in range(5):
             sent = [*some_readings(f"{number} ", 2_000), reading("bad", temperature="x")]
-            answers = set(senders.map(send, *zip(*[(PATH, bodies.ndjson(sent), f"bulk {number}")] * 8)))
+            answers = set(senders.map(send, [PATH] * 8, [bodies.ndjson(sent)] * 8, [f"bulk {number}"] * 8))
             assert [status for status, _ in answers] == [422]
             single = json.dumps({**READING, "humidity": number}).encode()
-            answers = set(senders.map(send, *zip(*[(SINGLE, single, f"single {number}")] * 8)))
+            answers = set(senders.map(send, [SINGLE] * 8, [single] * 8, [f"single {number}"] * 8))
             assert [status for status, _ in answers] == [201]
         _holds_nothing(there)
     assert scalar(url, "SELECT count(*) FROM readings") == 5 * 2_001
 
 
-async def test_a_repetition_may_reach_another_worker(embedded_database_url: str, tmp_path: Path) -> None:
+def test_a_repetition_may_reach_another_worker(embedded_database_url: str, tmp_path: Path) -> None:
     with site(tmp_path, embedded_database_url, WORKERS="2") as there:
         answers = set()
         for _ in range(4):  # each on a connection of its own, and so on one worker after the other
@@ -563,14 +640,17 @@ def test_kills_under_load_lose_nothing_and_what_is_repeated_with_its_key_is_stor
             if answer is not None and answer.status_code == 201:
                 (keyed if key else unkeyed).add(batch)
 
+    def has_answered(requests: int) -> bool:
+        return len(keyed) + len(unkeyed) >= requests
+
     with ThreadPoolExecutor(SENDERS) as senders:
-        working = []
+        working: list[Future[None]] = []
         for _ in range(KILLS):
             with site(tmp_path, database) as there:
                 servers.append(there.server.url)
                 working = working or [senders.submit(work, sender) for sender in range(SENDERS)]
-                answered = len(keyed) + len(unkeyed)
-                eventually(lambda answered=answered: len(keyed) + len(unkeyed) >= answered + 20)
+                enough = len(keyed) + len(unkeyed) + 20
+                eventually(partial(has_answered, enough))
                 there.server.process.kill()
                 there.server.wait()
         with site(tmp_path, database) as there:
@@ -644,8 +724,6 @@ def test_with_a_database_that_hangs_memory_is_bounded_and_all_is_accounted_for(
         assert there.post(large).json() == {"stored": large.count(b"\n"), "unknown_columns": ["padding"]}
         _holds_nothing(there)
         metrics = there.metrics()
-        print(f"peak {peak_memory(there) / MIB:.0f} MiB", Counter(answer.status_code for answer in answers[:96]))
-        print(Counter(answer.status_code for answer in answers[96:]))
         assert peak_memory(there) < metrics["sensorflow_buffer_max_bytes"] + 200 * MIB
     committed = metrics["sensorflow_readings_committed_total"]
     assert scalar(embedded_database_url, "SELECT count(*) FROM readings") == committed

@@ -5,18 +5,20 @@ import io
 import json
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import httpx
 import psycopg
+import pyarrow as pa
 import pytest
 
+from app.__main__ import REJECTED_STATUS
 from app.store.database import migrate
 from tests.acceptance.bulk import CODECS, Row, row_of, rows, scalar
 from tests.server import API_KEY, command, eventually, run_command, running
 from tests.unit.ingest.decode import bodies
 
-REJECTED = 3
 COUNT = "SELECT count(*) FROM readings"
 COLUMNS = ("--sensor", "station", "--time", "when", "--column", "temperature=temp", "--column", "humidity=humid")
 
@@ -59,7 +61,7 @@ def as_csv(records: list[dict[str, object]]) -> bytes:
 
 def as_parquet(records: list[dict[str, object]]) -> bytes:
     """Parquet as pyarrow writes it."""
-    return bodies.parquet(bodies.pa.Table.from_pylist(records))
+    return bodies.parquet(pa.Table.from_pylist(records))
 
 
 FILES = {
@@ -97,7 +99,7 @@ def test_fahrenheit_becomes_celsius_and_numbers_are_of_the_unit_that_is_said(url
     (tmp_path / "b.csv").write_text("sensor_id,time,temperature\nbench,1000000000,32\n")
     arguments = ("--fahrenheit", "temperature", "--precision", "ms")
     status, output = run_command(tmp_path, "import", "a.csv", "b.csv", *arguments, DATABASE_URL=url)
-    assert status == REJECTED, output
+    assert status == REJECTED_STATUS, output
     found = sorted((time.timestamp(), temperature) for _, time, temperature, *_ in rows(url))
     assert found == [(1_000, 100), (3_000, -40), (1_000_000, 0)]
 
@@ -108,7 +110,7 @@ def test_what_is_rejected_is_reported_by_row_and_the_rest_is_stored(url: str, tm
     (tmp_path / "a.csv").write_text("\n".join(lines))
     for _ in range(2):
         status, output = run_command(tmp_path, "import", "a.csv", DATABASE_URL=url)
-        assert (status, "5 rejected, see a.csv.rejected.csv" in output) == (REJECTED, True), output
+        assert (status, "5 rejected, see a.csv.rejected.csv" in output) == (REJECTED_STATUS, True), output
         with (tmp_path / "a.csv.rejected.csv").open(newline="") as file:
             report = [(row["row"], row["column"], row["value"]) for row in csv.DictReader(file) if row["reason"]]
         assert report == [
@@ -127,7 +129,7 @@ def test_a_row_that_only_postgresql_refuses_is_reported(url: str, tmp_path: Path
     sent = readings(1_000)
     (tmp_path / "a.ndjson").write_bytes(bodies.ndjson(sent))
     status, output = run_command(tmp_path, "import", "a.ndjson", DATABASE_URL=url)
-    assert (status, "800 readings stored, 200 rejected" in output) == (REJECTED, True), output
+    assert (status, "800 readings stored, 200 rejected" in output) == (REJECTED_STATUS, True), output
     report = (tmp_path / "a.ndjson.rejected.csv").read_text()
     assert sorted(map(int, re.findall(r"^(\d+),", report, re.MULTILINE))) == list(range(801, 1_001))
     assert "sane" in report
@@ -138,9 +140,9 @@ def test_a_dry_run_checks_and_stores_nothing_and_needs_no_database(tmp_path: Pat
     (tmp_path / "a.ndjson").write_bytes(bodies.ndjson(sent))
     nowhere = f"postgresql://nobody@/nothing?host={tmp_path}"
     status, output = run_command(tmp_path, "import", "--dry-run", "a.ndjson", DATABASE_URL=nowhere)
-    assert (status, "10 readings would be stored, 1 rejected" in output) == (REJECTED, True), output
+    assert (status, "10 readings would be stored, 1 rejected" in output) == (REJECTED_STATUS, True), output
     status, output = run_command(tmp_path, "import", "--dry-run", "a.ndjson")
-    assert (status, (tmp_path / "data").exists()) == (REJECTED, False), output
+    assert (status, (tmp_path / "data").exists()) == (REJECTED_STATUS, False), output
 
 
 def test_what_programs_put_before_and_between_lines_of_a_csv_does_not_matter(url: str, tmp_path: Path) -> None:
@@ -168,12 +170,17 @@ def test_a_file_of_several_blocks_with_newlines_in_quotes_arrives_whole(url: str
     assert Counter(rows(url)) == Counter(expected * 2)
 
 
+def has_more_than(url: str, count: int) -> bool:
+    """Whether so many readings are committed, and more."""
+    return bool(scalar(url, COUNT) > count)
+
+
 def test_an_import_that_is_killed_and_run_again_stores_every_reading_once(url: str, tmp_path: Path) -> None:
     (tmp_path / "a.ndjson").write_bytes(bodies.ndjson(readings(400_000)))
     for _ in range(2):
-        before = scalar(url, COUNT)
+        has_more = partial(has_more_than, url, scalar(url, COUNT))
         with command(tmp_path, "import", "a.ndjson", DATABASE_URL=url) as importer:
-            eventually(lambda before=before: scalar(url, COUNT) > before, timeout_s=60)
+            eventually(has_more, timeout_s=60)
             importer.kill()
     assert 0 < scalar(url, COUNT) < 400_000
     status, output = run_command(tmp_path, "import", "a.ndjson", DATABASE_URL=url)
@@ -208,38 +215,48 @@ LINE = b"a,2013-01-01T00:00:00Z,1\n"
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "arguments", "said"),
+    ("file", "arguments", "said"),
     [
-        ("missing.csv", None, (), "No such file"),
-        ("a.txt", b"x", (), "should be named"),
-        ("a.csv", HEADER + LINE, ("--sensor", "station"), "sensor_id"),
-        ("a.csv", b"station,time\n" + LINE, (), "sensor_id"),
-        ("a.csv", HEADER + LINE, ("--column", "warmth=temperature"), "warmth=temperature"),
-        ("a.csv", HEADER + LINE, ("--precision", "h"), "h"),
-        ("a.csv", b"", (), "header"),
-        ("a.csv", b"\xff\xfe" + HEADER.decode().encode("utf-16-le"), (), "UTF-8"),
-        ("a.csv", b"caf\xe9,time,temperature\n" + LINE, (), "UTF-8"),
-        ("a.csv", (HEADER + LINE).replace(b"\n", b"\r"), ("--sensor", "station"), "sensor_id"),
-        ("a.csv", b"x" * 200_000 + b"," + HEADER + LINE, (), "header"),
-        ("a.csv", b"sensor_id;time;temperature\n", (), "commas"),
-        ("a.csv.gz", b"not gzip at all", (), "Can't read"),
-        ("a.csv.gz", CODECS["gzip"](HEADER + LINE * 1_000)[:-20], (), "Can't read"),
-        ("a.csv.zst", CODECS["zstd"](HEADER + LINE * 1_000)[:-5], (), "Can't read"),
-        ("a.parquet", b"PAR1 and then nothing", (), "Can't read"),
-        ("a.parquet", as_parquet([{"station": "a", "temperature": 1.0}]), (), "sensor_id"),
-        ("a.parquet", as_parquet([{"sensor_id": "a", "time": True, "temperature": 1.0}]), (), "time"),
+        (("missing.csv", None), (), "No such file"),
+        (("a.txt", b"x"), (), "should be named"),
+        (("a.csv", HEADER + LINE), ("--sensor", "station"), "sensor_id"),
+        (("a.csv", b"station,time\n" + LINE), (), "sensor_id"),
+        (("a.csv", HEADER + LINE), ("--column", "warmth=temperature"), "warmth=temperature"),
+        (("a.csv", HEADER + LINE), ("--precision", "h"), "h"),
+        (("a.csv", b""), (), "header"),
+        (("a.csv", b"\xff\xfe" + HEADER.decode().encode("utf-16-le")), (), "UTF-8"),
+        (("a.csv", b"caf\xe9,time,temperature\n" + LINE), (), "UTF-8"),
+        (("a.csv", (HEADER + LINE).replace(b"\n", b"\r")), ("--sensor", "station"), "sensor_id"),
+        (("a.csv", b"x" * 200_000 + b"," + HEADER + LINE), (), "header"),
+        (("a.csv", b"sensor_id;time;temperature\n"), (), "commas"),
+        (("a.csv.gz", b"not gzip at all"), (), "Can't read"),
+        (("a.csv.gz", CODECS["gzip"](HEADER + LINE * 1_000)[:-20]), (), "Can't read"),
+        (("a.csv.zst", CODECS["zstd"](HEADER + LINE * 1_000)[:-5]), (), "Can't read"),
+        (("a.parquet", b"PAR1 and then nothing"), (), "Can't read"),
+        (("a.parquet", as_parquet([{"station": "a", "temperature": 1.0}])), (), "sensor_id"),
+        (("a.parquet", as_parquet([{"sensor_id": "a", "time": True, "temperature": 1.0}])), (), "time"),
     ],
 )
 def test_what_cannot_be_imported_ends_with_a_message_and_without_a_traceback(
-    url: str, tmp_path: Path, name: str, content: bytes | None, arguments: tuple[str, ...], said: str
+    tmp_path: Path, file: tuple[str, bytes | None], arguments: tuple[str, ...], said: str
 ) -> None:
+    name, content = file
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    status, output = run_command(tmp_path, "import", name, *arguments, DATABASE_URL=url)
+    status, output = run_command(tmp_path, "import", "--dry-run", name, *arguments)
     assert "Traceback" not in output, output
     assert said in output
     assert status in (1, 2)
-    assert scalar(url, COUNT) == 0
+
+
+def test_of_several_files_those_before_a_broken_one_are_stored(url: str, tmp_path: Path) -> None:
+    for name in ("a.csv", "c.csv"):
+        (tmp_path / name).write_bytes(HEADER + LINE)
+    (tmp_path / "b.csv").write_bytes(LINE)
+    status, output = run_command(tmp_path, "import", "a.csv", "b.csv", "c.csv", DATABASE_URL=url)
+    assert (status, "Traceback" in output) == (1, False), output
+    assert "Can't read b.csv: There is no column sensor_id" in output
+    assert scalar(url, COUNT) == 1
 
 
 def test_without_its_database_it_says_so(tmp_path: Path) -> None:
@@ -255,4 +272,4 @@ def test_every_row_of_a_text_of_one_column_too_few_is_rejected(url: str, tmp_pat
         json.dumps({"station": "a", "time": "2013-01-01", "temperature": 1}) + "\nnothing\n"
     )
     status, output = run_command(tmp_path, "import", "a.ndjson", DATABASE_URL=url)
-    assert (status, "0 readings stored, 2 rejected" in output) == (REJECTED, True), output
+    assert (status, "0 readings stored, 2 rejected" in output) == (REJECTED_STATUS, True), output

