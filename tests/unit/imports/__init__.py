@@ -1,0 +1,1 @@
+"""Files as bodies for the decoders."""
