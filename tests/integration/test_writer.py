@@ -126,7 +126,7 @@ async def until_somebody_waits_for_a_lock(url: str) -> None:
 
 
 async def test_readings_and_batches_are_stored_to_the_last_bit(database: str) -> None:
-    contents = [
+    contents: list[Content] = [
         reading(1, sensor="alone"),
         batch_of([reading(place, sensor=f"sensor {place % 7} 'ü'") for place in range(5_000)], source=SCRIPT),
         reading(2, source=SCRIPT),
@@ -186,7 +186,14 @@ async def test_what_postgresql_refuses_is_left_out_and_its_neighbours_are_stored
     database: str, make_trouble: Callable[[str], None]
 ) -> None:
     make_trouble(database)
-    contents = [reading(3), reading(30), batch(1, 2, 40, 4, 50, 60), reading(5), batch(70), batch(*range(20))]
+    contents: list[Content] = [
+        reading(3),
+        reading(30),
+        batch(1, 2, 40, 4, 50, 60),
+        reading(5),
+        batch(70),
+        batch(*range(20)),
+    ]
     bad = {1, 4, 6, 7, 9, *range(25, 30)}
     async with writing(database) as writer:
         flush = await write(writer, *contents)
@@ -338,7 +345,11 @@ async def test_a_claim_waits_for_the_transaction_that_has_it(database: str, comm
 
 @pytest.mark.parametrize("edition_and_admin_url", ["community"], indirect=True)
 async def test_many_rows_a_sensor_go_straight_to_the_columnstore(database: str) -> None:
-    contents = [reading(7, sensor="sensor 1"), batch(*range(2_000), sensors=4), batch(-DAY_S, *range(500), sensors=5)]
+    contents: list[Content] = [
+        reading(7, sensor="sensor 1"),
+        batch(*range(2_000), sensors=4),
+        batch(-DAY_S, *range(500), sensors=5),
+    ]
     async with writing(database) as writer:
         flush = await write(writer, *contents)
     assert flush.into_columnstore
