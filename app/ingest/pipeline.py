@@ -73,7 +73,7 @@ class Store(Protocol[AnyFlush]):
         """Commits a flush, with the claims that ``answers`` gives once the refused rows are known.
 
         Raises:
-            DatabaseAway: nothing of it is committed, nor will be.
+            DatabaseAway: nothing of it is committed, nor will be; or the connection was lost since it was prepared.
             Repeated: likewise; some of its claims have been committed before.
             OutcomeUnknown: COMMIT was sent and no answer came.
         """
@@ -164,6 +164,7 @@ class Pipeline(Generic[AnyFlush]):
         self._ahead: asyncio.Task[Flight[AnyFlush]] | None = None
         """The next flight, prepared while one is written."""
         self._backoff_s = FIRST_BACKOFF_S
+        self._last_ended = -math.inf
         self._bytes_per_s = 0.0
 
     @property
@@ -216,6 +217,8 @@ class Pipeline(Generic[AnyFlush]):
                 tasks.create_task(self._sweep())
                 tasks.create_task(self._flush_for_ever())
         finally:
+            if self._ahead is not None:
+                self._ahead.cancel()
             self._trouble = self._trouble or "the flusher has stopped"
             self._answer_everybody()
 
@@ -357,7 +360,9 @@ class Pipeline(Generic[AnyFlush]):
         }
 
     def _observe(self, flight: Flight[AnyFlush]) -> None:
-        duration_s = self._clock() - flight.started
+        now = self._clock()
+        duration_s = now - max(flight.started, self._last_ended)  # one prepared ahead has waited for the one before
+        self._last_ended = now
         self._on_flush(sum(parcel.rows for parcel in flight.parcels) - len(flight.flush.refused), duration_s)
         bytes_per_s = sum(parcel.size_bytes for parcel in flight.parcels) / max(duration_s, 1e-6)
         self._bytes_per_s += 0.2 * (bytes_per_s - self._bytes_per_s)

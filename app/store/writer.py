@@ -49,7 +49,7 @@ ENCODE_IN_THREAD_ROWS = 2_000
 """Columns of so many rows are encoded beside the event loop: they take 0.2 ms and more, a thread's hand-over 0.1."""
 DAY_US = 86_400_000_000
 MIN_COLUMNSTORE_ROWS = 1_000
-"""Smaller flushes go to the rowstore unseen: counting their sensors would cost more than it could bring."""
+"""Smaller flushes go to the rowstore unseen: looking at their times would cost more than it could bring."""
 
 CONTENT_SQLSTATE_CLASSES = frozenset({"22", "23", "44", "54", "P0"})
 """Data exceptions, integrity constraints, WITH CHECK OPTION, program limits, and what a trigger raises: the row is at
@@ -162,7 +162,8 @@ class Writer:
         """
         connection = self._connection
         rows = sum(content.rows for content in contents)
-        sensor_ids = await self._sensors.resolve(dict.fromkeys(_names(contents)))
+        names = dict.fromkeys(_names(contents))
+        sensor_ids = await self._sensors.resolve(names)
         source_ids = await self._sources.resolve({content.source for content in contents})
         first_id = await self._reserve_ids(rows)
 
@@ -179,7 +180,7 @@ class Writer:
         return Flush(
             first_id,
             rows,
-            self._suits_columnstore(contents, rows),
+            self._suits_columnstore(contents, rows, sensors=len(names)),
             connection,
             await asyncio.to_thread(payload) if in_thread else payload(),
             pieces,
@@ -212,7 +213,7 @@ class Writer:
             row = await (await connection.execute(WAIT_FOR_LOST_FLUSH, [flush.first_id])).fetchone()
         return row is None
 
-    def _suits_columnstore(self, contents: Sequence[Content], rows: int) -> bool:
+    def _suits_columnstore(self, contents: Sequence[Content], rows: int, *, sensors: int) -> bool:
         """Whether writing straight to the columnstore is the faster way; few rows a sensor and chunk make it the slower
         one. TimescaleDB 2.29.2, flushes of 10,000 rows, columnstore's rate over rowstore's, by rows a sensor: 1 0.25,
         2 0.42, 3 0.52, 4 0.72, 5 0.89, 7 1.13, 10 1.58, 20 1.58; of 50,000: 5 0.92, 7 0.97, 10 1.31, 20 1.97. In bytes
@@ -221,7 +222,7 @@ class Writer:
         edition, threshold = self._database.edition, self._columnstore_rows_per_sensor
         if rows < MIN_COLUMNSTORE_ROWS or not threshold or edition is None or not edition.direct_compress:
             return False
-        return rows >= threshold * len(set(_names(contents))) * _days(contents)
+        return rows >= threshold * sensors * _days(contents)
 
     async def _reserve_ids(self, count: int) -> int:
         """The first of ``count`` consecutive ids, at most ID_BLOCK_ROWS. The rest of a block too short is let go."""
