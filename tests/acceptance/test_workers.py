@@ -293,17 +293,28 @@ async def test_workers_outlive_a_killed_parent_only_to_drain(embedded_database_u
     assert max(there.values()) == 1
 
 
-@pytest.mark.parametrize("wait", ["listening on", "binding", "is process"])
+@pytest.mark.parametrize("heard", ["listening on", "binding", "worker 1 is process", "worker 2 is process"])
 def test_ctrl_c_reaches_every_process_and_leaves_no_traceback(
-    embedded_database_url: str, tmp_path: Path, wait: str
+    embedded_database_url: str, tmp_path: Path, heard: str
 ) -> None:
     with starting(tmp_path, DATABASE_URL=embedded_database_url, WORKERS="2") as server:
-        eventually(lambda: wait in server.log)
-        for process in workers(server):
-            os.kill(process, signal.SIGINT)
+        eventually(lambda: heard in server.log)
+        for _ in range(20):  # wherever in its start the worker is
+            for process in filter(is_alive, workers(server)):
+                os.kill(process, signal.SIGINT)
+            time.sleep(0.03)
         assert server.stop(signal.SIGINT) == 130
         assert not any(map(is_alive, workers(server)))
         assert "Traceback" not in server.log
+        assert "has ended" not in server.log
+
+
+def test_a_signal_to_all_processes_at_once_ends_them_as_well_as_one_to_the_parent(server: Server) -> None:
+    for process in workers(server):
+        os.kill(process, signal.SIGTERM)
+    assert server.stop() == 0
+    assert not any(map(is_alive, workers(server)))
+    assert "Traceback" not in server.log
 
 
 @pytest.mark.parametrize("count", ["1", "2"])
