@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
 import uvicorn
@@ -100,6 +101,8 @@ def _serve_with_workers(
 ) -> None:
     task = _Task(_share_of(settings), database_url, keys)
     context = multiprocessing.get_context("spawn")
+    # Starting it unblocks SIGINT, and the parent starts each worker with that signal blocked.
+    resource_tracker.ensure_running()
 
     def spawn(number: int, channel: socket.socket, connections: socket.socket) -> BaseProcess:
         process = context.Process(target=_work, args=(task, channel, connections), name=f"worker {number}")
