@@ -13,7 +13,7 @@ where a frame has nothing. Not so for a time, because no time means now, and not
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -74,7 +74,7 @@ def _header(fields: Sequence[bytes] | None) -> list[str]:
 
 
 def _records(body: bytes, at: int) -> Iterator[tuple[list[bytes] | None, int, int]]:
-    """Each record that is not blank: its fields, or None if it is no record, where it starts, and where the next does."""
+    """Each record that is not blank: its fields, or None if it is none, where it starts, and where the next does."""
     while at < len(body):
         start, fields = at, list[bytes]()
         while found := _FIELD.match(body, at):

@@ -50,7 +50,9 @@ def rows_of(decoded: Decoded) -> list[Row]:
     assert columns.schema.equals(BATCH_SCHEMA, check_metadata=True)
     assert [column.null_count for column in columns.columns[:2]] == [0, 0]
     time, sensor, *metrics = columns.columns
-    assert list(decoded.batch.sensors) == list(dict.fromkeys(decoded.batch.sensors[place] for place in sensor.to_pylist()))
+    assert list(decoded.batch.sensors) == list(
+        dict.fromkeys(decoded.batch.sensors[place] for place in sensor.to_pylist())
+    )
     assert decoded.batch.source == SOURCE
     return list(
         zip(
@@ -112,7 +114,9 @@ def iso(time_us: int) -> str:
 
 
 recent_us = st.integers(T0_US - 29 * 86_400_000_000, T0_US + 9 * 60_000_000)
-sensor_ids = st.sampled_from(["a", "b", "greenhouse-1", "café 🌱", " spaced ", 'quo"ted', "com,ma", "0x1f", "null", "NaN"])
+sensor_ids = st.sampled_from(
+    ["a", "b", "greenhouse-1", "café 🌱", " spaced ", 'quo"ted', "com,ma", "0x1f", "null", "NaN"]
+)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 metrics = st.none() | finite | st.sampled_from([0, -7, 21.5, 1e-300, 2**53 + 1])
 
@@ -150,7 +154,9 @@ good_times = st.one_of(
     recent_us.map(lambda time_us: repr(time_us / 1_000)),
 )
 
-bad_sensor_ids = st.sampled_from([None, "", "  ", "\u00a0", "x" * 256, "nul\0", 7, True, ["a"], {}, 1.5])
+bad_sensor_ids: st.SearchStrategy[object] = st.sampled_from(
+    [None, "", "  ", "\u00a0", "x" * 256, "nul\0", 7, True, ["a"], {}, 1.5]
+)
 bad_times = st.sampled_from(
     [
         *("yesterday", "", " ", "2023-02-30", "1850-01-01", "2023-01-01T00:00:00Z", "2024-01-01", "1" * 70, "0x64a"),
@@ -159,7 +165,22 @@ bad_times = st.sampled_from(
     ]
 )
 bad_metrics = st.sampled_from(
-    ["warm", True, False, [], {}, float("nan"), float("inf"), -float("inf"), 10**400, "nan", "Infinity", "1_0", "٣", "0x1"]
+    [
+        "warm",
+        True,
+        False,
+        [],
+        {},
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        10**400,
+        "nan",
+        "Infinity",
+        "1_0",
+        "٣",
+        "0x1",
+    ]
 )
 odd_metrics = st.sampled_from(["21.5", " 7 ", "+.5e1", "1.", "-0", 2**70, None])
 
@@ -186,7 +207,7 @@ unknown = st.dictionaries(
 any_rows = st.one_of(good_rows, good_rows, columns_of_a_row(False), st.builds(dict.__or__, good_rows, unknown))
 
 
-def alike(times: st.SearchStrategy[object], odd_times: list[object]) -> st.SearchStrategy[list[dict[str, object]]]:
+def alike(times: st.SearchStrategy[object], odd_times: Sequence[object]) -> st.SearchStrategy[list[dict[str, object]]]:
     """Rows whose times are written in one way, as they are when one program has sent them all; some at the wrong time,
     under no name, or without a value, yet none that a column could not hold.
     """
@@ -202,7 +223,17 @@ def alike(times: st.SearchStrategy[object], odd_times: list[object]) -> st.Searc
     return st.lists(row, max_size=12)
 
 
-odd_numbers = [0, -1, 1_689_172_245, 5 * 10**9 - 1, 5 * 10**9, 5 * 10**12 - 1, 5 * 10**12, 5 * 10**15, 9_214_646_400_000_000]
+odd_numbers = [
+    0,
+    -1,
+    1_689_172_245,
+    5 * 10**9 - 1,
+    5 * 10**9,
+    5 * 10**12 - 1,
+    5 * 10**12,
+    5 * 10**15,
+    9_214_646_400_000_000,
+]
 odd_numbers += [-1_999, -2_208_988_800, -2_208_988_801, 2**63 - 1, -(2**63)]
 rows_alike = st.one_of(
     alike(recent_us.map(lambda time_us: time_us // 1_000_000), odd_numbers),

@@ -6,7 +6,7 @@ It shares no line with ``app.ingest.decode``, whose public types alone it knows.
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
@@ -91,9 +91,7 @@ def decode_document(body: bytes, rules: Rules) -> Expected:
         raise MalformedError("columns that are none")
     if len({len(values) for values in columns.values()}) > 1:
         raise MalformedError("columns of different lengths")
-    rows = [
-        {name: values[place] for name, values in columns.items()} for place in range(len(columns["sensor_id"]))
-    ]
+    rows = [{name: values[place] for name, values in columns.items()} for place in range(len(columns["sensor_id"]))]
     return judge(rows, unknown_of([document]), rules)
 
 
@@ -118,7 +116,7 @@ def unknown_of(rows: list[object]) -> list[str]:
     return list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row if name not in KNOWN))
 
 
-def judge(rows: list[object], unknown: list[str], rules: Rules, *, csv: bool = False) -> Expected:
+def judge(rows: Sequence[object], unknown: list[str], rules: Rules, *, csv: bool = False) -> Expected:
     """The rows one by one, and then the days that they lie in."""
     expected = Expected(unknown=list(dict.fromkeys(unknown)))
     good: list[tuple[int, Row]] = []
@@ -177,7 +175,11 @@ def moment(sent: object, rules: Rules) -> int:
         time_us = microseconds(sent, rules.precision)
     except ValueError:
         raise FaultError("time") from None
-    if not EPOCH + timedelta(days=-25_567) <= EPOCH + timedelta(microseconds=time_us) < datetime(2262, 1, 1, tzinfo=UTC):
+    if (
+        not EPOCH + timedelta(days=-25_567)
+        <= EPOCH + timedelta(microseconds=time_us)
+        < datetime(2262, 1, 1, tzinfo=UTC)
+    ):
         raise FaultError("time")
     if rules.window.past_us is not None and rules.now_us - time_us > rules.window.past_us:
         raise FaultError("time")
@@ -197,12 +199,13 @@ def microseconds(sent: object, precision: Precision) -> int:
         text = sent.strip()
         if len(text) > 64:
             raise ValueError("long")
-        if WHOLE.fullmatch(text):
-            sent = int(text)
-        elif NUMBER.fullmatch(text):
-            sent = float(text)
-        else:
+        if not NUMBER.fullmatch(text):
             return microseconds(datetime.fromisoformat(text), precision)
+        sent = int(text) if WHOLE.fullmatch(text) else float(text)
+    return microseconds_of_number(sent, precision)
+
+
+def microseconds_of_number(sent: float, precision: Precision) -> int:
     size = abs(sent)
     if not size < 10**19:  # nor is NaN
         raise ValueError("beyond any unit")

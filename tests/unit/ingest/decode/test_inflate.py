@@ -1,8 +1,10 @@
 """Content-Encoding: undone exactly, never past the bound, and damage is said to be damage."""
 
+import contextlib
 import gzip
 import tracemalloc
 import zlib
+from collections.abc import Callable
 
 import pyarrow as pa
 import pytest
@@ -20,7 +22,7 @@ def zstd(body: bytes) -> bytes:
     return bytes(pa.compress(body, codec="zstd", asbytes=True))
 
 
-COMPRESSORS = {"gzip": gzip.compress, "zstd": zstd}
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "zstd": zstd}
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
@@ -74,22 +76,20 @@ def test_a_bomb_stops_at_the_bound(encoding: str) -> None:
 def test_a_body_that_is_cut_off_anywhere_is_refused(encoding: str) -> None:
     compressed = COMPRESSORS[encoding](BODY)
     for length in range(len(compressed)):
-        with pytest.raises(MalformedBody, match="cut off|empty"):
+        with pytest.raises(MalformedBody, match=r"cut off|empty"):
             inflate(compressed[:length], encoding, limit_bytes=LIMIT)
 
 
 @pytest.mark.parametrize("encoding", COMPRESSORS)
-@pytest.mark.parametrize("damage", [lambda body: BODY, lambda body: body + b"x", lambda body: b"\0" + body])
-def test_what_is_not_in_its_encoding_is_refused(encoding: str, damage: object) -> None:
-    assert callable(damage)
-    with pytest.raises(MalformedBody, match=encoding):
-        inflate(damage(COMPRESSORS[encoding](BODY)), encoding, limit_bytes=LIMIT)
+def test_what_is_not_in_its_encoding_is_refused(encoding: str) -> None:
+    compressed = COMPRESSORS[encoding](BODY)
+    for damaged in (BODY, compressed + b"x", b"\0" + compressed):
+        with pytest.raises(MalformedBody, match=encoding):
+            inflate(damaged, encoding, limit_bytes=LIMIT)
 
 
 @given(body=st.binary(max_size=100), encoding=st.sampled_from(["gzip", "zstd"]))
 def test_whatever_the_bytes_are_they_are_inflated_or_refused(body: bytes, encoding: str) -> None:
     for sent in (body, COMPRESSORS[encoding](body)[:10] + body, zlib.compress(body)):
-        try:
+        with contextlib.suppress(MalformedBody, BodyTooLarge):
             inflate(sent, encoding, limit_bytes=LIMIT)
-        except (MalformedBody, BodyTooLarge):
-            pass
