@@ -7,6 +7,7 @@ either in the batch, in its order, or counted as rejected.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -113,7 +114,7 @@ def require_columns(names: Sequence[str]) -> Sequence[str]:
     Raises:
         MalformedBody: ``sensor_id`` is not among them, or a name comes twice; the message says what to do.
     """
-    if twice := sorted({name for name in names if name and names.count(name) > 1}):
+    if twice := [name for name, times in Counter(names).items() if name and times > 1]:
         raise MalformedBody(f"The column {_in_words(twice[0])} comes twice: give every column a name of its own.")
     if "sensor_id" not in names:
         sent = ", ".join(_in_words(name) for name in names[:10]) or "none"

@@ -31,7 +31,7 @@ from app.ingest.decode.columns import (
     unknown_among,
 )
 from app.ingest.decode.timestamps import LARGEST_UNAMBIGUOUS, Precision, parse_time_us
-from app.ingest.decode.utf8 import NOT_UTF8, as_binary, has, is_utf8, without_bom
+from app.ingest.decode.utf8 import NOT_UTF8, as_binary, has, is_utf8, lines, without_bom
 
 NUMBER_IN_TEXT = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
@@ -55,40 +55,38 @@ def decode_ndjson(body: bytes, terms: Terms) -> Sent:
         body = body.replace(b"\r\n", b"\n")
     if not body:
         return Sent(0, {})
-    utf8 = is_utf8(body)
-    if utf8 and not _is_object_a_line(body):
-        body = b"\n".join([line for line in map(_strip, body.split(b"\n")) if line])
     rows = body.count(b"\n") + 1
-    if utf8:
-        require_few_rows(rows, terms)
+    if rows > terms.max_rows:
+        require_few_rows(sum(1 for _ in lines(body)), terms)
+    utf8 = is_utf8(body)
+    an_object_a_line = utf8 and _is_object_a_line(body)
+    if not an_object_a_line:
+        body = b"\n".join(lines(body))
+        rows = body.count(b"\n") + 1
+        an_object_a_line = utf8 and _is_object_a_line(body)
+    if an_object_a_line:
         # Where every newline stands between } and {, a comma in its place makes an array of the lines, and of nothing
         # else: no type in the schema lets one stand between braces anywhere but there.
-        if _is_object_a_line(body):
-            sent = _columns_by_arrow(b"[" + body.replace(b"\n", b",") + b"]", terms)
-            if sent is not None and sent.rows == rows:
-                return sent
-    lines = [line for line in map(_strip, body.split(b"\n")) if line]
-    require_few_rows(len(lines), terms)
+        sent = _columns_by_arrow(b"[" + body.replace(b"\n", b",") + b"]", terms)
+        if sent is not None and sent.rows == rows:
+            return sent
+    texts = body.split(b"\n")
     readings: list[object] = []
     faults: dict[int, str] = {}
-    for row, line in enumerate(lines):
+    for row, line in enumerate(texts):
         try:
             readings.append(_parse(line))
         except ValueError as error:
             readings.append(None)
             faults[row] = f"the line should be JSON: {_without_line_number(error)}"
     return _columns_of_readings(
-        readings, faults, terms, malformed=lambda row: lines[row][:1_000].decode(errors="replace")
+        readings, faults, terms, malformed=lambda row: texts[row][:1_000].decode(errors="replace")
     )
 
 
-def _strip(line: bytes) -> bytes:
-    return line.strip(_WHITESPACE)
-
-
 def _is_object_a_line(body: bytes) -> bool:
-    lines = pc.split_pattern(as_binary(body), "\n").flatten()
-    return bool(pc.all(pc.starts_with(lines, "{")).as_py() and pc.all(pc.ends_with(lines, "}")).as_py())
+    each = pc.split_pattern(as_binary(body), "\n").flatten()
+    return bool(pc.all(pc.starts_with(each, "{")).as_py() and pc.all(pc.ends_with(each, "}")).as_py())
 
 
 def decode_json(body: bytes, terms: Terms) -> Sent:
