@@ -154,7 +154,9 @@ good_times = st.one_of(
     recent_us.map(lambda time_us: repr(time_us / 1_000)),
 )
 
-bad_sensor_ids = st.sampled_from([None, "", "  ", "\u00a0", "x" * 256, "nul\0", 7, True, ["a"], {}, 1.5])
+bad_sensor_ids: st.SearchStrategy[object] = st.sampled_from(
+    [None, "", "  ", "\u00a0", "x" * 256, "nul\0", 7, True, ["a"], {}, 1.5]
+)
 bad_times = st.sampled_from(
     [
         *("yesterday", "", " ", "2023-02-30", "1850-01-01", "2023-01-01T00:00:00Z", "2024-01-01", "1" * 70, "0x64a"),
@@ -205,7 +207,7 @@ unknown = st.dictionaries(
 any_rows = st.one_of(good_rows, good_rows, columns_of_a_row(False), st.builds(dict.__or__, good_rows, unknown))
 
 
-def alike(times: st.SearchStrategy[object], odd_times: list[object]) -> st.SearchStrategy[list[dict[str, object]]]:
+def alike(times: st.SearchStrategy[object], odd_times: Sequence[object]) -> st.SearchStrategy[list[dict[str, object]]]:
     """Rows whose times are written in one way, as they are when one program has sent them all; some at the wrong time,
     under no name, or without a value, yet none that a column could not hold.
     """

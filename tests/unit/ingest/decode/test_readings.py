@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from contextlib import suppress
 
 import pytest
@@ -102,7 +103,7 @@ lines = st.one_of(
 
 
 @given(many_rows, many_rules)
-@settings(max_examples=400)
+@settings(max_examples=250)
 def test_ndjson(rows: list[dict[str, object]], held_to: Rules) -> None:
     hold(ndjson(rows), Format.NDJSON, held_to)
 
@@ -162,13 +163,13 @@ wild_csv = st.builds(
 
 
 @given(many_rows, many_rules, st.permutations(KNOWN))
-@settings(max_examples=400)
+@settings(max_examples=250)
 def test_csv(rows: list[dict[str, object]], held_to: Rules, order: list[str]) -> None:
     hold(csv(rows, order), Format.CSV, held_to)
 
 
 @given(wild_csv, many_rules)
-@settings(max_examples=600)
+@settings(max_examples=400)
 def test_csv_with_fields_of_every_kind(text: str, held_to: Rules) -> None:
     hold(text.encode(), Format.CSV, held_to)
 
@@ -212,12 +213,12 @@ mutations = st.lists(
 
 @pytest.mark.parametrize("form", [Format.JSON, Format.NDJSON, Format.CSV])
 @given(rows=st.lists(any_rows, min_size=1, max_size=5), changes=mutations)
-@settings(max_examples=500)
+@settings(max_examples=250)
 def test_a_text_damaged_anywhere(
     form: Format, rows: list[dict[str, object]], changes: list[tuple[float, int, int]]
 ) -> None:
-    body = {Format.JSON: json_array, Format.NDJSON: ndjson, Format.CSV: csv}[form](rows)
-    hold(mutated(body, changes), form, rules())
+    bodies = {Format.JSON: json_array(rows), Format.NDJSON: ndjson(rows), Format.CSV: csv(rows)}
+    hold(mutated(bodies[form], changes), form, rules())
 
 
 @pytest.mark.parametrize("form", Format)
@@ -426,7 +427,8 @@ def test_unknown_columns_are_named_in_few_words() -> None:
 
 
 def test_a_csv_from_a_spreadsheet() -> None:
-    body = b'\xef\xbb\xbf"sensor_id", time ,temperature,note\r\n"a\r\nb",2023-07-12 14:30:45,"1.5",\r\n\r\nc, ,NA,"x"\r\n,,,\r\n'
+    body = b'\xef\xbb\xbf"sensor_id", time ,temperature,note\r\n'
+    body += b'"a\r\nb",2023-07-12 14:30:45,"1.5",\r\n\r\nc, ,NA,"x"\r\n,,,\r\n'
     decoded = decode(body, Format.CSV)
     assert rows_of(decoded) == [("a\r\nb", T0_US, 1.5, None, None)]
     assert places(decoded) == [(2, None), (3, "sensor_id")]
@@ -478,6 +480,50 @@ def test_many_rows_with_few_faults(faulty: int) -> None:
         rows[chance.randrange(1_000)]["temperature"] = chance.choice(["warm", None, True, "21.5", 10**400])
     for body, form in ((ndjson(rows), Format.NDJSON), (json_array(rows), Format.JSON), (csv(rows), Format.CSV)):
         hold(body, form, rules())
+
+
+N = 200_000
+HOSTILE = [
+    (b"{}" + b"\n" * N + b"{}", Format.NDJSON),
+    (b" " * N + b"{" + b" " * N + b"\n" + b" " * N, Format.NDJSON),
+    (b"{\n" * N, Format.NDJSON),
+    (b'{"a":' * N, Format.NDJSON),
+    ((b'{"a":' * 500 + b"\n") * (N // 500), Format.NDJSON),
+    (b"[" + b"[]," * N + b"0]", Format.JSON),
+    (b"[{" + b",".join(b'"%d":1' % place for place in range(N // 10)) + b"}]", Format.JSON),
+    (b"[" + b"} nul" * N, Format.JSON),
+    (b"[" + (b"}" + b" " * 1_000) * (N // 1_000), Format.JSON),
+    (b"sensor_id,temperature\n" + b'"' * N, Format.CSV),
+    (b"sensor_id,temperature\n" + b'"\n' * N, Format.CSV),
+    (b"sensor_id,temperature\n" + b'"x\n' * N, Format.CSV),
+    (b"sensor_id,temperature\n" + b'a,"' + b'""' * N + b"\n" + b'a,"x\n' * 1_000, Format.CSV),
+    (b"sensor_id,temperature\n" + b"\r" * N, Format.CSV),
+    (b"sensor_id,temperature\n" + b" \n" * N, Format.CSV),
+    (b"sensor_id," + b",".join(b"%d" % place for place in range(N // 10)) + b"\na\na\n", Format.CSV),
+    (b"sensor_id,time,temperature\n" + b"".join(b"a,noon%d,1\n" % place for place in range(N // 10)), Format.CSV),
+]
+
+
+@pytest.mark.parametrize(("body", "form"), HOSTILE, ids=lambda value: f"{value!r:.40}")
+def test_the_time_taken_grows_with_the_length_whatever_the_body_is(body: bytes, form: Format) -> None:
+    """None of these takes more than 0.4 s; were one quadratic, it would take minutes."""
+    started = time.process_time()
+    with suppress(*REFUSALS):
+        decode(body, form)
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("body", "form"),
+    [
+        (csv([GOOD] * 20) + b'"x,1\n' + csv([GOOD] * 20), Format.CSV),
+        (ndjson([GOOD] * 20) + b"{\n\n" + ndjson([GOOD] * 21), Format.NDJSON),
+    ],
+)
+def test_too_many_rows_are_counted_where_some_are_bad(body: bytes, form: Format) -> None:
+    with pytest.raises(TooManyRows, match="42 readings"):
+        decode(body, form, max_rows=20)
+    assert len(rows_of(decode(body, form, max_rows=42))) == 40 + (form is Format.NDJSON)
 
 
 def test_a_body_that_is_longer_than_arrow_counts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
