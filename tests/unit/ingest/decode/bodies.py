@@ -2,7 +2,9 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -10,6 +12,7 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from app.ingest.batch import BATCH_SCHEMA
+from app.ingest.decode import csvs, jsons
 from app.ingest.decode.columns import Decoded
 from app.ingest.decode.readings import Format, decode_readings
 from app.ingest.decode.timestamps import Precision, TimeWindow
@@ -41,6 +44,20 @@ def decode(body: bytes, form: Format, held_to: Rules | None = None, *, max_rows:
         max_rows=max_rows,
         max_chunks=held_to.max_chunks,
     )
+
+
+@contextmanager
+def arrow_from(size_bytes: int) -> Iterator[None]:
+    """Within it, bodies of text go through Arrow's readers from this size on, and not from where that pays."""
+    where_it_pays = jsons.ARROW_PAYS_FROM_BYTES, csvs.ARROW_PAYS_FROM_BYTES
+    jsons.ARROW_PAYS_FROM_BYTES = csvs.ARROW_PAYS_FROM_BYTES = size_bytes
+    try:
+        yield
+    finally:
+        jsons.ARROW_PAYS_FROM_BYTES, csvs.ARROW_PAYS_FROM_BYTES = where_it_pays
+
+
+ALWAYS, NEVER = 0, sys.maxsize
 
 
 def rows_of(decoded: Decoded) -> list[Row]:
