@@ -309,7 +309,8 @@ def _errors(sent: Sent, refused: pa.Array, objections: Sequence[_Objection], max
     errors = []
     for row in pc.indices_nonzero(refused)[:max_errors].to_pylist():
         objection = next(objection for objection in objections if objection.rows[row].as_py())
-        value = sent.value_at(row, objection.column)
+        is_shown = objection.column is not None or row in sent.faults.get(None, ())
+        value = sent.value_at(row, objection.column) if is_shown else None
         errors.append(RowFault(row + 1, objection.column, objection.reason(row), shown(value)))
     return errors
 

@@ -33,6 +33,8 @@ from app.ingest.decode.columns import (
 from app.ingest.decode.jsons import NUMBER_IN_TEXT
 from app.ingest.decode.utf8 import NOT_UTF8, has, is_utf8, without_bom
 
+ARROW_PAYS_FROM_BYTES = 2_048
+"""Arrow's reader takes 0.3 ms to begin, in which the plain one has read some 40 records."""
 NO_VALUE = frozenset(["", "NA", "NaN", "nan", "null", "NULL"])
 """How a metric that is not there is written."""
 
@@ -63,7 +65,7 @@ def decode_csv(body: bytes, terms: Terms) -> Sent:
         if len(names) == 1 and re.search(r"[;\t|]", names[0]):
             raise MalformedBody("The fields of a CSV should be separated by commas.") from error
         raise
-    if body.count(b"\n") + body.count(b"\r") <= 2 * terms.max_rows + 2:
+    if len(body) >= ARROW_PAYS_FROM_BYTES and body.count(b"\n") + body.count(b"\r") <= 2 * terms.max_rows + 2:
         sent = _by_arrow(body, start, names, unknown)
         if sent is not None:
             return sent

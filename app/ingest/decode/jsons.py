@@ -33,6 +33,8 @@ from app.ingest.decode.columns import (
 from app.ingest.decode.timestamps import LARGEST_UNAMBIGUOUS, Precision, parse_time_us
 from app.ingest.decode.utf8 import NOT_UTF8, as_binary, has, is_utf8, lines, without_bom
 
+ARROW_PAYS_FROM_BYTES = 16_384
+"""Arrow's reader takes 0.3 ms to begin, in which jiter has read some 150 rows."""
 NUMBER_IN_TEXT = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 _NULL_AFTER_A_DOCUMENT = r"\}\s*null"
@@ -55,18 +57,10 @@ def decode_ndjson(body: bytes, terms: Terms) -> Sent:
         body = body.replace(b"\r\n", b"\n")
     if not body:
         return Sent(0, {})
-    rows = body.count(b"\n") + 1
-    if rows > terms.max_rows:
+    if len(body) >= ARROW_PAYS_FROM_BYTES and (sent := _lines_by_arrow(body, terms)) is not None:
+        return sent
+    if body.count(b"\n") >= terms.max_rows:
         require_few_rows(sum(1 for _ in lines(body)), terms)
-    if is_utf8(body):
-        objects = _objects_a_line(body)
-        if objects is None:
-            body = b"\n".join(lines(body))
-            objects = _objects_a_line(body)
-        if objects is not None:
-            sent = _columns_by_arrow(body, terms, is_array=False)
-            if sent is not None and sent.rows == objects:
-                return sent
     texts = list(lines(body))
     readings: list[object] = []
     faults: dict[int, str] = {}
@@ -81,16 +75,31 @@ def decode_ndjson(body: bytes, terms: Terms) -> Sent:
     )
 
 
-def _objects_a_line(body: bytes) -> int | None:
-    """How many lines there are, if each begins with { and ends with }.
+def _lines_by_arrow(body: bytes, terms: Terms) -> Sent | None:
+    if not is_utf8(body):
+        return None
+    rows = _objects_by_the_line(body)
+    if not rows:
+        if body.count(b"\n") >= terms.max_rows:
+            return None
+        body = b"\n".join(lines(body))
+        rows = _objects_by_the_line(body)
+    if not rows:
+        return None
+    require_few_rows(rows, terms)
+    sent = _columns_by_arrow(body, terms, is_array=False)
+    return sent if sent is not None and sent.rows == rows else None
+
+
+def _objects_by_the_line(body: bytes) -> int:
+    """How many lines there are, if each begins with { and ends with }; else 0.
 
     Then no object goes on beyond its line, for after the } there would have to come something else than {. So if there
     are as many objects, there is one on each.
     """
     each = pc.split_pattern(as_binary(body), "\n").flatten()
-    if pc.all(pc.starts_with(each, "{")).as_py() and pc.all(pc.ends_with(each, "}")).as_py():
-        return len(each)
-    return None
+    alike = pc.all(pc.starts_with(each, "{")).as_py() and pc.all(pc.ends_with(each, "}")).as_py()
+    return len(each) if alike else 0
 
 
 def decode_json(body: bytes, terms: Terms) -> Sent:
@@ -105,8 +114,10 @@ def decode_json(body: bytes, terms: Terms) -> Sent:
         raise MalformedBody(f"The body is empty. {_READ}")
     if not is_utf8(body):
         raise MalformedBody(f"The body can't be read: {NOT_UTF8}.")
-    if body.startswith(b"[") and (sent := _columns_by_arrow(body, terms, is_array=True)) is not None:
-        return sent
+    if len(body) >= ARROW_PAYS_FROM_BYTES and body.startswith(b"["):
+        sent = _columns_by_arrow(body, terms, is_array=True)
+        if sent is not None:
+            return sent
     try:
         document = _parse(body)
     except ValueError as error:

@@ -2,7 +2,9 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -10,13 +12,16 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from app.ingest.batch import BATCH_SCHEMA
-from app.ingest.decode.columns import Decoded
+from app.ingest.decode import csvs, jsons
+from app.ingest.decode.columns import Decoded, Terms
 from app.ingest.decode.readings import Format, decode_readings
 from app.ingest.decode.timestamps import Precision, TimeWindow
 from tests.unit.ingest.decode.reference import KNOWN, Row, Rules
 from tests.unit.samples import SOURCE, T0_US
 
 Sent = Mapping[str, object]
+
+MAX_ERRORS = 100
 
 WINDOW = TimeWindow.of(past_days=30, future_minutes=10)
 ANY_TIME = TimeWindow.of(past_days=0, future_minutes=0)
@@ -29,18 +34,40 @@ def rules(
     return Rules(precision, window, now_us, max_chunks)
 
 
-def decode(body: bytes, form: Format, held_to: Rules | None = None, *, max_rows: int = 100_000) -> Decoded:
+def decode(
+    body: bytes,
+    form: Format,
+    held_to: Rules | None = None,
+    *,
+    max_rows: int = 100_000,
+    is_time_required: bool = False,
+) -> Decoded:
     held_to = held_to or rules()
-    return decode_readings(
-        body,
-        form,
+    terms = Terms(
         source=SOURCE,
         precision=held_to.precision,
         window=held_to.window,
         now_us=held_to.now_us,
         max_rows=max_rows,
         max_chunks=held_to.max_chunks,
+        max_errors=MAX_ERRORS,
+        is_time_required=is_time_required,
     )
+    return decode_readings(body, form, terms)
+
+
+@contextmanager
+def arrow_from(size_bytes: int) -> Iterator[None]:
+    """Within it, bodies of text go through Arrow's readers from this size on, and not from where that pays."""
+    where_it_pays = jsons.ARROW_PAYS_FROM_BYTES, csvs.ARROW_PAYS_FROM_BYTES
+    jsons.ARROW_PAYS_FROM_BYTES = csvs.ARROW_PAYS_FROM_BYTES = size_bytes
+    try:
+        yield
+    finally:
+        jsons.ARROW_PAYS_FROM_BYTES, csvs.ARROW_PAYS_FROM_BYTES = where_it_pays
+
+
+ALWAYS, NEVER = 0, sys.maxsize
 
 
 def rows_of(decoded: Decoded) -> list[Row]:

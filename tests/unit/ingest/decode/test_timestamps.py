@@ -221,7 +221,7 @@ like_times = st.from_regex(
     ids=lambda value: str(value) if isinstance(value, pa.DataType) else "",
 )
 @given(data=st.data(), precision=st.sampled_from(Precision))
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_a_column_is_read_as_its_values_are_one_by_one(
     type_: pa.DataType, some: st.SearchStrategy[object], data: st.DataObject, precision: Precision
 ) -> None:
@@ -230,7 +230,7 @@ def test_a_column_is_read_as_its_values_are_one_by_one(
 
 
 @given(st.data())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_times_that_are_written_alike_are_read_alike(data: st.DataObject) -> None:
     """The way past Python for a whole column of text: whatever Arrow takes there, Python takes as the same moment."""
     first = data.draw(like_times)
