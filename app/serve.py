@@ -5,7 +5,6 @@ it opens the database and the port, and serves nothing itself; ``app.workers`` s
 """
 
 import asyncio
-import logging
 import multiprocessing
 import signal
 import socket
@@ -33,8 +32,6 @@ from app.workers.messages import Unusable
 from app.workers.parent import Parent
 from app.workers.uplink import Uplink
 from app.workers.worker import HandedConnections
-
-logger = logging.getLogger(__name__)
 
 HUNG_DATABASE_S = 15.0
 """What a database that hangs may add to a worker's end, beyond twice the drain timeout."""
