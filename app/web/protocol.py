@@ -1,11 +1,12 @@
-"""The HTTP protocol of the server: uvicorn's on httptools, with a way past ASGI for one route, and a bound it lacks.
+"""The HTTP protocol of the server: uvicorn's on httptools, with a way past ASGI for one route, and bounds it lacks.
 
 A request for the ``Endpoint`` becomes an ``Exchange``: no task, no scope, no event, and its answer is one write. It
 stands in line with the cycles that uvicorn makes of all other requests, and what belongs to the connection (the
 parser, keep-alive, flow control, the queue of pipelined requests, stopping) is uvicorn's own for both.
 
 httptools takes any number of headers, before any key is checked: 200 MB of them took 190 MB of memory. Here a
-connection whose head, or trailer, is longer than MAX_HEAD_BYTES is cut off.
+connection whose head, or trailer, is longer than MAX_HEAD_BYTES is cut off. uvicorn reads on after each answer, however
+many requests wait in line: 66 MB of them, without a key, took 800 MB. Here nothing is read while any waits: 5 MB.
 
 This module knows nothing of readings.
 
@@ -353,7 +354,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Called when a request has been answered: the next one in line begins."""
         super().on_response_complete()
-        if self.pipeline:  # uvicorn reads on after each answer, however many requests wait in line
+        if self.pipeline:
             self.flow.pause_reading()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
