@@ -2,7 +2,8 @@
 
 A reading's journey, and the module that owns each leg of it::
 
-    bytes on a socket      web.ingest            a key is checked, a body is read within bounds
+    bytes on a socket      web.protocol          a request is gathered within bounds, and has its turn
+      -> a body            web.ingest            a key is checked first
       -> a reading         ingest.decode         JSON becomes a Reading, or an error that says what is wrong
       -> the buffer        ingest.buffer         bounded in rows and bytes; full means 503
       -> a flush           ingest.pipeline       all that came while the last flush was committing goes along

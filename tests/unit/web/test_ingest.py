@@ -11,7 +11,7 @@ from app.ingest.batch import Reading, Source
 from app.ingest.buffer import Answer
 from app.ingest.claim import Fingerprint
 from app.ingest.decode.timestamps import TimeWindow
-from app.ingest.pipeline import Pipeline
+from app.ingest.pipeline import Intake
 from app.web import problems
 from app.web.auth import ApiKey, Keyring, Scope
 from app.web.ingest import ReadingEndpoint
@@ -60,7 +60,7 @@ async def nothing_kept(_: Fingerprint) -> None:
 
 def endpoint(basket: Basket, observed: list[tuple[object, ...]] | None = None) -> ReadingEndpoint:
     return ReadingEndpoint(
-        pipeline=cast("Pipeline", basket),
+        pipeline=cast("Intake", basket),
         keyring=KEYRING,
         window=TimeWindow.of(past_days=30, future_minutes=10),
         max_body_bytes=1_000,

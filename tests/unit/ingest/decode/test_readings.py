@@ -571,7 +571,7 @@ def test_the_rows_of_the_batch_are_known_by_their_number_in_the_body() -> None:
 @pytest.mark.parametrize("form", [Format.JSON, Format.NDJSON, Format.CSV])
 def test_where_a_time_is_required_a_reading_without_one_is_refused(form: Format) -> None:
     rows = [GOOD, GOOD | {"time": None}, {name: value for name, value in GOOD.items() if name != "time"}]
-    body = {Format.JSON: json_array, Format.NDJSON: ndjson, Format.CSV: csv}[form](rows)
-    decoded = decode(body, form, is_time_required=True)
+    bodies = {Format.JSON: json_array(rows), Format.NDJSON: ndjson(rows), Format.CSV: csv(rows)}
+    decoded = decode(bodies[form], form, is_time_required=True)
     assert [(fault.row, fault.column) for fault in decoded.errors] == [(2, "time"), (3, "time")]
     assert {fault.reason for fault in decoded.errors} == {"time is missing"}
