@@ -1051,7 +1051,7 @@ FATE = st.one_of(
     st.tuples(st.just("send"), SENDING),
     st.tuples(st.just("send again"), st.integers(0, 5)),
     st.tuples(st.just("wait"), st.just(0.01) | st.floats(0.001, 1.5 * COMMIT_TIMEOUT_S)),
-    st.tuples(st.just("send bit by bit"), SENDING),
+    st.tuples(st.just("send into silence"), SENDING),
     st.tuples(st.just("away"), st.booleans()),
     st.tuples(st.just("speaking"), st.booleans()),
     st.tuples(st.just("preparing"), st.booleans()),
@@ -1109,10 +1109,12 @@ async def suffer(fate: tuple[str, object], plant: Plant, sender: Sender) -> None
         case ("send", list(sendings)):
             for sending in sendings:
                 sender.send(*sending)
-        case ("send bit by bit", list(sendings)):
+        case ("send into silence", list(sendings)):
+            plant.store.speaking.clear()
             for sending in sendings:
                 sender.send(*sending)
                 await asyncio.sleep(5 * ROUND_TRIP_S)
+            plant.store.speaking.set()
         case ("send again", int(back)):
             sender.send_again(back)
         case ("wait", float(seconds)):
