@@ -862,6 +862,20 @@ async def test_what_waits_when_a_flush_begins_is_prepared_at_once() -> None:
             assert plant.store.attempts == [["a", "b", "c"], ["d", "e", "f"], ["g", "h"]]
 
 
+async def test_no_third_flush_is_prepared_while_one_is_ready_and_one_is_written() -> None:
+    plant = Plant()
+    with worth_preparing(rows=2):
+        async with plant.running():
+            answers = await plant.send_into_silence("a")
+            for sensor in "bcdef":
+                answers.append(plant.send(sensor))
+                await asyncio.sleep(0.1)
+            assert plant.store.prepared == [["a"], ["b", "c"]]
+            plant.store.speaking.set()
+            assert [type(answer) for answer in await asyncio.gather(*answers)] == 6 * [Receipt]
+            assert plant.store.attempts == [["a"], ["b", "c"], ["d", "e", "f"]]
+
+
 async def test_a_preparation_that_is_not_ready_when_its_turn_comes_is_waited_for() -> None:
     plant = Plant()
     with worth_preparing(rows=2):
@@ -1036,7 +1050,8 @@ SENDING = st.lists(
 FATE = st.one_of(
     st.tuples(st.just("send"), SENDING),
     st.tuples(st.just("send again"), st.integers(0, 5)),
-    st.tuples(st.just("wait"), st.floats(0.001, 1.5 * COMMIT_TIMEOUT_S)),
+    st.tuples(st.just("wait"), st.just(0.01) | st.floats(0.001, 1.5 * COMMIT_TIMEOUT_S)),
+    st.tuples(st.just("send into silence"), SENDING),
     st.tuples(st.just("away"), st.booleans()),
     st.tuples(st.just("speaking"), st.booleans()),
     st.tuples(st.just("preparing"), st.booleans()),
@@ -1094,6 +1109,12 @@ async def suffer(fate: tuple[str, object], plant: Plant, sender: Sender) -> None
         case ("send", list(sendings)):
             for sending in sendings:
                 sender.send(*sending)
+        case ("send into silence", list(sendings)):
+            plant.store.speaking.clear()
+            for sending in sendings:
+                sender.send(*sending)
+                await asyncio.sleep(5 * ROUND_TRIP_S)
+            plant.store.speaking.set()
         case ("send again", int(back)):
             sender.send_again(back)
         case ("wait", float(seconds)):
