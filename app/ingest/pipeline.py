@@ -326,6 +326,8 @@ class Pipeline(Generic[AnyFlush]):
         finally:
             self._writing = False
         outcomes = self._outcomes(flight)
+        if flush.refused:
+            logger.warning("PostgreSQL refused %d rows: %s", len(flush.refused), next(iter(flush.refused.values())))
         self.buffer.accept(refused_rows=len(flush.refused))
         for parcel, outcome in zip(flight.parcels, outcomes, strict=True):
             parcel.answer(outcome)
@@ -343,7 +345,6 @@ class Pipeline(Generic[AnyFlush]):
                 of_batch = {row - place: why for row, why in refused.items() if place <= row < place + content.rows}
                 outcomes.append(Stored(content.rows - len(of_batch), of_batch))
             elif place in refused:
-                logger.warning("PostgreSQL refused a reading of sensor %r: %s", content.sensor, refused[place])
                 outcomes.append(RejectedByDatabase(refused[place]))
             else:
                 outcomes.append(self._encode(content, flight.flush.first_id + place))

@@ -39,7 +39,10 @@ INTO_COLUMNSTORE = "SET LOCAL timescaledb.enable_direct_compress_copy = on; "
 SAVEPOINT = "SAVEPOINT part; "
 # What a constraint would only say at COMMIT, it says here.
 RELEASE = "SET CONSTRAINTS ALL IMMEDIATE; RELEASE part"
-ROLLBACK_PART = "ROLLBACK TO part"
+ROLLBACK_PART = "ROLLBACK TO part; RELEASE part"
+MAX_HALVED_ROWS = 1_000
+"""So many refused rows are looked for one by one, at 3 ms each; then what is refused is refused in the piece that it is
+in. Whatever refuses so much would go on, and everybody else waits."""
 PROBE = "BEGIN; INSERT INTO flushes (flush_id, rows) VALUES (0, 0); ROLLBACK"
 WAIT_FOR_LOST_FLUSH = """
 INSERT INTO flushes (flush_id, rows) VALUES (%s, 0) ON CONFLICT DO NOTHING RETURNING flush_id
@@ -287,14 +290,15 @@ class Writer:
                 with content_errors():
                     await connection.execute(RELEASE, prepare=False)
             except RejectedByDatabase as error:
-                await connection.execute(ROLLBACK_PART)
+                await connection.execute(ROLLBACK_PART, prepare=False)
                 halves = pieces if len(pieces) > 1 else pieces[0].halves()
-                if halves:
+                if halves and len(flush.refused) < MAX_HALVED_ROWS:
                     middle = len(halves) // 2
                     parts += [halves[middle:], halves[:middle]]
                 else:
-                    refused = range(pieces[0].start, pieces[0].start + pieces[0].count)
-                    flush.refused.update(dict.fromkeys(refused, str(error)))
+                    for piece in pieces:
+                        refused = range(piece.start, piece.start + piece.count)
+                        flush.refused.update(dict.fromkeys(refused, str(error)))
 
     @staticmethod
     async def _copy(connection: Connection, statements: str, payload: bytes, rows: int) -> None:
