@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -32,7 +33,8 @@ def edition(edition_and_admin_url: tuple[str, str]) -> str:
 @pytest.fixture
 def empty_database(edition_and_admin_url: tuple[str, str]) -> Iterator[str]:
     """The connection string of a new, empty database."""
-    yield from _new_database(edition_and_admin_url[1])
+    with new_database(edition_and_admin_url[1]) as url:
+        yield url
 
 
 @pytest.fixture
@@ -52,10 +54,13 @@ def embedded_admin_url() -> Iterator[str]:
 @pytest.fixture
 def embedded_database_url(embedded_admin_url: str) -> Iterator[str]:
     """A new, empty database on the embedded PostgreSQL, for tests that are about the server and not the edition."""
-    yield from _new_database(embedded_admin_url)
+    with new_database(embedded_admin_url) as url:
+        yield url
 
 
-def _new_database(admin_url: str) -> Iterator[str]:
+@contextmanager
+def new_database(admin_url: str) -> Iterator[str]:
+    """The connection string of a new, empty database on a cluster."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(admin_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")

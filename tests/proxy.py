@@ -1,4 +1,4 @@
-"""A PostgreSQL connection that breaks on purpose: it can refuse, stall, or lose the answer to COMMIT."""
+"""A PostgreSQL connection that breaks on purpose: it can refuse, hang, or lose the answer to COMMIT."""
 
 import socket
 import threading
@@ -49,6 +49,8 @@ class FaultyProxy:
         self._listener = listener
         self._sockets: set[socket.socket] = set()
         self._cancelled = threading.Event()
+        self._flows = threading.Event()
+        self._flows.set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def refuse(self) -> None:
@@ -57,6 +59,14 @@ class FaultyProxy:
         for connection in list(self._sockets):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+    def hang(self) -> None:
+        """Keeps every connection and passes nothing on to the database, until ``resume``."""
+        self._flows.clear()
+
+    def resume(self) -> None:
+        """Passes on what has come meanwhile, and all that comes."""
+        self._flows.set()
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -84,6 +94,7 @@ class FaultyProxy:
             while data := client.recv(1_048_576):
                 if data.startswith(CANCEL):
                     self._cancelled.set()
+                self._flows.wait()
                 if data == COMMIT and self.faults_left and self.fault not in (Fault.NONE, Fault.REFUSE):
                     self.faults_left -= 1
                     if self.fault is Fault.LOSE_COMMIT:
@@ -132,4 +143,5 @@ def faulty_proxy(database_url: str) -> Iterator[FaultyProxy]:
             yield proxy
         finally:
             proxy.refuse()
+            proxy.resume()
             listener.shutdown(socket.SHUT_RDWR)

@@ -20,19 +20,24 @@ START_TIMEOUT_S = 30
 STOP_TIMEOUT_S = 30
 
 
+def environment(**settings: str) -> dict[str, str]:
+    """The environment of a process of ours: ``settings`` and, with a database of ours, keys; a free port, JSON logs."""
+    inherited = {name: value for name, value in os.environ.items() if name not in {"DATABASE_URL", "API_KEY"}}
+    inherited |= {"PYTHONPATH": str(REPOSITORY), "PORT": "0", "LOG_FORMAT": "json"}
+    if "DATABASE_URL" in settings:
+        inherited |= {"API_KEY": API_KEY, "API_KEY_WS": API_KEY_WS}
+    return inherited | settings
+
+
 class Server:
     """A running ``python -m app serve``.
 
     Args:
         folder: where it runs; it has no ``.env``.
-        settings: its environment, beside a free port, JSON logs and, with a database of ours, keys.
+        settings: its ``environment``.
     """
 
     def __init__(self, folder: Path, **settings: str) -> None:
-        environment = {name: value for name, value in os.environ.items() if name not in {"DATABASE_URL", "API_KEY"}}
-        environment |= {"PYTHONPATH": str(REPOSITORY), "PORT": "0", "LOG_FORMAT": "json"}
-        if "DATABASE_URL" in settings:
-            environment |= {"API_KEY": API_KEY, "API_KEY_WS": API_KEY_WS}
         self.output: list[str] = []
         """Every line that it has written, to either stream."""
         self._listening = threading.Event()
@@ -40,7 +45,7 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "app", "serve"],
             cwd=folder,
-            env=environment | settings,
+            env=environment(**settings),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -15,10 +15,10 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
+from tests.acceptance.scrapes import adds_up, samples
 from tests.acceptance.test_durability import Load, stored
 from tests.acceptance.test_websocket import closing, listen, receive
 from tests.server import API_KEY, Server, eventually, running, starting
@@ -75,15 +75,7 @@ async def post(client: httpx.AsyncClient, **fields: object) -> dict[str, object]
 
 async def metrics(client: httpx.AsyncClient) -> dict[str, float]:
     """Every sample without labels, by name."""
-    answer = await client.get("/metrics")
-    assert answer.status_code == 200
-    families = text_string_to_metric_families(answer.text)
-    return {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
-
-
-def adds_up(said: dict[str, float]) -> bool:
-    ends = sum(said[f"sensorflow_readings_{end}_total"] for end in ("committed", "rejected", "given_back"))
-    return said["sensorflow_readings_accepted_total"] == ends + said["sensorflow_buffer_rows"]
+    return samples(await client.get("/metrics"))
 
 
 async def hear(websocket: ClientConnection, heard: list[int]) -> None:
