@@ -114,8 +114,8 @@ class Flush:
     into_columnstore: bool
     connection: Connection | None
     """What it can be written on: its ids are those of the server behind it."""
-    payload: bytes
-    """All of its rows."""
+    payload: Sequence[bytes]
+    """All of its rows, as a COPY in pieces of any size."""
     pieces: Callable[[], Iterable[Piece]]
     """The same rows by request, for when they must be told apart."""
     refused: dict[int, str] = field(default_factory=dict)
@@ -173,7 +173,7 @@ class Writer:
         def encoded() -> Iterator[Rows]:
             return _encoded(contents, sensor_ids, source_ids, first_id)
 
-        def payload() -> bytes:
+        def payload() -> list[bytes]:
             return _payload(encoded())
 
         def pieces() -> Iterator[Piece]:
@@ -301,7 +301,7 @@ class Writer:
                         flush.refused.update(dict.fromkeys(refused, str(error)))
 
     @staticmethod
-    async def _copy(connection: Connection, statements: str, payload: bytes, rows: int) -> None:
+    async def _copy(connection: Connection, statements: str, payload: Sequence[bytes], rows: int) -> None:
         await connection.wait(begin_copy(connection.pgconn, (statements + COPY_READINGS).encode()))
         with content_errors():
             taken = await connection.wait(copy_rows(connection.pgconn, payload))
@@ -383,8 +383,8 @@ def _pieces(contents: Sequence[Content], encoded: Iterable[Rows]) -> Iterator[Pi
         start += content.rows
 
 
-def _payload(encoded: Iterable[Rows]) -> bytes:
-    """A whole COPY of these."""
+def _payload(encoded: Iterable[Rows]) -> list[bytes]:
+    """A whole COPY of these, in pieces."""
     packed: list[bytes] = [HEADER]
     columns: list[pa.RecordBatch] = []
     for rows in encoded:
@@ -393,6 +393,6 @@ def _payload(encoded: Iterable[Rows]) -> bytes:
         else:
             columns.append(rows)
     if columns:
-        packed.append(encode_columns(columns))
+        return [b"".join(packed), encode_columns(columns)]
     packed.append(TRAILER)
-    return b"".join(packed)
+    return [b"".join(packed)]
