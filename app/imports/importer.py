@@ -207,7 +207,8 @@ class Importer:
         elif isinstance(answer, Stored):
             outcome.stored += answer.rows
             outcome.rejected += len(answer.refused)
-            faults = [RowFault(part.rows[place].as_py(), None, why, None) for place, why in answer.refused.items()]
+            refused = answer.refused.items()
+            faults = [RowFault(part.rows[place].as_py(), None, why, None) for place, why in refused if why is not None]
             report.write(faults, rows_before)
 
     async def _answer(self, batch: Batch, name: Fingerprint) -> Answer:

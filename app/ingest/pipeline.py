@@ -53,8 +53,10 @@ class Flush(Protocol):
         """The id of its first row; the others follow in the order of its contents."""
 
     @property
-    def refused(self) -> Mapping[int, str]:
-        """Once committed: the rows that the database would not take, by their place, and why."""
+    def refused(self) -> Mapping[int, str | None]:
+        """Once committed: the rows that are not stored, by their place, and why the database would not take them; None
+        where only another row of a batch that is whole is at fault.
+        """
 
 
 AnyFlush = TypeVar("AnyFlush", bound=Flush)
@@ -380,7 +382,7 @@ class Pipeline(Generic[AnyFlush]):
                 await self._publish_batch(parcel.content, first_id, outcome.refused)
             first_id += parcel.rows
 
-    async def _publish_batch(self, batch: Batch, first_id: int, refused: Mapping[int, str]) -> None:
+    async def _publish_batch(self, batch: Batch, first_id: int, refused: Mapping[int, str | None]) -> None:
         """Only while somebody listens is every row worth its JSON; otherwise the latest is, for who comes later."""
         if self._audience.is_listening or refused:
             for start in range(0, batch.rows, PUBLISH_ROWS):

@@ -27,8 +27,9 @@ class Stored(NamedTuple):
 
     rows: int
     """How many are stored."""
-    refused: Mapping[int, str]
-    """Those that PostgreSQL refused, by their place in the batch, and why."""
+    refused: Mapping[int, str | None]
+    """The others by their place in the batch, and why PostgreSQL refused them; None where only another one of a batch
+    that is whole is at fault."""
 
 
 def receipt_encoder(timezone: tzinfo) -> Callable[[Reading, int], Receipt]:

@@ -13,7 +13,7 @@ be given out again and then reads "committed" for somebody else's work.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import psycopg
@@ -40,9 +40,8 @@ SAVEPOINT = "SAVEPOINT part; "
 # What a constraint would only say at COMMIT, it says here.
 RELEASE = "SET CONSTRAINTS ALL IMMEDIATE; RELEASE part"
 ROLLBACK_PART = "ROLLBACK TO part; RELEASE part"
-MAX_HALVED_ROWS = 1_000
-"""So many refused rows are looked for one by one, at 3 ms each; then what is refused is refused in the piece that it is
-in. Whatever refuses so much would go on, and everybody else waits."""
+SAVEPOINT_WHOLE = "SAVEPOINT whole"
+ROLLBACK_WHOLE = "ROLLBACK TO whole; RELEASE whole"
 PROBE = "BEGIN; INSERT INTO flushes (flush_id, rows) VALUES (0, 0); ROLLBACK"
 WAIT_FOR_LOST_FLUSH = """
 INSERT INTO flushes (flush_id, rows) VALUES (%s, 0) ON CONFLICT DO NOTHING RETURNING flush_id
@@ -50,6 +49,9 @@ INSERT INTO flushes (flush_id, rows) VALUES (%s, 0) ON CONFLICT DO NOTHING RETUR
 
 ENCODE_IN_THREAD_ROWS = 2_000
 """Columns of so many rows are encoded beside the event loop: they take 0.2 ms and more, a thread's hand-over 0.1."""
+PARTING_S = 2.0
+"""How long the refused rows among those of one request are looked for: 1,000 of them take about a second. A request of
+100,000, and all of them bad, would outlast the flush timeout and be tried again for ever, before everything else."""
 DAY_US = 86_400_000_000
 MIN_COLUMNSTORE_ROWS = 1_000
 """Smaller flushes go to the rowstore unseen: looking at their times would cost more than it could bring."""
@@ -118,8 +120,9 @@ class Flush:
     """All of its rows, as a COPY in pieces of any size."""
     pieces: Callable[[], Iterable[Piece]]
     """The same rows by request, for when they must be told apart."""
-    refused: dict[int, str] = field(default_factory=dict)
-    """The rows that PostgreSQL did not take, by their place, and why; known once it is committed."""
+    refused: dict[int, str | None] = field(default_factory=dict)
+    """The rows that are not stored, by their place, and why PostgreSQL did not take them; None where it would have, and
+    another row of a request that is all or nothing is at fault. Known once it is committed."""
 
 
 class Writer:
@@ -281,7 +284,14 @@ class Writer:
         """Row by row where it must be: what is refused stands in ``flush.refused``, the rest in the transaction."""
         await connection.execute(BEGIN_FLUSH.format(first_id=flush.first_id, rows=flush.rows), prepare=False)
         flush.refused.clear()
-        parts: list[Sequence[Piece]] = [list(flush.pieces())]
+        parting_ends = asyncio.get_running_loop().time() + min(PARTING_S, self._flush_timeout_s / 3)
+        await self._copy_parts(connection, list(flush.pieces()), flush.refused, parting_ends)
+
+    async def _copy_parts(
+        self, connection: Connection, pieces: Sequence[Piece], refused: dict[int, str | None], parting_ends: float
+    ) -> None:
+        """Copies pieces, parted where something is refused; at ``parting_ends`` requests stay as whole as they are."""
+        parts = [pieces]
         while parts:
             pieces = parts.pop()
             try:
@@ -291,14 +301,29 @@ class Writer:
                     await connection.execute(RELEASE, prepare=False)
             except RejectedByDatabase as error:
                 await connection.execute(ROLLBACK_PART, prepare=False)
-                halves = pieces if len(pieces) > 1 else pieces[0].halves()
-                if halves and len(flush.refused) < MAX_HALVED_ROWS:
+                has_time = asyncio.get_running_loop().time() < parting_ends
+                halves = pieces if len(pieces) > 1 else pieces[0].halves() if has_time else []
+                if halves:
                     middle = len(halves) // 2
                     parts += [halves[middle:], halves[:middle]]
                 else:
-                    for piece in pieces:
-                        refused = range(piece.start, piece.start + piece.count)
-                        flush.refused.update(dict.fromkeys(refused, str(error)))
+                    refused.update(await self._reasons(connection, pieces[0], str(error), parting_ends))
+
+    async def _reasons(
+        self, connection: Connection, piece: Piece, error: str, parting_ends: float
+    ) -> Mapping[int, str | None]:
+        """Why the rows of a piece that is refused, and not parted further, are not stored."""
+        places = range(piece.start, piece.start + piece.count)
+        if piece.count == 1:
+            return {piece.start: error}
+        if piece.is_whole:
+            culprits: dict[int, str | None] = {}
+            await connection.execute(SAVEPOINT_WHOLE, prepare=False)
+            await self._copy_parts(connection, [replace(piece, is_whole=False)], culprits, parting_ends)
+            await connection.execute(ROLLBACK_WHOLE, prepare=False)
+            if culprits:
+                return {**dict.fromkeys(places), **culprits}
+        return dict.fromkeys(places, f"{error} (of this or another of {piece.count:,} readings refused together)")
 
     @staticmethod
     async def _copy(connection: Connection, statements: str, payload: Sequence[bytes], rows: int) -> None:

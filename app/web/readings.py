@@ -7,6 +7,7 @@ Promises:
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ from app.ingest.receipt import Receipt, Stored
 from app.web import auth, problems
 from app.web.idempotency import Recall, answered_before, fingerprint
 from app.web.ingest import MAX_ADDRESS_LENGTH, Problem
+
+logger = logging.getLogger(__name__)
 
 KEY_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False)
 PATH = "/api/readings"
@@ -198,7 +201,7 @@ class BulkIngest:
             return await self._committed(batch, decoded, identity)
         accepted = _answer(decoded, batch.rows, "accepted")
         claim = Claim(identity, lambda _: accepted) if identity else None
-        self._intake.submit(batch, _nobody, claim=claim, is_awaited=False)
+        self._intake.submit(batch, _log_loss, claim=claim, is_awaited=False)
         return accepted
 
     async def _committed(self, batch: Batch, decoded: Decoded, identity: Fingerprint | None) -> Replay:
@@ -279,13 +282,18 @@ def _format(content_type: str) -> Format:
         ) from None
 
 
-def _nobody(_: Answer) -> None:
-    """The sender has had its 202."""
+def _log_loss(answer: Answer) -> None:
+    """The sender has had its 202, and is not told any more."""
+    if isinstance(answer, SensorFlowError):
+        logger.warning("readings that were answered 202 are not stored: %s", answer)
+    elif isinstance(answer, Stored) and answer.refused:
+        why = next(filter(None, answer.refused.values()), "")
+        logger.warning("PostgreSQL refused %d readings that were answered 202: %s", len(answer.refused), why)
 
 
 def _answer(decoded: Decoded, rows: int, verb: Literal["stored", "accepted"], outcome: Stored | None = None) -> Replay:
     """What the sender is told: ``rows`` are stored, or accepted; ``outcome`` has those that PostgreSQL refused."""
-    refused = outcome.refused if outcome is not None else {}
+    refused = {place: why for place, why in outcome.refused.items() if why is not None} if outcome is not None else {}
     report: dict[str, object] = {verb: rows}
     if decoded.rejected or refused:
         by_database = [RowFault(decoded.rows[place].as_py(), None, why, None) for place, why in refused.items()]
