@@ -2,7 +2,8 @@
 
 A reading's journey, and the module that owns each leg of it::
 
-    bytes on a socket      web.ingest            a key is checked, a body is read within bounds
+    bytes on a socket      web.protocol          a request is gathered within bounds, and has its turn
+      -> a body            web.ingest            a key is checked first
       -> a reading         ingest.decode         JSON becomes a Reading, or an error that says what is wrong
       -> the buffer        ingest.buffer         bounded in rows and bytes; full means 503
       -> a flush           ingest.pipeline       all that came while the last flush was committing goes along
@@ -11,8 +12,10 @@ A reading's journey, and the module that owns each leg of it::
       -> a receipt         ingest.receipt        the JSON of a committed reading, encoded once
       -> the sender        web.ingest            201, and not before
       -> the subscribers   live.hub, web.live    each through a mailbox of its own
+      -> other processes   live.bus, workers     if the server has several, and somebody listens there
 
-Imports run downward only: ``main`` puts the parts together; ``web`` and ``live`` know ``ingest``; ``ingest`` and
-``store`` know ``errors``; nothing runs back up. Failures are in ``errors``; what they become on the wire is in
+Imports run downward only: ``serve`` makes one process of it all, or several; ``main`` puts a process's parts together;
+``workers`` knows ``live``; ``web`` and ``live`` know ``ingest``; ``ingest`` and ``store`` know ``errors``; nothing runs
+back up. Failures are in ``errors``; what they become on the wire is in
 ``web.problems``. ``settings`` is read once; the parts take plain values.
 """

@@ -1,24 +1,19 @@
 """The command line: ``python -m app serve``, ``migrate`` and ``import``."""
 
 import argparse
-import asyncio
 import logging
 import secrets
 import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from app.errors import ConfigurationError, SensorFlowError
-from app.imports.files import FORMATS, Layout, format_of
-from app.imports.terminal import import_file
-from app.ingest.decode.columns import METRICS
-from app.ingest.decode.timestamps import Precision, TimeWindow
+from app.imports.command import add_arguments, import_files
 from app.logs import configure_logging
-from app.main import importing, now_us
 from app.serve import serve
 from app.settings import Keys, Settings, load_settings, strong_keys
 from app.store.database import checked_url, migrate
@@ -31,8 +26,6 @@ KEY_FILES = ("api_key", "api_key_ws")
 TCP_USER_TIMEOUT_MS = 5_000
 SEND_BUFFER_BYTES = 65_536
 LISTEN_BACKLOG = 2_048
-REJECTED_STATUS = 3
-"""Exit status of an import some of whose readings were rejected."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,16 +37,19 @@ def main(arguments: list[str] | None = None) -> int:
     migration.add_argument(
         "--down", metavar="REVISION", help="go back to this revision instead; `base` removes everything"
     )
-    _add_import(commands.add_parser("import", help="store the readings of CSV, NDJSON and Parquet files"))
+    add_arguments(commands.add_parser("import", help="store the readings of CSV, NDJSON and Parquet files"))
     chosen = parser.parse_args(arguments)
     # Both end in an exception, so that every `with` on the way out does its work: the embedded database is stopped.
     signal.signal(signal.SIGTERM, _exit)
     try:
         settings = load_settings()
         configure_logging(level=settings.log_level, as_json=settings.log_format == "json")
-        if chosen.command == "import":
-            return _import(settings, chosen)
-        with _database(settings) as url:
+        is_import = chosen.command == "import"
+        if is_import and chosen.dry_run:
+            return import_files(settings, chosen, None)
+        with _database(settings, may_join=is_import) as url:
+            if is_import:
+                return import_files(settings, chosen, url)
             if chosen.command == "serve":
                 _serve(settings, url)
             else:
@@ -97,74 +93,6 @@ def _kept_key(path: Path) -> str:
         draft.write_text(key + "\n")
         draft.rename(path)  # whole, or not at all
         return key
-
-
-def _add_import(parser: argparse.ArgumentParser) -> None:
-    metrics = ", ".join(METRICS)
-    parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help=f"*{', *'.join(FORMATS)}; texts also .gz, .zst"
-    )
-    parser.add_argument("--sensor", metavar="COLUMN", help="the file's column that is sensor_id")
-    parser.add_argument("--time", metavar="COLUMN", help="the file's column that is time")
-    parser.add_argument(
-        "--column",
-        action="append",
-        default=[],
-        type=_metric_and_column,
-        metavar="METRIC=COLUMN",
-        help=f"the file's column that is one of {metrics}; may be given for each",
-    )
-    parser.add_argument(
-        "--fahrenheit",
-        action="append",
-        default=[],
-        choices=["temperature"],
-        help="the file has it in °F; stored in °C",
-    )
-    parser.add_argument(
-        "--precision",
-        type=Precision,
-        choices=list(Precision),
-        default=Precision.AUTO,
-        help="unit of times that are numbers: auto (by magnitude), s, ms, us, ns",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="read and check only; nothing is stored")
-
-
-def _metric_and_column(argument: str) -> tuple[str, str]:
-    metric, _, column = argument.partition("=")
-    if metric not in METRICS or not column:
-        raise argparse.ArgumentTypeError(f"{argument!r} should be like temperature=temp; known: {', '.join(METRICS)}")
-    return metric, column
-
-
-def _import(settings: Settings, chosen: argparse.Namespace) -> int:
-    """Imports files; 0 if every reading is stored, now or before, and 3 if some were rejected."""
-    columns = dict(chosen.column)
-    columns |= {ours: theirs for ours, theirs in (("sensor_id", chosen.sensor), ("time", chosen.time)) if theirs}
-    layout = Layout(columns, frozenset(chosen.fahrenheit), chosen.precision)
-    for path in chosen.files:
-        format_of(path)
-
-    async def run(database_url: str | None) -> int:
-        rejected = 0
-        async with AsyncExitStack() as stack:
-            intake = await stack.enter_async_context(importing(settings, database_url)) if database_url else None
-            for path in chosen.files:
-                outcome = await import_file(
-                    path,
-                    intake=intake,
-                    layout=layout,
-                    window=TimeWindow.of(past_days=0, future_minutes=settings.accept_future_minutes),
-                    now_us=now_us,
-                )
-                rejected += outcome.rejected
-        return REJECTED_STATUS if rejected else 0
-
-    if chosen.dry_run:
-        return asyncio.run(run(None))
-    with _database(settings, may_join=True) as url:
-        return asyncio.run(run(url))
 
 
 def _serve(settings: Settings, database_url: str) -> None:

@@ -5,13 +5,13 @@ it opens the database and the port, and serves nothing itself; ``app.workers`` s
 """
 
 import asyncio
-import logging
 import multiprocessing
 import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
 import uvicorn
@@ -32,8 +32,6 @@ from app.workers.messages import Unusable
 from app.workers.parent import Parent
 from app.workers.uplink import Uplink
 from app.workers.worker import HandedConnections
-
-logger = logging.getLogger(__name__)
 
 HUNG_DATABASE_S = 15.0
 """What a database that hangs may add to a worker's end, beyond twice the drain timeout."""
@@ -100,6 +98,8 @@ def _serve_with_workers(
 ) -> None:
     task = _Task(_share_of(settings), database_url, keys)
     context = multiprocessing.get_context("spawn")
+    # Starting it unblocks SIGINT, and the parent starts each worker with that signal blocked.
+    resource_tracker.ensure_running()
 
     def spawn(number: int, channel: socket.socket, connections: socket.socket) -> BaseProcess:
         process = context.Process(target=_work, args=(task, channel, connections), name=f"worker {number}")

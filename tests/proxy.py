@@ -11,6 +11,9 @@ from tempfile import TemporaryDirectory
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 COMMIT = b"Q\0\0\0\x0bCOMMIT\0"
+CANCEL = bytes([0, 0, 0, 16, 4, 210, 22, 46])
+"""How a request to cancel begins, which has a connection of its own."""
+PATIENCE_S = 30.0
 
 
 class Fault(Enum):
@@ -23,6 +26,8 @@ class Fault(Enum):
     """COMMIT reaches the server, its answer does not come back; the connection is cut."""
     STALL_AT_COMMIT = auto()
     """COMMIT is swallowed and the connection stays open, silent."""
+    ANSWER_COMMIT_WHEN_CANCELLED = auto()
+    """COMMIT reaches the server, and its answer comes back once somebody asks to cancel it."""
     REFUSE = auto()
     """No connection is let through."""
 
@@ -43,6 +48,7 @@ class FaultyProxy:
         self._target = target
         self._listener = listener
         self._sockets: set[socket.socket] = set()
+        self._cancelled = threading.Event()
         self._flows = threading.Event()
         self._flows.set()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -72,14 +78,22 @@ class FaultyProxy:
                 server = socket.socket(socket.AF_UNIX)
                 server.connect(self._target)
                 self._sockets |= {client, server}
-                answers_pass = threading.Event()
+                answers_pass, answers_wait = threading.Event(), threading.Event()
                 answers_pass.set()
                 for run in (self._questions, self._answers):
-                    threading.Thread(target=run, args=(client, server, answers_pass), daemon=True).start()
+                    threading.Thread(target=run, args=(client, server, answers_pass, answers_wait), daemon=True).start()
 
-    def _questions(self, client: socket.socket, server: socket.socket, answers_pass: threading.Event) -> None:
+    def _questions(
+        self,
+        client: socket.socket,
+        server: socket.socket,
+        answers_pass: threading.Event,
+        answers_wait: threading.Event,
+    ) -> None:
         with suppress(OSError):
             while data := client.recv(1_048_576):
+                if data.startswith(CANCEL):
+                    self._cancelled.set()
                 self._flows.wait()
                 if data == COMMIT and self.faults_left and self.fault not in (Fault.NONE, Fault.REFUSE):
                     self.faults_left -= 1
@@ -87,13 +101,25 @@ class FaultyProxy:
                         break
                     if self.fault is Fault.STALL_AT_COMMIT:
                         continue
-                    answers_pass.clear()
+                    if self.fault is Fault.ANSWER_COMMIT_WHEN_CANCELLED:
+                        self._cancelled.clear()
+                        answers_wait.set()
+                    else:
+                        answers_pass.clear()
                 server.sendall(data)
         self._hang_up(client, server)
 
-    def _answers(self, client: socket.socket, server: socket.socket, answers_pass: threading.Event) -> None:
+    def _answers(
+        self,
+        client: socket.socket,
+        server: socket.socket,
+        answers_pass: threading.Event,
+        answers_wait: threading.Event,
+    ) -> None:
         with suppress(OSError):
             while (data := server.recv(65_536)) and answers_pass.is_set():
+                if answers_wait.is_set():
+                    self._cancelled.wait(PATIENCE_S)
                 client.sendall(data)
         self._hang_up(client, server)
 

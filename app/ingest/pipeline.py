@@ -75,7 +75,7 @@ class Store(Protocol[AnyFlush]):
         """Commits a flush, with the claims that ``answers`` gives once the refused rows are known.
 
         Raises:
-            DatabaseAway: nothing of it is committed, nor will be.
+            DatabaseAway: nothing of it is committed, nor will be; or the connection was lost since it was prepared.
             Repeated: likewise; some of its claims have been committed before.
             OutcomeUnknown: COMMIT was sent and no answer came.
         """
@@ -166,6 +166,7 @@ class Pipeline(Generic[AnyFlush]):
         self._ahead: asyncio.Task[Flight[AnyFlush]] | None = None
         """The next flight, prepared while one is written."""
         self._backoff_s = FIRST_BACKOFF_S
+        self._last_ended = -math.inf
         self._bytes_per_s = 0.0
 
     @property
@@ -218,6 +219,8 @@ class Pipeline(Generic[AnyFlush]):
                 tasks.create_task(self._sweep())
                 tasks.create_task(self._flush_for_ever())
         finally:
+            if self._ahead is not None:
+                self._ahead.cancel()
             self._trouble = self._trouble or "the flusher has stopped"
             self._answer_everybody()
 
@@ -325,6 +328,8 @@ class Pipeline(Generic[AnyFlush]):
         finally:
             self._writing = False
         outcomes = self._outcomes(flight)
+        if flush.refused:
+            logger.warning("PostgreSQL refused %d rows: %s", len(flush.refused), next(iter(flush.refused.values())))
         self.buffer.accept(refused_rows=len(flush.refused))
         for parcel, outcome in zip(flight.parcels, outcomes, strict=True):
             parcel.answer(outcome)
@@ -342,7 +347,6 @@ class Pipeline(Generic[AnyFlush]):
                 of_batch = {row - place: why for row, why in refused.items() if place <= row < place + content.rows}
                 outcomes.append(Stored(content.rows - len(of_batch), of_batch))
             elif place in refused:
-                logger.warning("PostgreSQL refused a reading of sensor %r: %s", content.sensor, refused[place])
                 outcomes.append(RejectedByDatabase(refused[place]))
             else:
                 outcomes.append(self._encode(content, flight.flush.first_id + place))
@@ -359,7 +363,9 @@ class Pipeline(Generic[AnyFlush]):
         }
 
     def _observe(self, flight: Flight[AnyFlush]) -> None:
-        duration_s = self._clock() - flight.started
+        now = self._clock()
+        duration_s = now - max(flight.started, self._last_ended)  # one prepared ahead has waited for the one before
+        self._last_ended = now
         self._on_flush(sum(parcel.rows for parcel in flight.parcels) - len(flight.flush.refused), duration_s)
         bytes_per_s = sum(parcel.size_bytes for parcel in flight.parcels) / max(duration_s, 1e-6)
         self._bytes_per_s += 0.2 * (bytes_per_s - self._bytes_per_s)

@@ -6,6 +6,8 @@ what bounds one reading a request. The generators here run under ``AsyncConnecti
 without blocking.
 """
 
+from collections.abc import Iterable
+
 from psycopg import errors
 from psycopg.abc import PQGen
 from psycopg.generators import fetch_many, send
@@ -31,15 +33,17 @@ def begin_copy(connection: PGconn, statements: bytes) -> PQGen[None]:
     _check((yield from fetch_many(connection)), ExecStatus.COPY_IN)
 
 
-def copy_rows(connection: PGconn, rows: bytes) -> PQGen[int]:
-    """Sends the rows, and gives back how many PostgreSQL took.
+def copy_rows(connection: PGconn, pieces: Iterable[bytes]) -> PQGen[int]:
+    """Sends the rows, in pieces of any size, and gives back how many PostgreSQL took.
 
     Raises:
         psycopg.Error: likewise; now it may be about the rows.
     """
-    for start in range(0, len(rows), CHUNK_BYTES):
-        connection.put_copy_data(rows[start : start + CHUNK_BYTES])
-        yield from send(connection)
+    for piece in pieces:
+        view = memoryview(piece)
+        for start in range(0, len(view), CHUNK_BYTES):
+            connection.put_copy_data(view[start : start + CHUNK_BYTES])
+            yield from send(connection)
     connection.put_copy_end(None)
     yield from send(connection)
     result = _check((yield from fetch_many(connection)), ExecStatus.COMMAND_OK)

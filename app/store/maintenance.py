@@ -16,7 +16,10 @@ PRUNE_LOCK = 7_367_002
 """Key of the advisory lock under which the ledger is pruned: of many processes one does it."""
 
 LEDGER_WINDOW_MINUTES = 10
-"""A ledger row is asked for only while its flush's senders wait, which is seconds."""
+"""A ledger row is asked for as soon as the database is reached again, so within seconds of its being up."""
+PRUNE_PAUSE_S = 60.0
+"""After a start, or when the database was away, nothing is pruned for so long: a flusher, perhaps another process's, may
+still ask about a flush from before."""
 
 PRUNE_LEDGER = f"""
 DELETE FROM flushes
@@ -47,15 +50,19 @@ class Maintenance:
 
     async def run(self) -> None:
         """Works until cancelled; a database that is away is left for the next turn."""
+        clock = asyncio.get_running_loop().time
+        prune_from = clock() + PRUNE_PAUSE_S
         while True:
             try:
                 async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
-                    await connection.execute(PRUNE_LEDGER)
-                    await claims.prune(connection, older_than_hours=self._claims_window_hours)
+                    if clock() >= prune_from:
+                        await connection.execute(PRUNE_LEDGER)
+                        await claims.prune(connection, older_than_hours=self._claims_window_hours)
                     row = await (await connection.execute(STATISTICS)).fetchone()
                 assert row is not None  # an aggregate has one row
                 self.statistics = DatabaseStatistics(*row)
             except DatabaseAway as error:
                 self.statistics = None
+                prune_from = clock() + PRUNE_PAUSE_S
                 logger.debug("maintenance waits: %s", error)
             await asyncio.sleep(INTERVAL_S)

@@ -66,10 +66,10 @@ def columns_of(batch: Batch, sensor_ids: Sequence[int], first_id: int, source_id
 
 
 def encode_columns(batches: Sequence[pa.RecordBatch]) -> bytes:
-    """The rows of batches with WIRE_SCHEMA, by sensor and from the latest back."""
+    """The rows of batches with WIRE_SCHEMA, by sensor and from the latest back, and the TRAILER."""
     table = pa.Table.from_batches(batches)
     (rows,) = table.take(pc.sort_indices(table, sort_keys=SORT_KEYS)).combine_chunks().to_batches()
     encoder = ArrowToPostgresBinaryEncoder(WIRE_SCHEMA)
     encoder.write_header()
     encoded: bytes = encoder.write_batch(rows) + encoder.finish()
-    return encoded.removesuffix(TRAILER)
+    return encoded

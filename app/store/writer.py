@@ -39,9 +39,9 @@ INTO_COLUMNSTORE = "SET LOCAL timescaledb.enable_direct_compress_copy = on; "
 SAVEPOINT = "SAVEPOINT part; "
 # What a constraint would only say at COMMIT, it says here.
 RELEASE = "SET CONSTRAINTS ALL IMMEDIATE; RELEASE part"
-ROLLBACK_PART = "ROLLBACK TO part"
+ROLLBACK_PART = "ROLLBACK TO part; RELEASE part"
 SAVEPOINT_WHOLE = "SAVEPOINT whole"
-ROLLBACK_WHOLE = "ROLLBACK TO whole"
+ROLLBACK_WHOLE = "ROLLBACK TO whole; RELEASE whole"
 PROBE = "BEGIN; INSERT INTO flushes (flush_id, rows) VALUES (0, 0); ROLLBACK"
 WAIT_FOR_LOST_FLUSH = """
 INSERT INTO flushes (flush_id, rows) VALUES (%s, 0) ON CONFLICT DO NOTHING RETURNING flush_id
@@ -54,7 +54,7 @@ PARTING_S = 2.0
 100,000, and all of them bad, would outlast the flush timeout and be tried again for ever, before everything else."""
 DAY_US = 86_400_000_000
 MIN_COLUMNSTORE_ROWS = 1_000
-"""Smaller flushes go to the rowstore unseen: counting their sensors would cost more than it could bring."""
+"""Smaller flushes go to the rowstore unseen: looking at their times would cost more than it could bring."""
 
 CONTENT_SQLSTATE_CLASSES = frozenset({"22", "23", "44", "54", "P0"})
 """Data exceptions, integrity constraints, WITH CHECK OPTION, program limits, and what a trigger raises: the row is at
@@ -116,8 +116,8 @@ class Flush:
     into_columnstore: bool
     connection: Connection | None
     """What it can be written on: its ids are those of the server behind it."""
-    payload: bytes
-    """All of its rows."""
+    payload: Sequence[bytes]
+    """All of its rows, as a COPY in pieces of any size."""
     pieces: Callable[[], Iterable[Piece]]
     """The same rows by request, for when they must be told apart."""
     refused: dict[int, str | None] = field(default_factory=dict)
@@ -168,14 +168,15 @@ class Writer:
         """
         connection = self._connection
         rows = sum(content.rows for content in contents)
-        sensor_ids = await self._sensors.resolve(dict.fromkeys(_names(contents)))
+        names = dict.fromkeys(_names(contents))
+        sensor_ids = await self._sensors.resolve(names)
         source_ids = await self._sources.resolve({content.source for content in contents})
         first_id = await self._reserve_ids(rows)
 
         def encoded() -> Iterator[Rows]:
             return _encoded(contents, sensor_ids, source_ids, first_id)
 
-        def payload() -> bytes:
+        def payload() -> list[bytes]:
             return _payload(encoded())
 
         def pieces() -> Iterator[Piece]:
@@ -185,7 +186,7 @@ class Writer:
         return Flush(
             first_id,
             rows,
-            self._suits_columnstore(contents, rows),
+            self._suits_columnstore(contents, rows, sensors=len(names)),
             connection,
             await asyncio.to_thread(payload) if in_thread else payload(),
             pieces,
@@ -218,7 +219,7 @@ class Writer:
             row = await (await connection.execute(WAIT_FOR_LOST_FLUSH, [flush.first_id])).fetchone()
         return row is None
 
-    def _suits_columnstore(self, contents: Sequence[Content], rows: int) -> bool:
+    def _suits_columnstore(self, contents: Sequence[Content], rows: int, *, sensors: int) -> bool:
         """Whether writing straight to the columnstore is the faster way; few rows a sensor and chunk make it the slower
         one. TimescaleDB 2.29.2, flushes of 10,000 rows, columnstore's rate over rowstore's, by rows a sensor: 1 0.25,
         2 0.42, 3 0.52, 4 0.72, 5 0.89, 7 1.13, 10 1.58, 20 1.58; of 50,000: 5 0.92, 7 0.97, 10 1.31, 20 1.97. In bytes
@@ -227,7 +228,7 @@ class Writer:
         edition, threshold = self._database.edition, self._columnstore_rows_per_sensor
         if rows < MIN_COLUMNSTORE_ROWS or not threshold or edition is None or not edition.direct_compress:
             return False
-        return rows >= threshold * len(set(_names(contents))) * _days(contents)
+        return rows >= threshold * sensors * _days(contents)
 
     async def _reserve_ids(self, count: int) -> int:
         """The first of ``count`` consecutive ids, at most ID_BLOCK_ROWS. The rest of a block too short is let go."""
@@ -299,7 +300,7 @@ class Writer:
                 with content_errors():
                     await connection.execute(RELEASE, prepare=False)
             except RejectedByDatabase as error:
-                await connection.execute(ROLLBACK_PART)
+                await connection.execute(ROLLBACK_PART, prepare=False)
                 has_time = asyncio.get_running_loop().time() < parting_ends
                 halves = pieces if len(pieces) > 1 else pieces[0].halves() if has_time else []
                 if halves:
@@ -325,7 +326,7 @@ class Writer:
         return dict.fromkeys(places, f"{error} (of this or another of {piece.count:,} readings refused together)")
 
     @staticmethod
-    async def _copy(connection: Connection, statements: str, payload: bytes, rows: int) -> None:
+    async def _copy(connection: Connection, statements: str, payload: Sequence[bytes], rows: int) -> None:
         await connection.wait(begin_copy(connection.pgconn, (statements + COPY_READINGS).encode()))
         with content_errors():
             taken = await connection.wait(copy_rows(connection.pgconn, payload))
@@ -407,8 +408,8 @@ def _pieces(contents: Sequence[Content], encoded: Iterable[Rows]) -> Iterator[Pi
         start += content.rows
 
 
-def _payload(encoded: Iterable[Rows]) -> bytes:
-    """A whole COPY of these."""
+def _payload(encoded: Iterable[Rows]) -> list[bytes]:
+    """A whole COPY of these, in pieces."""
     packed: list[bytes] = [HEADER]
     columns: list[pa.RecordBatch] = []
     for rows in encoded:
@@ -417,6 +418,6 @@ def _payload(encoded: Iterable[Rows]) -> bytes:
         else:
             columns.append(rows)
     if columns:
-        packed.append(encode_columns(columns))
+        return [b"".join(packed), encode_columns(columns)]
     packed.append(TRAILER)
-    return b"".join(packed)
+    return [b"".join(packed)]

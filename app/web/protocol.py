@@ -1,11 +1,12 @@
-"""The HTTP protocol of the server: uvicorn's on httptools, with a way past ASGI for one route, and a bound it lacks.
+"""The HTTP protocol of the server: uvicorn's on httptools, with a way past ASGI for one route, and bounds it lacks.
 
 A request for the ``Endpoint`` becomes an ``Exchange``: no task, no scope, no event, and its answer is one write. It
 stands in line with the cycles that uvicorn makes of all other requests, and what belongs to the connection (the
 parser, keep-alive, flow control, the queue of pipelined requests, stopping) is uvicorn's own for both.
 
 httptools takes any number of headers, before any key is checked: 200 MB of them took 190 MB of memory. Here a
-connection whose head, or trailer, is longer than MAX_HEAD_BYTES is cut off.
+connection whose head, or trailer, is longer than MAX_HEAD_BYTES is cut off. uvicorn reads on after each answer, however
+many requests wait in line: 66 MB of them, without a key, took 800 MB. Here nothing is read while any waits: 5 MB.
 
 This module knows nothing of readings.
 
@@ -152,7 +153,7 @@ class Exchange:
         if self._answered:
             return
         self._answered = True
-        self._take_body = None
+        self._take_body = None  # it holds this exchange: both are freed now, and not by the garbage collector
         self._endpoint.observe(status, self._endpoint.clock() - self._started)
         self._connection.send(self, status, headers, body)
 
@@ -176,8 +177,8 @@ class Exchange:
 class OneWriteATurn:
     """A transport that gathers what is written in one turn of the event loop; in all else the transport behind it.
 
-    uvicorn writes an answer's head and its body one after the other, each a system call that wakes the peer: 1.08 times
-    the requests, measured in turns with 32 connections. WebSocket frames gain as well.
+    uvicorn writes an answer's head and its body one after the other, each a system call that wakes the peer: together,
+    1.08 times the requests, measured in turns with 32 connections. WebSocket frames gain as well.
     """
 
     __slots__ = ("_loop", "_pending", "_pending_bytes", "_transport", "is_closing")
@@ -187,7 +188,7 @@ class OneWriteATurn:
         self._loop = loop
         self._pending: list[bytes] = []
         self._pending_bytes = 0
-        self.is_closing = transport.is_closing  # asked twice a request, and 1 µs each through __getattr__
+        self.is_closing = transport.is_closing  # asked three times a request: 0.1 µs each, and 0.7 by __getattr__
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -358,7 +359,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Called when a request has been answered: the next one in line begins."""
         super().on_response_complete()
-        if self.pipeline:  # uvicorn reads on after each answer, however many requests wait
+        if self.pipeline:
             self.flow.pause_reading()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:

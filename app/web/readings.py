@@ -170,11 +170,11 @@ class BulkIngest:
         source = Source(key_name, request.client.host[:MAX_ADDRESS_LENGTH] if request.client else "")
         with self._room(key_name) as grow_to:
             body = await self._body(request, codec, grow_to)
-            request_ = None
+            identity = None
             if (idempotency_key := headers.get("idempotency-key")) is not None:
-                terms_of_request = f"{PATH} {format_.value} {options} {is_awaited}".encode()
-                request_ = fingerprint(idempotency_key, key_name, terms_of_request, body)
-                if (replay := await answered_before(self._recall, request_)) is not None:
+                asked_for = f"{PATH} {format_.value} {options} {is_awaited}".encode()
+                identity = fingerprint(idempotency_key, key_name, asked_for, body)
+                if (replay := await answered_before(self._recall, identity)) is not None:
                     return replay
             terms = Terms(
                 source=source,
@@ -198,13 +198,13 @@ class BulkIngest:
             return _answer(decoded, 0, "stored" if is_awaited else "accepted")
         batch = decoded.batch if options.partial else replace(decoded.batch, is_whole=True)
         if is_awaited:
-            return await self._committed(batch, decoded, request_)
+            return await self._committed(batch, decoded, identity)
         accepted = _answer(decoded, batch.rows, "accepted")
-        claim = Claim(request_, lambda _: accepted) if request_ else None
+        claim = Claim(identity, lambda _: accepted) if identity else None
         self._intake.submit(batch, _log_loss, claim=claim, is_awaited=False)
         return accepted
 
-    async def _committed(self, batch: Batch, decoded: Decoded, request: Fingerprint | None) -> Replay:
+    async def _committed(self, batch: Batch, decoded: Decoded, identity: Fingerprint | None) -> Replay:
         """Hands a batch in, and waits for what becomes of it."""
         answered: asyncio.Future[Replay] = asyncio.get_running_loop().create_future()
 
@@ -220,7 +220,7 @@ class BulkIngest:
             else:
                 answered.set_result(answer if isinstance(answer, Replay) else told(answer))
 
-        self._intake.submit(batch, settle, claim=Claim(request, told) if request else None)
+        self._intake.submit(batch, settle, claim=Claim(identity, told) if identity else None)
         return await answered
 
     @contextmanager

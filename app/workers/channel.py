@@ -122,7 +122,8 @@ class Channel:
                 self._writer.write(self._take())
                 self._news.clear()
                 await self._writer.drain()
-                self._written.set()
+                if not self._news.is_set():
+                    self._written.set()
         except ConnectionError:
             self._written.set()  # the reading side has noticed, or will
 

@@ -16,11 +16,11 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from multiprocessing.process import BaseProcess
 
-from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -46,6 +46,7 @@ from app.workers.messages import (
     Started,
     Unusable,
 )
+from app.workers.scrapes import Scrapes
 from app.workers.switchboard import Order, Switchboard
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,6 @@ FIRST_RESTART_PAUSE_S = 0.1
 LONGEST_RESTART_PAUSE_S = 5.0
 STEADY_AFTER_S = 30.0
 """A worker that lived so long is replaced at once."""
-COLLECT_TIMEOUT_S = 5.0
 END_TIMEOUT_S = 10.0
 """From the end of a worker's channel to the end of its process."""
 
@@ -73,23 +73,6 @@ class _Worker:
     connections: socket.socket
     started: bool = False
     ready: bool = False
-    families: Sequence[Family] = ()
-    """As of the last scrape."""
-
-
-@dataclass(slots=True, eq=False)
-class _Collection:
-    """A scrape under way: whose families are still to come."""
-
-    number: int
-    missing: set[int]
-    complete: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def drop(self, worker: int) -> None:
-        """The families of a worker have come, or won't."""
-        self.missing.discard(worker)
-        if not self.missing:
-            self.complete.set()
 
 
 class Parent:
@@ -136,11 +119,7 @@ class Parent:
         self._unusable: str | None = None
         self._tally = ChannelTally()
         self._restarts = 0
-        self._retired: list[Family] = []
-        self._askers: list[tuple[_Worker, int]] = []
-        self._asked = asyncio.Event()
-        self._collections = count(1)
-        self._collection: _Collection | None = None
+        self._scrapes = Scrapes(collect=self._collect, own=self._own_families)
 
     async def run(self) -> signal.Signals | None:
         """Serves until a signal comes; which one.
@@ -152,7 +131,7 @@ class Parent:
         for signal_ in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_, self._on_signal, signal_)
         self._listener.setblocking(False)
-        scrapes = asyncio.create_task(self._answer_scrapes())
+        scrapes = asyncio.create_task(self._scrapes.run())
         keeping = [asyncio.create_task(self._keep()) for _ in range(self._size)]
         stopping = asyncio.create_task(self._stopping.wait())
         try:
@@ -177,8 +156,6 @@ class Parent:
                 raise outcome
         return signal.Signals(self._signals[0]) if self._signals else None
 
-    # ------------------------------------------------------------------------------------------ the workers' lives
-
     async def _keep(self) -> None:
         """One worker after the other in one place, until the server stops."""
         loop = asyncio.get_running_loop()
@@ -192,7 +169,7 @@ class Parent:
                 await _until(self._stopping, timeout_s=LONGEST_RESTART_PAUSE_S)
                 continue
             try:
-                await worker.channel.run(lambda message, worker=worker: self._receive(worker, message))  # type: ignore[misc]
+                await worker.channel.run(partial(self._receive, worker))
             finally:
                 self._forget(worker)
                 await self._end(worker)
@@ -232,9 +209,7 @@ class Parent:
         worker.started = worker.ready = False
         self._choose_takers()
         self._say(self._switchboard.disconnect(worker.number))
-        self._retired = families.merged([self._retired, families.retired(worker.families)])
-        if self._collection is not None:
-            self._collection.drop(worker.number)
+        self._scrapes.forget(worker.number)
         del self._workers[worker.number]
         worker.connections.close()
 
@@ -261,8 +236,6 @@ class Parent:
             self._kill_all()
         self._signals.append(signal_)
         self._stopping.set()
-
-    # ------------------------------------------------------------------------------------------------- connections
 
     def _choose_takers(self) -> None:
         """Connections go to the workers that take readings; if there are none, to those that can at least refuse."""
@@ -311,8 +284,6 @@ class Parent:
             return
         logger.error("no worker takes connections: one was closed")
 
-    # ------------------------------------------------------------------------------------------ what the workers say
-
     def _receive(self, worker: _Worker, message: Control | Receipts) -> None:
         board = self._switchboard
         match message:
@@ -351,47 +322,22 @@ class Parent:
                 self._unusable = self._unusable or reason
                 self._stopping.set()
             case Scrape(number):
-                self._askers.append((worker, number))
-                self._asked.set()
+                self._scrapes.ask(lambda text: worker.channel.send(Exposition(number, text)))
             case Families(number, text):
-                if self._collection is not None and self._collection.number == number:
-                    worker.families = families.decode(text)
-                    self._collection.drop(worker.number)
+                self._scrapes.take(worker.number, number, text)
 
     def _say(self, orders: Sequence[Order]) -> None:
         for number, message in orders:
             self._workers[number].channel.send(message)
 
-    # ------------------------------------------------------------------------------------------------------ metrics
+    def _collect(self, number: int) -> Sequence[int]:
+        for worker in self._switchboard.workers:
+            self._workers[worker].channel.send(Collect(number))
+        return self._switchboard.workers
 
-    async def _answer_scrapes(self) -> None:
-        """One collection at a time; whoever asks during one gets the next, which begins after it has asked."""
-        while True:
-            await self._asked.wait()
-            self._asked.clear()
-            askers, self._askers = self._askers, []
-            text = await self._collect()
-            for worker, number in askers:
-                worker.channel.send(Exposition(number, text))
-
-    async def _collect(self) -> str | None:
-        collection = self._collection = _Collection(next(self._collections), set(self._switchboard.workers))
-        for number in self._switchboard.workers:
-            self._workers[number].channel.send(Collect(collection.number))
-        complete = not collection.missing or await _until(collection.complete, timeout_s=COLLECT_TIMEOUT_S)
-        self._collection = None
-        if not complete:
-            logger.warning("workers %s did not say their metrics in time", sorted(collection.missing))
-            return None
-        parts = [worker.families for worker in self._workers.values()]
-        own = [
-            families.families_of(collector)
-            for collector in (
-                families.ChannelCollector(self._tally),
-                _WorkerCollector(restarts=self._restarts, workers=len(self._workers)),
-            )
-        ]
-        return generate_latest(families.Exposed(families.merged([*parts, self._retired, *own]))).decode()
+    def _own_families(self) -> Sequence[Family]:
+        workers = _WorkerCollector(restarts=self._restarts, workers=len(self._workers))
+        return [*families.families_of(families.ChannelCollector(self._tally)), *families.families_of(workers)]
 
 
 class _WorkerCollector(Collector):

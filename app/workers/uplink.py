@@ -113,6 +113,8 @@ class Uplink:
 
     async def join(self, key_name: str) -> int:
         """A place over all workers; see Bus."""
+        if self._running is None or self._running.done():
+            raise LiveAway
         place = next(self._numbers)
         granted = self._joins[place] = asyncio.get_running_loop().create_future()
         self.send(Join(place, key_name))

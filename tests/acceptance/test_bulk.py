@@ -18,7 +18,7 @@ import httpx
 import psycopg
 import pytest
 
-from app.__main__ import REJECTED_STATUS
+from app.imports.command import REJECTED_STATUS
 from tests.acceptance.bulk import CODECS, FORMATS, NDJSON, PATH, Site, encoded, row_of, rows, scalar, site
 from tests.acceptance.scrapes import adds_up
 from tests.acceptance.test_http import connection_to

@@ -13,7 +13,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from app.__main__ import REJECTED_STATUS
+from app.imports.command import REJECTED_STATUS
 from app.store.database import migrate
 from tests.acceptance.bulk import CODECS, Row, row_of, rows, scalar
 from tests.server import API_KEY, command, eventually, run_command, running

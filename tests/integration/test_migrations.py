@@ -9,9 +9,19 @@ import pytest
 from app.errors import ConfigurationError, DatabaseAway
 from app.store.database import MIGRATION_LOCK, Database, migrate
 
-TABLES = {"readings", "sensors", "sources", "flushes", "server_settings", "data"}
+TABLES = {"readings", "sensors", "sources", "flushes", "server_settings", "data", "idempotency_keys"}
 OWN_RELATIONS = """
 SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'S', 'p')
+"""
+
+SOME_READINGS = """
+INSERT INTO readings
+SELECT '2026-01-01'::timestamptz + number * interval '5 minutes', number %% 7, number, 1, number / 3.0, NULL, 1e-300
+FROM generate_series(%(first_id)s, %(first_id)s + 999) AS number
+"""
+COLUMNSTORE_SETTINGS = """
+SELECT attname, segmentby_column_index, orderby_column_index, orderby_asc
+FROM timescaledb_information.compression_settings ORDER BY attname
 """
 
 
@@ -73,3 +83,50 @@ def test_a_migration_that_waits_for_a_lock_gives_up_and_may_be_tried_again(
             migrate(empty_database)
     migrate(empty_database)
     assert relations(empty_database) >= TABLES
+
+
+def test_what_is_stored_stays_while_the_columnstore_comes_and_goes(empty_database: str, edition: str) -> None:
+    def readings(connection: psycopg.Connection) -> list[tuple[object, ...]]:
+        return connection.execute("SELECT * FROM readings ORDER BY id").fetchall()
+
+    migrate(empty_database, "0001")
+    assert "idempotency_keys" not in relations(empty_database)
+    with psycopg.connect(empty_database) as connection:
+        connection.execute(SOME_READINGS, {"first_id": 1})
+        connection.commit()
+        migrate(empty_database, "0002")
+        connection.execute(SOME_READINGS, {"first_id": 1_001})
+        connection.execute("INSERT INTO idempotency_keys VALUES ('API_KEY', 'k', 'hash', 201, 'body', true)")
+        if edition == "community":
+            connection.execute("SELECT compress_chunk(show_chunks('readings'))")
+        connection.execute(SOME_READINGS, {"first_id": 2_001})
+        before = readings(connection)
+        assert len(before) == 3_000
+        connection.commit()
+        migrate(empty_database, "0001", down=True)
+        assert readings(connection) == before
+        connection.commit()
+        migrate(empty_database)
+        assert readings(connection) == before
+        assert connection.execute("SELECT count(*) FROM idempotency_keys").fetchone() == (0,)
+
+
+def test_the_columnstore_is_there_exactly_where_the_licence_has_one(database: str, edition: str) -> None:
+    async def prepare() -> bool:
+        opened = Database(database, timezone="UTC")
+        try:
+            return (await opened.prepare()).direct_compress
+        finally:
+            await opened.close()
+
+    if edition == "given":
+        pytest.skip("who knows what it is")
+    assert asyncio.run(prepare()) == (edition == "community")
+    with psycopg.connect(database) as connection:
+        if edition == "embedded":
+            return
+        query = "SELECT compression_enabled FROM timescaledb_information.hypertables"
+        assert connection.execute(query).fetchall() == [(edition == "community",)]
+        if edition == "community":
+            settings = connection.execute(COLUMNSTORE_SETTINGS).fetchall()
+            assert settings == [("sensor_id", 1, None, None), ("time", None, 1, False)]

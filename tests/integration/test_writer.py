@@ -1,38 +1,58 @@
 """The writer against real servers: what is committed, what is not, and what is known when a connection breaks."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 
 import psycopg
 import pytest
 
-from app.errors import DatabaseAway, OutcomeUnknown, RejectedByDatabase
-from app.ingest.batch import Batch, Reading, Source
+from app.errors import DatabaseAway, OutcomeUnknown
+from app.ingest.batch import Batch, Content, Reading, Source
+from app.ingest.claim import Claim, Kept, Repeated, Replay
 from app.store.database import Database
 from app.store.queries import latest_reading
-from app.store.writer import ID_BLOCK_ROWS, Writer
+from app.store.writer import ID_BLOCK_ROWS, MIN_COLUMNSTORE_ROWS, Flush, Writer
 from tests.proxy import Fault, faulty_proxy
+from tests.unit.samples import batch_of, claim
 
 DASHBOARD = Source("API_KEY", "192.0.2.7")
+SCRIPT = Source("API_KEY", "192.0.2.8")
 T0_US = 1_689_172_245_000_000  # 2023-07-12T14:30:45Z
+DAY_S = 86_400
+FIRST_ANSWER = Replay(201, b"the first answer")
 
 
 def reading(place: int, *, sensor: str = "a", source: Source = DASHBOARD) -> Reading:
     return Reading(T0_US + place * 1_000_000, sensor, 20 + place / 3, -0.5, 1e-300, source)
 
 
+def batch(*places: int, sensors: int = 1, source: Source = SCRIPT, is_whole: bool = False) -> Batch:
+    rows = [reading(place, sensor=f"sensor {place % sensors}", source=source) for place in places]
+    return batch_of(rows, source=source, is_whole=is_whole)
+
+
 @asynccontextmanager
-async def writing(url: str, *, timezone: str = "UTC", flush_timeout_s: float = 10) -> AsyncIterator[Writer]:
+async def writing(
+    url: str, *, timezone: str = "UTC", flush_timeout_s: float = 10, columnstore_rows_per_sensor: int = 5
+) -> AsyncIterator[Writer]:
     database = Database(url, timezone=timezone)
-    writer = Writer(database, flush_timeout_s=flush_timeout_s)
+    writer = Writer(database, flush_timeout_s=flush_timeout_s, columnstore_rows_per_sensor=columnstore_rows_per_sensor)
     try:
         await database.prepare()
+        await writer.connect()
         yield writer
     finally:
         await writer.close()
         await database.close()
+
+
+async def write(writer: Writer, *contents: Content, answers: Mapping[Claim, Replay] | None = None) -> Flush:
+    """Prepares and writes a flush of these, with its claims."""
+    flush = await writer.prepare(contents)
+    await writer.write(flush, lambda: answers or {})
+    return flush
 
 
 def rows(url: str, query: str) -> list[tuple[object, ...]]:
@@ -40,40 +60,109 @@ def rows(url: str, query: str) -> list[tuple[object, ...]]:
         return connection.execute(query).fetchall()
 
 
+def execute(url: str, *statements: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
 def count(url: str, table: str) -> object:
     return rows(url, f"SELECT count(*) FROM {table}")[0][0]
 
 
-async def test_a_batch_is_stored_to_the_last_bit(database: str) -> None:
-    readings = [reading(place, sensor=f"sensor {place % 7} 'ü'") for place in range(5_000)]
-    async with writing(database) as writer:
-        first_id = await writer.reserve_ids(len(readings))
-        await writer.write(Batch.of(readings), first_id=first_id)
-    stored = rows(
-        database,
+def stored(url: str) -> list[tuple[object, ...]]:
+    """Each row as its reading would be, with its id, by id."""
+    return rows(
+        url,
         "SELECT (extract(epoch FROM time) * 1000000)::bigint, s.name, temperature, humidity, pressure, key_name,"
         " client_ip, r.id FROM readings r JOIN sensors s ON s.id = sensor_id JOIN sources o ON o.id = source_id"
         " ORDER BY r.id",
     )
-    assert stored == [(*r[:5], *r.source, first_id + place) for place, r in enumerate(readings)]
+
+
+def as_stored(contents: Sequence[Content], first_id: int) -> list[tuple[object, ...]]:
+    """What ``stored`` must say of these."""
+    each = [one for c in contents for one in ([c] if isinstance(c, Reading) else c.readings(0, c.rows))]
+    return [(*one[:5], *one.source, first_id + place) for place, one in enumerate(each)]
+
+
+def in_columnstore(url: str) -> int:
+    """How many rows TimescaleDB holds compressed."""
+    tables = rows(
+        url, "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE tablename ~ '^compress_hyper'"
+    )
+    return sum(
+        int(str(rows(url, f"SELECT coalesce(sum(_ts_meta_count), 0) FROM {table}")[0][0])) for (table,) in tables
+    )
+
+
+def refuse_heat(url: str) -> None:
+    """From now on PostgreSQL takes no reading of 25 °C and more: of ``reading(place)`` none from the 15th place on."""
+    execute(url, "ALTER TABLE readings ADD CONSTRAINT heat CHECK (temperature < 25)")
+
+
+def swallow_heat(url: str) -> None:
+    """From now on a trigger leaves such readings out, and PostgreSQL calls that success."""
+    execute(
+        url,
+        "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN IF NEW.temperature < 25 THEN RETURN NEW; END IF; RETURN NULL; END'",
+        "CREATE TRIGGER swallow BEFORE INSERT ON readings FOR EACH ROW EXECUTE FUNCTION swallow()",
+    )
+
+
+def kill_flusher(url: str) -> None:
+    """Ends the flusher's backend, and waits until it is gone."""
+    execute(url, "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name ~ 'flusher'")
+
+
+async def until_somebody_waits_for_a_lock(url: str) -> None:
+    """Looks again and again; the tests' own patience is the test's timeout."""
+    async with asyncio.timeout(10):
+        while not rows(
+            url, "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        ):
+            await asyncio.sleep(0.01)
+
+
+async def test_readings_and_batches_are_stored_to_the_last_bit(database: str) -> None:
+    contents: list[Content] = [
+        reading(1, sensor="alone"),
+        batch_of([reading(place, sensor=f"sensor {place % 7} 'ü'") for place in range(5_000)], source=SCRIPT),
+        reading(2, source=SCRIPT),
+        batch(*range(40, 20, -1), sensors=3),
+    ]
+    async with writing(database, columnstore_rows_per_sensor=0) as writer:
+        flush = await write(writer, *contents)
+    assert (flush.rows, flush.refused) == (5_022, {})
+    assert [row[:5] for row in stored(database)] == [row[:5] for row in as_stored(contents, flush.first_id)]
+    assert {row[5:7] for row in stored(database)[1:5_001]} == {SCRIPT}
+    assert rows(database, "SELECT flush_id, rows FROM flushes") == [(flush.first_id, 5_022)]
+
+
+async def test_what_was_not_measured_is_null(database: str) -> None:
+    values = [(1.5, None, None), (None, 0.0, None), (None, None, -0.0), (1.0, 2.0, None)]
+    each = [reading(place)._replace(temperature=t, humidity=h, pressure=p) for place, (t, h, p) in enumerate(values)]
+    async with writing(database) as writer:
+        await write(writer, *each, batch_of(each))
+    assert rows(database, "SELECT temperature, humidity, pressure FROM readings ORDER BY id") == values * 2
 
 
 async def test_the_view_has_the_columns_of_the_older_server(database: str) -> None:
     async with writing(database, timezone="America/New_York") as writer:
-        await writer.write(Batch.of([reading(0)]), first_id=7)
+        flush = await write(writer, reading(0))
     (row,) = rows(database, "SELECT * FROM data")
-    assert [str(value) for value in row] == ["7", "20.0", "-0.5", "1e-300", "2023-07-12", "10:30:45", "a", "192.0.2.7"]
+    expected = [str(flush.first_id), "20.0", "-0.5", "1e-300", "2023-07-12", "10:30:45", "a", "192.0.2.7"]
+    assert [str(value) for value in row] == expected
 
 
 async def test_names_have_one_id_also_when_many_writers_add_them_at_once(database: str) -> None:
-    async def write(place: int) -> None:
+    async def add(place: int) -> None:
         async with writing(database) as writer:
-            batch = [
-                reading(place, sensor=f"s{number}") for number in (range(50) if place % 2 else reversed(range(50)))
-            ]
-            await writer.write(Batch.of(batch), first_id=await writer.reserve_ids(50))
+            each = [reading(place, sensor=f"s{number}") for number in (range(50) if place % 2 else reversed(range(50)))]
+            await write(writer, *(each if place % 3 else [batch_of(each)]))
 
-    await asyncio.gather(*map(write, range(6)))
+    await asyncio.gather(*map(add, range(6)))
     assert count(database, "sensors") == 50
     assert rows(database, "SELECT DISTINCT count(*) FROM readings GROUP BY sensor_id") == [(6,)]
     assert count(database, "(SELECT DISTINCT id FROM readings) ids") == 300
@@ -82,96 +171,377 @@ async def test_names_have_one_id_also_when_many_writers_add_them_at_once(databas
 async def test_ids_are_consecutive_and_never_given_twice(database: str) -> None:
     async with writing(database) as one, writing(database) as other:
         taken: list[int] = []
-        for count_ in (1, 60_000, 50_000, ID_BLOCK_ROWS):
+        for rows_ in (1, 60_000, 50_000, ID_BLOCK_ROWS):
+            large = batch_of([reading(0)] * rows_)
             for writer in (one, other):
-                first_id = await writer.reserve_ids(count_)
-                taken += (first_id, first_id + count_ - 1)
-    assert len(set(taken)) == len(taken) - 2  # the two reservations of one id begin where they end
+                first_id = (await writer.prepare([large])).first_id
+                taken += (first_id, first_id + rows_ - 1)
+    assert len(set(taken)) == len(taken) - 2  # the two flushes of one row begin where they end
     spans = sorted(zip(taken[::2], taken[1::2], strict=True))
     assert all(end < start for (_, end), (start, _) in pairwise(spans))
 
 
-async def test_what_postgresql_refuses_leaves_nothing_behind(database: str) -> None:
-    with psycopg.connect(database) as connection:
-        connection.execute("ALTER TABLE readings ADD CHECK (temperature < 25)")
+@pytest.mark.parametrize("make_trouble", [refuse_heat, swallow_heat])
+async def test_what_postgresql_refuses_is_left_out_and_its_neighbours_are_stored(
+    database: str, make_trouble: Callable[[str], None]
+) -> None:
+    make_trouble(database)
+    contents: list[Content] = [
+        reading(3),
+        reading(30),
+        batch(1, 2, 40, 4, 50, 60),
+        reading(5),
+        batch(70),
+        batch(*range(20)),
+    ]
+    bad = {1, 4, 6, 7, 9, *range(25, 30)}
     async with writing(database) as writer:
-        with pytest.raises(RejectedByDatabase, match="check"):
-            await writer.write(Batch.of([reading(place) for place in range(30)]), first_id=1)
-        await writer.write(Batch.of([reading(0)]), first_id=1)
+        flush = await write(writer, *contents)
+        again = await write(writer, reading(6))
+    assert flush.refused.keys() == bad
+    assert all("heat" in why or "took 0 of 1 rows" in why for why in flush.refused.values())
+    expected = [row for row in as_stored(contents, flush.first_id) if row[-1] - flush.first_id not in bad]  # type: ignore[operator]
+    assert [row[:5] + row[7:] for row in stored(database)[:-1]] == [row[:5] + row[7:] for row in expected]
+    assert not again.refused
+    assert count(database, "flushes") == 2
+
+
+@pytest.mark.parametrize("make_trouble", [refuse_heat, swallow_heat])
+async def test_a_batch_that_is_whole_is_stored_or_refused_as_one(
+    database: str, make_trouble: Callable[[str], None]
+) -> None:
+    make_trouble(database)
+    contents = [batch(1, 2), batch(3, 40, 5, is_whole=True), batch(6, 7, is_whole=True), batch(50, 8)]
+    async with writing(database) as writer:
+        flush = await write(writer, *contents)
+    assert flush.refused.keys() == {2, 3, 4, 7}
+    ids = [id_ - flush.first_id for (id_,) in rows(database, "SELECT id FROM readings ORDER BY id")]  # type: ignore[operator]
+    assert ids == [0, 1, 5, 6, 8]
+
+
+async def test_what_a_constraint_says_only_at_commit_is_found_as_well(database: str) -> None:
+    execute(
+        database,
+        "INSERT INTO sensors (name) VALUES ('sensor 0')",
+        "CREATE TABLE known (id integer PRIMARY KEY)",
+        "INSERT INTO known SELECT id FROM sensors",
+        "ALTER TABLE readings ADD FOREIGN KEY (sensor_id) REFERENCES known DEFERRABLE INITIALLY DEFERRED",
+    )
+    async with writing(database) as writer:
+        flush = await write(writer, reading(0, sensor="sensor 0"), reading(1), batch(*range(6), sensors=2))
+    assert flush.refused.keys() == {1, 3, 5, 7}
+    assert all("foreign key" in why for why in flush.refused.values())
+    assert count(database, "readings") == 4
+
+
+async def test_a_flush_of_which_nothing_is_taken_is_committed_all_the_same(database: str) -> None:
+    """It is in the ledger: its senders are told, and it is not tried again."""
+    refuse_heat(database)
+    async with writing(database) as writer:
+        flush = await write(writer, batch(*range(20, 29), is_whole=True))
+        assert flush.refused.keys() == set(range(9))
+        assert await writer.was_committed(flush)
+    assert count(database, "readings") == 0
+
+
+async def test_a_ledger_that_refuses_every_flush_is_the_servers_trouble(database: str) -> None:
+    execute(
+        database,
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no flush''; END'",
+        "CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON flushes DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION refuse()",
+    )
+    async with writing(database) as writer:
+        with pytest.raises(DatabaseAway, match="no flush"):
+            await write(writer, reading(0))
+    assert count(database, "readings") == 0
+
+
+async def test_a_claim_is_stored_with_its_readings_and_knows_which_were_refused(database: str) -> None:
+    refuse_heat(database)
+    known: list[set[int]] = []
+
+    def answers() -> Mapping[Claim, Replay]:
+        known.append(set(flush.refused))
+        return {claim("k", content=b"\0hash"): Replay(422, b"\0body"), claim("lasting", expires=False): FIRST_ANSWER}
+
+    async with writing(database) as writer:
+        flush = await writer.prepare([reading(0), reading(40)])
+        await writer.write(flush, answers)
+    assert known == [{1}]
+    assert rows(
+        database, "SELECT key_name, key, content_hash, status, answer, expires FROM idempotency_keys ORDER BY 2"
+    ) == [
+        ("API_KEY", "k", b"\0hash", 422, b"\0body", True),
+        ("API_KEY", "lasting", b"content", 201, FIRST_ANSWER.body, False),
+    ]
+
+
+async def test_a_repeated_claim_keeps_the_whole_flush_out_and_tells_the_first_answer(database: str) -> None:
+    async with writing(database) as writer:
+        await write(writer, reading(0), answers={claim(): FIRST_ANSWER})
+        with pytest.raises(Repeated) as repetition:
+            await write(writer, reading(0), reading(1), answers={claim(content=b"other"): Replay(201, b"second")})
+        assert repetition.value.kept == {("API_KEY", "k1"): Kept(b"content", FIRST_ANSWER)}
+        await write(writer, reading(1), answers={claim(key_name="API_KEY_WS"): FIRST_ANSWER})
+    assert count(database, "readings") == count(database, "flushes") == count(database, "idempotency_keys") == 2
+
+
+async def test_a_claim_that_is_new_is_not_taken_for_kept_beside_a_repeated_one(database: str) -> None:
+    """Or its sender would be told of readings that were rolled back."""
+    async with writing(database) as writer:
+        await write(writer, reading(0), answers={claim("old"): FIRST_ANSWER})
+        answers = {claim(key): Replay(201, key.encode()) for key in ("before", "old", "z after")}
+        with pytest.raises(Repeated) as repetition:
+            await write(writer, reading(1), reading(0), reading(2), answers=answers)
+        assert repetition.value.kept.keys() == {("API_KEY", "old")}
+    assert count(database, "readings") == count(database, "idempotency_keys") == 1
+
+
+async def test_a_claim_that_could_not_be_stored_commits_nothing(database: str) -> None:
+    """As where the row that stood in its way has been pruned since."""
+    execute(
+        database,
+        "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+        "CREATE TRIGGER swallow BEFORE INSERT ON idempotency_keys FOR EACH ROW EXECUTE FUNCTION swallow()",
+    )
+    async with writing(database) as writer:
+        with pytest.raises(DatabaseAway):
+            await write(writer, reading(0), answers={claim(): FIRST_ANSWER})
+    assert count(database, "readings") == count(database, "flushes") == 0
+
+
+async def test_of_two_processes_with_the_same_claims_one_commits_and_the_other_finds_them_kept(database: str) -> None:
+    async with writing(database) as one, writing(database) as other:
+        keys = [claim(f"k{number}") for number in range(20)]
+        flushes = [await writer.prepare([reading(0)]) for writer in (one, other)]
+        outcomes = await asyncio.gather(
+            one.write(flushes[0], lambda: dict.fromkeys(keys, Replay(201, b"one"))),
+            other.write(flushes[1], lambda: dict.fromkeys(reversed(keys), Replay(201, b"other"))),
+            return_exceptions=True,
+        )
+    (loser,) = [outcome for outcome in outcomes if outcome is not None]
+    assert isinstance(loser, Repeated)
+    assert len(loser.kept) == 20
+    winner = b"one" if outcomes[0] is None else b"other"
+    assert {kept.replay for kept in loser.kept.values()} == {Replay(201, winner)}
     assert count(database, "readings") == count(database, "flushes") == 1
 
 
-async def test_rows_that_a_trigger_swallows_are_not_called_committed(embedded_database_url: str) -> None:
-    async with writing(embedded_database_url) as writer:
-        with psycopg.connect(embedded_database_url) as connection:
-            connection.execute(
-                "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
-                "CREATE TRIGGER swallow BEFORE INSERT ON readings FOR EACH ROW EXECUTE FUNCTION swallow()"
-            )
-        with pytest.raises(RejectedByDatabase, match="0 of 1 rows"):
-            await writer.write(Batch.of([reading(0)]), first_id=1)
-    assert count(embedded_database_url, "flushes") == 0
+@pytest.mark.parametrize("commits", [True, False])
+async def test_a_claim_waits_for_the_transaction_that_has_it(database: str, commits: bool) -> None:
+    async with writing(database) as writer, await psycopg.AsyncConnection.connect(database) as first:
+        await first.execute("INSERT INTO idempotency_keys VALUES ('API_KEY', 'k1', 'content', 201, 'first', true)")
+        writing_too = asyncio.create_task(write(writer, reading(0), answers={claim(): FIRST_ANSWER}))
+        await until_somebody_waits_for_a_lock(database)
+        await (first.commit if commits else first.rollback)()
+        if commits:
+            with pytest.raises(Repeated):
+                await writing_too
+        else:
+            await writing_too
+    assert count(database, "readings") == (0 if commits else 1)
+
+
+@pytest.mark.parametrize("edition_and_admin_url", ["community"], indirect=True)
+async def test_many_rows_a_sensor_go_straight_to_the_columnstore(database: str) -> None:
+    contents: list[Content] = [
+        reading(7, sensor="sensor 1"),
+        batch(*range(2_000), sensors=4),
+        batch(-DAY_S, *range(500), sensors=5),
+    ]
+    async with writing(database) as writer:
+        flush = await write(writer, *contents)
+    assert flush.into_columnstore
+    assert in_columnstore(database) == 2_502
+    assert [row[:5] + row[7:] for row in stored(database)] == [
+        row[:5] + row[7:] for row in as_stored(contents, flush.first_id)
+    ]
+    plan = rows(database, "EXPLAIN SELECT * FROM readings WHERE sensor_id = 1")
+    assert any("ColumnarScan" in str(line) for line in plan)
+
+
+@pytest.mark.parametrize("edition_and_admin_url", ["community"], indirect=True)
+@pytest.mark.parametrize(
+    ("rows_", "sensors", "rows_per_sensor", "goes"),
+    [
+        (2_000, 400, 5, True),
+        (2_000, 401, 5, False),
+        (2_000, 2_000, 1, True),
+        (2_000, 1, 0, False),
+        (MIN_COLUMNSTORE_ROWS, 1, 5, True),
+        (MIN_COLUMNSTORE_ROWS - 1, 1, 5, False),
+    ],
+)
+async def test_only_flushes_that_are_large_and_deep_go_there(
+    database: str, rows_: int, sensors: int, rows_per_sensor: int, goes: bool
+) -> None:
+    async with writing(database, columnstore_rows_per_sensor=rows_per_sensor) as writer:
+        flush = await write(writer, batch(*range(rows_ - 1), sensors=sensors), reading(0, sensor="sensor 0"))
+    assert flush.into_columnstore == goes
+    assert in_columnstore(database) == (rows_ if goes else 0)
+    assert count(database, "readings") == rows_
+
+
+async def test_where_there_is_no_columnstore_nothing_goes_there(database: str, edition: str) -> None:
+    async with writing(database) as writer:
+        flush = await write(writer, batch(*range(2_000)))
+    assert flush.into_columnstore == (edition == "community")
+    assert count(database, "readings") == 2_000
+
+
+@pytest.mark.parametrize("edition_and_admin_url", ["community"], indirect=True)
+@pytest.mark.parametrize("make_trouble", [refuse_heat, swallow_heat])
+async def test_what_the_columnstore_would_not_see_is_refused_there_as_well(
+    database: str, make_trouble: Callable[[str], None]
+) -> None:
+    make_trouble(database)
+    async with writing(database) as writer:
+        flush = await write(writer, batch(*(40 if place in (7, 1_500) else -place for place in range(2_000))))
+    assert flush.refused.keys() == {7, 1_500}
+    assert count(database, "readings") == 1_998
+
+
+@pytest.mark.parametrize("edition_and_admin_url", ["community"], indirect=True)
+async def test_rows_come_into_a_chunk_of_the_columnstore_in_either_way(database: str) -> None:
+    async with writing(database) as writer:
+        await write(writer, batch(*range(1_000)))
+        await write(writer, reading(1), batch(3, 4))
+        await write(writer, batch(*range(500, 1_500)))
+    assert in_columnstore(database) == 2_000
+    assert count(database, "readings") == 2_003
+
+
+async def test_a_flush_is_prepared_while_another_is_written(database: str) -> None:
+    """Also one with new names: it needs nothing of the flusher's connection."""
+    async with writing(database) as writer, await psycopg.AsyncConnection.connect(database) as busy:
+        first = await writer.prepare([reading(0)])
+        await busy.execute("LOCK TABLE flushes IN SHARE MODE")
+        being_written = asyncio.create_task(writer.write(first, dict))
+        await until_somebody_waits_for_a_lock(database)
+        second = await writer.prepare([reading(1, sensor="new", source=Source("new", "new")), batch(2, sensors=1)])
+        assert not being_written.done()
+        await busy.rollback()
+        await being_written
+        await writer.write(second, dict)
+    assert second.first_id == first.first_id + 1
+    assert [row[1] for row in stored(database)] == ["a", "new", "sensor 0"]
+
+
+async def test_a_flush_prepared_before_the_connection_was_lost_is_not_written_on_the_next(database: str) -> None:
+    """Its ids may be another server's."""
+    async with writing(database) as writer:
+        flush = await writer.prepare([reading(0)])
+        kill_flusher(database)
+        with pytest.raises(DatabaseAway):
+            await writer.connect()
+        await writer.connect()
+        with pytest.raises(DatabaseAway, match="connection"):
+            await writer.write(flush, dict)
+        await write(writer, reading(0))
+    assert count(database, "readings") == count(database, "flushes") == 1
+
+
+async def test_a_flush_may_be_under_preparation_while_the_connection_is_lost_and_found(database: str) -> None:
+    async with writing(database) as writer, await psycopg.AsyncConnection.connect(database) as busy:
+        await busy.execute("LOCK TABLE sources IN SHARE MODE")
+        preparing = asyncio.create_task(writer.prepare([reading(0)]))
+        await until_somebody_waits_for_a_lock(database)
+        kill_flusher(database)
+        with pytest.raises(DatabaseAway):
+            await writer.connect()
+        await writer.connect()
+        await busy.rollback()
+        flush = await preparing
+        with pytest.raises(DatabaseAway):
+            await writer.write(flush, dict)
+        await write(writer, reading(0))
+    assert [row[1] for row in stored(database)] == ["a"]
 
 
 async def test_a_commit_whose_answer_is_lost_is_found_in_the_ledger(database: str) -> None:
+    refuse_heat(database)
     with faulty_proxy(database) as proxy:
         async with writing(proxy.url) as writer:
+            flush = await writer.prepare([reading(0), reading(40)])
             proxy.fault, proxy.faults_left = Fault.LOSE_COMMIT_ANSWER, 1
             with pytest.raises(OutcomeUnknown):
-                await writer.write(Batch.of([reading(0)]), first_id=5)
-            assert await writer.was_committed(5)
+                await writer.write(flush, dict)
+            assert await writer.was_committed(flush)
+            assert flush.refused.keys() == {1}
     assert count(database, "readings") == 1
 
 
 async def test_a_commit_that_never_arrived_is_not_in_the_ledger(database: str) -> None:
     with faulty_proxy(database) as proxy:
         async with writing(proxy.url) as writer:
+            flush = await writer.prepare([reading(0)])
             proxy.fault, proxy.faults_left = Fault.LOSE_COMMIT, 1
             with pytest.raises(OutcomeUnknown):
-                await writer.write(Batch.of([reading(0)]), first_id=5)
-            assert not await writer.was_committed(5)
-            await writer.write(Batch.of([reading(0)]), first_id=6)
+                await writer.write(flush, dict)
+            assert not await writer.was_committed(flush)
+            await write(writer, reading(0))
     assert count(database, "readings") == count(database, "flushes") == 1
 
 
 async def test_the_ledger_waits_for_a_lost_transaction_to_end(database: str) -> None:
-    async with writing(database) as writer:
-        lost = await psycopg.AsyncConnection.connect(database)
-        async with lost:
-            await lost.execute("INSERT INTO flushes (flush_id, rows) VALUES (5, 1)")
-            asking = asyncio.create_task(writer.was_committed(5))
-            await asyncio.sleep(0.3)
-            assert not asking.done()
-            await lost.commit()
-            assert await asking
+    async with writing(database) as writer, await psycopg.AsyncConnection.connect(database) as lost:
+        flush = await writer.prepare([reading(0)])
+        await lost.execute("INSERT INTO flushes (flush_id, rows) VALUES (%s, 1)", [flush.first_id])
+        asking = asyncio.create_task(writer.was_committed(flush))
+        await until_somebody_waits_for_a_lock(database)
+        assert not asking.done()
+        await lost.commit()
+        assert await asking
 
 
 async def test_a_silent_server_is_given_up(embedded_database_url: str) -> None:
     """After the timeout, psycopg spends some 5 s on an attempt to cancel."""
     with faulty_proxy(embedded_database_url) as proxy:
         async with writing(proxy.url, flush_timeout_s=0.5) as writer:
+            flush = await writer.prepare([reading(0)])
             proxy.fault, proxy.faults_left = Fault.STALL_AT_COMMIT, 1
             async with asyncio.timeout(15):
                 with pytest.raises(OutcomeUnknown):
-                    await writer.write(Batch.of([reading(0)]), first_id=5)
-                assert not await writer.was_committed(5)
+                    await writer.write(flush, dict)
+                assert not await writer.was_committed(flush)
+
+
+async def test_a_commit_that_is_answered_after_the_timeout_is_not_called_failed(embedded_database_url: str) -> None:
+    """The answer comes while psycopg tries to cancel, too late to be seen, and the connection looks idle."""
+    with faulty_proxy(embedded_database_url) as proxy:
+        async with writing(proxy.url, flush_timeout_s=0.5) as writer:
+            flush = await writer.prepare([reading(0)])
+            proxy.fault, proxy.faults_left = Fault.ANSWER_COMMIT_WHEN_CANCELLED, 1
+            with pytest.raises(OutcomeUnknown):
+                await writer.write(flush, dict)
+            assert await writer.was_committed(flush)
+    assert count(embedded_database_url, "readings") == 1
 
 
 async def test_a_connection_killed_while_idle_costs_one_error(database: str) -> None:
     async with writing(database) as writer:
-        await writer.write(Batch.of([reading(0)]), first_id=1)
-        assert rows(
-            database, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%flusher'"
-        )
+        await write(writer, reading(0))
+        kill_flusher(database)
         with pytest.raises(DatabaseAway):
-            await writer.write(Batch.of([reading(1)]), first_id=2)
+            await write(writer, reading(1))
         await writer.connect()
-        await writer.write(Batch.of([reading(1)]), first_id=2)
+        await write(writer, reading(1))
     assert count(database, "readings") == 2
+
+
+async def test_a_writer_without_a_connection_writes_nothing(database: str) -> None:
+    async with writing(database) as writer:
+        flush = await writer.prepare([reading(0)])
+        await writer.close()
+        with pytest.raises(DatabaseAway, match="connection"):
+            await writer.write(flush, dict)
+    assert count(database, "flushes") == 0
 
 
 async def test_a_database_that_only_reads_is_away(database: str) -> None:
     async with writing(database) as writer:
+        await writer.close()
         with psycopg.connect(database, autocommit=True) as connection:
             name = connection.info.dbname
             connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
@@ -181,32 +551,37 @@ async def test_a_database_that_only_reads_is_away(database: str) -> None:
 
 async def test_the_latest_reading_is_the_latest_by_event_time(database: str) -> None:
     async with writing(database) as writer:
-        await writer.write(Batch.of([reading(9, sensor="old"), reading(50), reading(20, sensor="b")]), first_id=1)
-        await writer.write(Batch.of([reading(10), reading(50, sensor="b")]), first_id=11)
+        await write(writer, reading(9, sensor="old"), reading(50), reading(20, sensor="b"))
+        flush = await write(writer, reading(10), batch_of([reading(50, sensor="b")], source=DASHBOARD))
     async with await psycopg.AsyncConnection.connect(database) as connection:
-        assert await latest_reading(connection) == (reading(50, sensor="b"), 12)
+        assert await latest_reading(connection) == (reading(50, sensor="b"), flush.first_id + 1)
 
 
 async def test_another_server_behind_a_new_connection_is_asked_for_its_own_ids(database: str) -> None:
     """As after a failover that lost sensors, or a restore."""
     async with writing(database) as writer:
-        await writer.write(Batch.of([reading(0)]), first_id=await writer.reserve_ids(1))
-        with psycopg.connect(database, autocommit=True) as connection:
-            connection.execute("TRUNCATE sensors RESTART IDENTITY")
-            connection.execute("INSERT INTO sensors (name) VALUES ('somebody else')")
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ~ 'flusher'"
-            )
+        await write(writer, reading(0))
+        execute(
+            database,
+            "TRUNCATE sensors, sources RESTART IDENTITY",
+            "INSERT INTO sensors (name) VALUES ('somebody else')",
+            "INSERT INTO sources (key_name, client_ip) VALUES ('somebody', 'else')",
+            "ALTER SEQUENCE reading_ids RESTART 7000001",
+        )
+        kill_flusher(database)
         with pytest.raises(DatabaseAway):
             await writer.connect()
-        first_id = await writer.reserve_ids(1)
-        await writer.write(Batch.of([reading(1)]), first_id=first_id)
-    assert rows(database, f"SELECT sensor_id FROM data WHERE id = {first_id}") == [("a",)]
+        await writer.connect()
+        flush = await write(writer, reading(1), batch_of([reading(2)], source=SCRIPT))
+    assert flush.first_id == 7_000_001
+    assert stored(database)[1:] == as_stored([reading(1), reading(2, source=SCRIPT)], flush.first_id)
 
 
 async def test_an_id_that_the_ledger_has_is_the_servers_trouble_and_not_the_senders(database: str) -> None:
     async with writing(database) as writer:
-        await writer.write(Batch.of([reading(0)]), first_id=5)
+        first = await write(writer, reading(0))
+        second = await writer.prepare([reading(1)])
+        second.first_id = first.first_id
         with pytest.raises(DatabaseAway, match="flushes_pkey"):
-            await writer.write(Batch.of([reading(1)]), first_id=5)
+            await writer.write(second, dict)
     assert count(database, "readings") == 1

@@ -105,9 +105,9 @@ def test_no_module_imports_itself_by_a_detour() -> None:
 @pytest.mark.parametrize(
     ("names", "who"),
     [
-        ({"app.settings"}, {"app.main", "app.serve", "app.__main__"}),
-        ({"app.main"}, {"app.serve"}),
-        ({"app.serve"}, {"app.__main__"}),
+        ({"app.settings"}, {"app.main", "app.serve", "app.imports.command", "app.__main__"}),
+        ({"app.main"}, {"app.serve", "app.imports.command"}),
+        ({"app.serve", "app.imports.command"}, {"app.__main__"}),
     ],
 )
 def test_only_the_entrance_knows_the_settings_and_how_all_fits_together(names: set[str], who: set[str]) -> None:

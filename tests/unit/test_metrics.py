@@ -11,29 +11,30 @@ from prometheus_client import CollectorRegistry, Histogram, disable_created_metr
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.errors import DatabaseAway, RejectedByDatabase
-from app.ingest.batch import READING_SIZE_BYTES
 from app.ingest.buffer import Buffer, Parcel
 from app.live.bus import LocalBus
 from app.live.hub import Hub
 from app.metrics import LATENCY_BUCKETS_S, Instruments, RequestDurations, ServerCollector
 from app.store.maintenance import DatabaseStatistics
-from tests.unit.samples import at_once, reading, receipt
+from tests.unit.samples import at_once, batch_of, reading, receipt
 
 NOW = 100.0
 PROMTOOL = shutil.which("promtool")
 
 
 def buffer_with_everything() -> Buffer:
-    """Ten readings: 4 committed, 1 rejected, 2 given back, 1 in flight, 2 waiting."""
-    buffer = Buffer(max_rows=20, max_bytes=1 << 20)
-    for place in range(10):
-        deadline = 10.0 if place < 7 else 1_000.0
-        buffer.add(Parcel(reading(), 90.0 + place, deadline, lambda _: None), retry_after_s=1)
-    buffer.begin(5)
-    buffer.accept(4)
-    buffer.reject(RejectedByDatabase("no"))
+    """Seventeen rows: 7 committed, 2 rejected, 3 given back, 2 in flight, 3 waiting; and room reserved."""
+    buffer = Buffer(max_rows=20, max_bytes=1 << 20, max_bytes_per_key=1 << 20)
+    for place, rows in enumerate([5, 1, 2, 1, 2, 1, 2, 3]):
+        deadline = 10.0 if place in {4, 5} else 1_000.0
+        content = batch_of([reading()] * rows) if rows > 1 else reading()
+        buffer.add(Parcel(content, rows, content.size_bytes, 90.0 + place, deadline, lambda _: None), retry_after_s=1)
+    flight = buffer.begin(9)
+    buffer.reject(flight[1], RejectedByDatabase("no"))
+    buffer.accept(refused_rows=1)
     buffer.expire(NOW, lambda: DatabaseAway("away"), lambda: DatabaseAway("away"))
-    buffer.begin(1)
+    buffer.begin(2)
+    buffer.reserve("API_KEY", 1_000, retry_after_s=1)
     return buffer
 
 
@@ -71,18 +72,18 @@ def scrape(registry: CollectorRegistry) -> dict[str, float]:
 def test_in_every_scrape_all_that_was_accepted_has_ended_in_one_way_or_is_held() -> None:
     said = scrape(registry(buffer_with_everything()))
     ends = {end: said[f"sensorflow_readings_{end}_total"] for end in ("committed", "rejected", "given_back")}
-    assert ends == {"committed": 4, "rejected": 1, "given_back": 2}
-    assert said["sensorflow_buffer_rows"] == 3
+    assert ends == {"committed": 7, "rejected": 2, "given_back": 3}
+    assert said["sensorflow_buffer_rows"] == 5
     assert said["sensorflow_readings_accepted_total"] == sum(ends.values()) + said["sensorflow_buffer_rows"]
 
 
 def test_a_scrape_says_what_the_parts_know() -> None:
     said = scrape(registry(buffer_with_everything()))
     expected = {
-        "sensorflow_buffer_bytes": 3 * READING_SIZE_BYTES,
+        "sensorflow_buffer_bytes": batch_of([reading()] * 2).size_bytes + batch_of([reading()] * 3).size_bytes + 1_000,
         "sensorflow_buffer_max_rows": 20,
         "sensorflow_buffer_max_bytes": 1 << 20,
-        "sensorflow_buffer_oldest_age_seconds": 3,
+        "sensorflow_buffer_oldest_age_seconds": 4,
         "sensorflow_websocket_connections": 1,
         "sensorflow_websocket_messages_total": 5,
         "sensorflow_websocket_messages_conflated_total": 2,

@@ -7,6 +7,7 @@ either in the batch, in its order, or counted as rejected.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 from app.errors import MalformedBody, TooManyRows
 from app.ingest.batch import BATCH_SCHEMA, Batch, Source
 from app.ingest.decode.reading import MAX_SENSOR_ID_LENGTH
-from app.ingest.decode.timestamps import OUTSIDE_ALL_YEARS, Precision, TimeWindow, parse_time_us, times_us
+from app.ingest.decode.timestamps import OUTSIDE_ALL_YEARS, Precision, TimeWindow, parse_time_us, parse_times_us
 
 METRICS = ("temperature", "humidity", "pressure")
 COLUMNS = ("sensor_id", "time", *METRICS)
@@ -79,9 +80,9 @@ class Terms:
 class Sent:
     """A body in columns, as far as its format can check them.
 
-    ``columns`` has those of COLUMNS that were sent, each of ``rows`` values: ``sensor_id`` as text or as a dictionary of
-    text, ``time`` as ``times_us`` takes it, the metrics as float64. Where a format has found a fault itself the value is
-    null and ``faults`` has the reason, by column (None: of the row) and row (from 0).
+    ``columns`` has those of COLUMNS that were sent, each of ``rows`` values: ``sensor_id`` as text or as a dictionary
+    of text, ``time`` as ``parse_times_us`` takes it, the metrics as float64. Where a format has found a fault itself
+    the value is null and ``faults`` has the reason, by column (None: of the row) and row (from 0).
     """
 
     rows: int
@@ -95,7 +96,7 @@ class Sent:
         """What was sent there, whatever its type."""
         if self.value is not None:
             return self.value(row, column)
-        return scalar_value(self.columns[column][row]) if column in self.columns else None
+        return scalar_value(self.columns[column][row]) if column is not None and column in self.columns else None
 
 
 def scalar_value(scalar: pa.Scalar) -> object:
@@ -119,7 +120,7 @@ def require_columns(names: Sequence[str]) -> Sequence[str]:
     Raises:
         MalformedBody: ``sensor_id`` is not among them, or a name comes twice; the message says what to do.
     """
-    if twice := sorted({name for name in names if name and names.count(name) > 1}):
+    if twice := [name for name, times in Counter(names).items() if name and times > 1]:
         raise MalformedBody(f"The column {_in_words(twice[0])} comes twice: give every column a name of its own.")
     if "sensor_id" not in names:
         sent = ", ".join(_in_words(name) for name in names[:10]) or "none"
@@ -163,11 +164,11 @@ def check(sent: Sent, terms: Terms) -> Decoded:
     _object_to_names(sensors, names, objections)
 
     times = sent.columns.get("time", pa.nulls(sent.rows))
-    moments = times_us(times, terms.precision)
+    moments = parse_times_us(times, terms.precision)
     if moments is None:
         raise MalformedBody(f"The column time should have times or numbers, and not {times.type}.")
     _hear_the_format(sent, "time", objections)
-    _object_to_times(sent, times, moments, terms, objections)
+    _object_to_times(times, moments, terms, objections)
     if moments.null_count:
         if terms.is_time_required:
             _object(objections, "time", pc.is_null(moments), lambda _: NO_TIME)
@@ -179,10 +180,10 @@ def check(sent: Sent, terms: Terms) -> Decoded:
         _hear_the_format(sent, name, objections)
         if pc.all(pc.is_finite(values)).as_py() is False:
             not_finite = pc.invert(pc.is_finite(values)).fill_null(False)
-            objections.append(_Objection(name, not_finite, lambda _, name=name: NOT_FINITE.format(name)))
+            _object(objections, name, not_finite, _always(NOT_FINITE.format(name)))
         metrics.append(values)
     if all(values.null_count for values in metrics):
-        _object(objections, None, reduce(pc.and_, [pc.is_null(values) for values in metrics]), lambda _: NO_METRIC)
+        _object(objections, None, reduce(pc.and_, [pc.is_null(values) for values in metrics]), _always(NO_METRIC))
 
     _object_to_days(moments, terms, objections)
     columns = [moments.cast(BATCH_SCHEMA.field("time").type), sensors.indices, *metrics]
@@ -210,6 +211,10 @@ def check(sent: Sent, terms: Terms) -> Decoded:
 def _object(objections: list[_Objection], column: str | None, rows: pa.Array, reason: Callable[[int], str]) -> None:
     if rows.true_count:
         objections.append(_Objection(column, rows, reason))
+
+
+def _always(reason: str) -> Callable[[int], str]:
+    return lambda _row: reason
 
 
 def _hear_the_format(sent: Sent, column: str | None, objections: list[_Objection]) -> None:
@@ -250,9 +255,7 @@ def _object_to_names(sensors: pa.DictionaryArray, names: Sequence[str], objectio
         _object(objections, "sensor_id", rows, lambda row: faults.get(positions[row].as_py(), NO_SENSOR_ID))
 
 
-def _object_to_times(
-    sent: Sent, times: pa.Array, moments: pa.Array, terms: Terms, objections: list[_Objection]
-) -> None:
+def _object_to_times(times: pa.Array, moments: pa.Array, terms: Terms, objections: list[_Objection]) -> None:
     def unreadable(row: int) -> str:
         value = scalar_value(times[row])
         if isinstance(value, int | float | str) and not pa.types.is_temporal(times.type):
@@ -299,14 +302,15 @@ def _object_to_days(moments: pa.Array, terms: Terms, objections: list[_Objection
         f"the readings of one request may lie in {terms.max_chunks} days (UTC) at most, and these lie in "
         f"{len(distinct)}: the newest are kept; send the others in requests of fewer days, or with python -m app import"
     )
-    _object(objections, "time", beyond, lambda _: reason)
+    _object(objections, "time", beyond, _always(reason))
 
 
 def _errors(sent: Sent, refused: pa.Array, objections: Sequence[_Objection], max_errors: int) -> list[RowFault]:
     errors = []
     for row in pc.indices_nonzero(refused)[:max_errors].to_pylist():
         objection = next(objection for objection in objections if objection.rows[row].as_py())
-        value = sent.value_at(row, objection.column)
+        is_shown = objection.column is not None or row in sent.faults.get(None, ())
+        value = sent.value_at(row, objection.column) if is_shown else None
         errors.append(RowFault(row + 1, objection.column, objection.reason(row), shown(value)))
     return errors
 

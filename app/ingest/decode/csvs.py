@@ -33,13 +33,18 @@ from app.ingest.decode.columns import (
 from app.ingest.decode.jsons import NUMBER_IN_TEXT
 from app.ingest.decode.utf8 import NOT_UTF8, has, is_utf8, without_bom
 
+ARROW_PAYS_FROM_BYTES = 2_048
+"""Arrow's reader takes 0.3 ms to begin, in which the plain one has read some 40 records."""
 NO_VALUE = frozenset(["", "NA", "NaN", "nan", "null", "NULL"])
 """How a metric that is not there is written."""
 
 _FIELD = re.compile(rb'(?:"([^"]*+(?:""[^"]*+)*+)"|([^",\r\n]*+))(,|\r\n|\r|\n|\Z)')
 _ONE_FIELD = r'(?:[^",\r\n]*|"(?:[^"]|"")*")'
 _ONLY_FIELDS = rf"\A{_ONE_FIELD}(?:(?:,|\r\n|\r|\n){_ONE_FIELD})*\z"
+_BLANK_LINES = re.compile(rb"(?:[ \t]*+(?:\r\n|\r|\n))++")
+_LINE = re.compile(rb"[^ \t\r\n][^\r\n]*")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
+_BLANK = b" \t\r\n"
 _SHOWN_BYTES = 1_000
 
 
@@ -60,7 +65,11 @@ def decode_csv(body: bytes, terms: Terms) -> Sent:
         if len(names) == 1 and re.search(r"[;\t|]", names[0]):
             raise MalformedBody("The fields of a CSV should be separated by commas.") from error
         raise
-    return _by_arrow(body, start, names, unknown) or _by_record(body, records, names, unknown, terms)
+    if len(body) >= ARROW_PAYS_FROM_BYTES and body.count(b"\n") + body.count(b"\r") <= 2 * terms.max_rows + 2:
+        sent = _by_arrow(body, start, names, unknown)
+        if sent is not None:
+            return sent
+    return _by_record(body, records, names, unknown, terms)
 
 
 def _header(fields: Sequence[bytes] | None) -> list[str]:
@@ -74,15 +83,18 @@ def _header(fields: Sequence[bytes] | None) -> list[str]:
 
 
 def _records(body: bytes, at: int) -> Iterator[tuple[list[bytes] | None, int, int]]:
-    """Each record that is not blank: its fields, or None if it is no record, where it starts, and where the next does."""
+    """Each record that is not blank: its fields, or None if it is none, where it starts, and where the next does."""
     while at < len(body):
+        if body[at] in _BLANK and (blank := _BLANK_LINES.match(body, at)):
+            at = blank.end()
+            continue
         start, fields = at, list[bytes]()
         while found := _FIELD.match(body, at):
             quoted, plain, end = found.groups()
             fields.append(plain if quoted is None else quoted.replace(b'""', b'"'))
             at = found.end()
             if end != b",":
-                if len(fields) > 1 or quoted is not None or plain.strip(b" \t"):
+                if len(fields) > 1 or quoted is not None or plain.strip(_BLANK):
                     yield fields, start, at
                 break
         else:
@@ -144,6 +156,8 @@ def _by_record(
     faults: dict[str | None, dict[int, str]] = {None: {}} | {name: {} for name in METRICS}
     spans: list[tuple[int, int]] = []
     for row, (fields, start, end) in enumerate(records):
+        if row == terms.max_rows:  # the rest is counted by the line: quicker, and all but exact
+            require_few_rows(row + sum(1 for _ in _LINE.finditer(body, start)), terms)
         spans.append((start, end))
         try:
             if fields is None:
@@ -160,7 +174,6 @@ def _by_record(
         else:
             for name, place in places.items():
                 texts[name].append(decoded[place])
-    require_few_rows(len(spans), terms)
     columns: dict[str, pa.Array] = {}
     for name, column in texts.items():
         if name in METRICS:

@@ -2,8 +2,8 @@
 
 Pure. A time without an offset is UTC. A number's unit is said by a Precision, or told by its magnitude, with the
 thresholds of InfluxDB 3's ``precision=auto``: below 5e9 seconds, below 5e12 milliseconds, below 5e15 microseconds, else
-nanoseconds. ``parse_time_us`` takes one time and says what is wrong with it; ``times_us`` takes a column, without a
-Python object a row, and gives null where ``parse_time_us`` would raise: the tests hold the one to the other.
+nanoseconds. ``parse_time_us`` takes one time and says what is wrong with it; ``parse_times_us`` takes a column, without
+a Python object a row, and gives null where ``parse_time_us`` would raise: the tests hold the one to the other.
 """
 
 import re
@@ -89,38 +89,35 @@ def _from_number(number: float, precision: Precision) -> int:
     return round(number * scale)
 
 
-def times_us(times: pa.Array, precision: Precision) -> pa.Array | None:
+def parse_times_us(times: pa.Array, precision: Precision) -> pa.Array | None:
     """Microseconds since 1970 (int64) of a column of times; null where it is null, and where it is no time.
 
     Takes text, integers, floats, timestamps of every unit and zone, dates, all of these as a dictionary, and a column
     that has nothing but nulls. None: it is a column of something else.
     """
-    type_ = times.type
-    if pa.types.is_dictionary(type_):
-        distinct = times_us(times.dictionary, precision)
+    if pa.types.is_dictionary(times.type):
+        distinct = parse_times_us(times.dictionary, precision)
         return None if distinct is None else distinct.take(times.indices)
-    if pa.types.is_null(type_):
-        return times.cast(pa.int64())
-    if pa.types.is_timestamp(type_):
-        return _whole_in_unit(times.cast(pa.int64()), Precision(type_.unit))
-    if pa.types.is_date32(type_):
-        days = times.cast(pa.int32()).cast(pa.int64())
-        return _whole_in_unit(pc.multiply(days, 86_400), Precision.S)
-    if pa.types.is_date64(type_):
-        return _whole_in_unit(times.cast(pa.int64()), Precision.MS)
+    if pa.types.is_string(times.type) or pa.types.is_large_string(times.type) or pa.types.is_string_view(times.type):
+        return _texts(times.cast(pa.string()), precision)
+    if pa.types.is_date(times.type):
+        times = times.cast(pa.timestamp("s" if pa.types.is_date32(times.type) else "ms"))
+    if pa.types.is_timestamp(times.type):
+        precision = Precision(times.type.unit)
+    numbers = _as_numbers(times)
+    return None if numbers is None else _numbers(numbers, precision)
+
+
+def _as_numbers(times: pa.Array) -> pa.Array | None:
+    """Numbers of any width, or what is kept as numbers, as int64 or float64."""
+    type_ = times.type
     if pa.types.is_unsigned_integer(type_):
         # The largest int64 is past every unit's last year, as is all that doesn't fit one.
         last = pa.scalar(2**63 - 1, pa.uint64())
-        return _numbers(
-            pc.min_element_wise(times.cast(pa.uint64()), last, skip_nulls=False).cast(pa.int64()), precision
-        )
-    if pa.types.is_integer(type_):
-        return _numbers(times.cast(pa.int64()), precision)
-    if pa.types.is_floating(type_):
-        return _numbers(times.cast(pa.float64()), precision)
-    if pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
-        return _texts(times.cast(pa.string()), precision)
-    return None
+        return pc.min_element_wise(times.cast(pa.uint64()), last, skip_nulls=False).cast(pa.int64())
+    if pa.types.is_integer(type_) or pa.types.is_timestamp(type_) or pa.types.is_null(type_):
+        return times.cast(pa.int64())
+    return times.cast(pa.float64()) if pa.types.is_floating(type_) else None
 
 
 def _numbers(numbers: pa.Array, precision: Precision) -> pa.Array:

@@ -1,7 +1,10 @@
-"""The bytes of the formats that are text.
+"""The bytes of the formats that are text, and their lines.
 
 Pure. Arrow's own readers can't be left to judge UTF-8: its JSON reader takes what is none.
 """
+
+import re
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,6 +13,7 @@ from app.errors import MalformedBody
 
 NOT_UTF8 = "the text should be UTF-8"
 
+_LINE = re.compile(rb"[^ \t\r\n][^\n]*")
 _BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
@@ -46,3 +50,9 @@ def has(body: bytes, pattern: str) -> bool:
     Python's own ``in`` takes 0.07 µs for each 100 bytes of JSON where this takes 0.01, outside the GIL.
     """
     return bool(pc.match_substring_regex(as_binary(body), pattern)[0].as_py())
+
+
+def lines(body: bytes) -> Iterator[bytes]:
+    """The lines that are not blank, without the whitespace around them, one at a time: blank ones cost no memory."""
+    for found in _LINE.finditer(body):
+        yield found[0].rstrip(b" \t\r")

@@ -1,219 +1,443 @@
-"""The buffer: its bounds, its order and its sums; and whatever is done to it, against a model of two lists."""
+"""The buffer: its bounds, its order and its sums; and whatever is done to it, against a model of plain lists."""
 
 import itertools
 import math
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from app.errors import BufferFull, DatabaseAway, OutcomeUnknown, RejectedByDatabase
+from app.errors import BufferFull, DatabaseAway, KeyOverShare, OutcomeUnknown, RejectedByDatabase
 from app.ingest.batch import READING_SIZE_BYTES as ROW
+from app.ingest.batch import Source
 from app.ingest.buffer import Answer, Buffer, Parcel
-from tests.unit.samples import reading, receipt
+from app.ingest.claim import Claim
+from tests.unit.samples import SOURCE, claim, reading, receipt
 
 AWAY = DatabaseAway("away")
 UNKNOWN = OutcomeUnknown("unknown")
 BAD_ROW = RejectedByDatabase("bad row")
 RECEIPT = receipt()
 PATIENCE_S = 3.0
+PLENTY = 1 << 40
 
 
-def filled(rows: int, *, max_rows: int = 10, answers: list[Answer] | None = None) -> tuple[Buffer, list[Parcel]]:
-    """A buffer with parcels that arrived at 0 s, 1 s, …, each to be answered within PATIENCE_S."""
-    buffer = Buffer(max_rows, max_bytes=10 * ROW)
+def parcel(
+    *,
+    rows: int = 1,
+    size_bytes: int = ROW,
+    at: float = 0,
+    patience_s: float = PATIENCE_S,
+    key_name: str = SOURCE.key_name,
+    claim: Claim | None = None,
+    answers: list[Answer] | None = None,
+) -> Parcel:
+    """A parcel that only has its measures: the buffer looks at nothing of what is in it but whose it is."""
+    content = reading(source=Source(key_name, "192.0.2.7"))
     heard: list[Answer] = [] if answers is None else answers
-    parcels = [Parcel(reading(), at, at + PATIENCE_S, heard.append) for at in range(rows)]
-    for parcel in parcels:
-        buffer.add(parcel, retry_after_s=1)
-    return buffer, parcels
+    return Parcel(content, rows, size_bytes, at, at + patience_s, heard.append, claim)
+
+
+def filled(*parcels: Parcel, max_rows: int = PLENTY) -> Buffer:
+    buffer = Buffer(max_rows, max_bytes=PLENTY, max_bytes_per_key=PLENTY)
+    for each in parcels:
+        buffer.add(each, retry_after_s=1)
+    return buffer
+
+
+def expire(buffer: Buffer, now: float) -> None:
+    buffer.expire(now, lambda: AWAY, lambda: UNKNOWN)
 
 
 @pytest.mark.parametrize(
     ("max_rows", "max_bytes", "fit"),
     [
-        (3, 100 * ROW, 3),
+        (6, 100 * ROW, 3),
+        (7, 100 * ROW, 3),
         (100, 3 * ROW, 3),
         (100, 3 * ROW - 1, 2),
         (100, 4 * ROW - 1, 3),
-        (1, ROW, 1),
-        (1, ROW - 1, 0),
+        (2, ROW, 1),
+        (2, ROW - 1, 0),
+        (1, ROW, 0),
     ],
 )
 @pytest.mark.parametrize("in_flight", [0, 1, 100])
 def test_rows_and_bytes_are_bounded_those_in_flight_included(
     max_rows: int, max_bytes: int, fit: int, in_flight: int
 ) -> None:
-    buffer = Buffer(max_rows, max_bytes)
+    buffer = Buffer(max_rows, max_bytes, max_bytes_per_key=PLENTY)
     for _ in range(fit):
-        buffer.add(Parcel(reading(), 0, 1, lambda _: None), retry_after_s=1)
+        buffer.add(parcel(rows=2), retry_after_s=1)
     buffer.begin(in_flight)
     with pytest.raises(BufferFull) as refusal:
-        buffer.add(Parcel(reading(), 0, 1, lambda _: None), retry_after_s=7)
+        buffer.add(parcel(rows=2), retry_after_s=7)
     assert refusal.value.retry_after_s == 7
-    assert (buffer.rows, buffer.size_bytes, buffer.tally.accepted) == (fit, fit * ROW, fit)
+    assert (buffer.rows, buffer.size_bytes, buffer.tally.accepted) == (2 * fit, fit * ROW, 2 * fit)
 
 
-def test_a_kept_parcel_keeps_its_place_and_always_fits() -> None:
-    buffer, parcels = filled(4, max_rows=4)
-    buffer.begin(3)
-    buffer.accept(1)
-    late = Parcel(reading(), 9, 9 + PATIENCE_S, lambda _: None)
+def test_a_key_has_its_share_and_the_others_have_theirs() -> None:
+    buffer = Buffer(PLENTY, max_bytes=10, max_bytes_per_key=6)
+    buffer.add(parcel(size_bytes=4, key_name="a"), retry_after_s=1)
+    buffer.begin(1)
+    with pytest.raises(KeyOverShare) as refusal:
+        buffer.add(parcel(size_bytes=3, key_name="a"), retry_after_s=7)
+    assert refusal.value.retry_after_s == 7
+    buffer.add(parcel(size_bytes=2, key_name="a"), retry_after_s=1)
+    buffer.add(parcel(size_bytes=4, key_name="b"), retry_after_s=1)
+    with pytest.raises(BufferFull) as full:
+        buffer.add(parcel(size_bytes=1, key_name="b"), retry_after_s=8)
+    assert full.value.retry_after_s == 8
+    assert (buffer.rows, buffer.size_bytes, buffer.tally.accepted) == (3, 10, 3)
+    buffer.accept()
+    buffer.add(parcel(size_bytes=2, key_name="b"), retry_after_s=1)
+    with pytest.raises(KeyOverShare):
+        buffer.add(parcel(size_bytes=5, key_name="a"), retry_after_s=1)
+
+
+def test_a_reservation_counts_like_what_is_held_until_it_is_given_back() -> None:
+    buffer = Buffer(PLENTY, max_bytes=10, max_bytes_per_key=6)
+    buffer.reserve("a", 5, retry_after_s=1)
+    with pytest.raises(KeyOverShare) as share:
+        buffer.reserve("a", 2, retry_after_s=7)
+    with pytest.raises(BufferFull) as full:
+        buffer.reserve("b", 6, retry_after_s=8)
+    assert (share.value.retry_after_s, full.value.retry_after_s) == (7, 8)
+    assert (buffer.size_bytes, buffer.rows) == (5, 0)
+    buffer.add(parcel(size_bytes=1, key_name="a"), retry_after_s=1)
+    with pytest.raises(KeyOverShare):
+        buffer.add(parcel(size_bytes=1, key_name="a"), retry_after_s=1)
+    buffer.reserve("a", -5, retry_after_s=1)
+    buffer.add(parcel(size_bytes=5, key_name="a"), retry_after_s=1)
+    assert (buffer.size_bytes, buffer.rows) == (6, 2)
+
+
+def test_room_may_be_given_back_while_there_is_none() -> None:
+    buffer = Buffer(PLENTY, max_bytes=10, max_bytes_per_key=10)
+    buffer.reserve("a", 10, retry_after_s=1)
+    buffer.reserve("a", -3, retry_after_s=1)
+    buffer.reserve("a", 3, retry_after_s=1)
+    assert buffer.size_bytes == 10
+
+
+def test_a_flight_stays_as_it_began_whatever_becomes_of_its_parcels() -> None:
+    """Or who goes through it to reject some of it would skip others."""
+    parcels = [parcel() for _ in range(5)]
+    buffer = filled(*parcels)
+    flight = buffer.begin(5)
+    for each in flight:
+        buffer.reject(each, BAD_ROW)
+    assert list(flight) == parcels
+    assert (buffer.rows, buffer.tally.rejected) == (0, 5)
+
+
+def test_kept_parcels_keep_their_places_and_always_fit() -> None:
+    early = [parcel(rows=rows) for rows in (3, 1, 2, 5)]
+    late = parcel(rows=3)
+    buffer = filled(*early, max_rows=11)
+    assert list(buffer.begin(3)) == early[:1]
+    assert list(buffer.begin(3)) == early[1:3]
+    buffer.accept()
     buffer.add(late, retry_after_s=1)
+    assert list(buffer.begin(5)) == early[3:]
     buffer.keep()
-    assert buffer.rows == 4
-    assert list(buffer.begin(10)) == [*parcels[1:], late]
+    assert (buffer.rows, buffer.waiting_rows) == (11, 11)
+    assert list(buffer.begin(100)) == [*early[1:], late]
 
 
-def test_a_flight_takes_no_more_than_it_is_given_and_only_one_flies() -> None:
-    buffer, parcels = filled(3)
-    assert list(buffer.begin(2)) == parcels[:2]
-    assert (buffer.rows, buffer.waiting_rows) == (3, 1)
-    with pytest.raises(RuntimeError, match="not ended"):
-        buffer.begin(1)
+def test_a_flight_takes_no_more_rows_than_it_is_given_but_always_a_parcel() -> None:
+    parcels = [parcel(rows=rows) for rows in (5, 2, 2, 1, 7)]
+    buffer = filled(*parcels)
+    assert list(buffer.begin(4)) == parcels[:1]
+    assert list(buffer.begin(4)) == parcels[1:3]
+    assert (buffer.rows, buffer.waiting_rows) == (17, 8)
+    assert list(buffer.begin(8)) == parcels[3:]
+    assert list(buffer.begin(8)) == []
+
+
+def test_flights_end_in_the_order_in_which_they_began() -> None:
+    parcels = [parcel(rows=2), parcel(rows=3)]
+    buffer = filled(*parcels)
+    buffer.begin(2)
+    buffer.begin(3)
+    buffer.accept(refused_rows=1)
+    assert (buffer.rows, buffer.tally.committed, buffer.tally.rejected) == (3, 1, 1)
+    buffer.accept()
+    assert (buffer.rows, buffer.tally.committed, buffer.tally.rejected) == (0, 4, 1)
+
+
+def test_a_flight_that_took_nothing_is_none() -> None:
+    buffer = filled()
+    assert not buffer.begin(10)
+    buffer.add(parcel(), retry_after_s=1)
+    buffer.begin(10)
+    buffer.accept()
+    assert (buffer.rows, buffer.tally.committed) == (0, 1)
+
+
+def test_of_parcels_with_one_claim_a_flight_takes_one() -> None:
+    claims = [claim("x"), None, claim("y"), claim("x"), claim("y"), claim("x", key_name="other")]
+    parcels = [parcel(claim=each) for each in claims]
+    buffer = filled(*parcels)
+    assert list(buffer.begin(100)) == parcels[:3]
+    assert list(buffer.begin(100)) == parcels[3:], "the one before is in the air, and will be told of"
 
 
 def test_a_rejected_parcel_is_told_why_and_leaves_its_neighbours() -> None:
     answers: list[Answer] = []
-    buffer, parcels = filled(3, answers=answers)
-    buffer.begin(3)
-    buffer.accept(1)
-    buffer.reject(BAD_ROW)
+    parcels = [parcel(rows=rows, answers=answers) for rows in (1, 4, 2, 1)]
+    buffer = filled(*parcels)
+    flight = buffer.begin(7)
+    buffer.begin(1)
+    for each in flight:
+        if each.rows < 4:
+            buffer.reject(each, BAD_ROW)
+    assert answers == [BAD_ROW, BAD_ROW]
+    assert (buffer.rows, buffer.size_bytes, buffer.tally.rejected) == (5, 2 * ROW, 3)
     buffer.keep()
-    assert answers == [BAD_ROW]
-    assert list(buffer.begin(3)) == parcels[2:]
+    assert list(buffer.begin(100)) == [parcels[1], parcels[3]]
 
 
 def test_at_its_deadline_what_waits_is_given_back_and_what_flies_is_unknown() -> None:
     answers: list[Answer] = []
-    buffer, parcels = filled(4, answers=answers)
+    parcels = [parcel(at=at, rows=10 + at, answers=answers) for at in range(5)]
+    buffer = filled(*parcels)
     buffer.begin(1)
-    buffer.expire(PATIENCE_S - 0.1, lambda: AWAY, lambda: UNKNOWN)
+    buffer.begin(1)
+    expire(buffer, PATIENCE_S - 0.1)
     assert answers == []
-    buffer.expire(PATIENCE_S, lambda: AWAY, lambda: UNKNOWN)
-    assert answers == [UNKNOWN]
-    buffer.expire(PATIENCE_S + 1, lambda: AWAY, lambda: UNKNOWN)
-    assert answers == [UNKNOWN, AWAY]
-    assert (buffer.rows, buffer.waiting_rows, buffer.tally.given_back) == (3, 2, 1)
+    expire(buffer, PATIENCE_S + 1)
+    assert answers == [UNKNOWN, UNKNOWN]
+    expire(buffer, PATIENCE_S + 2)
+    assert answers == [UNKNOWN, UNKNOWN, AWAY]
+    assert (buffer.rows, buffer.waiting_rows, buffer.tally.given_back) == (10 + 11 + 13 + 14, 13 + 14, 12)
     buffer.keep()
-    assert answers == [UNKNOWN, AWAY]
-    assert list(buffer.begin(9)) == parcels[2:], "who was told to send again must not be stored by us as well"
+    assert answers == [UNKNOWN, UNKNOWN, AWAY]
+    assert buffer.tally.given_back == 10 + 11 + 12
+    assert list(buffer.begin(100)) == parcels[3:], "who was told to send again must not be stored by us as well"
+
+
+def test_what_nobody_waits_for_stays_while_its_neighbours_expire() -> None:
+    answers: list[Answer] = []
+    patience = [math.inf, PATIENCE_S, math.inf, math.inf, PATIENCE_S, PATIENCE_S, math.inf]
+    parcels = [parcel(at=at, patience_s=each, answers=answers) for at, each in enumerate(patience)]
+    buffer = filled(*parcels)
+    buffer.begin(2)
+    expire(buffer, 4 + PATIENCE_S)
+    assert Counter(answers) == {UNKNOWN: 1, AWAY: 1}
+    buffer.keep()
+    assert list(buffer.begin(100)) == [parcels[place] for place in (0, 2, 3, 5, 6)]
+    buffer.keep()
+    expire(buffer, math.inf)
+    assert Counter(answers) == {UNKNOWN: 1, AWAY: 6}
+    assert (buffer.rows, buffer.size_bytes, buffer.tally.given_back) == (0, 0, 7)
+
+
+def test_many_that_expire_at_once_are_not_each_looked_for_among_those_that_do_not() -> None:
+    compared = 0
+
+    class Compared(Parcel):
+        __hash__ = object.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return self is other
+
+    patient = [Compared(reading(), 1, ROW, 0, math.inf, lambda _: None) for _ in range(500)]
+    buffer = filled(*patient, *(Compared(reading(), 1, ROW, 0, PATIENCE_S, lambda _: None) for _ in range(500)))
+    expire(buffer, PATIENCE_S)
+    assert compared <= 1_000
+    assert list(buffer.begin(PLENTY)) == patient
 
 
 def test_the_oldest_row_is_looked_for_in_flight_first() -> None:
-    buffer, _ = filled(2)
+    buffer = filled(*(parcel(at=at) for at in range(4)))
     assert buffer.oldest_age_s(10) == 10
+    flight = buffer.begin(1)
     buffer.begin(1)
     assert buffer.oldest_age_s(10) == 10
-    buffer.accept(1)
+    buffer.reject(flight[0], BAD_ROW)
     assert buffer.oldest_age_s(10) == 9
-    buffer.expire(math.inf, lambda: AWAY, lambda: UNKNOWN)
+    buffer.accept()
+    buffer.accept()
+    assert buffer.oldest_age_s(10) == 8
+    expire(buffer, math.inf)
     assert buffer.oldest_age_s(10) == 0
 
 
-class BufferAgainstModel(RuleBasedStateMachine):
-    """Two lists of numbers, a count for each end, and what each sender should have been told."""
+@dataclass
+class Sent:
+    """What the model knows of a parcel."""
 
-    @initialize(max_rows=st.integers(1, 6), max_bytes=st.integers(0, 7 * ROW))
-    def open(self, max_rows: int, max_bytes: int) -> None:
-        self.buffer = Buffer(max_rows, max_bytes)
-        self.room = min(max_rows, max_bytes // ROW)
+    parcel: Parcel
+    key_name: str
+    claim_key: str | None
+
+
+class BufferAgainstModel(RuleBasedStateMachine):
+    """Lists of numbers, a count of rows for each end, and what each sender should have been told."""
+
+    @initialize(max_rows=st.integers(1, 20), max_bytes=st.integers(0, 60), share=st.integers(0, 60))
+    def open(self, max_rows: int, max_bytes: int, share: int) -> None:
+        self.buffer = Buffer(max_rows, max_bytes, share)
+        self.max_rows, self.max_bytes, self.share = max_rows, max_bytes, share
         self.now = 0.0
         self.numbers = itertools.count()
-        self.arrivals: dict[int, float] = {}
+        self.sent: dict[int, Sent] = {}
+        self.reserved: Counter[str] = Counter()
         self.waiting: list[int] = []
-        self.flying: list[int] = []
+        self.flights: list[list[int]] = []
         self.ends: Counter[str] = Counter()
         self.expected: dict[int, Answer] = {}
         self.told: defaultdict[int, list[Answer]] = defaultdict(list)
+
+    @property
+    def held(self) -> list[int]:
+        return [*itertools.chain(*self.flights), *self.waiting]
+
+    def rows_of(self, numbers: list[int]) -> int:
+        return sum(self.sent[number].parcel.rows for number in numbers)
+
+    def bytes_of_key(self, key_name: str) -> int:
+        held = (self.sent[number] for number in self.held)
+        return self.reserved[key_name] + sum(each.parcel.size_bytes for each in held if each.key_name == key_name)
+
+    def refusal(self, key_name: str, size_bytes: int) -> type[Exception] | None:
+        if self.bytes_of_key(key_name) + size_bytes > self.share:
+            return KeyOverShare
+        if sum(map(self.bytes_of_key, "ab")) + size_bytes > self.max_bytes:
+            return BufferFull
+        return None
 
     def tell(self, number: int, answer: Answer) -> None:
         self.expected.setdefault(number, answer)
 
     def is_late(self, number: int) -> bool:
-        return self.arrivals[number] + PATIENCE_S <= self.now
+        return self.sent[number].parcel.deadline <= self.now
 
-    @rule()
-    def send(self) -> None:
+    @rule(
+        rows=st.integers(1, 6),
+        size_bytes=st.integers(1, 12),
+        key_name=st.sampled_from("ab"),
+        claim_key=st.none() | st.sampled_from("xy"),
+        is_awaited=st.booleans(),
+    )
+    def send(self, rows: int, size_bytes: int, key_name: str, claim_key: str | None, is_awaited: bool) -> None:
         number = next(self.numbers)
-        parcel = Parcel(reading(str(number)), self.now, self.now + PATIENCE_S, self.told[number].append)
-        if len(self.waiting) + len(self.flying) < self.room:
-            self.buffer.add(parcel, retry_after_s=1)
-            self.arrivals[number] = self.now
-            self.waiting.append(number)
+        sent = parcel(
+            rows=rows,
+            size_bytes=size_bytes,
+            at=self.now,
+            patience_s=PATIENCE_S if is_awaited else math.inf,
+            key_name=key_name,
+            claim=claim(claim_key, key_name=key_name) if claim_key else None,
+            answers=self.told[number],
+        )
+        full = BufferFull if self.rows_of(self.held) + rows > self.max_rows else None
+        if refusal := full or self.refusal(key_name, size_bytes):
+            with pytest.raises(refusal):
+                self.buffer.add(sent, retry_after_s=1)
         else:
-            with pytest.raises(BufferFull):
-                self.buffer.add(parcel, retry_after_s=1)
+            self.buffer.add(sent, retry_after_s=1)
+            self.sent[number] = Sent(sent, key_name, claim_key)
+            self.waiting.append(number)
 
-    @precondition(lambda self: not self.flying)
-    @rule(max_rows=st.integers(1, 4))
+    @rule(key_name=st.sampled_from("ab"), size_bytes=st.integers(1, 12))
+    def reserve(self, key_name: str, size_bytes: int) -> None:
+        if refusal := self.refusal(key_name, size_bytes):
+            with pytest.raises(refusal):
+                self.buffer.reserve(key_name, size_bytes, retry_after_s=1)
+        else:
+            self.buffer.reserve(key_name, size_bytes, retry_after_s=1)
+            self.reserved[key_name] += size_bytes
+
+    @rule(key_name=st.sampled_from("ab"), data=st.data())
+    def give_room_back(self, key_name: str, data: st.DataObject) -> None:
+        size_bytes = data.draw(st.integers(0, self.reserved[key_name]))
+        self.buffer.reserve(key_name, -size_bytes, retry_after_s=1)
+        self.reserved[key_name] -= size_bytes
+
+    @precondition(lambda self: len(self.flights) < 2)
+    @rule(max_rows=st.integers(1, 10))
     def begin(self, max_rows: int) -> None:
-        self.parcels = self.buffer.begin(max_rows)
-        self.flying, self.waiting = self.waiting[:max_rows], self.waiting[max_rows:]
-        assert [int(parcel.reading.sensor) for parcel in self.parcels] == self.flying
+        flight: list[int] = []
+        claims = set()
+        for number in self.waiting:
+            sent = self.sent[number]
+            if flight and self.rows_of([*flight, number]) > max_rows:
+                break
+            if sent.claim_key is not None and (sent.key_name, sent.claim_key) in claims:
+                break
+            claims.add((sent.key_name, sent.claim_key))
+            flight.append(number)
+        assert list(self.buffer.begin(max_rows)) == [self.sent[number].parcel for number in flight]
+        del self.waiting[: len(flight)]
+        if flight:
+            self.flights.append(flight)
 
-    @precondition(lambda self: self.flying)
+    @precondition(lambda self: self.flights)
     @rule(data=st.data())
     def accept(self, data: st.DataObject) -> None:
-        count = data.draw(st.integers(0, len(self.flying)))
-        flown = len(self.parcels) - len(self.flying)
-        self.buffer.accept(count)
-        for parcel, number in zip(self.parcels[flown : flown + count], self.flying[:count], strict=True):
-            parcel.answer(RECEIPT)
+        flight = self.flights.pop(0)
+        refused = data.draw(st.integers(0, self.rows_of(flight)))
+        self.buffer.accept(refused)
+        for number in flight:
+            self.sent[number].parcel.answer(RECEIPT)
             self.tell(number, RECEIPT)
-        del self.flying[:count]
-        self.ends["committed"] += count
+        self.ends["committed"] += self.rows_of(flight) - refused
+        self.ends["rejected"] += refused
 
-    @precondition(lambda self: self.flying)
-    @rule()
-    def reject(self) -> None:
-        self.buffer.reject(BAD_ROW)
-        self.tell(self.flying.pop(0), BAD_ROW)
-        self.ends["rejected"] += 1
+    @precondition(lambda self: self.flights and self.flights[0])
+    @rule(data=st.data())
+    def reject(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(self.flights[0]))
+        self.buffer.reject(self.sent[number].parcel, BAD_ROW)
+        self.tell(number, BAD_ROW)
+        self.flights[0].remove(number)
+        self.ends["rejected"] += self.rows_of([number])
 
     @rule()
     def keep(self) -> None:
         self.buffer.keep()
-        unanswered = [number for number in self.flying if number not in self.expected]
-        self.ends["given_back"] += len(self.flying) - len(unanswered)
-        self.waiting, self.flying = unanswered + self.waiting, []
+        flown = [*itertools.chain(*self.flights)]
+        unanswered = [number for number in flown if number not in self.expected]
+        self.ends["given_back"] += self.rows_of(flown) - self.rows_of(unanswered)
+        self.waiting, self.flights = unanswered + self.waiting, []
 
     @rule(seconds=st.integers(0, 4))
     def time_passes(self, seconds: int) -> None:
         self.now += seconds
-        self.buffer.expire(self.now, lambda: AWAY, lambda: UNKNOWN)
-        for number in filter(self.is_late, self.waiting):
-            self.tell(number, AWAY)
-            self.ends["given_back"] += 1
-        for number in filter(self.is_late, self.flying):
-            self.tell(number, UNKNOWN)
-        self.waiting = [number for number in self.waiting if not self.is_late(number)]
+        self.expire_those([number for number in self.held if self.is_late(number)], self.now)
 
     @rule()
     def expire_all(self) -> None:
-        self.buffer.expire(math.inf, lambda: AWAY, lambda: UNKNOWN)
-        for number in self.flying:
-            self.tell(number, UNKNOWN)
-        for number in self.waiting:
-            self.tell(number, AWAY)
-        self.ends["given_back"] += len(self.waiting)
-        self.waiting = []
+        self.expire_those(self.held, math.inf)
+
+    def expire_those(self, late: list[int], now: float) -> None:
+        expire(self.buffer, now)
+        for number in late:
+            self.tell(number, AWAY if number in self.waiting else UNKNOWN)
+        self.ends["given_back"] += self.rows_of([number for number in late if number in self.waiting])
+        self.waiting = [number for number in self.waiting if number not in late]
 
     @invariant()
     def every_accepted_row_is_held_or_ended_in_one_way(self) -> None:
         tally = self.buffer.tally
         assert tally.accepted == tally.committed + tally.rejected + tally.given_back + self.buffer.rows
-        assert tally.accepted == len(self.arrivals)
+        assert tally.accepted == self.rows_of([*self.sent])
         ends = (self.ends["committed"], self.ends["rejected"], self.ends["given_back"])
         assert (tally.committed, tally.rejected, tally.given_back) == ends
 
     @invariant()
     def the_bounds_hold(self) -> None:
-        assert self.buffer.rows == len(self.waiting) + len(self.flying) <= self.room
-        assert self.buffer.waiting_rows == len(self.waiting)
-        assert self.buffer.size_bytes == self.buffer.rows * ROW
+        assert self.buffer.rows == self.rows_of(self.held) <= self.max_rows
+        assert self.buffer.waiting_rows == self.rows_of(self.waiting)
+        assert self.buffer.size_bytes == sum(map(self.bytes_of_key, "ab")) <= self.max_bytes
+        assert max(map(self.bytes_of_key, "ab")) <= self.share
 
     @invariant()
     def everybody_is_told_once_and_what_is_true(self) -> None:
@@ -223,8 +447,8 @@ class BufferAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def the_oldest_is_the_first(self) -> None:
-        held = self.flying + self.waiting
-        assert self.buffer.oldest_age_s(self.now) == (self.now - self.arrivals[held[0]] if held else 0)
+        first = next((self.sent[number].parcel for number in self.held), None)
+        assert self.buffer.oldest_age_s(self.now) == (self.now - first.arrived_at if first else 0)
 
 
 TestBufferAgainstModel = BufferAgainstModel.TestCase

@@ -3,19 +3,39 @@
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.errors import BufferFull, DatabaseAway, NotStored, OutcomeUnknown, RejectedByDatabase, ShuttingDown
-from app.ingest.batch import Batch, Reading
+from app.errors import (
+    BufferFull,
+    DatabaseAway,
+    IdempotencyConflict,
+    KeyOverShare,
+    NotStored,
+    OutcomeUnknown,
+    RejectedByDatabase,
+    ShuttingDown,
+)
+from app.ingest import pipeline
+from app.ingest.batch import READING_SIZE_BYTES, Batch, Content, Reading
 from app.ingest.buffer import Answer, Buffer
-from app.ingest.pipeline import FIRST_BACKOFF_S, LONGEST_BACKOFF_S, LONGEST_RETRY_AFTER_S, SWEEP_INTERVAL_S, Pipeline
-from app.ingest.receipt import Receipt
-from tests.unit.samples import reading
+from app.ingest.claim import Claim, Kept, KeptClaims, Repeated, Replay
+from app.ingest.pipeline import (
+    FIRST_BACKOFF_S,
+    LONGEST_BACKOFF_S,
+    LONGEST_RETRY_AFTER_S,
+    PREPARE_AHEAD_ROWS,
+    PUBLISH_ROWS,
+    SWEEP_INTERVAL_S,
+    Pipeline,
+)
+from app.ingest.receipt import Receipt, Stored
+from tests.unit.samples import SOURCE, T0_US, batch_of, claim, reading, replay_of
 
 COMMIT_TIMEOUT_S = 4.0
 RECOVERY_S = 2 * LONGEST_BACKOFF_S
@@ -27,55 +47,143 @@ BAD = "bad"
 Answered = asyncio.Future[Answer]
 
 
+def rows_of(contents: Sequence[Content]) -> list[Reading]:
+    return [row for each in contents for row in ([each] if isinstance(each, Reading) else each.readings(0, each.rows))]
+
+
+def sensors_of(contents: Sequence[Content]) -> list[str]:
+    return [row.sensor for row in rows_of(contents)]
+
+
+def refused_of(content: Content) -> dict[int, str]:
+    """The rows of a content that the database won't take."""
+    rows = rows_of([content])
+    bad = [place for place, row in enumerate(rows) if row.sensor.startswith(BAD)]
+    all_or_nothing = isinstance(content, Batch) and content.is_whole
+    return dict.fromkeys(range(len(rows)) if bad and all_or_nothing else bad, "PostgreSQL would not take it")
+
+
+@dataclass(slots=True)
+class FakeFlush:
+    """What the database was given to prepare."""
+
+    first_id: int
+    contents: Sequence[Content]
+    connection: int
+    refused: dict[int, str] = field(default_factory=dict)
+
+
 class FakeStore:
     """A database that can be away, silent or picky, and lose its answer to COMMIT; it knows what it committed."""
 
     def __init__(self) -> None:
         self.away = False
         self.speaking = asyncio.Event()
+        """Cleared, a write gets no answer."""
         self.speaking.set()
+        self.preparing = asyncio.Event()
+        """Cleared, no preparation comes to an end."""
+        self.preparing.set()
         self.lost_answers: deque[bool] = deque()
         """Of the next commits that lose their answer: whether they commit."""
-        self.ledger: dict[int, list[str]] = {}
-        """The sensors of each committed flush, by its first id, in the order of commits."""
+        self.ledger: dict[int, FakeFlush] = {}
+        """The committed flushes by their first ids, in the order of commits."""
+        self.claims: dict[tuple[str, str], Kept] = {}
+        self.prepared: list[list[str]] = []
         self.attempts: list[list[str]] = []
+        self.unprepared = 0
+        """Preparations that were begun and given up."""
         self._next_id = 1
+        self._connection = 0
+
+    @property
+    def ids(self) -> list[tuple[str, int]]:
+        """The sensor and the id of each stored row, in the order of commits, and in a flush by id."""
+        return [
+            (row.sensor, flush.first_id + place)
+            for flush in self.ledger.values()
+            for place, row in enumerate(rows_of(flush.contents))
+            if place not in flush.refused
+        ]
 
     @property
     def stored(self) -> list[str]:
-        return [sensor for sensors in self.ledger.values() for sensor in sensors]
+        return [sensor for sensor, _ in self.ids]
 
     async def connect(self) -> None:
         await asyncio.sleep(ROUND_TRIP_S)
         if self.away:
+            self._connection += 1
             raise DatabaseAway("the plug is pulled")
 
-    async def reserve_ids(self, count: int) -> int:
-        await self.connect()
-        self._next_id += count
-        return self._next_id - count
+    async def prepare(self, contents: Sequence[Content]) -> FakeFlush:
+        connection = self._connection
+        self.prepared.append(sensors_of(contents))
+        self.unprepared += 1
+        await self.preparing.wait()
+        await asyncio.sleep(ROUND_TRIP_S)
+        self.unprepared -= 1
+        if self.away:
+            raise DatabaseAway("the plug is pulled")
+        first_id = self._next_id
+        self._next_id += sum(each.rows for each in contents)
+        return FakeFlush(first_id, contents, connection)
 
-    async def write(self, batch: Batch, *, first_id: int) -> None:
-        sensors = [batch.sensors[place] for place in batch.columns["sensor"].to_pylist()]
-        self.attempts.append(sensors)
+    async def write(self, flush: FakeFlush, answers: Callable[[], Mapping[Claim, Replay]]) -> None:
+        if flush.connection != self._connection:
+            raise DatabaseAway("prepared for another connection")
+        self.attempts.append(sensors_of(flush.contents))
         await self.speaking.wait()
-        if any(sensor.startswith(BAD) for sensor in sensors):
-            raise RejectedByDatabase("PostgreSQL would not take it")
+        place = 0
+        for content in flush.contents:
+            flush.refused |= {place + row: why for row, why in refused_of(content).items()}
+            place += content.rows
+        claims = answers()
+        if kept := {each.name: self.claims[each.name] for each in claims if each.name in self.claims}:
+            raise Repeated(kept)
         is_lost = bool(self.lost_answers)
         if not is_lost:
             await self.connect()
         if not is_lost or self.lost_answers.popleft():
-            self.ledger[first_id] = sensors
+            self.ledger[flush.first_id] = flush
+            self.claims |= {each.name: Kept(each.fingerprint.content_hash, replay) for each, replay in claims.items()}
         if is_lost:
+            self._connection += 1
             raise OutcomeUnknown("the connection died during COMMIT")
 
-    async def was_committed(self, first_id: int) -> bool:
+    async def was_committed(self, flush: FakeFlush) -> bool:
         await self.connect()
-        return first_id in self.ledger
+        return flush.first_id in self.ledger
+
+
+class FakeAudience:
+    """Hears all, or has somebody else remember the latest."""
+
+    def __init__(self, on_commit: Callable[[Sequence[Receipt]], None] | None) -> None:
+        self.is_listening = True
+        self._on_commit = on_commit
+        self.published: list[Receipt] = []
+        self.turns: list[int] = []
+        """How many receipts came at once."""
+        self.remembered: list[Receipt] = []
+
+    def publish(self, receipts: Sequence[Receipt]) -> None:
+        assert receipts
+        self.turns.append(len(receipts))
+        self.published += receipts
+        if self._on_commit is not None:
+            self._on_commit(receipts)
+
+    def remember(self, receipt: Receipt) -> None:
+        self.remembered.append(receipt)
 
 
 def receipt_of(reading: Reading, reading_id: int) -> Receipt:
     return Receipt(reading_id, reading.time_us, reading.sensor, b"{}")
+
+
+def batch(*sensors: str, is_whole: bool = False) -> Batch:
+    return batch_of([reading(sensor) for sensor in sensors], is_whole=is_whole)
 
 
 class Plant:
@@ -84,20 +192,23 @@ class Plant:
     def __init__(
         self,
         *,
-        max_rows: int = 1_000,
+        max_rows: int = 100_000,
+        max_bytes: int = 1 << 30,
+        max_bytes_per_key: int = 1 << 30,
         flush_max_rows: int = 100,
         encode: Callable[[Reading, int], Receipt] = receipt_of,
         on_commit: Callable[[Sequence[Receipt]], None] | None = None,
         on_flush: Callable[[int, float], None] | None = None,
     ) -> None:
         self.store = FakeStore()
-        self.published: list[Receipt] = []
+        self.audience = FakeAudience(on_commit)
+        self.published = self.audience.published
         self.flushes: list[tuple[int, float]] = []
         self.pipeline = Pipeline(
-            buffer=Buffer(max_rows, max_bytes=1 << 30),
+            buffer=Buffer(max_rows, max_bytes, max_bytes_per_key),
             store=self.store,
             encode=encode,
-            on_commit=on_commit or self.published.extend,
+            audience=self.audience,
             on_flush=on_flush or (lambda *flush: self.flushes.append(flush)),
             clock=now,
             commit_timeout_s=COMMIT_TIMEOUT_S,
@@ -112,7 +223,7 @@ class Plant:
             scraper = tasks.create_task(self._scrape_for_ever())
             await self.pipeline.opened.wait()
             yield
-            assert self.pipeline.buffer.rows == 0
+            assert self.pipeline.buffer.rows == self.pipeline.buffer.size_bytes == 0
             scraper.cancel()
             work.cancel()
 
@@ -123,10 +234,11 @@ class Plant:
             assert tally.accepted == ended + self.pipeline.buffer.rows
             await asyncio.sleep(SWEEP_INTERVAL_S / 10)
 
-    def send(self, sensor: str) -> Answered:
-        """Submits a reading; a second answer to it would raise in the pipeline."""
+    def send(self, what: str | Content, *, claim: Claim | None = None, is_awaited: bool = True) -> Answered:
+        """Submits a reading of a sensor, or what it is given; a second answer to it would raise in the pipeline."""
         answered: Answered = asyncio.get_running_loop().create_future()
-        self.pipeline.submit(reading(sensor), answered.set_result)
+        content = reading(what) if isinstance(what, str) else what
+        self.pipeline.submit(content, answered.set_result, claim=claim, is_awaited=is_awaited)
         return answered
 
     async def send_into_silence(self, *sensors: str) -> list[Answered]:
@@ -136,6 +248,14 @@ class Plant:
         await asyncio.sleep(0.1)
         assert self.store.attempts[-1] == list(sensors)
         return answers
+
+
+@contextmanager
+def worth_preparing(rows: int) -> Iterator[None]:
+    """While it lasts, so many waiting rows are prepared ahead."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "PREPARE_AHEAD_ROWS", rows)
+        yield
 
 
 def now() -> float:
@@ -151,7 +271,7 @@ async def test_a_receipt_comes_only_after_the_commit() -> None:
         assert plant.published == []
         plant.store.speaking.set()
         assert await answer == receipt_of(reading("a"), 1)
-        assert plant.store.ledger == {1: ["a"]}
+        assert plant.store.ids == [("a", 1)]
         assert plant.published == [answer.result()]
 
 
@@ -234,7 +354,8 @@ async def test_a_short_absence_is_ridden_out() -> None:
         await asyncio.sleep(COMMIT_TIMEOUT_S / 4)
         plant.store.away = False
         assert [type(answer) for answer in await asyncio.gather(*answers)] == [Receipt, Receipt]
-        assert plant.store.ledger.popitem()[1] == ["a", "b"]
+        assert plant.store.stored == ["a", "b"]
+        assert len(plant.store.ledger) == 1
 
 
 async def test_a_connection_that_died_while_idle_is_nobodys_trouble() -> None:
@@ -455,59 +576,653 @@ async def test_a_bug_ends_the_flusher_and_leaves_nobody_waiting(place: str) -> N
     assert plant.pipeline.trouble == "the flusher has stopped"
 
 
-SENDING = st.lists(st.sampled_from(["good", "good", "good", BAD]), min_size=1, max_size=6)
+async def test_a_batch_is_one_parcel_with_as_many_ids_as_rows() -> None:
+    plant = Plant()
+    async with plant.running():
+        answers = await asyncio.gather(plant.send("a"), plant.send(batch("b", "c", "b")), plant.send("d"))
+        assert [*answers] == [receipt_of(reading("a"), 1), Stored(3, {}), receipt_of(reading("d"), 5)]
+        assert plant.store.ids == [("a", 1), ("b", 2), ("c", 3), ("b", 4), ("d", 5)]
+        assert sorted((receipt.id, receipt.sensor) for receipt in plant.published) == [
+            (id_, sensor) for sensor, id_ in plant.store.ids
+        ]
+
+
+async def test_a_batch_larger_than_a_flush_is_a_flush_of_its_own() -> None:
+    plant = Plant(flush_max_rows=2)
+    async with plant.running():
+        await asyncio.gather(plant.send("a"), plant.send(batch(*"bcd")), plant.send("e"), plant.send("f"))
+        assert plant.store.attempts == [["a"], ["b", "c", "d"], ["e", "f"]]
+
+
+@given(
+    bad=st.lists(st.lists(st.booleans(), min_size=1, max_size=4), min_size=1, max_size=6),
+    whole=st.lists(st.sampled_from([None, False, True]), min_size=6, max_size=6),
+)
+async def test_each_batch_hears_of_its_own_bad_rows_and_of_no_other(
+    bad: list[list[bool]], whole: list[bool | None]
+) -> None:
+    """Whatever comes before it in the flush: batches, or readings that came alone."""
+    plant = Plant()
+    async with plant.running():
+        contents: list[Content] = []
+        for number, (rows, is_whole) in enumerate(zip(bad, whole, strict=False)):
+            sensors = [f"{BAD if is_bad else 'good'} {number}.{place}" for place, is_bad in enumerate(rows)]
+            contents += [reading(sensors[0])] if is_whole is None else [batch(*sensors, is_whole=is_whole)]
+        answers = await asyncio.gather(*map(plant.send, contents))
+        await asyncio.sleep(1)
+        for content, answer in zip(contents, answers, strict=True):
+            refused = refused_of(content)
+            if isinstance(content, Batch):
+                assert answer == Stored(content.rows - len(refused), refused)
+            else:
+                assert isinstance(answer, RejectedByDatabase if refused else Receipt)
+        assert sorted((receipt.sensor, receipt.id) for receipt in plant.published) == sorted(plant.store.ids)
+        tally = plant.pipeline.buffer.tally
+        assert tally.committed == len(plant.store.stored) == sum(rows for rows, _ in plant.flushes)
+        assert tally.rejected == sum(len(refused_of(content)) for content in contents)
+
+
+async def test_subscribers_see_a_large_batch_in_turns_and_others_run_meanwhile() -> None:
+    plant = Plant()
+    seen: set[int] = set()
+    rows = 2 * PUBLISH_ROWS + 50
+    async with plant.running():
+        await plant.send(batch(*(f"s{place}" for place in range(rows))))
+        while len(plant.published) < rows:
+            seen.add(len(plant.published))
+            await asyncio.sleep(0)
+        assert {PUBLISH_ROWS, 2 * PUBLISH_ROWS} <= seen
+        assert plant.audience.turns == [PUBLISH_ROWS, PUBLISH_ROWS, 50]
+        assert [(receipt.sensor, receipt.id) for receipt in plant.published] == plant.store.ids
+
+
+async def test_where_nobody_listens_only_the_latest_of_a_batch_is_made_a_receipt() -> None:
+    plant = Plant()
+    plant.audience.is_listening = False
+    each = [reading(sensor, time_us=T0_US + second) for sensor, second in (("a", 5), ("b", 9), ("c", 9), ("d", 7))]
+    async with plant.running():
+        await asyncio.gather(plant.send("alone"), plant.send(batch_of(each)))
+        assert plant.audience.remembered == [receipt_of(each[2], 4)]
+        assert plant.published == [receipt_of(reading("alone"), 1)]
+
+
+@pytest.mark.parametrize("is_listening", [True, False])
+async def test_refused_rows_are_neither_published_nor_remembered(is_listening: bool) -> None:
+    plant = Plant()
+    plant.audience.is_listening = is_listening
+    each = [reading(sensor, time_us=T0_US + second) for sensor, second in (("a", 5), (f"{BAD}", 9), ("c", 7))]
+    async with plant.running():
+        many_bad = batch(*[BAD] * PUBLISH_ROWS, "after them")
+        await asyncio.gather(
+            plant.send(batch_of(each)), plant.send(many_bad), plant.send(batch(BAD, "x", is_whole=True))
+        )
+        await asyncio.sleep(1)
+        assert [receipt.sensor for receipt in plant.published] == ["a", "c", "after them"]
+        assert plant.audience.remembered == []
+
+
+async def test_what_nobody_waits_for_outlives_the_commit_timeout() -> None:
+    plant = Plant()
+    async with plant.running():
+        plant.store.away = True
+        answers = [plant.send("awaited"), plant.send("not awaited", is_awaited=False)]
+        batch_answer = plant.send(batch(*"abc"), is_awaited=False)
+        await asyncio.sleep(10 * COMMIT_TIMEOUT_S)
+        assert isinstance(answers[0].result(), DatabaseAway)
+        assert not answers[1].done()
+        assert plant.pipeline.buffer.rows == 4
+        plant.store.away = False
+        assert isinstance(await answers[1], Receipt)
+        assert await batch_answer == Stored(3, {})
+        assert plant.store.stored == ["not awaited", *"abc"]
+
+
+async def test_what_nobody_waits_for_is_written_again_after_an_unknown_outcome() -> None:
+    plant = Plant()
+    async with plant.running():
+        plant.store.lost_answers.append(False)
+        plant.store.speaking.clear()
+        answers = [plant.send("awaited"), plant.send("not awaited", is_awaited=False)]
+        await asyncio.sleep(2 * COMMIT_TIMEOUT_S)
+        assert isinstance(answers[0].result(), OutcomeUnknown)
+        plant.store.speaking.set()
+        assert isinstance(await answers[1], Receipt)
+        assert plant.store.attempts == [["awaited", "not awaited"], ["not awaited"]]
+
+
+async def test_a_drain_writes_what_nobody_waits_for_too() -> None:
+    plant = Plant()
+    async with plant.running():
+        plant.store.speaking.clear()
+        answers = [plant.send(batch("a", "b"), is_awaited=False), plant.send("c", is_awaited=False)]
+        drain = asyncio.create_task(plant.pipeline.drain(timeout_s=10 * COMMIT_TIMEOUT_S))
+        await asyncio.sleep(2 * COMMIT_TIMEOUT_S)
+        assert not drain.done()
+        plant.store.speaking.set()
+        await drain
+        assert [type(answer.result()) for answer in answers] == [Stored, Receipt]
+
+
+async def test_a_drain_without_a_database_gives_back_what_nobody_waits_for() -> None:
+    plant = Plant()
+    async with plant.running():
+        plant.store.away = True
+        answers = [plant.send("a", is_awaited=False), plant.send("b", is_awaited=False)]
+        await asyncio.sleep(1)
+        await plant.pipeline.drain(timeout_s=10)
+        assert [type(answer.result()) for answer in answers] == [ShuttingDown, ShuttingDown]
+        assert plant.pipeline.buffer.tally.given_back == 2
+
+
+async def test_a_key_over_its_share_is_told_so_and_others_are_taken() -> None:
+    plant = Plant(max_bytes_per_key=3 * READING_SIZE_BYTES)
+    async with plant.running():
+        answers = await plant.send_into_silence("a", "b")
+        plant.pipeline.reserve(SOURCE.key_name, READING_SIZE_BYTES)
+        with pytest.raises(KeyOverShare):
+            plant.send("c")
+        with pytest.raises(KeyOverShare):
+            plant.pipeline.reserve(SOURCE.key_name, 1)
+        plant.pipeline.reserve("another key", 3 * READING_SIZE_BYTES)
+        plant.pipeline.reserve("another key", -3 * READING_SIZE_BYTES)
+        plant.pipeline.reserve(SOURCE.key_name, -READING_SIZE_BYTES)
+        answers.append(plant.send("c"))
+        plant.store.speaking.set()
+        await asyncio.gather(*answers)
+
+
+async def test_room_is_refused_while_the_database_is_away_but_taken_back() -> None:
+    plant = Plant()
+    async with plant.running():
+        plant.pipeline.reserve("key", 10)
+        plant.store.away = True
+        answer = plant.send("a")
+        await asyncio.sleep(1)
+        with pytest.raises(DatabaseAway):
+            plant.pipeline.reserve("key", 1)
+        plant.pipeline.reserve("key", -4)
+        assert isinstance(await answer, DatabaseAway)
+        drain = asyncio.create_task(plant.pipeline.drain(timeout_s=1))
+        await asyncio.sleep(0)
+        with pytest.raises(ShuttingDown):
+            plant.pipeline.reserve("key", 1)
+        plant.pipeline.reserve("key", -6)
+        await drain
+
+
+async def test_a_claim_is_kept_with_the_answer_that_its_sender_got() -> None:
+    plant = Plant()
+    async with plant.running():
+        answers = await asyncio.gather(
+            plant.send("a", claim=claim("one")),
+            plant.send(batch("b", BAD, "c"), claim=claim("two", content=b"batch")),
+            plant.send(batch(BAD), claim=claim("three")),
+            plant.send(BAD, claim=claim("refused")),
+            plant.send("unclaimed"),
+        )
+        assert plant.store.claims == {
+            ("API_KEY", "one"): Kept(b"content", Replay(201, b"id 1")),
+            ("API_KEY", "two"): Kept(b"batch", Replay(422, b"2 stored, without [1]")),
+            ("API_KEY", "three"): Kept(b"content", Replay(422, b"0 stored, without [0]")),
+        }
+        assert isinstance(answers[3], RejectedByDatabase), "it may be sent again under the same key"
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_a_repetition_is_answered_as_the_first_one_was_and_stores_nothing(later: bool) -> None:
+    """In the same breath, where it waits for the flush after, or after its commit."""
+    plant = Plant()
+    async with plant.running():
+        first = plant.send("a", claim=claim())
+        if later:
+            await first
+        neighbours = [plant.send("b"), plant.send(batch("c"), claim=claim("another"))]
+        again = [plant.send("a", claim=claim()), plant.send("a", claim=claim())]
+        other = plant.send("b", claim=claim(content=b"other"))
+        assert isinstance(await first, Receipt)
+        assert await asyncio.gather(*again) == 2 * [Replay(201, b"id 1")]
+        assert isinstance(await other, IdempotencyConflict)
+        assert [type(answer) for answer in await asyncio.gather(*neighbours)] == [Receipt, Stored]
+        assert sorted(plant.store.stored) == ["a", "b", "c"]
+        assert (plant.pipeline.buffer.tally.committed, plant.pipeline.buffer.tally.rejected) == (3, 3)
+
+
+async def test_what_another_process_committed_is_answered_as_it_was_there() -> None:
+    plant = Plant()
+    kept = {("API_KEY", key): Kept(b"content", Replay(201, key.encode())) for key in "abc"}
+    plant.store.claims |= kept
+    async with plant.running():
+        answers = await asyncio.gather(
+            *(plant.send(key, claim=claim(key)) for key in "abc"),
+            plant.send("d", claim=claim("d")),
+            plant.send("b", claim=claim("b", content=b"other", key_name="API_KEY")),
+            plant.send("a", claim=claim("a", key_name="API_KEY_WS")),
+        )
+        assert answers[:3] == [Replay(201, b"a"), Replay(201, b"b"), Replay(201, b"c")]
+        assert isinstance(answers[4], IdempotencyConflict)
+        assert plant.store.stored == ["d", "a"]
+        assert plant.store.attempts == [["a", "b", "c", "d"], ["d", "b", "a"], ["d", "a"]], (
+            "all of a flight are told at once"
+        )
+
+
+async def test_a_repetition_is_no_trouble_and_costs_no_time() -> None:
+    plant = Plant()
+    async with plant.running():
+        await plant.send("a", claim=claim())
+        sent_at = now()
+        await asyncio.gather(*(plant.send("a", claim=claim()) for _ in range(3)), plant.send("b"))
+        assert now() - sent_at < FIRST_BACKOFF_S
+        assert plant.pipeline.trouble is None
+
+
+async def test_who_sends_again_after_an_unknown_outcome_learns_it_by_the_claim() -> None:
+    plant = Plant()
+    async with plant.running():
+        plant.store.speaking.clear()
+        first = plant.send("a", claim=claim())
+        await asyncio.sleep(0.1)
+        plant.store.lost_answers.append(True)
+        assert isinstance(await first, OutcomeUnknown)
+        again = plant.send("a", claim=claim())
+        plant.store.speaking.set()
+        assert await again == Replay(201, b"id 1")
+        assert plant.store.stored == ["a"]
+
+
+async def test_what_comes_during_a_flush_is_prepared_as_soon_as_it_is_much() -> None:
+    plant = Plant(flush_max_rows=100_000)
+    async with plant.running():
+        answers = await plant.send_into_silence("a")
+        answers.append(plant.send(batch(*["b"] * (PREPARE_AHEAD_ROWS - 1))))
+        await asyncio.sleep(0.1)
+        assert len(plant.store.prepared) == 1
+        answers += [plant.send("c"), plant.send("d")]
+        await asyncio.sleep(0.1)
+        assert [len(sensors) for sensors in plant.store.prepared] == [1, PREPARE_AHEAD_ROWS]
+        assert len(plant.store.attempts) == 1
+        plant.store.speaking.set()
+        await asyncio.gather(*answers)
+        assert [len(sensors) for sensors in plant.store.attempts] == [1, PREPARE_AHEAD_ROWS, 1]
+        assert [id_ for _, id_ in plant.store.ids] == list(range(1, PREPARE_AHEAD_ROWS + 3))
+
+
+async def test_what_waits_when_a_flush_begins_is_prepared_at_once() -> None:
+    plant = Plant(flush_max_rows=3)
+    with worth_preparing(rows=3):
+        async with plant.running():
+            answers = [plant.send(sensor) for sensor in "abcdefgh"]
+            plant.store.speaking.clear()
+            await asyncio.sleep(0.1)
+            assert plant.store.prepared == [["a", "b", "c"], ["d", "e", "f"]], "two are in the air, and no more"
+            plant.store.speaking.set()
+            assert [answer.id for answer in await asyncio.gather(*answers) if isinstance(answer, Receipt)] == [
+                *range(1, 9)
+            ]
+            assert plant.store.attempts == [["a", "b", "c"], ["d", "e", "f"], ["g", "h"]]
+
+
+async def test_no_third_flush_is_prepared_while_one_is_ready_and_one_is_written() -> None:
+    plant = Plant()
+    with worth_preparing(rows=2):
+        async with plant.running():
+            answers = await plant.send_into_silence("a")
+            for sensor in "bcdef":
+                answers.append(plant.send(sensor))
+                await asyncio.sleep(0.1)
+            assert plant.store.prepared == [["a"], ["b", "c"]]
+            plant.store.speaking.set()
+            assert [type(answer) for answer in await asyncio.gather(*answers)] == 6 * [Receipt]
+            assert plant.store.attempts == [["a"], ["b", "c"], ["d", "e", "f"]]
+
+
+async def test_a_preparation_that_is_not_ready_when_its_turn_comes_is_waited_for() -> None:
+    plant = Plant()
+    with worth_preparing(rows=2):
+        async with plant.running():
+            [first] = await plant.send_into_silence("a")
+            plant.store.preparing.clear()
+            answers = [plant.send("b"), plant.send("c")]
+            plant.store.speaking.set()
+            await first
+            late = plant.send("d")
+            await asyncio.sleep(1)
+            assert plant.store.attempts == [["a"]]
+            plant.store.preparing.set()
+            await asyncio.gather(*answers, late)
+            assert plant.store.attempts == [["a"], ["b", "c"], ["d"]]
+
+
+async def test_when_a_write_fails_what_was_prepared_ahead_is_written_after_it_all_the_same() -> None:
+    plant = Plant()
+    with worth_preparing(rows=2):
+        async with plant.running():
+            answers = await plant.send_into_silence("a")
+            answers += [plant.send("b"), plant.send("c")]
+            await asyncio.sleep(0.1)
+            assert plant.store.prepared == [["a"], ["b", "c"]]
+            plant.store.away = True
+            plant.store.speaking.set()
+            await asyncio.sleep(0.1)
+            plant.store.away = False
+            assert [type(answer) for answer in await asyncio.gather(*answers)] == 3 * [Receipt]
+            assert plant.store.stored == ["a", "b", "c"]
+            assert plant.store.attempts == [["a"], ["a", "b", "c"]]
+
+
+async def test_when_a_write_fails_a_preparation_under_way_is_given_up() -> None:
+    plant = Plant()
+    with worth_preparing(rows=2):
+        async with plant.running():
+            answers = await plant.send_into_silence("a")
+            plant.store.preparing.clear()
+            answers += [plant.send("b"), plant.send("c")]
+            await asyncio.sleep(0.1)
+            assert plant.store.unprepared == 1
+            plant.store.lost_answers.append(False)
+            plant.store.speaking.set()
+            await asyncio.sleep(0.1)
+            assert plant.store.prepared[2:] == [["a", "b", "c"]]
+            plant.store.preparing.set()
+            await asyncio.gather(*answers)
+            assert plant.store.stored == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_after_an_unknown_outcome_what_was_prepared_before_it_is_prepared_anew(committed: bool) -> None:
+    plant = Plant()
+    with worth_preparing(rows=2):
+        async with plant.running():
+            answers = await plant.send_into_silence("a")
+            answers += [plant.send("b"), plant.send("c")]
+            await asyncio.sleep(0.1)
+            plant.store.lost_answers.append(committed)
+            plant.store.speaking.set()
+            assert [type(answer) for answer in await asyncio.gather(*answers)] == 3 * [Receipt]
+            assert plant.store.stored == ["a", "b", "c"]
+            anew = [["b", "c"]] if committed else [["a", "b", "c"]]
+            assert plant.store.prepared == [["a"], ["b", "c"], *anew]
+            assert plant.pipeline.trouble is None
+
+
+async def test_when_a_repetition_is_found_what_was_prepared_ahead_keeps_its_place() -> None:
+    plant = Plant()
+    plant.store.claims[claim().name] = Kept(b"content", Replay(201, b"first"))
+    with worth_preparing(rows=2):
+        async with plant.running():
+            plant.store.speaking.clear()
+            answers = [plant.send("a", claim=claim()), plant.send("b")]
+            await asyncio.sleep(0.1)
+            answers += [plant.send("c"), plant.send("d"), plant.send("a", claim=claim()), plant.send("e")]
+            await asyncio.sleep(0.1)
+            plant.store.speaking.set()
+            said = await asyncio.gather(*answers)
+            assert said[0] == said[4] == Replay(201, b"first")
+            assert plant.store.stored == ["b", "c", "d", "e"]
+
+
+async def test_a_repetition_prepared_ahead_of_the_first_ones_commit_is_recognised() -> None:
+    plant = Plant()
+    with worth_preparing(rows=2):
+        async with plant.running():
+            plant.store.speaking.clear()
+            first = plant.send("a", claim=claim())
+            await asyncio.sleep(0.1)
+            again = [plant.send("a", claim=claim()), plant.send("b")]
+            await asyncio.sleep(0.1)
+            assert plant.store.prepared == [["a"], ["a", "b"]]
+            plant.store.speaking.set()
+            assert isinstance(await first, Receipt)
+            assert await again[0] == Replay(201, b"id 1")
+            assert isinstance(await again[1], Receipt)
+            assert plant.store.stored == ["a", "b"]
+
+
+async def test_a_preparation_that_fails_is_tried_again() -> None:
+    plant = Plant()
+    with worth_preparing(rows=2):
+        async with plant.running():
+            [first] = await plant.send_into_silence("a")
+            plant.store.preparing.clear()
+            answers = [plant.send("b"), plant.send("c")]
+            plant.store.speaking.set()
+            await first
+            plant.store.away = True
+            plant.store.preparing.set()
+            await asyncio.sleep(1)
+            plant.store.away = False
+            assert [type(answer) for answer in await asyncio.gather(*answers)] == [Receipt, Receipt]
+            assert plant.store.stored == ["a", "b", "c"]
+
+
+async def test_what_is_prepared_ahead_is_answered_at_its_deadline_and_when_the_flusher_ends() -> None:
+    plant = Plant()
+    with worth_preparing(rows=2):
+        work = asyncio.create_task(plant.pipeline.run())
+        await plant.pipeline.opened.wait()
+        answers = await plant.send_into_silence("a")
+        answers += [plant.send("b"), plant.send("c")]
+        await asyncio.sleep(COMMIT_TIMEOUT_S + SWEEP_INTERVAL_S)
+        assert all(isinstance(answer.result(), OutcomeUnknown) for answer in answers)
+        plant.store.preparing.clear()
+        plant.store.speaking.set()
+        await asyncio.sleep(1)
+        assert plant.store.stored == ["a", "b", "c"]
+        plant.store.preparing.set()
+        [first] = await plant.send_into_silence("d")
+        plant.store.preparing.clear()
+        answers = [first, plant.send("e"), plant.send("f", is_awaited=False)]
+        await asyncio.sleep(0.1)
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        assert all(isinstance(answer.result(), OutcomeUnknown) for answer in answers)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not others, "a preparation is left behind"
+
+
+async def test_the_duration_of_a_flush_prepared_ahead_begins_when_the_one_before_has_ended() -> None:
+    """Or a busy server would seem half as fast as it is, and ask its senders to stay away for twice as long."""
+    plant = Plant()
+    with worth_preparing(rows=2):
+        async with plant.running():
+            answers = await plant.send_into_silence("a")
+            plant.store.preparing.clear()
+            answers += [plant.send("b"), plant.send("c")]
+            await asyncio.sleep(2)
+            plant.store.speaking.set()
+            await asyncio.sleep(1)
+            plant.store.preparing.set()
+            await asyncio.gather(*answers)
+            assert [duration_s for _, duration_s in plant.flushes] == pytest.approx([2.1, 1], abs=0.02)
+
+
+SENDING = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from(["good", "good", "good", BAD]), min_size=1, max_size=6),
+        st.sampled_from(["alone", "alone", "batch", "whole batch"]),
+        st.sampled_from([None, None, None, "x", "y"]),
+        st.sampled_from([True, True, True, False]),
+    ),
+    min_size=1,
+    max_size=4,
+)
 FATE = st.one_of(
     st.tuples(st.just("send"), SENDING),
-    st.tuples(st.just("wait"), st.floats(0.001, 1.5 * COMMIT_TIMEOUT_S)),
+    st.tuples(st.just("send again"), st.integers(0, 5)),
+    st.tuples(st.just("wait"), st.just(0.01) | st.floats(0.001, 1.5 * COMMIT_TIMEOUT_S)),
+    st.tuples(st.just("send into silence"), SENDING),
     st.tuples(st.just("away"), st.booleans()),
     st.tuples(st.just("speaking"), st.booleans()),
+    st.tuples(st.just("preparing"), st.booleans()),
     st.tuples(st.just("lose answer"), st.booleans()),
+    st.tuples(st.just("elsewhere"), st.sampled_from("xy")),
+    st.tuples(st.just("listening"), st.booleans()),
 )
 
 
-async def suffer(fate: tuple[str, object], plant: Plant, answered: dict[str, Answered]) -> None:
+@dataclass
+class Submission:
+    """What was sent, and what is said of it."""
+
+    content: Content
+    claim: Claim | None
+    is_awaited: bool
+    answered: Answered
+
+
+class Sender:
+    """Sends what it is told to; no two contents of it have a sensor in common."""
+
+    def __init__(self, plant: Plant) -> None:
+        self.plant = plant
+        self.sent: list[Submission] = []
+        self._contents = 0
+
+    def send(self, kinds: list[str], form: str, key: str | None, is_awaited: bool) -> None:
+        self._contents += 1
+        number = self._contents
+        each = [reading(f"{kind} {number}.{row}", time_us=T0_US + len(kind)) for row, kind in enumerate(kinds)]
+        content = each[0] if form == "alone" else batch_of(each, is_whole=form == "whole batch")
+        self.submit(content, claim(key, content=b"%d" % number) if key else None, is_awaited)
+
+    def send_again(self, back: int) -> None:
+        """What was sent some time ago, if it has a claim: a new content and a new claim that say the same."""
+        if back < len(self.sent) and (old := self.sent[-1 - back]).claim is not None:
+            content = old.content
+            copy = (
+                Reading(*content)
+                if isinstance(content, Reading)
+                else batch_of(rows_of([content]), is_whole=content.is_whole)
+            )
+            _, key, content_hash = old.claim.fingerprint
+            self.submit(copy, claim(key, content=content_hash), old.is_awaited)
+
+    def submit(self, content: Content, claim: Claim | None, is_awaited: bool) -> None:
+        with suppress(NotStored):
+            answered = self.plant.send(content, claim=claim, is_awaited=is_awaited)
+            self.sent.append(Submission(content, claim, is_awaited, answered))
+
+
+async def suffer(fate: tuple[str, object], plant: Plant, sender: Sender) -> None:
     match fate:
-        case ("send", list(kinds)):
-            for kind in kinds:
-                sensor = f"{kind} {len(answered)}"
-                with suppress(NotStored):
-                    answered[sensor] = plant.send(sensor)
+        case ("send", list(sendings)):
+            for sending in sendings:
+                sender.send(*sending)
+        case ("send into silence", list(sendings)):
+            plant.store.speaking.clear()
+            for sending in sendings:
+                sender.send(*sending)
+                await asyncio.sleep(5 * ROUND_TRIP_S)
+            plant.store.speaking.set()
+        case ("send again", int(back)):
+            sender.send_again(back)
         case ("wait", float(seconds)):
             await asyncio.sleep(seconds)
         case ("away", bool(away)):
             plant.store.away = away
         case ("speaking", bool(speaking)):
             (plant.store.speaking.set if speaking else plant.store.speaking.clear)()
+        case ("preparing", bool(preparing)):
+            (plant.store.preparing.set if preparing else plant.store.preparing.clear)()
         case ("lose answer", bool(committed)):
             plant.store.lost_answers.append(committed)
+        case ("elsewhere", str(key)):
+            plant.store.claims.setdefault(claim(key).name, Kept(b"elsewhere", Replay(201, b"elsewhere")))
+        case ("listening", bool(is_listening)):
+            plant.audience.is_listening = is_listening
 
 
-@settings(max_examples=300)
-@given(fates=st.lists(FATE, max_size=25))
-async def test_whatever_the_database_does_every_answer_is_true(fates: list[tuple[str, object]]) -> None:
-    plant = Plant(max_rows=12, flush_max_rows=5)
-    answered: dict[str, Answered] = {}
-    async with plant.running():
-        for fate in fates:
-            await suffer(fate, plant, answered)
-        plant.store.away = False
-        plant.store.speaking.set()
-        async with asyncio.timeout(COMMIT_TIMEOUT_S + SWEEP_INTERVAL_S):
-            await asyncio.gather(*answered.values())
-        await asyncio.sleep(RECOVERY_S)
+@settings(max_examples=400)
+@given(fates=st.lists(FATE, max_size=30), ahead_rows=st.integers(1, 8))
+async def test_whatever_the_database_does_every_answer_is_true(
+    fates: list[tuple[str, object]], ahead_rows: int
+) -> None:
+    plant = Plant(max_rows=25, flush_max_rows=8)
+    sender = Sender(plant)
+    with worth_preparing(rows=ahead_rows):
+        async with plant.running():
+            for fate in fates:
+                await suffer(fate, plant, sender)
+            plant.store.away = False
+            plant.store.speaking.set()
+            plant.store.preparing.set()
+            async with asyncio.timeout(COMMIT_TIMEOUT_S + SWEEP_INTERVAL_S):
+                await asyncio.gather(*(each.answered for each in sender.sent if each.is_awaited))
+            await asyncio.gather(*(each.answered for each in sender.sent))
+            await asyncio.sleep(RECOVERY_S)
 
-    ledger = plant.store.ledger.items()
-    ids = {sensor: first_id + place for first_id, sensors in ledger for place, sensor in enumerate(sensors)}
-    assert len(ids) == len(plant.store.stored), "nothing is stored twice"
-    assert [(receipt.sensor, receipt.id) for receipt in plant.published] == list(ids.items())
-    for sensor, future in answered.items():
-        match future.result():
-            case Receipt() as receipt:
-                assert receipt.id == ids[sensor]
-            case RejectedByDatabase():
-                assert sensor.startswith(BAD)
-                assert sensor not in ids
-            case answer:
-                assert isinstance(answer, OutcomeUnknown) or (isinstance(answer, NotStored) and sensor not in ids)
+    first_ids: dict[int, int] = {}
+    for flush in plant.store.ledger.values():
+        first_id = flush.first_id
+        for content in flush.contents:
+            assert id(content) not in first_ids, "nothing is stored twice"
+            first_ids[id(content)] = first_id
+            first_id += content.rows
+    assert len(set(plant.store.stored)) == len(plant.store.stored), "nor under a claim that it was repeated with"
+    for each in sender.sent:
+        assert_answer_is_true(each, first_ids.get(id(each.content)), plant.store.claims)
+    assert_audience_knows_what_is_stored(plant)
     tally = plant.pipeline.buffer.tally
-    assert (tally.accepted, tally.committed) == (len(answered), len(ids))
+    assert (tally.accepted, tally.committed) == (
+        sum(each.content.rows for each in sender.sent),
+        len(plant.store.stored),
+    )
+
+
+def assert_answer_is_true(sent: Submission, first_id: int | None, kept: KeptClaims) -> None:
+    refused = refused_of(sent.content)
+    replay = None
+    match sent.answered.result():
+        case Receipt() as receipt:
+            assert receipt == receipt_of(rows_of([sent.content])[0], receipt.id)
+            assert receipt.id == first_id
+            replay = replay_of(receipt)
+        case Stored() as stored:
+            assert first_id is not None
+            assert stored == Stored(sent.content.rows - len(refused), refused)
+            replay = replay_of(stored)
+        case RejectedByDatabase():
+            assert refused == {0: "PostgreSQL would not take it"}
+            assert isinstance(sent.content, Reading)
+        case Replay() as again:
+            assert first_id is None
+            replay = again
+        case IdempotencyConflict():
+            assert first_id is None
+            assert sent.claim is not None
+            assert kept[sent.claim.name].content_hash != sent.claim.fingerprint.content_hash
+        case answer:
+            assert sent.is_awaited, "who doesn't wait is not given up"
+            assert isinstance(answer, OutcomeUnknown) or (isinstance(answer, NotStored) and first_id is None)
+    if replay is not None and sent.claim is not None:
+        assert kept[sent.claim.name] == Kept(sent.claim.fingerprint.content_hash, replay)
+
+
+def assert_audience_knows_what_is_stored(plant: Plant) -> None:
+    """Every committed row once, flush after flush; of batches that nobody listened to, the latest."""
+    published = {receipt.id: receipt.sensor for receipt in plant.published}
+    assert len(published) == len(plant.published)
+    remembered = {receipt.id for receipt in plant.audience.remembered}
+    for flush in plant.store.ledger.values():
+        first_id = flush.first_id
+        for content in flush.contents:
+            rows = rows_of([content])
+            refused = refused_of(content)
+            ids = {first_id + place: row.sensor for place, row in enumerate(rows) if place not in refused}
+            if ids.keys() & remembered:
+                times = [row.time_us for row in rows]
+                assert ids.keys() & remembered == {first_id + max(range(len(rows)), key=lambda row: (times[row], row))}
+                assert not refused
+                assert not ids.keys() & published.keys()
+            else:
+                assert {id_: published.pop(id_, None) for id_ in ids} == ids
+            first_id += content.rows
+    assert not published, "what was never committed"
+    flush_of = {
+        id_: place
+        for place, flush in enumerate(plant.store.ledger.values())
+        for id_ in range(flush.first_id, flush.first_id + len(rows_of(flush.contents)))
+    }
+    flushes = [flush_of[receipt.id] for receipt in plant.published]
+    assert flushes == sorted(flushes)

@@ -34,6 +34,15 @@ def test_a_subscriber_gets_the_latest_first_and_then_each_once() -> None:
     assert list(subscriber.take()) == []
 
 
+def test_it_is_listening_while_anybody_does() -> None:
+    house = hub()
+    assert not house.is_listening
+    subscriber = listen(house)
+    assert house.is_listening
+    house.unsubscribe(subscriber)
+    assert not house.is_listening
+
+
 def test_where_nothing_was_ever_stored_a_subscriber_waits_for_the_first() -> None:
     house = hub()
     subscriber = listen(house)

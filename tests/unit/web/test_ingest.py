@@ -9,8 +9,9 @@ import pytest
 from app.errors import DatabaseAway, InvalidReading, ShuttingDown, Unauthorized, UnsupportedEncoding
 from app.ingest.batch import Reading, Source
 from app.ingest.buffer import Answer
+from app.ingest.claim import Fingerprint
 from app.ingest.decode.timestamps import TimeWindow
-from app.ingest.pipeline import Pipeline
+from app.ingest.pipeline import Intake
 from app.web import problems
 from app.web.auth import ApiKey, Keyring, Scope
 from app.web.ingest import ReadingEndpoint
@@ -53,13 +54,18 @@ class Basket:
         self.submitted.append((reading, settle))
 
 
+async def nothing_kept(_: Fingerprint) -> None:
+    """No request was seen before."""
+
+
 def endpoint(basket: Basket, observed: list[tuple[object, ...]] | None = None) -> ReadingEndpoint:
     return ReadingEndpoint(
-        pipeline=cast("Pipeline", basket),
+        pipeline=cast("Intake", basket),
         keyring=KEYRING,
         window=TimeWindow.of(past_days=30, future_minutes=10),
         max_body_bytes=1_000,
         now_us=lambda: T0_US,
+        recall=nothing_kept,
         observe=lambda *seen: observed.append(seen) if observed is not None else None,
         clock=lambda: 0.0,
     )

@@ -12,6 +12,7 @@ from app.errors import (
     DatabaseAway,
     Fault,
     InvalidReading,
+    KeyOverShare,
     MalformedBody,
     NotStored,
     OutcomeUnknown,
@@ -70,7 +71,8 @@ def statuses(root: type[SensorFlowError]) -> set[int]:
 
 def test_what_sending_again_cannot_cure_is_never_5xx_and_only_the_unknown_is_504() -> None:
     assert all(400 <= status < 500 for status in statuses(Refused) | statuses(Unauthorized))
-    assert statuses(NotStored) == {503}
+    assert statuses(KeyOverShare) == {429}
+    assert statuses(NotStored) - statuses(KeyOverShare) == {503}
     assert statuses(OutcomeUnknown) == {504}
 
 

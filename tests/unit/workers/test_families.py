@@ -30,11 +30,11 @@ def test_counters_and_histograms_are_added_up_and_gauges_each_by_its_rule() -> N
     other = registry(buffer_with_everything(), statistics=lambda: None)
     said = values(families.merged([of(registry(buffer_with_everything())), of(other)]))
     expected = {
-        "sensorflow_readings_accepted_total": 20,
-        "sensorflow_readings_given_back_total": 4,
-        "sensorflow_buffer_rows": 6,
+        "sensorflow_readings_accepted_total": 34,
+        "sensorflow_readings_given_back_total": 6,
+        "sensorflow_buffer_rows": 10,
         "sensorflow_buffer_max_rows": 40,
-        "sensorflow_buffer_oldest_age_seconds": 3,
+        "sensorflow_buffer_oldest_age_seconds": 4,
         "sensorflow_websocket_connections": 2,
         "sensorflow_flush_rows_sum": 8,
         "sensorflow_ready": 1,
@@ -47,9 +47,9 @@ def test_counters_and_histograms_are_added_up_and_gauges_each_by_its_rule() -> N
 def test_a_label_that_only_one_worker_has_is_there_with_its_value() -> None:
     registries = [CollectorRegistry(), CollectorRegistry()]
     for status, each in zip((201, 503), registries, strict=True):
-        durations = Instruments(each).request_duration
+        durations = Instruments(each).request_durations
         for code in {201, status}:
-            durations.labels("/", "POST", code).observe(0.003)
+            durations.observe("/", "POST", code, 0.003)
     text = generate_latest(families.Exposed(families.merged(map(of, registries)))).decode()
     assert '_duration_seconds_count{method="POST",route="/",status="201"} 2.0' in text
     assert '_duration_seconds_bucket{le="0.002",method="POST",route="/",status="201"} 0.0' in text
@@ -67,7 +67,7 @@ def test_what_a_dead_worker_counted_stays_counted_and_what_it_held_is_given_back
     assert all(after[name] >= value for name, value in before.items() if name.endswith("_total"))
     ends = sum(after[f"sensorflow_readings_{end}_total"] for end in ("committed", "rejected", "given_back"))
     assert after["sensorflow_readings_accepted_total"] == ends + after[BUFFER_ROWS]
-    assert after[f"{READINGS_GIVEN_BACK}_total"] == 2 + 3 + 2
+    assert after[f"{READINGS_GIVEN_BACK}_total"] == 3 + 5 + 3
 
 
 def test_what_goes_between_processes_is_counted_at_both_ends() -> None:

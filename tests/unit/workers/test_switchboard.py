@@ -98,9 +98,6 @@ def test_a_worker_that_comes_while_somebody_listens_forwards_from_its_welcome_on
     assert switch.join(1, 2, "API_KEY") == [(1, Granted(2, None))]
 
 
-# ------------------------------------------------------------------------------------------------------- the whole star
-
-
 class Answer:
     """What a subscriber waits for. Awaiting it suspends once; the test resumes when it likes."""
 

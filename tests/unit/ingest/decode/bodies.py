@@ -2,7 +2,9 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -10,13 +12,16 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from app.ingest.batch import BATCH_SCHEMA
-from app.ingest.decode.columns import Decoded
+from app.ingest.decode import csvs, jsons
+from app.ingest.decode.columns import Decoded, Terms
 from app.ingest.decode.readings import Format, decode_readings
 from app.ingest.decode.timestamps import Precision, TimeWindow
 from tests.unit.ingest.decode.reference import KNOWN, Row, Rules
 from tests.unit.samples import SOURCE, T0_US
 
 Sent = Mapping[str, object]
+
+MAX_ERRORS = 100
 
 WINDOW = TimeWindow.of(past_days=30, future_minutes=10)
 ANY_TIME = TimeWindow.of(past_days=0, future_minutes=0)
@@ -29,18 +34,40 @@ def rules(
     return Rules(precision, window, now_us, max_chunks)
 
 
-def decode(body: bytes, form: Format, held_to: Rules | None = None, *, max_rows: int = 100_000) -> Decoded:
+def decode(
+    body: bytes,
+    form: Format,
+    held_to: Rules | None = None,
+    *,
+    max_rows: int = 100_000,
+    is_time_required: bool = False,
+) -> Decoded:
     held_to = held_to or rules()
-    return decode_readings(
-        body,
-        form,
+    terms = Terms(
         source=SOURCE,
         precision=held_to.precision,
         window=held_to.window,
         now_us=held_to.now_us,
         max_rows=max_rows,
         max_chunks=held_to.max_chunks,
+        max_errors=MAX_ERRORS,
+        is_time_required=is_time_required,
     )
+    return decode_readings(body, form, terms)
+
+
+@contextmanager
+def arrow_from(size_bytes: int) -> Iterator[None]:
+    """Within it, bodies of text go through Arrow's readers from this size on, and not from where that pays."""
+    where_it_pays = jsons.ARROW_PAYS_FROM_BYTES, csvs.ARROW_PAYS_FROM_BYTES
+    jsons.ARROW_PAYS_FROM_BYTES = csvs.ARROW_PAYS_FROM_BYTES = size_bytes
+    try:
+        yield
+    finally:
+        jsons.ARROW_PAYS_FROM_BYTES, csvs.ARROW_PAYS_FROM_BYTES = where_it_pays
+
+
+ALWAYS, NEVER = 0, sys.maxsize
 
 
 def rows_of(decoded: Decoded) -> list[Row]:
@@ -154,7 +181,9 @@ good_times = st.one_of(
     recent_us.map(lambda time_us: repr(time_us / 1_000)),
 )
 
-bad_sensor_ids = st.sampled_from([None, "", "  ", "\u00a0", "x" * 256, "nul\0", 7, True, ["a"], {}, 1.5])
+bad_sensor_ids: st.SearchStrategy[object] = st.sampled_from(
+    [None, "", "  ", "\u00a0", "x" * 256, "nul\0", 7, True, ["a"], {}, 1.5]
+)
 bad_times = st.sampled_from(
     [
         *("yesterday", "", " ", "2023-02-30", "1850-01-01", "2023-01-01T00:00:00Z", "2024-01-01", "1" * 70, "0x64a"),
@@ -205,7 +234,7 @@ unknown = st.dictionaries(
 any_rows = st.one_of(good_rows, good_rows, columns_of_a_row(False), st.builds(dict.__or__, good_rows, unknown))
 
 
-def alike(times: st.SearchStrategy[object], odd_times: list[object]) -> st.SearchStrategy[list[dict[str, object]]]:
+def alike(times: st.SearchStrategy[object], odd_times: Sequence[object]) -> st.SearchStrategy[list[dict[str, object]]]:
     """Rows whose times are written in one way, as they are when one program has sent them all; some at the wrong time,
     under no name, or without a value, yet none that a column could not hold.
     """

@@ -6,7 +6,7 @@ It shares no line with ``app.ingest.decode``, whose public types alone it knows.
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
@@ -116,7 +116,7 @@ def unknown_of(rows: list[object]) -> list[str]:
     return list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row if name not in KNOWN))
 
 
-def judge(rows: list[object], unknown: list[str], rules: Rules, *, csv: bool = False) -> Expected:
+def judge(rows: Sequence[object], unknown: list[str], rules: Rules, *, csv: bool = False) -> Expected:
     """The rows one by one, and then the days that they lie in."""
     expected = Expected(unknown=list(dict.fromkeys(unknown)))
     good: list[tuple[int, Row]] = []
@@ -199,12 +199,13 @@ def microseconds(sent: object, precision: Precision) -> int:
         text = sent.strip()
         if len(text) > 64:
             raise ValueError("long")
-        if WHOLE.fullmatch(text):
-            sent = int(text)
-        elif NUMBER.fullmatch(text):
-            sent = float(text)
-        else:
+        if not NUMBER.fullmatch(text):
             return microseconds(datetime.fromisoformat(text), precision)
+        sent = int(text) if WHOLE.fullmatch(text) else float(text)
+    return microseconds_of_number(sent, precision)
+
+
+def microseconds_of_number(sent: float, precision: Precision) -> int:
     size = abs(sent)
     if not size < 10**19:  # nor is NaN
         raise ValueError("beyond any unit")

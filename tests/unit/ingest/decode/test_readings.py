@@ -2,6 +2,8 @@
 
 import json
 import random
+import time
+from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -9,14 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import BodyTooLarge, MalformedBody, TooManyRows
-from app.ingest.decode.columns import MAX_ERRORS
-from app.ingest.decode.readings import Format, decode_readings
+from app.ingest.decode.readings import Format
 from app.ingest.decode.timestamps import Precision
 from tests.unit.ingest.decode import reference
 from tests.unit.ingest.decode.bodies import (
+    ALWAYS,
     ANY_TIME,
+    MAX_ERRORS,
+    NEVER,
     WINDOW,
     any_rows,
+    arrow_from,
     arrow_stream,
     csv,
     decode,
@@ -35,6 +40,14 @@ from tests.unit.ingest.decode.bodies import (
 from tests.unit.ingest.decode.reference import KNOWN, Rules
 from tests.unit.samples import T0_US, measures, names
 
+
+@pytest.fixture(params=[ALWAYS, NEVER], ids=["by Arrow", "row by row"])
+def either_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways of the text formats."""
+    with arrow_from(request.param):
+        yield
+
+
 REFUSALS = (MalformedBody, TooManyRows, BodyTooLarge)
 
 many_rules = st.builds(
@@ -47,14 +60,18 @@ many_rules = st.builds(
 
 
 def hold(body: bytes, form: Format, held_to: Rules) -> None:
-    """Decodes as the reference does, or refuses what it refuses."""
+    """Decodes as the reference does, or refuses what it refuses, by either of its two ways."""
     try:
         expected = reference.decode(body, form, held_to)
     except reference.MalformedError:
-        with pytest.raises(MalformedBody):
-            decode(body, form, held_to)
-        return
-    compare(expected, body, form, held_to)
+        expected = None
+    for size_bytes in (ALWAYS, NEVER):
+        with arrow_from(size_bytes):
+            if expected is not None:
+                compare(expected, body, form, held_to)
+            else:
+                with pytest.raises(MalformedBody):
+                    decode(body, form, held_to)
 
 
 def compare(expected: reference.Expected, body: bytes, form: Format, held_to: Rules) -> None:
@@ -102,19 +119,19 @@ lines = st.one_of(
 
 
 @given(many_rows, many_rules)
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_ndjson(rows: list[dict[str, object]], held_to: Rules) -> None:
     hold(ndjson(rows), Format.NDJSON, held_to)
 
 
 @given(st.lists(lines, max_size=8), st.sampled_from(["\n", "\r\n", "\n\n"]), st.booleans(), many_rules)
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_ndjson_with_lines_of_every_kind(sent: list[str], newline: str, at_the_end: bool, held_to: Rules) -> None:
     hold((newline.join(sent) + newline * at_the_end).encode(), Format.NDJSON, held_to)
 
 
 @given(many_rows, many_rules, st.sampled_from([None, 1]), st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_json_arrays(rows: list[dict[str, object]], held_to: Rules, indent: int | None, ascii_only: bool) -> None:
     hold(json.dumps(rows, indent=indent, ensure_ascii=ascii_only).encode(), Format.JSON, held_to)
 
@@ -162,13 +179,13 @@ wild_csv = st.builds(
 
 
 @given(many_rows, many_rules, st.permutations(KNOWN))
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_csv(rows: list[dict[str, object]], held_to: Rules, order: list[str]) -> None:
     hold(csv(rows, order), Format.CSV, held_to)
 
 
 @given(wild_csv, many_rules)
-@settings(max_examples=600)
+@settings(max_examples=200)
 def test_csv_with_fields_of_every_kind(text: str, held_to: Rules) -> None:
     hold(text.encode(), Format.CSV, held_to)
 
@@ -212,12 +229,12 @@ mutations = st.lists(
 
 @pytest.mark.parametrize("form", [Format.JSON, Format.NDJSON, Format.CSV])
 @given(rows=st.lists(any_rows, min_size=1, max_size=5), changes=mutations)
-@settings(max_examples=500)
+@settings(max_examples=150)
 def test_a_text_damaged_anywhere(
     form: Format, rows: list[dict[str, object]], changes: list[tuple[float, int, int]]
 ) -> None:
-    body = {Format.JSON: json_array, Format.NDJSON: ndjson, Format.CSV: csv}[form](rows)
-    hold(mutated(body, changes), form, rules())
+    bodies = {Format.JSON: json_array(rows), Format.NDJSON: ndjson(rows), Format.CSV: csv(rows)}
+    hold(mutated(bodies[form], changes), form, rules())
 
 
 @pytest.mark.parametrize("form", Format)
@@ -262,6 +279,7 @@ def test_all_formats_make_the_same_batch_of_the_same_readings(rows: list[dict[st
 GOOD = {"sensor_id": "a", "time": "2023-07-12T14:30:45Z", "temperature": 21.5}
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("form", [Format.JSON, Format.NDJSON, Format.CSV, Format.ARROW_STREAM, Format.PARQUET])
 def test_no_readings_at_all_are_no_fault(form: Format) -> None:
     body = {
@@ -275,6 +293,7 @@ def test_no_readings_at_all_are_no_fault(form: Format) -> None:
     assert (rows_of(decoded), decoded.rejected, list(decoded.batch.sensors)) == ([], 0, [])
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("form", Format)
 def test_more_rows_than_allowed_are_counted_and_refused(form: Format) -> None:
     rows = [GOOD] * 21
@@ -290,6 +309,7 @@ def test_more_rows_than_allowed_are_counted_and_refused(form: Format) -> None:
         decode(body, form, max_rows=20)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("body", [ndjson([GOOD] * 20 + [{}]), ndjson([GOOD] * 20) + b"{\n"])
 def test_bad_rows_count_as_rows(body: bytes) -> None:
     with pytest.raises(TooManyRows, match="21"):
@@ -302,6 +322,7 @@ def test_only_the_first_hundred_faults_are_described() -> None:
     assert [fault.row for fault in decoded.errors] == list(range(1, 201, 2))
 
 
+@pytest.mark.usefixtures("either_way")
 def test_the_newest_days_are_kept_and_the_others_told_the_cap() -> None:
     days = [3, 1, 2, 1, 4]
     rows = [GOOD | {"time": T0_US - day * 86_400_000_000} for day in days]
@@ -325,6 +346,7 @@ def test_days_before_1970_are_days_too() -> None:
     assert not places(decode(ndjson(rows), Format.NDJSON, rules(window=ANY_TIME, max_chunks=2)))
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize(
     ("changed", "column", "reason", "value"),
     [
@@ -365,6 +387,7 @@ def test_a_fault_is_described_in_words_and_with_what_was_sent(
     assert (fault.row, fault.column, fault.reason, fault.value) == (2, column, reason, value)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize(
     ("body", "form", "said"),
     [
@@ -404,6 +427,7 @@ def test_a_body_that_cannot_be_read_is_refused_with_what_to_do(body: bytes, form
         decode(body, form)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_line_nested_without_end_is_one_fault() -> None:
     deep = [b"[" * 100_000, b'{"sensor_id":"a","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", b'{"a":' * 100_000]
     good = json.dumps(GOOD).encode()
@@ -412,6 +436,7 @@ def test_a_line_nested_without_end_is_one_fault() -> None:
     assert len(rows_of(decoded)) == 2
 
 
+@pytest.mark.usefixtures("either_way")
 def test_unknown_columns_are_named_wherever_they_are() -> None:
     rows = [GOOD, GOOD | {"tags": {"room": {"floor": 1}}}] + [GOOD] * 200 + [GOOD | {"battery": 3.3, "Temperature": 1}]
     for body, form in ((ndjson(rows), Format.NDJSON), (json_array(rows), Format.JSON)):
@@ -425,14 +450,17 @@ def test_unknown_columns_are_named_in_few_words() -> None:
     assert max(map(len, decoded.unknown_columns)) == 100
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_csv_from_a_spreadsheet() -> None:
-    body = b'\xef\xbb\xbf"sensor_id", time ,temperature,note\r\n"a\r\nb",2023-07-12 14:30:45,"1.5",\r\n\r\nc, ,NA,"x"\r\n,,,\r\n'
+    body = b'\xef\xbb\xbf"sensor_id", time ,temperature,note\r\n'
+    body += b'"a\r\nb",2023-07-12 14:30:45,"1.5",\r\n\r\nc, ,NA,"x"\r\n,,,\r\n'
     decoded = decode(body, Format.CSV)
     assert rows_of(decoded) == [("a\r\nb", T0_US, 1.5, None, None)]
     assert places(decoded) == [(2, None), (3, "sensor_id")]
     assert list(decoded.unknown_columns) == ["note"]
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_csv_row_with_too_few_or_too_many_fields_costs_itself_alone() -> None:
     body = b'sensor_id,temperature\na,1\nb\nc,3,\n"d,4\ne,5\nf,6'
     decoded = decode(body, Format.CSV)
@@ -441,6 +469,7 @@ def test_a_csv_row_with_too_few_or_too_many_fields_costs_itself_alone() -> None:
     assert decoded.errors[0].reason == "the row has 1 fields where the header has 2"
 
 
+@pytest.mark.usefixtures("either_way")
 def test_text_that_is_no_utf8_costs_its_line_alone() -> None:
     good = json.dumps(GOOD).encode()
     decoded = decode(good + b'\n{"sensor_id":"\xff","temperature":1}\n' + good, Format.NDJSON)
@@ -449,6 +478,7 @@ def test_text_that_is_no_utf8_costs_its_line_alone() -> None:
     assert ([row[0] for row in rows_of(decoded)], places(decoded)) == (["a", "b"], [(2, None)])
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize(
     ("precision", "number"),
     [
@@ -480,21 +510,68 @@ def test_many_rows_with_few_faults(faulty: int) -> None:
         hold(body, form, rules())
 
 
+N = 200_000
+HOSTILE = [
+    (b"{}" + b"\n" * N + b"{}", Format.NDJSON),
+    (b" " * N + b"{" + b" " * N + b"\n" + b" " * N, Format.NDJSON),
+    (b"{\n" * N, Format.NDJSON),
+    (b'{"a":' * N, Format.NDJSON),
+    ((b'{"a":' * 500 + b"\n") * (N // 500), Format.NDJSON),
+    (b"[" + b"[]," * N + b"0]", Format.JSON),
+    (b"[{" + b",".join(b'"%d":1' % place for place in range(N // 10)) + b"}]", Format.JSON),
+    (b"[" + b"} nul" * N, Format.JSON),
+    (b"[" + (b"}" + b" " * 1_000) * (N // 1_000), Format.JSON),
+    (b"sensor_id,temperature\n" + b'"' * N, Format.CSV),
+    (b"sensor_id,temperature\n" + b'"\n' * N, Format.CSV),
+    (b"sensor_id,temperature\n" + b'"x\n' * N, Format.CSV),
+    (b"sensor_id,temperature\n" + b'a,"' + b'""' * N + b"\n" + b'a,"x\n' * 1_000, Format.CSV),
+    (b"sensor_id,temperature\n" + b"\r" * N, Format.CSV),
+    (b"sensor_id,temperature\n" + b" \n" * N, Format.CSV),
+    (b"sensor_id," + b",".join(b"%d" % place for place in range(N // 10)) + b"\na\na\n", Format.CSV),
+    (b"sensor_id,time,temperature\n" + b"".join(b"a,noon%d,1\n" % place for place in range(N // 10)), Format.CSV),
+]
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize(("body", "form"), HOSTILE, ids=lambda value: f"{value!r:.40}")
+def test_the_time_taken_grows_with_the_length_whatever_the_body_is(body: bytes, form: Format) -> None:
+    """None of these takes more than 0.4 s; were one quadratic, it would take minutes."""
+    started = time.process_time()
+    with suppress(*REFUSALS):
+        decode(body, form)
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize(
+    ("body", "form"),
+    [
+        (csv([GOOD] * 20) + b'"x,1\n' + csv([GOOD] * 20), Format.CSV),
+        (ndjson([GOOD] * 20) + b"{\n\n" + ndjson([GOOD] * 21), Format.NDJSON),
+    ],
+)
+def test_too_many_rows_are_counted_where_some_are_bad(body: bytes, form: Format) -> None:
+    with pytest.raises(TooManyRows, match="42 readings"):
+        decode(body, form, max_rows=20)
+    assert len(rows_of(decode(body, form, max_rows=42))) == 40 + (form is Format.NDJSON)
+
+
 def test_a_body_that_is_longer_than_arrow_counts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.ingest.decode.readings.MAX_BODY_BYTES", 10)
     with pytest.raises(BodyTooLarge):
         decode(json_array([GOOD]), Format.JSON)
 
 
-def test_the_entrance_takes_what_a_request_has() -> None:
-    decoded = decode_readings(
-        b'{"sensor_id":"a","temperature":1}',
-        Format("application/json"),
-        source=decode(b"[]", Format.JSON).batch.source,
-        precision=Precision("auto"),
-        window=WINDOW,
-        now_us=T0_US,
-        max_rows=1,
-        max_chunks=1,
-    )
-    assert rows_of(decoded) == [("a", T0_US, 1.0, None, None)]
+def test_the_rows_of_the_batch_are_known_by_their_number_in_the_body() -> None:
+    body = json_array([GOOD, {"sensor_id": ""}, GOOD, GOOD | {"temperature": "warm"}, GOOD])
+    assert decode(body, Format.JSON).rows.to_pylist() == [1, 3, 5]
+    assert decode(json_array([GOOD, GOOD]), Format.JSON).rows.to_pylist() == [1, 2]
+
+
+@pytest.mark.parametrize("form", [Format.JSON, Format.NDJSON, Format.CSV])
+def test_where_a_time_is_required_a_reading_without_one_is_refused(form: Format) -> None:
+    rows = [GOOD, GOOD | {"time": None}, {name: value for name, value in GOOD.items() if name != "time"}]
+    bodies = {Format.JSON: json_array(rows), Format.NDJSON: ndjson(rows), Format.CSV: csv(rows)}
+    decoded = decode(bodies[form], form, is_time_required=True)
+    assert [(fault.row, fault.column) for fault in decoded.errors] == [(2, "time"), (3, "time")]
+    assert {fault.reason for fault in decoded.errors} == {"time is missing"}

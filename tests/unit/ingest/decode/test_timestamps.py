@@ -4,17 +4,20 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, tzinfo
 
+import pyarrow as pa
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.ingest.decode.timestamps import EARLIEST_US, LATEST_US, TimeWindow, parse_time_us
+from app.ingest.decode.timestamps import EARLIEST_US, LATEST_US, Precision, TimeWindow, parse_time_us, parse_times_us
 from tests.unit.samples import T0_US, times_us
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DAY_US = 86_400_000_000
 MINUTE_US = 60_000_000
 NANOSECONDS_A = {"s": 1_000_000_000, "ms": 1_000_000, "µs": 1_000, "ns": 1}
+
+PRECISIONS = [Precision.S, Precision.MS, Precision.US, Precision.NS]
 
 epochs = st.integers(5_000_000 * 10**9, 5 * 10**9 * 10**9 - 1)
 """Nanoseconds between March 1970 and 2128, where a magnitude tells every unit."""
@@ -122,10 +125,126 @@ def test_a_number_in_quotes_means_what_it_means_without_them(unit: str, epoch_ns
     assert parse_time_us(str(number)) == parse_time_us(number)
 
 
+@pytest.mark.parametrize("write", [int, str, float])
+@given(epoch_ns=epochs)
+def test_a_precision_says_the_unit_whatever_the_magnitude(write: type, epoch_ns: int) -> None:
+    for precision, unit_ns in zip(PRECISIONS, NANOSECONDS_A.values(), strict=True):
+        number = write(epoch_ns // unit_ns)
+        assert parse_time_us(number, precision=precision) == parse_time_us(number)
+    for wrong in (Precision.S, Precision.MS):
+        with pytest.raises(ValueError, match="between the years"):
+            parse_time_us(write(epoch_ns), precision=wrong)
+    assert parse_time_us("2023-07-12T14:30:45Z", precision=Precision.NS) == T0_US
+
+
 @given(st.integers() | st.floats() | st.text() | st.from_regex(r"[0-9TZ:+. -]{1,30}", fullmatch=True))
 def test_whatever_is_sent_is_a_time_within_the_bounds_or_a_value_error(sent: object) -> None:
     with suppress(ValueError):
         assert EARLIEST_US <= parse_time_us(sent) < LATEST_US
+
+
+def read(column: pa.Array, precision: Precision) -> object:
+    found = parse_times_us(column, precision)
+    assert found is not None
+    return found.to_pylist()
+
+
+def parsed_one_by_one(column: list[object], precision: Precision) -> list[int | None]:
+    found: list[int | None] = []
+    for value in column:
+        found.append(None)
+        with suppress(ValueError):
+            found[-1] = parse_time_us(value, precision=precision)
+    return found
+
+
+INTEGERS = [
+    0,
+    -1,
+    -999,
+    -1_000,
+    -1_001,
+    5 * 10**9 - 1,
+    5 * 10**9,
+    5 * 10**12 - 1,
+    5 * 10**12,
+    5 * 10**15 - 1,
+    5 * 10**15,
+]
+INTEGERS += [-number for number in INTEGERS] + [2**63 - 1, -(2**63), EARLIEST_US * 1_000, LATEST_US * 1_000 - 1]
+FLOATS = [float(number) for number in INTEGERS] + [
+    0.5,
+    1.5,
+    2.5,
+    -0.5,
+    1e-7,
+    1e19,
+    -1e19,
+    1e300,
+    float("inf"),
+    float("nan"),
+]
+TEXTS = [
+    "",
+    " ",
+    "noon",
+    "0x10",
+    "2023-07-12T14:30:45Z",
+    "2023-07-12 14:30",
+    "2023-07-12T14:30:45+05:30",
+    "0000-01-01",
+    "1e3",
+]
+TEXTS += [
+    *map(str, INTEGERS),
+    *map(str, FLOATS),
+    "00000000000000000000012",
+    "0" * 70,
+    "2023-07-12T24:00:00Z",
+    "2023-07-12T23:59:60Z",
+]
+like_times = st.from_regex(
+    r"20[0-9]{2}-?[01][0-9]-?[0-3][0-9]([T ][0-9:]{2,8}([.,][0-9]{1,9})?(Z|[+-][0-9:]{2,5})?)?", fullmatch=True
+)
+
+
+@pytest.mark.parametrize(
+    ("type_", "some"),
+    [
+        (pa.int64(), st.sampled_from(INTEGERS) | st.integers(-(2**63), 2**63 - 1) | st.integers(0, 2 * T0_US)),
+        (pa.uint64(), st.sampled_from([abs(number) for number in INTEGERS]) | st.integers(0, 2**64 - 1)),
+        (pa.int32(), st.integers(-(2**31), 2**31 - 1)),
+        (pa.float64(), st.sampled_from(FLOATS) | st.floats() | st.floats(-1e19, 1e19)),
+        (pa.float32(), st.floats(width=32)),
+        (pa.string(), st.sampled_from(TEXTS) | like_times | st.text(max_size=5)),
+    ],
+    ids=lambda value: str(value) if isinstance(value, pa.DataType) else "",
+)
+@given(data=st.data(), precision=st.sampled_from(Precision))
+@settings(max_examples=100)
+def test_a_column_is_read_as_its_values_are_one_by_one(
+    type_: pa.DataType, some: st.SearchStrategy[object], data: st.DataObject, precision: Precision
+) -> None:
+    values = data.draw(st.lists(st.none() | some, max_size=6) | st.lists(some, min_size=1, max_size=2))
+    assert read(pa.array(values, type_), precision) == parsed_one_by_one(values, precision)
+
+
+@given(st.data())
+@settings(max_examples=150)
+def test_times_that_are_written_alike_are_read_alike(data: st.DataObject) -> None:
+    """The way past Python for a whole column of text: whatever Arrow takes there, Python takes as the same moment."""
+    first = data.draw(like_times)
+    characters = st.sampled_from("0123456789-:+.TZ ")
+    place, character = data.draw(st.integers(0, len(first))), data.draw(characters)
+    values: list[object] = [first, first[:place] + character + first[place + data.draw(st.integers(0, 1)) :]]
+    for column in (values, values[:1], values[1:]):
+        assert read(pa.array(column), Precision.AUTO) == parsed_one_by_one(column, Precision.AUTO)
+
+
+def test_what_is_no_column_of_times_is_told_from_one_of_bad_times() -> None:
+    assert parse_times_us(pa.array([True]), Precision.AUTO) is None
+    assert parse_times_us(pa.array([[1]]), Precision.AUTO) is None
+    assert read(pa.array(["noon"]), Precision.AUTO) == [None]
 
 
 @pytest.mark.parametrize(

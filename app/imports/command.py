@@ -1,0 +1,85 @@
+"""The command itself: what may be said to it, and an intake for the files to go through."""
+
+import argparse
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from app.imports.files import FORMATS, Layout, format_of
+from app.imports.terminal import import_file
+from app.ingest.decode.columns import METRICS
+from app.ingest.decode.timestamps import Precision, TimeWindow
+from app.main import importing, now_us
+from app.settings import Settings
+
+REJECTED_STATUS = 3
+"""Exit status of an import some of whose readings were rejected."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What may be said after ``import``."""
+    metrics = ", ".join(METRICS)
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help=f"*{', *'.join(FORMATS)}; texts also .gz, .zst"
+    )
+    parser.add_argument("--sensor", metavar="COLUMN", help="the file's column that is sensor_id")
+    parser.add_argument("--time", metavar="COLUMN", help="the file's column that is time")
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        type=_metric_and_column,
+        metavar="METRIC=COLUMN",
+        help=f"the file's column that is one of {metrics}; may be given for each",
+    )
+    parser.add_argument(
+        "--fahrenheit",
+        action="append",
+        default=[],
+        choices=["temperature"],
+        help="the file has it in °F; stored in °C",
+    )
+    parser.add_argument(
+        "--precision",
+        type=Precision,
+        choices=list(Precision),
+        default=Precision.AUTO,
+        help="unit of times that are numbers: auto (by magnitude), s, ms, us, ns",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="read and check only; nothing is stored")
+
+
+def _metric_and_column(argument: str) -> tuple[str, str]:
+    metric, _, column = argument.partition("=")
+    if metric not in METRICS or not column:
+        raise argparse.ArgumentTypeError(f"{argument!r} should be like temperature=temp; known: {', '.join(METRICS)}")
+    return metric, column
+
+
+def import_files(settings: Settings, chosen: argparse.Namespace, database_url: str | None) -> int:
+    """Imports the files that were named; without a database they are only checked.
+
+    Returns:
+        The exit status: REJECTED_STATUS if some readings were rejected, 0 if all are stored, now or before.
+
+    Raises:
+        ConfigurationError: a file can't be read, or a report not be written.
+        NotStored: the database can't be reached.
+    """
+    columns = dict(chosen.column)
+    columns |= {ours: theirs for ours, theirs in (("sensor_id", chosen.sensor), ("time", chosen.time)) if theirs}
+    layout = Layout(columns, frozenset(chosen.fahrenheit), chosen.precision)
+    window = TimeWindow.of(past_days=0, future_minutes=settings.accept_future_minutes)
+    for path in chosen.files:
+        format_of(path)
+
+    async def run() -> int:
+        async with AsyncExitStack() as stack:
+            intake = await stack.enter_async_context(importing(settings, database_url)) if database_url else None
+            outcomes = [
+                await import_file(path, intake=intake, layout=layout, window=window, now_us=now_us)
+                for path in chosen.files
+            ]
+        return REJECTED_STATUS if any(outcome.rejected for outcome in outcomes) else 0
+
+    return asyncio.run(run())

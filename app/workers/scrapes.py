@@ -1,0 +1,91 @@
+"""Scrapes of the whole server: every worker is asked for its metrics, and they become one exposition.
+
+Promises:
+    * A scrape shows what every worker counted at a moment after it was asked for, or fails.
+    * What a worker had counted at its last scrape goes on being counted when it has died.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count
+
+from prometheus_client import generate_latest
+
+from app.workers import families
+from app.workers.families import Family
+
+logger = logging.getLogger(__name__)
+
+COLLECT_TIMEOUT_S = 5.0
+
+Answer = Callable[[str | None], None]
+"""Gets the exposition, or None if a worker did not say its metrics in time."""
+
+
+class Scrapes:
+    """What has been asked for, and what has come.
+
+    Args:
+        collect: asks every worker for its families, under a number; says which workers were asked.
+        own: the parent's own metrics.
+    """
+
+    def __init__(self, *, collect: Callable[[int], Iterable[int]], own: Callable[[], Sequence[Family]]) -> None:
+        self._collect = collect
+        self._own = own
+        self._asking: list[Answer] = []
+        self._asked = asyncio.Event()
+        self._numbers = count(1)
+        self._number = 0
+        self._missing: set[int] = set()
+        self._complete = asyncio.Event()
+        self._of_workers: dict[int, Sequence[Family]] = {}
+        """As of the last scrape."""
+        self._of_the_dead: Sequence[Family] = ()
+
+    def ask(self, answer: Answer) -> None:
+        """Somebody wants the metrics."""
+        self._asking.append(answer)
+        self._asked.set()
+
+    def take(self, worker: int, number: int, text: str) -> None:
+        """A worker has said its families; they count if they were asked for under the current number."""
+        if number == self._number:
+            self._of_workers[worker] = families.decode(text)
+            self._miss_no_more(worker)
+
+    def forget(self, worker: int) -> None:
+        """A worker is gone."""
+        last_said = self._of_workers.pop(worker, ())
+        self._of_the_dead = families.merged([self._of_the_dead, families.retired(last_said)])
+        self._miss_no_more(worker)
+
+    async def run(self) -> None:
+        """One collection at a time, until cancelled. Who asks during one gets the next, which begins after that."""
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            asking, self._asking = self._asking, []
+            text = await self._exposition()
+            for answer in asking:
+                answer(text)
+
+    async def _exposition(self) -> str | None:
+        self._number = next(self._numbers)
+        self._complete.clear()
+        self._missing = set(self._collect(self._number))
+        try:
+            async with asyncio.timeout(COLLECT_TIMEOUT_S):
+                if self._missing:
+                    await self._complete.wait()
+        except TimeoutError:
+            logger.warning("workers %s did not say their metrics in time", sorted(self._missing))
+            return None
+        parts = [*self._of_workers.values(), self._of_the_dead, self._own()]
+        return generate_latest(families.Exposed(families.merged(parts))).decode()
+
+    def _miss_no_more(self, worker: int) -> None:
+        self._missing.discard(worker)
+        if not self._missing:
+            self._complete.set()

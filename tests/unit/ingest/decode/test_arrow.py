@@ -1,0 +1,341 @@
+"""Arrow streams and Parquet: any type that can be meant is taken, damage is refused, and nothing swells."""
+
+import io
+import math
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from app.errors import BodyTooLarge, MalformedBody, TooManyRows
+from app.ingest.decode.readings import Format
+from app.ingest.decode.timestamps import Precision
+from tests.unit.ingest.decode import reference
+from tests.unit.ingest.decode.bodies import (
+    ANY_TIME,
+    arrow_stream,
+    decode,
+    iso,
+    parquet,
+    places,
+    recent_us,
+    rows_of,
+    rules,
+    table,
+)
+from tests.unit.ingest.decode.test_readings import compare, many_rules
+from tests.unit.samples import T0_US
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+A_DAY_US = 86_400_000_000
+GOOD = {"sensor_id": "a", "time": T0_US, "temperature": 21.5}
+WRITERS: dict[Format, Callable[[pa.Table], bytes]] = {Format.ARROW_STREAM: arrow_stream, Format.PARQUET: parquet}
+NO_TIME = "not a time"
+
+sensors = st.sampled_from(["a", "b", "café 🌱", "", " ", "x" * 255, "x" * 256, "nul\0", None])
+values = st.none() | st.floats()
+counts = st.none() | st.integers(-(2**31), 2**31 - 1) | st.integers(-(2**63), 2**63 - 1)
+rows_of_columns = st.lists(
+    st.fixed_dictionaries({"sensor_id": sensors, "temperature": values, "humidity": values, "pressure": values}),
+    max_size=10,
+)
+
+
+def judged(rows: list[dict[str, object]], held_to: reference.Rules) -> reference.Expected:
+    """What the rules make of these rows, where NaN is no value."""
+    return reference.judge(
+        [
+            {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+            for row in rows
+        ],
+        [],
+        held_to,
+    )
+
+
+@pytest.mark.parametrize("form", WRITERS)
+@given(rows=rows_of_columns, times=st.lists(st.none() | recent_us, min_size=10, max_size=10), held_to=many_rules)
+def test_readings_good_and_bad(
+    form: Format,
+    rows: list[dict[str, object]],
+    times: list[int | None],
+    held_to: reference.Rules,
+) -> None:
+    as_sent = [row | {"time": time} for row, time in zip(rows, times, strict=False)]
+    as_meant = [row | {"time": meant(time, 1_000)} for row, time in zip(rows, times, strict=False)]
+    body = WRITERS[form](table(as_sent, time=pa.timestamp("us", "Europe/Berlin")))
+    compare(judged(as_meant, held_to), body, form, held_to)
+
+
+UNITS_NS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
+
+
+def meant(count: int | None, unit_ns: int) -> object:
+    """The moment so many units after 1970, or what is no time where Python has none such."""
+    if count is None:
+        return None
+    try:
+        return EPOCH + timedelta(microseconds=count * unit_ns // 1_000)
+    except OverflowError:
+        return NO_TIME
+
+
+@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize("unit", UNITS_NS)
+@pytest.mark.parametrize("zone", [None, "UTC", "America/New_York", "+05:30"])
+@given(sent=st.lists(counts, max_size=5), recent=st.lists(recent_us, max_size=5))
+@example(sent=[-(2**63), 2**63 - 1, -1, None, 9_214_646_400_000_000, -2_208_988_800_000_000], recent=[])
+@settings(max_examples=15)
+def test_timestamps_of_any_unit_and_zone(
+    form: Format,
+    unit: str,
+    zone: str | None,
+    sent: list[int | None],
+    recent: list[int],
+) -> None:
+    sent = sent + [time_us * 1_000 // UNITS_NS[unit] for time_us in recent]
+    if form is Format.PARQUET and unit == "s":
+        sent = [count for count in sent if count is None or abs(count) < 2**53]  # Parquet has no seconds
+    held_to = rules(window=ANY_TIME, max_chunks=1_000)
+    column = pa.array(sent, pa.int64()).cast(pa.timestamp(unit, zone))
+    body = WRITERS[form](pa.table({"time": column, "sensor_id": ["a"] * len(sent), "temperature": [1] * len(sent)}))
+    as_meant = [{"sensor_id": "a", "time": meant(count, UNITS_NS[unit]), "temperature": 1} for count in sent]
+    compare(judged(as_meant, held_to), body, form, held_to)
+
+
+@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize(
+    ("type_", "sent"),
+    [
+        (
+            pa.int64(),
+            [None, 0, -1, T0_US, T0_US // 1_000, T0_US * 1_000 - 1, -(2**63), 2**63 - 1, 5 * 10**9, 5 * 10**15],
+        ),
+        (pa.int32(), [None, 0, -1, T0_US // 10**6, 2**31 - 1]),
+        (pa.uint64(), [None, 0, T0_US, 2**63, 2**64 - 1, 5 * 10**12]),
+        (pa.float64(), [None, 0.5, -2.5, T0_US / 1e6, T0_US / 1e3, 1e300, float("inf"), float("nan"), 1e19]),
+        (pa.string(), [None, iso(T0_US), str(T0_US), "", "noon", "1689172245.5", "2023-W28-3", "x" * 100]),
+        (pa.large_string(), [None, iso(T0_US), "1850-01-01"]),
+        (pa.dictionary(pa.int8(), pa.string()), [None, iso(T0_US), iso(T0_US), "noon"]),
+        (pa.date32(), [None, date(2023, 7, 12), date(1899, 12, 31), date(1969, 7, 20)]),
+        (pa.date64(), [None, date(2023, 7, 12), date(9999, 12, 31)]),
+        (pa.null(), [None, None]),
+    ],
+    ids=str,
+)
+def test_times_of_other_types(form: Format, precision: Precision, type_: pa.DataType, sent: list[object]) -> None:
+    held_to = rules(precision=precision, window=ANY_TIME, max_chunks=1_000)
+    names = ["a"] * len(sent)
+    body = WRITERS[form](
+        pa.table({"sensor_id": names, "time": pa.array(sent, type_), "temperature": [1.0] * len(sent)})
+    )
+    rows: list[object] = [{"sensor_id": "a", "time": time, "temperature": 1.0} for time in sent]
+    compare(reference.judge(rows, [], held_to), body, form, held_to)
+
+
+@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize(
+    ("column", "named"),
+    [
+        (pa.array(["b", None, "a", "b"]), ["b", "a", "b"]),
+        (pa.array(["b", None, "a", "b"], pa.large_string()), ["b", "a", "b"]),
+        (pa.array(["b", None, "a", "b"], pa.string_view()), ["b", "a", "b"]),
+        (pa.array([b"b", None, b"a", b"b"], pa.binary()), ["b", "a", "b"]),
+        (pa.array([7, None, -8, 7], pa.int64()), ["7", "-8", "7"]),
+        (pa.array([7, None, 8, 7], pa.uint8()), ["7", "8", "7"]),
+        (pa.array(["b", None, "a", "b"]).dictionary_encode(), ["b", "a", "b"]),
+        (pa.array(["b", None, "a", "b"]).cast(pa.dictionary(pa.int8(), pa.large_string())), ["b", "a", "b"]),
+        (
+            pa.DictionaryArray.from_arrays([1, 0, 3, 2], ["unused", "b", "b", "a"]).slice(0, 4),
+            ["b", "unused", "a", "b"],
+        ),
+        (pa.DictionaryArray.from_arrays(pa.array([1, None, 2, 1]), pa.array([0, 7, 8])), ["7", "8", "7"]),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_names_of_any_type(form: Format, column: pa.Array, named: list[str]) -> None:
+    decoded = decode(WRITERS[form](pa.table({"sensor_id": column, "temperature": [1.0] * 4})), form)
+    assert [row[0] for row in rows_of(decoded)] == named
+    assert places(decoded) == [(2, "sensor_id")] * (4 - len(named))
+
+
+def test_a_null_in_the_dictionary_itself_is_no_name() -> None:
+    """Parquet can't write one."""
+    column = pa.DictionaryArray.from_arrays(pa.array([1, 0, 2, 1]), pa.array([None, "b", "a"]))
+    decoded = decode(arrow_stream(pa.table({"sensor_id": column, "temperature": [1.0] * 4})), Format.ARROW_STREAM)
+    assert [row[0] for row in rows_of(decoded)] == ["b", "a", "b"]
+    assert places(decoded) == [(2, "sensor_id")]
+
+
+@pytest.mark.parametrize(
+    ("column", "read"),
+    [
+        (pa.array([1, None, -3], pa.int8()), [1.0, None, -3.0]),
+        (pa.array([2**64 - 1, None, 2**53 + 1], pa.uint64()), [2.0**64, None, 2.0**53]),
+        (pa.array([1.5, None, 0.25], pa.float32()), [1.5, None, 0.25]),
+        (pa.array([1.5, None, float("nan")], pa.float16()), [1.5, None, None]),
+        (pa.array([1.5, None, float("nan")]).dictionary_encode(), [1.5, None, None]),
+        (pa.array([1, None, -2]).cast(pa.decimal128(30, 2)), [1.0, None, -2.0]),
+        (pa.nulls(3), [None, None, None]),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_metrics_of_any_number(column: pa.Array, read: list[float | None]) -> None:
+    content = pa.table({"sensor_id": ["a"] * 3, "humidity": column, "pressure": [1.0] * 3})
+    assert [row[3] for row in rows_of(decode(arrow_stream(content), Format.ARROW_STREAM))] == read
+
+
+def test_nan_is_no_value_and_infinity_is_a_fault() -> None:
+    """NumPy and pandas know no other way to say that a value is missing; an infinite one they would have to mean."""
+    nan, inf = float("nan"), float("inf")
+    content = table(
+        [GOOD | {"temperature": nan}, GOOD | {"temperature": nan, "humidity": 1.0}, GOOD | {"pressure": inf}],
+        time=pa.int64(),
+    )
+    decoded = decode(arrow_stream(content), Format.ARROW_STREAM)
+    assert rows_of(decoded) == [("a", T0_US, None, 1.0, None)]
+    assert [(fault.row, fault.column, fault.value) for fault in decoded.errors] == [
+        (1, None, None),
+        (3, "pressure", "Infinity"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"temperature": [1.0]}, "no column sensor_id"),
+        ({"sensor_id": [1.5]}, "sensor_id should have text, and not double"),
+        ({"sensor_id": [True]}, "sensor_id should have text, and not bool"),
+        ({"sensor_id": [b"\xff"]}, "UTF8"),
+        ({"sensor_id": ["a"], "temperature": [True]}, "temperature should have numbers, and not bool"),
+        ({"sensor_id": ["a"], "temperature": ["21.5"]}, "temperature should have numbers, and not string"),
+        ({"sensor_id": ["a"], "humidity": [[1.0]]}, "humidity should have numbers, and not list"),
+        ({"sensor_id": ["a"], "time": [{"x": 1}]}, "time should have times or numbers, and not struct"),
+        ({"sensor_id": ["a"], "time": [True]}, "time should have times or numbers, and not bool"),
+    ],
+)
+@pytest.mark.parametrize("form", WRITERS)
+def test_a_column_of_a_type_that_cannot_be_meant_refuses_the_body(
+    form: Format, columns: dict[str, list[object]], said: str
+) -> None:
+    with pytest.raises(MalformedBody, match=said):
+        decode(WRITERS[form](pa.table(columns)), form)
+
+
+def test_a_column_that_comes_twice_refuses_the_body() -> None:
+    content = pa.table([["a"], [1.0], [2.0]], names=["sensor_id", "temperature", "temperature"])
+    with pytest.raises(MalformedBody, match="twice"):
+        decode(arrow_stream(content), Format.ARROW_STREAM)
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_unknown_columns_are_named_and_not_read(form: Format) -> None:
+    content = pa.table({"x": [{"y": 1}], "temperature": [1.5], "sensor_id": ["a"], "battery": ["full"]})
+    decoded = decode(WRITERS[form](content), form)
+    assert (rows_of(decoded), list(decoded.unknown_columns)) == ([("a", T0_US, 1.5, None, None)], ["x", "battery"])
+
+
+def test_a_moment_that_python_has_none_for_is_shown_all_the_same() -> None:
+    column = pa.array([10**12, T0_US // 10**6 - 10**8], pa.int64()).cast(pa.timestamp("s", "Mars/Olympus"))
+    content = pa.table({"sensor_id": ["a", "b"], "time": column, "temperature": [1.0, 1.0]})
+    decoded = decode(arrow_stream(content), Format.ARROW_STREAM)
+    assert [fault.value for fault in decoded.errors] == [10**12, T0_US // 10**6 - 10**8]
+
+
+def test_what_follows_a_stream_is_not_dropped_in_silence() -> None:
+    with pytest.raises(MalformedBody, match="one stream a request"):
+        decode(2 * arrow_stream(table([GOOD], time=pa.int64())), Format.ARROW_STREAM)
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_a_stream_that_would_swell_is_refused_before_it_does(compression: str) -> None:
+    zeros = pa.nulls(10_000_000, pa.float64()).fill_null(0.0)
+    body = arrow_stream(
+        pa.table({"sensor_id": pa.array(["a"]).take(pa.nulls(10_000_000, pa.int32())), "temperature": zeros}),
+        compression=compression,
+        rows_a_batch=10_000_000,
+    )
+    del zeros
+    assert len(body) < 1_000_000
+    held = pa.total_allocated_bytes()
+    with pytest.raises(BodyTooLarge, match="when inflated"):
+        decode(body, Format.ARROW_STREAM, max_rows=1_000)
+    assert pa.total_allocated_bytes() <= held
+
+
+def _view_of_the_same_bytes_each_row(rows: int, size: int) -> pa.Array:
+    text = b"x" * size
+    view = size.to_bytes(4, "little") + text[:4] + (0).to_bytes(4, "little") + (0).to_bytes(4, "little")
+    return pa.Array.from_buffers(pa.string_view(), rows, [None, pa.py_buffer(view * rows), pa.py_buffer(text)])
+
+
+def test_a_long_text_in_every_row_is_not_copied_for_every_row() -> None:
+    """A megabyte in each of 10,000 rows would be ten gigabytes: as a dictionary, as a view, and in Parquet."""
+    rows = 10_000
+    temperature = [1.0] * rows
+    once = pa.DictionaryArray.from_arrays(pa.nulls(rows, pa.int32()).fill_null(0), ["x" * 900_000])
+    bodies = [
+        (
+            arrow_stream(pa.table({"sensor_id": once, "temperature": temperature}), rows_a_batch=rows),
+            Format.ARROW_STREAM,
+        ),
+        (parquet(pa.table({"sensor_id": once, "temperature": temperature})), Format.PARQUET),
+        (parquet(pa.table({"time": once, "sensor_id": ["a"] * rows, "temperature": temperature})), Format.PARQUET),
+    ]
+    for body, form in bodies:
+        assert len(body) < 2_000_000
+        decoded = decode(body, form)
+        assert (decoded.rejected, len(decoded.errors)) == (rows, 100)
+    assert pa.default_memory_pool().max_memory() < 1_000_000_000
+    view = pa.table({"sensor_id": _view_of_the_same_bytes_each_row(rows, 900_000), "temperature": temperature})
+    with pytest.raises(BodyTooLarge):
+        decode(arrow_stream(view, rows_a_batch=rows), Format.ARROW_STREAM, max_rows=rows)
+
+
+BODIES = [
+    (arrow_stream(table([GOOD] * 20, time=pa.timestamp("us"))), Format.ARROW_STREAM),
+    (arrow_stream(table([GOOD] * 20, time=pa.int64()), compression="zstd"), Format.ARROW_STREAM),
+    (
+        arrow_stream(table([GOOD] * 20, time=pa.int64(), sensor_id=pa.dictionary(pa.int8(), pa.string()))),
+        Format.ARROW_STREAM,
+    ),
+    (parquet(table([GOOD] * 20, time=pa.timestamp("us"))), Format.PARQUET),
+    (parquet(table([GOOD] * 20, time=pa.int64()), compression="none", use_dictionary=False), Format.PARQUET),
+]
+
+
+@pytest.mark.parametrize(("body", "form"), BODIES)
+def test_a_body_damaged_anywhere_is_decoded_or_refused(body: bytes, form: Format) -> None:
+    chance = random.Random(1)
+    for _ in range(1_000):
+        damaged = bytearray(body)
+        for _ in range(chance.choice((1, 1, 2, 5))):
+            damaged[chance.randrange(len(damaged))] = chance.choice((0, 1, 127, 128, 255, chance.randrange(256)))
+        with suppress(MalformedBody, TooManyRows, BodyTooLarge):
+            rows_of(decode(bytes(damaged), form, max_rows=1_000))
+
+
+@pytest.mark.parametrize(("body", "form"), BODIES)
+def test_a_body_that_is_cut_off_is_decoded_or_refused(body: bytes, form: Format) -> None:
+    for length in range(0, len(body), 7):
+        with suppress(MalformedBody):
+            rows_of(decode(body[:length], form))
+
+
+@pytest.mark.parametrize("size", [1, 100, 1_000])
+def test_several_row_groups_and_batches_are_read_in_order(size: int) -> None:
+    content = pa.table({"sensor_id": [str(place) for place in range(1_000)], "temperature": [1.0] * 1_000})
+    sink = io.BytesIO()
+    pq.write_table(content, sink, row_group_size=size)
+    for body, form in (
+        (sink.getvalue(), Format.PARQUET),
+        (arrow_stream(content, rows_a_batch=size), Format.ARROW_STREAM),
+    ):
+        assert [row[0] for row in rows_of(decode(body, form))] == content["sensor_id"].to_pylist()

@@ -1,0 +1,133 @@
+"""The uplink: what a worker does when its parent is silent, or gone."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from app.errors import LiveAway, TooManySubscribers
+from app.live.hub import Hub
+from app.workers.channel import Channel, ChannelTally
+from app.workers.messages import (
+    Control,
+    Granted,
+    Heard,
+    Hello,
+    Interest,
+    Join,
+    Lapse,
+    Leave,
+    Receipts,
+    Refused,
+    Scrape,
+    Welcome,
+)
+from app.workers.uplink import Uplink
+from tests.unit.samples import receipt
+
+
+class Parent:
+    """The other end, of which the test is the head."""
+
+    def __init__(self, channel: Channel, uplink: Uplink, hub: Hub) -> None:
+        self.channel = channel
+        self.uplink = uplink
+        self.hub = hub
+        self.heard: list[Control | Receipts] = []
+        self.drains = 0
+
+    async def until(self, message: Control) -> None:
+        while message not in self.heard:
+            await asyncio.sleep(0.001)
+
+    def drain(self) -> None:
+        self.drains += 1
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[Parent]:
+    """A worker's uplink and hub, welcomed by a parent."""
+    below, above = socket.socketpair()
+    uplink = Uplink(
+        below,
+        families=lambda: "[]",
+        max_subscribers_per_key=2,
+        max_messages=100,
+        max_bytes=10_000,
+        tally=ChannelTally(),
+    )
+    hub = Hub(bus=uplink, mailbox_messages=100, mailbox_bytes=10_000)
+    channel = await Channel.open(above, max_messages=100, max_bytes=10_000, tally=ChannelTally())
+    parent = Parent(channel, uplink, hub)
+    running = asyncio.create_task(channel.run(parent.heard.append))
+    opening = asyncio.create_task(uplink.open(parent.drain))
+    await parent.until(Hello())
+    assert not opening.done()
+    channel.send(Welcome(wanted=False))
+    await opening
+    yield parent
+    await uplink.close()
+    await channel.close()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_subscriber_begins_with_what_the_grant_says_and_then_hears_the_others() -> None:
+    async with connected() as parent:
+        subscribing = asyncio.create_task(parent.hub.subscribe("API_KEY", lambda: None))
+        await parent.until(Join(1, "API_KEY"))
+        parent.channel.send(Granted(1, receipt(7)))
+        subscriber = await subscribing
+        parent.channel.forward([receipt(8)])
+        parent.channel.send(Interest(wanted=True, number=3))
+        await parent.until(Heard(3, receipt(8)))
+        assert [message.id for message in subscriber.take()] == [7, 8]
+        parent.hub.publish([receipt(9)])
+        parent.hub.unsubscribe(subscriber)
+        await parent.until(Leave(1))
+        assert [receipt(9)] in parent.heard
+        parent.channel.send(Interest(wanted=False, number=4))
+        parent.channel.send(Lapse(receipt(10)))
+        while parent.hub.latest != receipt(10):
+            await asyncio.sleep(0.001)
+        assert not parent.uplink.wanted
+
+
+async def test_a_key_without_a_free_place_is_told_the_limit() -> None:
+    async with connected() as parent:
+        joining = asyncio.create_task(parent.uplink.join("API_KEY"))
+        await parent.until(Join(1, "API_KEY"))
+        parent.channel.send(Refused(1))
+        with pytest.raises(TooManySubscribers, match="already has 2"):
+            await joining
+
+
+async def test_whoever_gives_up_waiting_leaves_no_place_behind() -> None:
+    async with connected() as parent:
+        with pytest.raises(LiveAway):
+            await parent.uplink.join("API_KEY")
+        await parent.until(Leave(1))
+        joining = asyncio.create_task(parent.uplink.join("API_KEY"))
+        await parent.until(Join(2, "API_KEY"))
+        parent.channel.send(Granted(2, None))
+        joining.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await joining
+        await parent.until(Leave(2))
+
+
+async def test_when_the_parent_is_gone_the_worker_drains_and_nobody_waits() -> None:
+    async with connected() as parent:
+        joining = asyncio.create_task(parent.uplink.join("API_KEY"))
+        scraping = asyncio.create_task(parent.uplink.scrape())
+        await parent.until(Scrape(2))
+        await parent.channel.close()
+        with pytest.raises(LiveAway):
+            await joining
+        with pytest.raises(TimeoutError):
+            await scraping
+        with pytest.raises(LiveAway):
+            await parent.uplink.join("API_KEY")
+        assert parent.drains == 1
