@@ -199,7 +199,7 @@ async def test_what_postgresql_refuses_is_left_out_and_its_neighbours_are_stored
         flush = await write(writer, *contents)
         again = await write(writer, reading(6))
     assert flush.refused.keys() == bad
-    assert all("heat" in why or "took 0 of 1 rows" in why for why in flush.refused.values())
+    assert all(why and ("heat" in why or "took 0 of 1 rows" in why) for why in flush.refused.values())
     expected = [row for row in as_stored(contents, flush.first_id) if row[-1] - flush.first_id not in bad]  # type: ignore[operator]
     assert [row[:5] + row[7:] for row in stored(database)[:-1]] == [row[:5] + row[7:] for row in expected]
     assert not again.refused
@@ -230,7 +230,7 @@ async def test_what_a_constraint_says_only_at_commit_is_found_as_well(database: 
     async with writing(database) as writer:
         flush = await write(writer, reading(0, sensor="sensor 0"), reading(1), batch(*range(6), sensors=2))
     assert flush.refused.keys() == {1, 3, 5, 7}
-    assert all("foreign key" in why for why in flush.refused.values())
+    assert all(why and "foreign key" in why for why in flush.refused.values())
     assert count(database, "readings") == 4
 
 
