@@ -67,10 +67,10 @@ class MalformedBody(Refused):
 
 
 class TooManyRows(Refused):
-    """The body has more readings than one request may bring."""
+    """The body has more readings, or values in them, than one request may bring."""
 
-    def __init__(self, rows: int, limit: int) -> None:
-        super().__init__(f"The body has {rows:,} readings, and a request may bring {limit:,}: split it.")
+    def __init__(self, count: int, limit: int, what: str = "readings") -> None:
+        super().__init__(f"The body has {count:,} {what}, and a request may bring {limit:,}: split it.")
 
 
 class BodyTooLarge(Refused):

@@ -721,9 +721,14 @@ def test_with_a_database_that_hangs_memory_is_bounded_and_all_is_accounted_for(
         proxy.resume()
         eventually(lambda: there.metrics()["sensorflow_buffer_rows"] == 0, timeout_s=60)
         eventually(lambda: there.send(reading("last")).status_code == 201)
+        bombs = {"text/csv": b"sensor_id,x\n" + b'"\n' * 13_000_000}
+        bombs |= {"application/json": b"[" + b"[]," * 8_000_000 + b"[]]", NDJSON: b"1\n" * 13_000_000}
+        for content_type, bomb in bombs.items():
+            assert there.post(CODECS["gzip"](bomb), content_type, **packed).status_code == 413
         assert there.post(large).json() == {"stored": large.count(b"\n"), "unknown_columns": ["padding"]}
         _holds_nothing(there)
         metrics = there.metrics()
+        print(f"peak {peak_memory(there) / MIB:.0f} MiB")
         assert peak_memory(there) < metrics["sensorflow_buffer_max_bytes"] + 200 * MIB
     committed = metrics["sensorflow_readings_committed_total"]
     assert scalar(embedded_database_url, "SELECT count(*) FROM readings") == committed

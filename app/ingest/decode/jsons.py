@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 from pydantic_core import from_json
 
-from app.errors import MalformedBody
+from app.errors import MalformedBody, TooManyRows
 from app.ingest.decode.columns import (
     COLUMNS,
     METRICS,
@@ -39,6 +39,12 @@ NUMBER_IN_TEXT = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | 
 
 _NULL_AFTER_A_DOCUMENT = r"\}\s*null"
 """Ends the process in pyarrow 26.0.1, whose JSON reader takes no null for a row; } could end what it is given early."""
+VALUES_A_ROW = 20
+"""Values that a reading may have, on average, those of unknown columns included."""
+VALUES_A_BODY = 100_000
+"""Values that any body may have."""
+
+_TEXT = r'(?s)"(?:[^"\\]|\\.)*"'
 _WHITESPACE = b" \t\r\n"
 _SAMPLE_BYTES = 4_096
 _SAMPLE_DEPTH = 4
@@ -61,6 +67,7 @@ def decode_ndjson(body: bytes, terms: Terms) -> Sent:
         return sent
     if body.count(b"\n") >= terms.max_rows:
         require_few_rows(sum(1 for _ in lines(body)), terms)
+    _require_few_values(body, terms)
     texts = list(lines(body))
     readings: list[object] = []
     faults: dict[int, str] = {}
@@ -114,6 +121,7 @@ def decode_json(body: bytes, terms: Terms) -> Sent:
         raise MalformedBody(f"The body is empty. {_READ}")
     if not is_utf8(body):
         raise MalformedBody(f"The body can't be read: {NOT_UTF8}.")
+    _require_few_values(body, terms)
     if len(body) >= ARROW_PAYS_FROM_BYTES and body.startswith(b"["):
         sent = _columns_by_arrow(body, terms, is_array=True)
         if sent is not None:
@@ -130,6 +138,23 @@ def decode_json(body: bytes, terms: Terms) -> Sent:
     if any(isinstance(document.get(name), list) for name in COLUMNS):
         return _columns_of_columns(document, terms)
     return _columns_of_readings([document], {}, terms)
+
+
+def _require_few_values(body: bytes, terms: Terms) -> None:
+    """Raises TooManyRows if a body has more values, of whatever kind, than its readings could need: 27 MB of {}, or []
+    took 860 MB as Python objects, before they could be counted.
+    """
+    limit = VALUES_A_BODY + VALUES_A_ROW * terms.max_rows
+    if len(body) <= limit or _values(body) <= limit:
+        return
+    values = _values(pc.replace_substring_regex(as_binary(body), pattern=_TEXT, replacement="")[0].as_py())
+    if values > limit:
+        raise TooManyRows(values, limit, "values")
+
+
+def _values(body: bytes) -> int:
+    """How many values there are at most; those in texts are counted, too."""
+    return 1 + body.count(b",") + body.count(b"{") + body.count(b"[")
 
 
 def _parse(text: bytes) -> object:

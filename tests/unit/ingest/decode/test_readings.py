@@ -310,6 +310,23 @@ def test_more_rows_than_allowed_are_counted_and_refused(form: Format) -> None:
 
 
 @pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("value", [b"{}", b"[]", b"0", b'""'])
+def test_far_more_values_than_readings_need_are_refused_before_they_take_memory(value: bytes) -> None:
+    many = b"[" + value + (b"," + value) * 3_000_000 + b"]"
+    for body, form in (
+        (many, Format.JSON),
+        (b'{"sensor_id":%b}' % many, Format.JSON),
+        (b'{"sensor_id":"a","other":[%b]}' % many, Format.NDJSON),
+    ):
+        with pytest.raises(TooManyRows, match="values, and a request may bring 2,100,000: split it"):
+            decode(body, form)
+
+
+def test_commas_and_brackets_in_texts_are_no_values() -> None:
+    body = json_array([{**GOOD, "note": r'\\"{[,' * 1_000_000}])
+    assert decode(body, Format.JSON).batch.rows == 1
+
+
 @pytest.mark.parametrize("body", [ndjson([GOOD] * 20 + [{}]), ndjson([GOOD] * 20) + b"{\n"])
 def test_bad_rows_count_as_rows(body: bytes) -> None:
     with pytest.raises(TooManyRows, match="21"):
