@@ -16,7 +16,8 @@ Promises:
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -36,6 +37,9 @@ ENOUGH_ROWS = 1_000
 PREPARE_AHEAD_ROWS = 5_000
 """So many waiting rows are worth being prepared while another flush is written, though what comes later must then wait
 for the one after."""
+LONGEST_WAIT_FOR_BATCHES_S = 0.02
+"""How long a flush that gains by being large waits for the requests that are being decoded: about as long as 10,000 rows
+take on a busy machine."""
 PUBLISH_ROWS = 200
 """Rows of a batch that are encoded for subscribers in one turn of the event loop: about a millisecond."""
 TURNS_TO_ARRIVE = 3
@@ -64,6 +68,10 @@ AnyFlush = TypeVar("AnyFlush", bound=Flush)
 
 class Store(Protocol[AnyFlush]):
     """What the pipeline needs of a database."""
+
+    @property
+    def gains_by_large_flushes(self) -> bool:
+        """Whether a row costs less in a larger flush."""
 
     async def connect(self) -> None:
         """Makes sure of a connection that can write; DatabaseAway if there is none."""
@@ -111,6 +119,8 @@ class Intake(Protocol):
     """The side of the pipeline that senders see: Pipeline says what each does."""
 
     def reserve(self, key_name: str, size_bytes: int) -> None: ...
+
+    def expect(self) -> AbstractContextManager[None]: ...
 
     def submit(
         self,
@@ -162,6 +172,9 @@ class Pipeline(Generic[AnyFlush]):
         """Set once readings have been taken for the first time."""
         self._arrived = asyncio.Event()
         self._emptied = asyncio.Event()
+        self._expected = 0
+        """Batches that are being decoded."""
+        self._decoded = asyncio.Event()
         self._writing = False
         self._ahead: asyncio.Task[Flight[AnyFlush]] | None = None
         """The next flight, prepared while one is written."""
@@ -183,6 +196,16 @@ class Pipeline(Generic[AnyFlush]):
         if size_bytes > 0:
             self._raise_trouble()
         self.buffer.reserve(key_name, size_bytes, retry_after_s=self._seconds_to_drain())
+
+    @contextmanager
+    def expect(self) -> Iterator[None]:
+        """While a batch is being decoded that will be submitted at once: a flush may be worth waiting for it."""
+        self._expected += 1
+        try:
+            yield
+        finally:
+            self._expected -= 1
+            self._decoded.set()
 
     def submit(
         self,
@@ -274,12 +297,15 @@ class Pipeline(Generic[AnyFlush]):
                 self._arrived.clear()
                 await self._arrived.wait()
             await self._let_neighbours_in()
+            if self._store.gains_by_large_flushes:
+                await self._let_batches_in()
             parcels = self.buffer.begin(self._flush_max_rows)
             if parcels:  # else they have expired meanwhile
                 return await self._prepare(parcels)
 
     def _prepare_ahead(self) -> None:
-        if self._ahead is None and self.buffer.waiting_rows >= PREPARE_AHEAD_ROWS:
+        enough_rows = self._flush_max_rows // 2 if self._store.gains_by_large_flushes else PREPARE_AHEAD_ROWS
+        if self._ahead is None and self.buffer.waiting_rows >= enough_rows:
             self._ahead = asyncio.create_task(self._prepare(self.buffer.begin(self._flush_max_rows)))
 
     async def _forget_what_is_ahead(self) -> None:
@@ -287,6 +313,16 @@ class Pipeline(Generic[AnyFlush]):
             self._ahead.cancel()
             await asyncio.gather(self._ahead, return_exceptions=True)
             self._ahead = None
+
+    async def _let_batches_in(self) -> None:
+        """Lets the requests join a large flush that are being decoded at this moment. A flush of single readings waits
+        for none.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LONGEST_WAIT_FOR_BATCHES_S):
+                while self._expected and ENOUGH_ROWS <= self.buffer.waiting_rows < self._flush_max_rows:
+                    self._decoded.clear()
+                    await self._decoded.wait()
 
     async def _prepare(self, parcels: Sequence[Parcel]) -> Flight[AnyFlush]:
         started = self._clock()

@@ -186,7 +186,8 @@ class BulkIngest:
                 max_errors=MAX_ERRORS,
             )
             if len(body) > DECODE_IN_THREAD_BYTES:
-                decoded = await asyncio.to_thread(decode_readings, body, format_, terms)
+                with self._intake.expect():
+                    decoded = await asyncio.to_thread(decode_readings, body, format_, terms)
             else:
                 decoded = decode_readings(body, format_, terms)
             del body

@@ -26,9 +26,11 @@ from app.ingest.batch import READING_SIZE_BYTES, Batch, Content, Reading
 from app.ingest.buffer import Answer, Buffer
 from app.ingest.claim import Claim, Kept, KeptClaims, Repeated, Replay
 from app.ingest.pipeline import (
+    ENOUGH_ROWS,
     FIRST_BACKOFF_S,
     LONGEST_BACKOFF_S,
     LONGEST_RETRY_AFTER_S,
+    LONGEST_WAIT_FOR_BATCHES_S,
     PREPARE_AHEAD_ROWS,
     PUBLISH_ROWS,
     SWEEP_INTERVAL_S,
@@ -78,6 +80,7 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.away = False
+        self.gains_by_large_flushes = False
         self.speaking = asyncio.Event()
         """Cleared, a write gets no answer."""
         self.speaking.set()
@@ -891,6 +894,43 @@ async def test_a_preparation_that_is_not_ready_when_its_turn_comes_is_waited_for
             plant.store.preparing.set()
             await asyncio.gather(*answers, late)
             assert plant.store.attempts == [["a"], ["b", "c"], ["d"]]
+
+
+@pytest.mark.parametrize(
+    ("gains", "rows", "decoded_after_s", "flushes"),
+    [
+        (True, ENOUGH_ROWS, LONGEST_WAIT_FOR_BATCHES_S / 2, [ENOUGH_ROWS + 1]),
+        (True, ENOUGH_ROWS, LONGEST_WAIT_FOR_BATCHES_S * 2, [ENOUGH_ROWS, 1]),
+        (True, ENOUGH_ROWS - 1, LONGEST_WAIT_FOR_BATCHES_S / 2, [ENOUGH_ROWS - 1, 1]),
+        (True, 2 * ENOUGH_ROWS, LONGEST_WAIT_FOR_BATCHES_S / 2, [2 * ENOUGH_ROWS, 1]),
+        (False, ENOUGH_ROWS, LONGEST_WAIT_FOR_BATCHES_S / 2, [ENOUGH_ROWS, 1]),
+    ],
+    ids=["it waits", "not for long", "a small one does not", "a full one does not", "nor where nothing is gained"],
+)
+async def test_a_large_flush_waits_for_what_is_being_decoded(
+    gains: bool, rows: int, decoded_after_s: float, flushes: list[int]
+) -> None:
+    plant = Plant(flush_max_rows=2 * ENOUGH_ROWS)
+    plant.store.gains_by_large_flushes = gains
+    async with plant.running():
+        answers = [plant.send(batch(*["a"] * rows))]
+        with plant.pipeline.expect():
+            await asyncio.sleep(decoded_after_s)
+        answers.append(plant.send("b"))
+        await asyncio.gather(*answers)
+        assert [len(sensors) for sensors in plant.store.attempts] == flushes
+
+
+async def test_what_is_being_decoded_and_then_refused_is_waited_for_no_longer() -> None:
+    plant = Plant(flush_max_rows=2 * ENOUGH_ROWS)
+    plant.store.gains_by_large_flushes = True
+    async with plant.running():
+        answer = plant.send(batch(*["a"] * ENOUGH_ROWS))
+        with suppress(ValueError), plant.pipeline.expect():
+            await asyncio.sleep(LONGEST_WAIT_FOR_BATCHES_S / 4)
+            raise ValueError("the body is malformed")
+        await asyncio.sleep(LONGEST_WAIT_FOR_BATCHES_S / 4)
+        assert answer.done()
 
 
 async def test_when_a_write_fails_what_was_prepared_ahead_is_written_after_it_all_the_same() -> None:
