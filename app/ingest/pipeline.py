@@ -69,9 +69,8 @@ AnyFlush = TypeVar("AnyFlush", bound=Flush)
 class Store(Protocol[AnyFlush]):
     """What the pipeline needs of a database."""
 
-    @property
-    def gains_by_large_flushes(self) -> bool:
-        """Whether a row costs less in a larger flush."""
+    gains_by_large_flushes: bool
+    """Whether, of what comes at present, a row costs less in a larger flush."""
 
     async def connect(self) -> None:
         """Makes sure of a connection that can write; DatabaseAway if there is none."""

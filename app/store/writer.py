@@ -146,12 +146,9 @@ class Writer:
             database, "sources", ["key_name", "client_ip"], timeout_s=flush_timeout_s
         )
         self._ids = IdBlock()
-
-    @property
-    def gains_by_large_flushes(self) -> bool:
-        """Whether the columnstore may be written to: it takes 20 rows of a sensor at 0.8 of the cost of 10."""
-        edition = self._database.edition
-        return bool(self._columnstore_rows_per_sensor and edition is not None and edition.direct_compress)
+        self.gains_by_large_flushes = False
+        """Whether what comes at present goes into the columnstore, which takes 20 rows of a sensor at 0.8 of the cost of
+        10. The rowstore takes them as they come, and had better be kept busy."""
 
     async def connect(self) -> None:
         """Makes sure of a connection that can write: a live one is tried, a dead one replaced. Raises DatabaseAway."""
@@ -231,9 +228,11 @@ class Writer:
         2 0.42, 3 0.52, 4 0.72, 5 0.89, 7 1.13, 10 1.58, 20 1.58; of 50,000: 5 0.92, 7 0.97, 10 1.31, 20 1.97. In bytes
         on disk a reading: 1 608, 5 154, 7 114, 10 85, 20 56, and always some 135 in the rowstore with its index.
         """
-        if rows < MIN_COLUMNSTORE_ROWS or not self.gains_by_large_flushes:
+        edition, threshold = self._database.edition, self._columnstore_rows_per_sensor
+        if rows < MIN_COLUMNSTORE_ROWS or not threshold or edition is None or not edition.direct_compress:
             return False
-        return rows >= self._columnstore_rows_per_sensor * sensors * _days(contents)
+        self.gains_by_large_flushes = rows >= threshold * sensors * _days(contents)
+        return self.gains_by_large_flushes
 
     async def _reserve_ids(self, count: int) -> int:
         """The first of ``count`` consecutive ids, at most ID_BLOCK_ROWS. The rest of a block too short is let go."""
