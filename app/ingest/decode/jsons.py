@@ -63,10 +63,10 @@ def decode_ndjson(body: bytes, terms: Terms) -> Sent:
         body = body.replace(b"\r\n", b"\n")
     if not body:
         return Sent(0, {})
-    if len(body) >= ARROW_PAYS_FROM_BYTES and (sent := _lines_by_arrow(body, terms)) is not None:
-        return sent
     if body.count(b"\n") >= terms.max_rows:
         require_few_rows(sum(1 for _ in lines(body)), terms)
+    if len(body) >= ARROW_PAYS_FROM_BYTES and (sent := _lines_by_arrow(body, terms)) is not None:
+        return sent
     _require_few_values(body, terms)
     texts = list(lines(body))
     readings: list[object] = []
