@@ -16,6 +16,7 @@
     │   ├── IdempotencyConflict    the Idempotency-Key was used before, with another body
     │   └── RejectedByDatabase     it passed our checks, yet PostgreSQL would not take it
     ├── NotStored              nothing is stored; send again after ``retry_after_s``
+    │   ├── BodyStalled            the rest of the body did not come
     │   ├── BufferFull
     │   ├── KeyOverShare           the buffer has room, but not for more of this key's
     │   ├── DatabaseAway
@@ -106,6 +107,10 @@ class NotStored(SensorFlowError):
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = max(1, retry_after_s)
+
+
+class BodyStalled(NotStored):
+    """The body stopped coming in the middle, and its room in the buffer was given back."""
 
 
 class BufferFull(NotStored):

@@ -41,6 +41,9 @@ DESCRIPTION = "Ingestion of sensor readings into TimescaleDB. 201 means committe
 PREPARE_INTERVAL_S = 1.0
 READINESS_TIMEOUT_S = 2.0
 RECALL_TIMEOUT_S = 4.0
+IMPORT_MAX_ROWS = 1_000_000
+IMPORT_MAX_BYTES = 256 << 20
+"""An import's own buffer: whatever a server's is set to, a part of a file must fit."""
 REMEMBERING_HEAD_START_S = 1.0
 REMEMBERING_TIMEOUT_S = 60.0
 
@@ -61,16 +64,13 @@ def _pipeline(
     settings: Settings,
     writer: Writer,
     *,
+    buffer: Buffer,
     encode: Callable[[Reading, int], Receipt],
     audience: Audience,
     on_flush: Callable[[int, float], None],
 ) -> Pipeline[Flush]:
     return Pipeline(
-        buffer=Buffer(
-            settings.buffer_max_rows,
-            settings.buffer_max_bytes,
-            _share_of_key(settings),
-        ),
+        buffer=buffer,
         store=writer,
         encode=encode,
         audience=audience,
@@ -118,7 +118,12 @@ class Server:
         self._maintenance = Maintenance(self._database, claims_window_hours=settings.idempotency_window_hours)
         self._encode = receipt_encoder(ZoneInfo(settings.timezone))
         self.pipeline = _pipeline(
-            settings, self._writer, encode=self._encode, audience=self.hub, on_flush=self.instruments.observe_flush
+            settings,
+            self._writer,
+            buffer=Buffer(settings.buffer_max_rows, settings.buffer_max_bytes, _share_of_key(settings)),
+            encode=self._encode,
+            audience=self.hub,
+            on_flush=self.instruments.observe_flush,
         )
         registry.register(
             ServerCollector(
@@ -224,6 +229,7 @@ async def importing(settings: Settings, database_url: str) -> AsyncIterator[Inta
     pipeline = _pipeline(
         settings,
         writer,
+        buffer=Buffer(IMPORT_MAX_ROWS, IMPORT_MAX_BYTES, IMPORT_MAX_BYTES),
         encode=receipt_encoder(ZoneInfo(settings.timezone)),
         audience=Hub(bus=LocalBus(0), mailbox_messages=0, mailbox_bytes=0),
         on_flush=lambda _rows, _duration_s: None,

@@ -125,7 +125,11 @@ class ServerCollector(Collector):
         for name, rows, help_ in (
             ("sensorflow_readings_accepted", tally.accepted, "Readings taken into the buffer."),
             ("sensorflow_readings_committed", tally.committed, "Readings committed."),
-            ("sensorflow_readings_rejected", tally.rejected, "Readings that PostgreSQL refused."),
+            (
+                "sensorflow_readings_rejected",
+                tally.rejected,
+                "Readings that PostgreSQL refused, or that came twice under one Idempotency-Key.",
+            ),
             (
                 READINGS_GIVEN_BACK,
                 tally.given_back,

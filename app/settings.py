@@ -72,7 +72,9 @@ class Settings(BaseSettings):
     max_body_bytes: PositiveInt = Field(65_536, description="Largest body of POST /api/temperature_reading, bytes.")
     max_bulk_body_bytes: PositiveInt = Field(16_777_216, description="Largest body of POST /api/readings, bytes.")
     max_bulk_inflated_bytes: PositiveInt = Field(
-        67_108_864, description="Largest body of POST /api/readings after it has been inflated, bytes."
+        25_165_824,
+        description="Largest body of POST /api/readings after it has been inflated, bytes; and never more than a "
+        "quarter of a key's share of a worker's buffer, where it counts four times while it is decoded.",
     )
     max_bulk_days: PositiveInt = Field(
         100, description="Distinct days that the readings of one request may be of: each is a chunk of the table."

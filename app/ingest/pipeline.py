@@ -38,8 +38,8 @@ PREPARE_AHEAD_ROWS = 5_000
 """So many waiting rows are worth being prepared while another flush is written, though what comes later must then wait
 for the one after."""
 LONGEST_WAIT_FOR_BATCHES_S = 0.02
-"""How long a flush that gains by being large waits for the requests that are being decoded: about as long as 10,000 rows
-take on a busy machine."""
+"""How long a flush that gains by being large waits for the requests that are being decoded: about as long as that takes
+for 10,000 rows on a busy machine."""
 PUBLISH_ROWS = 200
 """Rows of a batch that are encoded for subscribers in one turn of the event loop: about a millisecond."""
 TURNS_TO_ARRIVE = 3

@@ -18,8 +18,8 @@ PRUNE_LOCK = 7_367_002
 LEDGER_WINDOW_MINUTES = 10
 """A ledger row is asked for as soon as the database is reached again, so within seconds of its being up."""
 PRUNE_PAUSE_S = 60.0
-"""After a start, or when the database was away, nothing is pruned for so long: a flusher, perhaps another process's, may
-still ask about a flush from before."""
+"""After a start, or when the database was away, nothing is pruned for so long: some flusher may still ask about a flush
+from before."""
 
 PRUNE_LEDGER = f"""
 DELETE FROM flushes

@@ -147,8 +147,8 @@ class Writer:
         )
         self._ids = IdBlock()
         self.gains_by_large_flushes = False
-        """Whether what comes at present goes into the columnstore, which takes 20 rows of a sensor at 0.8 of the cost of
-        10. The rowstore takes them as they come, and had better be kept busy."""
+        """Whether what comes at present goes into the columnstore, which takes 20 rows of a sensor for 0.8 of what two
+        times 10 cost. The rowstore takes them as they come, and had better be kept busy."""
 
     async def connect(self) -> None:
         """Makes sure of a connection that can write: a live one is tried, a dead one replaced. Raises DatabaseAway."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import orjson
 
 from app.errors import (
+    BodyStalled,
     BodyTooLarge,
     IdempotencyConflict,
     InvalidParameter,
@@ -28,6 +29,7 @@ from app.errors import (
 
 STATUSES: dict[type[SensorFlowError], int] = {
     Unauthorized: 401,
+    BodyStalled: 408,
     IdempotencyConflict: 409,
     BodyTooLarge: 413,
     TooManyRows: 413,
@@ -73,6 +75,8 @@ def answer(error: SensorFlowError) -> tuple[int, Headers, bytes]:
             detail = [{"type": "rejected_by_database", "loc": ["body"], "msg": str(error)}]
         case NotStored():
             headers.append((b"retry-after", b"%d" % error.retry_after_s))
+            if isinstance(error, BodyStalled):
+                headers.append(CLOSE)
         case Unauthorized():
             headers.append((b"www-authenticate", b"APIKey"))
         case BodyTooLarge():

@@ -8,7 +8,7 @@ Promises:
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from app.errors import (
+    BodyStalled,
     BodyTooLarge,
     MalformedBody,
     SensorFlowError,
@@ -50,6 +51,8 @@ DECODING_FACTOR = 4
 DECODE_IN_THREAD_BYTES = 65_536
 """Larger bodies are decoded beside the event loop: they take 0.3 ms and more, a thread's hand-over 0.1."""
 MAX_ERRORS = 100
+STALLED_AFTER_S = 10.0
+"""A body of which so long nothing comes gives back the room that it holds."""
 
 
 class Options(BaseModel):
@@ -95,6 +98,7 @@ def bulk_router(bulk: "BulkIngest") -> APIRouter:
         responses={
             202: {"description": "Buffered, as Prefer: respond-async asked; a crash may lose them"},
             401: {"model": Problem, "description": "The API key is missing or wrong"},
+            408: {"model": Problem, "description": "The body stopped coming"},
             409: {"model": Problem, "description": "The Idempotency-Key was used with another body"},
             413: {"model": Problem, "description": "Too many bytes or readings: split them"},
             415: {"model": Problem, "description": "The Content-Type or Content-Encoding is not known"},
@@ -251,8 +255,9 @@ class BulkIngest:
             grow_to(int(announced))
         parts: list[bytes] = []
         size = 0
+        stream = request.stream()
         try:
-            async for part in request.stream():
+            while (part := await _next_part(stream)) is not None:
                 parts.append(part)
                 size += len(part)
                 if size > limit:
@@ -271,6 +276,15 @@ class BulkIngest:
             size += len(part)
             grow_to(size)
         return b"".join(parts)
+
+
+async def _next_part(stream: AsyncGenerator[bytes, None]) -> bytes | None:
+    """The next part of a body, None at its end. Raises BodyStalled."""
+    try:
+        async with asyncio.timeout(STALLED_AFTER_S):
+            return await anext(stream, None)
+    except TimeoutError:
+        raise BodyStalled(f"Nothing of the body came for {STALLED_AFTER_S:g} seconds.") from None
 
 
 def _format(content_type: str) -> Format:

@@ -6,6 +6,7 @@ import orjson
 import pytest
 
 from app.errors import (
+    BodyStalled,
     BodyTooLarge,
     BufferFull,
     ConfigurationError,
@@ -72,7 +73,8 @@ def statuses(root: type[SensorFlowError]) -> set[int]:
 def test_what_sending_again_cannot_cure_is_never_5xx_and_only_the_unknown_is_504() -> None:
     assert all(400 <= status < 500 for status in statuses(Refused) | statuses(Unauthorized))
     assert statuses(KeyOverShare) == {429}
-    assert statuses(NotStored) - statuses(KeyOverShare) == {503}
+    assert statuses(BodyStalled) == {408}
+    assert statuses(NotStored) == {408, 429, 503}
     assert statuses(OutcomeUnknown) == {504}
 
 

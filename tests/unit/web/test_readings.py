@@ -1,0 +1,138 @@
+"""POST /api/readings on its way in: what holds room in the buffer, and how it is given back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from starlette.requests import Request
+from starlette.types import Message
+
+from app.errors import BodyStalled, BodyTooLarge, BufferFull, MalformedBody, SensorFlowError, UnsupportedEncoding
+from app.ingest.batch import Content
+from app.ingest.buffer import Answer
+from app.ingest.claim import Claim, Fingerprint
+from app.ingest.decode.timestamps import TimeWindow
+from app.ingest.receipt import Stored
+from app.web.auth import ApiKey, Keyring, Scope
+from app.web.readings import DECODING_FACTOR, STALLED_AFTER_S, BulkIngest, Limits, Options
+from tests.unit.samples import T0_US
+
+KEY = "correct-horse-battery"
+READING = b'{"sensor_id":"a","temperature":1}'
+
+
+class Intake:
+    """A pipeline that commits at once, and keeps account of the room that is held."""
+
+    def __init__(self, room_bytes: int = 1_000_000) -> None:
+        self.room_bytes = room_bytes
+        self.held_bytes = 0
+        self.most_held_bytes = 0
+        self.submitted: list[Content] = []
+
+    def reserve(self, key_name: str, size_bytes: int) -> None:
+        assert key_name == "API_KEY"
+        if self.held_bytes + size_bytes > self.room_bytes:
+            raise BufferFull("full", retry_after_s=7)
+        self.held_bytes += size_bytes
+        self.most_held_bytes = max(self.most_held_bytes, self.held_bytes)
+
+    @contextmanager
+    def expect(self) -> Iterator[None]:
+        yield
+
+    def submit(
+        self,
+        content: Content,
+        settle: Callable[[Answer], None],
+        *,
+        claim: Claim | None = None,
+        is_awaited: bool = True,
+    ) -> None:
+        assert (claim, is_awaited) == (None, True)
+        assert self.held_bytes == 0, "what has become columns is counted as such, and not twice"
+        self.submitted.append(content)
+        settle(Stored(content.rows, {}))
+
+
+async def nothing_kept(_: Fingerprint) -> None:
+    """No request was seen before."""
+
+
+async def send(intake: Intake, parts: AsyncIterator[Message], headers: dict[str, str] | None = None) -> int:
+    """Has a body stored; the status."""
+    bulk = BulkIngest(
+        intake=intake,
+        recall=nothing_kept,
+        keyring=Keyring(ApiKey("API_KEY", KEY, frozenset(Scope))),
+        window=TimeWindow(None, None),
+        limits=Limits(body_bytes=1_000, inflated_bytes=1_000, rows=10, days=10, held_bytes=100_000),
+        now_us=lambda: T0_US,
+    )
+    sent = {"content-type": "application/x-ndjson"} | (headers or {})
+    scope = {
+        "type": "http",
+        "client": ("192.0.2.7", 1),
+        "headers": [(name.encode(), value.encode()) for name, value in sent.items()],
+    }
+    request = Request(scope, parts.__anext__)
+    return (await bulk.store(request, Options(), KEY)).status
+
+
+async def whole(*parts: bytes) -> AsyncIterator[Message]:
+    for part in parts:
+        yield {"type": "http.request", "body": part, "more_body": True}
+    yield {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def stalled(part: bytes) -> AsyncIterator[Message]:
+    yield {"type": "http.request", "body": part, "more_body": True}
+    await asyncio.sleep(10 * STALLED_AFTER_S)
+
+
+async def cut(part: bytes) -> AsyncIterator[Message]:
+    yield {"type": "http.request", "body": part, "more_body": True}
+    yield {"type": "http.disconnect"}
+
+
+async def test_a_body_holds_room_for_what_was_announced_until_it_has_become_columns() -> None:
+    intake = Intake()
+    assert await send(intake, whole(READING[:5], READING[5:]), {"content-length": "900"}) == 201
+    assert intake.most_held_bytes == 900 * DECODING_FACTOR
+    assert intake.held_bytes == 0
+    assert [content.rows for content in intake.submitted] == [1]
+
+
+async def test_a_body_that_announces_nothing_holds_room_for_what_has_come() -> None:
+    intake = Intake()
+    assert await send(intake, whole(READING, b"\n", READING)) == 201
+    assert intake.most_held_bytes == (2 * len(READING) + 1) * DECODING_FACTOR
+
+
+@pytest.mark.parametrize(
+    ("parts", "headers", "error"),
+    [
+        (stalled(READING), {"content-length": "900"}, BodyStalled),
+        (cut(READING), {"content-length": "900"}, MalformedBody),
+        (whole(READING * 40), {}, BodyTooLarge),
+        (whole(b"\xff\xfe"), {}, MalformedBody),
+        (whole(READING), {"content-encoding": "br"}, UnsupportedEncoding),
+    ],
+    ids=["it stalls", "it is cut short", "it is longer than it may be", "it is no text", "it is encoded"],
+)
+async def test_whatever_becomes_of_a_body_its_room_is_given_back(
+    parts: AsyncIterator[Message], headers: dict[str, str], error: type[SensorFlowError]
+) -> None:
+    intake = Intake()
+    with pytest.raises(error):
+        await send(intake, parts, headers)
+    assert intake.held_bytes == 0
+    assert not intake.submitted
+
+
+async def test_a_body_for_which_there_is_no_room_is_refused_before_it_is_read() -> None:
+    intake = Intake(room_bytes=900 * DECODING_FACTOR - 1)
+    with pytest.raises(BufferFull):
+        await send(intake, stalled(READING), {"content-length": "900"})
+    assert intake.held_bytes == 0
