@@ -610,7 +610,7 @@ BATCH = 100
 
 
 def test_kills_under_load_lose_nothing_and_what_is_repeated_with_its_key_is_stored_once(
-    database: str, tmp_path: Path
+    embedded_database_url: str, tmp_path: Path
 ) -> None:
     numbers, is_over = iter(range(1, 1_000_000)), threading.Event()
     servers: list[str] = []
@@ -645,21 +645,21 @@ def test_kills_under_load_lose_nothing_and_what_is_repeated_with_its_key_is_stor
     with ThreadPoolExecutor(SENDERS) as senders:
         working: list[Future[None]] = []
         for _ in range(KILLS):
-            with site(tmp_path, database) as there:
+            with site(tmp_path, embedded_database_url) as there:
                 servers.append(there.server.url)
                 working = working or [senders.submit(work, sender) for sender in range(SENDERS)]
                 enough = len(keyed) + len(unkeyed) + 20
                 eventually(partial(has_answered, enough))
                 there.server.process.kill()
                 there.server.wait()
-        with site(tmp_path, database) as there:
+        with site(tmp_path, embedded_database_url) as there:
             servers.append(there.server.url)
             is_over.set()
             for each in working:
                 each.result(60)
     assert len(keyed) > KILLS
     assert len(unkeyed) > KILLS
-    with psycopg.connect(database) as connection:
+    with psycopg.connect(embedded_database_url) as connection:
         stored = connection.execute(
             "SELECT temperature::int, count(*), count(DISTINCT humidity) FROM readings GROUP BY 1"
         ).fetchall()
