@@ -3,19 +3,21 @@
 A reading's journey, and the module that owns each leg of it::
 
     bytes on a socket      web.protocol          a request is gathered within bounds, and has its turn
-      -> a body            web.ingest            a key is checked first
-      -> a reading         ingest.decode         JSON becomes a Reading, or an error that says what is wrong
-      -> the buffer        ingest.buffer         bounded in rows and bytes; full means 503
+      -> a body            web.ingest            of one reading, or (web.readings) of many; a key is checked first
+      -> readings          ingest.decode         JSON becomes a Reading, many become a Batch of Arrow columns
+      -> the buffer        ingest.buffer         bounded in rows and bytes; full means 429 or 503
       -> a flush           ingest.pipeline       all that came while the last flush was committing goes along
-      -> columns           ingest.batch          the readings of a flush, as Arrow
-      -> PostgreSQL        store.writer          ledger row + binary COPY + COMMIT, one transaction
+      -> rows              store.wire            names are ids by now, and all is in COPY's binary format
+      -> PostgreSQL        store.writer          ledger row + COPY + claims + COMMIT, one transaction
       -> a receipt         ingest.receipt        the JSON of a committed reading, encoded once
-      -> the sender        web.ingest            201, and not before
+      -> the sender        web                   201, and not before
       -> the subscribers   live.hub, web.live    each through a mailbox of its own
       -> other processes   live.bus, workers     if the server has several, and somebody listens there
 
+Files take the same way from the buffer on: ``imports`` reads them, and the decoders don't know the difference.
+
 Imports run downward only: ``serve`` makes one process of it all, or several; ``main`` puts a process's parts together;
 ``workers`` knows ``live``; ``web`` and ``live`` know ``ingest``; ``ingest`` and ``store`` know ``errors``; nothing runs
-back up. Failures are in ``errors``; what they become on the wire is in
-``web.problems``. ``settings`` is read once; the parts take plain values.
+back up. Failures are in ``errors``; what they become on the wire is in ``web.problems``. ``settings`` is read once; the
+parts take plain values.
 """
