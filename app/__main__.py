@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         settings = load_settings()
         configure_logging(level=settings.log_level, as_json=settings.log_format == "json")
         is_import = chosen.command == "import"
+        if is_import:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # an import that is ended has not succeeded
         if is_import and chosen.dry_run:
             return import_files(settings, chosen, None)
         with _database(settings, may_join=is_import) as url:

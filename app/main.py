@@ -196,8 +196,11 @@ class Server:
     async def recall(self, fingerprint: Fingerprint) -> Kept | None:
         """What was committed under a request's Idempotency-Key. Raises DatabaseAway."""
         name = fingerprint.name
-        async with self._database.borrow(timeout_s=RECALL_TIMEOUT_S) as connection:
-            return (await claims.recall(connection, [name])).get(name)
+        try:
+            async with self._database.borrow(timeout_s=RECALL_TIMEOUT_S) as connection:
+                return (await claims.recall(connection, [name])).get(name)
+        except DatabaseAway as error:
+            raise DatabaseAway("Nothing is stored: the database can't be asked for this Idempotency-Key.") from error
 
     async def readiness(self) -> Readiness:
         """Looks at the pipeline, and asks the database for a sign of life."""
@@ -236,13 +239,17 @@ async def importing(settings: Settings, database_url: str) -> AsyncIterator[Inta
     )
     await database.prepare()
     work = asyncio.create_task(pipeline.run())
+    opened = asyncio.create_task(pipeline.opened.wait())
     try:
-        await pipeline.opened.wait()
+        await asyncio.wait([opened, work], return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
         yield pipeline
         await pipeline.drain(settings.drain_timeout_s)
     finally:
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
+        for task in (opened, work):
+            task.cancel()
+        await asyncio.gather(opened, work, return_exceptions=True)
         await writer.close()
         await database.close()
 

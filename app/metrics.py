@@ -138,7 +138,12 @@ class ServerCollector(Collector):
         ):
             yield CounterMetricFamily(name, help_, value=rows)
         yield Gauge(BUFFER_ROWS, "Readings held, in flight included.", self._buffer.rows, "sum")
-        yield Gauge("sensorflow_buffer_bytes", "Bytes held, in flight included.", self._buffer.size_bytes, "sum")
+        yield Gauge(
+            "sensorflow_buffer_bytes",
+            "Bytes held, in flight and on their way in included.",
+            self._buffer.size_bytes,
+            "sum",
+        )
         yield Gauge("sensorflow_buffer_max_rows", "Readings that may be held.", self._buffer.max_rows, "sum")
         yield Gauge("sensorflow_buffer_max_bytes", "Bytes that may be held.", self._buffer.max_bytes, "sum")
         yield Gauge(

@@ -70,7 +70,9 @@ class Settings(BaseSettings):
         10, description="How far ahead a reading's own time may lie, minutes; 0 = any."
     )
     max_body_bytes: PositiveInt = Field(65_536, description="Largest body of POST /api/temperature_reading, bytes.")
-    max_bulk_body_bytes: PositiveInt = Field(16_777_216, description="Largest body of POST /api/readings, bytes.")
+    max_bulk_body_bytes: PositiveInt = Field(
+        16_777_216, description="Largest body of POST /api/readings as it is sent, bytes; see the next."
+    )
     max_bulk_inflated_bytes: PositiveInt = Field(
         25_165_824,
         description="Largest body of POST /api/readings after it has been inflated, bytes; and never more than a "

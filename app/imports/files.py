@@ -161,6 +161,8 @@ def _texts(path: Path, end_of_record: Callable[[bytes], int]) -> Iterator[tuple[
             if end:
                 yield rest[:end], file.tell() / size
                 rest = rest[end:]
+            elif len(rest) > MAX_RECORD_BYTES:
+                raise ConfigurationError(f"{path} has a line of more than {MAX_RECORD_BYTES:,} bytes.")
     if rest:
         yield rest, 1.0
 

@@ -217,11 +217,16 @@ class Importer:
             return Stored(batch.rows, {})
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         claim = Claim(name, lambda _: Replay(201, b""), expires=False)
+
+        def settle(answer: Answer) -> None:
+            if not answered.done():  # nobody waits any longer
+                answered.set_result(answer)
+
         try:
             async with asyncio.timeout(LONGEST_WAIT_S):
                 while True:
                     try:
-                        self._intake.submit(batch, answered.set_result, claim=claim, is_awaited=False)
+                        self._intake.submit(batch, settle, claim=claim, is_awaited=False)
                     except NotStored as error:
                         await asyncio.sleep(error.retry_after_s)
                     else:

@@ -165,6 +165,8 @@ class Pipeline(Generic[AnyFlush]):
         self._clock = clock
         self._commit_timeout_s = commit_timeout_s
         self._flush_max_rows = flush_max_rows
+        self._flight_max_rows = flush_max_rows
+        """Halved while flushes fail, so that one which never could succeed does not stand in the way for ever."""
         self._trouble: str | None = "the database has not been reached yet"
         self._draining = False
         self.opened = asyncio.Event()
@@ -279,10 +281,13 @@ class Pipeline(Generic[AnyFlush]):
                 # The first failure is most often a connection that died while idle: a new one is tried at once.
                 if failures > 1:
                     await self._back_off(error)
+                    # Perhaps it is the size: too many chunks, or too long for the database's patience.
+                    self._flight_max_rows = max(1, self._flight_max_rows // 2)
                 await self._reach(self._store.connect)
             else:
                 failures = 0
                 self._backoff_s = FIRST_BACKOFF_S
+                self._flight_max_rows = min(2 * self._flight_max_rows, self._flush_max_rows)
 
     async def _next_flight(self) -> Flight[AnyFlush]:
         """What is to be written next, prepared. Raises DatabaseAway; the parcels are in flight then."""
@@ -298,14 +303,14 @@ class Pipeline(Generic[AnyFlush]):
             await self._let_neighbours_in()
             if self._store.gains_by_large_flushes:
                 await self._let_batches_in()
-            parcels = self.buffer.begin(self._flush_max_rows)
+            parcels = self.buffer.begin(self._flight_max_rows)
             if parcels:  # else they have expired meanwhile
                 return await self._prepare(parcels)
 
     def _prepare_ahead(self) -> None:
         enough_rows = self._flush_max_rows // 2 if self._store.gains_by_large_flushes else PREPARE_AHEAD_ROWS
-        if self._ahead is None and self.buffer.waiting_rows >= enough_rows:
-            self._ahead = asyncio.create_task(self._prepare(self.buffer.begin(self._flush_max_rows)))
+        if self._ahead is None and self.buffer.waiting_rows >= max(1, enough_rows):
+            self._ahead = asyncio.create_task(self._prepare(self.buffer.begin(self._flight_max_rows)))
 
     async def _forget_what_is_ahead(self) -> None:
         if self._ahead is not None:
@@ -364,7 +369,8 @@ class Pipeline(Generic[AnyFlush]):
             self._writing = False
         outcomes = self._outcomes(flight)
         if flush.refused:
-            logger.warning("PostgreSQL refused %d rows: %s", len(flush.refused), next(iter(flush.refused.values())))
+            reason = next(filter(None, flush.refused.values()), None)
+            logger.warning("PostgreSQL refused %d rows: %s", len(flush.refused), reason)
         self.buffer.accept(refused_rows=len(flush.refused))
         for parcel, outcome in zip(flight.parcels, outcomes, strict=True):
             parcel.answer(outcome)
@@ -379,7 +385,8 @@ class Pipeline(Generic[AnyFlush]):
         for parcel in flight.parcels:
             content = parcel.content
             if isinstance(content, Batch):
-                of_batch = {row - place: why for row, why in refused.items() if place <= row < place + content.rows}
+                rows = range(place, place + content.rows) if refused else ()
+                of_batch = {row - place: refused[row] for row in rows if row in refused}
                 outcomes.append(Stored(content.rows - len(of_batch), of_batch))
             elif place in refused:
                 outcomes.append(RejectedByDatabase(refused[place]))

@@ -18,7 +18,11 @@ SELECT key_name, key, content_hash, status, answer
 FROM idempotency_keys WHERE (key_name, key) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
 """
 PRUNE = """
-DELETE FROM idempotency_keys WHERE expires AND created_at < now() - make_interval(secs => 3600 * %s)
+DELETE FROM idempotency_keys WHERE (key_name, key) IN (
+    SELECT key_name, key FROM idempotency_keys
+    WHERE expires AND created_at < now() - make_interval(secs => 3600 * %s)
+    ORDER BY created_at LIMIT 50000
+)
 """
 
 
@@ -46,5 +50,7 @@ async def recall(connection: Connection, names: Sequence[tuple[str, str]]) -> Ke
 
 
 async def prune(connection: Connection, *, older_than_hours: float) -> None:
-    """Forgets the claims that may be forgotten and are so old. Raises what the driver raises."""
+    """Forgets of the claims that may be forgotten and are so old as many as are soon deleted. Raises what the driver
+    raises.
+    """
     await connection.execute(PRUNE, [older_than_hours])

@@ -11,6 +11,9 @@ from psycopg import sql
 
 from app.store.database import Database
 
+MAX_REMEMBERED = 1_000_000
+"""Names: some 100 MB. Beyond it they are forgotten, and asked for again when they come."""
+
 Name = TypeVar("Name", str, tuple[str, ...])
 
 
@@ -51,6 +54,8 @@ class NameIds(Generic[Name]):
         Raises:
             DatabaseAway: there are new ones, and the database can't be asked; nothing is remembered then.
         """
+        if len(self._ids) > MAX_REMEMBERED:
+            self.forget()
         known = self._ids
         new = [name for name in names if name not in known]
         if new:

@@ -15,17 +15,18 @@ Recall = Callable[[Fingerprint], Awaitable[Kept | None]]
 """Finds what was committed under a request's Idempotency-Key, if anything was; DatabaseAway if it can't ask."""
 
 
-def fingerprint(key: str, key_name: str, *content: bytes) -> Fingerprint:
-    """What stands for a request: the API key's name, its Idempotency-Key, and all that decides what it stores.
-
-    Raises:
-        InvalidParameter: the Idempotency-Key can't be one.
-    """
+def require_usable(key: str) -> None:
+    """Raises InvalidParameter if an Idempotency-Key can't be one."""
     if not (0 < len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
         raise InvalidParameter(f"Idempotency-Key should be 1 to {MAX_KEY_LENGTH} ASCII characters.")
+
+
+def fingerprint(key: str, key_name: str, *content: bytes) -> Fingerprint:
+    """What stands for a request: the API key's name, its Idempotency-Key, and all that decides what it stores."""
     digest = hashlib.sha256()
     for part in content:
-        digest.update(b"%d:" % len(part) + part)
+        digest.update(b"%d:" % len(part))
+        digest.update(part)
     return Fingerprint(key_name, key, digest.digest())
 
 

@@ -27,7 +27,7 @@ from app.ingest.decode.timestamps import TimeWindow
 from app.ingest.pipeline import Intake
 from app.ingest.receipt import Receipt, Stored
 from app.web import auth
-from app.web.idempotency import Recall, answered_before, fingerprint
+from app.web.idempotency import Recall, answered_before, fingerprint, require_usable
 from app.web.measure import Observe
 from app.web.protocol import Exchange, TakeBody
 
@@ -112,27 +112,31 @@ class ReadingEndpoint:
             elif isinstance(answer, Replay):
                 exchange.answer(answer.status, (), answer.body)
 
-        def store(body: bytes) -> None:
+        def decode(body: bytes) -> Reading:
             source = Source(key_name, exchange.client_ip[:MAX_ADDRESS_LENGTH])
-            reading = decode_reading(body, source=source, window=self._window, now_us=self._now_us())
-            idempotency_key = exchange.headers.get(b"idempotency-key")
-            if idempotency_key is None:
-                self._pipeline.submit(reading, settle)
+            return decode_reading(body, source=source, window=self._window, now_us=self._now_us())
+
+        def store(body: bytes) -> None:
+            self._pipeline.submit(decode(body), settle)
+
+        async def store_once(body: bytes, request: Fingerprint) -> None:
+            replay = await answered_before(self._recall, request)
+            if replay is not None:
+                settle(replay)
             else:
-                request = fingerprint(idempotency_key.decode("latin-1"), key_name, self.path, body)
-                self._recalling.add(recalling := asyncio.ensure_future(self._store_once(request, reading, settle)))
-                recalling.add_done_callback(self._recalling.discard)
-                recalling.add_done_callback(exchange.fail_with)
+                self._pipeline.submit(decode(body), settle, claim=Claim(request, _as_it_was))
 
-        return store
+        def store_unless_it_was(body: bytes) -> None:
+            request = fingerprint(idempotency_key, key_name, self.path, body)
+            self._recalling.add(recalling := asyncio.ensure_future(store_once(body, request)))
+            recalling.add_done_callback(self._recalling.discard)
+            recalling.add_done_callback(exchange.fail_with)
 
-    async def _store_once(self, request: Fingerprint, reading: Reading, settle: Callable[[Answer], None]) -> None:
-        """Has a reading stored, or its first answer given again."""
-        replay = await answered_before(self._recall, request)
-        if replay is not None:
-            settle(replay)
-        else:
-            self._pipeline.submit(reading, settle, claim=Claim(request, _as_it_was))
+        if b"idempotency-key" not in exchange.headers:
+            return store
+        idempotency_key = exchange.headers[b"idempotency-key"].decode("latin-1")
+        require_usable(idempotency_key)
+        return store_unless_it_was
 
 
 def _as_it_was(outcome: Receipt | Stored) -> Replay:
@@ -161,6 +165,7 @@ def documented_route() -> APIRoute:
             401: {"model": Problem, "description": "The API key is missing or wrong"},
             409: {"model": Problem, "description": "The Idempotency-Key was used with another body"},
             413: {"model": Problem, "description": "The body is too large"},
+            429: {"model": Problem, "description": "Not stored: this key holds its share of the buffer"},
             415: {"model": Problem, "description": "The body is encoded"},
             503: {"model": Problem, "description": "Not stored; send again after Retry-After seconds"},
             504: {"model": Problem, "description": "The database did not say whether it is stored"},

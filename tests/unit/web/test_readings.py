@@ -15,7 +15,7 @@ from app.ingest.claim import Claim, Fingerprint
 from app.ingest.decode.timestamps import TimeWindow
 from app.ingest.receipt import Stored
 from app.web.auth import ApiKey, Keyring, Scope
-from app.web.readings import DECODING_FACTOR, STALLED_AFTER_S, BulkIngest, Limits, Options
+from app.web.readings import DECODING_FACTOR, STALLED_AFTER_S, BulkIngest, Limits
 from tests.unit.samples import T0_US
 
 KEY = "correct-horse-battery"
@@ -73,11 +73,12 @@ async def send(intake: Intake, parts: AsyncIterator[Message], headers: dict[str,
     sent = {"content-type": "application/x-ndjson"} | (headers or {})
     scope = {
         "type": "http",
+        "query_string": b"",
         "client": ("192.0.2.7", 1),
         "headers": [(name.encode(), value.encode()) for name, value in sent.items()],
     }
     request = Request(scope, parts.__anext__)
-    return (await bulk.store(request, Options(), KEY)).status
+    return (await bulk.store(request, KEY)).status
 
 
 async def whole(*parts: bytes) -> AsyncIterator[Message]:
