@@ -896,6 +896,36 @@ async def test_a_preparation_that_is_not_ready_when_its_turn_comes_is_waited_for
             assert plant.store.attempts == [["a"], ["b", "c"], ["d"]]
 
 
+async def test_where_large_flushes_gain_and_a_flush_may_have_one_row_all_are_stored() -> None:
+    plant = Plant(flush_max_rows=1)
+    plant.store.gains_by_large_flushes = True
+    async with plant.running():
+        answers = [plant.send(sensor) for sensor in "abc"]
+        assert [type(answer) for answer in await asyncio.gather(*answers)] == 3 * [Receipt]
+        assert plant.store.attempts == [["a"], ["b"], ["c"]]
+
+
+async def test_a_flush_that_fails_again_and_again_is_tried_in_parts_and_then_whole_ones_come_again() -> None:
+    plant = Plant(flush_max_rows=8)
+    write = plant.store.write
+
+    async def write_few(flush: FakeFlush, answers: Callable[[], Mapping[Claim, Replay]]) -> None:
+        if len(sensors_of(flush.contents)) > 2:
+            raise DatabaseAway("out of locks")
+        await write(flush, answers)
+
+    async with plant.running():
+        plant.store.write = write_few  # type: ignore[method-assign]
+        answers = [plant.send(sensor, is_awaited=False) for sensor in "abcdefgh"]
+        assert [type(answer) for answer in await asyncio.gather(*answers)] == 8 * [Receipt]
+        assert plant.store.stored == list("abcdefgh")
+        plant.store.write = write  # type: ignore[method-assign]
+        plant.store.attempts.clear()
+        for size in (8, 8, 8):
+            await asyncio.gather(*(plant.send(sensor) for sensor in "abcdefgh"[:size]))
+        assert len(plant.store.attempts[-1]) == 8
+
+
 @pytest.mark.parametrize(
     ("gains", "rows", "decoded_after_s", "flushes"),
     [

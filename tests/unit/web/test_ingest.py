@@ -1,19 +1,21 @@
 """The endpoint of one reading: what it asks of a head, hands to the pipeline, and makes of the answer."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
 import orjson
 import pytest
 
-from app.errors import DatabaseAway, InvalidReading, ShuttingDown, Unauthorized, UnsupportedEncoding
+from app.errors import DatabaseAway, InvalidParameter, InvalidReading, ShuttingDown, Unauthorized, UnsupportedEncoding
 from app.ingest.batch import Reading, Source
 from app.ingest.buffer import Answer
-from app.ingest.claim import Fingerprint
+from app.ingest.claim import Claim, Fingerprint, Kept, Replay
 from app.ingest.decode.timestamps import TimeWindow
 from app.ingest.pipeline import Intake
 from app.web import problems
 from app.web.auth import ApiKey, Keyring, Scope
+from app.web.idempotency import Recall
 from app.web.ingest import ReadingEndpoint
 from app.web.protocol import Exchange
 from tests.unit.samples import T0_US, receipt
@@ -40,6 +42,10 @@ class Request:
     def refuse(self, error: Any) -> None:
         self.answers.append(problems.answer(error))
 
+    def fail_with(self, work: asyncio.Future[None]) -> None:
+        if (error := work.exception()) is not None:
+            self.refuse(error)
+
 
 class Basket:
     """A pipeline that leaves it to the test to settle."""
@@ -47,25 +53,29 @@ class Basket:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
         self.submitted: list[tuple[Reading, Callable[[Answer], None]]] = []
+        self.claims: list[Claim | None] = []
 
-    def submit(self, reading: Reading, settle: Callable[[Answer], None]) -> None:
+    def submit(self, reading: Reading, settle: Callable[[Answer], None], *, claim: Claim | None = None) -> None:
         if self.error is not None:
             raise self.error
         self.submitted.append((reading, settle))
+        self.claims.append(claim)
 
 
 async def nothing_kept(_: Fingerprint) -> None:
     """No request was seen before."""
 
 
-def endpoint(basket: Basket, observed: list[tuple[object, ...]] | None = None) -> ReadingEndpoint:
+def endpoint(
+    basket: Basket, observed: list[tuple[object, ...]] | None = None, recall: Recall = nothing_kept
+) -> ReadingEndpoint:
     return ReadingEndpoint(
         pipeline=cast("Intake", basket),
         keyring=KEYRING,
         window=TimeWindow.of(past_days=30, future_minutes=10),
         max_body_bytes=1_000,
         now_us=lambda: T0_US,
-        recall=nothing_kept,
+        recall=recall,
         observe=lambda *seen: observed.append(seen) if observed is not None else None,
         clock=lambda: 0.0,
     )
@@ -121,3 +131,60 @@ def test_requests_are_observed_under_their_route() -> None:
     observed: list[tuple[object, ...]] = []
     endpoint(Basket(), observed).observe(201, 0.25)
     assert observed == [("/api/temperature_reading", "POST", 201, 0.25)]
+
+
+async def send_with_key(basket: Basket, recall: Recall, body: bytes = BODY) -> Request:
+    """Sends a reading with an Idempotency-Key, and lets the claims be asked."""
+    request = Request({b"x-api-key": KEY, b"idempotency-key": b"once"})
+    endpoint(basket, recall=recall).open(cast("Exchange", request))(body)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return request
+
+
+async def test_a_reading_with_a_new_key_is_submitted_with_a_claim_on_its_answer() -> None:
+    basket = Basket()
+    request = await send_with_key(basket, nothing_kept)
+    [claim] = basket.claims
+    assert claim is not None
+    assert claim.name == ("API_KEY", "once")
+    assert claim.answer(receipt(7)) == Replay(201, b"x" * 10)
+    basket.submitted[0][1](receipt(7))
+    assert request.answers == [(201, (), b"x" * 10)]
+
+
+@pytest.mark.parametrize(
+    "body", [BODY, BODY[:-1] + b', "time": "2001-01-01T00:00:00Z"}'], ids=["now", "too old by now"]
+)
+async def test_a_reading_sent_again_is_answered_as_the_first_time_before_it_is_looked_at(body: bytes) -> None:
+    basket = Basket()
+    first: list[Fingerprint] = []
+
+    async def ask(request: Fingerprint) -> None:
+        first.append(request)
+
+    async def remember(request: Fingerprint) -> Kept:
+        assert request == first[0]
+        return Kept(request.content_hash, Replay(201, b"as it was"))
+
+    await send_with_key(basket, ask, body)
+    basket.submitted.clear()
+    request = await send_with_key(basket, remember, body)
+    assert request.answers == [(201, (), b"as it was")]
+    assert not basket.submitted
+
+
+async def test_another_reading_under_the_same_key_is_refused() -> None:
+    async def remember(_: Fingerprint) -> Kept:
+        return Kept(b"of another body", Replay(201, b"as it was"))
+
+    basket = Basket()
+    request = await send_with_key(basket, remember)
+    assert [status for status, *_ in request.answers] == [409]
+    assert not basket.submitted
+
+
+@pytest.mark.parametrize("key", [b"", b"x" * 256, b"\xc3\xa9", b"a\tb"])
+def test_a_key_that_cannot_be_one_is_refused_before_the_body(key: bytes) -> None:
+    with pytest.raises(InvalidParameter):
+        endpoint(Basket()).open(cast("Exchange", Request({b"x-api-key": KEY, b"idempotency-key": key})))
