@@ -737,7 +737,7 @@ def test_small_bodies_that_would_become_large_are_refused_within_the_bounds_of_m
         "application/json": b"[" + b"[]," * 8_000_000 + b"[]]",
         NDJSON: b"1\n" * 13_000_000,
     }
-    with site(tmp_path, embedded_database_url) as there:
+    with site(tmp_path, embedded_database_url, MAX_BULK_INFLATED_BYTES=str(64 * MIB)) as there:
         for content_type, bomb in bombs.items():
             answer = there.post(CODECS["gzip"](bomb), content_type, Content_Encoding="gzip")
             assert (answer.status_code, "split it" in answer.json()["detail"]) == (413, True)
