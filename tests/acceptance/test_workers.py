@@ -183,7 +183,7 @@ async def test_a_scrape_of_any_worker_shows_the_whole_server(server: Server) -> 
             said = await metrics(client)
             assert said["sensorflow_readings_committed_total"] == 6
             assert said["sensorflow_websocket_connections"] == 2
-            assert said["sensorflow_buffer_max_rows"] == 50_000
+            assert said["sensorflow_buffer_max_rows"] == 1_000_000
             assert said["sensorflow_flush_rows_sum"] == 6
             assert said["sensorflow_ready"] == said["sensorflow_database_up"] == 1
             assert (said["sensorflow_workers"], said["sensorflow_worker_restarts_total"]) == (2, 0)
