@@ -84,7 +84,7 @@ class Edition:
     postgres_version: str
     timescaledb_version: str | None
     direct_compress: bool
-    """Whether COPY can write straight to the columnstore: Community, from 2.20 on."""
+    """Whether COPY can write straight to the columnstore: Community, from 2.21 on."""
     weak_durability: tuple[str, ...]
     """Those of fsync, synchronous_commit and full_page_writes that are off: a crash may lose what was committed."""
 

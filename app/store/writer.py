@@ -188,11 +188,14 @@ class Writer:
         def pieces() -> Iterator[Piece]:
             return _pieces(contents, encoded())
 
+        into_columnstore = self._suits_columnstore(contents, rows, sensors=len(names))
+        if rows >= MIN_COLUMNSTORE_ROWS:
+            self.gains_by_large_flushes = into_columnstore
         in_thread = sum(content.rows for content in contents if isinstance(content, Batch)) >= ENCODE_IN_THREAD_ROWS
         return Flush(
             first_id,
             rows,
-            self._suits_columnstore(contents, rows, sensors=len(names)),
+            into_columnstore,
             connection,
             await asyncio.get_running_loop().run_in_executor(self._encoder, payload) if in_thread else payload(),
             pieces,
@@ -234,8 +237,7 @@ class Writer:
         edition, threshold = self._database.edition, self._columnstore_rows_per_sensor
         if rows < MIN_COLUMNSTORE_ROWS or not threshold or edition is None or not edition.direct_compress:
             return False
-        self.gains_by_large_flushes = rows >= threshold * sensors * _days(contents)
-        return self.gains_by_large_flushes
+        return rows >= threshold * sensors * _days(contents)
 
     async def _reserve_ids(self, count: int) -> int:
         """The first of ``count`` consecutive ids, at most ID_BLOCK_ROWS. The rest of a block too short is let go."""

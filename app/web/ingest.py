@@ -34,7 +34,8 @@ from app.web.protocol import Exchange, TakeBody
 PATH = "/api/temperature_reading"
 MAX_ADDRESS_LENGTH = 45
 """An IPv6 address has no more; what a trusted proxy forwards may be anything."""
-KEY_HEADER = APIKeyHeader(name="X-API-Key")
+KEY_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False)
+"""As the OpenAPI document shows it; the keyring says what is missing or wrong."""
 
 
 class StoredReading(BaseModel):

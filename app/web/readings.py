@@ -16,7 +16,6 @@ from typing import Annotated, Literal
 
 import orjson
 from fastapi import APIRouter, Request, Security
-from fastapi.security import APIKeyHeader
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -43,11 +42,10 @@ from app.ingest.pipeline import Intake
 from app.ingest.receipt import Receipt, Stored
 from app.web import auth, problems
 from app.web.idempotency import Recall, answered_before, fingerprint, require_usable
-from app.web.ingest import MAX_ADDRESS_LENGTH, Problem
+from app.web.ingest import KEY_HEADER, MAX_ADDRESS_LENGTH, Problem
 
 logger = logging.getLogger(__name__)
 
-KEY_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False)
 PATH = "/api/readings"
 DECODING_FACTOR = 4
 """Bytes of memory that a byte of a body is counted as until it has become columns."""
