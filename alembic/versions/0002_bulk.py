@@ -1,6 +1,5 @@
 """The claims of Idempotency-Keys, and the columnstore of ``readings`` where the edition has one."""
 
-import sqlalchemy
 from alembic import op
 
 revision = "0002"
@@ -34,27 +33,15 @@ DROP_COLUMNSTORE = """
 SELECT decompress_chunk(chunk, if_compressed => true) FROM show_chunks('readings') AS chunk;
 ALTER TABLE readings SET (timescaledb.compress = false);
 """
-LICENCE = "SELECT current_setting('timescaledb.license', true) FROM pg_extension WHERE extname = 'timescaledb'"
-HYPERTABLE = """
-SELECT 1 FROM timescaledb_information.hypertables
-WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
-"""
-
-
-def has_columnstore() -> bool:
-    """Whether ``readings`` is a hypertable, under TimescaleDB's Community licence."""
-    connection = op.get_bind()
-    licence = connection.execute(sqlalchemy.text(LICENCE)).scalar()
-    return licence == "timescale" and connection.execute(sqlalchemy.text(HYPERTABLE)).scalar() is not None
 
 
 def upgrade() -> None:
     op.execute(CLAIMS)
-    if has_columnstore():
+    if op.get_context().opts["is_community"]():
         op.execute(COLUMNSTORE)
 
 
 def downgrade() -> None:
-    if has_columnstore():
+    if op.get_context().opts["is_community"]():
         op.execute(DROP_COLUMNSTORE)
     op.execute(DROP_CLAIMS)

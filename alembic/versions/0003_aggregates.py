@@ -1,0 +1,304 @@
+"""Aggregates of ``readings``, the registry of sensors, and the views and the role by which both are looked at.
+
+Every edition has the same names and columns. On TimescaleDB Community the aggregates are continuous, each made of the
+finer one; elsewhere they are plain views. What looks at values of any one metric reads ``points`` and its tiers, which
+have a row a value: another table of values becomes another branch of them, and no query changes.
+"""
+
+from collections.abc import Iterator
+
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+METRICS = {
+    "temperature": ("Temperature", "celsius"),
+    "humidity": ("Humidity", "percent"),
+    "pressure": ("Pressure", "pressurehpa"),
+}
+TIERS = {"readings_1m": "1 minute", "readings_1h": "1 hour", "readings_1d": "1 day"}
+
+REGISTRY = """
+ALTER TABLE sensors
+    ADD label text,
+    ADD location text,
+    ADD latitude double precision CHECK (latitude BETWEEN -90 AND 90),
+    ADD longitude double precision CHECK (longitude BETWEEN -180 AND 180),
+    ADD expected_interval_s double precision CHECK (expected_interval_s > 0);
+
+-- Units are those of Grafana's panels.
+CREATE TABLE metrics (
+    name text PRIMARY KEY,
+    title text NOT NULL,
+    unit text NOT NULL
+);
+
+CREATE TABLE sensor_limits (
+    sensor_id integer NOT NULL REFERENCES sensors,
+    metric text NOT NULL REFERENCES metrics,
+    lower double precision,
+    upper double precision,
+    PRIMARY KEY (sensor_id, metric),
+    CHECK (lower <= upper),
+    CHECK (num_nonnulls(lower, upper) > 0)
+);
+
+-- The latest reading of each sensor by its own time, a few seconds behind. Half of every page is left free, so that a
+-- row can be replaced within its page and no index needs to know.
+CREATE TABLE latest_readings (
+    sensor_id integer PRIMARY KEY REFERENCES sensors,
+    time timestamptz NOT NULL,
+    id bigint NOT NULL,
+    temperature double precision,
+    humidity double precision,
+    pressure double precision
+) WITH (fillfactor = 50);
+
+INSERT INTO server_settings (name, value) VALUES ('offline_after_s', '300');
+
+CREATE VIEW sensor_status AS
+SELECT s.id AS sensor_id, s.name, s.label, s.location, s.latitude, s.longitude, s.expected_interval_s,
+       l.time AS last_seen_at,
+       extract(epoch FROM now() - l.time)::double precision AS age_s,
+       l.time > now() - make_interval(secs => coalesce(
+           3 * s.expected_interval_s,
+           (SELECT value::double precision FROM server_settings WHERE name = 'offline_after_s')
+       )) AS is_online,
+       l.id, l.temperature, l.humidity, l.pressure
+FROM sensors s
+LEFT JOIN latest_readings l ON l.sensor_id = s.id;
+"""
+
+# The times of which the aggregates are still to be refreshed: late rows came, or they are from before this migration.
+STALE_RANGES = """
+CREATE TABLE stale_ranges (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    starts_at timestamptz NOT NULL,
+    ends_at timestamptz NOT NULL,
+    CHECK (starts_at < ends_at)
+);
+"""
+ALL_CHUNKS_ARE_STALE = """
+INSERT INTO stale_ranges (starts_at, ends_at)
+SELECT range_start, range_end FROM timescaledb_information.chunks
+WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
+ORDER BY range_start
+"""
+
+CONTINUOUS = """
+CREATE MATERIALIZED VIEW {tier} WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
+SELECT {columns}
+FROM {source}
+GROUP BY 1, 2
+WITH NO DATA;
+ALTER MATERIALIZED VIEW {tier} SET (
+    timescaledb.compress, timescaledb.compress_segmentby = 'sensor_id', timescaledb.compress_orderby = 'bucket DESC'
+);
+"""
+PLAIN = """
+CREATE VIEW {tier} AS
+SELECT {columns}
+FROM readings
+GROUP BY 1, 2;
+"""
+
+# Finite values may have a sum that is not, and the refresh of such a bucket would fail for ever. So what is summed is
+# bounded: a day's readings of one sensor, however many, then stay finite.
+OF_READINGS = """count({0}) AS {0}_count,
+       sum(least(greatest({0}, -1e290), 1e290)) AS {0}_sum,
+       min({0}) AS {0}_min,
+       max({0}) AS {0}_max"""
+FIRST_AND_LAST = """first({0}, time) FILTER (WHERE {0} IS NOT NULL) AS {0}_first,
+       last({0}, time) FILTER (WHERE {0} IS NOT NULL) AS {0}_last"""
+PLAIN_FIRST_AND_LAST = """(array_agg({0} ORDER BY time) FILTER (WHERE {0} IS NOT NULL))[1] AS {0}_first,
+       (array_agg({0} ORDER BY time DESC) FILTER (WHERE {0} IS NOT NULL))[1] AS {0}_last"""
+OF_FINER_TIER = """sum({0}_count)::bigint AS {0}_count,
+       sum({0}_sum) AS {0}_sum,
+       min({0}_min) AS {0}_min,
+       max({0}_max) AS {0}_max,
+       first({0}_first, bucket) FILTER (WHERE {0}_count > 0) AS {0}_first,
+       last({0}_last, bucket) FILTER (WHERE {0}_count > 0) AS {0}_last"""
+
+LATEST_POINT = "SELECT sensor_id, '{0}' AS metric, time, {0} AS value FROM latest_readings WHERE {0} IS NOT NULL"
+POINT = "SELECT time, sensor_id, '{0}' AS metric, {0} AS value FROM readings WHERE {0} IS NOT NULL"
+POINT_OF_TIER = """SELECT bucket, sensor_id, '{0}' AS metric, {0}_count AS count, {0}_sum AS sum, {0}_min AS min,
+       {0}_max AS max, {0}_first AS first, {0}_last AS last
+FROM {tier} WHERE {0}_count > 0"""
+LIMIT_VIOLATIONS = """
+CREATE VIEW limit_violations AS
+SELECT p.sensor_id, p.metric, p.time, p.value, l.lower, l.upper
+FROM latest_points p
+JOIN sensor_limits l ON l.sensor_id = p.sensor_id AND l.metric = p.metric
+WHERE p.value < l.lower OR p.value > l.upper
+"""
+
+# What dashboards and alerts ask about the database itself. Lag is by how much the latest reading is ahead of what is
+# materialized: it doesn't grow while nothing comes.
+COMMUNITY_STATE = """
+CREATE VIEW aggregate_lag AS
+SELECT c.view_name::text AS aggregate, w.watermark AS materialized_until, r.latest AS latest_reading_at,
+       extract(epoch FROM greatest(r.latest - w.watermark, INTERVAL '0'))::double precision AS lag_s
+FROM timescaledb_information.continuous_aggregates c
+JOIN _timescaledb_catalog.hypertable h
+    ON h.schema_name = c.materialization_hypertable_schema AND h.table_name = c.materialization_hypertable_name
+CROSS JOIN LATERAL (
+    SELECT nullif(
+        _timescaledb_functions.to_timestamp(_timescaledb_functions.cagg_watermark(h.id)),
+        TIMESTAMPTZ '4714-11-24 00:00:00+00 BC'
+    ) AS watermark
+) w
+CROSS JOIN (SELECT max(time) AS latest FROM latest_readings) r
+WHERE c.view_schema = current_schema AND c.view_name IN ('readings_1m', 'readings_1h', 'readings_1d');
+
+CREATE VIEW table_sizes AS
+SELECT t.name, hypertable_size(t.hypertable) AS size_bytes,
+       (SELECT count(*) FROM show_chunks(t.name::regclass)) AS chunks,
+       c.compressed_chunks, c.before_bytes, c.after_bytes
+FROM (
+    SELECT hypertable_name::text AS name, format('%I.%I', hypertable_schema, hypertable_name)::regclass AS hypertable
+    FROM timescaledb_information.hypertables
+    WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
+    UNION ALL
+    SELECT view_name, format('%I.%I', materialization_hypertable_schema, materialization_hypertable_name)::regclass
+    FROM timescaledb_information.continuous_aggregates
+    WHERE view_schema = current_schema AND view_name IN ('readings_1m', 'readings_1h', 'readings_1d')
+) t
+LEFT JOIN LATERAL (
+    SELECT sum(number_compressed_chunks)::bigint AS compressed_chunks,
+           sum(before_compression_total_bytes)::bigint AS before_bytes,
+           sum(after_compression_total_bytes)::bigint AS after_bytes
+    FROM hypertable_compression_stats(t.hypertable)
+) c ON true;
+
+CREATE VIEW database_jobs AS
+SELECT j.job_id, j.proc_name::text AS job, j.hypertable_name::text AS table_name, s.last_run_status AS last_status,
+       s.last_run_started_at AS last_started_at,
+       extract(epoch FROM s.last_run_duration)::double precision AS last_run_s, s.next_start AS next_start_at,
+       coalesce(s.total_runs, 0) AS runs, coalesce(s.total_failures, 0) AS failures
+FROM timescaledb_information.jobs j
+LEFT JOIN timescaledb_information.job_stats s ON s.job_id = j.job_id
+WHERE j.hypertable_schema = current_schema;
+"""
+PLAIN_STATE = """
+CREATE VIEW aggregate_lag AS
+SELECT aggregate, r.latest AS materialized_until, r.latest AS latest_reading_at, 0::double precision AS lag_s
+FROM (VALUES ('readings_1m'), ('readings_1h'), ('readings_1d')) AS a (aggregate)
+CROSS JOIN (SELECT max(time) AS latest FROM latest_readings) r;
+
+CREATE VIEW table_sizes AS
+SELECT 'readings' AS name,
+       (pg_total_relation_size('readings') + coalesce(sum(pg_total_relation_size(inhrelid)), 0))::bigint AS size_bytes,
+       count(*) AS chunks, NULL::bigint AS compressed_chunks, NULL::bigint AS before_bytes, NULL::bigint AS after_bytes
+FROM pg_inherits WHERE inhparent = 'readings'::regclass;
+
+CREATE VIEW database_jobs AS
+SELECT NULL::integer AS job_id, NULL::text AS job, NULL::text AS table_name, NULL::text AS last_status,
+       NULL::timestamptz AS last_started_at, NULL::double precision AS last_run_s,
+       NULL::timestamptz AS next_start_at, NULL::bigint AS runs, NULL::bigint AS failures
+WHERE false;
+"""
+
+READER = "sensorflow_reader"
+# Roles are the whole server's, and who migrates may not be let make one. Its password comes from a setting.
+CREATE_READER = f"""
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{READER}') THEN
+        CREATE ROLE {READER} NOLOGIN;
+        ALTER ROLE {READER} SET default_transaction_read_only = on;
+        ALTER ROLE {READER} SET statement_timeout = '30s';
+    END IF;
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE WARNING 'The role {READER} is left out: % may not create roles', current_user;
+END $$
+"""
+# Everything that is here, and everything that this role will make; but not what senders were answered.
+GRANTS = f"""
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{READER}') THEN
+        EXECUTE format('GRANT USAGE ON SCHEMA %I TO {READER}', current_schema);
+        EXECUTE format('GRANT SELECT ON ALL TABLES IN SCHEMA %I TO {READER}', current_schema);
+        EXECUTE format('ALTER DEFAULT PRIVILEGES IN SCHEMA %I GRANT SELECT ON TABLES TO {READER}', current_schema);
+        REVOKE SELECT ON idempotency_keys, server_settings FROM {READER};
+    END IF;
+END $$
+"""
+REVOKES = f"""
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{READER}') THEN
+        EXECUTE format('ALTER DEFAULT PRIVILEGES IN SCHEMA %I REVOKE SELECT ON TABLES FROM {READER}', current_schema);
+        EXECUTE format('REVOKE SELECT ON ALL TABLES IN SCHEMA %I FROM {READER}', current_schema);
+        EXECUTE format('REVOKE USAGE ON SCHEMA %I FROM {READER}', current_schema);
+    END IF;
+END $$
+"""
+
+DROP = """
+DROP VIEW database_jobs, table_sizes, aggregate_lag, limit_violations, latest_points, points_1d, points_1h, points_1m,
+          points, sensor_status;
+DROP {view} readings_1d;
+DROP {view} readings_1h;
+DROP {view} readings_1m;
+DROP TABLE stale_ranges, latest_readings, sensor_limits, metrics;
+DELETE FROM server_settings WHERE name = 'offline_after_s';
+ALTER TABLE sensors DROP label, DROP location, DROP latitude, DROP longitude, DROP expected_interval_s;
+"""
+
+
+def tiers(*, is_community: bool) -> Iterator[str]:
+    """The aggregates, from the finest to the coarsest."""
+    finer = None
+    for tier, width in TIERS.items():
+        if not is_community:
+            bucket, count = f"date_bin(INTERVAL '{width}', time, TIMESTAMPTZ 'epoch')", "count(*)"
+            of_metric = [OF_READINGS, PLAIN_FIRST_AND_LAST]
+        elif finer is None:
+            bucket, count, of_metric = (
+                f"time_bucket(INTERVAL '{width}', time)",
+                "count(*)",
+                [OF_READINGS, FIRST_AND_LAST],
+            )
+        else:
+            bucket, count = f"time_bucket(INTERVAL '{width}', bucket)", "sum(count)::bigint"
+            of_metric = [OF_FINER_TIER]
+        columns = [f"{bucket} AS bucket", "sensor_id", f"{count} AS count"]
+        columns += [column.format(metric) for metric in METRICS for column in of_metric]
+        create = CONTINUOUS if is_community else PLAIN
+        yield create.format(tier=tier, source=finer or "readings", columns=",\n       ".join(columns))
+        finer = tier
+
+
+def view_of_metrics(name: str, branch: str, **names: str) -> str:
+    """A view with a branch for each metric."""
+    branches = "\nUNION ALL\n".join(branch.format(metric, **names) for metric in METRICS)
+    return f"CREATE VIEW {name} AS\n{branches}"
+
+
+def upgrade() -> None:
+    is_community = op.get_context().opts["is_community"]()
+    op.execute(CREATE_READER)
+    op.execute(REGISTRY)
+    for metric, (title, unit) in METRICS.items():
+        op.execute(f"INSERT INTO metrics (name, title, unit) VALUES ('{metric}', '{title}', '{unit}')")
+    for statement in tiers(is_community=is_community):
+        op.execute(statement)
+    op.execute(STALE_RANGES)
+    if is_community:
+        op.execute(ALL_CHUNKS_ARE_STALE)
+    op.execute(view_of_metrics("points", POINT))
+    for tier in TIERS:
+        op.execute(view_of_metrics(tier.replace("readings", "points"), POINT_OF_TIER, tier=tier))
+    op.execute(view_of_metrics("latest_points", LATEST_POINT))
+    op.execute(LIMIT_VIOLATIONS)
+    op.execute(COMMUNITY_STATE if is_community else PLAIN_STATE)
+    op.execute(GRANTS)
+
+
+def downgrade() -> None:
+    op.execute(REVOKES)
+    op.execute(DROP.format(view="MATERIALIZED VIEW" if op.get_context().opts["is_community"]() else "VIEW"))
