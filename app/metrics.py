@@ -9,7 +9,7 @@ of a gauge stands beside it.
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
@@ -178,13 +178,31 @@ class ServerCollector(Collector):
                 statistics.connections,
                 "max",
             )
+            yield Gauge(
+                "sensorflow_stale_ranges",
+                "Time ranges of late readings of which the aggregates are still to be refreshed.",
+                statistics.stale_ranges,
+                "max",
+            )
+            lags = Gauge(
+                "sensorflow_aggregate_lag_seconds",
+                "How far an aggregate is behind the latest reading.",
+                None,
+                "max",
+                ["aggregate"],
+            )
+            for aggregate, lag_s in statistics.lags_s.items():
+                lags.add_metric([aggregate], lag_s)
+            yield lags
 
 
 class Gauge(GaugeMetricFamily):
-    """A gauge of one value, and what becomes of it where several processes are one server."""
+    """A gauge, of one value or by labels, and what becomes of it where several processes are one server."""
 
-    def __init__(self, name: str, help_: str, value: float, across: Across) -> None:
-        super().__init__(name, help_, value=value)
+    def __init__(
+        self, name: str, help_: str, value: float | None, across: Across, labels: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(name, help_, value=value, labels=labels)
         self.across = across
 
 

@@ -57,7 +57,8 @@ CREATE TABLE latest_readings (
     pressure double precision
 ) WITH (fillfactor = 50);
 
-INSERT INTO server_settings (name, value) VALUES ('offline_after_s', '300');
+INSERT INTO server_settings (name, value)
+VALUES ('offline_after_s', '300'), ('aggregates_refreshed_until', now()::text);
 
 CREATE VIEW sensor_status AS
 SELECT s.id AS sensor_id, s.name, s.label, s.location, s.latitude, s.longitude, s.expected_interval_s,
@@ -245,7 +246,7 @@ DROP {view} readings_1d;
 DROP {view} readings_1h;
 DROP {view} readings_1m;
 DROP TABLE stale_ranges, latest_readings, sensor_limits, metrics;
-DELETE FROM server_settings WHERE name = 'offline_after_s';
+DELETE FROM server_settings WHERE name IN ('offline_after_s', 'aggregates_refreshed_until');
 ALTER TABLE sensors DROP label, DROP location, DROP latitude, DROP longitude, DROP expected_interval_s;
 """
 

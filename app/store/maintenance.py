@@ -1,7 +1,8 @@
-"""What the database needs now and then: ledger and claims pruned, its size and connections looked at."""
+"""What the database needs now and then: ledger and claims pruned, its state looked at."""
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from app.errors import DatabaseAway
@@ -26,9 +27,11 @@ DELETE FROM flushes
 WHERE committed_at < now() - interval '{LEDGER_WINDOW_MINUTES} minutes' AND pg_try_advisory_xact_lock({PRUNE_LOCK})
 """
 STATISTICS = """
-SELECT pg_database_size(current_database()), count(*)
-FROM pg_stat_activity WHERE datname = current_database()
+SELECT pg_database_size(current_database()),
+       (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()),
+       (SELECT count(*) FROM stale_ranges)
 """
+LAGS = "SELECT aggregate, lag_s FROM aggregate_lag WHERE lag_s IS NOT NULL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,9 @@ class DatabaseStatistics:
 
     size_bytes: int
     connections: int
+    stale_ranges: int
+    lags_s: Mapping[str, float]
+    """How far each aggregate is behind the latest reading."""
 
 
 class Maintenance:
@@ -59,8 +65,10 @@ class Maintenance:
                         await connection.execute(PRUNE_LEDGER)
                         await claims.prune(connection, older_than_hours=self._claims_window_hours)
                     row = await (await connection.execute(STATISTICS)).fetchone()
-                assert row is not None  # an aggregate has one row
-                self.statistics = DatabaseStatistics(*row)
+                    lags = await (await connection.execute(LAGS)).fetchall()
+                assert row is not None  # a SELECT without FROM has one row
+                size_bytes, connections, stale_ranges = row
+                self.statistics = DatabaseStatistics(size_bytes, connections, stale_ranges, dict(lags))
             except DatabaseAway as error:
                 self.statistics = None
                 prune_from = clock() + PRUNE_PAUSE_S
