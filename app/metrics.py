@@ -186,7 +186,7 @@ class ServerCollector(Collector):
             )
             lags = Gauge(
                 "sensorflow_aggregate_lag_seconds",
-                "How far an aggregate is behind the latest reading.",
+                "Age of the oldest reading that an aggregate may lack.",
                 None,
                 "max",
                 ["aggregate"],

@@ -136,22 +136,20 @@ JOIN sensor_limits l ON l.sensor_id = p.sensor_id AND l.metric = p.metric
 WHERE p.value < l.lower OR p.value > l.upper
 """
 
-# What dashboards and alerts ask about the database itself. Lag is by how much the latest reading is ahead of what is
-# materialized: it doesn't grow while nothing comes.
+# What dashboards and alerts ask about the database itself. The lag is the age of the moment up to which everything that
+# had come was refreshed; what is materialized says less, since nothing is where nothing came.
 COMMUNITY_STATE = """
 CREATE VIEW aggregate_lag AS
-SELECT c.view_name::text AS aggregate, w.watermark AS materialized_until, r.latest AS latest_reading_at,
-       extract(epoch FROM greatest(r.latest - w.watermark, INTERVAL '0'))::double precision AS lag_s
+SELECT c.view_name::text AS aggregate,
+       nullif(
+           _timescaledb_functions.to_timestamp(_timescaledb_functions.cagg_watermark(h.id)),
+           TIMESTAMPTZ '4714-11-24 00:00:00+00 BC'
+       ) AS materialized_until,
+       extract(epoch FROM now() - s.value::timestamptz)::double precision AS lag_s
 FROM timescaledb_information.continuous_aggregates c
 JOIN _timescaledb_catalog.hypertable h
     ON h.schema_name = c.materialization_hypertable_schema AND h.table_name = c.materialization_hypertable_name
-CROSS JOIN LATERAL (
-    SELECT nullif(
-        _timescaledb_functions.to_timestamp(_timescaledb_functions.cagg_watermark(h.id)),
-        TIMESTAMPTZ '4714-11-24 00:00:00+00 BC'
-    ) AS watermark
-) w
-CROSS JOIN (SELECT max(time) AS latest FROM latest_readings) r
+JOIN server_settings s ON s.name = 'aggregates_refreshed_until'
 WHERE c.view_schema = current_schema AND c.view_name IN ('readings_1m', 'readings_1h', 'readings_1d');
 
 CREATE VIEW table_sizes AS
@@ -185,9 +183,8 @@ WHERE j.hypertable_schema = current_schema;
 """
 PLAIN_STATE = """
 CREATE VIEW aggregate_lag AS
-SELECT aggregate, r.latest AS materialized_until, r.latest AS latest_reading_at, 0::double precision AS lag_s
-FROM (VALUES ('readings_1m'), ('readings_1h'), ('readings_1d')) AS a (aggregate)
-CROSS JOIN (SELECT max(time) AS latest FROM latest_readings) r;
+SELECT aggregate, now() AS materialized_until, 0::double precision AS lag_s
+FROM (VALUES ('readings_1m'), ('readings_1h'), ('readings_1d')) AS tiers (aggregate);
 
 CREATE VIEW table_sizes AS
 SELECT 'readings' AS name,

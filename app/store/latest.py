@@ -77,7 +77,7 @@ class Noted(NamedTuple):
     pressure: float | None
 
 
-SCHEMA = pa.schema([WIRE_SCHEMA.field(name) for name in ("sensor_id", "time", *Noted._fields[1:])])
+SCHEMA = pa.schema([WIRE_SCHEMA.field(name) for name in Noted._fields])
 
 
 class LatestReadings:

@@ -31,7 +31,7 @@ SELECT pg_database_size(current_database()),
        (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()),
        (SELECT count(*) FROM stale_ranges)
 """
-LAGS = "SELECT aggregate, lag_s FROM aggregate_lag WHERE lag_s IS NOT NULL"
+LAGS = "SELECT aggregate, lag_s FROM aggregate_lag"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class DatabaseStatistics:
     connections: int
     stale_ranges: int
     lags_s: Mapping[str, float]
-    """How far each aggregate is behind the latest reading."""
+    """Of each aggregate, the age of what may be missing in it."""
 
 
 class Maintenance:

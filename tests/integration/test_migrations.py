@@ -21,7 +21,7 @@ FROM generate_series(%(first_id)s, %(first_id)s + 999) AS number
 """
 COLUMNSTORE_SETTINGS = """
 SELECT attname, segmentby_column_index, orderby_column_index, orderby_asc
-FROM timescaledb_information.compression_settings ORDER BY attname
+FROM timescaledb_information.compression_settings WHERE hypertable_name = 'readings' ORDER BY attname
 """
 
 

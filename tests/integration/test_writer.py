@@ -570,7 +570,7 @@ async def test_another_server_behind_a_new_connection_is_asked_for_its_own_ids(d
         await write(writer, reading(0))
         execute(
             database,
-            "TRUNCATE sensors, sources RESTART IDENTITY",
+            "TRUNCATE sensors, sources RESTART IDENTITY CASCADE",
             "INSERT INTO sensors (name) VALUES ('somebody else')",
             "INSERT INTO sources (key_name, client_ip) VALUES ('somebody', 'else')",
             "ALTER SEQUENCE reading_ids RESTART 7000001",
