@@ -109,7 +109,7 @@ GROUP BY 1, 2;
 # Finite values may have a sum that is not, and the refresh of such a bucket would fail for ever. So what is summed is
 # bounded: a day's readings of one sensor, however many, then stay finite.
 OF_READINGS = """count({0}) AS {0}_count,
-       sum(least(greatest({0}, -1e290), 1e290)) AS {0}_sum,
+       sum(least(greatest({0}, -1e290), 1e290)) FILTER (WHERE {0} IS NOT NULL) AS {0}_sum,
        min({0}) AS {0}_min,
        max({0}) AS {0}_max"""
 FIRST_AND_LAST = """first({0}, time) FILTER (WHERE {0} IS NOT NULL) AS {0}_first,
