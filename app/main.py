@@ -129,6 +129,7 @@ class Server:
             ServerCollector(
                 buffer=self.pipeline.buffer,
                 hub=self.hub,
+                failed_flushes=lambda: self.pipeline.failed_flushes,
                 clock=time.monotonic,
                 pool_stats=self._database.pool_stats,
                 database_statistics=lambda: self._maintenance.statistics,

@@ -97,6 +97,7 @@ class ServerCollector(Collector):
 
     Args:
         buffer, hub: the parts.
+        failed_flushes: how many there have been since the start.
         clock: seconds, the clock of the buffer.
         pool_stats: the connection pool's counters, by psycopg_pool's names.
         database_statistics: the last look at the database; None while it is away.
@@ -108,6 +109,7 @@ class ServerCollector(Collector):
         *,
         buffer: Buffer,
         hub: Hub,
+        failed_flushes: Callable[[], int],
         clock: Callable[[], float],
         pool_stats: Callable[[], dict[str, int]],
         database_statistics: Callable[[], DatabaseStatistics | None],
@@ -115,6 +117,7 @@ class ServerCollector(Collector):
     ) -> None:
         self._buffer = buffer
         self._hub = hub
+        self._failed_flushes = failed_flushes
         self._clock = clock
         self._pool_stats = pool_stats
         self._database_statistics = database_statistics
@@ -137,6 +140,11 @@ class ServerCollector(Collector):
             ),
         ):
             yield CounterMetricFamily(name, help_, value=rows)
+        yield CounterMetricFamily(
+            "sensorflow_flush_failures",
+            "Flushes of which nothing was committed; their readings are tried again.",
+            value=self._failed_flushes(),
+        )
         yield Gauge(BUFFER_ROWS, "Readings held, in flight included.", self._buffer.rows, "sum")
         yield Gauge(
             "sensorflow_buffer_bytes",
