@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -186,6 +186,17 @@ class ServerCollector(Collector):
                 statistics.connections,
                 "max",
             )
+
+
+class ProcessMetrics(Collector):
+    """Processor time, memory and descriptors of this process, by everybody's names; nothing where there is no /proc."""
+
+    def __init__(self) -> None:
+        self._process = ProcessCollector(registry=None)
+
+    def collect(self) -> Iterable[Metric]:
+        # A sum of moments is none.
+        return [metric for metric in self._process.collect() if metric.name != "process_start_time_seconds"]
 
 
 class Gauge(GaugeMetricFamily):
