@@ -89,7 +89,7 @@ DASHBOARD = dashboard(
             "sensor",
             "Sensors",
             "The sensors that are compared.",
-            "SELECT name AS __text, id AS __value FROM sensors ORDER BY 1",
+            "SELECT name AS __text, id::text AS __value FROM sensors ORDER BY 1",
             multi=True,
         ),
         variable(

@@ -167,7 +167,7 @@ DASHBOARD = dashboard(
             "sensor",
             "Sensor",
             "The sensor that is looked at.",
-            "SELECT name AS __text, id AS __value FROM sensors ORDER BY 1",
+            "SELECT name AS __text, id::text AS __value FROM sensors ORDER BY 1",
         ),
         variable(
             "metric",
