@@ -20,7 +20,7 @@ SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE_TEXT)["services"]
 ENV_EXAMPLE = dotenv_values(REPOSITORY / ".env.example", interpolate=False)
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text()
 
-SECRETS = {"POSTGRES_PASSWORD", "API_KEY", "API_KEY_WS", "GRAFANA_ADMIN_PASSWORD"}
+SECRETS = {"POSTGRES_PASSWORD", "READER_PASSWORD", "API_KEY", "API_KEY_WS", "GRAFANA_ADMIN_PASSWORD"}
 VARIABLE = re.compile(r"(?<!\$)\$\{(?P<name>\w+)(?P<operator>:?[-?+])?(?P<operand>[^}]*)\}")
 SETTING_NAMES = {name.upper() for name in Settings.model_fields}
 
