@@ -257,7 +257,6 @@ def variable(name: str, label: str, description: str, query: str, *, multi: bool
         "includeAll": multi,
         "hide": 0,
         "options": [],
-        "current": {},
     }
 
 
