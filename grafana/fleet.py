@@ -39,6 +39,7 @@ sensors = stat(
         FROM sensor_status
     """),
     size=(9, 4),
+    unit="short",
     overrides=[
         override("Online", color=fixed(GREEN)),
         override("Offline", thresholds=thresholds(GREEN, (1, RED))),

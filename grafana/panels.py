@@ -267,7 +267,6 @@ def variable(name: str, label: str, description: str, query: str, *, multi: bool
         "includeAll": multi,
         "hide": 0,
         "options": [],
-        "current": {},
     }
 
 
