@@ -39,12 +39,14 @@ HEALTH = [
             FROM pg_stat_activity
             WHERE datname = current_database()
         """),
+        unit="short",
         defaults={"color": fixed(BLUE)},
     ),
     stat(
         "Late ranges to refresh",
         "Ranges of which late readings came, and whose aggregates wait to be refreshed; 0 is all done.",
         sql("""SELECT count(*) AS "Ranges" FROM stale_ranges"""),
+        unit="short",
         defaults={"thresholds": thresholds(GREEN, (1, ORANGE), (1000, RED))},
     ),
 ]
@@ -131,11 +133,11 @@ activity = stat(
         WHERE datname = current_database()
     """),
     size=(14, 4),
+    unit="short",
     defaults={"color": fixed(BLUE)},
     overrides=[
         override("Pages found in memory", unit="percentunit", decimals=1),
         override("Rolled back", unit="percentunit", decimals=1),
-        override("Deadlocks", unit="short"),
         override("Temporary files", unit="bytes"),
     ],
 )
@@ -151,6 +153,7 @@ ledger = stat(
         FROM flushes
     """),
     size=(14, 4),
+    unit="short",
     defaults={"color": fixed(BLUE), "decimals": 0},
     overrides=[override("Since the last", unit="s")],
 )
@@ -160,5 +163,4 @@ DASHBOARD = dashboard(
     "Database",
     "What is stored, how far the aggregates are, and what the database does in the background.",
     [*HEALTH, sizes, lag, jobs, connections, activity, ledger],
-    refresh="30s",
 )

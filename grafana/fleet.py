@@ -22,7 +22,7 @@ from grafana.panels import (
 from grafana.zoom import Points, counts
 
 STATUS_COLORS = {"online": GREEN, "offline": RED, "never seen": GREY}
-STATUS = """CASE WHEN is_online THEN 'online' WHEN last_seen_at IS NULL THEN 'never seen' ELSE 'offline' END"""
+STATUS = "CASE WHEN is_online THEN 'online' WHEN last_seen_at IS NULL THEN 'never seen' ELSE 'offline' END"
 METRIC_UNITS = {"Temperature": "celsius", "Humidity": "percent", "Pressure": "pressurehpa"}
 
 TO_SENSOR = link("Sensor detail", "/d/sensorflow-sensor?var-sensor=${__data.fields.id}&${__url_time_range}")
@@ -39,6 +39,7 @@ sensors = stat(
         FROM sensor_status
     """),
     size=(9, 4),
+    unit="short",
     overrides=[
         override("Online", color=fixed(GREEN)),
         override("Offline", thresholds=thresholds(GREEN, (1, RED))),
@@ -89,10 +90,8 @@ every_sensor = table(
     sql(
         """
         SELECT s.sensor_id AS id, s.name AS "Sensor", s.label AS "Label", s.location AS "Location",
-               """
-        + STATUS
-        + """ AS "Status", s.age_s AS "Age",
-               s.temperature AS "Temperature", s.humidity AS "Humidity", s.pressure AS "Pressure",
+               {status} AS "Status",
+               s.age_s AS "Age", s.temperature AS "Temperature", s.humidity AS "Humidity", s.pressure AS "Pressure",
                coalesce(v.metrics, 'none') AS "Out of limits"
         FROM sensor_status s
         LEFT JOIN (
@@ -103,7 +102,8 @@ every_sensor = table(
         ) v ON v.sensor_id = s.sensor_id
         ORDER BY v.metrics IS NULL, s.is_online NULLS LAST, s.name
         LIMIT 1000
-    """
+        """,
+        status=STATUS,
     ),
     size=(24, 11),
     overrides=[
@@ -158,14 +158,14 @@ places = panel(
     [
         sql(
             """
-            SELECT sensor_id AS id, name AS "Sensor", location AS "Location", latitude, longitude, """
-            + STATUS
-            + """ AS "Status"
+            SELECT sensor_id AS id, name AS "Sensor", location AS "Location", latitude, longitude,
+                   {status} AS "Status"
             FROM sensor_status
             WHERE latitude IS NOT NULL AND longitude IS NOT NULL
             ORDER BY name
             LIMIT 10000
-        """
+            """,
+            status=STATUS,
         )
     ],
     size=(12, 10),
@@ -211,8 +211,15 @@ over_time = timeseries(
     below 6 days, of a day above.""",
     [
         sql(
-            'SELECT time, sum(count) / greatest(1, least(width_s, extract(epoch FROM now() - time))) AS "Readings/s"\n'
-            f"FROM ({counts()}) AS zoomed\nGROUP BY time, width_s\nORDER BY time",
+            """
+            SELECT time, sum(count) / greatest(1, least(width_s, extract(epoch FROM now() - time))) AS "Readings/s"
+            FROM (
+                {counts}
+            ) AS zoomed
+            GROUP BY time, width_s
+            ORDER BY time
+            """,
+            counts=counts(),
             series=True,
         )
     ],

@@ -19,16 +19,26 @@ GRID_COLUMNS = 24
 TAG = "sensorflow"
 
 
-def sql(query: str, *, ref: str = "A", series: bool = False) -> Json:
-    """A query of the database, in Grafana's two shapes: a table, or series over the column ``time``."""
+def sql(query: str, *, ref: str = "A", series: bool = False, **parts: str) -> Json:
+    """A query of the database, in Grafana's two shapes: a table, or series over the column ``time``.
+
+    Each of ``parts`` takes the place of its name in braces, and the indentation of its line.
+    """
     return {
         "refId": ref,
         "datasource": POSTGRESQL,
         "format": "time_series" if series else "table",
         "editorMode": "code",
         "rawQuery": True,
-        "rawSql": dedent(query).strip(),
+        "rawSql": "\n".join(_filled(line, parts) for line in dedent(query).strip().splitlines()),
     }
+
+
+def _filled(line: str, parts: Mapping[str, str]) -> str:
+    margin = line[: len(line) - len(line.lstrip())]
+    for name, part in parts.items():
+        line = line.replace(f"{{{name}}}", part.replace("\n", "\n" + margin))
+    return line
 
 
 def promql(expression: str, legend: str = "__auto", *, ref: str = "A") -> Json:
@@ -257,7 +267,6 @@ def variable(name: str, label: str, description: str, query: str, *, multi: bool
         "includeAll": multi,
         "hide": 0,
         "options": [],
-        "current": {},
     }
 
 

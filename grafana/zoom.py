@@ -11,8 +11,7 @@ from enum import IntEnum
 class Points(IntEnum):
     """maxDataPoints of a panel, by how many sensors it reads. With the bounds below it makes the ranges.
 
-    Where one range ends and the next begins, the coarser points are some 70 a sensor and the finer ones 4,200 (where it
-    sends each second).
+    At one sensor a reading a second is drawn as 4,200 points at most, and a coarser aggregate begins with 70.
     """
 
     ONE_SENSOR = 1_200
@@ -23,47 +22,54 @@ class Points(IntEnum):
     """1m below 5 hours, 1h below 6 days, then 1d."""
 
 
-READINGS = "$__interval_ms <= 2000"
-TIERS = {
-    "1m": ("1 minute", 60, "$__interval_ms > 2000 AND $__interval_ms <= 120000"),
-    "1h": ("1 hour", 3_600, "$__interval_ms > 120000 AND $__interval_ms <= 3600000"),
-    "1d": ("1 day", 86_400, "$__interval_ms > 3600000"),
-}
-FINEST_TIER = "$__interval_ms <= 120000"
-
-
-def bucket_in_range(width: str) -> str:
-    """The condition on buckets: the one in which the range begins is part of it."""
-    return f"bucket BETWEEN date_bin('{width}', TIMESTAMPTZ $__timeFrom(), TIMESTAMPTZ 'epoch') AND $__timeTo()"
+RAW_MS, MINUTES_MS, HOURS_MS = 2_000, 120_000, 3_600_000
+"""The longest interval at which readings and the aggregates of a minute and an hour are read."""
 
 
 def points(where: str) -> str:
-    """A subquery of values: time, width_s (0: a reading), sensor_id, count, sum, min, max, first, last."""
-    readings = f"""
-    SELECT time, 0 AS width_s, sensor_id, 1 AS count, value AS sum, value AS min, value AS max,
-           value AS first, value AS last
-    FROM points
-    WHERE {READINGS} AND $__timeFilter(time) AND {where}"""
-    tiers = [
-        f"""
-    SELECT bucket, {width_s}, sensor_id, count, sum, min, max, first, last
-    FROM points_{tier}
-    WHERE {gate} AND {bucket_in_range(width)}
-      AND {where}"""
-        for tier, (width, width_s, gate) in TIERS.items()
-    ]
-    return "\n    UNION ALL".join([readings, *tiers]) + "\n"
+    """A query of values: time, width_s (0: a reading), sensor_id, count, sum, min, max, first, last."""
+    return f"""\
+SELECT time, 0 AS width_s, sensor_id, 1 AS count, value AS sum,
+       value AS min, value AS max, value AS first, value AS last
+FROM points
+WHERE $__interval_ms <= {RAW_MS} AND {where}
+  AND $__timeFilter(time)
+UNION ALL
+SELECT bucket, 60, sensor_id, count, sum, min, max, first, last
+FROM points_1m
+WHERE $__interval_ms > {RAW_MS} AND $__interval_ms <= {MINUTES_MS} AND {where}
+  AND {in_range("1 minute")}
+UNION ALL
+SELECT bucket, 3600, sensor_id, count, sum, min, max, first, last
+FROM points_1h
+WHERE $__interval_ms > {MINUTES_MS} AND $__interval_ms <= {HOURS_MS} AND {where}
+  AND {in_range("1 hour")}
+UNION ALL
+SELECT bucket, 86400, sensor_id, count, sum, min, max, first, last
+FROM points_1d
+WHERE $__interval_ms > {HOURS_MS} AND {where}
+  AND {in_range("1 day")}"""
 
 
 def counts() -> str:
-    """A subquery of how many readings the whole fleet sent: time, width_s, count. Readings are not looked at."""
-    return (
-        "\n    UNION ALL".join(
-            f"""
-    SELECT bucket AS time, {width_s} AS width_s, count
-    FROM readings_{tier}
-    WHERE {FINEST_TIER if tier == "1m" else gate} AND {bucket_in_range(width)}"""
-            for tier, (width, width_s, gate) in TIERS.items()
-        )
-        + "\n"
-    )
+    """A query of how many readings each sensor sent: time, width_s, count. Readings themselves are never read."""
+    return f"""\
+SELECT bucket AS time, 60 AS width_s, count
+FROM readings_1m
+WHERE $__interval_ms <= {MINUTES_MS}
+  AND {in_range("1 minute")}
+UNION ALL
+SELECT bucket, 3600, count
+FROM readings_1h
+WHERE $__interval_ms > {MINUTES_MS} AND $__interval_ms <= {HOURS_MS}
+  AND {in_range("1 hour")}
+UNION ALL
+SELECT bucket, 86400, count
+FROM readings_1d
+WHERE $__interval_ms > {HOURS_MS}
+  AND {in_range("1 day")}"""
+
+
+def in_range(width: str) -> str:
+    """The condition on buckets. The one in which the range begins is among them; $__timeFilter would drop it."""
+    return f"bucket BETWEEN date_bin('{width}', TIMESTAMPTZ $__timeFrom(), TIMESTAMPTZ 'epoch') AND $__timeTo()"

@@ -154,7 +154,7 @@ CROSS JOIN (SELECT max(time) AS latest FROM latest_readings) r
 WHERE c.view_schema = current_schema AND c.view_name IN ('readings_1m', 'readings_1h', 'readings_1d');
 
 CREATE VIEW table_sizes AS
-SELECT t.name, hypertable_size(t.hypertable) AS size_bytes,
+SELECT t.name, hypertable_approximate_size(t.hypertable) AS size_bytes,
        (SELECT count(*) FROM show_chunks(t.name::regclass)) AS chunks,
        c.compressed_chunks, c.before_bytes, c.after_bytes
 FROM (
