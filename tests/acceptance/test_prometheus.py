@@ -1,6 +1,5 @@
 """A real Prometheus watches a real run: every panel and every alert that asks it gets an answer, and a true one."""
 
-import json
 import math
 import re
 import select
@@ -12,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import cycle
-from typing import Any
 
 import httpx
 import psycopg
@@ -21,9 +19,10 @@ from websockets.sync.client import connect
 
 from tests.acceptance.test_http import connection_to
 from tests.conftest import new_database
+from tests.grafana.dashboards import DASHBOARDS, DATASOURCES, Node, panels
 from tests.prometheus import SCRAPE_INTERVAL_S, Prometheus, prometheus
 from tests.proxy import Fault, FaultyProxy, faulty_proxy
-from tests.server import API_KEY, API_KEY_WS, REPOSITORY, Server, eventually, running
+from tests.server import API_KEY, API_KEY_WS, Server, eventually, running
 
 ONE = "/api/temperature_reading"
 MANY = "/api/readings"
@@ -175,7 +174,9 @@ def test_the_processes_of_a_server_are_counted_as_one(watched: Watched) -> None:
 def test_every_panel_that_asks_prometheus_shows_something(watched: Watched) -> None:
     """And what its legend names is there."""
     end = time.time()
-    for place, target in prometheus_targets():
+    targets = list(prometheus_targets())
+    assert targets
+    for place, target in targets:
         found = watched.prometheus.ask_range(expanded(target["expr"]), start=watched.started_at, end=end)
         values = [float(value) for series in found for _, value in series["values"]]
         assert not all(map(math.isnan, values)), f"{place}: {target['expr']}"
@@ -213,14 +214,14 @@ def test_promtool_finds_no_fault_in_a_scrape(watched: Watched) -> None:
     assert (check.returncode, check.stderr.decode()) == (0, "")
 
 
-def prometheus_targets() -> Iterator[tuple[str, dict[str, Any]]]:
+def prometheus_targets() -> Iterator[tuple[str, Node]]:
     """What the panels of all dashboards ask Prometheus, and where."""
-    for path in sorted((REPOSITORY / "grafana" / "dashboards").glob("*.json")):
-        panels = json.loads(path.read_text())["panels"]
-        for panel in [*panels, *(inner for row in panels for inner in row.get("panels", ()))]:
-            for target in panel.get("targets", ()):
-                if target.get("datasource", panel.get("datasource"))["type"] == "prometheus":
-                    yield f"{path.stem}, {panel['title']}", target
+    for name, dashboard in DASHBOARDS.items():
+        for panel in panels(dashboard):
+            for target in panel.get("targets", []):
+                uid = (target.get("datasource") or panel["datasource"])["uid"]
+                if DATASOURCES.get(uid, {}).get("type") == "prometheus":
+                    yield f"{name}, {panel['title']}", target
 
 
 def expanded(expression: str) -> str:
