@@ -21,7 +21,7 @@ from app.ingest.pipeline import Audience, Intake, Pipeline
 from app.ingest.receipt import Receipt, receipt_encoder
 from app.live.bus import Bus, LocalBus
 from app.live.hub import Hub
-from app.metrics import Instruments, ServerCollector
+from app.metrics import Instruments, ProcessMetrics, ServerCollector
 from app.settings import Keys, Settings
 from app.store import claims
 from app.store.aggregates import Aggregates
@@ -148,10 +148,12 @@ class Server:
             audience=self.hub,
             on_flush=self.instruments.observe_flush,
         )
+        registry.register(ProcessMetrics())
         registry.register(
             ServerCollector(
                 buffer=self.pipeline.buffer,
                 hub=self.hub,
+                failed_flushes=lambda: self.pipeline.failed_flushes,
                 clock=time.monotonic,
                 pool_stats=self._database.pool_stats,
                 database_statistics=lambda: self._maintenance.statistics,

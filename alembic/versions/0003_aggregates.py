@@ -153,7 +153,7 @@ JOIN server_settings s ON s.name = 'aggregates_refreshed_until'
 WHERE c.view_schema = current_schema AND c.view_name IN ('readings_1m', 'readings_1h', 'readings_1d');
 
 CREATE VIEW table_sizes AS
-SELECT t.name, hypertable_size(t.hypertable) AS size_bytes,
+SELECT t.name, hypertable_approximate_size(t.hypertable) AS size_bytes,
        (SELECT count(*) FROM show_chunks(t.name::regclass)) AS chunks,
        c.compressed_chunks, c.before_bytes, c.after_bytes
 FROM (

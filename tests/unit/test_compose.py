@@ -20,7 +20,7 @@ SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE_TEXT)["services"]
 ENV_EXAMPLE = dotenv_values(REPOSITORY / ".env.example", interpolate=False)
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text()
 
-SECRETS = {"POSTGRES_PASSWORD", "API_KEY", "API_KEY_WS", "GRAFANA_ADMIN_PASSWORD"}
+SECRETS = {"POSTGRES_PASSWORD", "READER_PASSWORD", "API_KEY", "API_KEY_WS", "GRAFANA_ADMIN_PASSWORD"}
 VARIABLE = re.compile(r"(?<!\$)\$\{(?P<name>\w+)(?P<operator>:?[-?+])?(?P<operand>[^}]*)\}")
 SETTING_NAMES = {name.upper() for name in Settings.model_fields}
 
@@ -161,6 +161,23 @@ def test_grafanas_datasources_read_only_variables_that_grafana_is_given() -> Non
     """Grafana expands an unknown variable to nothing, and says nothing."""
     text = (REPOSITORY / "grafana" / "provisioning" / "datasources" / "datasources.yml").read_text()
     assert {match["name"] for match in VARIABLE.finditer(text)} <= set(SERVICES["grafana"]["environment"])
+
+
+def test_prometheus_finds_its_rules_where_its_folder_is_mounted() -> None:
+    """Their path is relative to the configuration, of which the image reads /etc/prometheus/prometheus.yml."""
+    assert "./prometheus:/etc/prometheus:ro" in SERVICES["prometheus"]["volumes"]
+    folder = REPOSITORY / "prometheus"
+    rule_files = yaml.safe_load((folder / "prometheus.yml").read_text())["rule_files"]
+    assert rule_files
+    assert all((folder / name).is_file() and "/" not in name for name in rule_files)
+
+
+def test_grafana_knows_how_often_prometheus_scrapes() -> None:
+    """It chooses the width of rate() by that."""
+    sources = yaml.safe_load((REPOSITORY / "grafana/provisioning/datasources/datasources.yml").read_text())
+    [source] = [source for source in sources["datasources"] if source["type"] == "prometheus"]
+    configuration = yaml.safe_load((REPOSITORY / "prometheus" / "prometheus.yml").read_text())
+    assert source["jsonData"]["timeInterval"] == configuration["global"]["scrape_interval"]
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")

@@ -1,0 +1,25 @@
+"""Writes every dashboard to ``grafana/dashboards``: ``python -m grafana``."""
+
+import json
+from pathlib import Path
+
+from grafana import compare, database, fleet, ingest, sensor
+
+FOLDER = Path(__file__).parent / "dashboards"
+
+
+def texts() -> dict[str, str]:
+    """Each dashboard's JSON by the name of its file."""
+    dashboards = {
+        "fleet-overview.json": fleet.DASHBOARD,
+        "sensor-detail.json": sensor.DASHBOARD,
+        "compare-sensors.json": compare.DASHBOARD,
+        "ingest-and-server.json": ingest.DASHBOARD,
+        "database.json": database.DASHBOARD,
+    }
+    return {name: json.dumps(dashboard, indent=2, ensure_ascii=False) + "\n" for name, dashboard in dashboards.items()}
+
+
+if __name__ == "__main__":
+    for name, text in texts().items():
+        (FOLDER / name).write_text(text)

@@ -1,0 +1,328 @@
+"""What any dashboard is made of, in Grafana's classic JSON (schema version 42).
+
+Knows nothing of sensors. Names and values of options are those of ``@grafana/schema`` 13.2; what is left out has there
+the default that is wanted.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import count
+from textwrap import dedent
+
+Json = dict[str, object]
+
+POSTGRESQL: Json = {"type": "grafana-postgresql-datasource", "uid": "sensorflow-postgresql"}
+PROMETHEUS: Json = {"type": "prometheus", "uid": "sensorflow-prometheus"}
+
+GREEN, YELLOW, ORANGE, RED, BLUE, PURPLE, GREY = "green", "yellow", "orange", "red", "blue", "purple", "#8e8e8e"
+
+GRID_COLUMNS = 24
+TAG = "sensorflow"
+
+
+def sql(query: str, *, ref: str = "A", series: bool = False, **parts: str) -> Json:
+    """A query of the database, in Grafana's two shapes: a table, or series over the column ``time``.
+
+    Each of ``parts`` takes the place of its name in braces, and the indentation of its line.
+    """
+    return {
+        "refId": ref,
+        "datasource": POSTGRESQL,
+        "format": "time_series" if series else "table",
+        "editorMode": "code",
+        "rawQuery": True,
+        "rawSql": "\n".join(_filled(line, parts) for line in dedent(query).strip().splitlines()),
+    }
+
+
+def _filled(line: str, parts: Mapping[str, str]) -> str:
+    margin = line[: len(line) - len(line.lstrip())]
+    for name, part in parts.items():
+        line = line.replace(f"{{{name}}}", part.replace("\n", "\n" + margin))
+    return line
+
+
+def promql(expression: str, legend: str = "__auto", *, ref: str = "A") -> Json:
+    """A query of Prometheus over the range."""
+    return {
+        "refId": ref,
+        "datasource": PROMETHEUS,
+        "editorMode": "code",
+        "range": True,
+        "expr": dedent(expression).strip(),
+        "legendFormat": legend,
+    }
+
+
+def promqls(**expressions: str) -> list[Json]:
+    """Several queries of Prometheus, each by the name of its series; an underscore stands for a space."""
+    return [
+        promql(expression, name.replace("_", " "), ref=chr(ord("A") + index))
+        for index, (name, expression) in enumerate(expressions.items())
+    ]
+
+
+def override(field: str, **properties: object) -> Json:
+    """What is different for the field of a name. A dot in a property's name is written as two underscores."""
+    return {
+        "matcher": {"id": "byName", "options": field},
+        "properties": [{"id": name.replace("__", "."), "value": value} for name, value in properties.items()],
+    }
+
+
+def fixed(color: str) -> Json:
+    """One colour, whatever the value."""
+    return {"mode": "fixed", "fixedColor": color}
+
+
+def thresholds(base: str, *steps: tuple[float, str]) -> Json:
+    """Colours by value: the first from below, each other one from its value on."""
+    colors = [{"value": None, "color": base}, *({"value": value, "color": color} for value, color in steps)]
+    return {"mode": "absolute", "steps": colors}
+
+
+def colored_text(colors: Mapping[str, str]) -> list[Json]:
+    """Mappings that give words their colours."""
+    options = {
+        text: {"text": text, "color": color, "index": index} for index, (text, color) in enumerate(colors.items())
+    }
+    return [{"type": "value", "options": options}]
+
+
+def link(title: str, url: str) -> list[Json]:
+    """Where a click on a value leads."""
+    return [{"title": title, "url": url}]
+
+
+def unit_from(query: str) -> tuple[Json, Json]:
+    """A query whose one value, ``unit``, becomes the unit of every number on the panel; and the transformation."""
+    options = {
+        "configRefId": "unit",
+        "mappings": [{"fieldName": "unit", "handlerKey": "unit"}],
+        "applyTo": {"id": "byType", "options": "number"},
+    }
+    return sql(query, ref="unit"), {"id": "configFromData", "options": options}
+
+
+def panel(
+    kind: str,
+    title: str,
+    description: str,
+    targets: Sequence[Json],
+    *,
+    size: tuple[int, int],
+    options: Json,
+    unit: str | None = None,
+    defaults: Json | None = None,
+    custom: Json | None = None,
+    overrides: Sequence[Json] = (),
+    transformations: Sequence[Json] = (),
+    points: int | None = None,
+) -> Json:
+    """A panel of Grafana's visualization ``kind``, ``size`` columns wide and rows high.
+
+    ``defaults`` are of every field, and ``custom`` is what only this kind knows of fields. ``points`` is maxDataPoints,
+    for queries that look at the interval.
+    """
+    field: Json = {"color": {"mode": "thresholds"}, "thresholds": thresholds(GREEN), **(defaults or {})}
+    if unit is not None:
+        field["unit"] = unit
+    if custom is not None:
+        field["custom"] = custom
+    width, height = size
+    made: Json = {
+        "type": kind,
+        "title": title,
+        "description": " ".join(description.split()),
+        "datasource": targets[0]["datasource"],
+        "gridPos": {"w": width, "h": height},
+        "targets": list(targets),
+        "fieldConfig": {"defaults": field, "overrides": list(overrides)},
+        "options": options,
+        "transformations": list(transformations),
+    }
+    if points is not None:
+        # Without an interval of its own a panel has the datasource's, which is a minute.
+        made |= {"maxDataPoints": int(points), "interval": "1s"}
+    return made
+
+
+def timeseries(
+    title: str,
+    description: str,
+    targets: Sequence[Json],
+    *,
+    size: tuple[int, int] = (12, 8),
+    unit: str | None = None,
+    defaults: Json | None = None,
+    custom: Json | None = None,
+    calcs: Sequence[str] = ("lastNotNull", "max"),
+    overrides: Sequence[Json] = (),
+    transformations: Sequence[Json] = (),
+    points: int | None = None,
+) -> Json:
+    """Lines over time. ``calcs`` are the figures in the legend."""
+    return panel(
+        "timeseries",
+        title,
+        description,
+        targets,
+        size=size,
+        unit=unit,
+        defaults={"color": {"mode": "palette-classic"}, **(defaults or {})},
+        custom={"lineWidth": 1, "fillOpacity": 10, "showPoints": "auto", "spanNulls": False, **(custom or {})},
+        options={
+            "legend": {"displayMode": "table", "placement": "bottom", "showLegend": True, "calcs": list(calcs)},
+            "tooltip": {"mode": "multi", "sort": "desc"},
+        },
+        overrides=overrides,
+        transformations=transformations,
+        points=points,
+    )
+
+
+def stat(
+    title: str,
+    description: str,
+    target: Json,
+    *others: Json,
+    size: tuple[int, int] = (6, 4),
+    unit: str | None = None,
+    defaults: Json | None = None,
+    overrides: Sequence[Json] = (),
+    transformations: Sequence[Json] = (),
+    points: int | None = None,
+) -> Json:
+    """Large figures, one a field; a series shows its course behind its last value."""
+    return panel(
+        "stat",
+        title,
+        description,
+        [target, *others],
+        size=size,
+        unit=unit,
+        defaults=defaults,
+        options={
+            "colorMode": "value",
+            "graphMode": "area",
+            "justifyMode": "auto",
+            "orientation": "auto",
+            "percentChangeColorMode": "standard",
+            "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+            "showPercentChange": False,
+            "textMode": "auto",
+            "wideLayout": True,
+        },
+        overrides=overrides,
+        transformations=transformations,
+        points=points,
+    )
+
+
+def table(
+    title: str,
+    description: str,
+    target: Json,
+    *others: Json,
+    size: tuple[int, int] = (24, 8),
+    defaults: Json | None = None,
+    overrides: Sequence[Json] = (),
+    transformations: Sequence[Json] = (),
+    points: int | None = None,
+) -> Json:
+    """Rows as the query orders them."""
+    return panel(
+        "table",
+        title,
+        description,
+        [target, *others],
+        size=size,
+        defaults=defaults,
+        custom={"align": "auto", "cellOptions": {"type": "auto"}, "filterable": True, "inspect": False},
+        options={"cellHeight": "sm", "frameIndex": 0, "showHeader": True},
+        overrides=overrides,
+        transformations=transformations,
+        points=points,
+    )
+
+
+def row(title: str, *, repeat: str | None = None) -> Json:
+    """A heading; with ``repeat``, it and what lies under it stand there once for each value of that variable."""
+    made: Json = {"type": "row", "title": title, "collapsed": False, "panels": [], "gridPos": {"w": 24, "h": 1}}
+    return made | {"repeat": repeat} if repeat else made
+
+
+def variable(name: str, label: str, description: str, query: str, *, multi: bool = False) -> Json:
+    """A choice at the dashboard's head, from a query of ``__text`` and ``__value``; ``multi`` has All, too."""
+    return {
+        "type": "query",
+        "name": name,
+        "label": label,
+        "description": description,
+        "datasource": POSTGRESQL,
+        "query": dedent(query).strip(),
+        "refresh": 1,
+        "sort": 0,
+        "regex": "",
+        "multi": multi,
+        "includeAll": multi,
+        "hide": 0,
+        "options": [],
+    }
+
+
+def laid_out(panels: Sequence[Json]) -> list[Json]:
+    """The panels with their ids and places: from left to right, and below the tallest of a line the next line."""
+    placed = []
+    x = y = line_height = 0
+    for number, each in zip(count(1), panels):
+        match each["gridPos"]:
+            case {"w": int(width), "h": int(height)}:
+                if x + width > GRID_COLUMNS:
+                    x, y, line_height = 0, y + line_height, 0
+                placed.append({"id": number, **each, "gridPos": {"x": x, "y": y, "w": width, "h": height}})
+                x, line_height = x + width, max(line_height, height)
+    return placed
+
+
+def dashboard(
+    uid: str,
+    title: str,
+    description: str,
+    panels: Sequence[Json],
+    *,
+    variables: Sequence[Json] = (),
+    since: str = "now-1h",
+    refresh: str = "10s",
+) -> Json:
+    """A whole dashboard, with links to all others of the tag."""
+    return {
+        "uid": uid,
+        "title": title,
+        "description": " ".join(description.split()),
+        "tags": [TAG],
+        "schemaVersion": 42,
+        "version": 1,
+        "editable": False,
+        "graphTooltip": 1,
+        "timezone": "browser",
+        "time": {"from": since, "to": "now"},
+        "refresh": refresh,
+        "timepicker": {"refresh_intervals": ["5s", "10s", "30s", "1m", "5m", "15m"]},
+        "annotations": {"list": []},
+        "links": [
+            {
+                "type": "dashboards",
+                "title": "SensorFlow",
+                "tags": [TAG],
+                "asDropdown": False,
+                "icon": "external link",
+                "includeVars": False,
+                "keepTime": True,
+                "targetBlank": False,
+                "tooltip": "",
+                "url": "",
+            }
+        ],
+        "templating": {"list": list(variables)},
+        "panels": laid_out(panels),
+    }

@@ -1,0 +1,180 @@
+"""Sensor detail: one sensor at every zoom, from a year down to single readings."""
+
+from grafana.fleet import STATUS, STATUS_COLORS
+from grafana.panels import (
+    BLUE,
+    RED,
+    Json,
+    colored_text,
+    dashboard,
+    fixed,
+    override,
+    row,
+    sql,
+    stat,
+    table,
+    timeseries,
+    unit_from,
+    variable,
+)
+from grafana.zoom import Points, points
+
+POINTS = points("sensor_id = ${sensor:sqlstring} AND metric = ${metric:sqlstring}")
+ZOOM = """Below 70 minutes from the readings themselves; then from buckets of a minute (below 70 hours), of an hour
+(below 75 days) and of a day."""
+HIDDEN_IN_LEGEND: Json = {"legend": True, "tooltip": False, "viz": False}
+DASHED: Json = {"fill": "dash", "dash": [10, 10]}
+
+unit, with_unit = unit_from("SELECT unit FROM metrics WHERE name = ${metric:sqlstring}")
+
+latest = stat(
+    "Latest reading",
+    "Each metric of the latest reading by its own time; red where it is out of the sensor's limits.",
+    sql(
+        """
+        SELECT m.title AS metric, p.value, m.unit, CASE WHEN v.metric IS NULL THEN 'green' ELSE 'red' END AS color
+        FROM latest_points p
+        JOIN metrics m ON m.name = p.metric
+        LEFT JOIN limit_violations v ON v.sensor_id = p.sensor_id AND v.metric = p.metric
+        WHERE p.sensor_id = ${sensor:sqlstring}
+        ORDER BY m.title
+        """
+    ),
+    size=(12, 4),
+    defaults={"decimals": 2},
+    # The first text is the field's name, the number its value; columns named unit and color are what they say.
+    transformations=[{"id": "rowsToFields", "options": {}}],
+)
+
+registered = table(
+    "Sensor",
+    "What is known of the sensor. Label, location and expected interval are set with PATCH /api/sensors/{name}.",
+    sql(
+        """
+        SELECT name AS "Sensor", label AS "Label", location AS "Location", {status} AS "Status", age_s AS "Age",
+               expected_interval_s AS "Expected every"
+        FROM sensor_status
+        WHERE sensor_id = ${sensor:sqlstring}
+        """,
+        status=STATUS,
+    ),
+    size=(12, 4),
+    overrides=[
+        override("Status", mappings=colored_text(STATUS_COLORS), custom__cellOptions={"type": "color-background"}),
+        override("Age", unit="s", decimals=0),
+        override("Expected every", unit="s"),
+    ],
+)
+
+curve = timeseries(
+    "$metric",
+    f"""Mean, and the band from the lowest to the highest reading, with the sensor's limits. {ZOOM} The line is broken
+    where nothing came for longer than three times the sensor's expected interval, or five minutes where none is
+    set.""",
+    [
+        # The second part has a row without values for each gap: there Grafana breaks the line.
+        sql(
+            """
+            WITH zoomed AS (
+                {points}
+            ), spaced AS (
+                SELECT time, sum / count AS mean, min, max, width_s,
+                       extract(epoch FROM lead(time) OVER (ORDER BY time) - time) AS step_s
+                FROM zoomed
+            )
+            SELECT time, mean, min, max
+            FROM spaced
+            UNION ALL
+            SELECT time + INTERVAL '1 millisecond', NULL, NULL, NULL
+            FROM spaced
+            WHERE step_s > greatest(
+                width_s, (SELECT coalesce(3 * expected_interval_s, 300) FROM sensors WHERE id = ${sensor:sqlstring})
+            )
+            ORDER BY time
+            """,
+            points=POINTS,
+            series=True,
+        ),
+        sql(
+            """
+            SELECT t.time, l.name AS metric, l.value
+            FROM sensor_limits
+            CROSS JOIN LATERAL (VALUES ('upper limit', upper), ('lower limit', lower)) AS l (name, value)
+            CROSS JOIN (VALUES (TIMESTAMPTZ $__timeFrom()), (TIMESTAMPTZ $__timeTo())) AS t (time)
+            WHERE sensor_id = ${sensor:sqlstring} AND metric = ${metric:sqlstring} AND l.value IS NOT NULL
+            ORDER BY t.time
+            """,
+            ref="limits",
+            series=True,
+        ),
+        unit,
+    ],
+    size=(19, 10),
+    defaults={"decimals": 2},
+    custom={"fillOpacity": 0},
+    calcs=[],
+    overrides=[
+        override("mean", color=fixed(BLUE), custom__lineWidth=2),
+        override("max", custom__fillBelowTo="min", custom__fillOpacity=20),
+        *(
+            override(
+                edge,
+                color=fixed(BLUE),
+                custom__lineWidth=0,
+                custom__showPoints="never",
+                custom__hideFrom=HIDDEN_IN_LEGEND,
+            )
+            for edge in ("max", "min")
+        ),
+        *(
+            override(limit, color=fixed(RED), custom__lineStyle=DASHED, custom__showPoints="never")
+            for limit in ("upper limit", "lower limit")
+        ),
+    ],
+    transformations=[with_unit],
+    points=Points.ONE_SENSOR,
+)
+
+figures = stat(
+    "$metric in this range",
+    f"Over what the chart shows. The mean is that of the readings and not of the buckets. {ZOOM}",
+    sql(
+        """
+        SELECT sum(count) AS "Readings", min(min) AS "Lowest", sum(sum) / sum(count) AS "Mean", max(max) AS "Highest",
+               (array_agg(first ORDER BY time))[1] AS "First", (array_agg(last ORDER BY time DESC))[1] AS "Last"
+        FROM (
+            {points}
+        ) AS zoomed
+        HAVING count(*) > 0
+        """,
+        points=POINTS,
+    ),
+    unit,
+    size=(5, 10),
+    defaults={"color": fixed(BLUE), "decimals": 2},
+    overrides=[override("Readings", unit="short", decimals=0)],
+    transformations=[with_unit],
+    points=Points.ONE_SENSOR,
+)
+
+DASHBOARD = dashboard(
+    "sensorflow-sensor",
+    "Sensor detail",
+    "One sensor at every zoom: mean, range, limits and gaps of each metric.",
+    [latest, registered, row("$metric", repeat="metric"), curve, figures],
+    variables=[
+        variable(
+            "sensor",
+            "Sensor",
+            "The sensor that is looked at.",
+            "SELECT name AS __text, id::text AS __value FROM sensors ORDER BY 1",
+        ),
+        variable(
+            "metric",
+            "Metric",
+            "Metrics that are shown, each in a row of its own.",
+            "SELECT title AS __text, name AS __value FROM metrics ORDER BY 1",
+            multi=True,
+        ),
+    ],
+)

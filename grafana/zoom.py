@@ -1,0 +1,75 @@
+"""One query for every zoom: of the readings and their three aggregates, only that is read which suits the range.
+
+Grafana divides the range by a panel's maxDataPoints, rounds, and puts the result into the query as a constant. So each
+branch below is either wholly there or, to PostgreSQL's planner, ``One-Time Filter: false``. maxDataPoints is fixed on
+every panel: Grafana would otherwise take the panel's width, and another screen would show other aggregates.
+"""
+
+from enum import IntEnum
+
+
+class Points(IntEnum):
+    """maxDataPoints of a panel, by how many sensors it reads. With the bounds below it makes the ranges.
+
+    At one sensor a reading a second is drawn as 4,200 points at most, and a coarser aggregate begins with 70.
+    """
+
+    ONE_SENSOR = 1_200
+    """Readings below 70 minutes, 1m below 70 hours, 1h below 75 days, then 1d."""
+    SEVERAL_SENSORS = 300
+    """Readings below 17 minutes, 1m below 17 hours, 1h below 18 days, then 1d."""
+    FLEET = 100
+    """1m below 5 hours, 1h below 6 days, then 1d."""
+
+
+RAW_MS, MINUTES_MS, HOURS_MS = 2_000, 120_000, 3_600_000
+"""The longest interval at which readings and the aggregates of a minute and an hour are read."""
+
+
+def points(where: str) -> str:
+    """A query of values: time, width_s (0: a reading), sensor_id, count, sum, min, max, first, last."""
+    return f"""\
+SELECT time, 0 AS width_s, sensor_id, 1 AS count, value AS sum,
+       value AS min, value AS max, value AS first, value AS last
+FROM points
+WHERE $__interval_ms <= {RAW_MS} AND {where}
+  AND $__timeFilter(time)
+UNION ALL
+SELECT bucket, 60, sensor_id, count, sum, min, max, first, last
+FROM points_1m
+WHERE $__interval_ms > {RAW_MS} AND $__interval_ms <= {MINUTES_MS} AND {where}
+  AND {in_range("1 minute")}
+UNION ALL
+SELECT bucket, 3600, sensor_id, count, sum, min, max, first, last
+FROM points_1h
+WHERE $__interval_ms > {MINUTES_MS} AND $__interval_ms <= {HOURS_MS} AND {where}
+  AND {in_range("1 hour")}
+UNION ALL
+SELECT bucket, 86400, sensor_id, count, sum, min, max, first, last
+FROM points_1d
+WHERE $__interval_ms > {HOURS_MS} AND {where}
+  AND {in_range("1 day")}"""
+
+
+def counts() -> str:
+    """A query of how many readings each sensor sent: time, width_s, count. Readings themselves are never read."""
+    return f"""\
+SELECT bucket AS time, 60 AS width_s, count
+FROM readings_1m
+WHERE $__interval_ms <= {MINUTES_MS}
+  AND {in_range("1 minute")}
+UNION ALL
+SELECT bucket, 3600, count
+FROM readings_1h
+WHERE $__interval_ms > {MINUTES_MS} AND $__interval_ms <= {HOURS_MS}
+  AND {in_range("1 hour")}
+UNION ALL
+SELECT bucket, 86400, count
+FROM readings_1d
+WHERE $__interval_ms > {HOURS_MS}
+  AND {in_range("1 day")}"""
+
+
+def in_range(width: str) -> str:
+    """The condition on buckets. The one in which the range begins is among them; $__timeFilter would drop it."""
+    return f"bucket BETWEEN date_bin('{width}', TIMESTAMPTZ $__timeFrom(), TIMESTAMPTZ 'epoch') AND $__timeTo()"

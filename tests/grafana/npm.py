@@ -1,0 +1,33 @@
+"""Packages from npm that tests run, in the versions that are named, kept in pytest's cache between runs."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+INSTALL = ("npm", "install", "--save-exact", "--legacy-peer-deps", "--prefer-offline", "--no-audit", "--no-fund")
+INSTALL_TIMEOUT_S = 120
+NO_SUCH_VERSION = "code ETARGET"
+
+
+def installed(config: pytest.Config, *packages: str) -> Path:
+    """A folder whose ``node_modules`` has these packages; skips, with the reason, where they can't be had."""
+    if shutil.which("npm") is None:
+        pytest.skip("there is no Node here")
+    assert config.cache is not None
+    folder = config.cache.mkdir("npm")
+    (folder / "package.json").touch()
+    if not (folder / "package.json").read_text():
+        (folder / "package.json").write_text('{"private": true, "type": "module"}')
+    try:
+        run = subprocess.run(
+            [*INSTALL, *packages], cwd=folder, capture_output=True, text=True, check=False, timeout=INSTALL_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        pytest.skip(f"npm did not install {', '.join(packages)} in time")
+    if NO_SUCH_VERSION in run.stderr:
+        pytest.fail(run.stderr)
+    if run.returncode:
+        pytest.skip(f"npm can't install {', '.join(packages)}: {run.stderr.strip()}")
+    return folder

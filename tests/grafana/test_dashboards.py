@@ -1,0 +1,236 @@
+"""Dashboards and provisioning hold together: with each other, and with what Grafana says that they are."""
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.grafana.dashboards import (
+    ALERT_RULES,
+    DASHBOARDS,
+    DATASOURCES,
+    PROVIDERS,
+    REPOSITORY,
+    Node,
+    alert_queries,
+    annotation_queries,
+    panel_queries,
+    panels,
+    variable_queries,
+)
+from tests.grafana.expansion import VARIABLE, seconds
+from tests.grafana.schema import dashboard_schema
+
+UIDS = {dashboard["uid"] for dashboard in DASHBOARDS.values()}
+EXPRESSION = "__expr__"
+"""The datasource of a rule's steps that work on other steps."""
+KINDS_WITHOUT_NUMBERS = {"text", "dashlist", "alertlist", "geomap", "table"}
+"""Those of a table's columns that are numbers are only known once it has run: see test_queries.py."""
+OF_GRAFANA = re.compile(r"__\w+")
+
+
+def each_dashboard() -> pytest.MarkDecorator:
+    """Runs a test once for every dashboard."""
+    return pytest.mark.parametrize("dashboard", DASHBOARDS.values(), ids=DASHBOARDS.keys())
+
+
+def each_rule() -> pytest.MarkDecorator:
+    """Runs a test once for every alert rule."""
+    return pytest.mark.parametrize("rule", ALERT_RULES, ids=[rule["uid"] for rule in ALERT_RULES])
+
+
+def everything(node: object) -> Iterator[Node]:
+    """Every object in a piece of JSON, itself included."""
+    if isinstance(node, dict):
+        yield node
+    if isinstance(node, dict | list):
+        for each in node.values() if isinstance(node, dict) else node:
+            yield from everything(each)
+
+
+def variables(dashboard: Node) -> set[str]:
+    """The names of a dashboard's variables."""
+    return {variable["name"] for variable in dashboard["templating"]["list"]}
+
+
+def test_every_dashboard_is_valid_by_grafanas_own_types(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """The options of each kind of panel included. Grafana ignores what it does not know, and says nothing."""
+    kinds = sorted({panel["type"] for dashboard in DASHBOARDS.values() for panel in panels(dashboard)})
+    schema, files = tmp_path / "schema.json", [tmp_path / name for name in DASHBOARDS]
+    schema.write_text(json.dumps(dashboard_schema(request.config, kinds)))
+    for file, dashboard in zip(files, DASHBOARDS.values(), strict=True):
+        file.write_text(json.dumps(dashboard))
+    command = [sys.executable, "-m", "check_jsonschema", "--schemafile", *map(str, [schema, *files])]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_uids_and_titles_of_dashboards_are_unique() -> None:
+    assert len(UIDS) == len({dashboard["title"] for dashboard in DASHBOARDS.values()}) == len(DASHBOARDS) > 0
+
+
+@each_dashboard()
+def test_ids_and_titles_of_panels_are_unique_and_so_are_refids(dashboard: Node) -> None:
+    assert max(Counter(panel["id"] for panel in dashboard["panels"]).values()) == 1
+    assert max(Counter(panel["title"] for panel in panels(dashboard)).values()) == 1
+    for panel in panels(dashboard):
+        assert max(Counter(target["refId"] for target in panel["targets"]).values()) == 1
+
+
+@each_dashboard()
+def test_panels_lie_on_the_grid_and_not_on_each_other(dashboard: Node) -> None:
+    places = [panel["gridPos"] for panel in dashboard["panels"]]
+    assert all(place["x"] >= 0 and place["x"] + place["w"] <= 24 for place in places)
+    for one, other in combinations(places, 2):
+        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        above = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert beside or above, (one, other)
+
+
+@each_dashboard()
+def test_every_datasource_is_provisioned_and_of_the_type_that_is_said(dashboard: Node) -> None:
+    for node in everything(dashboard):
+        if isinstance(source := node.get("datasource"), dict):
+            assert DATASOURCES[source["uid"]]["type"] == source["type"]
+
+
+@each_dashboard()
+def test_every_panel_says_what_it_shows_and_in_which_unit(dashboard: Node) -> None:
+    """A unit may also come from a query, by a transformation, and numbers that are shown as words need none."""
+    for panel in panels(dashboard):
+        assert panel["description"].endswith("."), panel["title"]
+        defaults = panel["fieldConfig"]["defaults"]
+        from_query = {"configFromData", "rowsToFields"} & {each["id"] for each in panel["transformations"]}
+        has_unit = "unit" in defaults or "mappings" in defaults or from_query
+        assert has_unit or panel["type"] in KINDS_WITHOUT_NUMBERS, panel["title"]
+
+
+@each_dashboard()
+def test_a_dashboard_refreshes_every_five_to_ten_seconds_and_shows_the_readers_time(dashboard: Node) -> None:
+    assert 5 <= seconds(dashboard["refresh"]) <= 10
+    assert dashboard["refresh"] in dashboard["timepicker"]["refresh_intervals"]
+    assert (dashboard["schemaVersion"], dashboard["timezone"]) == (42, "browser")
+    assert dashboard.get("id") is None
+
+
+@each_dashboard()
+def test_variables_that_are_used_exist_and_those_that_exist_are_used(dashboard: Node) -> None:
+    used: set[str] = set()
+    for panel in dashboard["panels"]:
+        if "repeat" in panel:
+            used.add(panel["repeat"])
+        for match in VARIABLE.finditer(json.dumps(panel)):
+            used.add(match["bare"] or match["old"] or match["braced"])
+    used = {name for name in used if not OF_GRAFANA.fullmatch(name) and not name.isdigit()}
+    assert used == variables(dashboard)
+
+
+@each_dashboard()
+def test_a_query_that_looks_at_the_interval_is_on_a_panel_of_fixed_points(dashboard: Node) -> None:
+    """Else the interval follows the width of the window, and the datasource's minimum of a minute."""
+    for query in panel_queries(dashboard):
+        if "$__interval" in query.sql:
+            assert query.of_panel["maxDataPoints"] > 0
+            assert seconds(query.of_panel["interval"]) < 60
+
+
+@each_dashboard()
+def test_links_lead_to_dashboards_that_exist_and_set_variables_that_they_have(dashboard: Node) -> None:
+    by_uid = {each["uid"]: each for each in DASHBOARDS.values()}
+    urls = [node["url"] for node in everything(dashboard) if node.get("url")]
+    for url in urls:
+        path, _, parameters = url.partition("?")
+        target = by_uid[path.removeprefix("/d/").partition("/")[0]]
+        set_here = {each.partition("=")[0] for each in parameters.split("&") if each.startswith("var-")}
+        assert {name.removeprefix("var-") for name in set_here} <= variables(target)
+    for link in dashboard["links"]:
+        if link["type"] == "dashboards":
+            assert sum(set(link["tags"]) <= set(each["tags"]) for each in DASHBOARDS.values()) == len(DASHBOARDS)
+
+
+def test_every_override_is_of_a_field_that_its_queries_name() -> None:
+    """An override of no field changes nothing. Fields of SQL are looked for as text, those of PromQL as legends."""
+    for dashboard in DASHBOARDS.values():
+        for panel in panels(dashboard):
+            texts = "\n".join(target.get("rawSql", "") + target.get("legendFormat", "") for target in panel["targets"])
+            for override in panel["fieldConfig"]["overrides"]:
+                assert override["matcher"]["id"] == "byName"
+                assert re.search(rf"\b{re.escape(override['matcher']['options'])}\b", texts), override
+
+
+def test_datasources_are_fixed() -> None:
+    """Grafana 13 looks for the database's name below jsonData, and not beside the user."""
+    for source in DATASOURCES.values():
+        assert source["editable"] is False
+    (postgresql,) = (source for source in DATASOURCES.values() if "postgres" in source["type"])
+    assert postgresql["type"] == "grafana-postgresql-datasource"
+    assert postgresql["jsonData"]["database"]
+    assert postgresql["jsonData"]["timescaledb"] is True
+    assert "database" not in postgresql
+
+
+def test_the_provider_reads_the_dashboards_where_they_are_mounted() -> None:
+    (provider,) = PROVIDERS
+    assert provider["type"] == "file"
+    assert provider["allowUiUpdates"] is False
+    assert provider["updateIntervalSeconds"] <= 30
+    grafana = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]["grafana"]
+    mounted = dict(volume.split(":")[:2] for volume in grafana["volumes"])
+    assert mounted["./grafana/dashboards"] == provider["options"]["path"]
+    home = Path(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert (str(home.parent), home.name in DASHBOARDS) == (provider["options"]["path"], True)
+
+
+def test_uids_and_titles_of_alert_rules_are_unique() -> None:
+    assert (
+        len({rule["uid"] for rule in ALERT_RULES}) == len({rule["title"] for rule in ALERT_RULES}) == len(ALERT_RULES)
+    )
+    assert ALERT_RULES
+
+
+@each_rule()
+def test_a_rules_condition_is_one_of_its_steps_and_each_step_reads_what_exists(rule: Node) -> None:
+    steps = {step["refId"]: step for step in rule["data"]}
+    assert rule["condition"] in steps
+    assert len(steps) == len(rule["data"])
+    for step in steps.values():
+        assert step["model"]["refId"] == step["refId"]
+        if step["datasourceUid"] == EXPRESSION:
+            assert step["model"]["expression"] in steps
+        else:
+            assert step["datasourceUid"] in DATASOURCES
+            assert step["relativeTimeRange"]["from"] > step["relativeTimeRange"]["to"]
+    assert {rule["noDataState"], rule["execErrState"]} <= {"OK", "NoData", "Error", "Alerting", "KeepLast"}
+    assert seconds(rule["for"]) >= 0
+
+
+@each_rule()
+def test_a_rule_links_to_a_dashboard_and_names_steps_that_exist(rule: Node) -> None:
+    link = rule["annotations"]["link"].removeprefix("{{ externalURL }}d/")
+    assert link.partition("?")[0] in UIDS
+    texts = " ".join(rule["annotations"].values())
+    assert set(re.findall(r"\.Values\.(\w+)", texts)) <= {step["refId"] for step in rule["data"]}
+
+
+def test_no_piece_of_sql_is_left_out_of_the_tests() -> None:
+    """Whatever is called ``rawSql`` or asks PostgreSQL is found where the tests look for it."""
+    found = [
+        query.sql
+        for dashboard in DASHBOARDS.values()
+        for queries in (panel_queries, variable_queries, annotation_queries)
+        for query in queries(dashboard)
+    ] + [query.sql for query in alert_queries()]
+    in_files = [
+        text
+        for node in everything([list(DASHBOARDS.values()), ALERT_RULES])
+        for key in ("rawSql", "query", "rawQuery")
+        if isinstance(text := node.get(key), str)
+    ]
+    assert sorted(found) == sorted(in_files)
