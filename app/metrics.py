@@ -9,7 +9,7 @@ of a gauge stands beside it.
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
@@ -192,16 +192,12 @@ class ServerCollector(Collector):
                 statistics.stale_ranges,
                 "max",
             )
-            lags = Gauge(
+            yield Gauge(
                 "sensorflow_aggregate_lag_seconds",
-                "Age of the oldest reading that an aggregate may lack.",
-                None,
+                "How long ago the aggregates were last brought up to date.",
+                statistics.aggregate_lag_s,
                 "max",
-                ["aggregate"],
             )
-            for aggregate, lag_s in statistics.lags_s.items():
-                lags.add_metric([aggregate], lag_s)
-            yield lags
 
 
 class ProcessMetrics(Collector):
@@ -216,12 +212,10 @@ class ProcessMetrics(Collector):
 
 
 class Gauge(GaugeMetricFamily):
-    """A gauge, of one value or by labels, and what becomes of it where several processes are one server."""
+    """A gauge of one value, and what becomes of it where several processes are one server."""
 
-    def __init__(
-        self, name: str, help_: str, value: float | None, across: Across, labels: Sequence[str] | None = None
-    ) -> None:
-        super().__init__(name, help_, value=value, labels=labels)
+    def __init__(self, name: str, help_: str, value: float, across: Across) -> None:
+        super().__init__(name, help_, value=value)
         self.across = across
 
 

@@ -71,8 +71,8 @@ sizes = table(
 
 lag = table(
     "Aggregate lag",
-    """By how much the latest reading is ahead of what is materialized. What is not yet is computed when it is asked
-    for, so that the numbers are right all the same, and slower.""",
+    """Lag is how long ago the aggregates were last brought up to date; what came late since then may be missing. What
+    is newer than the materialized part is computed when it is asked for.""",
     sql("""
         SELECT aggregate AS "Aggregate", materialized_until AS "Materialized until", lag_s AS "Lag"
         FROM aggregate_lag

@@ -125,9 +125,8 @@ READINGS = [
     ),
     timeseries(
         "Aggregate lag",
-        """By how much the latest reading is ahead of what each aggregate has materialized. Queries see the rest all the
-        same.""",
-        [promql("max by (aggregate) (sensorflow_aggregate_lag_seconds)", "{{aggregate}}")],
+        "How long ago the aggregates were last brought up to date. What came late since then may be missing in them.",
+        [promql("max(sensorflow_aggregate_lag_seconds)", "lag")],
         unit="s",
     ),
 ]

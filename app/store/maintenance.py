@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from app.errors import DatabaseAway
@@ -29,9 +28,9 @@ WHERE committed_at < now() - interval '{LEDGER_WINDOW_MINUTES} minutes' AND pg_t
 STATISTICS = """
 SELECT pg_database_size(current_database()),
        (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()),
-       (SELECT count(*) FROM stale_ranges)
+       (SELECT count(*) FROM stale_ranges),
+       (SELECT max(lag_s) FROM aggregate_lag)
 """
-LAGS = "SELECT aggregate, lag_s FROM aggregate_lag"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +40,8 @@ class DatabaseStatistics:
     size_bytes: int
     connections: int
     stale_ranges: int
-    lags_s: Mapping[str, float]
-    """Of each aggregate, the age of what may be missing in it."""
+    aggregate_lag_s: float
+    """How long ago the aggregates were last brought up to date."""
 
 
 class Maintenance:
@@ -65,10 +64,8 @@ class Maintenance:
                         await connection.execute(PRUNE_LEDGER)
                         await claims.prune(connection, older_than_hours=self._claims_window_hours)
                     row = await (await connection.execute(STATISTICS)).fetchone()
-                    lags = await (await connection.execute(LAGS)).fetchall()
                 assert row is not None  # a SELECT without FROM has one row
-                size_bytes, connections, stale_ranges = row
-                self.statistics = DatabaseStatistics(size_bytes, connections, stale_ranges, dict(lags))
+                self.statistics = DatabaseStatistics(*row)
             except DatabaseAway as error:
                 self.statistics = None
                 prune_from = clock() + PRUNE_PAUSE_S

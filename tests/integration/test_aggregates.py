@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import psycopg
 import pytest
@@ -114,7 +114,7 @@ def execute(url: str, *statements: str) -> None:
             connection.execute(statement)
 
 
-def rows(url: str, query: str, **arguments: object) -> list[tuple[object, ...]]:
+def rows(url: str, query: str, **arguments: object) -> list[Any]:
     with psycopg.connect(url) as connection:
         return connection.execute(query, arguments).fetchall()
 

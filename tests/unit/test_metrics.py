@@ -42,7 +42,7 @@ def registry(
     buffer: Buffer,
     *,
     statistics: Callable[[], DatabaseStatistics | None] = lambda: DatabaseStatistics(
-        size_bytes=7, connections=3, stale_ranges=2, lags_s={"readings_1m": 61.5}
+        size_bytes=7, connections=3, stale_ranges=2, aggregate_lag_s=61.5
     ),
 ) -> CollectorRegistry:
     hub = Hub(bus=LocalBus(1), mailbox_messages=2, mailbox_bytes=1_000)
