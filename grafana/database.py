@@ -71,8 +71,8 @@ sizes = table(
 
 lag = table(
     "Aggregate lag",
-    """By how much the latest reading is ahead of what is materialized. What is not yet is computed when it is asked
-    for, so that the numbers are right all the same, and slower.""",
+    """The age of the oldest reading that an aggregate may lack: some minutes, and longer while, after an upgrade, history
+    is refreshed. What is later than an aggregate is materialized is computed from readings when it is asked for.""",
     sql("""
         SELECT aggregate AS "Aggregate", materialized_until AS "Materialized until", lag_s AS "Lag"
         FROM aggregate_lag

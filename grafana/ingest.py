@@ -125,10 +125,18 @@ READINGS = [
     ),
     timeseries(
         "Aggregate lag",
-        """By how much the latest reading is ahead of what each aggregate has materialized. Queries see the rest all the
-        same.""",
-        [promql("max by (aggregate) (sensorflow_aggregate_lag_seconds)", "{{aggregate}}")],
+        """The age of the oldest reading that an aggregate may lack: some minutes. What is newer than an aggregate is
+        computed from the readings when it is asked for.""",
+        promqls(lag="max(sensorflow_aggregate_lag_seconds)"),
+        size=(6, 8),
         unit="s",
+    ),
+    timeseries(
+        "Late ranges to refresh",
+        "Ranges of time of which late readings came, and whose aggregates wait to be refreshed.",
+        promqls(ranges="max(sensorflow_stale_ranges)"),
+        size=(6, 8),
+        unit="short",
     ),
 ]
 
