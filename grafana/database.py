@@ -71,8 +71,8 @@ sizes = table(
 
 lag = table(
     "Aggregate lag",
-    """The age of the oldest reading that an aggregate may lack: some minutes, and longer while, after an upgrade, history
-    is refreshed. What is later than an aggregate is materialized is computed from readings when it is asked for.""",
+    """The age of the oldest reading that an aggregate may lack: some minutes, and longer while, after an upgrade,
+    history is refreshed. What is newer than an aggregate is computed from readings when it is asked for.""",
     sql("""
         SELECT aggregate AS "Aggregate", materialized_until AS "Materialized until", lag_s AS "Lag"
         FROM aggregate_lag
