@@ -6,6 +6,7 @@ every panel: Grafana would otherwise take the panel's width, and another screen 
 """
 
 from enum import IntEnum
+from textwrap import indent
 
 
 class Points(IntEnum):
@@ -49,6 +50,30 @@ SELECT bucket, 86400, sensor_id, count, sum, min, max, first, last
 FROM points_1d
 WHERE $__interval_ms > {HOURS_MS} AND {where}
   AND {in_range("1 day")}"""
+
+
+def curves(where: str) -> str:
+    """A query of what is drawn: time, sensor, mean, min, max.
+
+    After the last values before a gap comes a row without any, at which Grafana breaks the line. A gap is as long as it
+    takes a sensor to be offline, where OFFLINE_AFTER_S has its default.
+    """
+    return f"""\
+WITH zoomed AS (
+    {indent(points(where), "    ").lstrip()}
+), spaced AS (
+    SELECT z.time, s.name AS sensor, z.sum / z.count AS mean, z.min, z.max,
+           extract(epoch FROM lead(z.time) OVER (PARTITION BY z.sensor_id ORDER BY z.time) - z.time)
+               > greatest(z.width_s, coalesce(3 * s.expected_interval_s, 300)) AS ends_at_gap
+    FROM zoomed z
+    JOIN sensors s ON s.id = z.sensor_id
+)
+SELECT time, sensor, mean, min, max
+FROM spaced
+UNION ALL
+SELECT time + INTERVAL '1 millisecond', sensor, NULL, NULL, NULL
+FROM spaced
+WHERE ends_at_gap"""
 
 
 def counts() -> str:
