@@ -143,6 +143,7 @@ violations = table(
         LIMIT 1000
     """),
     size=(12, 10),
+    unit="none",
     defaults={"decimals": 2, "noValue": "No reading is out of limits"},
     overrides=[
         override("id", custom__hideFrom=HIDDEN),
