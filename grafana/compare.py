@@ -21,7 +21,7 @@ chart = timeseries(
             SELECT time, sensor, mean
             FROM (
                 {curves}
-            ) AS drawn
+            ) AS curves
             ORDER BY time
             """,
             curves=curves(f"metric = ${{metric:sqlstring}} AND sensor_id = ANY({FIRST_CHOSEN})"),

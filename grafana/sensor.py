@@ -69,15 +69,15 @@ registered = table(
 chart = timeseries(
     "$metric",
     f"""Mean, and the band from the lowest to the highest reading, with the sensor's limits. {ZOOM} The line is broken
-    where nothing came for longer than three times the sensor's expected interval, or five minutes where none is
-    set.""",
+    where nothing came for longer than three of the sensor's expected intervals or, where none is set, of its usual
+    ones.""",
     [
         sql(
             """
             SELECT time, mean, min, max
             FROM (
                 {curves}
-            ) AS drawn
+            ) AS curve
             ORDER BY time
             """,
             curves=curves(VALUES),

@@ -55,24 +55,33 @@ WHERE $__interval_ms > {HOURS_MS} AND {where}
 def curves(where: str) -> str:
     """A query of what is drawn: time, sensor, mean, min, max.
 
-    After the last values before a gap comes a row without any, at which Grafana breaks the line. A gap is as long as it
-    takes a sensor to be offline, where OFFLINE_AFTER_S has its default.
+    After the last values before a gap comes a row without any, at which Grafana breaks the line. In a gap a bucket is
+    empty, and nothing came for longer than three expected intervals or, where none is set, than three usual ones.
     """
     return f"""\
 WITH zoomed AS (
     {indent(points(where), "    ").lstrip()}
-), spaced AS (
-    SELECT z.time, s.name AS sensor, z.sum / z.count AS mean, z.min, z.max,
-           extract(epoch FROM lead(z.time) OVER (PARTITION BY z.sensor_id ORDER BY z.time) - z.time)
-               > greatest(z.width_s, coalesce(3 * s.expected_interval_s, 300)) AS ends_at_gap
-    FROM zoomed z
-    JOIN sensors s ON s.id = z.sensor_id
+), stepped AS (
+    SELECT *, extract(epoch FROM lead(time) OVER (PARTITION BY sensor_id ORDER BY time) - time) AS step_s
+    FROM zoomed
+), usual AS (
+    SELECT sensor_id, percentile_disc(0.5) WITHIN GROUP (ORDER BY step_s) AS step_s
+    FROM stepped
+    GROUP BY sensor_id
+), drawn AS (
+    SELECT p.time, s.name AS sensor, p.sum / p.count AS mean, p.min, p.max,
+           p.step_s > greatest(
+               p.width_s, 3 * coalesce(s.expected_interval_s, nullif(u.step_s, p.width_s))
+           ) AS ends_at_gap
+    FROM stepped p
+    JOIN usual u ON u.sensor_id = p.sensor_id
+    JOIN sensors s ON s.id = p.sensor_id
 )
 SELECT time, sensor, mean, min, max
-FROM spaced
+FROM drawn
 UNION ALL
 SELECT time + INTERVAL '1 millisecond', sensor, NULL, NULL, NULL
-FROM spaced
+FROM drawn
 WHERE ends_at_gap"""
 
 
