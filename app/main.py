@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from zoneinfo import ZoneInfo
 
 import pyarrow as pa
@@ -21,12 +21,16 @@ from app.ingest.pipeline import Audience, Intake, Pipeline
 from app.ingest.receipt import Receipt, receipt_encoder
 from app.live.bus import Bus, LocalBus
 from app.live.hub import Hub
-from app.metrics import Instruments, ServerCollector
+from app.metrics import Instruments, ProcessMetrics, ServerCollector
 from app.settings import Keys, Settings
 from app.store import claims
+from app.store.aggregates import Aggregates
 from app.store.database import Database, Edition
+from app.store.latest import LatestReadings
 from app.store.maintenance import Maintenance
+from app.store.policies import Retention
 from app.store.queries import latest_reading
+from app.store.retention import keep_deleting
 from app.store.writer import Flush, Writer
 from app.web.auth import ApiKey, Keyring, Scope
 from app.web.ingest import ReadingEndpoint, documented_route
@@ -52,11 +56,23 @@ def _share_of_key(settings: Settings) -> int:
     return round(settings.buffer_max_bytes * settings.buffer_key_share)
 
 
-def _writer(settings: Settings, database: Database) -> Writer:
+def _database(settings: Settings, url: str) -> Database:
+    password = settings.reader_password
+    return Database(
+        url,
+        timezone=settings.timezone,
+        offline_after_s=settings.offline_after_s,
+        reader_password=password.get_secret_value() if password else None,
+    )
+
+
+def _writer(settings: Settings, database: Database, latest: LatestReadings) -> Writer:
     return Writer(
         database,
         flush_timeout_s=settings.flush_timeout_s,
         columnstore_rows_per_sensor=settings.columnstore_rows_per_sensor,
+        latest=latest,
+        now_us=now_us,
     )
 
 
@@ -113,8 +129,15 @@ class Server:
             mailbox_messages=settings.live_mailbox_messages,
             mailbox_bytes=settings.live_mailbox_bytes,
         )
-        self._database = Database(database_url, timezone=settings.timezone)
-        self._writer = _writer(settings, self._database)
+        self._database = _database(settings, database_url)
+        self._latest = LatestReadings(self._database)
+        self._writer = _writer(settings, self._database, self._latest)
+        self._retention = Retention(
+            settings.retention_raw_days,
+            settings.retention_1m_days,
+            settings.retention_1h_days,
+            settings.retention_1d_days,
+        )
         self._maintenance = Maintenance(self._database, claims_window_hours=settings.idempotency_window_hours)
         self._encode = receipt_encoder(ZoneInfo(settings.timezone))
         self.pipeline = _pipeline(
@@ -125,10 +148,12 @@ class Server:
             audience=self.hub,
             on_flush=self.instruments.observe_flush,
         )
+        registry.register(ProcessMetrics())
         registry.register(
             ServerCollector(
                 buffer=self.pipeline.buffer,
                 hub=self.hub,
+                failed_flushes=lambda: self.pipeline.failed_flushes,
                 clock=time.monotonic,
                 pool_stats=self._database.pool_stats,
                 database_statistics=lambda: self._maintenance.statistics,
@@ -147,6 +172,7 @@ class Server:
             await self.pipeline.drain(self._drain_timeout_s)
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+            await _leave_latest(self._latest)
             await self._writer.close()
             await self._database.close()
 
@@ -158,8 +184,18 @@ class Server:
             await asyncio.wait([remembering], timeout=REMEMBERING_HEAD_START_S)
             tasks.create_task(self.pipeline.run())
             tasks.create_task(self._maintenance.run())
+            tasks.create_task(self._latest.run())
+            tasks.create_task(self._age(edition))
             await self.pipeline.opened.wait()
             self._announce(edition)
+
+    async def _age(self, edition: Edition) -> None:
+        """Readings become aggregates, and are deleted in time."""
+        days = self._retention.raw_days
+        if edition.kind == "community":
+            await Aggregates(self._database, retention=self._retention).run()
+        elif days:
+            await keep_deleting(self._database, days=days, has_chunks=edition.kind == "apache")
 
     async def _remember_latest(self) -> None:
         try:
@@ -227,8 +263,9 @@ async def importing(settings: Settings, database_url: str) -> AsyncIterator[Inta
     Raises:
         DatabaseAway: the database can't be reached.
     """
-    database = Database(database_url, timezone=settings.timezone)
-    writer = _writer(settings, database)
+    database = _database(settings, database_url)
+    latest = LatestReadings(database)
+    writer = _writer(settings, database, latest)
     pipeline = _pipeline(
         settings,
         writer,
@@ -250,8 +287,15 @@ async def importing(settings: Settings, database_url: str) -> AsyncIterator[Inta
         for task in (opened, work):
             task.cancel()
         await asyncio.gather(opened, work, return_exceptions=True)
+        await _leave_latest(latest)
         await writer.close()
         await database.close()
+
+
+async def _leave_latest(latest: LatestReadings) -> None:
+    """Writes what a process that ends has noted. If it can't, the next start finds it."""
+    with suppress(DatabaseAway):
+        await latest.write()
 
 
 def now_us() -> int:
@@ -287,7 +331,11 @@ def create_app(
 
     app = FastAPI(title="SensorFlow", description=DESCRIPTION, lifespan=lifespan)
     observe = server.instruments.request_durations.observe
-    window = TimeWindow.of(past_days=settings.accept_past_days, future_minutes=settings.accept_future_minutes)
+    window = TimeWindow.of(
+        past_days=settings.accept_past_days,
+        future_minutes=settings.accept_future_minutes,
+        kept_days=settings.retention_raw_days,
+    )
     endpoint = ReadingEndpoint(
         pipeline=server.pipeline,
         keyring=keyring,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -97,6 +97,7 @@ class ServerCollector(Collector):
 
     Args:
         buffer, hub: the parts.
+        failed_flushes: how many there have been since the start.
         clock: seconds, the clock of the buffer.
         pool_stats: the connection pool's counters, by psycopg_pool's names.
         database_statistics: the last look at the database; None while it is away.
@@ -108,6 +109,7 @@ class ServerCollector(Collector):
         *,
         buffer: Buffer,
         hub: Hub,
+        failed_flushes: Callable[[], int],
         clock: Callable[[], float],
         pool_stats: Callable[[], dict[str, int]],
         database_statistics: Callable[[], DatabaseStatistics | None],
@@ -115,6 +117,7 @@ class ServerCollector(Collector):
     ) -> None:
         self._buffer = buffer
         self._hub = hub
+        self._failed_flushes = failed_flushes
         self._clock = clock
         self._pool_stats = pool_stats
         self._database_statistics = database_statistics
@@ -137,6 +140,11 @@ class ServerCollector(Collector):
             ),
         ):
             yield CounterMetricFamily(name, help_, value=rows)
+        yield CounterMetricFamily(
+            "sensorflow_flush_failures",
+            "Flushes of which nothing was committed; their readings are tried again.",
+            value=self._failed_flushes(),
+        )
         yield Gauge(BUFFER_ROWS, "Readings held, in flight included.", self._buffer.rows, "sum")
         yield Gauge(
             "sensorflow_buffer_bytes",
@@ -178,6 +186,29 @@ class ServerCollector(Collector):
                 statistics.connections,
                 "max",
             )
+            yield Gauge(
+                "sensorflow_stale_ranges",
+                "Time ranges of late readings of which the aggregates are still to be refreshed.",
+                statistics.stale_ranges,
+                "max",
+            )
+            yield Gauge(
+                "sensorflow_aggregate_lag_seconds",
+                "How long ago the aggregates were last brought up to date.",
+                statistics.aggregate_lag_s,
+                "max",
+            )
+
+
+class ProcessMetrics(Collector):
+    """Processor time, memory and descriptors of this process, by everybody's names; nothing where there is no /proc."""
+
+    def __init__(self) -> None:
+        self._process = ProcessCollector(registry=None)
+
+    def collect(self) -> Iterable[Metric]:
+        # A sum of moments is none.
+        return [metric for metric in self._process.collect() if metric.name != "process_start_time_seconds"]
 
 
 class Gauge(GaugeMetricFamily):

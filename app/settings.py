@@ -4,6 +4,7 @@ The parts of the server never see this class: ``main`` hands each the plain valu
 settings and the fields here are held equal by a test.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -83,6 +84,29 @@ class Settings(BaseSettings):
     )
     idempotency_window_hours: PositiveFloat = Field(24, description="How long an Idempotency-Key is remembered, hours.")
 
+    retention_raw_days: NonNegativeFloat = Field(
+        0,
+        description="How long readings are kept, days; 0 = for ever. Whole days (UTC) go at a time; older readings are "
+        "refused.",
+    )
+    retention_1m_days: NonNegativeFloat = Field(
+        0,
+        description="How long aggregates of a minute are kept, days; 0 = for ever. On TimescaleDB Community; elsewhere "
+        "aggregates last as long as the readings.",
+    )
+    retention_1h_days: NonNegativeFloat = Field(0, description="How long aggregates of an hour are kept, likewise.")
+    retention_1d_days: NonNegativeFloat = Field(0, description="How long aggregates of a day are kept, likewise.")
+    offline_after_s: PositiveFloat = Field(
+        300,
+        description="A sensor that has been silent for so long is offline, seconds; one with an expected interval, "
+        "after three of those.",
+    )
+    reader_password: SecretStr | None = Field(
+        None,
+        description="Password of the role `sensorflow_reader`, which may read and no more: Grafana's. Unset: it can't "
+        "log in.",
+    )
+
     buffer_max_rows: PositiveInt = Field(1_000_000, description="Rows held at most, queued and in flight; then 503.")
     buffer_max_bytes: PositiveInt = Field(
         134_217_728, description="Bytes held at most, queued and in flight; then 503."
@@ -123,6 +147,22 @@ class Settings(BaseSettings):
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level that is logged.")
     log_format: Literal["text", "json"] = Field("text", description="`text` (coloured on a terminal) or `json`.")
+
+    @model_validator(mode="after")
+    def _what_is_finer_goes_first(self) -> "Settings":
+        shortest = {"RAW": 1, "1M": 2, "1H": 7, "1D": 7}
+        days = {name: getattr(self, f"retention_{name.lower()}_days") or math.inf for name in shortest}
+        for name, kept in days.items():
+            if kept < shortest[name]:
+                raise ValueError(
+                    f"RETENTION_{name}_DAYS should be {shortest[name]} or more, or 0: aggregates are made of what is "
+                    "kept for less"
+                )
+        if list(days.values()) != sorted(days.values()):
+            raise ValueError(
+                "RETENTION_RAW_DAYS, _1M_, _1H_ and _1D_DAYS should not fall: each is made of the one before"
+            )
+        return self
 
     @model_validator(mode="after")
     def _answers_come_before_the_end(self) -> "Settings":

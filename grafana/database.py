@@ -73,8 +73,8 @@ sizes = table(
 
 lag = table(
     "Aggregate lag",
-    """The age of the oldest reading that an aggregate may lack: some minutes, and longer while, after an upgrade,
-    history is refreshed. What is newer than an aggregate is computed from readings when it is asked for.""",
+    """Lag is how long ago the aggregates were last brought up to date; what came late since then may be missing. What
+    is newer than the materialized part is computed when it is asked for.""",
     sql("""
         SELECT aggregate AS "Aggregate", materialized_until AS "Materialized until", lag_s AS "Lag"
         FROM aggregate_lag

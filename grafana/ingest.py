@@ -120,8 +120,7 @@ READINGS = [
     ),
     timeseries(
         "Aggregate lag",
-        """The age of the oldest reading that an aggregate may lack: some minutes. What is newer than an aggregate is
-        computed from the readings when it is asked for.""",
+        "How long ago the aggregates were last brought up to date. What came late since then may be missing in them.",
         promqls(lag="max(sensorflow_aggregate_lag_seconds)"),
         size=(6, 8),
         unit="s",

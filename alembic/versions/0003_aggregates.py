@@ -57,7 +57,8 @@ CREATE TABLE latest_readings (
     pressure double precision
 ) WITH (fillfactor = 50);
 
-INSERT INTO server_settings (name, value) VALUES ('offline_after_s', '300');
+INSERT INTO server_settings (name, value)
+VALUES ('offline_after_s', '300'), ('aggregates_refreshed_until', now()::text);
 
 CREATE VIEW sensor_status AS
 SELECT s.id AS sensor_id, s.name, s.label, s.location, s.latitude, s.longitude, s.expected_interval_s,
@@ -108,7 +109,7 @@ GROUP BY 1, 2;
 # Finite values may have a sum that is not, and the refresh of such a bucket would fail for ever. So what is summed is
 # bounded: a day's readings of one sensor, however many, then stay finite.
 OF_READINGS = """count({0}) AS {0}_count,
-       sum(least(greatest({0}, -1e290), 1e290)) AS {0}_sum,
+       sum(least(greatest({0}, -1e290), 1e290)) FILTER (WHERE {0} IS NOT NULL) AS {0}_sum,
        min({0}) AS {0}_min,
        max({0}) AS {0}_max"""
 FIRST_AND_LAST = """first({0}, time) FILTER (WHERE {0} IS NOT NULL) AS {0}_first,
@@ -135,22 +136,20 @@ JOIN sensor_limits l ON l.sensor_id = p.sensor_id AND l.metric = p.metric
 WHERE p.value < l.lower OR p.value > l.upper
 """
 
-# What dashboards and alerts ask about the database itself. Lag is by how much the latest reading is ahead of what is
-# materialized: it doesn't grow while nothing comes.
+# What dashboards and alerts ask about the database itself. The lag is the age of the moment up to which everything that
+# had come was refreshed; what is materialized says less, since nothing is where nothing came.
 COMMUNITY_STATE = """
 CREATE VIEW aggregate_lag AS
-SELECT c.view_name::text AS aggregate, w.watermark AS materialized_until, r.latest AS latest_reading_at,
-       extract(epoch FROM greatest(r.latest - w.watermark, INTERVAL '0'))::double precision AS lag_s
+SELECT c.view_name::text AS aggregate,
+       nullif(
+           _timescaledb_functions.to_timestamp(_timescaledb_functions.cagg_watermark(h.id)),
+           TIMESTAMPTZ '4714-11-24 00:00:00+00 BC'
+       ) AS materialized_until,
+       extract(epoch FROM now() - s.value::timestamptz)::double precision AS lag_s
 FROM timescaledb_information.continuous_aggregates c
 JOIN _timescaledb_catalog.hypertable h
     ON h.schema_name = c.materialization_hypertable_schema AND h.table_name = c.materialization_hypertable_name
-CROSS JOIN LATERAL (
-    SELECT nullif(
-        _timescaledb_functions.to_timestamp(_timescaledb_functions.cagg_watermark(h.id)),
-        TIMESTAMPTZ '4714-11-24 00:00:00+00 BC'
-    ) AS watermark
-) w
-CROSS JOIN (SELECT max(time) AS latest FROM latest_readings) r
+JOIN server_settings s ON s.name = 'aggregates_refreshed_until'
 WHERE c.view_schema = current_schema AND c.view_name IN ('readings_1m', 'readings_1h', 'readings_1d');
 
 CREATE VIEW table_sizes AS
@@ -184,9 +183,8 @@ WHERE j.hypertable_schema = current_schema;
 """
 PLAIN_STATE = """
 CREATE VIEW aggregate_lag AS
-SELECT aggregate, r.latest AS materialized_until, r.latest AS latest_reading_at, 0::double precision AS lag_s
-FROM (VALUES ('readings_1m'), ('readings_1h'), ('readings_1d')) AS a (aggregate)
-CROSS JOIN (SELECT max(time) AS latest FROM latest_readings) r;
+SELECT aggregate, now() AS materialized_until, 0::double precision AS lag_s
+FROM (VALUES ('readings_1m'), ('readings_1h'), ('readings_1d')) AS tiers (aggregate);
 
 CREATE VIEW table_sizes AS
 SELECT 'readings' AS name,
@@ -245,7 +243,7 @@ DROP {view} readings_1d;
 DROP {view} readings_1h;
 DROP {view} readings_1m;
 DROP TABLE stale_ranges, latest_readings, sensor_limits, metrics;
-DELETE FROM server_settings WHERE name = 'offline_after_s';
+DELETE FROM server_settings WHERE name IN ('offline_after_s', 'aggregates_refreshed_until');
 ALTER TABLE sensors DROP label, DROP location, DROP latitude, DROP longitude, DROP expected_interval_s;
 """
 

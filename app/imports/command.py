@@ -69,7 +69,9 @@ def import_files(settings: Settings, chosen: argparse.Namespace, database_url: s
     columns = dict(chosen.column)
     columns |= {ours: theirs for ours, theirs in (("sensor_id", chosen.sensor), ("time", chosen.time)) if theirs}
     layout = Layout(columns, frozenset(chosen.fahrenheit), chosen.precision)
-    window = TimeWindow.of(past_days=0, future_minutes=settings.accept_future_minutes)
+    window = TimeWindow.of(
+        past_days=0, future_minutes=settings.accept_future_minutes, kept_days=settings.retention_raw_days
+    )
     for path in chosen.files:
         format_of(path)
 

@@ -171,6 +171,8 @@ class Pipeline(Generic[AnyFlush]):
         self._draining = False
         self.opened = asyncio.Event()
         """Set once readings have been taken for the first time."""
+        self.failed_flushes = 0
+        """Since the start: those of which nothing was committed."""
         self._arrived = asyncio.Event()
         self._emptied = asyncio.Event()
         self._expected = 0
@@ -277,6 +279,7 @@ class Pipeline(Generic[AnyFlush]):
             except DatabaseAway as error:
                 await self._forget_what_is_ahead()
                 self.buffer.keep()
+                self.failed_flushes += 1
                 failures += 1
                 # The first failure is most often a connection that died while idle: a new one is tried at once.
                 if failures > 1:

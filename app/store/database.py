@@ -16,6 +16,7 @@ import sqlalchemy
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -107,10 +108,12 @@ WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
 """
 TIMESCALEDB_IS_LOADED = "SELECT EXISTS (SELECT FROM pg_settings WHERE name LIKE 'timescaledb%')"
 CREATE_EXTENSION = "CREATE EXTENSION IF NOT EXISTS timescaledb"
-SET_TIMEZONE = """
-INSERT INTO server_settings (name, value) VALUES ('timezone', %s)
+SET_FOR_VIEWS = """
+INSERT INTO server_settings (name, value) VALUES ('timezone', %s), ('offline_after_s', %s)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE server_settings.value <> excluded.value
 """
+READER = "sensorflow_reader"
+HAS_READER = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %s)"
 
 
 def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
@@ -166,11 +169,14 @@ class Database:
     Args:
         url: a PostgreSQL connection string.
         timezone: IANA name of the zone in which the view ``data`` gives its dates and times.
+        offline_after_s: after how long a sensor without an expected interval is offline in the view ``sensor_status``.
+        reader_password: lets the role that may only read log in; None: it is left as it is.
     """
 
-    def __init__(self, url: str, *, timezone: str) -> None:
+    def __init__(self, url: str, *, timezone: str, offline_after_s: float, reader_password: str | None = None) -> None:
         self._url = url
-        self._timezone = timezone
+        self._for_views = [timezone, str(offline_after_s)]
+        self._reader_password = reader_password
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             url,
             kwargs={"autocommit": True, **connection_arguments("sensorflow reads")},
@@ -191,7 +197,9 @@ class Database:
         connection = await self.connect("sensorflow start")
         async with connection:
             with own_errors():
-                await connection.execute(SET_TIMEZONE, [self._timezone])
+                await connection.execute(SET_FOR_VIEWS, self._for_views)
+                if self._reader_password is not None:
+                    await _let_reader_in(connection, self._reader_password)
                 self.edition = await _probe(connection)
         await self._pool.open()
         return self.edition
@@ -217,6 +225,18 @@ class Database:
     async def close(self) -> None:
         """Closes the pool; connections of callers' own are theirs to close."""
         await self._pool.close(timeout=2)
+
+
+async def _let_reader_in(connection: Connection, password: str) -> None:
+    """Gives the reader its password, hashed here, so that no log of PostgreSQL's can hold it."""
+    row = await (await connection.execute(HAS_READER, [READER])).fetchone()
+    if row == (False,):
+        raise ConfigurationError(
+            f"READER_PASSWORD is set, but this database has no role {READER}: the account in DATABASE_URL may not make "
+            f"roles. Let one that may run: CREATE ROLE {READER} LOGIN"
+        )
+    hashed = connection.pgconn.encrypt_password(password.encode(), READER.encode(), b"scram-sha-256").decode()
+    await connection.execute(sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(READER), hashed))
 
 
 async def _probe(connection: Connection) -> Edition:

@@ -1,4 +1,4 @@
-"""What the database needs now and then: ledger and claims pruned, its size and connections looked at."""
+"""What the database needs now and then: ledger and claims pruned, its state looked at."""
 
 import asyncio
 import logging
@@ -26,8 +26,10 @@ DELETE FROM flushes
 WHERE committed_at < now() - interval '{LEDGER_WINDOW_MINUTES} minutes' AND pg_try_advisory_xact_lock({PRUNE_LOCK})
 """
 STATISTICS = """
-SELECT pg_database_size(current_database()), count(*)
-FROM pg_stat_activity WHERE datname = current_database()
+SELECT pg_database_size(current_database()),
+       (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()),
+       (SELECT count(*) FROM stale_ranges),
+       (SELECT max(lag_s) FROM aggregate_lag)
 """
 
 
@@ -37,6 +39,9 @@ class DatabaseStatistics:
 
     size_bytes: int
     connections: int
+    stale_ranges: int
+    aggregate_lag_s: float
+    """How long ago the aggregates were last brought up to date."""
 
 
 class Maintenance:
@@ -59,7 +64,7 @@ class Maintenance:
                         await connection.execute(PRUNE_LEDGER)
                         await claims.prune(connection, older_than_hours=self._claims_window_hours)
                     row = await (await connection.execute(STATISTICS)).fetchone()
-                assert row is not None  # an aggregate has one row
+                assert row is not None  # a SELECT without FROM has one row
                 self.statistics = DatabaseStatistics(*row)
             except DatabaseAway as error:
                 self.statistics = None

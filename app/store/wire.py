@@ -34,7 +34,7 @@ HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
 POSTGRES_EPOCH_US = 946_684_800_000_000
 """2000-01-01 in microseconds since 1970."""
-SORT_KEYS = [("sensor_id", "ascending"), ("time", "descending")]
+SORT_KEYS = [("sensor_id", "ascending"), ("time", "descending"), ("id", "descending")]
 
 _KEYS = struct.Struct("!hiqiiiqii")
 _ROW = struct.Struct("!hiqiiiqiiididid")
@@ -65,10 +65,24 @@ def columns_of(batch: Batch, sensor_ids: Sequence[int], first_id: int, source_id
     return pa.RecordBatch.from_arrays(columns, schema=WIRE_SCHEMA)
 
 
-def encode_columns(batches: Sequence[pa.RecordBatch]) -> bytes:
-    """The rows of batches with WIRE_SCHEMA, by sensor and from the latest back, and the TRAILER."""
+def in_order(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """The rows of batches with WIRE_SCHEMA, by sensor and from the latest back."""
     table = pa.Table.from_batches(batches)
     (rows,) = table.take(pc.sort_indices(table, sort_keys=SORT_KEYS)).combine_chunks().to_batches()
+    return rows
+
+
+def latest_of_each_sensor(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Of rows that are ``in_order``, the first of each sensor. It costs a hundredth of the order."""
+    sensors = rows["sensor_id"]
+    if len(sensors) < 2:
+        return rows
+    begins = pc.not_equal(sensors.slice(1), sensors.slice(0, len(sensors) - 1))
+    return rows.filter(pa.concat_arrays([pa.array([True]), begins]))
+
+
+def encode_rows(rows: pa.RecordBatch) -> bytes:
+    """Rows with WIRE_SCHEMA, and the TRAILER."""
     encoder = ArrowToPostgresBinaryEncoder(WIRE_SCHEMA)
     encoder.write_header()
     encoded: bytes = encoder.write_batch(rows) + encoder.finish()

@@ -15,20 +15,33 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import TypeAlias
 
 import psycopg
 import pyarrow as pa
+import pyarrow.compute as pc
 from psycopg.pq import TransactionStatus
 
 from app.errors import DatabaseAway, OutcomeUnknown, RejectedByDatabase
-from app.ingest.batch import Batch, Content, Reading
+from app.ingest.batch import BATCH_SCHEMA, Batch, Content, Reading
 from app.ingest.claim import Claim, Repeated, Replay
 from app.store import claims
 from app.store.copy import begin_copy, commit, copy_rows
 from app.store.database import Connection, Database, first_line, own_errors
+from app.store.latest import LatestReadings, Noted
 from app.store.names import NameIds
-from app.store.wire import COPY_READINGS, HEADER, TRAILER, columns_of, encode_columns, pack_reading
+from app.store.tiers import LATE_AFTER, Span, merged
+from app.store.wire import (
+    COPY_READINGS,
+    HEADER,
+    TRAILER,
+    columns_of,
+    encode_rows,
+    in_order,
+    latest_of_each_sensor,
+    pack_reading,
+)
 
 RESERVE_IDS = "SELECT nextval('reading_ids')"
 ID_BLOCK_ROWS = 100_000
@@ -43,6 +56,9 @@ RELEASE = "SET CONSTRAINTS ALL IMMEDIATE; RELEASE part"
 ROLLBACK_PART = "ROLLBACK TO part; RELEASE part"
 SAVEPOINT_WHOLE = "SAVEPOINT whole"
 ROLLBACK_WHOLE = "ROLLBACK TO whole; RELEASE whole"
+ADD_STALE_RANGES = """
+INSERT INTO stale_ranges (starts_at, ends_at) SELECT * FROM unnest(%s::timestamptz[], %s::timestamptz[])
+"""
 PROBE = "BEGIN; INSERT INTO flushes (flush_id, rows) VALUES (0, 0); ROLLBACK"
 WAIT_FOR_LOST_FLUSH = """
 INSERT INTO flushes (flush_id, rows) VALUES (%s, 0) ON CONFLICT DO NOTHING RETURNING flush_id
@@ -54,6 +70,7 @@ PARTING_S = 2.0
 """How long the refused rows among those of one request are looked for: 1,000 of them take about a second. A request of
 100,000, and all of them bad, would outlast the flush timeout and be tried again for ever, before everything else."""
 DAY_US = 86_400_000_000
+HOUR = timedelta(hours=1)
 MIN_COLUMNSTORE_ROWS = 1_000
 """Smaller flushes go to the rowstore unseen: looking at their times would cost more than it could bring."""
 
@@ -121,6 +138,12 @@ class Flush:
     """All of its rows, as a COPY in pieces of any size."""
     pieces: Callable[[], Iterable[Piece]]
     """The same rows by request, for when they must be told apart."""
+    alone: Callable[[], Iterable[Noted]]
+    """Those of its readings that came alone."""
+    latest: pa.RecordBatch | None
+    """Of its other rows, the latest of each sensor."""
+    stale: Sequence[Span]
+    """The hours in which late readings of it lie, if aggregates have to be told."""
     refused: dict[int, str | None] = field(default_factory=dict)
     """The rows that are not stored, by their place, and why PostgreSQL did not take them; None where it would have, and
     another row of a request that is all or nothing is at fault. Known once it is committed."""
@@ -135,10 +158,22 @@ class Writer:
         database: where to connect.
         flush_timeout_s: how long one step may take before its connection is given up for dead.
         columnstore_rows_per_sensor: flushes with as many rows a sensor go straight to the columnstore; 0: none does.
+        latest: is told what has been committed.
+        now_us: the time, microseconds since 1970 UTC.
     """
 
-    def __init__(self, database: Database, *, flush_timeout_s: float, columnstore_rows_per_sensor: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        flush_timeout_s: float,
+        columnstore_rows_per_sensor: int,
+        latest: LatestReadings,
+        now_us: Callable[[], int],
+    ) -> None:
         self._database = database
+        self._latest = latest
+        self._now_us = now_us
         self._flush_timeout_s = flush_timeout_s
         self._columnstore_rows_per_sensor = columnstore_rows_per_sensor
         self._connection: Connection | None = None
@@ -182,8 +217,12 @@ class Writer:
         def encoded() -> Iterator[Rows]:
             return _encoded(contents, sensor_ids, source_ids, first_id)
 
-        def payload() -> list[bytes]:
-            return _payload(encoded())
+        def payload() -> tuple[list[bytes], pa.RecordBatch | None]:
+            packed, in_order = _arranged(encoded())
+            return _payload(packed, in_order), None if in_order is None else latest_of_each_sensor(in_order)
+
+        def alone() -> Iterator[Noted]:
+            return _alone(contents, sensor_ids, first_id)
 
         def pieces() -> Iterator[Piece]:
             return _pieces(contents, encoded())
@@ -192,13 +231,10 @@ class Writer:
         if rows >= MIN_COLUMNSTORE_ROWS:
             self.gains_by_large_flushes = into_columnstore
         in_thread = sum(content.rows for content in contents if isinstance(content, Batch)) >= ENCODE_IN_THREAD_ROWS
+        loop = asyncio.get_running_loop()
+        encoded_rows, latest = await loop.run_in_executor(self._encoder, payload) if in_thread else payload()
         return Flush(
-            first_id,
-            rows,
-            into_columnstore,
-            connection,
-            await asyncio.get_running_loop().run_in_executor(self._encoder, payload) if in_thread else payload(),
-            pieces,
+            first_id, rows, into_columnstore, connection, encoded_rows, pieces, alone, latest, self._stale(contents)
         )
 
     async def write(self, flush: Flush, answers: Callable[[], Mapping[Claim, Replay]]) -> None:
@@ -217,6 +253,7 @@ class Writer:
                 await self._transact(flush, self._copy_what_is_taken, answers)
             except RejectedByDatabase as error:  # at COMMIT, where every row that is left has been taken
                 raise DatabaseAway(str(error)) from error
+        self._note(flush)
 
     async def was_committed(self, flush: Flush) -> bool:
         """Whether that flush is in the ledger. Waits until a lost transaction that writes it has ended.
@@ -226,7 +263,33 @@ class Writer:
         """
         async with self._step() as connection, connection.transaction(force_rollback=True):
             row = await (await connection.execute(WAIT_FOR_LOST_FLUSH, [flush.first_id])).fetchone()
+        if row is None:
+            self._note(flush)
         return row is None
+
+    def _note(self, flush: Flush) -> None:
+        """Lets the latest readings know of a flush that is committed."""
+        alone, latest = flush.alone(), flush.latest
+        if flush.refused:
+            refused = {flush.first_id + place for place in flush.refused}
+            alone = [reading for reading in alone if reading.id not in refused]
+            batches = [piece.rows for piece in flush.pieces() if isinstance(piece.rows, pa.RecordBatch)]
+            if batches:
+                rows = in_order(batches)
+                latest = latest_of_each_sensor(rows.filter(pc.invert(pc.is_in(rows["id"], pa.array(refused)))))
+        self._latest.note(alone, latest)
+
+    def _stale(self, contents: Sequence[Content]) -> Sequence[Span]:
+        """The hours of the readings that come so late that no policy would refresh the aggregates of them."""
+        edition = self._database.edition
+        if edition is None or edition.kind != "community":
+            return []
+        late_us = self._now_us() - LATE_AFTER // timedelta(microseconds=1)
+        hours: set[datetime] = set()
+        for content in contents:
+            if content.time_range_us()[0] < late_us:
+                hours |= _hours_before(content, late_us)
+        return list(merged((hour, hour + HOUR) for hour in sorted(hours)))
 
     def _suits_columnstore(self, contents: Sequence[Content], rows: int, *, sensors: int) -> bool:
         """Whether writing straight to the columnstore is the faster way; few rows a sensor and chunk make it the slower
@@ -264,6 +327,8 @@ class Writer:
         try:
             async with self._step() as connection:
                 await copy(connection, flush)
+                if flush.stale:
+                    await connection.execute(ADD_STALE_RANGES, list(map(list, zip(*flush.stale, strict=True))))
                 await _claim(connection, answers())
                 commit_is_out = True
                 try:
@@ -304,7 +369,7 @@ class Writer:
         while parts:
             pieces = parts.pop()
             try:
-                payload = _payload(piece.rows for piece in pieces)
+                payload = _payload(*_arranged(piece.rows for piece in pieces))
                 await self._copy(connection, SAVEPOINT, payload, sum(piece.count for piece in pieces))
                 with content_errors():
                     await connection.execute(RELEASE, prepare=False)
@@ -417,16 +482,39 @@ def _pieces(contents: Sequence[Content], encoded: Iterable[Rows]) -> Iterator[Pi
         start += content.rows
 
 
-def _payload(encoded: Iterable[Rows]) -> list[bytes]:
-    """A whole COPY of these, in pieces."""
-    packed: list[bytes] = [HEADER]
+def _alone(contents: Sequence[Content], sensor_ids: Mapping[str, int], row_id: int) -> Iterator[Noted]:
+    """The contents that are one reading, with the ids from ``row_id`` on."""
+    for content in contents:
+        if isinstance(content, Reading):
+            time_us, sensor, temperature, humidity, pressure, _ = content
+            yield Noted(sensor_ids[sensor], time_us, row_id, temperature, humidity, pressure)
+        row_id += content.rows
+
+
+def _hours_before(content: Content, time_us: int) -> set[datetime]:
+    """The starts of the hours (UTC) in which its readings before a time lie."""
+    if isinstance(content, Reading):
+        times = pa.array([content.time_us], BATCH_SCHEMA.field("time").type)
+    else:
+        times = content.columns["time"]
+        times = times.filter(pc.less(times, pa.scalar(time_us, times.type)))
+    return set(pc.unique(pc.floor_temporal(times, unit="hour")).to_pylist())
+
+
+def _arranged(encoded: Iterable[Rows]) -> tuple[list[bytes], pa.RecordBatch | None]:
+    """Rows as they are copied: first those that are packed, then the others, in order."""
+    packed: list[bytes] = []
     columns: list[pa.RecordBatch] = []
     for rows in encoded:
         if isinstance(rows, bytes):
             packed.append(rows)
         else:
             columns.append(rows)
-    if columns:
-        return [b"".join(packed), encode_columns(columns)]
-    packed.append(TRAILER)
-    return [b"".join(packed)]
+    return packed, in_order(columns) if columns else None
+
+
+def _payload(packed: Sequence[bytes], rows: pa.RecordBatch | None) -> list[bytes]:
+    """A whole COPY of these, in pieces."""
+    if rows is None:
+        return [b"".join([HEADER, *packed, TRAILER])]
+    return [b"".join([HEADER, *packed]), encode_rows(rows)]

@@ -200,7 +200,7 @@ class BulkIngest:
             terms = Terms(
                 source=source,
                 precision=options.precision,
-                window=replace(self._window, past_us=None) if options.backfill else self._window,
+                window=self._window.for_backfill() if options.backfill else self._window,
                 now_us=self._now_us(),
                 max_rows=self._limits.rows,
                 max_chunks=self._limits.days,

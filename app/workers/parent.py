@@ -25,7 +25,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from app.errors import ConfigurationError
-from app.metrics import Gauge
+from app.metrics import Gauge, ProcessMetrics
 from app.workers import families
 from app.workers.channel import Channel, ChannelTally
 from app.workers.families import Family
@@ -337,7 +337,8 @@ class Parent:
 
     def _own_families(self) -> Sequence[Family]:
         workers = _WorkerCollector(restarts=self._restarts, workers=len(self._workers))
-        return [*families.families_of(families.ChannelCollector(self._tally)), *families.families_of(workers)]
+        collectors = (families.ChannelCollector(self._tally), workers, ProcessMetrics())
+        return [family for collector in collectors for family in families.families_of(collector)]
 
 
 class _WorkerCollector(Collector):

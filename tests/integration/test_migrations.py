@@ -21,7 +21,7 @@ FROM generate_series(%(first_id)s, %(first_id)s + 999) AS number
 """
 COLUMNSTORE_SETTINGS = """
 SELECT attname, segmentby_column_index, orderby_column_index, orderby_asc
-FROM timescaledb_information.compression_settings ORDER BY attname
+FROM timescaledb_information.compression_settings WHERE hypertable_name = 'readings' ORDER BY attname
 """
 
 
@@ -47,7 +47,7 @@ def test_many_processes_may_migrate_at_once(empty_database: str) -> None:
 
 def test_the_edition_is_told_as_it_is(empty_database: str, edition: str) -> None:
     async def prepare() -> str:
-        database = Database(empty_database, timezone="UTC")
+        database = Database(empty_database, timezone="UTC", offline_after_s=300)
         try:
             return (await database.prepare()).kind
         finally:
@@ -113,7 +113,7 @@ def test_what_is_stored_stays_while_the_columnstore_comes_and_goes(empty_databas
 
 def test_the_columnstore_is_there_exactly_where_the_licence_has_one(database: str, edition: str) -> None:
     async def prepare() -> bool:
-        opened = Database(database, timezone="UTC")
+        opened = Database(database, timezone="UTC", offline_after_s=300)
         try:
             return (await opened.prepare()).direct_compress
         finally:

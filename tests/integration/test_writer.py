@@ -12,6 +12,7 @@ from app.errors import DatabaseAway, OutcomeUnknown
 from app.ingest.batch import Batch, Content, Reading, Source
 from app.ingest.claim import Claim, Kept, Repeated, Replay
 from app.store.database import Database
+from app.store.latest import LatestReadings
 from app.store.queries import latest_reading
 from app.store.writer import ID_BLOCK_ROWS, MIN_COLUMNSTORE_ROWS, Flush, Writer
 from tests.proxy import Fault, faulty_proxy
@@ -37,8 +38,14 @@ def batch(*places: int, sensors: int = 1, source: Source = SCRIPT, is_whole: boo
 async def writing(
     url: str, *, timezone: str = "UTC", flush_timeout_s: float = 10, columnstore_rows_per_sensor: int = 5
 ) -> AsyncIterator[Writer]:
-    database = Database(url, timezone=timezone)
-    writer = Writer(database, flush_timeout_s=flush_timeout_s, columnstore_rows_per_sensor=columnstore_rows_per_sensor)
+    database = Database(url, timezone=timezone, offline_after_s=300)
+    writer = Writer(
+        database,
+        flush_timeout_s=flush_timeout_s,
+        columnstore_rows_per_sensor=columnstore_rows_per_sensor,
+        latest=LatestReadings(database),
+        now_us=lambda: T0_US,
+    )
     try:
         await database.prepare()
         await writer.connect()
@@ -563,7 +570,7 @@ async def test_another_server_behind_a_new_connection_is_asked_for_its_own_ids(d
         await write(writer, reading(0))
         execute(
             database,
-            "TRUNCATE sensors, sources RESTART IDENTITY",
+            "TRUNCATE sensors, sources RESTART IDENTITY CASCADE",
             "INSERT INTO sensors (name) VALUES ('somebody else')",
             "INSERT INTO sources (key_name, client_ip) VALUES ('somebody', 'else')",
             "ALTER SEQUENCE reading_ids RESTART 7000001",

@@ -163,6 +163,23 @@ def test_grafanas_datasources_read_only_variables_that_grafana_is_given() -> Non
     assert {match["name"] for match in VARIABLE.finditer(text)} <= set(SERVICES["grafana"]["environment"])
 
 
+def test_prometheus_finds_its_rules_where_its_folder_is_mounted() -> None:
+    """Their path is relative to the configuration, of which the image reads /etc/prometheus/prometheus.yml."""
+    assert "./prometheus:/etc/prometheus:ro" in SERVICES["prometheus"]["volumes"]
+    folder = REPOSITORY / "prometheus"
+    rule_files = yaml.safe_load((folder / "prometheus.yml").read_text())["rule_files"]
+    assert rule_files
+    assert all((folder / name).is_file() and "/" not in name for name in rule_files)
+
+
+def test_grafana_knows_how_often_prometheus_scrapes() -> None:
+    """It chooses the width of rate() by that."""
+    sources = yaml.safe_load((REPOSITORY / "grafana/provisioning/datasources/datasources.yml").read_text())
+    [source] = [source for source in sources["datasources"] if source["type"] == "prometheus"]
+    configuration = yaml.safe_load((REPOSITORY / "prometheus" / "prometheus.yml").read_text())
+    assert source["jsonData"]["timeInterval"] == configuration["global"]["scrape_interval"]
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_prometheus_accepts_its_configuration() -> None:
     """In the words of its own tool."""

@@ -41,7 +41,9 @@ def buffer_with_everything() -> Buffer:
 def registry(
     buffer: Buffer,
     *,
-    statistics: Callable[[], DatabaseStatistics | None] = lambda: DatabaseStatistics(size_bytes=7, connections=3),
+    statistics: Callable[[], DatabaseStatistics | None] = lambda: DatabaseStatistics(
+        size_bytes=7, connections=3, stale_ranges=2, aggregate_lag_s=61.5
+    ),
 ) -> CollectorRegistry:
     hub = Hub(bus=LocalBus(1), mailbox_messages=2, mailbox_bytes=1_000)
     at_once(hub.subscribe("API_KEY", lambda: None))
@@ -54,6 +56,7 @@ def registry(
     collector = ServerCollector(
         buffer=buffer,
         hub=hub,
+        failed_flushes=lambda: 6,
         clock=lambda: NOW,
         pool_stats=lambda: {"pool_size": 4, "pool_available": 3},
         database_statistics=statistics,
@@ -81,6 +84,7 @@ def test_a_scrape_says_what_the_parts_know() -> None:
     said = scrape(registry(buffer_with_everything()))
     expected = {
         "sensorflow_buffer_bytes": batch_of([reading()] * 2).size_bytes + batch_of([reading()] * 3).size_bytes + 1_000,
+        "sensorflow_flush_failures_total": 6,
         "sensorflow_buffer_max_rows": 20,
         "sensorflow_buffer_max_bytes": 1 << 20,
         "sensorflow_buffer_oldest_age_seconds": 4,

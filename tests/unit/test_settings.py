@@ -11,7 +11,7 @@ from app.errors import ConfigurationError
 from app.settings import MIN_KEY_LENGTH, PLACEHOLDER_KEYS, Keys, Settings, load_settings, strong_keys
 
 README = Path(__file__).parents[2] / "README.md"
-ROW = re.compile(r"^\| `([A-Z_]+)` \| (.+?) \| (.+) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| `([A-Z0-9_]+)` \| (.+?) \| (.+) \|$", re.MULTILINE)
 KEY, OTHER_KEY = "correct-horse-battery", "staple-correct-horse"
 
 

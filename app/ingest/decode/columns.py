@@ -270,9 +270,11 @@ def _object_to_times(times: pa.Array, moments: pa.Array, terms: Terms, objection
     extremes = pc.min_max(moments)
     bounds = [extremes[end].as_py() for end in ("min", "max")]
     if any(bound is not None and terms.window.fault(bound, now_us=terms.now_us) for bound in bounds):
-        earliest = -(2**63) if terms.window.past_us is None else terms.now_us - terms.window.past_us
-        latest = 2**63 - 1 if terms.window.future_us is None else terms.now_us + terms.window.future_us
-        outside = pc.or_(pc.less(moments, earliest), pc.greater(moments, latest)).fill_null(False)
+        earliest, latest = terms.window.bounds_us(terms.now_us)
+        outside = pc.or_(
+            pc.less(moments, -(2**63) if earliest is None else earliest),
+            pc.greater(moments, 2**63 - 1 if latest is None else latest),
+        ).fill_null(False)
         _object(
             objections,
             "time",

@@ -1,9 +1,10 @@
 """Bulk JSON and NDJSON to columns: an array of readings, one reading, a reading a line, or an object of columns.
 
-Pure. Rows are first given to Arrow's parser, with the schema that the first of them have: 0.8 µs a row, outside the
-GIL. Whatever that can't read, or could read otherwise than the single reading's parser does, goes through the single
-reading's parser (jiter, pydantic's) row by row; that one alone says what is right. An object of columns always goes
-there, because for it jiter is the faster one: 0.35 µs a row, where Arrow takes 0.9.
+Pure. Lines of one shape are read as a CSV (``uniform``): 0.6 µs a row. Other rows are given to Arrow's JSON parser,
+with the schema that the first of them have: 0.8 µs a row, outside the GIL. Whatever that can't read, or could read
+otherwise than the single reading's parser does, goes through the single reading's parser (jiter, pydantic's) row by
+row; that one alone says what is right. An object of columns always goes there, because for it jiter is the faster one:
+0.35 µs a row, where Arrow takes 0.9.
 
 Of a field that comes twice the last counts. NaN and Infinity are read, as there, and then are no finite numbers.
 """
@@ -31,10 +32,13 @@ from app.ingest.decode.columns import (
     unknown_among,
 )
 from app.ingest.decode.timestamps import LARGEST_UNAMBIGUOUS, Precision, parse_time_us
+from app.ingest.decode.uniform import columns_of_one_shape
 from app.ingest.decode.utf8 import NOT_UTF8, as_binary, has, is_utf8, lines, without_bom
 
 ARROW_PAYS_FROM_BYTES = 16_384
 """Arrow's reader takes 0.3 ms to begin, in which jiter has read some 150 rows."""
+ONE_SHAPE_PAYS_FROM_BYTES = 131_072
+"""To begin takes what up to 1,000 rows save: 0.13 ms for the pattern alone."""
 NUMBER_IN_TEXT = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 _NULL_AFTER_A_DOCUMENT = r"\}\s*null"
@@ -85,6 +89,10 @@ def decode_ndjson(body: bytes, terms: Terms) -> Sent:
 def _lines_by_arrow(body: bytes, terms: Terms) -> Sent | None:
     if not is_utf8(body):
         return None
+    if len(body) >= ONE_SHAPE_PAYS_FROM_BYTES:
+        columns = columns_of_one_shape(body)
+        if columns is not None and _reads_alike(columns, terms.precision):
+            return Sent(len(columns["sensor_id"]), columns)
     rows = _objects_by_the_line(body)
     if not rows:
         if body.count(b"\n") >= terms.max_rows:

@@ -7,7 +7,7 @@ a Python object a row, and gives null where ``parse_time_us`` would raise: the t
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 
@@ -221,14 +221,27 @@ class TimeWindow:
 
     past_us: int | None
     future_us: int | None
+    kept_us: int | None = None
+    """How long a reading is kept: what is older would be taken only to be deleted, and is refused also as backfill."""
 
     @classmethod
-    def of(cls, *, past_days: float, future_minutes: float) -> "TimeWindow":
+    def of(cls, *, past_days: float, future_minutes: float, kept_days: float = 0) -> "TimeWindow":
         """The window in the units of the settings, where 0 means any."""
         return cls(
             past_us=round(past_days * 86_400e6) or None,
             future_us=round(future_minutes * 60e6) or None,
+            kept_us=round(kept_days * 86_400e6) or None,
         )
+
+    def for_backfill(self) -> "TimeWindow":
+        """The window of a request that may bring what is long past."""
+        return replace(self, past_us=None)
+
+    def bounds_us(self, now_us: int) -> tuple[int | None, int | None]:
+        """The earliest and the latest time that it has; None where there is no bound."""
+        reach_us = min((reach for reach in (self.past_us, self.kept_us) if reach is not None), default=None)
+        earliest = None if reach_us is None else now_us - reach_us
+        return earliest, None if self.future_us is None else now_us + self.future_us
 
     def fault(self, time_us: int, *, now_us: int) -> str | None:
         """Why this time is outside the window, in words for the sender; None if it is inside."""
@@ -236,4 +249,6 @@ class TimeWindow:
             return f"time is more than {self.past_us / 86_400e6:g} days ago, which is as far back as this server takes"
         if self.future_us is not None and time_us > now_us + self.future_us:
             return f"time is more than {self.future_us / 60e6:g} minutes ahead of this server's clock"
+        if self.kept_us is not None and time_us < now_us - self.kept_us:
+            return f"time is more than {self.kept_us / 86_400e6:g} days ago, and readings are not kept for longer"
         return None

@@ -383,6 +383,15 @@ async def test_a_database_that_answers_but_stores_nothing_is_not_hammered() -> N
         assert 3 <= len(plant.store.attempts) <= 10
 
 
+async def test_every_flush_that_does_not_commit_is_counted() -> None:
+    plant = Plant()
+    async with plant.running():
+        plant.store.lost_answers.extend([False, False, True])
+        assert isinstance(await plant.send("a"), Receipt)
+        assert isinstance(await plant.send("b"), Receipt)
+        assert plant.pipeline.failed_flushes == 2
+
+
 async def test_while_the_database_is_away_readings_are_refused_and_then_taken_again() -> None:
     plant = Plant()
     async with plant.running():

@@ -57,17 +57,22 @@ def decode(
 
 
 @contextmanager
-def arrow_from(size_bytes: int) -> Iterator[None]:
-    """Within it, bodies of text go through Arrow's readers from this size on, and not from where that pays."""
-    where_it_pays = jsons.ARROW_PAYS_FROM_BYTES, csvs.ARROW_PAYS_FROM_BYTES
+def arrow_from(size_bytes: int, one_shape_from_bytes: int) -> Iterator[None]:
+    """Within it, bodies of text go through Arrow's readers from this size on, and not from where that pays; likewise
+    NDJSON of one shape through that of CSV.
+    """
+    where_it_pays = jsons.ARROW_PAYS_FROM_BYTES, csvs.ARROW_PAYS_FROM_BYTES, jsons.ONE_SHAPE_PAYS_FROM_BYTES
     jsons.ARROW_PAYS_FROM_BYTES = csvs.ARROW_PAYS_FROM_BYTES = size_bytes
+    jsons.ONE_SHAPE_PAYS_FROM_BYTES = one_shape_from_bytes
     try:
         yield
     finally:
-        jsons.ARROW_PAYS_FROM_BYTES, csvs.ARROW_PAYS_FROM_BYTES = where_it_pays
+        jsons.ARROW_PAYS_FROM_BYTES, csvs.ARROW_PAYS_FROM_BYTES, jsons.ONE_SHAPE_PAYS_FROM_BYTES = where_it_pays
 
 
 ALWAYS, NEVER = 0, sys.maxsize
+WAYS = {"of one shape": (ALWAYS, ALWAYS), "by Arrow": (ALWAYS, NEVER), "row by row": (NEVER, NEVER)}
+"""From what size on a body goes through Arrow's readers, and NDJSON of one shape through that of CSV."""
 
 
 def rows_of(decoded: Decoded) -> list[Row]:
@@ -282,3 +287,64 @@ rows_alike = st.one_of(
     alike(recent_us.map(iso), ["2023-07-12T14:30:45-05:30", "2023-07-12T14:30+05", "2262-01-01T00:00:00+00:00"]),
 )
 many_rows = st.one_of(rows_alike, rows_alike, st.lists(good_rows, max_size=12), st.lists(any_rows, max_size=12))
+
+
+def as_written(value: object) -> str:
+    """JSON without escapes, if it needs none."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+plain_texts = st.one_of(
+    st.sampled_from(["a", "café 🌱", " spaced ", "", " ", "null", "NaN", "0x1f", "aa:bb:cc:dd", "'a'", "#", "x" * 256]),
+    st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='"\\,{}'), max_size=5),
+)
+plain_numbers = st.one_of(
+    st.sampled_from(["null", "0", "-0", "-0.0", "7E2", "1e+5", "-1.250", "5e-324", "9007199254740993", "1" * 300]),
+    finite.map(json.dumps),
+)
+odd_numbers_as_written = st.sampled_from(["1e400", "1e-400", "01", "+1", ".5", "1.", "0x1", "NaN", "1" * 400, "1 ", ""])
+times_as_written = st.sampled_from(
+    [
+        st.none() | recent_us,
+        st.none() | recent_us.map(lambda time_us: time_us // 1_000_000),
+        st.none() | recent_us | recent_us.map(lambda time_us: time_us / 1_000_000),
+        st.none() | recent_us.map(iso),
+        recent_us.map(lambda time_us: iso(time_us).replace("T", " ")),
+        recent_us.map(str),
+        st.none() | plain_texts,
+    ]
+).map(lambda times: times.map(as_written))
+odd_times_as_written = st.sampled_from(
+    [*("null", '"null"', "-0", "0.5", "5e15", "1e19", "1e999"), str(2**63 - 1), str(2**63), str(-(2**63) - 1), '"12,5"']
+)
+
+
+@st.composite
+def lines_of_one_shape(draw: st.DrawFn, *, oddities: bool) -> bytes:
+    """NDJSON from one program, as far as its values are plain; with ``oddities``, some are not."""
+    columns = draw(st.permutations(KNOWN))[: draw(st.integers(1, len(KNOWN)))]
+    columns = columns if "sensor_id" in columns else ["sensor_id", *columns]
+    comma, colon = draw(st.sampled_from([(",", ":"), (", ", ": ")]))
+    values = {
+        "sensor_id": plain_texts.map(as_written),
+        "time": draw(times_as_written),
+        **dict.fromkeys(KNOWN[2:], plain_numbers),
+    }
+    if not oddities and comma != ",":
+        for name in ("sensor_id", "time"):
+            values[name] = values[name].map(lambda text: text.replace(" ", "_"))
+    if oddities:
+        values = {name: draw(st.sampled_from([each, each, each | odd_of(name)])) for name, each in values.items()}
+    each = st.tuples(*(values[name] for name in columns))
+    lines = draw(st.lists(each, min_size=1, max_size=8))
+    return "\n".join(
+        "{" + comma.join(f'"{name}"{colon}{value}' for name, value in zip(columns, line, strict=True)) + "}"
+        for line in lines
+    ).encode()
+
+
+def odd_of(name: str) -> st.SearchStrategy[str]:
+    """Values that may be read otherwise in a column, or not at all."""
+    if name == "sensor_id":
+        return (sensor_ids | bad_sensor_ids).map(json.dumps)
+    return odd_times_as_written if name == "time" else odd_numbers_as_written

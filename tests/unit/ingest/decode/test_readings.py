@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from app.errors import BodyTooLarge, MalformedBody, TooManyRows
 from app.ingest.decode.readings import Format
 from app.ingest.decode.timestamps import Precision
+from app.ingest.decode.uniform import columns_of_one_shape
 from tests.unit.ingest.decode import reference
 from tests.unit.ingest.decode.bodies import (
-    ALWAYS,
     ANY_TIME,
     MAX_ERRORS,
-    NEVER,
+    WAYS,
     WINDOW,
     any_rows,
     arrow_from,
@@ -28,6 +28,7 @@ from tests.unit.ingest.decode.bodies import (
     iso,
     json_array,
     json_columns,
+    lines_of_one_shape,
     many_rows,
     ndjson,
     parquet,
@@ -41,10 +42,10 @@ from tests.unit.ingest.decode.reference import KNOWN, Rules
 from tests.unit.samples import T0_US, measures, names
 
 
-@pytest.fixture(params=[ALWAYS, NEVER], ids=["by Arrow", "row by row"])
-def either_way(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Both ways of the text formats."""
-    with arrow_from(request.param):
+@pytest.fixture(params=WAYS)
+def each_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All ways of the text formats."""
+    with arrow_from(*WAYS[request.param]):
         yield
 
 
@@ -60,13 +61,13 @@ many_rules = st.builds(
 
 
 def hold(body: bytes, form: Format, held_to: Rules) -> None:
-    """Decodes as the reference does, or refuses what it refuses, by either of its two ways."""
+    """Decodes as the reference does, or refuses what it refuses, by each of its ways."""
     try:
         expected = reference.decode(body, form, held_to)
     except reference.MalformedError:
         expected = None
-    for size_bytes in (ALWAYS, NEVER):
-        with arrow_from(size_bytes):
+    for sizes_bytes in WAYS.values():
+        with arrow_from(*sizes_bytes):
             if expected is not None:
                 compare(expected, body, form, held_to)
             else:
@@ -128,6 +129,19 @@ def test_ndjson(rows: list[dict[str, object]], held_to: Rules) -> None:
 @settings(max_examples=150)
 def test_ndjson_with_lines_of_every_kind(sent: list[str], newline: str, at_the_end: bool, held_to: Rules) -> None:
     hold((newline.join(sent) + newline * at_the_end).encode(), Format.NDJSON, held_to)
+
+
+@given(lines_of_one_shape(oddities=False), many_rules)
+@settings(max_examples=200)
+def test_ndjson_of_one_shape(body: bytes, held_to: Rules) -> None:
+    assert columns_of_one_shape(body) is not None
+    hold(body, Format.NDJSON, held_to)
+
+
+@given(lines_of_one_shape(oddities=True), many_rules)
+@settings(max_examples=200)
+def test_ndjson_of_one_shape_with_odd_values(body: bytes, held_to: Rules) -> None:
+    hold(body, Format.NDJSON, held_to)
 
 
 @given(many_rows, many_rules, st.sampled_from([None, 1]), st.booleans())
@@ -237,6 +251,12 @@ def test_a_text_damaged_anywhere(
     hold(mutated(bodies[form], changes), form, rules())
 
 
+@given(lines_of_one_shape(oddities=False), mutations)
+@settings(max_examples=200)
+def test_ndjson_of_one_shape_damaged_anywhere(body: bytes, changes: list[tuple[float, int, int]]) -> None:
+    hold(mutated(body, changes), Format.NDJSON, rules())
+
+
 @pytest.mark.parametrize("form", Format)
 @given(body=st.binary(max_size=200))
 def test_whatever_the_bytes_are_they_are_decoded_or_refused(form: Format, body: bytes) -> None:
@@ -279,7 +299,7 @@ def test_all_formats_make_the_same_batch_of_the_same_readings(rows: list[dict[st
 GOOD = {"sensor_id": "a", "time": "2023-07-12T14:30:45Z", "temperature": 21.5}
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("form", [Format.JSON, Format.NDJSON, Format.CSV, Format.ARROW_STREAM, Format.PARQUET])
 def test_no_readings_at_all_are_no_fault(form: Format) -> None:
     body = {
@@ -293,7 +313,7 @@ def test_no_readings_at_all_are_no_fault(form: Format) -> None:
     assert (rows_of(decoded), decoded.rejected, list(decoded.batch.sensors)) == ([], 0, [])
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("form", Format)
 def test_more_rows_than_allowed_are_counted_and_refused(form: Format) -> None:
     rows = [GOOD] * 21
@@ -309,7 +329,7 @@ def test_more_rows_than_allowed_are_counted_and_refused(form: Format) -> None:
         decode(body, form, max_rows=20)
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("value", [b"{}", b"[]", b"0", b'""'])
 def test_far_more_values_than_readings_need_are_refused_before_they_take_memory(value: bytes) -> None:
     many = b"[" + value + (b"," + value) * 3_000_000 + b"]"
@@ -339,7 +359,7 @@ def test_only_the_first_hundred_faults_are_described() -> None:
     assert [fault.row for fault in decoded.errors] == list(range(1, 201, 2))
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("each_way")
 def test_the_newest_days_are_kept_and_the_others_told_the_cap() -> None:
     days = [3, 1, 2, 1, 4]
     rows = [GOOD | {"time": T0_US - day * 86_400_000_000} for day in days]
@@ -363,7 +383,7 @@ def test_days_before_1970_are_days_too() -> None:
     assert not places(decode(ndjson(rows), Format.NDJSON, rules(window=ANY_TIME, max_chunks=2)))
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize(
     ("changed", "column", "reason", "value"),
     [
@@ -404,7 +424,7 @@ def test_a_fault_is_described_in_words_and_with_what_was_sent(
     assert (fault.row, fault.column, fault.reason, fault.value) == (2, column, reason, value)
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize(
     ("body", "form", "said"),
     [
@@ -444,7 +464,7 @@ def test_a_body_that_cannot_be_read_is_refused_with_what_to_do(body: bytes, form
         decode(body, form)
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("each_way")
 def test_a_line_nested_without_end_is_one_fault() -> None:
     deep = [b"[" * 100_000, b'{"sensor_id":"a","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", b'{"a":' * 100_000]
     good = json.dumps(GOOD).encode()
@@ -453,7 +473,7 @@ def test_a_line_nested_without_end_is_one_fault() -> None:
     assert len(rows_of(decoded)) == 2
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("each_way")
 def test_unknown_columns_are_named_wherever_they_are() -> None:
     rows = [GOOD, GOOD | {"tags": {"room": {"floor": 1}}}] + [GOOD] * 200 + [GOOD | {"battery": 3.3, "Temperature": 1}]
     for body, form in ((ndjson(rows), Format.NDJSON), (json_array(rows), Format.JSON)):
@@ -467,7 +487,7 @@ def test_unknown_columns_are_named_in_few_words() -> None:
     assert max(map(len, decoded.unknown_columns)) == 100
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("each_way")
 def test_a_csv_from_a_spreadsheet() -> None:
     body = b'\xef\xbb\xbf"sensor_id", time ,temperature,note\r\n'
     body += b'"a\r\nb",2023-07-12 14:30:45,"1.5",\r\n\r\nc, ,NA,"x"\r\n,,,\r\n'
@@ -477,7 +497,7 @@ def test_a_csv_from_a_spreadsheet() -> None:
     assert list(decoded.unknown_columns) == ["note"]
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("each_way")
 def test_a_csv_row_with_too_few_or_too_many_fields_costs_itself_alone() -> None:
     body = b'sensor_id,temperature\na,1\nb\nc,3,\n"d,4\ne,5\nf,6'
     decoded = decode(body, Format.CSV)
@@ -486,7 +506,7 @@ def test_a_csv_row_with_too_few_or_too_many_fields_costs_itself_alone() -> None:
     assert decoded.errors[0].reason == "the row has 1 fields where the header has 2"
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("each_way")
 def test_text_that_is_no_utf8_costs_its_line_alone() -> None:
     good = json.dumps(GOOD).encode()
     decoded = decode(good + b'\n{"sensor_id":"\xff","temperature":1}\n' + good, Format.NDJSON)
@@ -495,7 +515,7 @@ def test_text_that_is_no_utf8_costs_its_line_alone() -> None:
     assert ([row[0] for row in rows_of(decoded)], places(decoded)) == (["a", "b"], [(2, None)])
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize(
     ("precision", "number"),
     [
@@ -549,7 +569,7 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize(("body", "form"), HOSTILE, ids=lambda value: f"{value!r:.40}")
 def test_the_time_taken_grows_with_the_length_whatever_the_body_is(body: bytes, form: Format) -> None:
     """None of these takes more than 0.4 s; were one quadratic, it would take minutes."""
@@ -559,7 +579,7 @@ def test_the_time_taken_grows_with_the_length_whatever_the_body_is(body: bytes, 
     assert time.process_time() - started < 5
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize(
     ("body", "form"),
     [

@@ -1,0 +1,154 @@
+"""``latest_readings``: the latest reading of each sensor by its own time, a few seconds behind the readings themselves.
+
+To find it there is to ask every chunk; dashboards that show all sensors do it every few seconds. To write it in every
+flush would cost more than the flush. So each process notes what it has committed, and writes the latest of it now and
+then. What a process could not write before it died is found by the next start.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from app.errors import DatabaseAway
+from app.store.database import Database
+from app.store.wire import WIRE_SCHEMA, in_order, latest_of_each_sensor
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S = 2.0
+PAUSE_PER_WORK = 10.0
+"""10,000 sensors take 35 ms of this process and 100 of PostgreSQL, 100,000 ten times as much: they may be seen later."""
+QUERY_TIMEOUT_S = 10.0
+RECOVERY_TIMEOUT_S = 300.0
+RECOVERY_SENSORS = 500
+"""Sensors that are looked up at a time when a process begins."""
+RECOVERY_LOCK = 7_367_004
+"""Key of the advisory lock under which that is done: of many processes that start at once one does it."""
+COMPACT_ROWS = 100_000
+"""So many noted rows are reduced to the latest of each sensor before more are noted: some 5 ms."""
+
+NEWER = """
+ON CONFLICT (sensor_id) DO UPDATE
+SET (time, id, temperature, humidity, pressure)
+    = (excluded.time, excluded.id, excluded.temperature, excluded.humidity, excluded.pressure)
+WHERE (excluded.time, excluded.id) > (l.time, l.id)
+"""
+# In the order of the sensors: two processes that write the same in two orders would deadlock.
+WRITE = f"""
+INSERT INTO latest_readings AS l (sensor_id, time, id, temperature, humidity, pressure)
+SELECT n.sensor_id, TIMESTAMPTZ 'epoch' + n.time_us * INTERVAL '1 microsecond', n.id, temperature, humidity, pressure
+FROM unnest(%s::integer[], %s::bigint[], %s::bigint[], %s::float8[], %s::float8[], %s::float8[])
+    AS n (sensor_id, time_us, id, temperature, humidity, pressure)
+JOIN sensors ON sensors.id = n.sensor_id
+ORDER BY n.sensor_id
+{NEWER}
+"""
+RECOVER = f"""
+WITH part AS (
+    SELECT id FROM sensors WHERE id > %(after)s AND (SELECT pg_try_advisory_xact_lock({RECOVERY_LOCK}))
+    ORDER BY id LIMIT {RECOVERY_SENSORS}
+), found AS (
+    INSERT INTO latest_readings AS l (sensor_id, time, id, temperature, humidity, pressure)
+    SELECT part.id, r.time, r.id, r.temperature, r.humidity, r.pressure
+    FROM part
+    LEFT JOIN latest_readings known ON known.sensor_id = part.id
+    CROSS JOIN LATERAL (
+        SELECT * FROM readings
+        WHERE sensor_id = part.id AND time >= coalesce(known.time, '-infinity')
+        ORDER BY time DESC, id DESC LIMIT 1
+    ) r
+    ORDER BY part.id
+    {NEWER}
+)
+SELECT max(id) FROM part
+"""
+
+
+class Noted(NamedTuple):
+    """A reading that came alone."""
+
+    sensor_id: int
+    time: int
+    """Microseconds since 1970 UTC."""
+    id: int
+    temperature: float | None
+    humidity: float | None
+    pressure: float | None
+
+
+SCHEMA = pa.schema([WIRE_SCHEMA.field(name) for name in Noted._fields])
+
+
+class LatestReadings:
+    """Notes what this process has committed, and keeps the table up to it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._noted: dict[int, Noted] = {}
+        self._rows: list[pa.RecordBatch] = []
+
+    def note(self, readings: Iterable[Noted], rows: pa.RecordBatch | None) -> None:
+        """Takes note of committed readings: such as came alone, and rows with the columns of SCHEMA."""
+        noted = self._noted
+        for reading in readings:
+            known = noted.get(reading.sensor_id)
+            if known is None or reading[1:3] > known[1:3]:
+                noted[reading.sensor_id] = reading
+        if rows is not None:
+            self._rows.append(rows.select(SCHEMA.names))
+            if sum(batch.num_rows for batch in self._rows) > COMPACT_ROWS:
+                self._rows = [latest_of_each_sensor(in_order(self._rows))]
+
+    async def run(self) -> None:
+        """Works until cancelled; while the database is away what is noted waits."""
+        await self._recover()
+        clock = asyncio.get_running_loop().time
+        pause_s = INTERVAL_S
+        while True:
+            await asyncio.sleep(pause_s)
+            began = clock()
+            try:
+                await self.write()
+            except DatabaseAway as error:
+                logger.debug("the latest readings wait to be written: %s", error)
+            pause_s = max(INTERVAL_S, PAUSE_PER_WORK * (clock() - began))
+
+    async def write(self) -> None:
+        """Writes what has been noted. Raises DatabaseAway; it is still noted then."""
+        noted, self._noted = self._noted, {}
+        rows, self._rows = self._rows, []
+        if not noted and not rows:
+            return
+        latest, columns = await asyncio.to_thread(_columns, noted.values(), rows)
+        try:
+            async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
+                await connection.execute(WRITE, columns)
+        except BaseException:
+            self._rows.append(latest)
+            raise
+
+    async def _recover(self) -> None:
+        after: int | None = 0
+        try:
+            while after is not None:
+                async with self._database.borrow(timeout_s=RECOVERY_TIMEOUT_S) as connection:
+                    row = await (await connection.execute(RECOVER, {"after": after})).fetchone()
+                assert row is not None  # an aggregate has one row
+                (after,) = row
+        except DatabaseAway as error:
+            logger.warning("latest_readings may lack what came just before the last stop: %s", error)
+
+
+def _columns(noted: Iterable[Noted], rows: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, list[str]]:
+    """The latest of each sensor, and its columns as PostgreSQL writes arrays."""
+    alone = pa.RecordBatch.from_pylist([reading._asdict() for reading in noted], SCHEMA)
+    latest = latest_of_each_sensor(in_order([alone, *rows]))
+    times = latest["time"].cast(pa.int64())
+    columns = (latest["sensor_id"], times, *latest.columns[2:])
+    return latest, [
+        f"{{{','.join('NULL' if value is None else repr(value) for value in column.to_pylist())}}}"
+        for column in columns
+    ]

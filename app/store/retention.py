@@ -1,0 +1,54 @@
+"""Retention of readings where no policy of TimescaleDB's does it: on its Apache edition, and on plain PostgreSQL.
+
+Days (UTC) go as a whole, as they do by a policy, so that no bucket of an aggregate is ever made of a part.
+"""
+
+import asyncio
+import logging
+
+from app.errors import DatabaseAway
+from app.store.database import Database
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S = 3_600.0
+RETRY_S = 60.0
+STEP_TIMEOUT_S = 300.0
+RETENTION_LOCK = 7_367_005
+"""Key of the advisory lock under which readings are deleted: of many processes one does it."""
+ROWS_AT_A_TIME = 20_000
+
+FIRST_KEPT = "date_trunc('day', now() - make_interval(secs => 86400 * %(days)s), 'UTC')"
+DROP_CHUNKS = f"SELECT drop_chunks('readings', {FIRST_KEPT}) WHERE pg_try_advisory_xact_lock({RETENTION_LOCK})"
+# By the index, which begins with the sensor: there is none by time alone.
+DELETE_SOME = f"""
+DELETE FROM readings WHERE ctid = ANY (ARRAY(
+    SELECT old.ctid
+    FROM sensors CROSS JOIN LATERAL (
+        SELECT ctid FROM readings WHERE sensor_id = sensors.id AND time < {FIRST_KEPT} LIMIT {ROWS_AT_A_TIME}
+    ) old
+    WHERE (SELECT pg_try_advisory_xact_lock({RETENTION_LOCK}))
+    LIMIT {ROWS_AT_A_TIME}
+))
+"""
+
+
+async def delete_old_readings(database: Database, *, days: float, has_chunks: bool) -> None:
+    """Deletes what is older than so many days, in steps that hold nobody up. Raises DatabaseAway."""
+    deleted = ROWS_AT_A_TIME
+    while deleted >= ROWS_AT_A_TIME:
+        async with database.borrow(timeout_s=STEP_TIMEOUT_S) as connection:
+            cursor = await connection.execute(DROP_CHUNKS if has_chunks else DELETE_SOME, {"days": days})
+            deleted = 0 if has_chunks else cursor.rowcount
+
+
+async def keep_deleting(database: Database, *, days: float, has_chunks: bool) -> None:
+    """Does so every hour until cancelled."""
+    while True:
+        pause_s = INTERVAL_S
+        try:
+            await delete_old_readings(database, days=days, has_chunks=has_chunks)
+        except DatabaseAway as error:
+            logger.warning("old readings could not be deleted: %s", error)
+            pause_s = RETRY_S
+        await asyncio.sleep(pause_s)

@@ -1,0 +1,356 @@
+"""Aggregates against a plain count over the readings, whatever comes late, twice, out of order, or is cut short."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any, Literal, NamedTuple
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.errors import DatabaseAway
+from app.ingest.batch import Reading, Source
+from app.store.aggregates import Aggregates
+from app.store.database import Database, migrate
+from app.store.latest import LatestReadings
+from app.store.policies import DROP_MARGIN, Retention, apply_policies
+from app.store.retention import delete_old_readings
+from app.store.tiers import TIERS
+from app.store.writer import Writer
+from tests.clusters import cluster
+from tests.conftest import new_database
+from tests.unit.samples import batch_of
+
+SOURCE = Source("API_KEY", "192.0.2.7")
+FOR_EVER = Retention(0, 0, 0, 0)
+MINUTE, HOUR, DAY = 60, 3_600, 86_400
+
+EXPECTED = """
+SELECT date_bin(%(width)s, time, TIMESTAMPTZ 'epoch') AS bucket, sensor_id, count(*),
+       count(temperature), sum(temperature), min(temperature), max(temperature),
+       (array_agg(temperature ORDER BY time) FILTER (WHERE temperature IS NOT NULL))[1],
+       (array_agg(temperature ORDER BY time DESC) FILTER (WHERE temperature IS NOT NULL))[1],
+       count(pressure), sum(pressure)
+FROM readings GROUP BY 1, 2 ORDER BY 1, 2
+"""
+FOUND = """
+SELECT bucket, sensor_id, count, temperature_count, temperature_sum, temperature_min, temperature_max,
+       temperature_first, temperature_last, pressure_count, pressure_sum
+FROM {} ORDER BY 1, 2
+"""
+LATEST = """
+SELECT DISTINCT ON (sensor_id) sensor_id, time, id, temperature, humidity, pressure
+FROM readings ORDER BY sensor_id, time DESC, id DESC
+"""
+JOBS = "SELECT job_id FROM timescaledb_information.jobs WHERE proc_name = %s AND hypertable_name = %s"
+RETENTION_JOBS = """
+SELECT hypertable_name, (config->>'drop_after')::interval FROM timescaledb_information.jobs
+WHERE proc_name = 'policy_retention'
+"""
+
+
+class Rig(NamedTuple):
+    """A database with the parts that write to it, and that keep its aggregates."""
+
+    url: str
+    database: Database
+    writer: Writer
+    latest: LatestReadings
+    clock_s: list[float]
+    """What the writer takes for the time, in its one place."""
+
+    async def write(self, *readings: Reading) -> None:
+        """Commits readings: one alone, several as one request."""
+        content = readings[0] if len(readings) == 1 else batch_of(readings, source=SOURCE)
+        await self.writer.write(await self.writer.prepare([content]), dict)
+
+    async def refresh(self, retention: Retention = FOR_EVER) -> None:
+        """One turn of the refreshing, as if the last one were long ago."""
+        execute(
+            self.url,
+            "UPDATE server_settings SET value = (value::timestamptz - interval '1 hour')::text "
+            "WHERE name = 'aggregates_refreshed_until'",
+        )
+        # A background job that has just begun may be at it.
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    return await Aggregates(self.database, retention=retention).refresh()
+                except DatabaseAway as error:
+                    if not isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
+                        raise
+                    await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def rig(url: str) -> AsyncIterator[Rig]:
+    database = Database(url, timezone="UTC", offline_after_s=300)
+    latest = LatestReadings(database)
+    clock_s = [time.time()]
+    writer = Writer(
+        database,
+        flush_timeout_s=20,
+        columnstore_rows_per_sensor=2,
+        latest=latest,
+        now_us=lambda: round(clock_s[0] * 1e6),
+    )
+    try:
+        await database.prepare()
+        await writer.connect()
+        yield Rig(url, database, writer, latest, clock_s)
+    finally:
+        await writer.close()
+        await database.close()
+
+
+def execute(url: str, *statements: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def rows(url: str, query: str, **arguments: object) -> list[Any]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(query, arguments).fetchall()
+
+
+def assert_right(url: str) -> None:
+    """Every tier has what a plain count over the readings has."""
+    for tier in TIERS:
+        assert rows(url, FOUND.format(tier.name)) == rows(url, EXPECTED, width=tier.width), tier.name
+
+
+def reading(time_s: float, value: float | None = 20.0, sensor: str = "a") -> Reading:
+    return Reading(round(time_s * 1e6), sensor, value, None if value is None else 1.5, 1000.0, SOURCE)
+
+
+def run_job(url: str, procedure: str, table: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        row = connection.execute(JOBS, [procedure, table]).fetchone()
+        assert row is not None
+        connection.execute(f"CALL run_job({row[0]})")
+
+
+AGES_S = st.one_of(
+    st.integers(0, 5 * MINUTE), st.integers(0, 3 * HOUR), st.integers(0, 3 * DAY), st.integers(20 * DAY, 400 * DAY)
+)
+VALUES = st.none() | st.integers(-400, 400).map(lambda quarters: quarters / 4)
+
+
+APART = itertools.count(0, 1e-5)
+
+
+class Step(NamedTuple):
+    """Something that happens."""
+
+    what: Literal["write", "policy", "refresh", "cut"]
+    behind_s: int
+    """How long ago it happens: the writer's clock."""
+    ages_s: Sequence[tuple[int, str, float | None]]
+    """Of readings: how old they are when they come, of which sensor, and a value."""
+
+
+STEPS = st.lists(
+    st.builds(
+        Step,
+        st.sampled_from(["write", "write", "write", "policy", "refresh", "cut"]),
+        st.sampled_from([0, 0, 10 * MINUTE, 5 * HOUR, 2 * DAY]),
+        st.lists(st.tuples(AGES_S, st.sampled_from("abc"), VALUES), min_size=1, max_size=8),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+async def take(step: Step, rig: Rig) -> None:
+    match step.what:
+        case "write":
+            now_s = time.time() - step.behind_s
+            rig.clock_s[0] = now_s
+            # No two of one time: which of them would be the first is nobody's promise.
+            await rig.write(
+                *(reading(now_s - age_s - next(APART), value, sensor) for age_s, sensor, value in step.ages_s)
+            )
+        case "policy":
+            for tier in TIERS:
+                run_job(rig.url, "policy_refresh_continuous_aggregate", tier.name)
+        case "refresh":
+            await rig.refresh()
+        case "cut":
+            try:
+                async with asyncio.timeout(step.behind_s % 7 / 100 + 0.005):
+                    await rig.refresh()
+            except TimeoutError:
+                pass
+
+
+def test_aggregates_are_a_plain_count_whatever_comes_late_and_whatever_is_cut_short(
+    edition_and_admin_url: tuple[str, str],
+) -> None:
+    """A writer whose clock is behind stands for readings that came on time, while no policy could run."""
+    edition, admin_url = edition_and_admin_url
+
+    @settings(max_examples=10 if edition == "community" else 3, deadline=None, suppress_health_check=[*HealthCheck])
+    @given(steps=STEPS)
+    def check(steps: list[Step]) -> None:
+        async def go() -> None:
+            async with rig(url) as parts:
+                execute(
+                    url,
+                    "UPDATE server_settings SET value = (now() - interval '3 days')::text "
+                    "WHERE name = 'aggregates_refreshed_until'",
+                )
+                if edition == "community":
+                    async with await parts.database.connect("test") as connection:
+                        await apply_policies(connection, FOR_EVER)
+                for step in steps:
+                    if edition == "community" or step.what == "write":
+                        await take(step, parts)
+                if edition == "community":
+                    await parts.refresh()
+                assert_right(url)
+
+        asyncio.run(go())
+
+    with new_database(admin_url) as url:
+        check()
+
+
+async def test_before_the_first_refresh_the_aggregates_are_right_already(database: str) -> None:
+    async with rig(database) as parts:
+        now_s = parts.clock_s[0]
+        await parts.write(*(reading(now_s - age_s, age_s) for age_s in range(0, 2 * DAY, 977)))
+        assert_right(database)
+
+
+async def test_values_whose_sum_is_not_finite_stop_no_refresh(database: str, edition: str) -> None:
+    async with rig(database) as parts:
+        now_s = parts.clock_s[0] - 2 * HOUR
+        await parts.write(*(reading(now_s + second, 1.7e308) for second in range(9)))
+        if edition == "community":
+            await parts.refresh()
+        found = rows(database, "SELECT sum(count)::int, max(temperature_max) FROM readings_1d")
+    assert found == [(9, 1.7e308)]
+
+
+async def test_the_latest_readings_are_the_latest_by_event_time(database: str) -> None:
+    """Out of order, in one request and in several, alone and together, with ties, and in another process."""
+    async with rig(database) as parts, rig(database) as others:
+        now_s = parts.clock_s[0]
+        await parts.write(reading(now_s - 5, 1, "a"))
+        await parts.write(*(reading(now_s - age_s, age_s, sensor) for age_s in (7, 3, 9, 3) for sensor in "abc"))
+        await others.write(reading(now_s - 4, 2, "b"))
+        await others.write(reading(now_s - 1, 3, "d"))
+        await parts.latest.write()
+        await others.latest.write()
+        await parts.write(reading(now_s - 2, 4, "d"))
+        await parts.latest.write()
+    found = rows(database, "SELECT * FROM latest_readings ORDER BY sensor_id")
+    assert found == rows(database, LATEST)
+    assert len(found) == 4
+
+
+async def test_the_latest_readings_lack_what_was_refused(database: str) -> None:
+    execute(database, "ALTER TABLE readings ADD CONSTRAINT cool CHECK (temperature < 50)")
+    async with rig(database) as parts:
+        now_s = parts.clock_s[0]
+        await parts.write(*(reading(now_s - age_s, value, "a") for age_s, value in ((3, 20), (1, 70), (2, 21))))
+        await parts.write(reading(now_s - 1, 71, "b"))
+        await parts.latest.write()
+    assert rows(database, "SELECT temperature FROM latest_readings") == [(21,)]
+
+
+async def test_a_start_finds_the_latest_readings_that_a_killed_process_had_not_written(database: str) -> None:
+    async with rig(database) as parts:
+        now_s = parts.clock_s[0]
+        await parts.write(*(reading(now_s - age_s, age_s, sensor) for age_s in (9, 8) for sensor in "abc"))
+        await parts.latest.write()
+        await parts.write(*(reading(now_s - age_s, age_s, sensor) for age_s in (7, 200 * DAY) for sensor in "bd"))
+    async with rig(database) as parts:
+        task = asyncio.create_task(parts.latest.run())
+        async with asyncio.timeout(10):
+            while rows(database, "SELECT * FROM latest_readings ORDER BY sensor_id") != rows(database, LATEST):
+                await asyncio.sleep(0.05)
+        task.cancel()
+
+
+@pytest.fixture(scope="module")
+def community_admin_url() -> Iterator[str]:
+    """A superuser's connection string on TimescaleDB Community."""
+    with cluster("community") as url:
+        yield url
+
+
+@pytest.fixture
+def community_database(community_admin_url: str) -> Iterator[str]:
+    """A new database there, with the schema in it."""
+    with new_database(community_admin_url) as url:
+        migrate(url)
+        yield url
+
+
+async def test_settings_of_retention_are_the_policies_at_the_next_start(community_database: str) -> None:
+    async with rig(community_database) as parts:
+        for retention, expected in (
+            (Retention(0, 0, 0, 0), {}),
+            (Retention(30, 90, 0, 0), {"readings": 30, "readings_1m": 90}),
+            (
+                Retention(30, 60, 400, 4000),
+                {"readings": 30, "readings_1m": 60, "readings_1h": 400, "readings_1d": 4000},
+            ),
+            (Retention(30, 0, 0, 0), {"readings": 30}),
+        ):
+            await Aggregates(parts.database, retention=retention).refresh()
+            found = {table: after - DROP_MARGIN for table, after in rows(community_database, RETENTION_JOBS)}
+            assert found == {table: timedelta(days=days) for table, days in expected.items()}
+
+
+async def test_jobs_that_are_as_they_should_be_are_left_alone(community_database: str) -> None:
+    query = "SELECT array_agg(job_id ORDER BY job_id) FROM timescaledb_information.jobs"
+    async with rig(community_database) as parts:
+        await Aggregates(parts.database, retention=Retention(30, 90, 0, 0)).refresh()
+        jobs = rows(community_database, query)
+        await Aggregates(parts.database, retention=Retention(30, 90, 0, 0)).refresh()
+    assert rows(community_database, query) == jobs
+
+
+async def test_aggregates_outlive_the_readings_that_they_are_of(community_database: str) -> None:
+    """Also when late readings beside the deleted ones are refreshed afterwards."""
+    retention = Retention(3, 0, 0, 0)
+    async with rig(community_database) as parts:
+        now_s = parts.clock_s[0]
+        for age_days in range(8):
+            await parts.write(*(reading(now_s - age_days * DAY - second * 60, second) for second in range(100)))
+        await parts.refresh()
+        assert_right(community_database)
+        before = {tier.name: rows(community_database, FOUND.format(tier.name)) for tier in TIERS}
+        await parts.refresh(retention)
+        run_job(community_database, "policy_retention", "readings")
+        (kept,) = rows(community_database, "SELECT count(*), min(time) < now() - interval '5 days' FROM readings")
+        assert kept[0] < 600
+        assert not kept[1]
+        await parts.refresh(retention)
+        for tier in TIERS:
+            assert rows(community_database, FOUND.format(tier.name)) == before[tier.name]
+        await parts.write(reading(now_s - 2.9 * DAY, 7, "late"))
+        await parts.refresh(retention)
+        for tier in TIERS:
+            found = rows(community_database, FOUND.format(tier.name))
+            assert [row for row in found if row[1] == 1] == before[tier.name]
+            assert [row[2] for row in found if row[1] != 1] == [1]
+
+
+async def test_without_policies_whole_days_of_readings_go(database: str, edition: str) -> None:
+    async with rig(database) as parts:
+        now_s = parts.clock_s[0]
+        for sensor in "ab":
+            await parts.write(*(reading(now_s - age_s, age_s, sensor) for age_s in range(0, 8 * DAY, 600)))
+        await delete_old_readings(parts.database, days=3, has_chunks=edition != "embedded")
+    start_of_day = now_s // DAY * DAY
+    kept = sum(now_s - age_s >= start_of_day - 3 * DAY for age_s in range(0, 8 * DAY, 600))
+    assert rows(database, "SELECT count(*) FROM readings") == [(2 * kept,)]

@@ -1,0 +1,111 @@
+"""Prometheus as docker-compose starts it, with the repository's own configuration; only what it scrapes is another."""
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.server import REPOSITORY, eventually
+
+SCRAPE_INTERVAL_S = 1
+STOP_TIMEOUT_S = 15
+
+Series = Mapping[str, Any]
+"""One series of an answer, as the HTTP API writes it."""
+
+
+class Prometheus:
+    """A running Prometheus, by its HTTP API."""
+
+    def __init__(self, url: str) -> None:
+        self._client = httpx.Client(base_url=url, timeout=15)
+
+    @property
+    def has_scraped(self) -> bool:
+        """Whether it has begun: some five seconds after its start, which no option changes."""
+        try:
+            return self._client.get("/-/ready").is_success and bool(self.ask("up == 1"))
+        except httpx.TransportError:
+            return False
+
+    def close(self) -> None:
+        self._client.close()
+
+    def get(self, path: str) -> Any:
+        """What stands at a path of the API."""
+        return self._data(self._client.get(f"/api/v1{path}"))
+
+    def ask(self, expression: str) -> list[Series]:
+        """The series of an expression as of now; fails on an error, and on a warning."""
+        return list(self._data(self._client.post("/api/v1/query", data={"query": expression}))["result"])
+
+    def ask_range(self, expression: str, *, start: float, end: float) -> list[Series]:
+        """The series of an expression over a time, as of each scrape."""
+        form = {"query": expression, "start": str(start), "end": str(end), "step": str(SCRAPE_INTERVAL_S)}
+        return list(self._data(self._client.post("/api/v1/query_range", data=form))["result"])
+
+    def value(self, expression: str) -> float:
+        """The one value of an expression as of now."""
+        [series] = self.ask(expression)
+        return float(series["value"][1])
+
+    @staticmethod
+    def _data(answer: httpx.Response) -> Any:
+        content = answer.json()
+        assert content["status"] == "success", content
+        assert not content.keys() & {"warnings", "infos"}, content
+        return content["data"]
+
+
+@contextmanager
+def prometheus(folder: Path, *, target: str) -> Iterator[Prometheus]:
+    """A Prometheus that has begun to scrape ``target``, host and port, each second; skips, with the reason, where there
+    is none.
+    """
+    if shutil.which("prometheus") is None:
+        pytest.skip("prometheus is not installed")
+    shutil.copytree(REPOSITORY / "prometheus", folder, dirs_exist_ok=True)
+    configuration = yaml.safe_load((folder / "prometheus.yml").read_text())
+    interval = f"{SCRAPE_INTERVAL_S}s"
+    configuration["global"] |= {
+        "scrape_interval": interval,
+        "scrape_timeout": interval,
+        "evaluation_interval": interval,
+    }
+    for job in configuration["scrape_configs"]:
+        job["static_configs"] = [{"targets": [target]}]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
+    address = f"127.0.0.1:{_free_port()}"
+    with (folder / "log").open("w+") as log:
+        process = subprocess.Popen(
+            [
+                *("prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"),
+                *(f"--web.listen-address={address}", "--log.level=warn", "--scrape.discovery-reload-interval=100ms"),
+            ],
+            stdout=log,
+            stderr=log,
+        )
+        server = Prometheus(f"http://{address}")
+        try:
+            eventually(lambda: process.poll() is not None or server.has_scraped)
+            if process.poll() is not None:
+                log.seek(0)
+                pytest.fail(f"prometheus ended: {log.read()}")
+            yield server
+        finally:
+            server.close()
+            process.terminate()
+            process.wait(STOP_TIMEOUT_S)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,0 +1,59 @@
+"""Prometheus' alerts: what each promises its reader, and promtool's tests of when it fires."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+RULES = REPOSITORY / "prometheus" / "rules.yml"
+CASES = Path(__file__).parent / "alerts.yml"
+
+ALERTS: list[dict[str, Any]] = [
+    rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"] if "alert" in rule
+]
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+
+
+def promtool(*arguments: str | Path) -> None:
+    """Runs it, and fails with what it says."""
+    result = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=[alert["alert"] for alert in ALERTS])
+def test_an_alert_says_how_bad_it_is_what_has_happened_and_what_to_do(alert: dict[str, Any]) -> None:
+    """And it waits before it says so."""
+    assert alert["for"] != "0s"
+    assert alert["labels"].keys() == {"severity"}
+    assert alert["labels"]["severity"] in {"critical", "warning"}
+    assert alert["annotations"].keys() == {"summary", "description"}
+    assert all(text.endswith(".") for text in alert["annotations"].values())
+
+
+def test_every_alert_is_made_to_fire() -> None:
+    """By name, in an expectation of promtool's tests."""
+    expected = [
+        sample["labels"]
+        for case in yaml.safe_load(CASES.read_text())["tests"]
+        for question in case["promql_expr_test"]
+        for sample in question["exp_samples"]
+    ]
+    fired = set(re.findall(r'alertname="(\w+)"', " ".join(expected)))
+    assert fired == {alert["alert"] for alert in ALERTS}
+
+
+@needs_promtool
+def test_promtool_finds_no_fault_in_the_rules() -> None:
+    """Nor anything to complain of."""
+    promtool("check", "rules", "--lint-fatal", RULES)
+
+
+@needs_promtool
+def test_alerts_fire_when_they_should_and_not_otherwise() -> None:
+    """Each after its time; none at a fresh start, when counters begin anew, or at night."""
+    promtool("test", "rules", CASES)
