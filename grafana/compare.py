@@ -2,7 +2,7 @@
 
 from grafana.fleet import HIDDEN, TO_SENSOR
 from grafana.panels import dashboard, override, sql, table, timeseries, unit_from, variable
-from grafana.zoom import Points, points
+from grafana.zoom import Points, curves, points
 
 MOST_CURVES = 50
 ZOOM = "Readings below 17 minutes, buckets of a minute below 17 hours, of an hour below 18 days, of a day above."
@@ -10,23 +10,21 @@ ZOOM = "Readings below 17 minutes, buckets of a minute below 17 hours, of an hou
 unit, with_unit = unit_from("SELECT unit FROM metrics WHERE name = ${metric:sqlstring}")
 
 # As an array, and not as a subquery of its own, the ids reach the index and the columnstore.
-drawn = f"""\
-ARRAY(SELECT id FROM sensors WHERE id IN (${{sensor:sqlstring}}) ORDER BY name LIMIT {MOST_CURVES})"""
+FIRST_CHOSEN = f"ARRAY(SELECT id FROM sensors WHERE id IN (${{sensor:sqlstring}}) ORDER BY name LIMIT {MOST_CURVES})"
 
-curves = timeseries(
+chart = timeseries(
     "$metric by sensor",
     f"The mean of each sensor; of more than {MOST_CURVES} chosen, the first {MOST_CURVES} by name. {ZOOM}",
     [
         sql(
             """
-            SELECT zoomed.time, s.name AS sensor, zoomed.sum / zoomed.count AS mean
+            SELECT time, sensor, mean
             FROM (
-                {points}
-            ) AS zoomed
-            JOIN sensors s ON s.id = zoomed.sensor_id
-            ORDER BY zoomed.time
+                {curves}
+            ) AS curves
+            ORDER BY time
             """,
-            points=points(f"metric = ${{metric:sqlstring}} AND sensor_id = ANY({drawn})"),
+            curves=curves(f"metric = ${{metric:sqlstring}} AND sensor_id = ANY({FIRST_CHOSEN})"),
         ),
         unit,
     ],
@@ -51,8 +49,8 @@ figures = table(
     difference is to the mean of all readings of the chosen sensors. {ZOOM}""",
     sql(
         """
-        SELECT f.sensor_id AS id, s.name AS "Sensor", f.readings AS "Readings", f.lowest AS "Lowest", f.mean AS "Mean",
-               f.mean - f.mean_of_all AS "Difference", f.highest AS "Highest", f.last AS "Last"
+        SELECT f.sensor_id::text AS id, s.name AS "Sensor", f.readings AS "Readings", f.lowest AS "Lowest",
+               f.mean AS "Mean", f.mean - f.mean_of_all AS "Difference", f.highest AS "Highest", f.last AS "Last"
         FROM (
             SELECT sensor_id, sum(count) AS readings, min(min) AS lowest, sum(sum) / sum(count) AS mean,
                    sum(sum(sum)) OVER () / sum(sum(count)) OVER () AS mean_of_all, max(max) AS highest,
@@ -83,7 +81,7 @@ DASHBOARD = dashboard(
     "sensorflow-compare",
     "Compare sensors",
     "One metric of many sensors in one chart and one table.",
-    [curves, figures],
+    [chart, figures],
     variables=[
         variable(
             "sensor",

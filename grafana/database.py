@@ -29,7 +29,8 @@ HEALTH = [
         sql("""
             SELECT sum(before_bytes)::double precision / nullif(sum(after_bytes), 0) AS "Ratio" FROM table_sizes
         """),
-        defaults={"color": fixed(BLUE), "decimals": 1, "unit": "suffix: ×", "noValue": "none"},
+        unit="suffix: ×",
+        defaults={"color": fixed(BLUE), "decimals": 1, "noValue": "none"},
     ),
     stat(
         "Connections",
@@ -63,6 +64,7 @@ sizes = table(
         ORDER BY size_bytes DESC
     """),
     size=(14, 8),
+    unit="none",
     overrides=[
         *(override(column, unit="bytes") for column in ("Size", "Before", "After")),
         override("Ratio", decimals=1),
@@ -95,9 +97,9 @@ jobs = table(
         ORDER BY job_id
     """),
     size=(24, 9),
+    unit="none",
     defaults={"noValue": "No jobs"},
     overrides=[
-        override("Job", unit="none"),
         override(
             "Last status",
             mappings=colored_text({"Success": GREEN, "Failed": ORANGE}),
@@ -119,6 +121,7 @@ connections = table(
         ORDER BY 3 DESC, 1, 2
     """),
     size=(10, 8),
+    unit="none",
 )
 
 activity = stat(

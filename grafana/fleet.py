@@ -79,7 +79,7 @@ oldest = stat(
     sql("""SELECT greatest(min(age_s), 0) AS "Age" FROM sensor_status"""),
     size=(5, 4),
     unit="s",
-    defaults={"thresholds": thresholds(GREEN, (60, ORANGE), (300, RED))},
+    defaults={"color": fixed(BLUE)},
 )
 
 every_sensor = table(
@@ -89,7 +89,7 @@ every_sensor = table(
     PATCH /api/sensors/{name}.""",
     sql(
         """
-        SELECT s.sensor_id AS id, s.name AS "Sensor", s.label AS "Label", s.location AS "Location",
+        SELECT s.sensor_id::text AS id, s.name AS "Sensor", s.label AS "Label", s.location AS "Location",
                {status} AS "Status",
                s.age_s AS "Age", s.temperature AS "Temperature", s.humidity AS "Humidity", s.pressure AS "Pressure",
                coalesce(v.metrics, 'none') AS "Out of limits"
@@ -133,8 +133,9 @@ violations = table(
     """Latest readings beyond a limit of their sensor, the furthest first. Empty when all is well; also when no limits
     are set: PATCH /api/sensors/{name} does.""",
     sql("""
-        SELECT v.sensor_id AS id, s.name AS "Sensor", m.title AS "Metric", v.value AS "Value", v.lower AS "Lower limit",
-               v.upper AS "Upper limit", greatest(v.value - v.upper, v.lower - v.value) AS "Beyond by", v.time AS "Time"
+        SELECT v.sensor_id::text AS id, s.name AS "Sensor", m.title AS "Metric", v.value AS "Value",
+               v.lower AS "Lower limit", v.upper AS "Upper limit",
+               greatest(v.value - v.upper, v.lower - v.value) AS "Beyond by", v.time AS "Time"
         FROM limit_violations v
         JOIN sensors s ON s.id = v.sensor_id
         JOIN metrics m ON m.name = v.metric
@@ -142,6 +143,7 @@ violations = table(
         LIMIT 1000
     """),
     size=(12, 10),
+    unit="none",
     defaults={"decimals": 2, "noValue": "No reading is out of limits"},
     overrides=[
         override("id", custom__hideFrom=HIDDEN),
@@ -158,7 +160,7 @@ places = panel(
     [
         sql(
             """
-            SELECT sensor_id AS id, name AS "Sensor", location AS "Location", latitude, longitude,
+            SELECT sensor_id::text AS id, name AS "Sensor", location AS "Location", latitude, longitude,
                    {status} AS "Status"
             FROM sensor_status
             WHERE latitude IS NOT NULL AND longitude IS NOT NULL

@@ -2,6 +2,7 @@
 
 from grafana.panels import (
     GREEN,
+    GREY,
     ORANGE,
     PURPLE,
     RED,
@@ -16,6 +17,7 @@ from grafana.panels import (
     stat,
     thresholds,
     timeseries,
+    words,
 )
 
 
@@ -30,42 +32,31 @@ def quantiles(histogram: str, *, by: str = "") -> dict[str, str]:
     return {name: f"histogram_quantile({q}, {buckets})" for name, q in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))}
 
 
-def up(title: str, description: str, gauge: str, words: tuple[str, str]) -> Json:
+def state(title: str, description: str, gauge: str, *, good: str, bad: str) -> Json:
     """A gauge that is 1 when all is well, in words."""
-    good, bad = words
     return stat(
         title,
-        description,
-        promql(f"min({gauge})"),
+        f"{description} Unknown: Prometheus gets no answer from the server.",
+        promql(f"min({gauge}) or vector(-1)"),
         size=(4, 4),
-        defaults={
-            "noValue": "no data",
-            "thresholds": thresholds(RED, (1, GREEN)),
-            "mappings": [
-                {
-                    "type": "value",
-                    "options": {
-                        "0": {"text": bad, "color": RED, "index": 0},
-                        "1": {"text": good, "color": GREEN, "index": 1},
-                    },
-                }
-            ],
-        },
+        defaults={"mappings": words({"1": (good, GREEN), "0": (bad, RED), "-1": ("unknown", GREY)})},
     )
 
 
 HEALTH = [
-    up(
+    state(
         "Server",
         "Whether readings are taken: with several workers, by all of them.",
         "sensorflow_ready",
-        ("ready", "not ready"),
+        good="ready",
+        bad="not ready",
     ),
-    up(
+    state(
         "Database",
         "Whether the database answered when the server last asked, every 15 s.",
         "sensorflow_database_up",
-        ("up", "away"),
+        good="up",
+        bad="away",
     ),
     stat(
         "Readings committed",
@@ -79,11 +70,15 @@ HEALTH = [
         "Requests answered 5xx, of all requests.",
         promql("""
             (sum(rate(sensorflow_http_request_duration_seconds_count{status=~"5.."}[$__rate_interval])) or vector(0))
-            / sum(rate(sensorflow_http_request_duration_seconds_count[$__rate_interval]))
+            / (sum(rate(sensorflow_http_request_duration_seconds_count[$__rate_interval])) > 0)
         """),
         size=(4, 4),
         unit="percentunit",
-        defaults={"decimals": 2, "thresholds": thresholds(GREEN, (0.001, ORANGE), (0.05, RED))},
+        defaults={
+            "decimals": 2,
+            "noValue": "no requests",
+            "thresholds": thresholds(GREEN, (0.001, ORANGE), (0.05, RED)),
+        },
     ),
     stat(
         "Buffer filled",
@@ -126,8 +121,16 @@ READINGS = [
     timeseries(
         "Aggregate lag",
         "How long ago the aggregates were last brought up to date. What came late since then may be missing in them.",
-        [promql("max(sensorflow_aggregate_lag_seconds)", "lag")],
+        promqls(lag="max(sensorflow_aggregate_lag_seconds)"),
+        size=(6, 8),
         unit="s",
+    ),
+    timeseries(
+        "Late ranges to refresh",
+        "Ranges of time of which late readings came, and whose aggregates wait to be refreshed.",
+        promqls(ranges="max(sensorflow_stale_ranges)"),
+        size=(6, 8),
+        unit="short",
     ),
 ]
 

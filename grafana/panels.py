@@ -80,12 +80,18 @@ def thresholds(base: str, *steps: tuple[float, str]) -> Json:
     return {"mode": "absolute", "steps": colors}
 
 
-def colored_text(colors: Mapping[str, str]) -> list[Json]:
-    """Mappings that give words their colours."""
+def words(meanings: Mapping[str, tuple[str, str]]) -> list[Json]:
+    """Mappings of values to words in colours."""
     options = {
-        text: {"text": text, "color": color, "index": index} for index, (text, color) in enumerate(colors.items())
+        value: {"text": word, "color": color, "index": index}
+        for index, (value, (word, color)) in enumerate(meanings.items())
     }
     return [{"type": "value", "options": options}]
+
+
+def colored_text(colors: Mapping[str, str]) -> list[Json]:
+    """Mappings that give words their colours."""
+    return words({word: (word, color) for word, color in colors.items()})
 
 
 def link(title: str, url: str) -> list[Json]:
@@ -224,6 +230,7 @@ def table(
     target: Json,
     *others: Json,
     size: tuple[int, int] = (24, 8),
+    unit: str | None = None,
     defaults: Json | None = None,
     overrides: Sequence[Json] = (),
     transformations: Sequence[Json] = (),
@@ -236,6 +243,7 @@ def table(
         description,
         [target, *others],
         size=size,
+        unit=unit,
         defaults=defaults,
         custom={"align": "auto", "cellOptions": {"type": "auto"}, "filterable": True, "inspect": False},
         options={"cellHeight": "sm", "frameIndex": 0, "showHeader": True},

@@ -17,9 +17,9 @@ from grafana.panels import (
     unit_from,
     variable,
 )
-from grafana.zoom import Points, points
+from grafana.zoom import Points, curves, points
 
-POINTS = points("sensor_id = ${sensor:sqlstring} AND metric = ${metric:sqlstring}")
+VALUES = "sensor_id = ${sensor:sqlstring} AND metric = ${metric:sqlstring}"
 ZOOM = """Below 70 minutes from the readings themselves; then from buckets of a minute (below 70 hours), of an hour
 (below 75 days) and of a day."""
 HIDDEN_IN_LEGEND: Json = {"legend": True, "tooltip": False, "viz": False}
@@ -66,33 +66,21 @@ registered = table(
     ],
 )
 
-curve = timeseries(
+chart = timeseries(
     "$metric",
     f"""Mean, and the band from the lowest to the highest reading, with the sensor's limits. {ZOOM} The line is broken
-    where nothing came for longer than three times the sensor's expected interval, or five minutes where none is
-    set.""",
+    where nothing came for longer than three of the sensor's expected intervals or, where none is set, of its usual
+    ones.""",
     [
-        # The second part has a row without values for each gap: there Grafana breaks the line.
         sql(
             """
-            WITH zoomed AS (
-                {points}
-            ), spaced AS (
-                SELECT time, sum / count AS mean, min, max, width_s,
-                       extract(epoch FROM lead(time) OVER (ORDER BY time) - time) AS step_s
-                FROM zoomed
-            )
             SELECT time, mean, min, max
-            FROM spaced
-            UNION ALL
-            SELECT time + INTERVAL '1 millisecond', NULL, NULL, NULL
-            FROM spaced
-            WHERE step_s > greatest(
-                width_s, (SELECT coalesce(3 * expected_interval_s, 300) FROM sensors WHERE id = ${sensor:sqlstring})
-            )
+            FROM (
+                {curves}
+            ) AS curve
             ORDER BY time
             """,
-            points=POINTS,
+            curves=curves(VALUES),
             series=True,
         ),
         sql(
@@ -101,9 +89,10 @@ curve = timeseries(
             FROM sensor_limits
             CROSS JOIN LATERAL (VALUES ('upper limit', upper), ('lower limit', lower)) AS l (name, value)
             CROSS JOIN (VALUES (TIMESTAMPTZ $__timeFrom()), (TIMESTAMPTZ $__timeTo())) AS t (time)
-            WHERE sensor_id = ${sensor:sqlstring} AND metric = ${metric:sqlstring} AND l.value IS NOT NULL
+            WHERE {values} AND l.value IS NOT NULL
             ORDER BY t.time
             """,
+            values=VALUES,
             ref="limits",
             series=True,
         ),
@@ -147,7 +136,7 @@ figures = stat(
         ) AS zoomed
         HAVING count(*) > 0
         """,
-        points=POINTS,
+        points=points(VALUES),
     ),
     unit,
     size=(5, 10),
@@ -161,7 +150,7 @@ DASHBOARD = dashboard(
     "sensorflow-sensor",
     "Sensor detail",
     "One sensor at every zoom: mean, range, limits and gaps of each metric.",
-    [latest, registered, row("$metric", repeat="metric"), curve, figures],
+    [latest, registered, row("$metric", repeat="metric"), chart, figures],
     variables=[
         variable(
             "sensor",

@@ -6,6 +6,7 @@ every panel: Grafana would otherwise take the panel's width, and another screen 
 """
 
 from enum import IntEnum
+from textwrap import indent
 
 
 class Points(IntEnum):
@@ -49,6 +50,39 @@ SELECT bucket, 86400, sensor_id, count, sum, min, max, first, last
 FROM points_1d
 WHERE $__interval_ms > {HOURS_MS} AND {where}
   AND {in_range("1 day")}"""
+
+
+def curves(where: str) -> str:
+    """A query of what is drawn: time, sensor, mean, min, max.
+
+    After the last values before a gap comes a row without any, at which Grafana breaks the line. In a gap a bucket is
+    empty, and nothing came for longer than three expected intervals or, where none is set, than three usual ones.
+    """
+    return f"""\
+WITH zoomed AS (
+    {indent(points(where), "    ").lstrip()}
+), stepped AS (
+    SELECT *, extract(epoch FROM lead(time) OVER (PARTITION BY sensor_id ORDER BY time) - time) AS step_s
+    FROM zoomed
+), usual AS (
+    SELECT sensor_id, percentile_disc(0.5) WITHIN GROUP (ORDER BY step_s) AS step_s
+    FROM stepped
+    GROUP BY sensor_id
+), drawn AS (
+    SELECT p.time, s.name AS sensor, p.sum / p.count AS mean, p.min, p.max,
+           p.step_s > greatest(
+               p.width_s, 3 * coalesce(s.expected_interval_s, nullif(u.step_s, p.width_s))
+           ) AS ends_at_gap
+    FROM stepped p
+    JOIN usual u ON u.sensor_id = p.sensor_id
+    JOIN sensors s ON s.id = p.sensor_id
+)
+SELECT time, sensor, mean, min, max
+FROM drawn
+UNION ALL
+SELECT time + INTERVAL '1 millisecond', sensor, NULL, NULL, NULL
+FROM drawn
+WHERE ends_at_gap"""
 
 
 def counts() -> str:
