@@ -13,6 +13,8 @@
     │   ├── UnsupportedEncoding
     │   ├── UnsupportedFormat
     │   ├── InvalidParameter       in the query or a header
+    │   ├── InvalidSensor          what a sensor can't become
+    │   ├── NotFound               no such sensor, or nothing of it
     │   ├── IdempotencyConflict    the Idempotency-Key was used before, with another body
     │   └── RejectedByDatabase     it passed our checks, yet PostgreSQL would not take it
     ├── NotStored              nothing is stored; send again after ``retry_after_s``
@@ -20,6 +22,7 @@
     │   ├── BufferFull
     │   ├── KeyOverShare           the buffer has room, but not for more of this key's
     │   ├── DatabaseAway
+    │   ├── TooManyReads           as many are being answered as may be
     │   └── ShuttingDown
     ├── OutcomeUnknown         COMMIT was under way and no answer came: it may be stored, or not
     ├── TooManySubscribers     a key's WebSocket connections are used up
@@ -93,6 +96,14 @@ class InvalidParameter(Refused):
     """Something in the query or in a header; the message names it."""
 
 
+class InvalidSensor(Refused):
+    """A sensor can't become what the request says; the message says why."""
+
+
+class NotFound(Refused):
+    """There is no such sensor, or nothing of it; the message names it."""
+
+
 class IdempotencyConflict(Refused):
     """The Idempotency-Key stands for another body, which is stored."""
 
@@ -123,6 +134,13 @@ class KeyOverShare(NotStored):
 
 class DatabaseAway(NotStored):
     """The database can't be reached, or did not commit in time; nothing of this was committed."""
+
+
+class TooManyReads(NotStored):
+    """As many requests for the history are being answered as may be at a time."""
+
+    def __init__(self) -> None:
+        super().__init__("Too many readings are being read back at the moment.", retry_after_s=5)
 
 
 class ShuttingDown(NotStored):

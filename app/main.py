@@ -12,7 +12,8 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, disable_created_metrics
 from starlette.types import ASGIApp
 
-from app.errors import ConfigurationError, DatabaseAway
+from app.errors import ConfigurationError, DatabaseAway, SensorFlowError
+from app.history.query import DAY_US, Bucket
 from app.ingest.batch import Reading
 from app.ingest.buffer import Buffer
 from app.ingest.claim import Fingerprint, Kept
@@ -26,18 +27,20 @@ from app.settings import Keys, Settings
 from app.store import claims
 from app.store.aggregates import Aggregates
 from app.store.database import Database, Edition
+from app.store.history import History, latest_reading
 from app.store.latest import LatestReadings
 from app.store.maintenance import Maintenance
 from app.store.policies import Retention
-from app.store.queries import latest_reading
 from app.store.retention import keep_deleting
 from app.store.writer import Flush, Writer
+from app.web import problems
 from app.web.auth import ApiKey, Keyring, Scope
 from app.web.ingest import ReadingEndpoint, documented_route
 from app.web.live import live_router
 from app.web.measure import Measure
 from app.web.ops import Readiness, ops_router
 from app.web.readings import BulkIngest, Limits, bulk_router
+from app.web.reads import Reads, reads_router
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,16 @@ IMPORT_MAX_BYTES = 256 << 20
 """An import's own buffer: whatever a server's is set to, a part of a file must fit."""
 REMEMBERING_HEAD_START_S = 1.0
 REMEMBERING_TIMEOUT_S = 60.0
+
+
+def _kept_us(settings: Settings) -> dict[Bucket, int]:
+    days = {
+        Bucket.RAW: settings.retention_raw_days,
+        Bucket.MINUTE: settings.retention_1m_days,
+        Bucket.HOUR: settings.retention_1h_days,
+        Bucket.DAY: settings.retention_1d_days,
+    }
+    return {bucket: round(kept * DAY_US) for bucket, kept in days.items()}
 
 
 def _share_of_key(settings: Settings) -> int:
@@ -138,6 +151,7 @@ class Server:
             settings.retention_1h_days,
             settings.retention_1d_days,
         )
+        self.history = History(self._database)
         self._maintenance = Maintenance(self._database, claims_window_hours=settings.idempotency_window_hours)
         self._encode = receipt_encoder(ZoneInfo(settings.timezone))
         self.pipeline = _pipeline(
@@ -330,6 +344,7 @@ def create_app(
             yield
 
     app = FastAPI(title="SensorFlow", description=DESCRIPTION, lifespan=lifespan)
+    app.add_exception_handler(SensorFlowError, problems.respond)
     observe = server.instruments.request_durations.observe
     window = TimeWindow.of(
         past_days=settings.accept_past_days,
@@ -365,6 +380,7 @@ def create_app(
             )
         )
     )
+    app.include_router(reads_router(Reads(server.history, kept_us=_kept_us(settings), now_us=now_us), keyring=keyring))
     app.include_router(live_router(hub=server.hub, keyring=keyring, send_timeout_s=settings.live_send_timeout_s))
     app.include_router(ops_router(readiness=server.readiness, scrape=scrape))
     return Measure(app, observe=observe, clock=time.perf_counter), endpoint

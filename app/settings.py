@@ -48,7 +48,9 @@ class Settings(BaseSettings):
         description="PostgreSQL connection string. Unset: an embedded PostgreSQL starts, with its data in DATA_DIR.",
     )
     data_dir: Path = Field(Path("data"), description="Folder of the embedded PostgreSQL and of the keys made for it.")
-    api_key: SecretStr | None = Field(None, description="Key for everything: sending readings and listening.")
+    api_key: SecretStr | None = Field(
+        None, description="Key for everything: sending readings, reading them back and listening."
+    )
     api_key_ws: SecretStr | None = Field(None, description="Key for listening on the WebSocket only.")
     max_ws_connections_per_key: PositiveInt = Field(
         10, description="WebSocket connections that one key may have at a time."

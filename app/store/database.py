@@ -34,6 +34,8 @@ CONNECT_TIMEOUT_S = 5
 MIGRATION_LOCK_TIMEOUT = "10s"
 """How long a migration waits for a lock at most before it begins anew: a stopping server waits for it."""
 POOL_MAX_SIZE = 4
+READERS_SHARE = 2
+"""So many of the pool's connections may be with those who read back: flushes need names and claims meanwhile."""
 
 
 def connection_arguments(application_name: str) -> dict[str, Any]:
@@ -184,6 +186,7 @@ class Database:
             max_size=POOL_MAX_SIZE,
             open=False,
         )
+        self._readers = asyncio.Semaphore(READERS_SHARE)
         self.edition: Edition | None = None
         """What answered when the schema was prepared; None until then."""
 
@@ -217,6 +220,21 @@ class Database:
         with own_errors():
             async with asyncio.timeout(timeout_s), self._pool.connection(timeout_s) as connection:
                 yield connection
+
+    @asynccontextmanager
+    async def borrow_in_turn(self, *, timeout_s: float) -> AsyncIterator[Connection]:
+        """Borrows for a reader, as soon as it is their turn. Raises DatabaseAway, in words for them."""
+        try:
+            with own_errors():
+                async with (
+                    asyncio.timeout(timeout_s),
+                    self._readers,
+                    self._pool.connection(CONNECT_TIMEOUT_S) as connection,
+                ):
+                    yield connection
+        except DatabaseAway as error:
+            logger.warning("the database can't be read: %s", error)
+            raise DatabaseAway("The database can't be read at the moment.") from error
 
     def pool_stats(self) -> dict[str, int]:
         """The pool's own counters, by the names that psycopg_pool gives them."""

@@ -16,6 +16,7 @@ class Scope(Enum):
 
     INGEST = "ingest"
     LISTEN = "listen"
+    READ = "read"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 from fastapi import Security
 from fastapi.routing import APIRoute
-from fastapi.security import APIKeyHeader
 from pydantic import BaseModel
 
 from app.errors import SensorFlowError, UnsupportedEncoding
@@ -27,6 +26,7 @@ from app.ingest.decode.timestamps import TimeWindow
 from app.ingest.pipeline import Intake
 from app.ingest.receipt import Receipt, Stored
 from app.web import auth
+from app.web.access import KEY_HEADER
 from app.web.idempotency import Recall, answered_before, fingerprint, require_usable
 from app.web.measure import Observe
 from app.web.protocol import Exchange, TakeBody
@@ -34,8 +34,6 @@ from app.web.protocol import Exchange, TakeBody
 PATH = "/api/temperature_reading"
 MAX_ADDRESS_LENGTH = 45
 """An IPv6 address has no more; what a trusted proxy forwards may be anything."""
-KEY_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False)
-"""As the OpenAPI document shows it; the keyring says what is missing or wrong."""
 
 
 class StoredReading(BaseModel):

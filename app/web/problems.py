@@ -6,6 +6,8 @@ What sending again can't cure is never 5xx. (10)
 from collections.abc import Sequence
 
 import orjson
+from starlette.requests import Request
+from starlette.responses import Response
 
 from app.errors import (
     BodyStalled,
@@ -13,9 +15,11 @@ from app.errors import (
     IdempotencyConflict,
     InvalidParameter,
     InvalidReading,
+    InvalidSensor,
     KeyOverShare,
     LiveAway,
     MalformedBody,
+    NotFound,
     NotStored,
     OutcomeUnknown,
     RejectedByDatabase,
@@ -29,6 +33,7 @@ from app.errors import (
 
 STATUSES: dict[type[SensorFlowError], int] = {
     Unauthorized: 401,
+    NotFound: 404,
     BodyStalled: 408,
     IdempotencyConflict: 409,
     BodyTooLarge: 413,
@@ -37,6 +42,7 @@ STATUSES: dict[type[SensorFlowError], int] = {
     UnsupportedFormat: 415,
     InvalidParameter: 422,
     InvalidReading: 422,
+    InvalidSensor: 422,
     MalformedBody: 422,
     RejectedByDatabase: 422,
     KeyOverShare: 429,
@@ -82,3 +88,12 @@ def answer(error: SensorFlowError) -> tuple[int, Headers, bytes]:
         case BodyTooLarge():
             headers.append(CLOSE)
     return status_of(error), headers, orjson.dumps({"detail": detail})
+
+
+async def respond(_: Request, error: Exception) -> Response:
+    """What FastAPI answers where a route raises a SensorFlowError."""
+    assert isinstance(error, SensorFlowError)  # it is registered for those
+    status, headers, body = answer(error)
+    return Response(
+        body, status, {name.decode(): value.decode() for name, value in headers}, media_type="application/json"
+    )

@@ -41,8 +41,9 @@ from app.ingest.decode.timestamps import Precision, TimeWindow
 from app.ingest.pipeline import Intake
 from app.ingest.receipt import Receipt, Stored
 from app.web import auth, problems
+from app.web.access import KEY_HEADER
 from app.web.idempotency import Recall, answered_before, fingerprint, require_usable
-from app.web.ingest import KEY_HEADER, MAX_ADDRESS_LENGTH, Problem
+from app.web.ingest import MAX_ADDRESS_LENGTH, Problem
 
 logger = logging.getLogger(__name__)
 

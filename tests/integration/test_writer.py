@@ -12,8 +12,8 @@ from app.errors import DatabaseAway, OutcomeUnknown
 from app.ingest.batch import Batch, Content, Reading, Source
 from app.ingest.claim import Claim, Kept, Repeated, Replay
 from app.store.database import Database
+from app.store.history import latest_reading
 from app.store.latest import LatestReadings
-from app.store.queries import latest_reading
 from app.store.writer import ID_BLOCK_ROWS, MIN_COLUMNSTORE_ROWS, Flush, Writer
 from tests.proxy import Fault, faulty_proxy
 from tests.unit.samples import batch_of, claim

@@ -12,6 +12,7 @@ PURE = [
     "app.ingest.batch",
     "app.ingest.receipt",
     "app.ingest.decode",
+    "app.history",
     "app.live",
     "app.web.auth",
     "app.workers.messages",
@@ -77,6 +78,10 @@ def test_a_pure_room_has_no_clock_no_log_no_loop_and_no_environment(room: str) -
     [
         ("app.errors", ["app"]),
         ("app.ingest", ["app.web", "app.live", "app.store", "app.workers", "app.metrics", "app.main", "app.settings"]),
+        ("app.history", ["app.web", "app.live", "app.store", "app.workers", "app.metrics", "app.main", "app.settings"]),
+        (
+            ["app.web", "app.live", "app.store", "app.workers", "app.metrics", "app.main", "app.settings"],
+        ),
         ("app.live", ["app.web", "app.store", "app.workers", "app.metrics", "app.main", "app.settings"]),
         ("app.store", ["app.web", "app.live", "app.workers", "app.metrics", "app.main", "app.settings"]),
         ("app.web", ["app.store", "app.workers", "app.metrics", "app.main", "app.settings"]),

@@ -1,0 +1,255 @@
+"""Readings and their aggregates, read back a page at a time.
+
+A page is one short query on a borrowed connection, which is given back before the page is used: whoever reads slowly
+holds neither a connection nor a snapshot. A row that is there from the first page to the last comes exactly once.
+
+A page's columns come as one value each, which PostgreSQL puts together from the binary form of theirs: no message and
+no Python object a row.
+"""
+
+import asyncio
+import sys
+from array import array
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from datetime import timedelta
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from psycopg import sql
+
+from app.errors import NotFound
+from app.history.query import Bucket, Page, Position, Query
+from app.ingest.batch import Reading, Source
+from app.store import tiers
+from app.store.database import Connection, Database
+
+PAGE_ROWS = 20_000
+MAX_SENSORS_PER_PAGE = 200
+"""Also a query over thousands of sensors that have no rows must come to its end in time."""
+PAGE_TIMEOUT_S = 30.0
+
+TIERS = dict(zip((Bucket.MINUTE, Bucket.HOUR, Bucket.DAY), tiers.TIERS, strict=True))
+KEYS = pa.schema([("time", pa.timestamp("us", "UTC")), ("sensor_id", pa.string())])
+"""What every row begins with."""
+
+POSTGRES_EPOCH_US = 946_684_800_000_000
+"""2000-01-01, from which PostgreSQL counts its timestamps."""
+
+FIND_SENSORS = "SELECT name, id FROM sensors WHERE name = ANY(%s)"
+SENSORS_FROM = """
+SELECT id, name FROM sensors
+WHERE id >= %(first_id)s AND (%(ids)s::integer[] IS NULL OR id = ANY(%(ids)s::integer[]))
+ORDER BY id LIMIT %(at_most)s
+"""
+
+# Sensor after sensor, in the order of VALUES, and none once the page is full: a nested loop is the only way to join
+# LATERAL with a LIMIT. Within a sensor the index and the columnstore are in the order of time alone. To ask for that
+# order first, and in it for that of the ids, reads a page's rows; ORDER BY time, id at once would sort whole chunks.
+PAGE = sql.SQL("""
+SELECT {values}
+FROM (
+    SELECT s.place, r.*
+    FROM (VALUES {sensors}) AS s (place, sensor_id)
+    CROSS JOIN LATERAL (
+        SELECT * FROM (
+            SELECT * FROM {table}
+            WHERE sensor_id = s.sensor_id AND {time} >= {start} AND {time} < {end} AND {is_after}
+            ORDER BY {time}
+        ) AS by_time
+        ORDER BY {order} LIMIT {limit}
+    ) AS r
+    LIMIT {limit}
+) AS page
+""")
+
+# The newest row of each sensor through the index, then the newest of those: on a table with no index on time alone
+# this reads a few pages a sensor where ORDER BY time would read everything.
+LATEST_READING = """
+SELECT (extract(epoch FROM r.time) * 1000000)::bigint, s.name, r.temperature, r.humidity, r.pressure,
+       o.key_name, o.client_ip, r.id
+FROM sensors s
+CROSS JOIN LATERAL (SELECT * FROM readings WHERE sensor_id = s.id ORDER BY time DESC, id DESC LIMIT 1) r
+JOIN sources o ON o.id = r.source_id
+ORDER BY r.time DESC, r.id DESC
+LIMIT 1
+"""
+
+
+class Column(NamedTuple):
+    """A column of an answer beside its keys, and how a row of the table gives it."""
+
+    name: str
+    type: pa.DataType
+    value: str
+    """SQL of a bigint or, if the type is floating, a double precision."""
+    is_there: str = "true"
+    """SQL of whether it is no null."""
+
+
+class History:
+    """The readings and their aggregates in a database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def find(self, names: Sequence[str]) -> list[int]:
+        """The ids of the sensors that have these names.
+
+        Raises:
+            NotFound: some are no sensor's; the message has them.
+            DatabaseAway: the database can't be asked.
+        """
+        async with self._database.borrow_in_turn(timeout_s=PAGE_TIMEOUT_S) as connection:
+            found = dict(await (await connection.execute(FIND_SENSORS, [list(names)])).fetchall())
+        if missing := [name for name in dict.fromkeys(names) if name not in found]:
+            raise NotFound(f"No sensor is called {', '.join(map(repr, missing[:10]))}.")
+        return list(found.values())
+
+    def schema(self, query: Query) -> pa.Schema:
+        """The columns of a query's rows."""
+        return _schema(query)
+
+    async def pages(self, query: Query, *, after: Position | None, limit: int | None) -> AsyncGenerator[Page, None]:
+        """The rows of a query, or those after a row of it, at most ``limit`` of them; each page has some.
+
+        Raises:
+            DatabaseAway: the rest of them can't be had.
+        """
+        first_id = 0 if after is None else after.sensor_id
+        rows_left = sys.maxsize if limit is None else limit
+        while rows_left:
+            max_rows = min(PAGE_ROWS, rows_left)
+            async with self._database.borrow_in_turn(timeout_s=PAGE_TIMEOUT_S) as connection:
+                at_most = 1 if after is not None else _sensors_per_page(query)
+                sensors = await _sensors_from(connection, first_id, query, at_most)
+                if not sensors:
+                    return
+                statement = _statement(query, list(sensors), after, max_rows)
+                result = (await connection.execute(statement, binary=True)).pgresult
+            assert result is not None  # that of a SELECT
+            values = [result.get_value(0, place) or b"" for place in range(result.nfields)]
+            del result
+            first_id, after = max(sensors) + 1, None
+            if values[0]:
+                page = await asyncio.to_thread(_page, query, sensors, values)
+                del values
+                rows_left -= page.rows.num_rows
+                if page.rows.num_rows == max_rows:
+                    first_id, after = page.last.sensor_id, page.last
+                yield page
+
+
+async def latest_reading(connection: Connection) -> tuple[Reading, int] | None:
+    """The latest reading by event time, and its id; None where there is none. Raises what the driver raises."""
+    row = await (await connection.execute(LATEST_READING)).fetchone()
+    if row is None:
+        return None
+    time_us, sensor, temperature, humidity, pressure, key_name, client_ip, reading_id = row
+    return Reading(time_us, sensor, temperature, humidity, pressure, Source(key_name, client_ip)), reading_id
+
+
+def _schema(query: Query) -> pa.Schema:
+    return pa.schema([*KEYS, *((column.name, column.type) for column in _columns(query))])
+
+
+def _columns(query: Query) -> list[Column]:
+    """What a query's rows have beside their keys."""
+    if query.bucket is Bucket.RAW:
+        return [Column(metric, pa.float64(), metric, f"{metric} IS NOT NULL") for metric in query.metrics]
+    columns = [Column("count", pa.int64(), "count")]
+    for metric in query.metrics:
+        count = f"{metric}_count"
+        values = {"mean": f"{metric}_sum / nullif({count}, 0)"}
+        values |= {which: f"{metric}_{which}" for which in ("min", "max", "first", "last")}
+        columns.append(Column(count, pa.int64(), count))
+        columns += [Column(f"{metric}_{which}", pa.float64(), value, f"{count} > 0") for which, value in values.items()]
+    return columns
+
+
+def _conditions(columns: Sequence[Column]) -> list[str]:
+    return list(dict.fromkeys(column.is_there for column in columns))
+
+
+def _sensors_per_page(query: Query) -> int:
+    """So many sensors that no bucket is made of readings and then left out of the page. A reading that is left out is
+    not even read.
+    """
+    if query.bucket is Bucket.RAW:
+        return MAX_SENSORS_PER_PAGE
+    buckets = timedelta(microseconds=query.to_us - query.from_us) // TIERS[query.bucket].width + 1
+    return max(1, min(PAGE_ROWS // buckets, MAX_SENSORS_PER_PAGE))
+
+
+async def _sensors_from(connection: Connection, first_id: int, query: Query, at_most: int) -> dict[int, str]:
+    """The next of the sensors that are asked for: names by id, in the order of the ids."""
+    ids = None if query.sensor_ids is None else list(query.sensor_ids)
+    cursor = await connection.execute(SENSORS_FROM, {"first_id": first_id, "ids": ids, "at_most": at_most})
+    return dict(await cursor.fetchall())
+
+
+def _statement(query: Query, sensor_ids: Sequence[int], after: Position | None, limit: int) -> sql.Composed:
+    """The query of a page. Its row has the place of the sensor, the time and the id of each row, then the conditions
+    and the columns: each as what the send functions make of it, one after the other, or null where there are no rows.
+    """
+    is_raw = query.bucket is Bucket.RAW
+    time, id_, order = ("time", "id", "time, id") if is_raw else ("bucket", "0", "bucket")
+    start: sql.Literal = _moment(query.from_us)
+    is_after: sql.Composable = sql.SQL("true")
+    if after is not None:
+        start = _moment(after.time_us)
+        is_after = sql.SQL("({time} > {start} OR {id} > {last_id})").format(
+            time=sql.SQL(time), start=start, id=sql.SQL(id_), last_id=sql.Literal(after.id)
+        )
+    columns = _columns(query)
+    values = ["int8send(place)", f"timestamptz_send({time})", f"int8send({id_})"]
+    values += [f"boolsend({condition})" for condition in _conditions(columns)]
+    for column in columns:
+        send = "float8send" if pa.types.is_floating(column.type) else "int8send"
+        values.append(f"{send}(coalesce({column.value}, 0))")
+    places = (sql.SQL("({}, {})").format(place, id_) for place, id_ in enumerate(sensor_ids))
+    return PAGE.format(
+        values=sql.SQL(", ").join(sql.SQL(f"string_agg({value}, '')") for value in values),
+        sensors=sql.SQL(", ").join(places),
+        table=sql.Identifier("readings" if is_raw else TIERS[query.bucket].name),
+        time=sql.SQL(time),
+        start=start,
+        end=_moment(query.to_us),
+        is_after=is_after,
+        order=sql.SQL(order),
+        limit=limit,
+    )
+
+
+def _moment(time_us: int) -> sql.Literal:
+    return sql.Literal(tiers.EPOCH + timedelta(microseconds=time_us))
+
+
+def _page(query: Query, sensors: Mapping[int, str], values: Sequence[bytes]) -> Page:
+    """The rows in the answer to ``_statement``."""
+    columns = _columns(query)
+    conditions = _conditions(columns)
+    places, times, ids = (_numbers(value, pa.int64(), None) for value in values[:3])
+    end_of_conditions = 3 + len(conditions)
+    bitmaps = {
+        condition: pa.UInt8Array.from_buffers(pa.uint8(), len(flags), [None, pa.py_buffer(flags)])
+        .cast(pa.bool_())
+        .buffers()[1]
+        for condition, flags in zip(conditions, values[3:end_of_conditions], strict=True)
+    }
+    arrays = [
+        pc.add(times, POSTGRES_EPOCH_US).cast(KEYS.field("time").type),
+        pa.array(sensors.values(), pa.string()).take(places),
+    ]
+    for column, value in zip(columns, values[end_of_conditions:], strict=True):
+        arrays.append(_numbers(value, column.type, bitmaps[column.is_there]))
+    last = Position(list(sensors)[places[-1].as_py()], arrays[0][-1].value, ids[-1].as_py())
+    return Page(pa.RecordBatch.from_arrays(arrays, schema=_schema(query)), last)
+
+
+def _numbers(value: bytes, type_: pa.DataType, validity: pa.Buffer | None) -> pa.Array:
+    """Numbers of eight bytes each in network order, with Arrow's bitmap of those that are there, or None."""
+    words = array("q", value)
+    if sys.byteorder == "little":
+        words.byteswap()
+    return pa.Array.from_buffers(type_, len(words), [validity, pa.py_buffer(words)])

@@ -1,0 +1,22 @@
+"""The key that a route wants, as FastAPI checks and documents it."""
+
+from typing import Annotated
+
+from fastapi import Depends, Security
+from fastapi.params import Depends as Dependency
+from fastapi.security import APIKeyHeader
+
+from app.web.auth import Keyring, Scope
+
+KEY_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False)
+"""As the OpenAPI document shows it; the keyring says what is missing or wrong."""
+
+
+def requires(keyring: Keyring, scope: Scope) -> Dependency:
+    """A route's dependency: a key for ``scope``. Raises Unauthorized, before more of the request is checked."""
+
+    def check(key: Annotated[str | None, Security(KEY_HEADER)]) -> None:
+        keyring.name_of(key.encode() if key else None, scope)
+
+    dependency: Dependency = Depends(check)
+    return dependency

@@ -1,0 +1,326 @@
+"""GET /api/readings: readings, or what they come to by the minute, hour or day, in pages or as a stream.
+
+Promises:
+    * An answer holds a page in memory, however slowly it is read, and no connection to the database meanwhile.
+    * An answer that could not be finished does not look finished: its connection is cut.
+    * The pages that cursors lead through have the rows that one stream has.
+"""
+
+import asyncio
+import csv
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Annotated, Protocol, TypeAlias
+
+import orjson
+import pyarrow as pa
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from app.errors import InvalidParameter, SensorFlowError, TooManyReads
+from app.history.formats import MEDIA_TYPES, Format, encode, head, tail
+from app.history.query import DAY_US, Bucket, Cursor, Page, Position, bucket_for
+from app.history.query import Query as HistoryQuery
+from app.ingest.decode.columns import METRICS
+from app.ingest.decode.timestamps import parse_time_us
+from app.web import auth
+from app.web.access import requires
+from app.web.ingest import Problem
+
+logger = logging.getLogger(__name__)
+
+PATH = "/api/readings"
+DEFAULT_SPAN_US = DAY_US
+DEFAULT_LIMIT = 10_000
+"""Of JSON, which is not streamed."""
+MAX_LIMIT = 20_000
+"""What has a limit is put together before it is sent: 13 MB with all columns of a tier."""
+MAX_READS = 8
+"""Answers under way at a time, each of which holds as much, or a page."""
+WAIT_FOR_TURN_S = 2.0
+SEND_BYTES = 262_144
+"""So much is handed to the connection at once: what it can't send, it copies."""
+AUTO = "auto"
+BUCKET_HEADER = "X-Bucket"
+CURSOR_HEADER = "X-Next-Cursor"
+
+Parts: TypeAlias = AsyncGenerator[bytes | memoryview, None]
+"""Of an answer; they hold its turn until they end or are closed."""
+
+
+class History(Protocol):
+    """Where the rows are."""
+
+    async def find(self, names: Sequence[str]) -> list[int]:
+        """The ids of these sensors. Raises NotFound, DatabaseAway."""
+
+    def schema(self, query: HistoryQuery) -> pa.Schema:
+        """The columns of a query's rows."""
+
+    def pages(self, query: HistoryQuery, *, after: Position | None, limit: int | None) -> AsyncGenerator[Page, None]:
+        """The rows of a query. Raises DatabaseAway."""
+
+
+class ReadingsQuery(BaseModel):
+    """The query of a request."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sensor_id: list[str] = Field(
+        [],
+        description="Names, separated by commas; a name that has a comma or begins with a quotation mark stands in "
+        "quotation marks, as in CSV. May come again. Left out: all sensors.",
+        examples=[["greenhouse-1,greenhouse-2"]],
+    )
+    from_: str | None = Field(
+        None,
+        alias="from",
+        description="The first moment: ISO 8601 (without an offset: UTC) or a number since 1970. Left out: 24 hours "
+        "before `to`.",
+        examples=["2023-07-12T00:00:00Z"],
+    )
+    to: str | None = Field(
+        None, description="The first moment that is left out, likewise. Left out: now.", examples=["1689206400"]
+    )
+    bucket: str = Field(
+        AUTO,
+        pattern=f"^({'|'.join([AUTO, *(bucket.value for bucket in Bucket)])})$",
+        description="raw: readings. 1m, 1h, 1d: a row for each sensor and minute, hour or day (UTC) that begins within "
+        "the span. auto: raw up to three hours, 1m up to three days, 1h up to 90 days, else 1d; a coarser one where "
+        "those are no longer kept.",
+    )
+    metrics: str = Field(",".join(METRICS), description="Which of them, separated by commas.")
+    limit: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_LIMIT,
+        description=f"Rows at most. Left out: {DEFAULT_LIMIT:,} as JSON, all in the other formats.",
+    )
+    cursor: str | None = Field(
+        None, description="The next_cursor, or X-Next-Cursor, of an answer: goes on after it, with the same query."
+    )
+    format: Format = Field(Format.JSON, description="json is an answer in pages, the others are streams.")
+
+    @property
+    def asked(self) -> str:
+        """What a cursor belongs to, in the words of the request."""
+        return repr((self.sensor_id, self.from_, self.to, self.bucket, self.metrics))
+
+
+class ReadingsPage(BaseModel):
+    """Rows as JSON."""
+
+    bucket: Bucket
+    readings: list[dict[str, object]]
+    next_cursor: str | None = Field(description="Where it goes on; null: that was all.")
+
+
+EXAMPLE = {
+    "bucket": "1h",
+    "readings": [
+        {
+            "time": "2023-07-12T14:00:00.000000Z",
+            "sensor_id": "greenhouse-1",
+            "count": 3600,
+            "temperature_count": 3600,
+            "temperature_mean": 23.48,
+            "temperature_min": 22.9,
+            "temperature_max": 24.1,
+            "temperature_first": 23.1,
+            "temperature_last": 23.5,
+        }
+    ],
+    "next_cursor": None,
+}
+
+
+class Streamed(StreamingResponse):
+    """A response whose parts may fail to come: then its connection is cut, and no end of it is sent."""
+
+    def __init__(self, parts: Parts, headers: Mapping[str, str], media_type: str) -> None:
+        super().__init__(parts, 200, headers, media_type)
+        self._parts = parts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Answers until all is sent or the peer has gone. Not as Starlette does it: its way to cancel, again and again,
+        costs the database connection on which a query is under way.
+        """
+        sides = {
+            asyncio.create_task(self.stream_response(send)),
+            asyncio.create_task(self.listen_for_disconnect(receive)),
+        }
+        try:
+            ended, _ = await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
+            for side in ended:
+                side.result()
+        finally:
+            for side in sides:
+                side.cancel()
+            await asyncio.gather(*sides, return_exceptions=True)
+            await self._parts.aclose()
+
+    async def stream_response(self, send: Send) -> None:
+        """Sends the parts. To return before the last is how an ASGI application has its connection cut."""
+        try:
+            await super().stream_response(send)
+        except SensorFlowError as error:
+            logger.warning("an answer was cut off: %s", error)
+
+
+class Reads:
+    """What stands behind GET /api/readings.
+
+    Args:
+        history: where the rows are.
+        kept_us: how long the rows of each bucket are kept, microseconds; 0 = for ever.
+        now_us: microseconds since 1970 UTC.
+    """
+
+    def __init__(self, history: History, *, kept_us: Mapping[Bucket, int], now_us: Callable[[], int]) -> None:
+        self._history = history
+        self._kept_us = kept_us
+        self._now_us = now_us
+        self._turns = asyncio.Semaphore(MAX_READS)
+
+    async def answer(self, request: ReadingsQuery) -> Response:
+        """The beginning of an answer: its first rows are there, or all of them if it has a limit.
+
+        Raises:
+            InvalidParameter, NotFound, TooManyReads, DatabaseAway: there is none.
+        """
+        query, after = await self._query(request)
+        headers = {BUCKET_HEADER: query.bucket.value}
+        if request.format is Format.JSON or request.limit is not None:
+            parts = self._whole(request, query, after, headers)
+        else:
+            parts = self._stream(request.format, query, after)
+        await anext(parts)
+        return Streamed(parts, headers, MEDIA_TYPES[request.format])
+
+    async def _query(self, request: ReadingsQuery) -> tuple[HistoryQuery, Position | None]:
+        """What is asked for, and the row after which it goes on."""
+        after = None
+        if request.cursor is not None:
+            from_us, to_us, bucket, after = Cursor.decode(request.cursor, request.asked)
+        else:
+            now_us = self._now_us()
+            to_us = _time_us("to", request.to) if request.to is not None else now_us
+            from_us = _time_us("from", request.from_) if request.from_ is not None else to_us - DEFAULT_SPAN_US
+            if from_us >= to_us:
+                raise InvalidParameter("from should be before to.")
+            if request.bucket == AUTO:
+                bucket = bucket_for(to_us - from_us, age_us=now_us - from_us, kept_us=self._kept_us)
+            else:
+                bucket = Bucket(request.bucket)
+        metrics = tuple(dict.fromkeys(request.metrics.split(",")))
+        if unknown := [metric for metric in metrics if metric not in METRICS]:
+            raise InvalidParameter(f"metrics has {unknown[0]!r}: {', '.join(METRICS)} are known.")
+        sensor_ids = await self._history.find(_names(request.sensor_id)) if request.sensor_id else None
+        return HistoryQuery(sensor_ids, from_us, to_us, bucket, metrics), after
+
+    async def _whole(
+        self, request: ReadingsQuery, query: HistoryQuery, after: Position | None, headers: dict[str, str]
+    ) -> Parts:
+        """The parts of an answer that has a limit. The first is empty: it comes when the headers are complete."""
+        limit = request.limit or DEFAULT_LIMIT
+        rows, texts, cursor = 0, list[memoryview](), None
+        whole: list[bytes | memoryview]
+        async with self._turn():
+            async with aclosing(self._history.pages(query, after=after, limit=limit)) as pages:
+                async for page in pages:
+                    texts.append(await asyncio.to_thread(encode, request.format, page.rows))
+                    rows += page.rows.num_rows
+                    if rows == limit:
+                        cursor = Cursor(query.from_us, query.to_us, query.bucket, page.last).encode(request.asked)
+                        headers[CURSOR_HEADER] = cursor
+            if request.format is Format.JSON:
+                begin, end = b'{"bucket":"%s","readings":[' % query.bucket.value.encode(), orjson.dumps(cursor)
+                whole = [begin, *texts[:-1], *(text[:-1] for text in texts[-1:]), b'],"next_cursor":' + end + b"}"]
+            else:
+                whole = [head(request.format, self._history.schema(query)), *texts, tail(request.format)]
+            headers["Content-Length"] = str(sum(map(len, whole)))
+            yield b""
+            for part in whole:
+                for piece in _pieces(part):
+                    yield piece
+
+    async def _stream(self, format_: Format, query: HistoryQuery, after: Position | None) -> Parts:
+        """The parts of a stream. The first is empty: it comes when the first rows are there."""
+        async with self._turn(), aclosing(self._history.pages(query, after=after, limit=None)) as pages:
+            page = await anext(pages, None)
+            yield b""
+            yield head(format_, self._history.schema(query))
+            while page is not None:
+                for piece in _pieces(await asyncio.to_thread(encode, format_, page.rows)):
+                    yield piece
+                page = await anext(pages, None)
+            yield tail(format_)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One of the answers that may be under way. Raises TooManyReads."""
+        try:
+            await asyncio.wait_for(self._turns.acquire(), WAIT_FOR_TURN_S)
+        except TimeoutError:
+            raise TooManyReads from None
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+
+def reads_router(reads: Reads, *, keyring: auth.Keyring) -> APIRouter:
+    """The route."""
+    router = APIRouter(tags=["read"], dependencies=[requires(keyring, auth.Scope.READ)])
+
+    @router.get(
+        PATH,
+        summary="Read readings back, or what they come to by the minute, hour or day",
+        response_model=ReadingsPage,
+        responses={
+            200: {
+                "description": "Rows by sensor, then by time. X-Bucket has the bucket; X-Next-Cursor, if the limit was "
+                "reached, where it goes on. A stream that fails ends without its end.",
+                "headers": {name: {"schema": {"type": "string"}} for name in (BUCKET_HEADER, CURSOR_HEADER)},
+                "content": {
+                    "application/json": {"example": EXAMPLE},
+                    **{MEDIA_TYPES[format_]: {} for format_ in Format if format_ is not Format.JSON},
+                },
+            },
+            401: {"model": Problem, "description": "The API key is missing or wrong"},
+            404: {"model": Problem, "description": "One of the sensors is not known"},
+            503: {"model": Problem, "description": "Not now; ask again after Retry-After seconds"},
+        },
+    )
+    async def get_readings(query: Annotated[ReadingsQuery, Query()]) -> Response:
+        """Readings, or rows that each stand for a bucket of them, of some or all sensors in a span of time. A bucket's
+        mean is the mean of its readings; its first and last are those by time.
+        """
+        return await reads.answer(query)
+
+    return router
+
+
+def _pieces(part: bytes | memoryview) -> Iterator[bytes | memoryview]:
+    return (part[start : start + SEND_BYTES] for start in range(0, len(part), SEND_BYTES))
+
+
+def _time_us(name: str, text: str) -> int:
+    try:
+        return parse_time_us(text)
+    except ValueError as error:
+        raise InvalidParameter(f"{name}: {error}.") from None
+
+
+def _names(values: Sequence[str]) -> list[str]:
+    """The names in the values of sensor_id."""
+    try:
+        names = [name for value in values for row in csv.reader([value], strict=True) for name in row or [""]]
+    except csv.Error as error:
+        raise InvalidParameter(f"sensor_id should be names, separated by commas: {error}.") from None
+    if any("\0" in name for name in names):
+        raise InvalidParameter("sensor_id: no name has a NUL in it.")
+    return names
