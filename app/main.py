@@ -32,6 +32,7 @@ from app.store.latest import LatestReadings
 from app.store.maintenance import Maintenance
 from app.store.policies import Retention
 from app.store.retention import keep_deleting
+from app.store.sensors import Sensors
 from app.store.writer import Flush, Writer
 from app.web import problems
 from app.web.auth import ApiKey, Keyring, Scope
@@ -41,6 +42,7 @@ from app.web.measure import Measure
 from app.web.ops import Readiness, ops_router
 from app.web.readings import BulkIngest, Limits, bulk_router
 from app.web.reads import Reads, reads_router
+from app.web.sensors import sensors_router
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +154,7 @@ class Server:
             settings.retention_1d_days,
         )
         self.history = History(self._database)
+        self.sensors = Sensors(self._database)
         self._maintenance = Maintenance(self._database, claims_window_hours=settings.idempotency_window_hours)
         self._encode = receipt_encoder(ZoneInfo(settings.timezone))
         self.pipeline = _pipeline(
@@ -381,6 +384,7 @@ def create_app(
         )
     )
     app.include_router(reads_router(Reads(server.history, kept_us=_kept_us(settings), now_us=now_us), keyring=keyring))
+    app.include_router(sensors_router(server.sensors, keyring=keyring))
     app.include_router(live_router(hub=server.hub, keyring=keyring, send_timeout_s=settings.live_send_timeout_s))
     app.include_router(ops_router(readiness=server.readiness, scrape=scrape))
     return Measure(app, observe=observe, clock=time.perf_counter), endpoint

@@ -13,6 +13,7 @@ PURE = [
     "app.ingest.receipt",
     "app.ingest.decode",
     "app.history",
+    "app.registry",
     "app.live",
     "app.web.auth",
     "app.workers.messages",
@@ -80,6 +81,7 @@ def test_a_pure_room_has_no_clock_no_log_no_loop_and_no_environment(room: str) -
         ("app.ingest", ["app.web", "app.live", "app.store", "app.workers", "app.metrics", "app.main", "app.settings"]),
         ("app.history", ["app.web", "app.live", "app.store", "app.workers", "app.metrics", "app.main", "app.settings"]),
         (
+            "app.registry",
             ["app.web", "app.live", "app.store", "app.workers", "app.metrics", "app.main", "app.settings"],
         ),
         ("app.live", ["app.web", "app.store", "app.workers", "app.metrics", "app.main", "app.settings"]),

@@ -1,0 +1,80 @@
+"""The registry of sensors as it is read and changed: what is known of each beside its readings. Pure."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
+
+Text = Annotated[str, Field(max_length=1_000, pattern="^[^\0]*$")]
+Moment = Annotated[datetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
+Latitude = Annotated[FiniteFloat, Field(ge=-90, le=90)]
+Longitude = Annotated[FiniteFloat, Field(ge=-180, le=180)]
+Interval = Annotated[FiniteFloat, Field(gt=0)]
+
+
+class Limits(BaseModel):
+    """Within these a metric's values should lie; null: any."""
+
+    lower: float | None
+    upper: float | None
+
+
+class LatestReading(BaseModel):
+    """The latest reading of a sensor by its own time."""
+
+    sensor_id: str
+    time: Moment
+    temperature: float | None
+    humidity: float | None
+    pressure: float | None
+
+
+class Sensor(BaseModel):
+    """A sensor."""
+
+    sensor_id: str
+    """Its name."""
+    label: str | None
+    location: str | None
+    latitude: float | None
+    longitude: float | None
+    expected_interval_s: float | None
+    limits: dict[str, Limits]
+    last_seen_at: Moment | None
+    online: bool | None = Field(
+        description="Whether the latest reading is recent: younger than three expected intervals or, without one, than "
+        "OFFLINE_AFTER_S. null: there is none."
+    )
+    latest: LatestReading | None
+
+
+class LimitsChange(BaseModel):
+    """What becomes of a metric's limits: what is left out stays, null removes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lower: FiniteFloat | None = None
+    upper: FiniteFloat | None = None
+
+
+class SensorChange(BaseModel):
+    """What becomes of a sensor, as a JSON merge patch (RFC 7396): what is left out stays, null removes."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={
+            "example": {
+                "label": "Tomatoes",
+                "expected_interval_s": 60,
+                "limits": {"temperature": {"lower": 5, "upper": 35}, "humidity": None},
+            }
+        },
+    )
+
+    label: Text | None = None
+    location: Text | None = None
+    latitude: Latitude | None = None
+    longitude: Longitude | None = None
+    expected_interval_s: Interval | None = None
+    limits: dict[str, LimitsChange | None] | None = None

@@ -1,0 +1,126 @@
+"""The registry of sensors: what is known of each, and its latest reading, which is a few seconds behind."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from app.errors import InvalidSensor, NotFound
+from app.registry import LatestReading, Limits, Sensor, SensorChange
+from app.store.database import Connection, Database
+
+TIMEOUT_S = 10.0
+
+SENSORS = """
+SELECT v.*, (
+    SELECT coalesce(json_object_agg(l.metric, json_build_object('lower', l.lower, 'upper', l.upper)), '{{}}')
+    FROM sensor_limits l WHERE l.sensor_id = v.sensor_id
+) AS limits
+FROM sensor_status v
+WHERE {condition} ORDER BY v.name LIMIT %(limit)s
+"""
+ONE = SENSORS.format(condition="v.name = %(name)s")
+PAGE = SENSORS.format(condition="v.name > %(after)s AND (%(online)s::boolean IS NULL OR v.is_online = %(online)s)")
+LATEST_PAGE = """
+SELECT name, last_seen_at, temperature, humidity, pressure FROM sensor_status
+WHERE name > %(after)s AND last_seen_at IS NOT NULL ORDER BY name LIMIT %(limit)s
+"""
+
+# One who changes a sensor after the other; those who only refer to it, as new limits do, need not wait.
+LOCK = "SELECT id FROM sensors WHERE name = %s FOR NO KEY UPDATE"
+METRICS = "SELECT name FROM metrics ORDER BY name"
+LIMITS = "SELECT metric, lower, upper FROM sensor_limits WHERE sensor_id = %s"
+UPDATE = sql.SQL("UPDATE sensors SET {changes} WHERE id = %(id)s")
+DELETE_LIMITS = "DELETE FROM sensor_limits WHERE sensor_id = %s"
+INSERT_LIMITS = "INSERT INTO sensor_limits (sensor_id, metric, lower, upper) VALUES (%s, %s, %s, %s)"
+
+
+class Sensors:
+    """The registry in a database. Its methods raise DatabaseAway."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def page(self, *, after: str, limit: int, online: bool | None) -> list[Sensor]:
+        """The sensors whose names come after one, by name; only those that are online, or are not, if it is said."""
+        return [_sensor(row) for row in await self._rows(PAGE, {"after": after, "limit": limit, "online": online})]
+
+    async def latest(self, *, after: str, limit: int) -> list[LatestReading]:
+        """The latest readings of the sensors that have one, likewise."""
+        return [_latest(row) for row in await self._rows(LATEST_PAGE, {"after": after, "limit": limit})]
+
+    async def one(self, name: str) -> Sensor:
+        """A sensor. Raises NotFound."""
+        rows = await self._rows(ONE, {"name": name, "limit": 1})
+        if not rows:
+            raise NotFound(f"No sensor is called {name!r}.")
+        return _sensor(rows[0])
+
+    async def change(self, name: str, change: SensorChange) -> Sensor:
+        """Changes a sensor, and gives back what it has become.
+
+        Raises:
+            NotFound: there is none.
+            InvalidSensor: its limits would be of a metric that there is not, or the lower would be above the upper.
+        """
+        async with self._database.borrow_in_turn(timeout_s=TIMEOUT_S) as connection, connection.transaction():
+            row = await (await connection.execute(LOCK, [name])).fetchone()
+            if row is None:
+                raise NotFound(f"No sensor is called {name!r}.")
+            (sensor_id,) = row
+            columns = change.model_dump(exclude={"limits"}, exclude_unset=True)
+            if columns:
+                changes = sql.SQL(", ").join(
+                    sql.SQL("{} = {}").format(sql.Identifier(column), sql.Placeholder(column)) for column in columns
+                )
+                await connection.execute(UPDATE.format(changes=changes), {**columns, "id": sensor_id})
+            if "limits" in change.model_fields_set:
+                await _change_limits(connection, sensor_id, change)
+        return await self.one(name)
+
+    async def _rows(self, query: str, arguments: Mapping[str, object]) -> list[dict[str, Any]]:
+        async with (
+            self._database.borrow_in_turn(timeout_s=TIMEOUT_S) as connection,
+            connection.cursor(row_factory=dict_row) as cursor,
+        ):
+            await cursor.execute(query, arguments)
+            return await cursor.fetchall()
+
+
+async def _change_limits(connection: Connection, sensor_id: int, change: SensorChange) -> None:
+    limits: dict[str, Limits] = {}
+    if change.limits is not None:
+        known = [name for (name,) in await (await connection.execute(METRICS)).fetchall()]
+        if unknown := [metric for metric in change.limits if metric not in known]:
+            raise InvalidSensor(f"limits: {unknown[0]!r} is no metric: {', '.join(known)} are.")
+        for metric, lower, upper in await (await connection.execute(LIMITS, [sensor_id])).fetchall():
+            limits[metric] = Limits(lower=lower, upper=upper)
+        for metric, changed in change.limits.items():
+            before = limits.pop(metric, Limits(lower=None, upper=None))
+            if changed is None:
+                continue
+            limits[metric] = before.model_copy(update=changed.model_dump(exclude_unset=True))
+    await connection.execute(DELETE_LIMITS, [sensor_id])
+    for metric, (lower, upper) in ((metric, (limit.lower, limit.upper)) for metric, limit in limits.items()):
+        if lower is not None and upper is not None and lower > upper:
+            raise InvalidSensor(f"limits: the lower one of {metric}, {lower:g}, would be above the upper, {upper:g}.")
+        if lower is not None or upper is not None:
+            await connection.execute(INSERT_LIMITS, [sensor_id, metric, lower, upper])
+
+
+def _sensor(row: Mapping[str, Any]) -> Sensor:
+    return Sensor(
+        sensor_id=row["name"],
+        online=row["is_online"],
+        latest=None if row["last_seen_at"] is None else _latest(row),
+        **{name: row[name] for name in Sensor.model_fields if name not in {"sensor_id", "online", "latest"}},
+    )
+
+
+def _latest(row: Mapping[str, Any]) -> LatestReading:
+    return LatestReading(
+        sensor_id=row["name"],
+        time=row["last_seen_at"],
+        **{metric: row[metric] for metric in ("temperature", "humidity", "pressure")},
+    )

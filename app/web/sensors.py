@@ -1,0 +1,109 @@
+"""/api/sensors and /api/latest: the registry of sensors, what each sent last, and how it is changed.
+
+A name may have any character, slashes too. In a path, ``%2F`` is a part of the name where ``/`` could be the route's.
+"""
+
+from typing import Annotated, Protocol
+
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel, Field
+
+from app.errors import NotFound
+from app.registry import LatestReading, Sensor, SensorChange
+from app.web import auth
+from app.web.access import requires
+from app.web.ingest import Problem
+
+DEFAULT_LIMIT = 100
+MAX_LIMIT = 1_000
+
+NAME = "{name:path}"
+Name = Annotated[str, Path(pattern="^[^\0]+$", examples=["greenhouse-1"])]
+Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
+After = Annotated[str, Query(alias="cursor", pattern="^[^\0]*$", description="The next_cursor of an answer.")]
+REFUSALS: dict[int | str, dict[str, object]] = {
+    401: {"model": Problem, "description": "The API key is missing or wrong"},
+    503: {"model": Problem, "description": "Not now; ask again after Retry-After seconds"},
+}
+UNKNOWN: dict[int | str, dict[str, object]] = {404: {"model": Problem, "description": "The sensor is not known"}}
+
+
+class Registry(Protocol):
+    """Where sensors are known. Raises DatabaseAway."""
+
+    async def page(self, *, after: str, limit: int, online: bool | None) -> list[Sensor]:
+        """The sensors whose names come after one, by name."""
+
+    async def latest(self, *, after: str, limit: int) -> list[LatestReading]:
+        """Their latest readings, likewise."""
+
+    async def one(self, name: str) -> Sensor:
+        """A sensor. Raises NotFound."""
+
+    async def change(self, name: str, change: SensorChange) -> Sensor:
+        """Changes a sensor, and gives back what it has become. Raises NotFound, InvalidSensor."""
+
+
+class SensorsPage(BaseModel):
+    """Sensors, by name."""
+
+    sensors: list[Sensor]
+    next_cursor: str | None = Field(description="Where it goes on; null: that was all.")
+
+
+class LatestPage(BaseModel):
+    """Latest readings, by the name of the sensor."""
+
+    readings: list[LatestReading]
+    next_cursor: str | None = Field(description="Where it goes on; null: that was all.")
+
+
+def sensors_router(registry: Registry, *, keyring: auth.Keyring) -> APIRouter:
+    """The routes."""
+    router = APIRouter(prefix="/api", tags=["sensors"], responses=REFUSALS)
+    reader = [requires(keyring, auth.Scope.READ)]
+
+    @router.get("/sensors", summary="Which sensors there are, and how they are", dependencies=reader)
+    async def get_sensors(
+        online: Annotated[bool | None, Query(description="Only those of which this is true.")] = None,
+        limit: Limit = DEFAULT_LIMIT,
+        after: After = "",
+    ) -> SensorsPage:
+        found = await registry.page(after=after, limit=limit, online=online)
+        return SensorsPage(sensors=found, next_cursor=found[-1].sensor_id if len(found) == limit else None)
+
+    @router.get("/latest", summary="The latest reading of every sensor", dependencies=reader)
+    async def get_latest(limit: Limit = DEFAULT_LIMIT, after: After = "") -> LatestPage:
+        found = await registry.latest(after=after, limit=limit)
+        return LatestPage(readings=found, next_cursor=found[-1].sensor_id if len(found) == limit else None)
+
+    @router.get(
+        f"/sensors/{NAME}/latest",
+        summary="The latest reading of a sensor",
+        response_model=None,
+        responses={200: {"model": LatestReading}, **UNKNOWN},
+        dependencies=reader,
+    )
+    async def get_latest_of_sensor(name: Name, request: Request) -> Sensor | LatestReading:
+        if request.scope["raw_path"].lower().endswith(b"%2flatest"):
+            return await registry.one(f"{name}/latest")
+        sensor = await registry.one(name)
+        if sensor.latest is None:
+            raise NotFound(f"{name!r} has sent nothing yet.")
+        return sensor.latest
+
+    @router.get(f"/sensors/{NAME}", summary="A sensor, and how it is", responses=UNKNOWN, dependencies=reader)
+    async def get_sensor(name: Name) -> Sensor:
+        return await registry.one(name)
+
+    @router.patch(
+        f"/sensors/{NAME}",
+        summary="Change what is known of a sensor",
+        responses={**UNKNOWN, 422: {"description": "The sensor can't become that"}},
+        dependencies=[requires(keyring, auth.Scope.INGEST)],
+    )
+    async def patch_sensor(name: Name, change: SensorChange) -> Sensor:
+        """A JSON merge patch: what is left out stays, null removes. Wants a key that may send."""
+        return await registry.change(name, change)
+
+    return router
