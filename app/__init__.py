@@ -14,10 +14,19 @@ A reading's journey, and the module that owns each leg of it::
       -> the subscribers   live.hub, web.live    each through a mailbox of its own
       -> other processes   live.bus, workers     if the server has several, and somebody listens there
 
+And the way back::
+
+    a request              web.reads             a key is checked, and how many there are at a time
+      -> a query           history.query         sensors, span, bucket, metrics; the row after which it goes on
+      -> pages of rows     store.history         each by one short query, on a connection that is then given back
+      -> bytes             history.formats       JSON, NDJSON, CSV or Arrow, a column at a time
+
+What is known of a sensor beside its readings is in ``registry``, ``store.sensors`` and ``web.sensors``.
+
 Files take the same way from the buffer on: ``imports`` reads them, and the decoders don't know the difference.
 
 Imports run downward only: ``serve`` makes one process of it all, or several; ``main`` puts a process's parts together;
-``workers`` knows ``live``; ``web`` and ``live`` know ``ingest``; ``ingest`` and ``store`` know ``errors``; nothing runs
-back up. Failures are in ``errors``; what they become on the wire is in ``web.problems``. ``settings`` is read once; the
-parts take plain values.
+``workers`` knows ``live``; ``web`` and ``live`` know ``ingest``; ``web`` and ``store`` know ``history`` and
+``registry``; ``ingest`` and ``store`` know ``errors``; nothing runs back up. Failures are in ``errors``; what they
+become on the wire is in ``web.problems``. ``settings`` is read once; the parts take plain values.
 """
