@@ -13,20 +13,13 @@ from tests.clusters import EDITIONS, cluster
 from tests.wasm import wasm_cluster
 
 WASM = "wasm"
-"""An edition for tests that ask for it, and that make do with one connection: see tests/wasm.py."""
+"""An edition for tests that ask for it by its name, and make do with one connection: see tests/wasm.py."""
 
 _reached: dict[str, str] = {}
 _numbers = itertools.count(1)
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Runs a test once for every edition: those that its module names in EDITIONS, or all but WASM."""
-    if "edition_and_admin_url" in metafunc.fixturenames:
-        editions = getattr(metafunc.module, "EDITIONS", EDITIONS)
-        metafunc.parametrize("edition_and_admin_url", editions, indirect=True, scope="session")
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", params=EDITIONS)
 def edition_and_admin_url(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
     """An edition's name, and a superuser's connection string on a cluster of it."""
     with wasm_cluster(request.config) if request.param == WASM else cluster(request.param) as url:

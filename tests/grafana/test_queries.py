@@ -5,14 +5,14 @@ and over what sensors have sent until now, in a range for each of the readings a
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from tests import clusters
+from tests.clusters import EDITIONS
 from tests.conftest import WASM
 from tests.grafana.dashboards import (
     DASHBOARDS,
@@ -28,7 +28,6 @@ from tests.grafana.expansion import Request, Value, expand, interval_ms
 from tests.grafana.expectations import EXPECTED, OF_POSTGRESQL, WIDTHS_S, Look
 from tests.grafana.stored import Answer, Stored
 
-EDITIONS = (*clusters.EDITIONS, WASM)
 QUERIES: dict[str, Query] = {
     str(query): query
     for query in [
@@ -56,13 +55,16 @@ MAY_BE_EMPTY = {
     "sensorflow-database: Connections by user": "WebAssembly's one connection is nobody's",
 }
 
+Test = Callable[[Stored, Query], None]
 OF_MANY_UNITS = {"sensorflow-fleet: Limit violations now"}
 """Tables whose rows are of different metrics, and say of which."""
 
 
-def each(queries: dict[str, Query]) -> pytest.MarkDecorator:
-    """Runs a test once for every query."""
-    return pytest.mark.parametrize("query", queries.values(), ids=queries.keys())
+def each(queries: dict[str, Query]) -> Callable[[Test], Test]:
+    """Runs a test once for every query on every edition."""
+    of_query = pytest.mark.parametrize("query", queries.values(), ids=queries.keys())
+    on_edition = pytest.mark.parametrize("edition_and_admin_url", [*EDITIONS, WASM], indirect=True)
+    return lambda test: on_edition(of_query(test))
 
 
 def variables_of(query: Query) -> set[str]:
