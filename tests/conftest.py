@@ -10,6 +10,10 @@ from psycopg.conninfo import make_conninfo
 
 from app.store.database import migrate
 from tests.clusters import EDITIONS, cluster
+from tests.wasm import wasm_cluster
+
+WASM = "wasm"
+"""An edition for tests that ask for it by its name, and make do with one connection: see tests/wasm.py."""
 
 _reached: dict[str, str] = {}
 _numbers = itertools.count(1)
@@ -18,7 +22,7 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="session", params=EDITIONS)
 def edition_and_admin_url(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
     """An edition's name, and a superuser's connection string on a cluster of it."""
-    with cluster(request.param) as url:
+    with wasm_cluster(request.config) if request.param == WASM else cluster(request.param) as url:
         with psycopg.connect(url) as connection:
             _reached[request.param] = f"PostgreSQL {connection.info.server_version // 10_000}"
         yield request.param, url

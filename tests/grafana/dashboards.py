@@ -102,4 +102,4 @@ def alert_queries() -> Iterator[Query]:
             if is_sql({"uid": step["datasourceUid"]}):
                 model = step["model"]
                 is_time_series = model["format"] == "time_series"
-                yield Query("alerting", f"alert {rule['title']}", step["refId"], model["rawSql"], is_time_series)
+                yield Query("alerting", f"alert {rule['title']}", "", model["rawSql"], is_time_series)

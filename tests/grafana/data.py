@@ -1,0 +1,87 @@
+"""What the dashboards are looked at with: a year of real weather, and what sensors have sent until now.
+
+The weather is the file of tests/acceptance/test_weather.py, as pandas reads it. Of the others, one keeps within its
+limits and was silent for two hours, one is out of them, one fell silent, and one never sent.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import numpy as np
+import pandas as pd
+
+from tests.acceptance.test_weather import weather_file
+
+METRICS = {
+    "temperature": ("Temperature", "celsius"),
+    "humidity": ("Humidity", "percent"),
+    "pressure": ("Pressure", "pressurehpa"),
+}
+"""Title and unit of each."""
+COLUMNS = ["sensor", "time", *METRICS]
+DEFAULT_OFFLINE_AFTER_S = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Sensor:
+    """What is registered of a sensor. ``limits`` are lower and upper ones by metric."""
+
+    name: str
+    label: str | None = None
+    location: str | None = None
+    latitude: float | None = None
+    longitude: float | None = None
+    expected_interval_s: float | None = None
+    limits: tuple[tuple[str, float | None, float | None], ...] = ()
+
+
+SENSORS = (
+    Sensor("Attic", "Never sent", "House", expected_interval_s=60),
+    Sensor(
+        "Cellar", None, "House", expected_interval_s=1_800, limits=(("temperature", -90, 90), ("pressure", 900, None))
+    ),
+    Sensor("EWR", "Newark", "New York", 40.6895, -74.1745, limits=(("temperature", -20, 40),)),
+    Sensor("Greenhouse", "O'Hara's", None, 52.52, 13.405, 3_600, (("temperature", -90, 90), ("humidity", -90, 90))),
+    Sensor("JFK", "Kennedy", "New York", 40.6413, -73.7781),
+    Sensor("LGA", None, "New York", 40.7769, -73.8740, limits=(("humidity", None, 20),)),
+    Sensor("Roof", None, "House", expected_interval_s=60, limits=(("humidity", 0, 1), ("temperature", 100, 101))),
+)
+REAL, MADE = ["EWR", "JFK", "LGA"], ["Attic", "Cellar", "Greenhouse", "Roof"]
+
+
+def weather() -> pd.DataFrame:
+    """The file's rows that have a value."""
+    file = pd.read_csv(weather_file(), usecols=["origin", "time_hour", "temp", "humid", "pressure"])
+    rows = pd.DataFrame(
+        {
+            "sensor": file["origin"],
+            "time": pd.to_datetime(file["time_hour"], utc=True),
+            "temperature": (file["temp"] - 32) / 1.8,
+            "humidity": file["humid"],
+            "pressure": file["pressure"],
+        }
+    )
+    return rows.dropna(subset=list(METRICS), how="all", ignore_index=True)
+
+
+def as_weather(readings: pd.DataFrame) -> pd.DataFrame:
+    """Readings with the columns and units of that file."""
+    names = {"sensor": "origin", "time": "time_hour", "temperature": "temp", "humidity": "humid"}
+    return readings.assign(temperature=readings["temperature"] * 1.8 + 32).rename(columns=names)
+
+
+def recent(until: datetime) -> pd.DataFrame:
+    """What sensors sent in the last three days, up to ``until``."""
+    greenhouse = _sent("Greenhouse", until - timedelta(days=3), until, step_s=30)
+    silent = (greenhouse["time"] > until - timedelta(hours=6)) & (greenhouse["time"] < until - timedelta(hours=4))
+    cellar = _sent("Cellar", until - timedelta(hours=26), until, step_s=20).assign(humidity=None)
+    roof = _sent("Roof", until - timedelta(days=2), until - timedelta(minutes=40), step_s=60).assign(pressure=None)
+    return pd.concat([greenhouse[~silent], cellar, roof], ignore_index=True).astype(dict.fromkeys(METRICS, float))
+
+
+def _sent(sensor: str, start: datetime, end: datetime, *, step_s: int) -> pd.DataFrame:
+    times = pd.date_range(start, end, freq=f"{step_s}s")
+    random = np.random.default_rng(len(times))
+    noise = random.normal(size=(len(METRICS), len(times)))
+    values = {metric: 20 + 10 * row.cumsum() / np.sqrt(len(times)) for metric, row in zip(METRICS, noise, strict=True)}
+    return pd.DataFrame({"sensor": sensor, "time": times, **values})

@@ -1,0 +1,330 @@
+"""The numbers of every panel, computed by pandas from the readings and nothing else.
+
+A function for each query. It knows what the panel's description promises and not how the query does it: which readings
+are in which bucket, for one, is found here by rounding their times.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise, zip_longest
+from typing import Any
+
+import pandas as pd
+
+from tests.grafana.data import DEFAULT_OFFLINE_AFTER_S, METRICS, SENSORS
+from tests.grafana.stored import LATE_RANGES, LEDGER, TIERS, Stored
+
+WIDTHS_S = {"readings": 0, "readings_1m": 60, "readings_1h": 3_600, "readings_1d": 86_400}
+REGISTERED = {sensor.name: sensor for sensor in SENSORS}
+
+Rows = list[tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A dashboard as somebody looks at it: a range, the tier that suits it, and what is chosen."""
+
+    stored: Stored
+    start: pd.Timestamp
+    end: pd.Timestamp
+    tier: str
+    sensors: list[str]
+    metric: str
+
+    @property
+    def sensor(self) -> str:
+        """Where only one is chosen."""
+        return self.sensors[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A sensor at a moment."""
+
+    name: str
+    last_seen_at: pd.Timestamp | None
+    age_s: float | None
+    is_online: bool | None
+    values: dict[str, float]
+
+    @property
+    def word(self) -> str:
+        """As the panels say it."""
+        return "never seen" if self.is_online is None else "online" if self.is_online else "offline"
+
+    def violations(self) -> Iterable[tuple[str, float, float | None, float | None, float]]:
+        """Metric, value, lower and upper limit, and by how much the value is beyond."""
+        for metric, lower, upper in REGISTERED[self.name].limits:
+            value = self.values.get(metric)
+            if value is not None and lower is not None and value < lower:
+                yield metric, value, lower, upper, lower - value
+            elif value is not None and upper is not None and value > upper:
+                yield metric, value, lower, upper, value - upper
+
+
+def buckets(look: Look, metric: str, sensors: list[str]) -> pd.DataFrame:
+    """A row a reading or bucket that touches the range, by time and sensor: count, sum, min, max, first, last."""
+    readings = look.stored.readings
+    chosen = readings[readings["sensor"].isin(sensors)].dropna(subset=[metric]).sort_values("time", kind="stable")
+    width = timedelta(seconds=WIDTHS_S[look.tier])
+    if width:
+        chosen = chosen.assign(time=chosen["time"].dt.floor(width))
+    start = look.start.floor(width) if width else look.start
+    chosen = chosen[(chosen["time"] >= start) & (chosen["time"] <= look.end)]
+    by = ["time", "sensor"] if width else ["time", "sensor", chosen.index]
+    figures = chosen.groupby(by, sort=True)[metric].agg(["count", "sum", "min", "max", "first", "last"])
+    return figures.reset_index(["time", "sensor"])
+
+
+def statuses(stored: Stored, now: pd.Timestamp) -> list[Status]:
+    """Every registered sensor, by name."""
+    latest = stored.readings.sort_values("time", kind="stable").groupby("sensor").tail(1).set_index("sensor")
+    found = []
+    for sensor in SENSORS:
+        if sensor.name not in latest.index:
+            found.append(Status(sensor.name, None, None, None, {}))
+            continue
+        row = latest.loc[sensor.name]
+        age_s = (now - row["time"]).total_seconds()
+        allowed_s = 3 * sensor.expected_interval_s if sensor.expected_interval_s else DEFAULT_OFFLINE_AFTER_S
+        values = {metric: row[metric] for metric in METRICS if pd.notna(row[metric])}
+        found.append(Status(sensor.name, row["time"], age_s, age_s < allowed_s, values))
+    return found
+
+
+def flushes(stored: Stored, now: pd.Timestamp) -> list[tuple[int, float]]:
+    """Rows and age in seconds of every flush."""
+    return [*LEDGER, *((rows, (now - committed_at).total_seconds()) for rows, committed_at in stored.flushes)]
+
+
+def fleet_sensors(look: Look, now: pd.Timestamp) -> Rows:
+    words = [status.word for status in statuses(look.stored, now)]
+    return [tuple(words.count(word) for word in ("online", "offline", "never seen"))]
+
+
+def fleet_rate(look: Look, now: pd.Timestamp) -> Rows:
+    return [(sum(rows for rows, age_s in flushes(look.stored, now) if age_s < 60) / 60,)]
+
+
+def fleet_out_of_limits(look: Look, now: pd.Timestamp) -> Rows:
+    seen = [status for status in statuses(look.stored, now) if status.values]
+    return [(sum(any(status.violations()) for status in seen) / len(seen),)]
+
+
+def fleet_newest(look: Look, now: pd.Timestamp) -> Rows:
+    return [((now - look.stored.readings["time"].max()).total_seconds(),)]
+
+
+def fleet_table(look: Look, now: pd.Timestamp) -> Rows:
+    rows = []
+    for status in statuses(look.stored, now):
+        sensor, out = REGISTERED[status.name], sorted(METRICS[each[0]][0] for each in status.violations())
+        values = (status.values.get(metric) for metric in METRICS)
+        about = (look.stored.ids[sensor.name], sensor.name, sensor.label, sensor.location, status.word, status.age_s)
+        order = not out, ["offline", "online", "never seen"].index(status.word), sensor.name
+        rows.append((order, (*about, *values, ", ".join(out) or "none")))
+    return [row for _, row in sorted(rows, key=lambda each: each[0])]
+
+
+def fleet_violations(look: Look, now: pd.Timestamp) -> Rows:
+    rows = [
+        (look.stored.ids[status.name], status.name, METRICS[metric][0], *figures, status.last_seen_at)
+        for status in statuses(look.stored, now)
+        for metric, *figures in status.violations()
+    ]
+    return sorted(rows, key=lambda row: -row[6])
+
+
+def fleet_places(look: Look, now: pd.Timestamp) -> Rows:
+    return [
+        (look.stored.ids[sensor.name], sensor.name, sensor.location, sensor.latitude, sensor.longitude, status.word)
+        for sensor, status in zip(SENSORS, statuses(look.stored, now), strict=True)
+        if sensor.latitude is not None
+    ]
+
+
+def fleet_over_time(look: Look, now: pd.Timestamp) -> Rows:
+    tier = "readings_1m" if look.tier == "readings" else look.tier
+    width = timedelta(seconds=WIDTHS_S[tier])
+    times = look.stored.readings["time"].dt.floor(width)
+    times = times[(times >= look.start.floor(width)) & (times <= look.end)]
+    elapsed_s = {time: min(width, max(now - time, timedelta(seconds=1))).total_seconds() for time in times.unique()}
+    return [(time, count / elapsed_s[time]) for time, count in sorted(times.value_counts().items())]
+
+
+def sensor_latest(look: Look, now: pd.Timestamp) -> Rows:
+    (status,) = (each for each in statuses(look.stored, now) if each.name == look.sensor)
+    out = {each[0] for each in status.violations()}
+    rows = [(*METRICS[metric], value, "red" if metric in out else "green") for metric, value in status.values.items()]
+    return [(title, value, unit, color) for title, unit, value, color in sorted(rows)]
+
+
+def sensor_registered(look: Look, now: pd.Timestamp) -> Rows:
+    (status,) = (each for each in statuses(look.stored, now) if each.name == look.sensor)
+    sensor = REGISTERED[look.sensor]
+    return [(sensor.name, sensor.label, sensor.location, status.word, status.age_s, sensor.expected_interval_s)]
+
+
+def curve(look: Look, sensor: str) -> Iterator[tuple[Any, ...]]:
+    """Time, sensor, mean, min, max; and after the last before a gap, a row without values."""
+    found = list(buckets(look, look.metric, [sensor]).itertuples())
+    steps = sorted(later.time - earlier.time for earlier, later in pairwise(found))
+    usual = steps[(len(steps) - 1) // 2] if steps else timedelta(0)
+    width, expected_s = timedelta(seconds=WIDTHS_S[look.tier]), REGISTERED[sensor].expected_interval_s
+    if expected_s:
+        allowed = max(width, timedelta(seconds=3 * expected_s))
+    elif usual == width:  # its interval is shorter than a bucket
+        allowed = width
+    else:
+        allowed = 3 * usual
+    for each, later in zip_longest(found, found[1:]):
+        yield each.time, sensor, each.sum / each.count, each.min, each.max
+        if later and later.time - each.time > allowed:
+            yield each.time + timedelta(milliseconds=1), sensor, None, None, None
+
+
+def sensor_curve(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
+    return [(time, *values) for time, _, *values in curve(look, look.sensor)]
+
+
+def sensor_limits(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
+    return [
+        (time, f"{name} limit", value)
+        for time in (look.start, look.end)
+        for metric, lower, upper in REGISTERED[look.sensor].limits
+        for name, value in (("lower", lower), ("upper", upper))
+        if metric == look.metric and value is not None
+    ]
+
+
+def sensor_figures(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
+    found = buckets(look, look.metric, [look.sensor])
+    if found.empty:
+        return []
+    mean = found["sum"].sum() / found["count"].sum()
+    return [
+        (
+            found["count"].sum(),
+            found["min"].min(),
+            mean,
+            found["max"].max(),
+            found["first"].iloc[0],
+            found["last"].iloc[-1],
+        )
+    ]
+
+
+def compare_curves(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
+    return [row[:3] for sensor in look.sensors for row in curve(look, sensor)]
+
+
+def compare_figures(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
+    found = buckets(look, look.metric, look.sensors)
+    mean_of_all = found["sum"].sum() / found["count"].sum()
+    rows = []
+    for name, of_one in found.groupby("sensor", sort=True):
+        readings, mean = of_one["count"].sum(), of_one["sum"].sum() / of_one["count"].sum()
+        lowest, highest, last = of_one["min"].min(), of_one["max"].max(), of_one["last"].iloc[-1]
+        rows.append((look.stored.ids[str(name)], name, readings, lowest, mean, mean - mean_of_all, highest, last))
+    return rows
+
+
+def unit(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
+    return [(METRICS[look.metric][1],)]
+
+
+def choice_of_sensors(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
+    return [(sensor.name, look.stored.ids[sensor.name]) for sensor in SENSORS]
+
+
+def choice_of_metrics(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
+    return sorted((title, metric) for metric, (title, _) in METRICS.items())
+
+
+def database_late_ranges(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
+    return [(LATE_RANGES,)]
+
+
+def database_lag(look: Look, now: pd.Timestamp) -> Rows:
+    stored = look.stored
+    if not stored.is_community:
+        return [(tier, now, 0) for tier in sorted(TIERS, reverse=True)]
+    lag_s = (now - stored.until).total_seconds()
+    return [(tier, stored.materialized_until[tier], lag_s) for tier in sorted(TIERS, reverse=True)]
+
+
+def database_ledger(look: Look, now: pd.Timestamp) -> Rows:
+    found = flushes(look.stored, now)
+    readings = sum(rows for rows, _ in found)
+    return [(len(found), readings, readings / len(found), min(age_s for _, age_s in found))]
+
+
+def alert_offline(look: Look, now: pd.Timestamp) -> Rows:
+    return [
+        (status.name, look.stored.ids[status.name], age_s)
+        for status in statuses(look.stored, now)
+        if (age_s := 0 if status.is_online else status.age_s) is not None
+    ]
+
+
+def alert_out_of_limits(look: Look, now: pd.Timestamp) -> Rows:
+    return sorted(
+        (status.name, look.stored.ids[status.name], metric, beyond)
+        for status in statuses(look.stored, now)
+        for metric, *_, beyond in status.violations()
+    )
+
+
+def alert_nothing(look: Look, now: pd.Timestamp) -> Rows:
+    online = sum(status.is_online or False for status in statuses(look.stored, now))
+    return [(online + sum(age_s < 300 for _, age_s in flushes(look.stored, now)),)]
+
+
+def alert_lag(look: Look, now: pd.Timestamp) -> Rows:
+    return [(max(lag_s for *_, lag_s in database_lag(look, now)),)]
+
+
+EXPECTED: dict[str, Callable[[Look, pd.Timestamp], Rows]] = {
+    "sensorflow-fleet: Sensors": fleet_sensors,
+    "sensorflow-fleet: Readings per second": fleet_rate,
+    "sensorflow-fleet: Out of limits": fleet_out_of_limits,
+    "sensorflow-fleet: Newest reading": fleet_newest,
+    "sensorflow-fleet: Sensors and their latest readings": fleet_table,
+    "sensorflow-fleet: Limit violations now": fleet_violations,
+    "sensorflow-fleet: Where the sensors are": fleet_places,
+    "sensorflow-fleet: Readings over time": fleet_over_time,
+    "sensorflow-sensor: Latest reading": sensor_latest,
+    "sensorflow-sensor: Sensor": sensor_registered,
+    "sensorflow-sensor: $metric": sensor_curve,
+    "sensorflow-sensor: $metric limits": sensor_limits,
+    "sensorflow-sensor: $metric unit": unit,
+    "sensorflow-sensor: $metric in this range": sensor_figures,
+    "sensorflow-sensor: $metric in this range unit": unit,
+    "sensorflow-sensor: variable sensor": choice_of_sensors,
+    "sensorflow-sensor: variable metric": choice_of_metrics,
+    "sensorflow-compare: $metric by sensor": compare_curves,
+    "sensorflow-compare: $metric by sensor unit": unit,
+    "sensorflow-compare: $metric in this range": compare_figures,
+    "sensorflow-compare: $metric in this range unit": unit,
+    "sensorflow-compare: variable sensor": choice_of_sensors,
+    "sensorflow-compare: variable metric": choice_of_metrics,
+    "sensorflow-database: Late ranges to refresh": database_late_ranges,
+    "sensorflow-database: Aggregate lag": database_lag,
+    "sensorflow-database: Ledger of flushes": database_ledger,
+    "alerting: alert Sensor offline": alert_offline,
+    "alerting: alert Reading out of limits": alert_out_of_limits,
+    "alerting: alert Nothing ingested": alert_nothing,
+    "alerting: alert Aggregate lag": alert_lag,
+}
+"""By the query's text in the tests' names."""
+OF_POSTGRESQL = {
+    "sensorflow-database: Database size",
+    "sensorflow-database: Compression ratio",
+    "sensorflow-database: Connections",
+    "sensorflow-database: Tables and aggregates",
+    "sensorflow-database: Background jobs",
+    "sensorflow-database: Connections by user",
+    "sensorflow-database: Activity",
+}
+"""What PostgreSQL knows of itself: there is nothing to compute it from."""

@@ -1,0 +1,158 @@
+"""A database on which the dashboards' queries are run as the role that Grafana has, and the readings that are in it."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pandas as pd
+import psycopg
+
+from tests.grafana.data import SENSORS, Sensor
+
+READER = "sensorflow_reader"
+TIERS = {"readings_1m": "1 minute", "readings_1h": "1 hour", "readings_1d": "1 day"}
+LATE_RANGES = 2
+LEDGER = (600, 30.0), (1_200, 61.0)
+"""Rows and ages in seconds of two flushes beside those of the import."""
+
+REGISTER = """
+INSERT INTO sensors (name, label, location, latitude, longitude, expected_interval_s) VALUES (%s, %s, %s, %s, %s, %s)
+ON CONFLICT (name) DO UPDATE SET label = excluded.label, location = excluded.location, latitude = excluded.latitude,
+    longitude = excluded.longitude, expected_interval_s = excluded.expected_interval_s
+RETURNING id
+"""
+LATEST = """
+INSERT INTO latest_readings
+SELECT DISTINCT ON (sensor_id) sensor_id, time, id, temperature, humidity, pressure
+FROM readings ORDER BY sensor_id, time DESC, id DESC
+"""
+# Batches of ten buckets, and code compiled for every chunk, would make minutes of the second that this takes.
+REFRESH = """
+CALL refresh_continuous_aggregate(%s::regclass, %s::timestamptz, %s::timestamptz, options => '{"buckets_per_batch": 0}')
+"""
+FLUSH = "INSERT INTO flushes (flush_id, rows, committed_at) VALUES (%s, %s, now() - make_interval(secs => %s))"
+STALE = "INSERT INTO stale_ranges (starts_at, ends_at) VALUES (now() - INTERVAL '1 day', now())"
+SWEPT = "UPDATE server_settings SET value = %s WHERE name = 'aggregates_refreshed_until'"
+HYPERTABLES = """
+SELECT '_hyper_' || h.id, coalesce(c.user_view_name, h.table_name)::text
+FROM _timescaledb_catalog.hypertable h
+LEFT JOIN _timescaledb_catalog.continuous_agg c ON c.mat_hypertable_id = h.id
+"""
+BUCKET = re.compile(r"'([^']+)'::interval")
+WIDTHS = {"00:01:00": "readings_1m", "01:00:00": "readings_1h", "1 day": "readings_1d"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a query gave, the numbers as floats; and the database's ``now()`` in its transaction."""
+
+    columns: list[str]
+    rows: list[tuple[Any, ...]]
+    now: pd.Timestamp
+
+
+class Stored:
+    """The database and what is in it.
+
+    Args:
+        connection: a superuser's, in autocommit.
+        readings: all that is stored, with ``sensor`` as a name.
+        until: when the newest of them was sent.
+    """
+
+    def __init__(self, connection: psycopg.Connection, readings: pd.DataFrame, until: datetime) -> None:
+        self._connection = connection
+        self._answers: dict[str, Answer] = {}
+        self.readings = readings
+        self.until = pd.Timestamp(until)
+        connection.execute("SET timezone TO 'UTC'")
+        self.ids = {sensor.name: self._register(sensor) for sensor in SENSORS}
+        connection.execute("DELETE FROM latest_readings")
+        connection.execute(LATEST)
+        connection.execute("DELETE FROM stale_ranges")
+        for _ in range(LATE_RANGES):
+            connection.execute(STALE)
+        connection.execute(SWEPT, [until.isoformat()])
+        self.flushes = [
+            (rows, pd.Timestamp(committed_at))
+            for rows, committed_at in connection.execute("SELECT rows, committed_at FROM flushes").fetchall()
+        ]
+        extension = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'").fetchone()
+        self._hypertables: dict[str, str] = dict(connection.execute(HYPERTABLES).fetchall()) if extension else {}
+        self.is_community = bool(set(self._hypertables.values()) & TIERS.keys())
+        day = self.until.floor("1D")
+        self.materialized_until = dict(
+            zip(TIERS, (self.until.floor("1h") - timedelta(hours=2), day, day - timedelta(days=1)), strict=True)
+        )
+        if self.is_community:
+            self._refresh()
+
+    def _register(self, sensor: Sensor) -> str:
+        columns = [sensor.name, sensor.label, sensor.location, sensor.latitude, sensor.longitude]
+        row = self._connection.execute(REGISTER, [*columns, sensor.expected_interval_s]).fetchone()
+        assert row is not None
+        for limits in sensor.limits:
+            self._connection.execute("INSERT INTO sensor_limits VALUES (%s, %s, %s, %s)", [row[0], *limits])
+        return str(row[0])
+
+    def _refresh(self) -> None:
+        """The year of weather, and of the rest what is older than hours or days."""
+        self._connection.execute("SET jit = off")
+        for tier, until in self.materialized_until.items():
+            self._connection.execute(
+                REFRESH, [tier, datetime(2012, 12, 1, tzinfo=UTC), datetime(2014, 2, 1, tzinfo=UTC)]
+            )
+            self._connection.execute(REFRESH, [tier, until - timedelta(days=9), until])
+        self._connection.execute("RESET jit")
+
+    @contextmanager
+    def _as_reader(self) -> Iterator[pd.Timestamp]:
+        """A transaction of that role, with a ledger of known age, of which nothing stays; and its ``now()``."""
+        with self._connection.transaction(force_rollback=True):
+            for number, flush in enumerate(LEDGER, start=1):
+                self._connection.execute(FLUSH, [-number, *flush])
+            self._connection.execute(f"SET LOCAL ROLE {READER}")
+            row = self._connection.execute("SELECT now()").fetchone()
+            assert row is not None
+            yield pd.Timestamp(row[0])
+
+    def ask(self, sql: str) -> Answer:
+        """What Grafana would get, now or when the same was asked before."""
+        if sql in self._answers:
+            return self._answers[sql]
+        with self._as_reader() as now:
+            cursor = self._connection.execute(sql.encode())
+            rows = [tuple(float(v) if isinstance(v, Decimal | int) else v for v in row) for row in cursor.fetchall()]
+            answer = Answer([column.name for column in cursor.description or ()], rows, now)
+        self._answers[sql] = answer
+        return answer
+
+    def tiers_read(self, sql: str) -> set[str]:
+        """Which of ``readings`` and its aggregates the plan of a query reads.
+
+        On Community they are tables; elsewhere they are views of the readings, and told by the width of their buckets.
+        """
+        with self._as_reader():
+            row = self._connection.execute(f"EXPLAIN (VERBOSE, FORMAT JSON) {sql}".encode()).fetchone()
+        assert row is not None
+        plan = row[0] if isinstance(row[0], list) else json.loads(row[0])
+        return set(self._tiers_of(plan[0]["Plan"], ()))
+
+    def _tiers_of(self, node: dict[str, Any], groups: tuple[str, ...]) -> Iterator[str]:
+        groups = (*groups, *node.get("Group Key", []))
+        relation = node.get("Relation Name", "")
+        name = self._hypertables.get(
+            relation.rpartition("_chunk")[0].rpartition("_")[0], re.sub(r"_p?\d+$", "", relation)
+        )
+        if name == "readings" and not self.is_community:
+            widths = [WIDTHS[width] for group in groups for width in BUCKET.findall(group)]
+            yield widths[-1] if widths else name
+        elif name in {"readings", *TIERS}:
+            yield name
+        for child in node.get("Plans", []):
+            yield from self._tiers_of(child, groups)

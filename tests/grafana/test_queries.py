@@ -1,0 +1,205 @@
+"""Every query of every dashboard and alert rule gives the numbers that pandas computes, at every zoom.
+
+They are expanded as Grafana does, and run as the role that Grafana has, on every edition: over a year of real weather
+and over what sensors have sent until now, in a range for each of the readings and their aggregates.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tests.clusters import EDITIONS
+from tests.conftest import WASM
+from tests.grafana.dashboards import (
+    DASHBOARDS,
+    Node,
+    Query,
+    alert_queries,
+    annotation_queries,
+    panel_queries,
+    variable_queries,
+)
+from tests.grafana.data import MADE, METRICS, REAL
+from tests.grafana.expansion import Request, Value, expand, interval_ms
+from tests.grafana.expectations import EXPECTED, OF_POSTGRESQL, WIDTHS_S, Look
+from tests.grafana.stored import Answer, Stored
+
+QUERIES: dict[str, Query] = {
+    str(query): query
+    for query in [
+        *(
+            query
+            for dashboard in DASHBOARDS.values()
+            for queries in (panel_queries, variable_queries, annotation_queries)
+            for query in queries(dashboard)
+        ),
+        *alert_queries(),
+    ]
+}
+ZOOMED = {name: query for name, query in QUERIES.items() if "$__interval" in query.sql}
+WIDEST_MS = {"readings": 2_000, "readings_1m": 120_000, "readings_1h": 3_600_000, "readings_1d": math.inf}
+"""The widest interval for which each is read."""
+POINT_MS = {"readings": 3_400, "readings_1m": 200_000, "readings_1h": 5_300_000, "readings_1d": 24_000_000}
+"""The range over the points of a panel, for each: but for the last the widest of all, after rounding."""
+WEATHER_UNTIL = pd.Timestamp("2013-12-20T12:03:00Z")
+"""Early in an hour, so that the shortest ranges have an observation in them."""
+DEFAULT_POINTS = 500
+MAY_BE_EMPTY = {
+    "sensorflow-sensor: $metric limits": "limits are set for some sensors only",
+    "sensorflow-sensor: Latest reading": "a sensor may never have sent",
+    "sensorflow-database: Background jobs": "only the Community edition has any",
+    "sensorflow-database: Connections by user": "WebAssembly's one connection is nobody's",
+}
+
+Test = Callable[[Stored, Query], None]
+OF_MANY_UNITS = {"sensorflow-fleet: Limit violations now"}
+"""Tables whose rows are of different metrics, and say of which."""
+
+
+def each(queries: dict[str, Query]) -> Callable[[Test], Test]:
+    """Runs a test once for every query on every edition."""
+    of_query = pytest.mark.parametrize("query", queries.values(), ids=queries.keys())
+    on_edition = pytest.mark.parametrize("edition_and_admin_url", [*EDITIONS, WASM], indirect=True)
+    return lambda test: on_edition(of_query(test))
+
+
+def variables_of(query: Query) -> set[str]:
+    """The variables of the query's dashboard."""
+    dashboards = [each for each in DASHBOARDS.values() if each["uid"] == query.dashboard]
+    return {variable["name"] for dashboard in dashboards for variable in dashboard["templating"]["list"]}
+
+
+def looks(stored: Stored, query: Query) -> Iterator[tuple[Look, str]]:
+    """The query in every range, and for every metric where one can be chosen, expanded."""
+    points = query.of_panel.get("maxDataPoints", DEFAULT_POINTS)
+    tiers = list(WIDTHS_S) if "$__" in query.sql else ["readings_1m"]
+    metrics = list(METRICS) if "metric" in variables_of(query) else ["temperature"]
+    for end, sensors in ((WEATHER_UNTIL, REAL), (stored.until, MADE[::-1])):
+        for tier in tiers:
+            start = end - timedelta(milliseconds=POINT_MS[tier] * points)
+            width_ms = interval_ms(end - start, points, query.of_panel.get("interval", "1m"))
+            chosen = [stored.ids[sensor] for sensor in sensors]
+            for metric in metrics:
+                variables: dict[str, Value] = {
+                    "sensor": chosen[0] if query.dashboard == "sensorflow-sensor" else chosen,
+                    "metric": metric,
+                }
+                request = Request(
+                    start.to_pydatetime(),
+                    end.to_pydatetime(),
+                    width_ms,
+                    None if query.dashboard == "alerting" else variables,
+                )
+                yield Look(stored, start, end, tier, sensors, metric), expand(query.sql, request)
+
+
+def texts(row: tuple[Any, ...]) -> list[str]:
+    """What a row is known by: all but its numbers, which are not quite the same."""
+    return [str(value) for value in row if not isinstance(value, float)]
+
+
+def assert_same(found: Answer, expected: list[tuple[Any, ...]], *, in_order: bool) -> None:
+    """Numbers are the same to nine digits, all else exactly; a series is only held to be ordered by its time."""
+    rows = found.rows
+    if not in_order:
+        rows, expected = (sorted(each, key=texts) for each in (rows, expected))
+    assert len(rows) == len(expected)
+    for row, expected_row in zip(rows, expected, strict=True):
+        assert len(row) == len(expected_row)
+        for column, value, expected_value in zip(found.columns, row, expected_row, strict=True):
+            if expected_value is None or isinstance(expected_value, str | pd.Timestamp):
+                assert value == expected_value, column
+            else:
+                assert math.isclose(value, expected_value, rel_tol=1e-9, abs_tol=1e-9), (column, value, expected_value)
+
+
+def test_every_query_of_readings_has_numbers_to_be_held_against() -> None:
+    assert QUERIES.keys() == EXPECTED.keys() | OF_POSTGRESQL
+
+
+@each({name: query for name, query in QUERIES.items() if name in EXPECTED})
+def test_every_number_is_what_pandas_computes(stored: Stored, query: Query) -> None:
+    has_rows = False
+    for look, sql in looks(stored, query):
+        answer = stored.ask(sql)
+        expected = EXPECTED[str(query)](look, answer.now)
+        assert_same(answer, expected, in_order="time" not in answer.columns)
+        if "time" in answer.columns:
+            times = [row[answer.columns.index("time")] for row in answer.rows]
+            assert times == sorted(times)
+        has_rows = has_rows or bool(expected)
+    assert has_rows
+
+
+@each({name: query for name, query in QUERIES.items() if query.is_time_series})
+def test_a_series_has_times_and_numbers_and_at_most_one_name(stored: Stored, query: Query) -> None:
+    """Else Grafana refuses it, or names its lines after columns that nobody meant."""
+    for _, sql in looks(stored, query):
+        answer = stored.ask(sql)
+        assert answer.columns[0] == "time"
+        for row in answer.rows:
+            assert sum(isinstance(value, str) for value in row) <= 1
+            assert all(isinstance(value, float | str | None) for value in row[1:])
+
+
+@each(ZOOMED)
+def test_only_the_tier_that_suits_the_range_is_read(stored: Stored, query: Query) -> None:
+    """On Community, what is not materialized yet comes from the finer ones."""
+    for look, sql in looks(stored, query):
+        tier = "readings_1m" if "points_1m" not in query.sql and look.tier == "readings" else look.tier
+        finer = {each for each in WIDTHS_S if WIDTHS_S[each] < WIDTHS_S[tier]}
+        read = stored.tiers_read(sql)
+        is_materialized = not stored.is_community or look.end == WEATHER_UNTIL
+        assert read
+        assert read <= ({tier} if is_materialized else {tier} | finer)
+
+
+@each({name: query for name, query in QUERIES.items() if name in OF_POSTGRESQL})
+def test_what_postgresql_says_of_itself_is_shown(stored: Stored, query: Query) -> None:
+    for _, sql in looks(stored, query):
+        answer = stored.ask(sql)
+        assert answer.rows or str(query) in MAY_BE_EMPTY
+        for row in answer.rows:
+            assert all(value >= 0 for value in row if isinstance(value, float))
+
+
+@each(
+    {
+        name: query
+        for name, query in QUERIES.items()
+        if query.of_panel.get("type") == "table" and name not in OF_MANY_UNITS
+    }
+)
+def test_every_number_in_a_table_has_a_unit(stored: Stored, query: Query) -> None:
+    """From the panel, from a query by a transformation, or from an override of its column."""
+    panel: Node = query.of_panel
+    overridden = {
+        override["matcher"]["options"]
+        for override in panel["fieldConfig"]["overrides"]
+        if {"unit", "custom.hideFrom"} & {each["id"] for each in override["properties"]}
+    }
+    from_query = "configFromData" in {each["id"] for each in panel["transformations"]}
+    for _, sql in looks(stored, query):
+        answer = stored.ask(sql)
+        numbers = {
+            column
+            for row in answer.rows
+            for column, value in zip(answer.columns, row, strict=True)
+            if isinstance(value, float)
+        }
+        assert "unit" in panel["fieldConfig"]["defaults"] or from_query or numbers <= overridden
+
+
+@each({name: query for name, query in QUERIES.items() if query.dashboard == "alerting"})
+def test_an_alerts_rows_are_one_number_and_labels_that_tell_them_apart(stored: Stored, query: Query) -> None:
+    """What Grafana asks of a table: it makes an alert of each row, known by its labels."""
+    for _, sql in looks(stored, query):
+        answer = stored.ask(sql)
+        labels = [tuple(value for value in row if isinstance(value, str)) for row in answer.rows]
+        assert answer.rows
+        assert len(set(labels)) == len(labels)
+        assert {len(row) - len(of_row) for row, of_row in zip(answer.rows, labels, strict=True)} == {1}
