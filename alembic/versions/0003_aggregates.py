@@ -243,7 +243,8 @@ DROP {view} readings_1d;
 DROP {view} readings_1h;
 DROP {view} readings_1m;
 DROP TABLE stale_ranges, latest_readings, sensor_limits, metrics;
-DELETE FROM server_settings WHERE name IN ('offline_after_s', 'aggregates_refreshed_until');
+DELETE FROM server_settings
+WHERE name IN ('offline_after_s', 'aggregates_refreshed_until', 'readings_deleted_until');
 ALTER TABLE sensors DROP label, DROP location, DROP latitude, DROP longitude, DROP expected_interval_s;
 """
 

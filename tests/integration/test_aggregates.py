@@ -305,7 +305,7 @@ async def test_settings_of_retention_are_the_policies_at_the_next_start(communit
             ),
             (Retention(30, 0, 0, 0), {"readings": 30}),
         ):
-            await Aggregates(parts.database, retention=retention).refresh()
+            await parts.refresh(retention)
             found = {table: after - DROP_MARGIN for table, after in rows(community_database, RETENTION_JOBS)}
             assert found == {table: timedelta(days=days) for table, days in expected.items()}
 
@@ -313,9 +313,9 @@ async def test_settings_of_retention_are_the_policies_at_the_next_start(communit
 async def test_jobs_that_are_as_they_should_be_are_left_alone(community_database: str) -> None:
     query = "SELECT array_agg(job_id ORDER BY job_id) FROM timescaledb_information.jobs"
     async with rig(community_database) as parts:
-        await Aggregates(parts.database, retention=Retention(30, 90, 0, 0)).refresh()
+        await parts.refresh(Retention(30, 90, 0, 0))
         jobs = rows(community_database, query)
-        await Aggregates(parts.database, retention=Retention(30, 90, 0, 0)).refresh()
+        await parts.refresh(Retention(30, 90, 0, 0))
     assert rows(community_database, query) == jobs
 
 
@@ -343,6 +343,23 @@ async def test_aggregates_outlive_the_readings_that_they_are_of(community_databa
             found = rows(community_database, FOUND.format(tier.name))
             assert [row for row in found if row[1] == 1] == before[tier.name]
             assert [row[2] for row in found if row[1] != 1] == [1]
+
+
+async def test_what_is_too_old_by_a_new_retention_becomes_aggregates_before_it_goes(community_database: str) -> None:
+    """And when it is kept for longer again, a late reading from then costs no aggregate."""
+    week = Retention(7, 0, 0, 0)
+    async with rig(community_database) as parts:
+        now_s = parts.clock_s[0]
+        await parts.write(*(reading(now_s - age_s, age_s) for age_s in range(0, 30 * DAY, 6 * HOUR)))
+        await parts.refresh(week)
+        run_job(community_database, "policy_retention", "readings")
+        assert rows(community_database, "SELECT count(*) < 40 FROM readings") == [(True,)]
+        await parts.refresh(FOR_EVER)
+        await parts.write(reading(now_s - 20 * DAY, 7, "late"))
+        await parts.refresh(FOR_EVER)
+        for tier in TIERS:
+            found = rows(community_database, f"SELECT sum(count)::int FROM {tier.name} WHERE sensor_id = 1")
+            assert found == [(120,)], tier.name
 
 
 async def test_without_policies_whole_days_of_readings_go(database: str, edition: str) -> None:
