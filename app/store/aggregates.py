@@ -46,8 +46,11 @@ IS_DUE = """
 SELECT EXISTS (SELECT FROM stale_ranges) OR value::timestamptz < now() - %s
 FROM server_settings WHERE name = 'aggregates_refreshed_until'
 """
+# Of times that differ by zone only in the hour that comes twice, Python says that they are the same; and a refresh may
+# take as long as it does.
+OF_THIS_SESSION = "SET TIME ZONE 'UTC'; SET statement_timeout = 0"
 TRY_LOCK = "SELECT pg_try_advisory_lock(%s), now()"
-STALE = "SELECT id, starts_at, ends_at FROM stale_ranges ORDER BY starts_at, id LIMIT 1000"
+STALE = "SELECT starts_at, ends_at, array_agg(id) FROM stale_ranges GROUP BY 1, 2 ORDER BY 1 LIMIT 1000"
 FORGET = "DELETE FROM stale_ranges WHERE id = ANY(%s)"
 REFRESH = "CALL refresh_continuous_aggregate(%s::regclass, %s::timestamptz, %s::timestamptz)"
 DELETED_UNTIL = """
@@ -91,6 +94,7 @@ class Aggregates:
             try:
                 await self.refresh()
             except DatabaseAway as error:
+                self._piece = FIRST_PIECE
                 # A policy that is at the same refresh is no trouble.
                 is_busy = isinstance(error.__cause__, LockNotAvailable)
                 logger.log(logging.DEBUG if is_busy else logging.WARNING, "the aggregates wait for a turn: %s", error)
@@ -104,6 +108,7 @@ class Aggregates:
             return
         with own_errors():
             async with await self._database.connect("sensorflow aggregates") as connection:
+                await connection.execute(OF_THIS_SESSION)
                 row = await (await connection.execute(TRY_LOCK, [REFRESH_LOCK])).fetchone()
                 assert row is not None  # a SELECT without FROM has one row
                 has_lock, now = row
@@ -119,10 +124,10 @@ class Aggregates:
 
     async def _refresh_stale(self, connection: Connection) -> None:
         rows = await (await connection.execute(STALE)).fetchall()
-        for start, end in merged((starts_at, ends_at) for _, starts_at, ends_at in rows):
+        for start, end in merged((starts_at, ends_at) for starts_at, ends_at, _ in rows):
             for piece in self._pieces(start, end):
                 await self._refresh(connection, piece)
-            done = [id_ for id_, starts_at, ends_at in rows if start <= starts_at and ends_at <= end]
+            done = [id_ for starts_at, ends_at, ids in rows if start <= starts_at and ends_at <= end for id_ in ids]
             await connection.execute(FORGET, [done])
 
     async def _sweep(self, connection: Connection, now: datetime) -> None:

@@ -29,6 +29,8 @@ from tests.unit.samples import batch_of
 SOURCE = Source("API_KEY", "192.0.2.7")
 FOR_EVER = Retention(0, 0, 0, 0)
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
+END_OF_SUMMER_TIME_S = 1_729_990_800
+"""In the European Union in 2024."""
 
 EXPECTED = """
 SELECT date_bin(%(width)s, time, TIMESTAMPTZ 'epoch') AS bucket, sensor_id, count(*),
@@ -292,6 +294,32 @@ def community_database(community_admin_url: str) -> Iterator[str]:
     with new_database(community_admin_url) as url:
         migrate(url)
         yield url
+
+
+async def test_late_readings_of_the_hour_that_comes_twice_become_aggregates(community_database: str) -> None:
+    """In a database whose time zone has a summer time."""
+    execute(
+        community_database,
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET timezone = %L', current_database(), 'Europe/Madrid'); END $$",
+    )
+    async with rig(community_database) as parts:
+        await parts.refresh()
+        for hour in (-1, 0):
+            await parts.write(reading(END_OF_SUMMER_TIME_S + hour * HOUR, hour))
+            await parts.refresh()
+    assert_right(community_database)
+
+
+async def test_of_many_late_flushes_one_turn_refreshes_all(community_database: str) -> None:
+    execute(
+        community_database,
+        "INSERT INTO stale_ranges (starts_at, ends_at) SELECT moment, moment + interval '1 hour'"
+        " FROM generate_series(now() - interval '1 day', now() - interval '22 hours', interval '1 hour') moment,"
+        " generate_series(1, 1000)",
+    )
+    async with rig(community_database) as parts:
+        await parts.refresh()
+    assert rows(community_database, "SELECT count(*) FROM stale_ranges") == [(0,)]
 
 
 async def test_settings_of_retention_are_the_policies_at_the_next_start(community_database: str) -> None:
