@@ -300,7 +300,8 @@ async def test_late_readings_of_the_hour_that_comes_twice_become_aggregates(comm
     """In a database whose time zone has a summer time."""
     execute(
         community_database,
-        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET timezone = %L', current_database(), 'Europe/Madrid'); END $$",
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET timezone = %L', current_database(), 'Europe/Madrid');"
+        " END $$",
     )
     async with rig(community_database) as parts:
         await parts.refresh()

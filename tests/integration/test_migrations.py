@@ -19,6 +19,13 @@ INSERT INTO readings
 SELECT '2026-01-01'::timestamptz + number * interval '5 minutes', number %% 7, number, 1, number / 3.0, NULL, 1e-300
 FROM generate_series(%(first_id)s, %(first_id)s + 999) AS number
 """
+VIEWS_ON_CATALOGUE = """
+SELECT rule.ev_class::regclass, used.oid::regclass
+FROM pg_depend JOIN pg_rewrite rule ON rule.oid = objid JOIN pg_class used ON used.oid = refobjid
+JOIN pg_class view ON view.oid = rule.ev_class
+WHERE view.relnamespace = current_schema::regnamespace
+    AND used.relnamespace::regnamespace::text IN ('timescaledb_information', '_timescaledb_catalog')
+"""
 COLUMNSTORE_SETTINGS = """
 SELECT attname, segmentby_column_index, orderby_column_index, orderby_asc
 FROM timescaledb_information.compression_settings WHERE hypertable_name = 'readings' ORDER BY attname
@@ -64,6 +71,12 @@ def test_readings_is_a_hypertable_wherever_there_is_timescaledb(database: str, e
             return
         found = connection.execute("SELECT hypertable_name FROM timescaledb_information.hypertables").fetchall()
     assert found == [("readings",)]
+
+
+def test_no_view_keeps_timescaledb_from_replacing_its_own(database: str) -> None:
+    """Its updates drop views of the catalogue and make them anew, and fail if another depends on them."""
+    with psycopg.connect(database) as connection:
+        assert connection.execute(VIEWS_ON_CATALOGUE).fetchall() == []
 
 
 def test_a_schema_newer_than_the_server_is_refused_in_words(database: str) -> None:
