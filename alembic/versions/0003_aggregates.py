@@ -136,25 +136,38 @@ JOIN sensor_limits l ON l.sensor_id = p.sensor_id AND l.metric = p.metric
 WHERE p.value < l.lower OR p.value > l.upper
 """
 
-# What dashboards and alerts ask about the database itself. The lag is the age of the moment up to which everything that
-# had come was refreshed; what is materialized says less, since nothing is where nothing came.
-COMMUNITY_STATE = """
-CREATE VIEW aggregate_lag AS
-SELECT c.view_name::text AS aggregate,
+# What dashboards and alerts ask about the database itself. They are functions, whose text nothing depends on: views of
+# TimescaleDB's views would keep its updates from replacing those. And so they have the search path of this migration.
+COMMUNITY_STATE_VIEW = """
+CREATE FUNCTION {name}() RETURNS TABLE ({columns})
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
+{query}
+$$;
+CREATE VIEW {name} AS SELECT * FROM {name}();
+"""
+# The lag is the age of the moment up to which everything that had come was refreshed; what is materialized says less,
+# since nothing is where nothing came.
+COMMUNITY_STATE = {
+    "aggregate_lag": (
+        "aggregate text, materialized_until timestamptz, lag_s double precision",
+        """
+SELECT c.view_name::text,
        nullif(
            _timescaledb_functions.to_timestamp(_timescaledb_functions.cagg_watermark(h.id)),
            TIMESTAMPTZ '4714-11-24 00:00:00+00 BC'
-       ) AS materialized_until,
-       extract(epoch FROM now() - s.value::timestamptz)::double precision AS lag_s
+       ),
+       extract(epoch FROM now() - s.value::timestamptz)::double precision
 FROM timescaledb_information.continuous_aggregates c
 JOIN _timescaledb_catalog.hypertable h
     ON h.schema_name = c.materialization_hypertable_schema AND h.table_name = c.materialization_hypertable_name
 JOIN server_settings s ON s.name = 'aggregates_refreshed_until'
-WHERE c.view_schema = current_schema AND c.view_name IN ('readings_1m', 'readings_1h', 'readings_1d');
-
-CREATE VIEW table_sizes AS
-SELECT t.name, hypertable_approximate_size(t.hypertable) AS size_bytes,
-       (SELECT count(*) FROM show_chunks(t.name::regclass)) AS chunks,
+WHERE c.view_schema = current_schema AND c.view_name IN ('readings_1m', 'readings_1h', 'readings_1d')""",
+    ),
+    "table_sizes": (
+        "name text, size_bytes bigint, chunks bigint, compressed_chunks bigint, before_bytes bigint,"
+        " after_bytes bigint",
+        """
+SELECT t.name, hypertable_approximate_size(t.hypertable), (SELECT count(*) FROM show_chunks(t.name::regclass)),
        c.compressed_chunks, c.before_bytes, c.after_bytes
 FROM (
     SELECT hypertable_name::text AS name, format('%I.%I', hypertable_schema, hypertable_name)::regclass AS hypertable
@@ -170,17 +183,20 @@ LEFT JOIN LATERAL (
            sum(before_compression_total_bytes)::bigint AS before_bytes,
            sum(after_compression_total_bytes)::bigint AS after_bytes
     FROM hypertable_compression_stats(t.hypertable)
-) c ON true;
-
-CREATE VIEW database_jobs AS
-SELECT j.job_id, j.proc_name::text AS job, j.hypertable_name::text AS table_name, s.last_run_status AS last_status,
-       s.last_run_started_at AS last_started_at,
-       extract(epoch FROM s.last_run_duration)::double precision AS last_run_s, s.next_start AS next_start_at,
-       coalesce(s.total_runs, 0) AS runs, coalesce(s.total_failures, 0) AS failures
+) c ON true""",
+    ),
+    "database_jobs": (
+        "job_id integer, job text, table_name text, last_status text, last_started_at timestamptz,"
+        " last_run_s double precision, next_start_at timestamptz, runs bigint, failures bigint",
+        """
+SELECT j.job_id, j.proc_name::text, j.hypertable_name::text, s.last_run_status, s.last_run_started_at,
+       extract(epoch FROM s.last_run_duration)::double precision, s.next_start, coalesce(s.total_runs, 0),
+       coalesce(s.total_failures, 0)
 FROM timescaledb_information.jobs j
 LEFT JOIN timescaledb_information.job_stats s ON s.job_id = j.job_id
-WHERE j.hypertable_schema = current_schema;
-"""
+WHERE j.hypertable_schema = current_schema""",
+    ),
+}
 PLAIN_STATE = """
 CREATE VIEW aggregate_lag AS
 SELECT aggregate, now() AS materialized_until, 0::double precision AS lag_s
@@ -213,15 +229,19 @@ EXCEPTION WHEN insufficient_privilege THEN
     RAISE WARNING 'The role {READER} is left out: % may not create roles', current_user;
 END $$
 """
-# Everything that is here, and everything that this role will make; but not what senders were answered.
+# By name: the schema may have other people's tables, and what senders were answered is not for it, nor are settings.
+# Who adds a table grants it.
+READABLE = """
+sensors, sources, readings, data, flushes, metrics, sensor_limits, latest_readings, sensor_status, stale_ranges,
+readings_1m, readings_1h, readings_1d, points, points_1m, points_1h, points_1d, latest_points, limit_violations,
+aggregate_lag, table_sizes, database_jobs
+"""
 GRANTS = f"""
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{READER}') THEN
         EXECUTE format('GRANT USAGE ON SCHEMA %I TO {READER}', current_schema);
-        EXECUTE format('GRANT SELECT ON ALL TABLES IN SCHEMA %I TO {READER}', current_schema);
-        EXECUTE format('ALTER DEFAULT PRIVILEGES IN SCHEMA %I GRANT SELECT ON TABLES TO {READER}', current_schema);
-        REVOKE SELECT ON idempotency_keys, server_settings FROM {READER};
+        GRANT SELECT ON {READABLE} TO {READER};
     END IF;
 END $$
 """
@@ -229,8 +249,7 @@ REVOKES = f"""
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{READER}') THEN
-        EXECUTE format('ALTER DEFAULT PRIVILEGES IN SCHEMA %I REVOKE SELECT ON TABLES FROM {READER}', current_schema);
-        EXECUTE format('REVOKE SELECT ON ALL TABLES IN SCHEMA %I FROM {READER}', current_schema);
+        REVOKE SELECT ON {READABLE} FROM {READER};
         EXECUTE format('REVOKE USAGE ON SCHEMA %I FROM {READER}', current_schema);
     END IF;
 END $$
@@ -239,11 +258,13 @@ END $$
 DROP = """
 DROP VIEW database_jobs, table_sizes, aggregate_lag, limit_violations, latest_points, points_1d, points_1h, points_1m,
           points, sensor_status;
+DROP FUNCTION IF EXISTS database_jobs, table_sizes, aggregate_lag;
 DROP {view} readings_1d;
 DROP {view} readings_1h;
 DROP {view} readings_1m;
 DROP TABLE stale_ranges, latest_readings, sensor_limits, metrics;
-DELETE FROM server_settings WHERE name IN ('offline_after_s', 'aggregates_refreshed_until');
+DELETE FROM server_settings
+WHERE name IN ('offline_after_s', 'aggregates_refreshed_until', 'readings_deleted_until');
 ALTER TABLE sensors DROP label, DROP location, DROP latitude, DROP longitude, DROP expected_interval_s;
 """
 
@@ -293,7 +314,11 @@ def upgrade() -> None:
         op.execute(view_of_metrics(tier.replace("readings", "points"), POINT_OF_TIER, tier=tier))
     op.execute(view_of_metrics("latest_points", LATEST_POINT))
     op.execute(LIMIT_VIOLATIONS)
-    op.execute(COMMUNITY_STATE if is_community else PLAIN_STATE)
+    if is_community:
+        for name, (columns, query) in COMMUNITY_STATE.items():
+            op.execute(COMMUNITY_STATE_VIEW.format(name=name, columns=columns, query=query.strip()))
+    else:
+        op.execute(PLAIN_STATE)
     op.execute(GRANTS)
 
 

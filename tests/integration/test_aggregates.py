@@ -29,6 +29,8 @@ from tests.unit.samples import batch_of
 SOURCE = Source("API_KEY", "192.0.2.7")
 FOR_EVER = Retention(0, 0, 0, 0)
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
+END_OF_SUMMER_TIME_S = 1_729_990_800
+"""In the European Union in 2024."""
 
 EXPECTED = """
 SELECT date_bin(%(width)s, time, TIMESTAMPTZ 'epoch') AS bucket, sensor_id, count(*),
@@ -294,6 +296,33 @@ def community_database(community_admin_url: str) -> Iterator[str]:
         yield url
 
 
+async def test_late_readings_of_the_hour_that_comes_twice_become_aggregates(community_database: str) -> None:
+    """In a database whose time zone has a summer time."""
+    execute(
+        community_database,
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET timezone = %L', current_database(), 'Europe/Madrid');"
+        " END $$",
+    )
+    async with rig(community_database) as parts:
+        await parts.refresh()
+        for hour in (-1, 0):
+            await parts.write(reading(END_OF_SUMMER_TIME_S + hour * HOUR, hour))
+            await parts.refresh()
+    assert_right(community_database)
+
+
+async def test_of_many_late_flushes_one_turn_refreshes_all(community_database: str) -> None:
+    execute(
+        community_database,
+        "INSERT INTO stale_ranges (starts_at, ends_at) SELECT moment, moment + interval '1 hour'"
+        " FROM generate_series(now() - interval '1 day', now() - interval '22 hours', interval '1 hour') moment,"
+        " generate_series(1, 1000)",
+    )
+    async with rig(community_database) as parts:
+        await parts.refresh()
+    assert rows(community_database, "SELECT count(*) FROM stale_ranges") == [(0,)]
+
+
 async def test_settings_of_retention_are_the_policies_at_the_next_start(community_database: str) -> None:
     async with rig(community_database) as parts:
         for retention, expected in (
@@ -305,7 +334,7 @@ async def test_settings_of_retention_are_the_policies_at_the_next_start(communit
             ),
             (Retention(30, 0, 0, 0), {"readings": 30}),
         ):
-            await Aggregates(parts.database, retention=retention).refresh()
+            await parts.refresh(retention)
             found = {table: after - DROP_MARGIN for table, after in rows(community_database, RETENTION_JOBS)}
             assert found == {table: timedelta(days=days) for table, days in expected.items()}
 
@@ -313,9 +342,9 @@ async def test_settings_of_retention_are_the_policies_at_the_next_start(communit
 async def test_jobs_that_are_as_they_should_be_are_left_alone(community_database: str) -> None:
     query = "SELECT array_agg(job_id ORDER BY job_id) FROM timescaledb_information.jobs"
     async with rig(community_database) as parts:
-        await Aggregates(parts.database, retention=Retention(30, 90, 0, 0)).refresh()
+        await parts.refresh(Retention(30, 90, 0, 0))
         jobs = rows(community_database, query)
-        await Aggregates(parts.database, retention=Retention(30, 90, 0, 0)).refresh()
+        await parts.refresh(Retention(30, 90, 0, 0))
     assert rows(community_database, query) == jobs
 
 
@@ -343,6 +372,23 @@ async def test_aggregates_outlive_the_readings_that_they_are_of(community_databa
             found = rows(community_database, FOUND.format(tier.name))
             assert [row for row in found if row[1] == 1] == before[tier.name]
             assert [row[2] for row in found if row[1] != 1] == [1]
+
+
+async def test_what_is_too_old_by_a_new_retention_becomes_aggregates_before_it_goes(community_database: str) -> None:
+    """And when it is kept for longer again, a late reading from then costs no aggregate."""
+    week = Retention(7, 0, 0, 0)
+    async with rig(community_database) as parts:
+        now_s = parts.clock_s[0]
+        await parts.write(*(reading(now_s - age_s, age_s) for age_s in range(0, 30 * DAY, 6 * HOUR)))
+        await parts.refresh(week)
+        run_job(community_database, "policy_retention", "readings")
+        assert rows(community_database, "SELECT count(*) < 40 FROM readings") == [(True,)]
+        await parts.refresh(FOR_EVER)
+        await parts.write(reading(now_s - 20 * DAY, 7, "late"))
+        await parts.refresh(FOR_EVER)
+        for tier in TIERS:
+            found = rows(community_database, f"SELECT sum(count)::int FROM {tier.name} WHERE sensor_id = 1")
+            assert found == [(120,)], tier.name
 
 
 async def test_without_policies_whole_days_of_readings_go(database: str, edition: str) -> None:

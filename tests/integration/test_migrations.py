@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from app.errors import ConfigurationError, DatabaseAway
 from app.store.database import MIGRATION_LOCK, Database, migrate
@@ -18,6 +19,19 @@ SOME_READINGS = """
 INSERT INTO readings
 SELECT '2026-01-01'::timestamptz + number * interval '5 minutes', number %% 7, number, 1, number / 3.0, NULL, 1e-300
 FROM generate_series(%(first_id)s, %(first_id)s + 999) AS number
+"""
+HAS_TIMESCALEDB = "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb')"
+HIDDEN = """
+SELECT relname FROM pg_class
+WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'p')
+    AND NOT has_table_privilege('sensorflow_reader', oid, 'SELECT')
+"""
+VIEWS_ON_CATALOGUE = """
+SELECT rule.ev_class::regclass, used.oid::regclass
+FROM pg_depend JOIN pg_rewrite rule ON rule.oid = objid JOIN pg_class used ON used.oid = refobjid
+JOIN pg_class view ON view.oid = rule.ev_class
+WHERE view.relnamespace = current_schema::regnamespace
+    AND used.relnamespace::regnamespace::text IN ('timescaledb_information', '_timescaledb_catalog')
 """
 COLUMNSTORE_SETTINGS = """
 SELECT attname, segmentby_column_index, orderby_column_index, orderby_asc
@@ -64,6 +78,35 @@ def test_readings_is_a_hypertable_wherever_there_is_timescaledb(database: str, e
             return
         found = connection.execute("SELECT hypertable_name FROM timescaledb_information.hypertables").fetchall()
     assert found == [("readings",)]
+
+
+def test_no_view_keeps_timescaledb_from_replacing_its_own(database: str) -> None:
+    """Its updates drop views of the catalogue and make them anew, and fail if another depends on them."""
+    with psycopg.connect(database) as connection:
+        assert connection.execute(VIEWS_ON_CATALOGUE).fetchall() == []
+
+
+def test_other_tables_may_be_in_the_schema_and_the_reader_sees_none_of_them(empty_database: str) -> None:
+    """Here they belong to another role, and who migrates may not even read them."""
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        if connection.execute(HAS_TIMESCALEDB).fetchone() == (True,):
+            connection.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
+        connection.execute("CREATE TABLE private (secret text)")
+        connection.execute("CREATE ROLE owner_of_readings LOGIN CREATEROLE")
+        connection.execute("GRANT ALL ON SCHEMA public TO owner_of_readings")
+        url = make_conninfo(empty_database, user="owner_of_readings")
+        try:
+            migrate(url)
+            migrate(url, "base", down=True)
+            migrate(url)
+            connection.execute("SET ROLE owner_of_readings")
+            connection.execute("CREATE TABLE created_later (secret text)")
+            connection.execute("RESET ROLE")
+            hidden = {"private", "created_later", "idempotency_keys", "server_settings", "alembic_version"}
+            assert {name for (name,) in connection.execute(HIDDEN)} == hidden
+        finally:
+            connection.execute("DROP OWNED BY owner_of_readings CASCADE")
+            connection.execute("DROP ROLE owner_of_readings")
 
 
 def test_a_schema_newer_than_the_server_is_refused_in_words(database: str) -> None:
