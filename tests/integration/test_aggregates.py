@@ -197,7 +197,7 @@ def test_aggregates_are_a_plain_count_whatever_comes_late_and_whatever_is_cut_sh
     """A writer whose clock is behind stands for readings that came on time, while no policy could run."""
     edition, admin_url = edition_and_admin_url
 
-    @settings(max_examples=10 if edition == "community" else 3, deadline=None, suppress_health_check=[*HealthCheck])
+    @settings(max_examples=30 if edition == "community" else 3, deadline=None, suppress_health_check=[*HealthCheck])
     @given(steps=STEPS)
     def check(steps: list[Step]) -> None:
         async def go() -> None:
