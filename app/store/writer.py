@@ -24,14 +24,14 @@ import pyarrow.compute as pc
 from psycopg.pq import TransactionStatus
 
 from app.errors import DatabaseAway, OutcomeUnknown, RejectedByDatabase
-from app.ingest.batch import BATCH_SCHEMA, Batch, Content, Reading
+from app.ingest.batch import Batch, Content, Reading
 from app.ingest.claim import Claim, Repeated, Replay
 from app.store import claims
 from app.store.copy import begin_copy, commit, copy_rows
 from app.store.database import Connection, Database, first_line, own_errors
 from app.store.latest import LatestReadings, Noted
 from app.store.names import NameIds
-from app.store.tiers import LATE_AFTER, Span, merged
+from app.store.tiers import EPOCH, LATE_AFTER, Span, merged
 from app.store.wire import (
     COPY_READINGS,
     HEADER,
@@ -71,6 +71,7 @@ PARTING_S = 2.0
 100,000, and all of them bad, would outlast the flush timeout and be tried again for ever, before everything else."""
 DAY_US = 86_400_000_000
 HOUR = timedelta(hours=1)
+HOUR_US = 3_600_000_000
 MIN_COLUMNSTORE_ROWS = 1_000
 """Smaller flushes go to the rowstore unseen: looking at their times would cost more than it could bring."""
 
@@ -494,10 +495,9 @@ def _alone(contents: Sequence[Content], sensor_ids: Mapping[str, int], row_id: i
 def _hours_before(content: Content, time_us: int) -> set[datetime]:
     """The starts of the hours (UTC) in which its readings before a time lie."""
     if isinstance(content, Reading):
-        times = pa.array([content.time_us], BATCH_SCHEMA.field("time").type)
-    else:
-        times = content.columns["time"]
-        times = times.filter(pc.less(times, pa.scalar(time_us, times.type)))
+        return {EPOCH + content.time_us // HOUR_US * HOUR}
+    times = content.columns["time"]
+    times = times.filter(pc.less(times, pa.scalar(time_us, times.type)))
     return set(pc.unique(pc.floor_temporal(times, unit="hour")).to_pylist())
 
 
