@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from zoneinfo import ZoneInfo
 
 import pyarrow as pa
@@ -189,7 +189,7 @@ class Server:
             await self.pipeline.drain(self._drain_timeout_s)
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
-            await _leave_latest(self._latest)
+            await self._latest.leave()
             await self._writer.close()
             await self._database.close()
 
@@ -304,15 +304,9 @@ async def importing(settings: Settings, database_url: str) -> AsyncIterator[Inta
         for task in (opened, work):
             task.cancel()
         await asyncio.gather(opened, work, return_exceptions=True)
-        await _leave_latest(latest)
+        await latest.leave()
         await writer.close()
         await database.close()
-
-
-async def _leave_latest(latest: LatestReadings) -> None:
-    """Writes what a process that ends has noted. If it can't, the next start finds it."""
-    with suppress(DatabaseAway):
-        await latest.write()
 
 
 def now_us() -> int:

@@ -8,6 +8,7 @@ then. What a process could not write before it died is found by the next start.
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -22,13 +23,14 @@ INTERVAL_S = 2.0
 PAUSE_PER_WORK = 10.0
 """10,000 sensors take 35 ms of this process and 60 of PostgreSQL, 100,000 ten times as much, and are seen later."""
 QUERY_TIMEOUT_S = 10.0
+LEAVING_TIMEOUT_S = 2.0
 RECOVERY_TIMEOUT_S = 300.0
 RECOVERY_SENSORS = 500
 """Sensors that are looked up at a time when a process begins."""
 RECOVERY_LOCK = 7_367_004
 """Key of the advisory lock under which that is done: of many processes that start at once one does it."""
 COMPACT_ROWS = 100_000
-"""So many noted rows are reduced to the latest of each sensor before more are noted: some 5 ms."""
+"""So many noted rows more than there are sensors are reduced to the latest of each, in some 5 ms."""
 
 NEWER = """
 ON CONFLICT (sensor_id) DO UPDATE
@@ -89,6 +91,8 @@ class LatestReadings:
         self._database = database
         self._noted: dict[int, Noted] = {}
         self._rows: list[pa.RecordBatch] = []
+        self._compact_at = COMPACT_ROWS
+        self._is_stuck = False
 
     def note(self, readings: Iterable[Noted], rows: pa.RecordBatch | None) -> None:
         """Takes note of committed readings: such as came alone, and rows with the columns of SCHEMA."""
@@ -99,8 +103,9 @@ class LatestReadings:
                 noted[reading.sensor_id] = reading
         if rows is not None:
             self._rows.append(rows.select(SCHEMA.names))
-            if sum(batch.num_rows for batch in self._rows) > COMPACT_ROWS:
+            if sum(batch.num_rows for batch in self._rows) > self._compact_at:
                 self._rows = [latest_of_each_sensor(in_order(self._rows))]
+                self._compact_at = self._rows[0].num_rows + COMPACT_ROWS
 
     async def run(self) -> None:
         """Works until cancelled; while the database is away what is noted waits."""
@@ -114,21 +119,32 @@ class LatestReadings:
                 await self.write()
             except DatabaseAway as error:
                 logger.debug("the latest readings wait to be written: %s", error)
-            pause_s = max(INTERVAL_S, PAUSE_PER_WORK * (clock() - began))
+                pause_s = INTERVAL_S
+            else:
+                pause_s = max(INTERVAL_S, PAUSE_PER_WORK * (clock() - began))
 
-    async def write(self) -> None:
+    async def leave(self) -> None:
+        """Writes what a process that ends has noted, unless the database hangs: the next start finds it too."""
+        if not self._is_stuck:
+            with suppress(DatabaseAway):
+                await self.write(timeout_s=LEAVING_TIMEOUT_S)
+
+    async def write(self, *, timeout_s: float = QUERY_TIMEOUT_S) -> None:
         """Writes what has been noted. Raises DatabaseAway; it is still noted then."""
         noted, self._noted = self._noted, {}
         rows, self._rows = self._rows, []
+        self._compact_at = COMPACT_ROWS
         if not noted and not rows:
             return
         latest, columns = await asyncio.to_thread(_columns, noted.values(), rows)
         try:
-            async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
+            async with self._database.borrow(timeout_s=timeout_s) as connection:
                 await connection.execute(WRITE, columns)
         except BaseException:
             self._rows.append(latest)
+            self._is_stuck = True
             raise
+        self._is_stuck = False
 
     async def _recover(self) -> None:
         after: int | None = 0
