@@ -115,7 +115,6 @@ INSERT INTO server_settings (name, value) VALUES ('timezone', %s), ('offline_aft
 ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE server_settings.value <> excluded.value
 """
 READER = "sensorflow_reader"
-HAS_READER = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %s)"
 
 
 def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
@@ -247,14 +246,18 @@ class Database:
 
 async def _let_reader_in(connection: Connection, password: str) -> None:
     """Gives the reader its password, hashed here, so that no log of PostgreSQL's can hold it."""
-    row = await (await connection.execute(HAS_READER, [READER])).fetchone()
-    if row == (False,):
-        raise ConfigurationError(
-            f"READER_PASSWORD is set, but this database has no role {READER}: the account in DATABASE_URL may not make "
-            f"roles. Let one that may run: CREATE ROLE {READER} LOGIN"
-        )
     hashed = connection.pgconn.encrypt_password(password.encode(), READER.encode(), b"scram-sha-256").decode()
-    await connection.execute(sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(READER), hashed))
+    try:
+        # Of two that alter a role at once PostgreSQL refuses one.
+        async with connection.transaction():
+            await connection.execute("SELECT pg_advisory_xact_lock(%s)", [MIGRATION_LOCK])
+            await connection.execute(sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(READER), hashed))
+    except (psycopg.errors.UndefinedObject, psycopg.errors.InsufficientPrivilege) as error:
+        raise ConfigurationError(
+            f"READER_PASSWORD is set, but the account in DATABASE_URL can't give it to the role {READER} "
+            f"({first_line(error)}). Unset it, and let one that may make the role, give it a password, and grant it "
+            "USAGE of the schema and SELECT on what it is to read"
+        ) from error
 
 
 async def _probe(connection: Connection) -> Edition:
