@@ -10,7 +10,7 @@ from psycopg.conninfo import make_conninfo
 from app.errors import ConfigurationError
 from app.store.database import Database, migrate
 
-PASSWORD = "it's \"ü\" \\ $$"
+PASSWORD = 'it\'s "ü" \\ $$'
 
 
 async def prepare(url: str, password: str) -> None:
