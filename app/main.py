@@ -209,10 +209,10 @@ class Server:
     async def _age(self, edition: Edition) -> None:
         """Readings become aggregates, and are deleted in time."""
         days = self._retention.raw_days
-        if edition.kind == "community":
+        if edition.continuous_aggregates:
             await Aggregates(self._database, retention=self._retention).run()
         elif days:
-            await keep_deleting(self._database, days=days, has_chunks=edition.kind == "apache")
+            await keep_deleting(self._database, days=days, has_chunks=edition.kind != "plain")
 
     async def _remember_latest(self) -> None:
         try:

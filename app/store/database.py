@@ -88,6 +88,8 @@ class Edition:
     timescaledb_version: str | None
     direct_compress: bool
     """Whether COPY can write straight to the columnstore: Community, from 2.21 on."""
+    continuous_aggregates: bool
+    """Whether there are such: the licence may have become Community's after the schema was made."""
     weak_durability: tuple[str, ...]
     """Those of fsync, synchronous_commit and full_page_writes that are off: a crash may lose what was committed."""
 
@@ -107,6 +109,12 @@ SELECT split_part(current_setting('server_version'), ' ', 1),
 HYPERTABLE = """
 SELECT compression_enabled FROM timescaledb_information.hypertables
 WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
+"""
+HAS_CONTINUOUS_AGGREGATES = """
+SELECT EXISTS (
+    SELECT FROM timescaledb_information.continuous_aggregates
+    WHERE view_schema = current_schema AND view_name = 'readings_1m'
+)
 """
 TIMESCALEDB_IS_LOADED = "SELECT EXISTS (SELECT FROM pg_settings WHERE name LIKE 'timescaledb%')"
 CREATE_EXTENSION = "CREATE EXTENSION IF NOT EXISTS timescaledb"
@@ -264,14 +272,16 @@ async def _probe(connection: Connection) -> Edition:
     row = await (await connection.execute(EDITION)).fetchone()
     assert row is not None  # a SELECT without FROM has one row
     postgres, timescaledb, license_, direct_compress, *durability = row
-    hypertable = None
+    hypertable = continuous = None
     if timescaledb is not None:
         hypertable = await (await connection.execute(HYPERTABLE)).fetchone()
+        continuous = await (await connection.execute(HAS_CONTINUOUS_AGGREGATES)).fetchone()
     names = ("fsync", "synchronous_commit", "full_page_writes")
     return Edition(
         kind="plain" if hypertable is None else "community" if license_ == "timescale" else "apache",
         postgres_version=postgres,
         timescaledb_version=timescaledb,
         direct_compress=direct_compress and license_ == "timescale" and hypertable == (True,),
+        continuous_aggregates=license_ == "timescale" and continuous == (True,),
         weak_durability=tuple(name for name, value in zip(names, durability, strict=True) if value == "off"),
     )

@@ -283,7 +283,7 @@ class Writer:
     def _stale(self, contents: Sequence[Content]) -> Sequence[Span]:
         """The hours of the readings that come so late that no policy would refresh the aggregates of them."""
         edition = self._database.edition
-        if edition is None or edition.kind != "community":
+        if edition is None or not edition.continuous_aggregates:
             return []
         late_us = self._now_us() - LATE_AFTER // timedelta(microseconds=1)
         hours: set[datetime] = set()

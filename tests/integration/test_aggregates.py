@@ -323,6 +323,16 @@ async def test_of_many_late_flushes_one_turn_refreshes_all(community_database: s
     assert rows(community_database, "SELECT count(*) FROM stale_ranges") == [(0,)]
 
 
+async def test_where_aggregates_are_views_nobody_waits_for_late_ranges(community_database: str) -> None:
+    """The schema is from a time when the licence was another one: nothing would ever refresh them."""
+    execute(community_database, "DROP MATERIALIZED VIEW readings_1m CASCADE")
+    async with rig(community_database) as parts:
+        assert parts.database.edition is not None
+        assert not parts.database.edition.continuous_aggregates
+        await parts.write(reading(parts.clock_s[0] - 3 * DAY))
+    assert rows(community_database, "SELECT count(*) FROM stale_ranges") == [(0,)]
+
+
 async def test_settings_of_retention_are_the_policies_at_the_next_start(community_database: str) -> None:
     async with rig(community_database) as parts:
         for retention, expected in (
