@@ -64,7 +64,8 @@ CREATE VIEW sensor_status AS
 SELECT s.id AS sensor_id, s.name, s.label, s.location, s.latitude, s.longitude, s.expected_interval_s,
        l.time AS last_seen_at,
        extract(epoch FROM now() - l.time)::double precision AS age_s,
-       l.time > now() - make_interval(secs => coalesce(
+       -- One whose clock was ahead by more than a reading may be would be online for as long.
+       l.time < now() + INTERVAL '1 hour' AND l.time > now() - make_interval(secs => coalesce(
            3 * s.expected_interval_s,
            (SELECT value::double precision FROM server_settings WHERE name = 'offline_after_s')
        )) AS is_online,

@@ -19,17 +19,17 @@ import logging
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
+import psycopg
 from psycopg.errors import LockNotAvailable
 
 from app.errors import DatabaseAway
-from app.store.database import Connection, Database, own_errors
+from app.store.database import Connection, Database, first_line, own_errors
+from app.store.locks import REFRESH_LOCK
 from app.store.policies import DROP_MARGIN, Retention, apply_policies
 from app.store.tiers import LATE_AFTER, TIERS, Span, merged
 
 logger = logging.getLogger(__name__)
 
-REFRESH_LOCK = 7_367_003
-"""Key of the advisory lock under which aggregates are refreshed: of many processes one does it."""
 QUERY_TIMEOUT_S = 10.0
 INTERVAL_S = 5.0
 SWEEP_INTERVAL = timedelta(minutes=5)
@@ -43,7 +43,7 @@ QUICK_S = 1.0
 """What took less may be followed by a piece twice as long: a year of hourly readings takes 7 and not 365."""
 
 IS_DUE = """
-SELECT EXISTS (SELECT FROM stale_ranges) OR value::timestamptz < now() - %s
+SELECT EXISTS (SELECT FROM stale_ranges) OR NOT value::timestamptz BETWEEN now() - %s AND now()
 FROM server_settings WHERE name = 'aggregates_refreshed_until'
 """
 # Of times that differ by zone only in the hour that comes twice, Python says that they are the same; a refresh may take
@@ -120,20 +120,30 @@ class Aggregates:
                 if has_lock:
                     # Before there are policies, and from the oldest on: until the last of it is refreshed, queries take
                     # what is missing from the readings.
-                    await self._refresh_stale(connection)
+                    is_all = await self._refresh_stale(connection)
                     await self._sweep(connection, now)
-                    if not self._has_policies:
+                    if is_all and not self._has_policies:
                         await connection.execute(SET_DELETED_UNTIL)
                         await apply_policies(connection, self._retention)
                         self._has_policies = True
 
-    async def _refresh_stale(self, connection: Connection) -> None:
+    async def _refresh_stale(self, connection: Connection) -> bool:
+        """Whether all of it is refreshed. A span that can't be holds up no other, and is tried again."""
         rows = await (await connection.execute(STALE)).fetchall()
+        is_all = True
         for start, end in merged((starts_at, ends_at) for starts_at, ends_at, _ in rows):
-            for piece in self._pieces(start, end):
-                await self._refresh(connection, piece)
-            done = [id_ for starts_at, ends_at, ids in rows if start <= starts_at and ends_at <= end for id_ in ids]
-            await connection.execute(FORGET, [done])
+            try:
+                for piece in self._pieces(start, end):
+                    await self._refresh(connection, piece)
+            except psycopg.Error as error:
+                if connection.closed or isinstance(error, LockNotAvailable):
+                    raise
+                logger.warning("the aggregates from %s to %s can't be refreshed: %s", start, end, first_line(error))
+                is_all = False
+            else:
+                done = [id_ for starts_at, ends_at, ids in rows if start <= starts_at and ends_at <= end for id_ in ids]
+                await connection.execute(FORGET, [done])
+        return is_all
 
     async def _sweep(self, connection: Connection, now: datetime) -> None:
         """Refreshes what has come since the last sweep, and was not late then."""

@@ -21,14 +21,13 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from app.errors import ConfigurationError, DatabaseAway
+from app.store.locks import MIGRATION_LOCK
 
 logger = logging.getLogger(__name__)
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 ALEMBIC_INI = Path(__file__).resolve().parents[2] / "alembic.ini"
-MIGRATION_LOCK = 7_367_001
-"""Key of the advisory lock that migrations hold, so that of many processes that start at once one migrates."""
 
 CONNECT_TIMEOUT_S = 5
 MIGRATION_LOCK_TIMEOUT = "10s"
@@ -202,6 +201,7 @@ class Database:
 
         Raises:
             DatabaseAway: not now; it may be called again.
+            ConfigurationError: something has to be changed first; the message says what.
         """
         await asyncio.to_thread(migrate, self._url)
         connection = await self.connect("sensorflow start")
@@ -276,6 +276,8 @@ async def _probe(connection: Connection) -> Edition:
     if timescaledb is not None:
         hypertable = await (await connection.execute(HYPERTABLE)).fetchone()
         continuous = await (await connection.execute(HAS_CONTINUOUS_AGGREGATES)).fetchone()
+    if continuous == (True,) and not direct_compress:  # which came with the refresh that the aggregates need
+        raise ConfigurationError(f"TimescaleDB {timescaledb} is too old: update it to 2.21 or newer")
     names = ("fsync", "synchronous_commit", "full_page_writes")
     return Edition(
         kind="plain" if hypertable is None else "community" if license_ == "timescale" else "apache",

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from app.errors import DatabaseAway
 from app.store.database import Database
+from app.store.locks import RECOVERY_LOCK
 from app.store.wire import WIRE_SCHEMA, in_order, latest_of_each_sensor
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,6 @@ LEAVING_TIMEOUT_S = 2.0
 RECOVERY_TIMEOUT_S = 300.0
 RECOVERY_SENSORS = 500
 """Sensors that are looked up at a time when a process begins."""
-RECOVERY_LOCK = 7_367_004
-"""Key of the advisory lock under which that is done: of many processes that start at once one does it."""
 COMPACT_ROWS = 100_000
 """So many noted rows more than there are sensors are reduced to the latest of each, in some 5 ms."""
 
@@ -147,15 +146,17 @@ class LatestReadings:
         self._is_stuck = False
 
     async def _recover(self) -> None:
+        """Looks up what a process may have committed, and not written before it was killed."""
         after: int | None = 0
-        try:
-            while after is not None:
+        while after is not None:
+            try:
                 async with self._database.borrow(timeout_s=RECOVERY_TIMEOUT_S) as connection:
                     row = await (await connection.execute(RECOVER, {"after": after})).fetchone()
                 assert row is not None  # an aggregate has one row
                 (after,) = row
-        except DatabaseAway as error:
-            logger.warning("latest_readings may lack what came just before the last stop: %s", error)
+            except DatabaseAway as error:
+                logger.debug("the latest readings wait to be looked up: %s", error)
+                await asyncio.sleep(INTERVAL_S)
 
 
 def _columns(noted: Iterable[Noted], rows: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, list[str]]:

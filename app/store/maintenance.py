@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from app.errors import DatabaseAway
 from app.store import claims
 from app.store.database import Database
+from app.store.locks import PRUNE_LOCK
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 15.0
 QUERY_TIMEOUT_S = 10.0
-PRUNE_LOCK = 7_367_002
-"""Key of the advisory lock under which the ledger is pruned: of many processes one does it."""
-
 LEDGER_WINDOW_MINUTES = 10
 """A ledger row is asked for as soon as the database is reached again, so within seconds of its being up."""
 PRUNE_PAUSE_S = 60.0

@@ -8,14 +8,13 @@ import logging
 
 from app.errors import DatabaseAway
 from app.store.database import Database
+from app.store.locks import RETENTION_LOCK
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 3_600.0
 RETRY_S = 60.0
 STEP_TIMEOUT_S = 300.0
-RETENTION_LOCK = 7_367_005
-"""Key of the advisory lock under which readings are deleted: of many processes one does it."""
 ROWS_AT_A_TIME = 20_000
 
 FIRST_KEPT = "date_trunc('day', now() - make_interval(secs => 86400 * %(days)s), 'UTC')"

@@ -218,9 +218,10 @@ class Writer:
         def encoded() -> Iterator[Rows]:
             return _encoded(contents, sensor_ids, source_ids, first_id)
 
-        def payload() -> tuple[list[bytes], pa.RecordBatch | None]:
+        def payload() -> tuple[list[bytes], pa.RecordBatch | None, Sequence[Span]]:
             packed, in_order = _arranged(encoded())
-            return _payload(packed, in_order), None if in_order is None else latest_of_each_sensor(in_order)
+            latest = None if in_order is None else latest_of_each_sensor(in_order)
+            return _payload(packed, in_order), latest, self._stale(contents)
 
         def alone() -> Iterator[Noted]:
             return _alone(contents, sensor_ids, first_id)
@@ -233,10 +234,9 @@ class Writer:
             self.gains_by_large_flushes = into_columnstore
         in_thread = sum(content.rows for content in contents if isinstance(content, Batch)) >= ENCODE_IN_THREAD_ROWS
         loop = asyncio.get_running_loop()
-        encoded_rows, latest = await loop.run_in_executor(self._encoder, payload) if in_thread else payload()
-        return Flush(
-            first_id, rows, into_columnstore, connection, encoded_rows, pieces, alone, latest, self._stale(contents)
-        )
+        made = await loop.run_in_executor(self._encoder, payload) if in_thread else payload()
+        encoded_rows, latest, stale = made
+        return Flush(first_id, rows, into_columnstore, connection, encoded_rows, pieces, alone, latest, stale)
 
     async def write(self, flush: Flush, answers: Callable[[], Mapping[Claim, Replay]]) -> None:
         """Commits a flush, less the rows that PostgreSQL refuses: ``flush.refused`` names them. ``answers`` is asked

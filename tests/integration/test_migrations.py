@@ -8,7 +8,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from app.errors import ConfigurationError, DatabaseAway
-from app.store.database import MIGRATION_LOCK, Database, migrate
+from app.store.database import Database, migrate
+from app.store.locks import MIGRATION_LOCK
 
 TABLES = {"readings", "sensors", "sources", "flushes", "server_settings", "data", "idempotency_keys"}
 OWN_RELATIONS = """
