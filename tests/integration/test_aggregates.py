@@ -5,7 +5,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
 import psycopg
@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from app.errors import DatabaseAway
 from app.ingest.batch import Reading, Source
 from app.store.aggregates import Aggregates
-from app.store.database import Database, migrate
+from app.store.database import Connection, Database, migrate
 from app.store.latest import LatestReadings
 from app.store.policies import DROP_MARGIN, Retention, apply_policies
 from app.store.retention import delete_old_readings
-from app.store.tiers import TIERS
+from app.store.tiers import TIERS, Span
 from app.store.writer import Writer
 from tests.clusters import cluster
 from tests.conftest import new_database
@@ -410,3 +410,27 @@ async def test_without_policies_whole_days_of_readings_go(database: str, edition
     start_of_day = now_s // DAY * DAY
     kept = sum(now_s - age_s >= start_of_day - 3 * DAY for age_s in range(0, 8 * DAY, 600))
     assert rows(database, "SELECT count(*) FROM readings") == [(2 * kept,)]
+
+
+class Failing(Aggregates):
+    """It can't refresh what is from 35 to 45 days old."""
+
+    async def _refresh(self, connection: Connection, span: Span) -> None:
+        age = datetime.now(UTC) - span[0]
+        if timedelta(days=35) < age < timedelta(days=45):
+            await connection.execute("SELECT 1 / 0")
+        await super()._refresh(connection, span)
+
+
+async def test_a_span_that_cannot_be_refreshed_holds_up_no_other(community_database: str) -> None:
+    """It is tried again, and until it succeeds no policy can drop what it is of."""
+    async with rig(community_database) as parts:
+        now_s = parts.clock_s[0]
+        await parts.write(*(reading(now_s - age_days * DAY, age_days) for age_days in (60, 40, 20)))
+        await Failing(parts.database, retention=Retention(30, 0, 0, 0)).refresh()
+        assert rows(community_database, "SELECT count(*) FROM stale_ranges") == [(1,)]
+        assert rows(community_database, RETENTION_JOBS) == []
+        await parts.refresh(Retention(30, 0, 0, 0))
+        assert rows(community_database, "SELECT count(*) FROM stale_ranges") == [(0,)]
+        assert len(rows(community_database, RETENTION_JOBS)) == 1
+        assert_right(community_database)
