@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 import pytest
@@ -62,6 +63,21 @@ def embedded_database_url(embedded_admin_url: str) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def community_admin_url() -> Iterator[str]:
+    """A superuser's connection string on TimescaleDB Community."""
+    with cluster("community") as url:
+        yield url
+
+
+@pytest.fixture
+def community_database(community_admin_url: str) -> Iterator[str]:
+    """A new database there, with the schema in it."""
+    with new_database(community_admin_url) as url:
+        migrate(url)
+        yield url
+
+
 @contextmanager
 def new_database(admin_url: str) -> Iterator[str]:
     """The connection string of a new, empty database on a cluster."""
@@ -70,6 +86,18 @@ def new_database(admin_url: str) -> Iterator[str]:
         connection.execute(f"CREATE DATABASE {name}")
         yield make_conninfo(admin_url, dbname=name)
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process among several says which editions it met to the one that sums up."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["reached"] = _reached
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Hears it."""
+    _reached.update(getattr(node, "workeroutput", {}).get("reached", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

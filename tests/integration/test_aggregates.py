@@ -3,26 +3,24 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
 import psycopg
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.errors import DatabaseAway
 from app.ingest.batch import Reading, Source
 from app.store.aggregates import Aggregates
-from app.store.database import Connection, Database, migrate
+from app.store.database import Connection, Database
 from app.store.latest import LatestReadings
 from app.store.policies import DROP_MARGIN, Retention, apply_policies
 from app.store.retention import delete_old_readings
 from app.store.tiers import TIERS, Span
 from app.store.writer import Writer
-from tests.clusters import cluster
 from tests.conftest import new_database
 from tests.unit.samples import batch_of
 
@@ -279,21 +277,6 @@ async def test_a_start_finds_the_latest_readings_that_a_killed_process_had_not_w
             while rows(database, "SELECT * FROM latest_readings ORDER BY sensor_id") != rows(database, LATEST):
                 await asyncio.sleep(0.05)
         task.cancel()
-
-
-@pytest.fixture(scope="module")
-def community_admin_url() -> Iterator[str]:
-    """A superuser's connection string on TimescaleDB Community."""
-    with cluster("community") as url:
-        yield url
-
-
-@pytest.fixture
-def community_database(community_admin_url: str) -> Iterator[str]:
-    """A new database there, with the schema in it."""
-    with new_database(community_admin_url) as url:
-        migrate(url)
-        yield url
 
 
 async def test_late_readings_of_the_hour_that_comes_twice_become_aggregates(community_database: str) -> None:

@@ -192,10 +192,8 @@ async def test_readers_leave_connections_to_others(filled: str) -> None:
         await database.close()
 
 
-async def test_a_page_from_the_columnstore_reads_its_own_rows_only(database: str, edition: str) -> None:
-    if edition != "community":
-        pytest.skip("it has no columnstore")
-    with psycopg.connect(database, autocommit=True) as connection:
+async def test_a_page_from_the_columnstore_reads_its_own_rows_only(community_database: str) -> None:
+    with psycopg.connect(community_database, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO readings SELECT %s::timestamptz + i * interval '1 s', s, i, 1, 20, 50, 1000"
             " FROM generate_series(0, 39999) i, generate_series(1, 3) s",

@@ -92,9 +92,10 @@ def test_a_line_is_written_whatever_its_message_holds(capfd: pytest.CaptureFixtu
 @pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING", "ERROR"])
 @pytest.mark.parametrize("name", LOUD)
 def test_a_library_that_writes_keys_speaks_only_of_warnings(
-    capsys: pytest.CaptureFixture[str], name: str, level: str
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, level: str
 ) -> None:
     """They write each WebSocket's path with its query string, at INFO or DEBUG."""
+    monkeypatch.setattr(logging.getLogger(name), "propagate", True)  # uvicorn's own settings, in another test, end it
     configure_logging(level=level, as_json=False)
     for quiet in (logging.DEBUG, logging.INFO):
         logging.getLogger(name).log(quiet, "GET /ws/sensor_updates?api-key=correct-horse-battery")
