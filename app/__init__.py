@@ -21,6 +21,12 @@ And the way back::
       -> pages of rows     store.history         each by one short query, on a connection that is then given back
       -> bytes             history.formats       JSON, NDJSON, CSV or Arrow, a column at a time
 
+As time goes by::
+
+    the latest readings    store.latest          of each sensor, some seconds behind
+    aggregates             store.aggregates      by minute, hour and day (store.tiers), refreshed by store.policies too
+    old readings           store.retention       deleted, where no policy does it
+
 What is known of a sensor beside its readings is in ``registry``, ``store.sensors`` and ``web.sensors``.
 
 Files take the same way from the buffer on: ``imports`` reads them, and the decoders don't know the difference.
