@@ -178,3 +178,63 @@ def goal_table(found: Sequence[Goal]) -> str:
             f"| {goal.text} | {measured} | {'≤' if goal.is_ceiling else '≥'} {goal.threshold:g} | {goal.verdict} |"
         )
     return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What was stored for the dashboards, and how long it took."""
+
+    days: int
+    readings: int
+    sending_s: float
+    refreshing_s: float
+    """After the last answer, until the server had refreshed the aggregates."""
+    policies_s: float
+    """The database's own jobs and statistics, after that."""
+    sizes: Mapping[str, int]
+    """Bytes on disk of each table."""
+
+    def __str__(self) -> str:
+        total_s = self.sending_s + self.refreshing_s + self.policies_s
+        sizes = ", ".join(f"{name} {size / self.readings:.2f}" for name, size in self.sizes.items())
+        return (
+            f"{self.days} days, {self.readings:,} readings: ready after {total_s:,.0f} s, of which sending took "
+            f"{self.sending_s:,.0f} s ({self.readings / self.sending_s:,.0f}/s), the rest of the refresh "
+            f"{self.refreshing_s:,.0f} s, policies and statistics {self.policies_s:,.0f} s. "
+            f"Bytes on disk a reading: {sizes}."
+        )
+
+
+SLOW_MS = 200
+"""What a query of a dashboard may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A query of a panel over one range."""
+
+    dashboard: str
+    place: str
+    range_: str
+    """Empty where it makes no difference."""
+    reads: str
+    """Readings, or which aggregate of them; likewise."""
+    rows: int
+    first_ms: float
+    median_ms: float
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether somebody waits for it."""
+        return max(self.first_ms, self.median_ms) > SLOW_MS
+
+
+def panel_table(asked: Sequence[Asked]) -> str:
+    """The queries, one a row; such as are slow in bold."""
+    lines = ["| dashboard | panel | range | reads | rows | first ms | median ms |"]
+    lines.append("| --- | --- | --- | --- | ---: | ---: | ---: |")
+    for each in asked:
+        times = [f"**{ms:.0f}**" if ms > SLOW_MS else f"{ms:.0f}" for ms in (each.first_ms, each.median_ms)]
+        cells = [each.dashboard, each.place, each.range_, each.reads, f"{each.rows:,}", *times]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
