@@ -1,16 +1,21 @@
 """A year of readings: one sensor that sends every second, and a month of a few others that send every minute.
 
-They come as from a gateway that was away for long: through the server, in Arrow, a day a request, the oldest first. The
-last two days come in small requests, as they do from sensors that send now, and lie in the rowstore. The server
-refreshes the aggregates. Then each of TimescaleDB's policies has its turn, and rests from there on.
+They come as from a gateway that was away for long: through the server, in Arrow, a day a request, the oldest first.
+What the columnstore's policy would still leave alone comes in small requests, as it does from sensors that send now,
+and lies in the rowstore. The server refreshes the aggregates. Then each of TimescaleDB's policies has its turn, and
+rests from there on, and the tables are vacuumed and analyzed as autovacuum does it.
+
+Then it is read back through GET /api/readings.
 """
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import httpx
+import orjson
 import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,9 +23,9 @@ import pyarrow.compute as pc
 from app.store.writer import MIN_COLUMNSTORE_ROWS
 from benchmarks.load import HttpConnection, WrongAnswer, http_request, send_once_each
 from benchmarks.peers import Postgres, SensorFlow, sensorflow
-from benchmarks.readings import Format, bodies, make_readings
-from benchmarks.report import History
-from tests.server import eventually
+from benchmarks.readings import Format, bodies, make_readings, sensor_name
+from benchmarks.report import History, ReadBack
+from tests.server import API_KEY, eventually
 
 DAY_S = 86_400
 DAY_MS = 1_000 * DAY_S
@@ -28,10 +33,20 @@ OTHERS = 20
 OTHERS_INTERVAL_S = 60
 OTHERS_DAYS = 30
 LIVE_DAYS = 2
-"""Yesterday and today: the columnstore's policy leaves them alone."""
+"""Yesterday, of which the policy's day is not over, and today."""
 DAYS_AT_A_TIME = 20
 CONNECTIONS = 2
 REFRESH_TIMEOUT_S = 1_800
+RAW_DAYS = 10
+JSON_ROWS = 50_000
+"""The most that a page of JSON has."""
+COUNTS: dict[str, Callable[[bytes], int]] = {
+    "json": lambda body: len(orjson.loads(body)["readings"]),
+    "ndjson": lambda body: body.count(b"\n"),
+    "csv": lambda body: body.count(b"\n") - 1,
+    "arrow": lambda body: pa.ipc.open_stream(body).read_all().num_rows,
+}
+"""The formats, and how many rows there are in a body."""
 SETTINGS = {"ACCEPT_PAST_DAYS": "0", "COMMIT_TIMEOUT_S": "50", "DRAIN_TIMEOUT_S": "60"}
 
 IS_REFRESHED = """
@@ -43,7 +58,7 @@ SELECT EXISTS (
     SELECT FROM timescaledb_information.job_stats JOIN database_jobs USING (job_id) WHERE job_status = 'Running'
 )
 """
-# As autovacuum does: it knows chunks, and never looks at what they are chunks of.
+# Autovacuum knows chunks, and never looks at what they are chunks of.
 TABLES = """
 SELECT oid::regclass::text FROM pg_class
 WHERE relkind = 'r' AND relnamespace <> 'pg_catalog'::regnamespace
@@ -111,6 +126,52 @@ def send(server: SensorFlow, *, days: int) -> tuple[int, float]:
         readings += sum(table.num_rows for table in tables)
         print(f"history: {readings:,} readings, {readings / elapsed_s:,.0f}/s", file=sys.stderr)
     return readings, elapsed_s
+
+
+def read_back(store: Postgres, folder: Path, *, days: int) -> list[ReadBack]:
+    """Reads some days of the one sensor from the middle of its history, and the minutes of all of it.
+
+    Raises:
+        WrongAnswer: fewer or more rows came than were stored.
+    """
+    now_s = int(time.time())
+    today_s = now_s // DAY_S * DAY_S
+    raw_days = min(RAW_DAYS, days)
+    raw_from_s = today_s - (days + raw_days) // 2 * DAY_S
+    spans = {
+        "raw": (raw_from_s, raw_from_s + raw_days * DAY_S, raw_days * DAY_S),
+        "1m": (today_s - days * DAY_S, today_s, days * 1_440),
+    }
+    answers = []
+    with sensorflow(store, folder, workers=1) as server:
+        url = f"http://127.0.0.1:{server.port}/api/readings"
+        for bucket, (from_s, to_s, stored) in spans.items():
+            for format_, count in COUNTS.items():
+                asked: dict[str, str | int] = {"sensor_id": sensor_name(0), "from": from_s, "to": to_s}
+                asked |= {"bucket": bucket, "format": format_}
+                if format_ == "json":
+                    asked["limit"] = JSON_ROWS
+                answer, body = _read(url, asked)
+                rows = count(body)
+                expected = min(stored, JSON_ROWS) if format_ == "json" else stored
+                if rows != expected:
+                    raise WrongAnswer(f"{rows:,} rows of {bucket} came as {format_}, and there are {expected:,}")
+                answers.append(ReadBack(bucket, format_, rows, len(body), *answer))
+    return answers
+
+
+def _read(url: str, asked: dict[str, str | int]) -> tuple[tuple[float, float], bytes]:
+    """Until the first byte, milliseconds, and until the last, seconds; and the body."""
+    body = bytearray()
+    began = time.perf_counter()
+    with httpx.stream("GET", url, params=asked, headers={"X-API-Key": API_KEY}, timeout=60) as response:
+        if response.status_code != 200:
+            raise WrongAnswer(f"{response.status_code} to {asked}: {response.read()[:500]!r}")
+        first_s = 0.0
+        for part in response.iter_raw():
+            first_s = first_s or time.perf_counter() - began
+            body += part
+    return (1_000 * first_s, time.perf_counter() - began), bytes(body)
 
 
 def history(start_ms: int, end_ms: int, *, others_from_ms: int) -> Iterator[pa.Table]:

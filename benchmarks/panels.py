@@ -1,8 +1,8 @@
-"""Every query of every dashboard, at the ranges that cost the most, as Grafana sends it and as the role it reads with.
+"""Every query of every dashboard, as Grafana sends it and as the role it reads with, at the ranges that cost the most.
 
-A query that looks at the range runs at the longest of each zoom, just before a coarser aggregate takes over, and over a
-year; those of *Sensor detail* also so far back that nothing is left of them in the rowstore. First over a new
-connection, as for the first who looks, and then some more times.
+A query that looks at the interval runs at the longest range of each zoom, just before a coarser aggregate takes over,
+and over a year; those of *Sensor detail* also over ranges that end in the middle of the history, in the columnstore.
+First over a new connection, as for the first who looks, and then some more times.
 """
 
 import statistics
@@ -22,10 +22,10 @@ from tests.grafana.expansion import ROUNDED_MS, Request, Value, expand, interval
 AGAIN = 5
 YEAR = timedelta(days=365)
 DETAIL, COMPARE = "sensorflow-sensor", "sensorflow-compare"
-ENDS_MS = {rounded: bound for bound, rounded in ROUNDED_MS}
-"""The interval at which Grafana ceases to round to this one."""
 ZOOMS = {"readings": RAW_MS, "1m": MINUTES_MS, "1h": HOURS_MS}
-"""What is read, and up to which interval."""
+"""What is read, and up to which interval; above, it is 1d."""
+BOUNDS_MS = {rounded: bound for bound, rounded in ROUNDED_MS}
+"""By the interval that Grafana rounds to, from where on it no longer does."""
 UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 
 
@@ -42,8 +42,8 @@ def ask_all(url: str, *, days: int) -> list[Asked]:
         }
         for query in (*variable_queries(dashboard), *panel_queries(dashboard)):
             for range_, reads, request in requests(query, variables, now, days=days):
-                rows, first_ms, median_ms = ask(url, expand(query.sql, request))
-                asked.append(Asked(dashboard["title"], query.place, range_, reads, rows, first_ms, median_ms))
+                answer = ask(url, expand(query.sql, request))
+                asked.append(Asked(dashboard["title"], query.place, range_, reads, *answer))
     for query in alert_queries():
         request = Request(now - timedelta(minutes=10), now, 1_000, variables=None)
         asked.append(Asked("Alerts", query.place, "", "", *ask(url, expand(query.sql, request))))
@@ -59,17 +59,20 @@ def requests(
         yield "", "", Request(now - YEAR, now, interval_ms(YEAR, 1_000), variables)
         return
     for reads, longest_ms in ZOOMS.items():
-        length = timedelta(milliseconds=points * ENDS_MS[longest_ms]) - timedelta(seconds=1)
-        ends = {"": now, ", long ago": now - timedelta(days=days / 2)}
+        if f"$__interval_ms <= {longest_ms}" not in query.sql:
+            continue
+        length = timedelta(milliseconds=points * BOUNDS_MS[longest_ms]) - timedelta(seconds=1)
+        ends = {"": now}
+        if query.dashboard == DETAIL:
+            ends[", long ago"] = now - timedelta(days=days / 2)
         for when, end in ends.items():
-            if end == now or query.dashboard == DETAIL:
-                request = Request(end - length, end, interval_ms(length, points, "1s"), variables)
-                yield written(length) + when, reads, request
+            request = Request(end - length, end, interval_ms(length, points, "1s"), variables)
+            yield written(length) + when, reads, request
     yield written(YEAR), "1d", Request(now - YEAR, now, interval_ms(YEAR, points, "1s"), variables)
 
 
 def ask(url: str, sql: str) -> tuple[int, float, float]:
-    """The rows of an answer, and how long it took: the first time, and the median of the others, milliseconds."""
+    """How many rows came; how long that took the first time, and the median of the others, milliseconds."""
     durations_ms = []
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"SET SESSION AUTHORIZATION {READER}")
@@ -81,7 +84,7 @@ def ask(url: str, sql: str) -> tuple[int, float, float]:
 
 
 def written(length: timedelta) -> str:
-    """A length as somebody would say it, to the second."""
-    seconds = round(length.total_seconds()) + 1
+    """A length as somebody would say it; a second is no matter."""
+    seconds = length.total_seconds() + 1
     unit, width = next((unit, width) for unit, width in UNITS if seconds >= 3 * width)
     return f"{seconds / width:.3g} {unit}"
