@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from app.store.writer import MIN_COLUMNSTORE_ROWS
+from app.web.reads import MAX_LIMIT
 from benchmarks.load import HttpConnection, WrongAnswer, http_request, send_once_each
 from benchmarks.peers import Postgres, SensorFlow, sensorflow
 from benchmarks.readings import Format, bodies, make_readings, sensor_name
@@ -38,8 +39,6 @@ DAYS_AT_A_TIME = 20
 CONNECTIONS = 2
 REFRESH_TIMEOUT_S = 1_800
 RAW_DAYS = 10
-JSON_ROWS = 50_000
-"""The most that a page of JSON has."""
 COUNTS: dict[str, Callable[[bytes], int]] = {
     "json": lambda body: len(orjson.loads(body)["readings"]),
     "ndjson": lambda body: body.count(b"\n"),
@@ -150,10 +149,10 @@ def read_back(store: Postgres, folder: Path, *, days: int) -> list[ReadBack]:
                 asked: dict[str, str | int] = {"sensor_id": sensor_name(0), "from": from_s, "to": to_s}
                 asked |= {"bucket": bucket, "format": format_}
                 if format_ == "json":
-                    asked["limit"] = JSON_ROWS
+                    asked["limit"] = MAX_LIMIT
                 answer, body = _read(url, asked)
                 rows = count(body)
-                expected = min(stored, JSON_ROWS) if format_ == "json" else stored
+                expected = min(stored, MAX_LIMIT) if format_ == "json" else stored
                 if rows != expected:
                     raise WrongAnswer(f"{rows:,} rows of {bucket} came as {format_}, and there are {expected:,}")
                 answers.append(ReadBack(bucket, format_, rows, len(body), *answer))
