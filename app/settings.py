@@ -93,11 +93,15 @@ class Settings(BaseSettings):
     )
     retention_1m_days: NonNegativeFloat = Field(
         0,
-        description="How long aggregates of a minute are kept, days; 0 = for ever. On TimescaleDB Community; elsewhere "
-        "aggregates last as long as the readings.",
+        description="How long aggregates of a minute are kept, days; 0 = for ever. Ten days go at a time. On "
+        "TimescaleDB Community; elsewhere aggregates last as long as the readings.",
     )
-    retention_1h_days: NonNegativeFloat = Field(0, description="How long aggregates of an hour are kept, likewise.")
-    retention_1d_days: NonNegativeFloat = Field(0, description="How long aggregates of a day are kept, likewise.")
+    retention_1h_days: NonNegativeFloat = Field(
+        0, description="How long aggregates of an hour are kept, likewise; 30 days go at a time."
+    )
+    retention_1d_days: NonNegativeFloat = Field(
+        0, description="How long aggregates of a day are kept, likewise; 90 days go at a time."
+    )
     offline_after_s: PositiveFloat = Field(
         300,
         description="A sensor that has been silent for so long is offline, seconds; one with an expected interval, "

@@ -2,6 +2,7 @@
 
     python -m benchmarks                  all of it
     python -m benchmarks --only goals     what the goals need, in more rounds
+    python -m benchmarks --only panels    dashboards, and reading back, over a year of readings: --days
     python -m benchmarks --quick          one short round of the goals: shows that it works, and no more
 
 ``--database embedded`` measures on the PostgreSQL that the server brings, ``--database url`` on a database of the
@@ -31,21 +32,29 @@ from typing import Literal
 import pyarrow as pa
 
 from benchmarks import peers
+from benchmarks.history import make_history, read_back
 from benchmarks.load import HttpConnection, Sent, Target, WrongAnswer, http_request, send_once_each, send_singly
 from benchmarks.machine import description, sync_ms
+from benchmarks.panels import ask_all
 from benchmarks.peers import Influx, Into, Peer, Postgres, SensorFlow, Store, VictoriaMetrics
 from benchmarks.readings import BULK_FORMATS, Format, Shape, bodies, copy_payloads, make_readings, sensor_name
 from benchmarks.report import (
     BARE,
     GOAL_SHAPE,
     GOAL_SINGLE,
+    SLOW_MS,
     SPARSE_SHAPE,
+    Goal,
     Round,
     Single,
     Workload,
+    counted,
     goal_table,
     goals,
+    panel_goals,
+    panel_table,
     raw_name,
+    read_table,
     server_name,
     table,
 )
@@ -63,6 +72,9 @@ MAX_SINGLES_PER_S = 100_000
 DAY_MS = 86_400_000
 MARGIN_MS = 6 * 3_600_000
 
+SENSOR_DETAIL = "Sensor detail"
+"""The dashboard that has a goal of its own."""
+
 DatabaseKind = Literal["embedded", "url"]
 
 
@@ -77,6 +89,8 @@ class Plan:
     """Times REQUESTS."""
     seconds: int
     """Of one run of single readings."""
+    days: int
+    """Of the readings that are looked at; 0: none are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +116,10 @@ class Contestant:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="The server beside its limit and peers.")
-    parser.add_argument("--only", choices=["goals", "bulk", "single"], help="a part of it")
+    parser.add_argument("--only", choices=["goals", "bulk", "single", "panels"], help="a part of it")
     parser.add_argument("--quick", action="store_true", help="one short round of the goals")
     parser.add_argument("--rounds", type=int, help="3 unless told, 5 for the goals")
+    parser.add_argument("--days", type=int, help="of readings for dashboards; 365 unless told")
     parser.add_argument(
         "--database",
         nargs="+",
@@ -112,7 +127,7 @@ def main() -> None:
         default=["url" if "DATABASE_URL" in os.environ else "embedded"],
     )
     chosen = parser.parse_args()
-    plan = make_plan(chosen.only, is_quick=chosen.quick, rounds=chosen.rounds)
+    plan = make_plan(chosen.only, is_quick=chosen.quick, rounds=chosen.rounds, days=chosen.days)
     if "url" in chosen.database and "DATABASE_URL" not in os.environ:
         sys.exit("Set DATABASE_URL, or take --database embedded.")
     # As an exception, so that every server that was started is stopped.
@@ -120,7 +135,8 @@ def main() -> None:
     started = time.monotonic()
     print(f"{description()}.")
     print(f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, uvicorn {version('uvicorn')}, ", end="")
-    print(f"pyarrow {version('pyarrow')}; medians of {plan.rounds} interleaved round{'s' * (plan.rounds > 1)}.")
+    print(f"pyarrow {version('pyarrow')}", end="")
+    print(f"; medians of {counted(plan.rounds, 'interleaved round')}." if plan.workloads else ".")
     for kind in chosen.database:
         with TemporaryDirectory(prefix="benchmark-") as folder:
             try:
@@ -130,18 +146,22 @@ def main() -> None:
     print(f"\nIt took {(time.monotonic() - started) / 60:.0f} minutes.")
 
 
-def make_plan(only: str | None, *, is_quick: bool, rounds: int | None) -> Plan:
+def make_plan(only: str | None, *, is_quick: bool, rounds: int | None, days: int | None) -> Plan:
     """The plan for what was asked on the command line."""
     bulk: list[Workload] = [Shape(sensors, rows) for rows in (10_000, 1_000) for sensors in (100, 1_000, 10_000)]
     single: list[Workload] = [Single(connections) for connections in (1, 32, 256)]
     if is_quick or only == "goals":
         bulk, single = [GOAL_SHAPE, SPARSE_SHAPE], [GOAL_SINGLE]
     return Plan(
-        workloads=[*(bulk if only != "single" else []), *(single if only != "bulk" else [])],
+        workloads=[
+            *(bulk if only not in {"single", "panels"} else []),
+            *(single if only not in {"bulk", "panels"} else []),
+        ],
         formats=[Format.NDJSON] if only == "goals" else BULK_FORMATS,
         rounds=rounds or (1 if is_quick else 5 if only == "goals" else 3),
         scale=0.3 if is_quick else 1.0,
         seconds=2 if is_quick else 4,
+        days=(days or (10 if is_quick else 365)) if only in {None, "panels"} else 0,
     )
 
 
@@ -170,7 +190,14 @@ def measure(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
                 continue
             results[workload] = race.run(workload, folder / str(number))
             print(f"\n### {workload}\n\n{table(workload, results[workload])}", flush=True)
-    found = goals(results, has_columnstore=store.has_columnstore, is_embedded=kind == "embedded")
+    found: list[Goal] = []
+    if plan.workloads:
+        found += goals(results, has_columnstore=store.has_columnstore, is_embedded=kind == "embedded")
+    if plan.days and store.has_columnstore:
+        with peers.postgres(url, folder) as store:
+            found += look_back(store, folder, days=plan.days)
+    elif plan.days:
+        race.leave_out("dashboards: without TimescaleDB Community aggregates are as slow as the readings below them")
     print(f"\n### Goals\n\n{goal_table(found)}")
     if race.sender_ms:
         print(
@@ -179,6 +206,18 @@ def measure(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
         )
     for what in race.left_out:
         print(f"\nLeft out: {what}.")
+
+
+def look_back(store: Postgres, folder: Path, *, days: int) -> list[Goal]:
+    """Stores a history, looks at it through dashboards and the API, and prints what came out."""
+    stored = make_history(store, folder / "history", days=days)
+    print(f"\n### Dashboards\n\n{stored}", flush=True)
+    asked = ask_all(store.url, days=days)
+    print(f"\n{panel_table(asked)}")
+    slow = "; ".join(str(each) for each in asked if each.is_slow)
+    print(f"\nOver {SLOW_MS} ms: {slow or 'none'}.", flush=True)
+    print(f"\n### GET /api/readings\n\n{read_table(read_back(store, folder / 'reads', days=days))}", flush=True)
+    return panel_goals(asked, dashboard=SENSOR_DETAIL)
 
 
 class Race:

@@ -193,10 +193,10 @@ class SensorFlow:
 
 
 @contextmanager
-def sensorflow(store: Postgres, folder: Path, *, workers: int) -> Iterator[SensorFlow]:
+def sensorflow(store: Postgres, folder: Path, *, workers: int, **settings: str) -> Iterator[SensorFlow]:
     """The server on that database."""
     folder.mkdir(parents=True)
-    with running(folder, DATABASE_URL=store.url, WORKERS=str(workers)) as server:
+    with running(folder, DATABASE_URL=store.url, WORKERS=str(workers), **settings) as server:
         yield SensorFlow(server, workers)
 
 

@@ -178,3 +178,117 @@ def goal_table(found: Sequence[Goal]) -> str:
             f"| {goal.text} | {measured} | {'≤' if goal.is_ceiling else '≥'} {goal.threshold:g} | {goal.verdict} |"
         )
     return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What was stored for the dashboards, and how long it took."""
+
+    days: int
+    readings: int
+    sending_s: float
+    refreshing_s: float
+    """After the last answer, until the server had refreshed the aggregates."""
+    policies_s: float
+    """The database's own jobs and statistics, after that."""
+    sizes: Mapping[str, int]
+    """Bytes on disk of each table."""
+
+    def __str__(self) -> str:
+        total_s = self.sending_s + self.refreshing_s + self.policies_s
+        sizes = ", ".join(f"{name} {size / self.readings:.2f}" for name, size in self.sizes.items())
+        return (
+            f"{self.days} days, {self.readings:,} readings: ready after {total_s:,.0f} s, of which sending took "
+            f"{self.sending_s:,.0f} s ({self.readings / self.sending_s:,.0f}/s), the rest of the refresh "
+            f"{self.refreshing_s:,.0f} s, policies and statistics {self.policies_s:,.0f} s. "
+            f"Bytes on disk a reading: {sizes}."
+        )
+
+
+SLOW_MS = 200
+"""What a query of a dashboard may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A query of a dashboard over one range."""
+
+    dashboard: str
+    place: str
+    range_: str
+    """Empty where the query does not look at it."""
+    reads: str
+    """Readings, or which aggregate of them; likewise."""
+    rows: int
+    first_ms: float
+    median_ms: float
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether somebody waits for it."""
+        return max(self.first_ms, self.median_ms) > SLOW_MS
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (f"{self.dashboard}: {self.place}", self.range_)))
+
+
+def panel_table(asked: Sequence[Asked]) -> str:
+    """The queries, one a row; of those of a dashboard that don't look at the range, the slowest."""
+    lines = ["| dashboard | panel | range | reads | rows | first ms | median ms |"]
+    lines.append("| --- | --- | --- | --- | ---: | ---: | ---: |")
+
+    def add(cells: Sequence[str], of: Sequence[Asked]) -> None:
+        slowest_ms = (max(each.first_ms for each in of), max(each.median_ms for each in of))
+        lines.append(f"| {' | '.join([*cells, *(f'{ms:.0f}' for ms in slowest_ms)])} |")
+
+    for dashboard in dict.fromkeys(each.dashboard for each in asked):
+        mine = [each for each in asked if each.dashboard == dashboard]
+        for each in mine:
+            if each.range_:
+                add([dashboard, each.place, each.range_, each.reads, f"{each.rows:,}"], [each])
+        if others := [each for each in mine if not each.range_]:
+            text = f"the slowest of {counted(len(others), 'query', 'queries')} without a range"
+            add([dashboard, text, "", "", ""], others)
+    return "\n".join(lines)
+
+
+def panel_goals(asked: Sequence[Asked], *, dashboard: str) -> list[Goal]:
+    """No query of this dashboard is slow, and no other either."""
+    goals = []
+    for text, which in (
+        (dashboard, [each for each in asked if each.dashboard == dashboard]),
+        ("All dashboards", asked),
+    ):
+        slowest_ms = max((max(each.first_ms, each.median_ms) for each in which), default=None)
+        goals.append(Goal(f"{text}: the slowest query, ms", slowest_ms, SLOW_MS, is_ceiling=True))
+    return goals
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBack:
+    """An answer of GET /api/readings."""
+
+    bucket: str
+    format_: str
+    rows: int
+    body_bytes: int
+    first_ms: float
+    """Until the first byte of the body."""
+    elapsed_s: float
+
+
+def read_table(answers: Sequence[ReadBack]) -> str:
+    """The answers, one a row."""
+    lines = ["| bucket | format | rows | rows/s | MB/s | first byte ms |", "| --- | --- | ---: | ---: | ---: | ---: |"]
+    for each in answers:
+        rate, megabytes = each.rows / each.elapsed_s, each.body_bytes / each.elapsed_s / 1e6
+        cells = [
+            each.bucket,
+            each.format_,
+            f"{each.rows:,}",
+            f"{rate:,.0f}",
+            f"{megabytes:.1f}",
+            f"{each.first_ms:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
