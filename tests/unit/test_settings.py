@@ -125,8 +125,11 @@ def test_settings_are_frozen(name: str) -> None:
         ("", "", ["API_KEY is missing", "API_KEY_WS is missing"]),
         (KEY[: MIN_KEY_LENGTH - 1], KEY, ["API_KEY has fewer than 16 characters"]),
         (KEY, "hunter2", ["API_KEY_WS has fewer than 16 characters"]),
-        *((KEY, placeholder, ["API_KEY_WS still has its placeholder value"]) for placeholder in PLACEHOLDER_KEYS),
-        (next(iter(PLACEHOLDER_KEYS)), "x", ["API_KEY still has its placeholder", "API_KEY_WS has fewer"]),
+        *(
+            (KEY, placeholder, ["API_KEY_WS still has its placeholder value"])
+            for placeholder in sorted(PLACEHOLDER_KEYS)
+        ),
+        (min(PLACEHOLDER_KEYS), "x", ["API_KEY still has its placeholder", "API_KEY_WS has fewer"]),
         (KEY, KEY, ["API_KEY_WS equals API_KEY"]),
     ],
 )
