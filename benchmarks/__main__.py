@@ -177,7 +177,7 @@ def measure(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
             f"\n## On {where} {store.name}\n\n{store.settings}; fdatasync of 8 kB takes {sync_ms(folder):.2f} ms.",
             end="",
         )
-        for peer in (Influx, VictoriaMetrics):
+        for peer in (Influx, VictoriaMetrics) if plan.workloads else ():
             if (package := peers.version(peer)) is None:
                 race.leave_out(f"{peer.name}: it is not installed")
             else:
@@ -198,7 +198,8 @@ def measure(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
             found += look_back(store, folder, days=plan.days)
     elif plan.days:
         race.leave_out("dashboards: without TimescaleDB Community aggregates are as slow as the readings below them")
-    print(f"\n### Goals\n\n{goal_table(found)}")
+    if found:
+        print(f"\n### Goals\n\n{goal_table(found)}")
     if race.sender_ms:
         print(
             f"\nThe sender of bulk took {min(race.sender_ms):.2f} to {max(race.sender_ms):.2f} ms of processor time a "
