@@ -69,8 +69,6 @@ SPARSE_ROWS_PER_SENSOR = 10
 SINGLE_SENSORS = 1_000
 MAX_SINGLES_PER_S = 100_000
 """So many readings are made ready for each second of wrk's."""
-DAY_MS = 86_400_000
-MARGIN_MS = 6 * 3_600_000
 
 SENSOR_DETAIL = "Sensor detail"
 """The dashboard that has a goal of its own."""
@@ -296,7 +294,8 @@ class Race:
         """Everybody who takes many readings at once, with their requests made."""
         warm_up = max(CONNECTIONS, -(-shape.sensors // shape.rows))
         requests = warm_up + round(REQUESTS[shape.rows] * self._plan.scale)
-        readings = make_readings(requests * shape.rows, sensors=shape.sensors, start_ms=start_ms())
+        count = requests * shape.rows
+        readings = make_readings(count, sensors=shape.sensors, start_ms=start_ms(count, shape.sensors))
         formats = (*self._plan.formats, Format.LINES)
         written = {format_: bodies(readings, format_, rows=shape.rows) for format_ in formats}
 
@@ -342,7 +341,7 @@ class Race:
     def _single(self, single: Single, folder: Path, stack: ExitStack) -> list[Contestant]:
         """Everybody who takes one reading a request."""
         count = SINGLE_SENSORS + self._plan.seconds * MAX_SINGLES_PER_S
-        readings = make_readings(count, sensors=SINGLE_SENSORS, start_ms=start_ms())
+        readings = make_readings(count, sensors=SINGLE_SENSORS, start_ms=start_ms(count, SINGLE_SENSORS))
         folder.mkdir()
         firsts, files = {}, {}
         for format_ in (Format.NDJSON, Format.LINES):
@@ -398,11 +397,11 @@ def running_peers(folder: Path) -> Iterator[list[Peer]]:
             started.stop()
 
 
-def start_ms() -> int:
-    """The last midnight, UTC, after which all readings of a run fit in before now: on one chunk, and in the window of
-    times that the server takes.
+def start_ms(count: int, sensors: int) -> int:
+    """When so many readings begin of which the last is of now. Sent as of this morning they would be late, and the server
+    would refresh the aggregates of them at once.
     """
-    return (int(time.time() * 1_000) - MARGIN_MS) // DAY_MS * DAY_MS
+    return (int(time.time()) - -(-count // sensors)) * 1_000
 
 
 if __name__ == "__main__":

@@ -49,6 +49,9 @@ ID_BLOCK_ROWS = 100_000
 
 BEGIN_FLUSH = "BEGIN; INSERT INTO flushes (flush_id, rows) VALUES ({first_id:d}, {rows:d}); "
 """Goes out with COPY as one simple query; that kind takes several statements, but no parameters."""
+ADD_STALE_RANGES = "INSERT INTO stale_ranges (starts_at, ends_at) VALUES {}; "
+"""Likewise: as a statement of its own it took a round trip of each flush of late readings."""
+STALE_RANGE = "(to_timestamp({:.0f}), to_timestamp({:.0f}))"
 INTO_COLUMNSTORE = "SET LOCAL timescaledb.enable_direct_compress_copy = on; "
 SAVEPOINT = "SAVEPOINT part; "
 # What a constraint would only say at COMMIT, it says here.
@@ -56,9 +59,6 @@ RELEASE = "SET CONSTRAINTS ALL IMMEDIATE; RELEASE part"
 ROLLBACK_PART = "ROLLBACK TO part; RELEASE part"
 SAVEPOINT_WHOLE = "SAVEPOINT whole"
 ROLLBACK_WHOLE = "ROLLBACK TO whole; RELEASE whole"
-ADD_STALE_RANGES = """
-INSERT INTO stale_ranges (starts_at, ends_at) SELECT * FROM unnest(%s::timestamptz[], %s::timestamptz[])
-"""
 PROBE = "BEGIN; INSERT INTO flushes (flush_id, rows) VALUES (0, 0); ROLLBACK"
 WAIT_FOR_LOST_FLUSH = """
 INSERT INTO flushes (flush_id, rows) VALUES (%s, 0) ON CONFLICT DO NOTHING RETURNING flush_id
@@ -148,6 +148,15 @@ class Flush:
     refused: dict[int, str | None] = field(default_factory=dict)
     """The rows that are not stored, by their place, and why PostgreSQL did not take them; None where it would have, and
     another row of a request that is all or nothing is at fault. Known once it is committed."""
+
+    @property
+    def begin(self) -> str:
+        """What its transaction begins with, before any rows."""
+        begin = BEGIN_FLUSH.format(first_id=self.first_id, rows=self.rows)
+        if self.stale:
+            spans = (STALE_RANGE.format(start.timestamp(), end.timestamp()) for start, end in self.stale)
+            begin += ADD_STALE_RANGES.format(", ".join(spans))
+        return begin
 
 
 class Writer:
@@ -328,8 +337,6 @@ class Writer:
         try:
             async with self._step() as connection:
                 await copy(connection, flush)
-                if flush.stale:
-                    await connection.execute(ADD_STALE_RANGES, list(map(list, zip(*flush.stale, strict=True))))
                 await _claim(connection, answers())
                 commit_is_out = True
                 try:
@@ -350,14 +357,12 @@ class Writer:
 
     async def _copy_at_once(self, connection: Connection, flush: Flush) -> None:
         """All rows in one COPY. Raises RejectedByDatabase if PostgreSQL does not take every one."""
-        begin = BEGIN_FLUSH.format(first_id=flush.first_id, rows=flush.rows)
-        await self._copy(
-            connection, begin + (INTO_COLUMNSTORE if flush.into_columnstore else ""), flush.payload, flush.rows
-        )
+        begin = flush.begin + (INTO_COLUMNSTORE if flush.into_columnstore else "")
+        await self._copy(connection, begin, flush.payload, flush.rows)
 
     async def _copy_what_is_taken(self, connection: Connection, flush: Flush) -> None:
         """Row by row where it must be: what is refused stands in ``flush.refused``, the rest in the transaction."""
-        await connection.execute(BEGIN_FLUSH.format(first_id=flush.first_id, rows=flush.rows), prepare=False)
+        await connection.execute(flush.begin, prepare=False)
         flush.refused.clear()
         parting_ends = asyncio.get_running_loop().time() + min(PARTING_S, self._flush_timeout_s / 3)
         await self._copy_parts(connection, list(flush.pieces()), flush.refused, parting_ends)
