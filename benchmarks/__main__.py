@@ -398,8 +398,8 @@ def running_peers(folder: Path) -> Iterator[list[Peer]]:
 
 
 def start_ms(count: int, sensors: int) -> int:
-    """When so many readings begin of which the last is of now. As of this morning they would be late, and the server would
-    refresh the aggregates of them at once.
+    """When so many readings begin of which the last is of now. As of this morning they would be late, and the server
+    would refresh the aggregates of them at once.
     """
     return (int(time.time()) - -(-count // sensors)) * 1_000
 
