@@ -7,7 +7,7 @@ then. What a process could not write before it died is found by the next start.
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -135,12 +135,14 @@ class LatestReadings:
         self._compact_at = COMPACT_ROWS
         if not noted and not rows:
             return
-        latest, columns = await asyncio.to_thread(_columns, noted.values(), rows)
         try:
+            writes = await asyncio.to_thread(lambda: list(_writes(noted.values(), rows)))
             async with self._database.borrow(timeout_s=timeout_s) as connection:
-                await connection.execute(WRITE, columns)
+                for columns in writes:
+                    await connection.execute(WRITE, columns)
         except BaseException:
-            self._rows.append(latest)
+            self._rows += rows
+            self.note(noted.values(), None)
             self._is_stuck = True
             raise
         self._is_stuck = False
@@ -159,15 +161,18 @@ class LatestReadings:
                 await asyncio.sleep(INTERVAL_S)
 
 
-def _columns(noted: Iterable[Noted], rows: Sequence[pa.RecordBatch]) -> tuple[pa.RecordBatch, list[str]]:
-    """The latest of each sensor, and its columns as PostgreSQL writes arrays."""
-    # Not as a dict each: for 10,000 of those the garbage collector looks through the whole process.
-    values = list(zip(*noted, strict=True)) or [()] * len(SCHEMA)
-    alone = pa.RecordBatch.from_arrays(list(map(pa.array, values, SCHEMA.types)), schema=SCHEMA)
-    latest = latest_of_each_sensor(in_order([alone, *rows]))
-    times = latest["time"].cast(pa.int64())
-    columns = (latest["sensor_id"], times, *latest.columns[2:])
-    return latest, [
-        f"{{{','.join('NULL' if value is None else repr(value) for value in column.to_pylist())}}}"
-        for column in columns
-    ]
+def _writes(noted: Collection[Noted], rows: Sequence[pa.RecordBatch]) -> Iterator[list[str]]:
+    """The columns of each statement, as PostgreSQL writes arrays: of readings that came alone, and of the latest rows.
+
+    The former don't become Arrow: to make columns of Python's values it imports pandas, if there is one, for 0.3 s.
+    """
+    if noted:
+        yield [_array(column) for column in zip(*noted, strict=True)]
+    if rows:
+        latest = latest_of_each_sensor(in_order(rows))
+        columns = (latest["sensor_id"], latest["time"].cast(pa.int64()), *latest.columns[2:])
+        yield [_array(column.to_pylist()) for column in columns]
+
+
+def _array(values: Iterable[float | None]) -> str:
+    return f"{{{','.join('NULL' if value is None else repr(value) for value in values)}}}"
