@@ -23,6 +23,7 @@ from app.history.query import Bucket, Page, Position, Query
 from app.ingest.batch import Reading, Source
 from app.store import tiers
 from app.store.database import Connection, Database
+from app.store.wire import POSTGRES_EPOCH_US
 
 PAGE_ROWS = 20_000
 MAX_SENSORS_PER_PAGE = 200
@@ -32,9 +33,6 @@ PAGE_TIMEOUT_S = 30.0
 TIERS = dict(zip((Bucket.MINUTE, Bucket.HOUR, Bucket.DAY), tiers.TIERS, strict=True))
 KEYS = pa.schema([("time", pa.timestamp("us", "UTC")), ("sensor_id", pa.string())])
 """What every row begins with."""
-
-POSTGRES_EPOCH_US = 946_684_800_000_000
-"""2000-01-01, from which PostgreSQL counts its timestamps."""
 
 FIND_SENSORS = "SELECT name, id FROM sensors WHERE name = ANY(%s)"
 SENSORS_FROM = """

@@ -228,9 +228,9 @@ class Writer:
             return _encoded(contents, sensor_ids, source_ids, first_id)
 
         def payload() -> tuple[list[bytes], pa.RecordBatch | None, Sequence[Span]]:
-            packed, in_order = _arranged(encoded())
-            latest = None if in_order is None else latest_of_each_sensor(in_order)
-            return _payload(packed, in_order), latest, self._stale(contents)
+            packed, ordered = _arranged(encoded())
+            latest = None if ordered is None else latest_of_each_sensor(ordered)
+            return _payload(packed, ordered), latest, self._stale(contents)
 
         def alone() -> Iterator[Noted]:
             return _alone(contents, sensor_ids, first_id)
