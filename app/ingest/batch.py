@@ -1,10 +1,10 @@
 """What is stored: a reading that came alone, or the readings of one request as Arrow columns.
 
-Pure. In a batch, sensors stay as positions into a list of distinct names, so that the store turns each name into an id
-once a batch and never once a row.
+Pure. In a batch, sensors stay as positions into the distinct names, so that the store turns each name into an id once a
+batch and never once a row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ bytes were measured."""
 ROW_SIZE_BYTES = 192
 """What one row of a batch is counted as: its columns, their sorted copy, and the same on the wire."""
 NAME_SIZE_BYTES = 128
-"""What each of a batch's sensor names is counted as, beside its characters."""
+"""What each of a batch's sensor names is counted as, beside its bytes: for a while it is a Python object."""
 
 
 class Source(NamedTuple):
@@ -73,7 +73,7 @@ class Batch:
     in ``sensors``, where every name occurs once.
     """
 
-    sensors: Sequence[str]
+    sensors: pa.StringArray
     columns: pa.RecordBatch
     source: Source
     is_whole: bool = False
@@ -87,7 +87,7 @@ class Batch:
     @property
     def size_bytes(self) -> int:
         """What it is counted as while it is held."""
-        return self.rows * ROW_SIZE_BYTES + sum(map(len, self.sensors)) + len(self.sensors) * NAME_SIZE_BYTES
+        return self.rows * ROW_SIZE_BYTES + int(self.sensors.nbytes) + len(self.sensors) * NAME_SIZE_BYTES
 
     def time_range_us(self) -> tuple[int, int]:
         """The earliest and the latest time, microseconds since 1970 UTC."""
@@ -97,11 +97,10 @@ class Batch:
     def readings(self, start: int, rows: int) -> Iterator[Reading]:
         """Some of its rows, one by one."""
         part = self.columns.slice(start, rows)
-        sensors, source = self.sensors, self.source
-        times = part["time"].cast(pa.int64())
-        columns = (column.to_pylist() for column in (times, *part.columns[1:]))
+        times, sensors = part["time"].cast(pa.int64()), self.sensors.take(part["sensor"])
+        columns = (column.to_pylist() for column in (times, sensors, *part.columns[2:]))
         for time_us, sensor, temperature, humidity, pressure in zip(*columns, strict=True):
-            yield Reading(time_us, sensors[sensor], temperature, humidity, pressure, source)
+            yield Reading(time_us, sensor, temperature, humidity, pressure, self.source)
 
     def latest(self) -> int:
         """The place of the row with the latest time, and of several the last."""

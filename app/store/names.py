@@ -3,16 +3,20 @@
 An id is remembered only once it is committed, so a flush that fails can't leave an id behind that no row has.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Sequence
+from typing import Generic, TypeVar, cast
 
 import psycopg
+import pyarrow as pa
 from psycopg import sql
 
 from app.store.database import Database
 
 MAX_REMEMBERED = 1_000_000
 """Names: some 100 MB. Beyond it they are forgotten, and asked for again when they come."""
+
+MAX_REMEMBERED_BYTES = 16 << 20
+"""Of arrays of names: those that 100 gateways with 10,000 sensors each send. Beyond it they are forgotten likewise."""
 
 Name = TypeVar("Name", str, tuple[str, ...])
 
@@ -46,10 +50,10 @@ class NameIds(Generic[Name]):
 
     def forget(self) -> None:
         """Asks again for every name: a database reached anew may be another one, after a failover or a restore."""
-        self._ids = {}  # and not cleared: what has been given to somebody stays as it was
+        self._ids = {}  # and not cleared: the one before may be in use
 
-    async def resolve(self, names: Iterable[Name]) -> dict[Name, int]:
-        """The ids of all that are known, those of ``names`` among them. New ones are added, and committed, at once.
+    async def ids_of(self, names: Sequence[Name]) -> list[int]:
+        """The id of each, in their order. New ones are added, and committed, at once.
 
         Raises:
             DatabaseAway: there are new ones, and the database can't be asked; nothing is remembered then.
@@ -57,8 +61,9 @@ class NameIds(Generic[Name]):
         if len(self._ids) > MAX_REMEMBERED:
             self.forget()
         known = self._ids
-        new = [name for name in names if name not in known]
-        if new:
+        ids = list(map(known.get, names))
+        if None in ids:
+            new = [name for name, id_ in zip(names, ids, strict=True) if id_ is None]
             lists = [new] if self._is_one_column else list(map(list, zip(*new, strict=True)))
             async with self._database.borrow(timeout_s=self._timeout_s) as connection:
                 await connection.execute(self._add, lists)
@@ -67,4 +72,39 @@ class NameIds(Generic[Name]):
                 if missing := [name for name in new if name not in found]:
                     raise psycopg.DataError(f"no id came back for {missing[0]!r}")
             known.update(found)
-        return known
+        return [known[name] for name in names] if None in ids else cast("list[int]", ids)
+
+
+class SensorIds(NameIds[str]):
+    """The ids of sensors, one by one, or those of a batch at once.
+
+    A gateway sends the same sensors again and again, and mostly in the same order. So whole arrays of names are known,
+    too, by their bytes: that takes 0.02 µs a name, where a busy processor's caches make it 0.4 to get each out of Arrow
+    and find it in a dict.
+    """
+
+    def __init__(self, database: Database, *, timeout_s: float) -> None:
+        super().__init__(database, "sensors", ["name"], timeout_s=timeout_s)
+        self._arrays: dict[bytes, pa.Int32Array] = {}
+        self._arrays_bytes = 0
+
+    def forget(self) -> None:
+        super().forget()
+        self._arrays, self._arrays_bytes = {}, 0
+
+    async def ids_of_array(self, names: pa.StringArray) -> pa.Int32Array:
+        """As ``ids_of``; none of the names may be null."""
+        known = self._arrays
+        _, offsets, text = names.buffers()
+        key = b"%d %d " % (names.offset, len(names)) + offsets.to_pybytes() + (text.to_pybytes() if text else b"")
+        if (ids := known.get(key)) is None:
+            ids = pa.array(await self.ids_of(names.to_pylist()), pa.int32())
+            if known is self._arrays:  # and not forgotten meanwhile
+                self._remember(key, ids)
+        return ids
+
+    def _remember(self, key: bytes, ids: pa.Int32Array) -> None:
+        self._arrays_bytes += len(key)
+        if self._arrays_bytes > MAX_REMEMBERED_BYTES:
+            self._arrays, self._arrays_bytes = {}, len(key)
+        self._arrays[key] = ids

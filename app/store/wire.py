@@ -52,12 +52,12 @@ def pack_reading(reading: Reading, sensor_id: int, row_id: int, source_id: int) 
     return _ROW.pack(*keys, 8, temperature, 8, humidity, 8, pressure)
 
 
-def columns_of(batch: Batch, sensor_ids: Sequence[int], first_id: int, source_id: int) -> pa.RecordBatch:
+def columns_of(batch: Batch, sensor_ids: pa.Int32Array, first_id: int, source_id: int) -> pa.RecordBatch:
     """A batch with WIRE_SCHEMA: ``sensor_ids`` are those of its names, its rows have the ids from ``first_id`` on."""
     time, sensor, *measures = batch.columns.columns
     columns = [
         time,
-        pa.array(sensor_ids, pa.int32()).take(sensor),
+        sensor_ids.take(sensor),
         pa.arange(first_id, first_id + batch.rows),
         pa.repeat(pa.scalar(source_id, pa.int32()), batch.rows),
         *measures,

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import psycopg
 import pyarrow as pa
@@ -30,7 +30,7 @@ from app.store import claims
 from app.store.copy import begin_copy, commit, copy_rows
 from app.store.database import Connection, Database, first_line, own_errors
 from app.store.latest import LatestReadings, Noted
-from app.store.names import NameIds
+from app.store.names import NameIds, SensorIds
 from app.store.tiers import EPOCH, LATE_AFTER, Span, merged
 from app.store.wire import (
     COPY_READINGS,
@@ -89,6 +89,15 @@ def content_errors() -> Iterator[None]:
         if error.sqlstate is not None and error.sqlstate[:2] in CONTENT_SQLSTATE_CLASSES:
             raise RejectedByDatabase(first_line(error)) from error
         raise
+
+
+class Identified(NamedTuple):
+    """What is to be written, and the ids of its names."""
+
+    content: Content
+    sensor_ids: int | pa.Int32Array
+    """A reading's, or those of a batch's ``sensors``."""
+    source_id: int
 
 
 Rows: TypeAlias = bytes | pa.RecordBatch
@@ -187,7 +196,7 @@ class Writer:
         self._flush_timeout_s = flush_timeout_s
         self._columnstore_rows_per_sensor = columnstore_rows_per_sensor
         self._connection: Connection | None = None
-        self._sensors = NameIds[str](database, "sensors", ["name"], timeout_s=flush_timeout_s)
+        self._sensors = SensorIds(database, timeout_s=flush_timeout_s)
         self._sources = NameIds[tuple[str, ...]](
             database, "sources", ["key_name", "client_ip"], timeout_s=flush_timeout_s
         )
@@ -219,13 +228,11 @@ class Writer:
         """
         connection = self._connection
         rows = sum(content.rows for content in contents)
-        names = dict.fromkeys(_names(contents))
-        sensor_ids = await self._sensors.resolve(names)
-        source_ids = await self._sources.resolve({content.source for content in contents})
+        identified = await self._identified(contents)
         first_id = await self._reserve_ids(rows)
 
         def encoded() -> Iterator[Rows]:
-            return _encoded(contents, sensor_ids, source_ids, first_id)
+            return _encoded(identified, first_id)
 
         def payload() -> tuple[list[bytes], pa.RecordBatch | None, Sequence[Span]]:
             packed, ordered = _arranged(encoded())
@@ -233,12 +240,12 @@ class Writer:
             return _payload(packed, ordered), latest, self._stale(contents)
 
         def alone() -> Iterator[Noted]:
-            return _alone(contents, sensor_ids, first_id)
+            return _alone(identified, first_id)
 
         def pieces() -> Iterator[Piece]:
             return _pieces(contents, encoded())
 
-        into_columnstore = self._suits_columnstore(contents, rows, sensors=len(names))
+        into_columnstore = self._suits_columnstore(identified, rows)
         if rows >= MIN_COLUMNSTORE_ROWS:
             self.gains_by_large_flushes = into_columnstore
         in_thread = sum(content.rows for content in contents if isinstance(content, Batch)) >= ENCODE_IN_THREAD_ROWS
@@ -301,7 +308,21 @@ class Writer:
                 hours |= _hours_before(content, late_us)
         return list(merged((hour, hour + HOUR) for hour in sorted(hours)))
 
-    def _suits_columnstore(self, contents: Sequence[Content], rows: int, *, sensors: int) -> bool:
+    async def _identified(self, contents: Sequence[Content]) -> "list[Identified]":
+        of_readings = iter(await self._sensors.ids_of([each.sensor for each in contents if isinstance(each, Reading)]))
+        source_ids = await self._sources.ids_of([content.source for content in contents])
+        return [
+            Identified(
+                content,
+                next(of_readings)
+                if isinstance(content, Reading)
+                else await self._sensors.ids_of_array(content.sensors),
+                source_id,
+            )
+            for content, source_id in zip(contents, source_ids, strict=True)
+        ]
+
+    def _suits_columnstore(self, identified: "Sequence[Identified]", rows: int) -> bool:
         """Whether writing straight to the columnstore is the faster way; few rows a sensor and chunk make it the slower
         one. TimescaleDB 2.29.2, flushes of 10,000 rows, columnstore's rate over rowstore's, by rows a sensor: 1 0.25,
         2 0.42, 3 0.52, 4 0.72, 5 0.89, 7 1.13, 10 1.58, 20 1.58; of 50,000: 5 0.92, 7 0.97, 10 1.31, 20 1.97. In bytes
@@ -310,7 +331,10 @@ class Writer:
         edition, threshold = self._database.edition, self._columnstore_rows_per_sensor
         if rows < MIN_COLUMNSTORE_ROWS or not threshold or edition is None or not edition.direct_compress:
             return False
-        return rows >= threshold * sensors * _days(contents)
+        of_readings = [sensor_id for content, sensor_id, _ in identified if isinstance(content, Reading)]
+        of_batches = [sensor_ids for content, sensor_ids, _ in identified if isinstance(content, Batch)]
+        sensors = pc.count_distinct(pa.concat_arrays([pa.array(of_readings, pa.int32()), *of_batches])).as_py()
+        return bool(rows >= threshold * sensors * _days([content for content, _, _ in identified]))
 
     async def _reserve_ids(self, count: int) -> int:
         """The first of ``count`` consecutive ids, at most ID_BLOCK_ROWS. The rest of a block too short is let go."""
@@ -456,28 +480,14 @@ def _days(contents: Sequence[Content]) -> int:
     return max(last for _, last in extremes) // DAY_US - min(first for first, _ in extremes) // DAY_US + 1
 
 
-def _names(contents: Sequence[Content]) -> Iterator[str]:
-    for content in contents:
-        if isinstance(content, Reading):
-            yield content.sensor
-        else:
-            yield from content.sensors
-
-
-def _encoded(
-    contents: Sequence[Content],
-    sensor_ids: Mapping[str, int],
-    source_ids: Mapping[tuple[str, ...], int],
-    row_id: int,
-) -> Iterator[Rows]:
+def _encoded(identified: Sequence[Identified], row_id: int) -> Iterator[Rows]:
     """The rows of each content, with the ids from ``row_id`` on."""
-    for content in contents:
-        source_id = source_ids[content.source]
+    for content, sensor_ids, source_id in identified:
         if isinstance(content, Reading):
-            yield pack_reading(content, sensor_ids[content.sensor], row_id, source_id)
+            yield pack_reading(content, sensor_ids, row_id, source_id)
             row_id += 1
         else:
-            yield columns_of(content, [sensor_ids[name] for name in content.sensors], row_id, source_id)
+            yield columns_of(content, sensor_ids, row_id, source_id)
             row_id += content.rows
 
 
@@ -488,12 +498,12 @@ def _pieces(contents: Sequence[Content], encoded: Iterable[Rows]) -> Iterator[Pi
         start += content.rows
 
 
-def _alone(contents: Sequence[Content], sensor_ids: Mapping[str, int], row_id: int) -> Iterator[Noted]:
+def _alone(identified: Sequence[Identified], row_id: int) -> Iterator[Noted]:
     """The contents that are one reading, with the ids from ``row_id`` on."""
-    for content in contents:
+    for content, sensor_id, _ in identified:
         if isinstance(content, Reading):
-            time_us, sensor, temperature, humidity, pressure, _ = content
-            yield Noted(sensor_ids[sensor], time_us, row_id, temperature, humidity, pressure)
+            time_us, _, temperature, humidity, pressure, _ = content
+            yield Noted(sensor_id, time_us, row_id, temperature, humidity, pressure)
         row_id += content.rows
 
 

@@ -43,7 +43,9 @@ def batch_of(readings: Sequence[Reading], *, source: Source = SOURCE, is_whole: 
         *([each[place] for each in readings] for place in (2, 3, 4)),
     ]
     arrays = [pa.array(values, field.type) for values, field in zip(columns, BATCH_SCHEMA, strict=True)]
-    return Batch(sensors, pa.RecordBatch.from_arrays(arrays, schema=BATCH_SCHEMA), source, is_whole)
+    return Batch(
+        pa.array(sensors, pa.string()), pa.RecordBatch.from_arrays(arrays, schema=BATCH_SCHEMA), source, is_whole
+    )
 
 
 def claim(key: str = "k1", *, key_name: str = "API_KEY", content: bytes = b"content", expires: bool = True) -> Claim:

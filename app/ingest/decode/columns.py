@@ -159,9 +159,8 @@ def check(sent: Sent, terms: Terms) -> Decoded:
     _hear_the_format(sent, None, objections)
 
     sensors = _distinct(sent.columns.get("sensor_id", pa.nulls(sent.rows, pa.string())))
-    names: list[str] = sensors.dictionary.to_pylist()
     _hear_the_format(sent, "sensor_id", objections)
-    _object_to_names(sensors, names, objections)
+    _object_to_names(sensors, objections)
 
     times = sent.columns.get("time", pa.nulls(sent.rows))
     moments = parse_times_us(times, terms.precision)
@@ -186,6 +185,7 @@ def check(sent: Sent, terms: Terms) -> Decoded:
         _object(objections, None, reduce(pc.and_, [pc.is_null(values) for values in metrics]), _always(NO_METRIC))
 
     _object_to_days(moments, terms, objections)
+    names = sensors.dictionary
     columns = [moments.cast(BATCH_SCHEMA.field("time").type), sensors.indices, *metrics]
     rejected, errors, rows = 0, list[RowFault](), pa.arange(1, sent.rows + 1)
     if objections:
@@ -197,7 +197,7 @@ def check(sent: Sent, terms: Terms) -> Decoded:
         columns = [column.filter(taken) for column in columns]
         # Names that are left without a row go, too.
         positions = columns[1].dictionary_encode()
-        names = [names[position] for position in positions.dictionary.to_pylist()]
+        names = names.take(positions.dictionary)
         columns[1] = positions.indices
     return Decoded(
         batch=Batch(names, pa.RecordBatch.from_arrays(columns, schema=BATCH_SCHEMA), terms.source),
@@ -232,27 +232,22 @@ def _distinct(names: pa.Array) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(used.indices, own.dictionary.take(used.dictionary))
 
 
-def _name_fault(name: str) -> str | None:
-    if not name:
-        return NO_SENSOR_ID
-    if not name.strip():
-        return "sensor_id should not be blank"
-    if len(name) > MAX_SENSOR_ID_LENGTH:
-        return f"sensor_id should have at most {MAX_SENSOR_ID_LENGTH} characters"
-    return "sensor_id should have no NUL character" if "\0" in name else None
-
-
-def _object_to_names(sensors: pa.DictionaryArray, names: Sequence[str], objections: list[_Objection]) -> None:
-    positions = sensors.indices
+def _object_to_names(sensors: pa.DictionaryArray, objections: list[_Objection]) -> None:
+    """What ``strip`` leaves is what Arrow's ``utf8_trim_whitespace`` does, for every character that there is."""
+    names = sensors.dictionary
     faults = {
-        position: fault
-        for position, name in enumerate(names)
-        if not name.strip() or len(name) > MAX_SENSOR_ID_LENGTH or "\0" in name
-        if (fault := _name_fault(name))
+        NO_SENSOR_ID: pc.equal(pc.binary_length(names), 0),
+        "sensor_id should not be blank": pc.equal(pc.binary_length(pc.utf8_trim_whitespace(names)), 0),
+        f"sensor_id should have at most {MAX_SENSOR_ID_LENGTH} characters": pc.greater(
+            pc.utf8_length(names), MAX_SENSOR_ID_LENGTH
+        ),
+        "sensor_id should have no NUL character": pc.match_substring(names, "\0"),
     }
-    if positions.null_count or faults:
-        rows = pc.is_in(positions, pa.array([*faults, None], pa.int32()))
-        _object(objections, "sensor_id", rows, lambda row: faults.get(positions[row].as_py(), NO_SENSOR_ID))
+    for reason, of_names in faults.items():
+        if of_names.true_count:
+            _object(objections, "sensor_id", of_names.take(sensors.indices).fill_null(False), _always(reason))
+    if sensors.indices.null_count:
+        _object(objections, "sensor_id", pc.is_null(sensors.indices), _always(NO_SENSOR_ID))
 
 
 def _object_to_times(times: pa.Array, moments: pa.Array, terms: Terms, objections: list[_Objection]) -> None:

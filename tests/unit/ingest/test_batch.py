@@ -27,7 +27,8 @@ def test_a_reading_is_counted_as_one_row_of_the_largest_size() -> None:
 
 def test_a_batch_is_counted_by_its_rows_and_each_name_once() -> None:
     batch = batch_of([reading("ab"), reading("cde"), reading("ab")])
-    assert batch.size_bytes == 3 * ROW_SIZE_BYTES + 2 * NAME_SIZE_BYTES + 5
+    assert batch.size_bytes == 3 * ROW_SIZE_BYTES + 2 * NAME_SIZE_BYTES + batch.sensors.nbytes
+    assert batch.sensors.nbytes == len("abcde") + 2 * 4  # an offset each
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def rows_of(batches: Sequence[pa.RecordBatch]) -> bytes:
 def columns(
     sent: Sequence[Reading], *, sensor_ids: Sequence[int], first_id: int = 1, source_id: int = 1
 ) -> pa.RecordBatch:
-    return columns_of(batch_of(sent), sensor_ids, first_id, source_id)
+    return columns_of(batch_of(sent), pa.array(sensor_ids, pa.int32()), first_id, source_id)
 
 
 @given(

@@ -82,13 +82,12 @@ def rows_of(decoded: Decoded) -> list[Row]:
     assert columns.schema.equals(BATCH_SCHEMA, check_metadata=True)
     assert [column.null_count for column in columns.columns[:2]] == [0, 0]
     time, sensor, *metrics = columns.columns
-    assert list(decoded.batch.sensors) == list(
-        dict.fromkeys(decoded.batch.sensors[place] for place in sensor.to_pylist())
-    )
+    sensors = decoded.batch.sensors.take(sensor).to_pylist()
+    assert decoded.batch.sensors.to_pylist() == list(dict.fromkeys(sensors))
     assert decoded.batch.source == SOURCE
     return list(
         zip(
-            [decoded.batch.sensors[place] for place in sensor.to_pylist()],
+            sensors,
             time.cast(pa.int64()).to_pylist(),
             *(column.to_pylist() for column in metrics),
             strict=True,

@@ -291,7 +291,7 @@ def test_all_formats_make_the_same_batch_of_the_same_readings(rows: list[dict[st
     assert first.rejected == 0
     assert len(rows_of(first)) == len(rows)
     for other in others:
-        assert list(other.batch.sensors) == list(first.batch.sensors)
+        assert other.batch.sensors.equals(first.batch.sensors)
         assert other.batch.columns.equals(first.batch.columns)
         assert (other.rejected, list(other.errors), list(other.unknown_columns)) == (0, [], [])
 
@@ -310,7 +310,7 @@ def test_no_readings_at_all_are_no_fault(form: Format) -> None:
         Format.PARQUET: parquet(table([])),
     }[form]
     decoded = decode(body, form)
-    assert (rows_of(decoded), decoded.rejected, list(decoded.batch.sensors)) == ([], 0, [])
+    assert (rows_of(decoded), decoded.rejected, decoded.batch.sensors.to_pylist()) == ([], 0, [])
 
 
 @pytest.mark.usefixtures("each_way")
