@@ -7,13 +7,15 @@ then. What a process could not write before it died is found by the next start.
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from app.errors import DatabaseAway
+from app.store.arrays import key_of
 from app.store.database import Database
 from app.store.locks import RECOVERY_LOCK
 from app.store.wire import WIRE_SCHEMA, in_order, latest_of_each_sensor
@@ -83,28 +85,65 @@ class Noted(NamedTuple):
 SCHEMA = pa.schema([WIRE_SCHEMA.field(name) for name in Noted._fields])
 
 
+class LatestRows:
+    """The latest of many rows, each sensor's, without much work for any: pure."""
+
+    def __init__(self) -> None:
+        self._batches: dict[bytes, pa.RecordBatch] = {}
+        """By their sensors. The same ones again take 0.01 µs a row, and sorting them would take 0.05."""
+        self._rows = 0
+        self._compact_at = COMPACT_ROWS
+
+    def note(self, rows: pa.RecordBatch) -> None:
+        """Takes rows with the columns of SCHEMA, one of a sensor, by sensor."""
+        sensors = key_of(rows["sensor_id"])
+        if (known := self._batches.get(sensors)) is not None:
+            self._batches[sensors] = _later_of_each(known, rows)
+            return
+        self._batches[sensors] = rows
+        self._rows += rows.num_rows
+        if self._rows > self._compact_at:
+            latest = self.latest()
+            self._batches, self._rows = {key_of(latest["sensor_id"]): latest}, latest.num_rows
+            self._compact_at = self._rows + COMPACT_ROWS
+
+    def batches(self) -> Collection[pa.RecordBatch]:
+        """What has been noted, and may be among the latest."""
+        return self._batches.values()
+
+    def latest(self) -> pa.RecordBatch:
+        """The latest row of each sensor, by sensor, if any has been noted."""
+        return latest_of_each_sensor(in_order([*self._batches.values()]))
+
+
+def _later_of_each(known: pa.RecordBatch, rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Of two batches of the same sensors, each sensor's later row."""
+    is_later = pc.or_(
+        pc.greater(rows["time"], known["time"]),
+        pc.and_(pc.equal(rows["time"], known["time"]), pc.greater(rows["id"], known["id"])),
+    )
+    columns = [pc.if_else(is_later, *both) for both in zip(rows.columns, known.columns, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
 class LatestReadings:
     """Notes what this process has committed, and keeps the table up to it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._noted: dict[int, Noted] = {}
-        self._rows: list[pa.RecordBatch] = []
-        self._compact_at = COMPACT_ROWS
+        self._rows = LatestRows()
         self._is_stuck = False
 
     def note(self, readings: Iterable[Noted], rows: pa.RecordBatch | None) -> None:
-        """Takes note of committed readings: such as came alone, and rows with the columns of SCHEMA."""
+        """Takes note of committed readings: such as came alone, and of others each sensor's latest, by sensor."""
         noted = self._noted
         for reading in readings:
             known = noted.get(reading.sensor_id)
             if known is None or reading[1:3] > known[1:3]:
                 noted[reading.sensor_id] = reading
         if rows is not None:
-            self._rows.append(rows.select(SCHEMA.names))
-            if sum(batch.num_rows for batch in self._rows) > self._compact_at:
-                self._rows = [latest_of_each_sensor(in_order(self._rows))]
-                self._compact_at = self._rows[0].num_rows + COMPACT_ROWS
+            self._rows.note(rows.select(SCHEMA.names))
 
     async def run(self) -> None:
         """Works until cancelled; while the database is away what is noted waits."""
@@ -131,9 +170,8 @@ class LatestReadings:
     async def write(self, *, timeout_s: float = QUERY_TIMEOUT_S) -> None:
         """Writes what has been noted. Raises DatabaseAway; it is still noted then."""
         noted, self._noted = self._noted, {}
-        rows, self._rows = self._rows, []
-        self._compact_at = COMPACT_ROWS
-        if not noted and not rows:
+        rows, self._rows = self._rows, LatestRows()
+        if not noted and not rows.batches():
             return
         try:
             writes = await asyncio.to_thread(lambda: list(_writes(noted.values(), rows)))
@@ -141,7 +179,8 @@ class LatestReadings:
                 for columns in writes:
                     await connection.execute(WRITE, columns)
         except BaseException:
-            self._rows += rows
+            for batch in rows.batches():
+                self._rows.note(batch)
             self.note(noted.values(), None)
             self._is_stuck = True
             raise
@@ -161,15 +200,15 @@ class LatestReadings:
                 await asyncio.sleep(INTERVAL_S)
 
 
-def _writes(noted: Collection[Noted], rows: Sequence[pa.RecordBatch]) -> Iterator[list[str]]:
+def _writes(noted: Collection[Noted], rows: LatestRows) -> Iterator[list[str]]:
     """The columns of each statement, as PostgreSQL writes arrays: of readings that came alone, and of the latest rows.
 
     The former don't become Arrow: to make columns of Python's values it imports pandas, if there is one, for 0.3 s.
     """
     if noted:
         yield [_array(column) for column in zip(*noted, strict=True)]
-    if rows:
-        latest = latest_of_each_sensor(in_order(rows))
+    if rows.batches():
+        latest = rows.latest()
         columns = (latest["sensor_id"], latest["time"].cast(pa.int64()), *latest.columns[2:])
         yield [_array(column.to_pylist()) for column in columns]
 

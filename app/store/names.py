@@ -10,6 +10,7 @@ import psycopg
 import pyarrow as pa
 from psycopg import sql
 
+from app.store.arrays import key_of
 from app.store.database import Database
 
 MAX_REMEMBERED = 1_000_000
@@ -95,8 +96,7 @@ class SensorIds(NameIds[str]):
     async def ids_of_array(self, names: pa.StringArray) -> pa.Int32Array:
         """As ``ids_of``; none of the names may be null."""
         known = self._arrays
-        _, offsets, text = names.buffers()
-        key = b"%d %d " % (names.offset, len(names)) + offsets.to_pybytes() + (text.to_pybytes() if text else b"")
+        key = key_of(names)
         if (ids := known.get(key)) is None:
             ids = pa.array(await self.ids_of(names.to_pylist()), pa.int32())
             if known is self._arrays:  # and not forgotten meanwhile
