@@ -81,9 +81,8 @@ def latest_of_each_sensor(rows: pa.RecordBatch) -> pa.RecordBatch:
     return rows.filter(pa.concat_arrays([pa.array([True]), begins]))
 
 
-def encode_rows(rows: pa.RecordBatch) -> bytes:
-    """Rows with WIRE_SCHEMA, and the TRAILER."""
+def encode_rows(rows: pa.RecordBatch) -> list[bytes]:
+    """Rows with WIRE_SCHEMA, and the TRAILER, in pieces."""
     encoder = ArrowToPostgresBinaryEncoder(WIRE_SCHEMA)
     encoder.write_header()
-    encoded: bytes = encoder.write_batch(rows) + encoder.finish()
-    return encoded
+    return [encoder.write_batch(rows), encoder.finish()]

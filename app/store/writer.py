@@ -532,4 +532,4 @@ def _payload(packed: Sequence[bytes], rows: pa.RecordBatch | None) -> list[bytes
     """A whole COPY of these, in pieces."""
     if rows is None:
         return [b"".join([HEADER, *packed, TRAILER])]
-    return [b"".join([HEADER, *packed]), encode_rows(rows)]
+    return [b"".join([HEADER, *packed]), *encode_rows(rows)]

@@ -62,9 +62,12 @@ def decode_ndjson(body: bytes, terms: Terms) -> Sent:
         MalformedBody: the body is UTF-16.
         TooManyRows
     """
-    body = without_bom(body).strip(_WHITESPACE)
+    body = without_bom(body)
     if b"\r" in body:
         body = body.replace(b"\r\n", b"\n")
+    if len(body) >= ONE_SHAPE_PAYS_FROM_BYTES and (sent := _lines_of_one_shape(body, terms)) is not None:
+        return sent
+    body = body.strip(_WHITESPACE)
     if not body:
         return Sent(0, {})
     if body.count(b"\n") >= terms.max_rows:
@@ -86,13 +89,16 @@ def decode_ndjson(body: bytes, terms: Terms) -> Sent:
     )
 
 
+def _lines_of_one_shape(body: bytes, terms: Terms) -> Sent | None:
+    columns = columns_of_one_shape(body, max_rows=terms.max_rows) if is_utf8(body) else None
+    if columns is None or not _reads_alike(columns, terms.precision):
+        return None
+    return Sent(len(columns["sensor_id"]), columns)
+
+
 def _lines_by_arrow(body: bytes, terms: Terms) -> Sent | None:
     if not is_utf8(body):
         return None
-    if len(body) >= ONE_SHAPE_PAYS_FROM_BYTES:
-        columns = columns_of_one_shape(body)
-        if columns is not None and _reads_alike(columns, terms.precision):
-            return Sent(len(columns["sensor_id"]), columns)
     rows = _objects_by_the_line(body)
     if not rows:
         if body.count(b"\n") >= terms.max_rows:

@@ -37,7 +37,7 @@ def read_back(rows: bytes) -> list[Row]:
 
 def rows_of(batches: Sequence[pa.RecordBatch]) -> bytes:
     """Their rows, without the trailer that must be there."""
-    encoded = encode_rows(in_order(batches))
+    encoded = b"".join(encode_rows(in_order(batches)))
     assert encoded.endswith(TRAILER)
     return encoded.removesuffix(TRAILER)
 
@@ -60,7 +60,7 @@ def test_a_packed_reading_and_columns_of_it_are_the_same_bytes_and_mean_it(
     packed = pack_reading(sent, sensor_id, row_id, source_id)
     assert repr(read_back(packed)) == repr([(sent.time_us, sensor_id, row_id, source_id, *sent[2:5])])
     batch = columns([sent], sensor_ids=[sensor_id], first_id=row_id, source_id=source_id)
-    assert encode_rows(in_order([batch])) == packed + TRAILER
+    assert b"".join(encode_rows(in_order([batch]))) == packed + TRAILER
 
 
 @given(st.lists(st.lists(readings, min_size=1, max_size=8), min_size=1, max_size=4))

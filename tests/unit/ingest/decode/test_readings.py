@@ -134,7 +134,7 @@ def test_ndjson_with_lines_of_every_kind(sent: list[str], newline: str, at_the_e
 @given(lines_of_one_shape(oddities=False), many_rules)
 @settings(max_examples=200)
 def test_ndjson_of_one_shape(body: bytes, held_to: Rules) -> None:
-    assert columns_of_one_shape(body) is not None
+    assert columns_of_one_shape(body, max_rows=100_000) is not None
     hold(body, Format.NDJSON, held_to)
 
 

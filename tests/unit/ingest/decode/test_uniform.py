@@ -14,7 +14,7 @@ ROW = '{"sensor_id":"a","time":1,"temperature":1.5}'
 
 def columns(*lines: str) -> dict[str, list[object]] | None:
     """The columns that are not full of null; None: it is left to the other ways."""
-    found = columns_of_one_shape("\n".join(lines).encode())
+    found = columns_of_one_shape("\n".join(lines).encode(), max_rows=len(lines))
     if found is None:
         return None
     return {name: each.to_pylist() for name, each in found.items() if each.null_count < len(each)}
@@ -40,6 +40,13 @@ def test_what_programs_write_is_of_one_shape(separators: tuple[str, str], time: 
 @pytest.mark.parametrize("name", ["", " a ", "null", "NaN", "a:b", "café 🌱", "'", "\x7f", "\u2028"])
 def test_a_name_is_itself(name: str) -> None:
     assert columns(f'{{"sensor_id":"{name}"}}', '{"sensor_id":null}') == {"sensor_id": [name, None]}
+
+
+def test_more_rows_than_may_be_are_not_read() -> None:
+    """Their columns could be much larger than the body."""
+    body = "".join([ROW + "\n"] * 9).encode()
+    assert columns_of_one_shape(body, max_rows=9) is not None
+    assert columns_of_one_shape(body, max_rows=8) is None
 
 
 def test_null_is_no_text_and_text_is_not_null() -> None:
