@@ -95,7 +95,9 @@ class LatestRows:
         self._compact_at = COMPACT_ROWS
 
     def note(self, rows: pa.RecordBatch) -> None:
-        """Takes rows with the columns of SCHEMA, one of a sensor, by sensor."""
+        """Takes rows with the columns of SCHEMA, one of a sensor, by sensor; or none."""
+        if not rows.num_rows:
+            return
         sensors = key_of(rows["sensor_id"])
         if (known := self._batches.get(sensors)) is not None:
             self._batches[sensors] = _later_of_each(known, rows)
@@ -112,18 +114,20 @@ class LatestRows:
         return self._batches.values()
 
     def latest(self) -> pa.RecordBatch:
-        """The latest row of each sensor, by sensor, if any has been noted."""
+        """The latest row of each sensor, by sensor. There must be one: ``batches`` tells."""
         return latest_of_each_sensor(in_order([*self._batches.values()]))
 
 
 def _later_of_each(known: pa.RecordBatch, rows: pa.RecordBatch) -> pa.RecordBatch:
-    """Of two batches of the same sensors, each sensor's later row."""
+    """Of two batches of the same sensors, each sensor's later row. Its column of sensors is the very same one: of equal
+    ones not all have the same key.
+    """
     is_later = pc.or_(
         pc.greater(rows["time"], known["time"]),
         pc.and_(pc.equal(rows["time"], known["time"]), pc.greater(rows["id"], known["id"])),
     )
-    columns = [pc.if_else(is_later, *both) for both in zip(rows.columns, known.columns, strict=True)]
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    sensors, *others = zip(rows.columns, known.columns, strict=True)
+    return pa.RecordBatch.from_arrays([sensors[1], *(pc.if_else(is_later, *both) for both in others)], schema=SCHEMA)
 
 
 class LatestReadings:
@@ -132,7 +136,8 @@ class LatestReadings:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._noted: dict[int, Noted] = {}
-        self._rows = LatestRows()
+        self.unwritten = LatestRows()
+        """Of the readings that did not come alone."""
         self._is_stuck = False
 
     def note(self, readings: Iterable[Noted], rows: pa.RecordBatch | None) -> None:
@@ -143,7 +148,7 @@ class LatestReadings:
             if known is None or reading[1:3] > known[1:3]:
                 noted[reading.sensor_id] = reading
         if rows is not None:
-            self._rows.note(rows.select(SCHEMA.names))
+            self.unwritten.note(rows.select(SCHEMA.names))
 
     async def run(self) -> None:
         """Works until cancelled; while the database is away what is noted waits."""
@@ -170,7 +175,7 @@ class LatestReadings:
     async def write(self, *, timeout_s: float = QUERY_TIMEOUT_S) -> None:
         """Writes what has been noted. Raises DatabaseAway; it is still noted then."""
         noted, self._noted = self._noted, {}
-        rows, self._rows = self._rows, LatestRows()
+        rows, self.unwritten = self.unwritten, LatestRows()
         if not noted and not rows.batches():
             return
         try:
@@ -180,7 +185,7 @@ class LatestReadings:
                     await connection.execute(WRITE, columns)
         except BaseException:
             for batch in rows.batches():
-                self._rows.note(batch)
+                self.unwritten.note(batch)
             self.note(noted.values(), None)
             self._is_stuck = True
             raise

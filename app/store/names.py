@@ -17,7 +17,11 @@ MAX_REMEMBERED = 1_000_000
 """Names: some 100 MB. Beyond it they are forgotten, and asked for again when they come."""
 
 MAX_REMEMBERED_BYTES = 16 << 20
-"""Of arrays of names: those that 100 gateways with 10,000 sensors each send. Beyond it they are forgotten likewise."""
+"""Of arrays of names: those that 80 gateways with 10,000 sensors each send. Beyond it they are forgotten likewise."""
+MIN_REMEMBERED_NAMES = 100
+"""Smaller arrays gain nothing, and may be of very many kinds."""
+ARRAY_BYTES = 800
+"""What remembering an array takes beside its bytes and its ids."""
 
 Name = TypeVar("Name", str, tuple[str, ...])
 
@@ -63,25 +67,26 @@ class NameIds(Generic[Name]):
             self.forget()
         known = self._ids
         ids = list(map(known.get, names))
-        if None in ids:
-            new = [name for name, id_ in zip(names, ids, strict=True) if id_ is None]
-            lists = [new] if self._is_one_column else list(map(list, zip(*new, strict=True)))
-            async with self._database.borrow(timeout_s=self._timeout_s) as connection:
-                await connection.execute(self._add, lists)
-                rows = await (await connection.execute(self._find, lists)).fetchall()
-                found = {name[0] if self._is_one_column else tuple(name): id_ for id_, *name in rows}
-                if missing := [name for name in new if name not in found]:
-                    raise psycopg.DataError(f"no id came back for {missing[0]!r}")
-            known.update(found)
-        return [known[name] for name in names] if None in ids else cast("list[int]", ids)
+        if None not in ids:
+            return cast("list[int]", ids)
+        new = [name for name, id_ in zip(names, ids, strict=True) if id_ is None]
+        lists = [new] if self._is_one_column else list(map(list, zip(*new, strict=True)))
+        async with self._database.borrow(timeout_s=self._timeout_s) as connection:
+            await connection.execute(self._add, lists)
+            rows = await (await connection.execute(self._find, lists)).fetchall()
+            found = {name[0] if self._is_one_column else tuple(name): id_ for id_, *name in rows}
+            if missing := [name for name in new if name not in found]:
+                raise psycopg.DataError(f"no id came back for {missing[0]!r}")
+        known.update(found)
+        return [known[name] for name in names]
 
 
 class SensorIds(NameIds[str]):
-    """The ids of sensors, one by one, or those of a batch at once.
+    """The ids of sensors, of names that came alone and of whole arrays.
 
-    A gateway sends the same sensors again and again, and mostly in the same order. So whole arrays of names are known,
-    too, by their bytes: that takes 0.02 µs a name, where a busy processor's caches make it 0.4 to get each out of Arrow
-    and find it in a dict.
+    A gateway sends the same sensors again and again, and mostly in the same order. So arrays are known, too, by their
+    bytes: that takes 0.02 µs a name, where a busy processor's caches make it 0.4 to get each out of Arrow and find it
+    in a dict.
     """
 
     def __init__(self, database: Database, *, timeout_s: float) -> None:
@@ -93,18 +98,34 @@ class SensorIds(NameIds[str]):
         super().forget()
         self._arrays, self._arrays_bytes = {}, 0
 
-    async def ids_of_array(self, names: pa.StringArray) -> pa.Int32Array:
-        """As ``ids_of``; none of the names may be null."""
+    async def ids_of_all(
+        self, names: Sequence[str], arrays: Sequence[pa.StringArray]
+    ) -> tuple[list[int], list[pa.Int32Array]]:
+        """The id of each name, and those of each array, in which none may be null; as ``ids_of``."""
         known = self._arrays
-        key = key_of(names)
-        if (ids := known.get(key)) is None:
-            ids = pa.array(await self.ids_of(names.to_pylist()), pa.int32())
-            if known is self._arrays:  # and not forgotten meanwhile
-                self._remember(key, ids)
-        return ids
+        keys = [key_of(array) for array in arrays]
+        asked = list(names)
+        for key, array in zip(keys, arrays, strict=True):
+            if key not in known:
+                asked += array.to_pylist()
+        ids = await self.ids_of(asked)
+        of_arrays = []
+        place = len(names)
+        for key, array in zip(keys, arrays, strict=True):
+            if (of_array := known.get(key)) is None:
+                of_array = pa.array(ids[place : place + len(array)], pa.int32())
+                place += len(array)
+            of_arrays.append(of_array)
+        if known is self._arrays:  # and not forgotten meanwhile
+            for key, of_array in zip(keys, of_arrays, strict=True):
+                self._remember(key, of_array)
+        return ids[: len(names)], of_arrays
 
     def _remember(self, key: bytes, ids: pa.Int32Array) -> None:
-        self._arrays_bytes += len(key)
+        size_bytes = ARRAY_BYTES + len(key) + ids.nbytes
+        if key in self._arrays or len(ids) < MIN_REMEMBERED_NAMES or size_bytes > MAX_REMEMBERED_BYTES:
+            return
+        self._arrays_bytes += size_bytes
         if self._arrays_bytes > MAX_REMEMBERED_BYTES:
-            self._arrays, self._arrays_bytes = {}, len(key)
+            self._arrays, self._arrays_bytes = {}, size_bytes
         self._arrays[key] = ids

@@ -96,7 +96,7 @@ class Identified(NamedTuple):
 
     content: Content
     sensor_ids: int | pa.Int32Array
-    """A reading's, or those of a batch's ``sensors``."""
+    """Of a reading the one, of a batch those of its ``sensors``."""
     source_id: int
 
 
@@ -308,21 +308,17 @@ class Writer:
                 hours |= _hours_before(content, late_us)
         return list(merged((hour, hour + HOUR) for hour in sorted(hours)))
 
-    async def _identified(self, contents: Sequence[Content]) -> "list[Identified]":
-        of_readings = iter(await self._sensors.ids_of([each.sensor for each in contents if isinstance(each, Reading)]))
+    async def _identified(self, contents: Sequence[Content]) -> list[Identified]:
+        names = [content.sensor for content in contents if isinstance(content, Reading)]
+        arrays = [content.sensors for content in contents if isinstance(content, Batch)]
+        of_names, of_arrays = map(iter, await self._sensors.ids_of_all(names, arrays))
         source_ids = await self._sources.ids_of([content.source for content in contents])
         return [
-            Identified(
-                content,
-                next(of_readings)
-                if isinstance(content, Reading)
-                else await self._sensors.ids_of_array(content.sensors),
-                source_id,
-            )
+            Identified(content, next(of_names if isinstance(content, Reading) else of_arrays), source_id)
             for content, source_id in zip(contents, source_ids, strict=True)
         ]
 
-    def _suits_columnstore(self, identified: "Sequence[Identified]", rows: int) -> bool:
+    def _suits_columnstore(self, identified: Sequence[Identified], rows: int) -> bool:
         """Whether writing straight to the columnstore is the faster way; few rows a sensor and chunk make it the slower
         one. TimescaleDB 2.29.2, flushes of 10,000 rows, columnstore's rate over rowstore's, by rows a sensor: 1 0.25,
         2 0.42, 3 0.52, 4 0.72, 5 0.89, 7 1.13, 10 1.58, 20 1.58; of 50,000: 5 0.92, 7 0.97, 10 1.31, 20 1.97. In bytes
@@ -331,9 +327,10 @@ class Writer:
         edition, threshold = self._database.edition, self._columnstore_rows_per_sensor
         if rows < MIN_COLUMNSTORE_ROWS or not threshold or edition is None or not edition.direct_compress:
             return False
-        of_readings = [sensor_id for content, sensor_id, _ in identified if isinstance(content, Reading)]
-        of_batches = [sensor_ids for content, sensor_ids, _ in identified if isinstance(content, Batch)]
-        sensors = pc.count_distinct(pa.concat_arrays([pa.array(of_readings, pa.int32()), *of_batches])).as_py()
+        alone = {sensor_id for content, sensor_id, _ in identified if isinstance(content, Reading)}
+        sensors = len(alone)
+        if of_batches := [sensor_ids for content, sensor_ids, _ in identified if isinstance(content, Batch)]:
+            sensors = pc.count_distinct(pa.concat_arrays([*of_batches, pa.array([*alone], pa.int32())])).as_py()
         return bool(rows >= threshold * sensors * _days([content for content, _, _ in identified]))
 
     async def _reserve_ids(self, count: int) -> int:

@@ -14,6 +14,7 @@ from app.ingest.claim import Claim, Kept, Repeated, Replay
 from app.store.database import Database
 from app.store.history import latest_reading
 from app.store.latest import LatestReadings
+from app.store.names import MIN_REMEMBERED_NAMES
 from app.store.writer import ID_BLOCK_ROWS, MIN_COLUMNSTORE_ROWS, Flush, Writer
 from tests.proxy import Fault, faulty_proxy
 from tests.unit.samples import batch_of, claim
@@ -566,10 +567,12 @@ async def test_the_latest_reading_is_the_latest_by_event_time(database: str) -> 
 
 async def test_another_server_behind_a_new_connection_is_asked_for_its_own_ids(database: str) -> None:
     """As after a failover that lost sensors, or a restore."""
+    gateway = batch(*range(MIN_REMEMBERED_NAMES), sensors=MIN_REMEMBERED_NAMES)
     async with writing(database) as writer:
-        await write(writer, reading(0))
+        await write(writer, reading(0), gateway)
         execute(
             database,
+            "TRUNCATE readings",
             "TRUNCATE sensors, sources RESTART IDENTITY CASCADE",
             "INSERT INTO sensors (name) VALUES ('somebody else')",
             "INSERT INTO sources (key_name, client_ip) VALUES ('somebody', 'else')",
@@ -579,9 +582,25 @@ async def test_another_server_behind_a_new_connection_is_asked_for_its_own_ids(d
         with pytest.raises(DatabaseAway):
             await writer.connect()
         await writer.connect()
-        flush = await write(writer, reading(1), batch_of([reading(2)], source=SCRIPT))
+        flush = await write(writer, reading(1), gateway)
     assert flush.first_id == 7_000_001
-    assert stored(database)[1:] == as_stored([reading(1), reading(2, source=SCRIPT)], flush.first_id)
+    assert stored(database) == as_stored([reading(1), gateway], flush.first_id)
+
+
+async def test_the_same_sensors_again_have_the_same_ids(database: str) -> None:
+    """A gateway's, whose names are remembered as a whole, in another order, one of them alone, and some with others."""
+    gateway = [reading(place, sensor=f"sensor {place}", source=SCRIPT) for place in range(MIN_REMEMBERED_NAMES)]
+    others = [reading(place + 50, sensor=f"sensor {place + 50}", source=SCRIPT) for place in range(100)]
+    async with writing(database) as writer:
+        flushes = [
+            await write(writer, *(batch_of(each, source=SCRIPT) for each in (gateway, others))),
+            await write(writer, batch_of(gateway, source=SCRIPT), gateway[7], batch_of(gateway[::-1], source=SCRIPT)),
+            await write(writer, batch_of(others, source=SCRIPT)),
+        ]
+    sent = [[*gateway, *others], [*gateway, gateway[7], *gateway[::-1]], others]
+    expected = [row for each, flush in zip(sent, flushes, strict=True) for row in as_stored(each, flush.first_id)]
+    assert stored(database) == expected
+    assert count(database, "sensors") == 150
 
 
 async def test_an_id_that_the_ledger_has_is_the_servers_trouble_and_not_the_senders(database: str) -> None:

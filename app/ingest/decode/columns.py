@@ -1,7 +1,7 @@
 """What every bulk format comes down to: the columns that were sent, in; a Batch and the faults of the rest, out.
 
 Pure, and it does not know which format the columns came in. A good row costs no Python object: pyarrow.compute looks at
-whole columns, and only the distinct names and the first faults are looked at one by one. Every row that was sent is
+whole columns, and only the first faults are looked at one by one. Every row that was sent is
 either in the batch, in its order, or counted as rejected.
 """
 
@@ -233,7 +233,7 @@ def _distinct(names: pa.Array) -> pa.DictionaryArray:
 
 
 def _object_to_names(sensors: pa.DictionaryArray, objections: list[_Objection]) -> None:
-    """What ``strip`` leaves is what Arrow's ``utf8_trim_whitespace`` does, for every character that there is."""
+    """In the order in which the single reading's parser finds them; whitespace is what it is to ``str.strip``."""
     names = sensors.dictionary
     faults = {
         NO_SENSOR_ID: pc.equal(pc.binary_length(names), 0),

@@ -65,11 +65,13 @@ def decode_ndjson(body: bytes, terms: Terms) -> Sent:
     body = without_bom(body)
     if b"\r" in body:
         body = body.replace(b"\r\n", b"\n")
-    if len(body) >= ONE_SHAPE_PAYS_FROM_BYTES and (sent := _lines_of_one_shape(body, terms)) is not None:
-        return sent
-    body = body.strip(_WHITESPACE)
+    if not (body.startswith(b"{") and body.endswith((b"}", b"}\n"))):  # else it is not copied for the end of a line
+        body = body.strip(_WHITESPACE)
     if not body:
         return Sent(0, {})
+    if len(body) >= ONE_SHAPE_PAYS_FROM_BYTES and (sent := _lines_of_one_shape(body, terms)) is not None:
+        return sent
+    body = body.removesuffix(b"\n")
     if body.count(b"\n") >= terms.max_rows:
         require_few_rows(sum(1 for _ in lines(body)), terms)
     if len(body) >= ARROW_PAYS_FROM_BYTES and (sent := _lines_by_arrow(body, terms)) is not None:

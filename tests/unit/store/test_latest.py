@@ -1,14 +1,17 @@
 """The latest of many rows, without a database."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.errors import DatabaseAway
 from app.store import latest
-from app.store.latest import SCHEMA, LatestRows, Noted
+from app.store.latest import SCHEMA, LatestReadings, LatestRows, Noted
 
 values = st.none() | st.floats(allow_nan=False)
 
@@ -50,6 +53,32 @@ def test_the_latest_of_each_sensor_is_kept_whatever_came_together(
     times = found["time"].cast(pa.int64())
     columns = (column.to_pylist() for column in (found["sensor_id"], times, *found.columns[2:]))
     assert list(map(Noted._make, zip(*columns, strict=True))) == [expected[sensor] for sensor in sorted(expected)]
+
+
+def test_no_rows_are_nothing_noted() -> None:
+    """All of a flush may have been refused."""
+    noted = LatestRows()
+    noted.note(batch_of([Noted(1, 0, 1, 1.5, None, None)]).slice(0, 0))
+    assert not noted.batches()
+
+
+def test_what_the_database_did_not_take_is_noted_with_what_came_meanwhile() -> None:
+    """And the same sensors are held once."""
+
+    class Away:
+        @asynccontextmanager
+        async def borrow(self, **_: float) -> AsyncIterator[None]:
+            readings.note([], batch_of([Noted(sensor, 5, sensor, 2.5, None, None) for sensor in range(10)]))
+            raise DatabaseAway("away")
+            yield
+
+    readings = LatestReadings(Away())  # type: ignore[arg-type]
+    for time_us in (8, 9, 3):
+        readings.note([], batch_of([Noted(sensor, time_us + sensor, 1, 1.5, None, None) for sensor in range(10)]))
+        with pytest.raises(DatabaseAway):
+            asyncio.run(readings.write())  # it uses a thread, for which virtual time does not wait
+    (batch,) = readings.unwritten.batches()
+    assert batch["time"].cast(pa.int64()).to_pylist() == [9 + sensor for sensor in range(10)]
 
 
 def test_the_same_sensors_again_are_no_more_rows() -> None:
