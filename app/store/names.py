@@ -15,7 +15,6 @@ from app.store.database import Database
 
 MAX_REMEMBERED = 1_000_000
 """Names: some 100 MB. Beyond it they are forgotten, and asked for again when they come."""
-
 MAX_REMEMBERED_BYTES = 16 << 20
 """Of arrays of names: those that 80 gateways with 10,000 sensors each send. Beyond it they are forgotten likewise."""
 MIN_REMEMBERED_NAMES = 100

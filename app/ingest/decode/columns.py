@@ -1,8 +1,8 @@
 """What every bulk format comes down to: the columns that were sent, in; a Batch and the faults of the rest, out.
 
 Pure, and it does not know which format the columns came in. A good row costs no Python object: pyarrow.compute looks at
-whole columns, and only the first faults are looked at one by one. Every row that was sent is
-either in the batch, in its order, or counted as rejected.
+whole columns, and only the first faults are looked at one by one. Every row that was sent is either in the batch, in
+its order, or counted as rejected.
 """
 
 import json
