@@ -506,6 +506,14 @@ def test_a_csv_row_with_too_few_or_too_many_fields_costs_itself_alone() -> None:
     assert decoded.errors[0].reason == "the row has 1 fields where the header has 2"
 
 
+def test_what_is_blank_is_what_the_single_readings_parser_finds_blank() -> None:
+    """Every character alone: bulk names are looked at by Arrow, those of single readings by Python."""
+    characters = [character for code in range(0x3100) if (character := chr(code)) != "\0"]
+    decoded = decode(json_array([{"sensor_id": each, "temperature": 1.5} for each in characters]), Format.JSON)
+    assert decoded.batch.sensors.to_pylist() == [each for each in characters if each.strip()]
+    assert decoded.rejected == sum(map(str.isspace, map(chr, range(0x110000))))
+
+
 @pytest.mark.usefixtures("each_way")
 def test_text_that_is_no_utf8_costs_its_line_alone() -> None:
     good = json.dumps(GOOD).encode()
