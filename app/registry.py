@@ -1,7 +1,7 @@
 """The registry of sensors as it is read and changed: what is known of each beside its readings. Pure."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 
@@ -48,15 +48,6 @@ class Sensor(BaseModel):
     latest: LatestReading | None
 
 
-class LimitsChange(BaseModel):
-    """What becomes of a metric's limits: what is left out stays, null removes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    lower: FiniteFloat | None = None
-    upper: FiniteFloat | None = None
-
-
 class SensorChange(BaseModel):
     """What becomes of a sensor, as a JSON merge patch (RFC 7396): what is left out stays, null removes."""
 
@@ -77,4 +68,4 @@ class SensorChange(BaseModel):
     latitude: Latitude | None = None
     longitude: Longitude | None = None
     expected_interval_s: Interval | None = None
-    limits: dict[str, LimitsChange | None] | None = None
+    limits: dict[str, dict[Literal["lower", "upper"], FiniteFloat | None] | None] | None = None

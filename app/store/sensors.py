@@ -100,7 +100,7 @@ async def _change_limits(connection: Connection, sensor_id: int, change: SensorC
             before = limits.pop(metric, Limits(lower=None, upper=None))
             if changed is None:
                 continue
-            limits[metric] = before.model_copy(update=changed.model_dump(exclude_unset=True))
+            limits[metric] = Limits(**before.model_dump() | changed)
     await connection.execute(DELETE_LIMITS, [sensor_id])
     for metric, (lower, upper) in ((metric, (limit.lower, limit.upper)) for metric, limit in limits.items()):
         if lower is not None and upper is not None and lower > upper:

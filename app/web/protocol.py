@@ -6,7 +6,8 @@ parser, keep-alive, flow control, the queue of pipelined requests, stopping) is 
 
 httptools takes any number of headers, before any key is checked: 200 MB of them took 190 MB of memory. Here a
 connection whose head, or trailer, is longer than MAX_HEAD_BYTES is cut off. uvicorn reads on after each answer, however
-many requests wait in line: 66 MB of them, without a key, took 800 MB. Here nothing is read while any waits: 5 MB.
+many requests wait in line: 66 MB of them, without a key, took 800 MB. Here nothing is read while any waits: 5 MB. And
+uvicorn waits for a head for ever: here a peer that falls silent before its end is left.
 
 This module knows nothing of readings.
 
@@ -30,6 +31,7 @@ from uvicorn.server import ServerState
 
 from app.errors import BodyTooLarge, SensorFlowError
 from app.web import problems
+from app.web.bodies import STALLED_AFTER_S, stalled
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +109,11 @@ class Exchange:
         self._body_bytes = 0
         self._is_whole = False
         self._answered = False
+
+    @property
+    def awaits_body(self) -> bool:
+        """Whether its turn has come, and the rest of its body has not."""
+        return self._take_body is not None and not self._is_whole
 
     def start(self) -> None:
         """Called when its turn has come: all requests before it have been answered."""
@@ -247,6 +254,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._receiving: Exchange | None = None
         """Whose body is being parsed; None while it is a request for uvicorn."""
+        self._is_expecting = True
+        """Whether more of a head has to come, or of a body for the endpoint."""
+        self._patience: asyncio.TimerHandle | None = None
         self._held: tuple[Exchange, int, problems.Headers, bytes] | None = None
         """An answer that the peer has no room for."""
         self._default_headers: list[tuple[bytes, bytes]] = []
@@ -257,13 +267,21 @@ class HttpProtocol(HttpToolsProtocol):
         self._transport = OneWriteATurn(transport, self.loop)
         super().connection_made(self._transport)  # type: ignore[arg-type]
         self._peer_ip = self.client[0] if self.client else ""
+        self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop when the peer has gone."""
+        if self._patience is not None:
+            self._patience.cancel()
         self._held = None
         if isinstance(self.cycle, Exchange):  # nobody waits in it to be told
             self.cycle = None
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop with what the peer has sent."""
+        super().data_received(data)
+        self._watch()
 
     def resume_writing(self) -> None:
         """Called by the event loop when the peer reads again."""
@@ -277,6 +295,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.url = b""
         self.headers = []
         self._head_bytes = 0
+        self._is_expecting = True
 
     def on_url(self, url: bytes) -> None:
         """Called by httptools with the target of the request, or a part of it."""
@@ -301,6 +320,7 @@ class HttpProtocol(HttpToolsProtocol):
             or (parser.should_upgrade() and self._should_upgrade())
         ):
             self._receiving = None
+            self._is_expecting = False
             self._hand_to_uvicorn()
             return
         client_ip = self._peer_ip if self._proxies is None else self._forwarded_ip(self._proxies)
@@ -323,6 +343,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Called by httptools where a request ends."""
+        self._is_expecting = False
         if self._receiving is not None:
             self._receiving.end()
         else:
@@ -364,9 +385,27 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         if isinstance(cycle, Exchange):
-            self.loop.call_soon(cycle.start)  # not here: each that is answered at once would start the next within it
+            self.loop.call_soon(self._begin, cycle)  # not here: each that is answered at once would begin the next
         else:
             super()._start_asgi_task(cycle, app)
+
+    def _begin(self, exchange: Exchange) -> None:
+        exchange.start()
+        self._watch()
+
+    def _watch(self) -> None:
+        """Has the peer left if what it has begun, or its first request, does not go on."""
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        if self._is_expecting and not self.pipeline:
+            self._patience = self.loop.call_later(STALLED_AFTER_S, self._leave)
+
+    def _leave(self) -> None:
+        if self._receiving is not None and self._receiving.awaits_body:
+            self._receiving.refuse(stalled())
+        else:
+            self._transport.close()
 
     def _hand_to_uvicorn(self) -> None:
         """Has uvicorn see the head that has been gathered, as if it came only now."""

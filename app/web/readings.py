@@ -8,7 +8,7 @@ Promises:
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -17,17 +17,12 @@ from typing import Annotated, Literal
 import orjson
 from fastapi import APIRouter, Request, Security
 from pydantic import BaseModel, ConfigDict, ValidationError
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from app.errors import (
-    BodyStalled,
-    BodyTooLarge,
     InvalidParameter,
-    MalformedBody,
     OutcomeUnknown,
     SensorFlowError,
-    ShuttingDown,
     TooManyRows,
     UnsupportedFormat,
 )
@@ -42,6 +37,7 @@ from app.ingest.pipeline import Intake
 from app.ingest.receipt import Receipt, Stored
 from app.web import auth, problems
 from app.web.access import KEY_HEADER
+from app.web.bodies import announced_bytes, parts_of
 from app.web.idempotency import Recall, answered_before, fingerprint, require_usable
 from app.web.ingest import MAX_ADDRESS_LENGTH, Problem
 
@@ -55,8 +51,6 @@ DECODE_IN_THREAD_BYTES = 65_536
 COMPACT_FORMATS = frozenset({Format.ARROW_STREAM, Format.PARQUET})
 """In these a few bytes can be many readings: 1,358 bytes of Parquet took 76 ms."""
 MAX_ERRORS = 100
-STALLED_AFTER_S = 10.0
-"""A body of which so long nothing comes gives back the room that it holds."""
 
 
 class Options(BaseModel):
@@ -269,25 +263,13 @@ class BulkIngest:
     async def _body(self, request: Request, codec: str | None, grow_to: Callable[[int], None]) -> bytes:
         """The body, inflated; room is made sure of before each part is read."""
         limit = min(self._limits.body_bytes, self._limits.held_bytes // DECODING_FACTOR)
-        announced = request.headers.get("content-length", "0")
-        if announced.isdigit():
-            if int(announced) > limit:
-                raise BodyTooLarge(limit)
-            grow_to(int(announced))
+        grow_to(announced_bytes(request, limit_bytes=limit))
         parts: list[bytes] = []
         size = 0
-        stream = request.stream()
-        try:
-            while (part := await _next_part(stream)) is not None:
-                parts.append(part)
-                size += len(part)
-                if size > limit:
-                    raise BodyTooLarge(limit)
-                grow_to(size)
-        except ClientDisconnect:
-            raise MalformedBody("The body was cut short.") from None
-        except asyncio.CancelledError:  # the stopping server's patience has ended before the body
-            raise ShuttingDown("Nothing is stored: the server is shutting down.", retry_after_s=5) from None
+        async for part in parts_of(request, limit_bytes=limit):
+            parts.append(part)
+            size += len(part)
+            grow_to(size)
         body = b"".join(parts)
         if codec is None:
             return body
@@ -299,15 +281,6 @@ class BulkIngest:
             size += len(part)
             grow_to(size)
         return b"".join(parts)
-
-
-async def _next_part(stream: AsyncGenerator[bytes, None]) -> bytes | None:
-    """The next part of a body, None at its end. Raises BodyStalled."""
-    try:
-        async with asyncio.timeout(STALLED_AFTER_S):
-            return await anext(stream, None)
-    except TimeoutError:
-        raise BodyStalled(f"Nothing of the body came for {STALLED_AFTER_S:g} seconds.") from None
 
 
 def _options(request: Request) -> Options:

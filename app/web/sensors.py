@@ -5,18 +5,22 @@ A name may have any character, slashes too. In a path, ``%2F`` is a part of the 
 
 from typing import Annotated, Protocol
 
-from fastapi import APIRouter, Path, Query, Request
-from pydantic import BaseModel, Field
+from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from app.errors import NotFound
 from app.registry import LatestReading, Sensor, SensorChange
 from app.web import auth
 from app.web.access import requires
+from app.web.bodies import announced_bytes, parts_of
 from app.web.ingest import Problem
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1_000
+MAX_CHANGE_BYTES = 65_536
 
+MERGE_PATCH = "application/merge-patch+json"
 NAME = "{name:path}"
 Name = Annotated[str, Path(pattern="^[^\0]+$", examples=["greenhouse-1"])]
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
@@ -99,11 +103,32 @@ def sensors_router(registry: Registry, *, keyring: auth.Keyring) -> APIRouter:
     @router.patch(
         f"/sensors/{NAME}",
         summary="Change what is known of a sensor",
-        responses={**UNKNOWN, 422: {"description": "The sensor can't become that"}},
+        responses={
+            **UNKNOWN,
+            408: {"model": Problem, "description": "The body stopped coming"},
+            413: {"model": Problem, "description": "The body is too large"},
+            422: {"description": "The sensor can't become that"},
+        },
         dependencies=[requires(keyring, auth.Scope.INGEST)],
+        openapi_extra={
+            "requestBody": {"required": True, "content": {MERGE_PATCH: {"schema": SensorChange.model_json_schema()}}}
+        },
     )
-    async def patch_sensor(name: Name, change: SensorChange) -> Sensor:
+    async def patch_sensor(name: Name, change: Annotated[SensorChange, Depends(_change)]) -> Sensor:
         """A JSON merge patch: what is left out stays, null removes. Wants a key that may send."""
         return await registry.change(name, change)
 
     return router
+
+
+async def _change(request: Request) -> SensorChange:
+    """What the body says, whatever it is called. As a dependency it is read after the key; FastAPI reads bodies first,
+    and all of them.
+    """
+    announced_bytes(request, limit_bytes=MAX_CHANGE_BYTES)
+    body = b"".join([part async for part in parts_of(request, limit_bytes=MAX_CHANGE_BYTES)])
+    try:
+        return SensorChange.model_validate_json(body)
+    except ValidationError as error:
+        faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors(include_url=False)]
+        raise RequestValidationError(faults) from error

@@ -18,6 +18,7 @@ import pytest
 
 from app.history.formats import ARROW_END_OF_STREAM
 from app.web.reads import MAX_LIMIT, MAX_READS
+from app.web.sensors import MAX_CHANGE_BYTES
 from tests.conftest import new_database
 from tests.proxy import Fault, FaultyProxy, faulty_proxy
 from tests.server import API_KEY, API_KEY_WS, Server, eventually, running
@@ -395,7 +396,7 @@ def test_a_patch_changes_what_it_has_removes_what_is_null_and_leaves_the_rest(si
         ({"limits": {"temperature": {"lower": 9}}}, "temperature"),
         ({"limits": {"humidity": {"lower": 2, "upper": 1}}}, "humidity"),
         ({"limits": {"humidity": {"low": 2}}}, "low"),
-        ([], "dict"),
+        ([], "should be an object"),
     ],
 )
 def test_a_patch_that_can_not_be_changes_nothing(site: Site, change: object, said: str) -> None:
@@ -404,6 +405,24 @@ def test_a_patch_that_can_not_be_changes_nothing(site: Site, change: object, sai
     assert answer.status_code == 422
     assert said in json.dumps(answer.json()["detail"])
     assert sensor(site, "tied") == before
+
+
+def test_a_change_may_be_called_anything_and_is_bounded(site: Site) -> None:
+    def change(content: bytes, **headers: str) -> httpx.Response:
+        return site.client.patch("/api/sensors/tied", content=content, headers=headers)
+
+    for called in ("application/x-www-form-urlencoded", "application/merge-patch+json", ""):
+        assert change(b'{"label": "by %b"}' % called.encode(), **{"Content-Type": called}).status_code == 200
+        assert sensor(site, "tied")["label"] == f"by {called}"
+    broken = change(b'{"label": ')
+    assert (broken.status_code, broken.json()["detail"][0]["loc"]) == (422, ["body"])
+    assert change(b" " * MAX_CHANGE_BYTES + b"{}").status_code == 413
+
+
+def test_without_a_key_a_change_is_refused_before_its_body_is_read(site: Site) -> None:
+    with socket.create_connection((site.client.base_url.host, site.client.base_url.port or 80), timeout=5) as peer:
+        peer.sendall(b"PATCH /api/sensors/tied HTTP/1.1\r\nHost: x\r\nX-API-Key: no\r\nContent-Length: 9\r\n\r\n")
+        assert peer.recv(100).startswith(b"HTTP/1.1 401 ")
 
 
 def test_a_reading_just_committed_is_in_the_history(site: Site) -> None:

@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from app.errors import BufferFull, Unauthorized
+from app.web.bodies import STALLED_AFTER_S
 from app.web.protocol import MAX_HEAD_BYTES, MAX_PENDING_BYTES, Exchange, HttpProtocol, OneWriteATurn, TakeBody
 
 MAX_BODY_BYTES = 100
@@ -316,6 +317,69 @@ async def test_an_idle_connection_is_closed_after_the_keep_alive_timeout() -> No
     assert connection.wire.ended == ""
     await asyncio.sleep(2)
     assert connection.wire.ended == "closed"
+
+
+@pytest.mark.parametrize("begun", [b"", b"POST /reading HTTP/1.1\r\nHost: x\r\n", b"GET /oth"])
+async def test_a_peer_that_falls_silent_before_the_end_of_a_head_is_left(begun: bytes) -> None:
+    connection = Connection()
+    connection.feed(begun)
+    await asyncio.sleep(STALLED_AFTER_S - 1)
+    assert connection.wire.ended == ""
+    await asyncio.sleep(2)
+    assert (connection.wire.ended, connection.sent) == ("closed", b"")
+
+
+@pytest.mark.parametrize("request_", [post(), CHUNKED])
+async def test_a_body_that_stops_coming_is_refused_and_one_that_comes_slowly_is_taken(request_: bytes) -> None:
+    slow = Connection()
+    for piece in (request_[:-2], request_[-2:-1], request_[-1:]):
+        slow.feed(piece)
+        await asyncio.sleep(STALLED_AFTER_S - 1)
+    slow.desk.answer()
+    assert slow.statuses == [201]
+    stopped = Connection()
+    stopped.feed(request_[:-1])
+    await asyncio.sleep(STALLED_AFTER_S + 1)
+    assert (stopped.statuses, stopped.wire.ended) == ([408], "closed")
+    assert b"connection: close" in stopped.sent
+    assert stopped.desk.taken == []
+
+
+async def test_a_body_in_line_is_waited_for_from_its_turn_on() -> None:
+    connection = Connection()
+    connection.feed(post() + post()[:-1])
+    await asyncio.sleep(3 * STALLED_AFTER_S)
+    assert (connection.statuses, connection.wire.ended) == ([], "")
+    connection.desk.answer()
+    await asyncio.sleep(STALLED_AFTER_S - 1)
+    assert connection.statuses == [201]
+    await asyncio.sleep(2)
+    assert (connection.statuses, connection.wire.ended) == ([201, 408], "closed")
+
+
+async def test_a_refused_body_that_comes_by_drops_does_not_keep_a_connection_open() -> None:
+    connection = Connection()
+    connection.feed(post(key=b"wrong")[:-3])
+    for _ in range(2):
+        connection.feed(b"x")
+        await asyncio.sleep(STALLED_AFTER_S - 1)
+    assert connection.wire.ended == ""
+    await asyncio.sleep(2)
+    assert (connection.statuses, connection.wire.ended) == ([401], "closed")
+
+
+async def test_an_answer_and_what_goes_to_asgi_may_take_their_time() -> None:
+    endpoint, asgi = Connection(), Connection()
+    endpoint.feed(post())
+    asgi.feed(GET.replace(b"GET", b"PUT").replace(b"\r\n\r\n", b"\r\nContent-Length: 3\r\n\r\n"))
+    await asyncio.sleep(3 * STALLED_AFTER_S)
+    endpoint.desk.answer()
+    asgi.feed(b"abc")
+    await a_few_turns()
+    assert (endpoint.statuses, asgi.statuses) == ([201], [200])
+    endpoint.lose()
+    asgi.lose()
+    await asyncio.sleep(3 * STALLED_AFTER_S)
 
 
 async def test_without_a_key_the_answer_does_not_wait_for_the_body_and_the_next_request_is_heard() -> None:

@@ -15,7 +15,8 @@ from app.ingest.claim import Claim, Fingerprint
 from app.ingest.decode.timestamps import TimeWindow
 from app.ingest.receipt import Stored
 from app.web.auth import ApiKey, Keyring, Scope
-from app.web.readings import DECODING_FACTOR, STALLED_AFTER_S, BulkIngest, Limits
+from app.web.bodies import STALLED_AFTER_S
+from app.web.readings import DECODING_FACTOR, BulkIngest, Limits
 from tests.unit.samples import T0_US
 
 KEY = "correct-horse-battery"
