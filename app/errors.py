@@ -15,7 +15,7 @@
     │   ├── InvalidParameter       in the query or a header
     │   ├── InvalidSensor          what a sensor can't become
     │   ├── NotFound               no such sensor, or nothing of it
-    │   ├── IdempotencyConflict    the Idempotency-Key was used before, with another body
+    │   ├── IdempotencyConflict    the Idempotency-Key was used before, for another request
     │   └── RejectedByDatabase     it passed our checks, yet PostgreSQL would not take it
     ├── NotStored              nothing is stored; send again after ``retry_after_s``
     │   ├── BodyStalled            the rest of the body did not come

@@ -45,7 +45,7 @@ class Kept(NamedTuple):
         """The first answer, if this request is the same; else why not."""
         if fingerprint.content_hash == self.content_hash:
             return self.replay
-        return IdempotencyConflict("This Idempotency-Key was used with another body: use a new key for new readings.")
+        return IdempotencyConflict("This Idempotency-Key was used for another request: use a new key for new readings.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

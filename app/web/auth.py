@@ -44,7 +44,7 @@ class Keyring:
             Unauthorized: it is missing, unknown or meant for something else.
         """
         if not secret:
-            raise Unauthorized("An API key is missing: send it in the X-API-Key header.")
+            raise Unauthorized("An API key is missing: send it as X-API-Key, or to a WebSocket as ?api-key=.")
         found = None
         for known, key in self._keys:
             if hmac.compare_digest(known, secret) and scope in key.scopes:

@@ -10,6 +10,14 @@ from app.errors import InvalidParameter, SensorFlowError
 from app.ingest.claim import Fingerprint, Kept, Replay
 
 MAX_KEY_LENGTH = 255
+IDEMPOTENCY_KEY = {
+    "in": "header",
+    "name": "Idempotency-Key",
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH},
+    "description": "Any ASCII text of the sender's, a UUID say. The same request sent again under it is answered as it "
+    "was the first time, and nothing is stored twice.",
+}
+"""As the OpenAPI document shows it."""
 
 Recall = Callable[[Fingerprint], Awaitable[Kept | None]]
 """Finds what was committed under a request's Idempotency-Key, if anything was; DatabaseAway if it can't ask."""

@@ -27,7 +27,7 @@ from app.ingest.pipeline import Intake
 from app.ingest.receipt import Receipt, Stored
 from app.web import auth
 from app.web.access import KEY_HEADER
-from app.web.idempotency import Recall, answered_before, fingerprint, require_usable
+from app.web.idempotency import IDEMPOTENCY_KEY, Recall, answered_before, fingerprint, require_usable
 from app.web.measure import Observe
 from app.web.protocol import Exchange, TakeBody
 
@@ -162,11 +162,13 @@ def documented_route() -> APIRoute:
         summary="Store one reading",
         responses={
             401: {"model": Problem, "description": "The API key is missing or wrong"},
-            409: {"model": Problem, "description": "The Idempotency-Key was used with another body"},
+            408: {"model": Problem, "description": "The body stopped coming"},
+            409: {"model": Problem, "description": "The Idempotency-Key was used for another request"},
             413: {"model": Problem, "description": "The body is too large"},
             429: {"model": Problem, "description": "Not stored: this key holds its share of the buffer"},
             415: {"model": Problem, "description": "The body is encoded"},
             503: {"model": Problem, "description": "Not stored; send again after Retry-After seconds"},
             504: {"model": Problem, "description": "The database did not say whether it is stored"},
         },
+        openapi_extra={"parameters": [IDEMPOTENCY_KEY]},
     )

@@ -8,7 +8,7 @@ Promises:
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import orjson
 from fastapi import APIRouter, Request, Security
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
 from app.errors import (
@@ -38,7 +38,7 @@ from app.ingest.receipt import Receipt, Stored
 from app.web import auth, problems
 from app.web.access import KEY_HEADER
 from app.web.bodies import announced_bytes, parts_of
-from app.web.idempotency import Recall, answered_before, fingerprint, require_usable
+from app.web.idempotency import IDEMPOTENCY_KEY, Recall, answered_before, fingerprint, require_usable
 from app.web.ingest import MAX_ADDRESS_LENGTH, Problem
 
 logger = logging.getLogger(__name__)
@@ -63,14 +63,39 @@ class Options(BaseModel):
     backfill: bool = False
 
 
-QUERY_PARAMETERS = [
-    {"in": "query", "name": name, "schema": schema}
-    for name, schema in {
-        "precision": {"enum": [unit.value for unit in Precision], "default": Precision.AUTO.value},
-        "partial": {"type": "boolean", "default": True},
-        "backfill": {"type": "boolean", "default": False},
-    }.items()
+PARAMETERS = [
+    {
+        "in": "query",
+        "name": "precision",
+        "schema": {"enum": [unit.value for unit in Precision], "default": Precision.AUTO.value},
+        "description": "The unit of times that are numbers; auto tells it by magnitude.",
+    },
+    {
+        "in": "query",
+        "name": "partial",
+        "schema": {"type": "boolean", "default": True},
+        "description": "Whether the good readings are stored where some are bad; false: all or none.",
+    },
+    {
+        "in": "query",
+        "name": "backfill",
+        "schema": {"type": "boolean", "default": False},
+        "description": "Whether readings may be older than ACCEPT_PAST_DAYS.",
+    },
+    IDEMPOTENCY_KEY,
+    {
+        "in": "header",
+        "name": "Prefer",
+        "schema": {"type": "string"},
+        "example": "respond-async",
+        "description": "respond-async: answered once the readings are in memory, with 202.",
+    },
 ]
+EXAMPLES: Mapping[Format, object] = {
+    Format.JSON: [{"sensor_id": "greenhouse-1", "temperature": 23.5, "humidity": 48.2, "pressure": 1013.2}],
+    Format.NDJSON: '{"sensor_id": "greenhouse-1", "temperature": 23.5}\n{"sensor_id": "greenhouse-2", "humidity": 9}\n',
+    Format.CSV: "sensor_id,time,temperature\ngreenhouse-1,2023-07-12T14:30:45Z,23.5\n",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +119,31 @@ class StoredReadings(BaseModel):
     unknown_columns: list[str] = []
 
 
+class AcceptedReadings(BaseModel):
+    """What is in memory."""
+
+    accepted: int
+    unknown_columns: list[str] = []
+
+
+class BadRow(BaseModel):
+    """A reading that is not stored, and why."""
+
+    row: int = Field(description="From 1.")
+    column: str | None
+    reason: str
+    value: object
+
+
+class SomeRejected(StoredReadings):
+    """What a request has brought about, some of whose readings were bad. If 202 was asked for, ``stored`` is called
+    ``accepted``.
+    """
+
+    rejected: int
+    errors: list[BadRow] = Field(description=f"The first {MAX_ERRORS}.")
+
+
 def bulk_router(bulk: "BulkIngest") -> APIRouter:
     """The route."""
     router = APIRouter(tags=["ingest"])
@@ -104,13 +154,19 @@ def bulk_router(bulk: "BulkIngest") -> APIRouter:
         response_model=StoredReadings,
         summary="Store many readings",
         responses={
-            202: {"description": "Buffered, as Prefer: respond-async asked; a crash may lose them"},
+            202: {
+                "model": AcceptedReadings,
+                "description": "In memory, as was asked for; a crash may lose them",
+            },
             401: {"model": Problem, "description": "The API key is missing or wrong"},
             408: {"model": Problem, "description": "The body stopped coming"},
-            409: {"model": Problem, "description": "The Idempotency-Key was used with another body"},
+            409: {"model": Problem, "description": "The Idempotency-Key was used for another request"},
             413: {"model": Problem, "description": "Too many bytes or readings: split them"},
             415: {"model": Problem, "description": "The Content-Type or Content-Encoding is not known"},
-            422: {"description": "Some readings are bad: they are named, and unless partial=false the good are stored"},
+            422: {
+                "model": SomeRejected | Problem,
+                "description": "Some readings are bad: they are named, and unless partial=false the good are stored",
+            },
             429: {
                 "model": Problem,
                 "description": "Not stored: this key sends too fast; again after Retry-After seconds",
@@ -119,8 +175,13 @@ def bulk_router(bulk: "BulkIngest") -> APIRouter:
             504: {"model": Problem, "description": "The database did not say whether they are stored"},
         },
         openapi_extra={
-            "requestBody": {"required": True, "content": {format_.value: {} for format_ in Format}},
-            "parameters": QUERY_PARAMETERS,
+            "requestBody": {
+                "required": True,
+                "content": {
+                    format_.value: {"example": EXAMPLES[format_]} if format_ in EXAMPLES else {} for format_ in Format
+                },
+            },
+            "parameters": PARAMETERS,
         },
     )
     async def post_readings(request: Request, key: Annotated[str | None, Security(KEY_HEADER)]) -> Response:

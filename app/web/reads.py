@@ -312,7 +312,8 @@ def _time_us(name: str, text: str) -> int:
     try:
         return parse_time_us(text)
     except ValueError as error:
-        raise InvalidParameter(f"{name}: {error}.") from None
+        hint = " In a URL a + is written %2B." if " " in text else ""
+        raise InvalidParameter(f"{name}: {error}, and is {text[:100]!r}.{hint}") from None
 
 
 def _names(values: Sequence[str]) -> list[str]:

@@ -93,7 +93,7 @@ def sensors_router(registry: Registry, *, keyring: auth.Keyring) -> APIRouter:
             return await registry.one(f"{name}/latest")
         sensor = await registry.one(name)
         if sensor.latest is None:
-            raise NotFound(f"{name!r} has sent nothing yet.")
+            raise NotFound(f"Nothing of {name!r} is there yet: what comes is seen here some seconds later.")
         return sensor.latest
 
     @router.get(f"/sensors/{NAME}", summary="A sensor, and how it is", responses=UNKNOWN, dependencies=reader)

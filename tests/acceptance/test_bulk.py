@@ -420,7 +420,7 @@ def test_a_repeated_request_is_answered_as_the_first_also_by_the_next_server(dat
         for other, query in ((sent[:-1], ""), (sent, "partial=false"), (sent, "precision=s")):
             answer = there.send(*other, query=query, Idempotency_Key="whole")
             assert answer.status_code == 409
-            assert "another body" in answer.json()["detail"]
+            assert "another request" in answer.json()["detail"]
     with site(tmp_path, database) as there:
         assert send_all(there) == first
     assert scalar(database, "SELECT count(*) FROM readings") == 50 + 50 + 50 + 1

@@ -246,7 +246,10 @@ class TimeWindow:
     def fault(self, time_us: int, *, now_us: int) -> str | None:
         """Why this time is outside the window, in words for the sender; None if it is inside."""
         if self.past_us is not None and time_us < now_us - self.past_us:
-            return f"time is more than {self.past_us / 86_400e6:g} days ago, which is as far back as this server takes"
+            return (
+                f"time is more than {self.past_us / 86_400e6:g} days ago, which is as far back as this server takes "
+                "without backfill=true at POST /api/readings"
+            )
         if self.future_us is not None and time_us > now_us + self.future_us:
             return f"time is more than {self.future_us / 60e6:g} minutes ahead of this server's clock"
         if self.kept_us is not None and time_us < now_us - self.kept_us:

@@ -400,7 +400,13 @@ def test_days_before_1970_are_days_too() -> None:
             "noon",
         ),
         ({"time": "1850-01-01"}, "time", "time should lie between the years 1900 and 2261", "1850-01-01"),
-        ({"time": 0}, "time", "time is more than 30 days ago, which is as far back as this server takes", 0),
+        (
+            {"time": 0},
+            "time",
+            "time is more than 30 days ago, which is as far back as this server takes without backfill=true at POST "
+            "/api/readings",
+            0,
+        ),
         ({"time": 1_800_000_000}, "time", "time is more than 10 minutes ahead of this server's clock", 1_800_000_000),
         ({"temperature": True}, "temperature", "temperature should be a number, not a boolean", True),
         ({"temperature": "warm"}, "temperature", "temperature should be a number", "warm"),
