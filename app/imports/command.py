@@ -41,9 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        type=Precision,
-        choices=list(Precision),
-        default=Precision.AUTO,
+        choices=[precision.value for precision in Precision],
+        default=Precision.AUTO.value,
         help="unit of times that are numbers: auto (by magnitude), s, ms, us, ns",
     )
     parser.add_argument("--dry-run", action="store_true", help="read and check only; nothing is stored")
@@ -68,7 +67,7 @@ def import_files(settings: Settings, chosen: argparse.Namespace, database_url: s
     """
     columns = dict(chosen.column)
     columns |= {ours: theirs for ours, theirs in (("sensor_id", chosen.sensor), ("time", chosen.time)) if theirs}
-    layout = Layout(columns, frozenset(chosen.fahrenheit), chosen.precision)
+    layout = Layout(columns, frozenset(chosen.fahrenheit), Precision(chosen.precision))
     window = TimeWindow.of(
         past_days=0, future_minutes=settings.accept_future_minutes, kept_days=settings.retention_raw_days
     )
