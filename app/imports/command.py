@@ -2,9 +2,11 @@
 
 import argparse
 import asyncio
+from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from app.errors import ConfigurationError
 from app.imports.files import FORMATS, Layout, format_of
 from app.imports.terminal import import_file
 from app.ingest.decode.columns import METRICS
@@ -55,6 +57,15 @@ def _metric_and_column(argument: str) -> tuple[str, str]:
     return metric, column
 
 
+def _columns(chosen: argparse.Namespace) -> dict[str, str]:
+    named = [*chosen.column, ("sensor_id", chosen.sensor), ("time", chosen.time)]
+    named = [(ours, theirs) for ours, theirs in named if theirs]
+    for names in zip(*named, strict=True):
+        if twice := [name for name, times in Counter(names).items() if times > 1]:
+            raise ConfigurationError(f"The options name {twice[0]!r} twice: a column of the file is one of ours.")
+    return dict(named)
+
+
 def import_files(settings: Settings, chosen: argparse.Namespace, database_url: str | None) -> int:
     """Imports the files that were named; without a database they are only checked.
 
@@ -62,12 +73,11 @@ def import_files(settings: Settings, chosen: argparse.Namespace, database_url: s
         The exit status: REJECTED_STATUS if some readings were rejected, 0 if all are stored, now or before.
 
     Raises:
-        ConfigurationError: a file can't be read, or a report not be written.
+        ConfigurationError: the options contradict each other or a file, a file can't be read, or a report not be
+            written.
         NotStored: the database can't be reached.
     """
-    columns = dict(chosen.column)
-    columns |= {ours: theirs for ours, theirs in (("sensor_id", chosen.sensor), ("time", chosen.time)) if theirs}
-    layout = Layout(columns, frozenset(chosen.fahrenheit), Precision(chosen.precision))
+    layout = Layout(_columns(chosen), frozenset(chosen.fahrenheit), Precision(chosen.precision))
     window = TimeWindow.of(
         past_days=0, future_minutes=settings.accept_future_minutes, kept_days=settings.retention_raw_days
     )

@@ -5,9 +5,10 @@ It reads files, and knows neither what a reading is nor where it goes.
 
 import csv
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import orjson
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from app.errors import ConfigurationError, MalformedBody
+from app.ingest.decode.columns import in_words
 from app.ingest.decode.readings import Format
 from app.ingest.decode.timestamps import Precision
 from app.ingest.decode.utf8 import NOT_UTF8, without_bom
@@ -30,6 +32,7 @@ FORMATS = {".csv": Format.CSV, ".ndjson": Format.NDJSON, ".jsonl": Format.NDJSON
 _BLANK = b" \t\r\n"
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 CODECS = {".gz": "gzip", ".zst": "zstd"}
+_OPTIONS = {"sensor_id": "--sensor ", "time": "--time "}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,16 @@ class Layout:
                 return ours
         return f"{name} of the file" if name in self.columns else name
 
+    def require_in(self, path: Path, names: Sequence[str]) -> None:
+        """Raises ConfigurationError if an option names a column that is none of a file's."""
+        options = {theirs: _OPTIONS.get(ours, f"--column {ours}=") + theirs for ours, theirs in self.columns.items()}
+        options |= {metric: f"--fahrenheit {metric}" for metric in sorted(self.fahrenheit - self.columns.keys())}
+        for column, option in options.items():
+            if column not in names:
+                raise ConfigurationError(
+                    f"{path} has no column {column!r}, which {option} names. Its columns: {in_words(names)}."
+                )
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -74,7 +87,12 @@ def format_of(path: Path) -> Format:
 
 
 def blocks(path: Path, layout: Layout) -> Iterator[Block]:
-    """A file in blocks, its columns under our names. Raises ConfigurationError if it can't be read."""
+    """A file in blocks, its columns under our names.
+
+    Raises:
+        ConfigurationError: it can't be read, or, before the first block, ``layout`` has columns that are not in it. Of
+            NDJSON, where a reading may have fewer than another, the first block's readings tell.
+    """
     format_ = format_of(path)
     try:
         if format_ is Format.PARQUET:
@@ -89,6 +107,7 @@ def blocks(path: Path, layout: Layout) -> Iterator[Block]:
 
 def _parquet_blocks(path: Path, layout: Layout) -> Iterator[Block]:
     with pa.parquet.ParquetFile(path) as file:
+        layout.require_in(path, file.schema_arrow.names)
         rows = 0
         for batch in file.iter_batches(BLOCK_ROWS):
             rows += batch.num_rows
@@ -107,7 +126,9 @@ def _csv_blocks(path: Path, layout: Layout) -> Iterator[Block]:
             first, text = _first_line(without_bom(piece))
             if not first:
                 continue
-            header = _renamed_header(first, layout)
+            names = _names_of_header(first)
+            layout.require_in(path, names)
+            header = _header([layout.ours(name) for name in names])
         yield Block(header + text, Format.CSV, progress)
     if header is None:
         yield Block(b"", Format.CSV, 1.0)  # the decoder will say what is missing
@@ -119,32 +140,48 @@ def _first_line(text: bytes) -> tuple[bytes, bytes]:
     return first, b"".join(rest)
 
 
-def _renamed_header(line: bytes, layout: Layout) -> bytes:
+def _names_of_header(line: bytes) -> list[str]:
     try:
-        names = next(csv.reader([line.decode()]))
+        return [name.strip() for name in next(csv.reader([line.decode()]))]
     except UnicodeDecodeError as error:
         raise MalformedBody(f"The CSV's header can't be read: {NOT_UTF8}.") from error
     except csv.Error as error:
         raise MalformedBody(f"The CSV's header can't be read: {error}.") from error
-    return ",".join('"' + layout.ours(name.strip()).replace('"', '""') + '"' for name in names).encode() + b"\n"
+
+
+def _header(names: Sequence[str]) -> bytes:
+    return ",".join('"' + name.replace('"', '""') + '"' for name in names).encode() + b"\n"
 
 
 def _ndjson_blocks(path: Path, layout: Layout) -> Iterator[Block]:
+    names: list[str] = []
     for text, progress in _texts(path, end_of_line):
+        if not names and (names := _names_of_objects(text)):
+            layout.require_in(path, names)
         yield Block(_renamed(text, layout) if layout.columns else text, Format.NDJSON, progress)
+
+
+def _names_of_objects(text: bytes) -> list[str]:
+    return list(dict.fromkeys(chain.from_iterable(_object(line) or () for line in text.split(b"\n"))))
 
 
 def _renamed(text: bytes, layout: Layout) -> bytes:
     def renamed(line: bytes) -> bytes:
-        try:
-            reading = orjson.loads(line)
-        except ValueError:
+        reading = _object(line)
+        if reading is None:
             return line  # the decoder will say what is wrong with it
-        if not isinstance(reading, dict):
-            return line
         return orjson.dumps({layout.ours(name): value for name, value in reading.items()})
 
     return b"\n".join(map(renamed, text.split(b"\n")))
+
+
+def _object(line: bytes) -> dict[str, object] | None:
+    """The object in a line of JSON, if there is one."""
+    try:
+        reading = orjson.loads(line)
+    except ValueError:
+        return None
+    return reading if isinstance(reading, dict) else None
 
 
 def _texts(path: Path, end_of_record: Callable[[bytes], int]) -> Iterator[tuple[bytes, float]]:

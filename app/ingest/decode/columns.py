@@ -25,6 +25,7 @@ COLUMNS = ("sensor_id", "time", *METRICS)
 """All that are known, in the order in which a row's first fault is looked for."""
 
 MAX_UNKNOWN_COLUMNS = 100
+MAX_NAMED_COLUMNS = 30
 MAX_SHOWN_LENGTH = 100
 
 NO_SENSOR_ID = "sensor_id is missing"
@@ -121,10 +122,11 @@ def require_columns(names: Sequence[str]) -> Sequence[str]:
         MalformedBody: ``sensor_id`` is not among them, or a name comes twice; the message says what to do.
     """
     if twice := [name for name, times in Counter(names).items() if name and times > 1]:
-        raise MalformedBody(f"The column {_in_words(twice[0])} comes twice: give every column a name of its own.")
+        raise MalformedBody(f"The column {in_words(twice[:1])} comes twice: give every column a name of its own.")
     if "sensor_id" not in names:
-        sent = ", ".join(_in_words(name) for name in names[:10]) or "none"
-        raise MalformedBody(f"There is no column sensor_id. The columns sent: {sent}. Known: {', '.join(COLUMNS)}.")
+        raise MalformedBody(
+            f"There is no column sensor_id. The columns sent: {in_words(names)}. Known: {', '.join(COLUMNS)}."
+        )
     return unknown_among(names)
 
 
@@ -134,8 +136,10 @@ def unknown_among(names: Sequence[str]) -> Sequence[str]:
     return list(unknown)[:MAX_UNKNOWN_COLUMNS]
 
 
-def _in_words(name: str) -> str:
-    return repr(name[:MAX_SHOWN_LENGTH])
+def in_words(names: Sequence[str]) -> str:
+    """Names of columns for a message, the first MAX_NAMED_COLUMNS, with … where there are more."""
+    said = [repr(name[:MAX_SHOWN_LENGTH]) for name in names[:MAX_NAMED_COLUMNS]]
+    return ", ".join(said + ["…"] * (len(names) > MAX_NAMED_COLUMNS)) or "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,19 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import ConfigurationError
-from app.imports.files import MAX_RECORD_BYTES, Layout, end_of_csv_record, end_of_line, format_of
+from app.imports.files import MAX_RECORD_BYTES, Layout, blocks, end_of_csv_record, end_of_line, format_of
 from app.ingest.decode.readings import Format
+from tests.unit.ingest.decode import bodies
 
 fields = st.lists(st.sampled_from([*'ab,"\n é', "\r\n"]), max_size=6).map("".join)
 records = st.lists(st.lists(fields, min_size=2, max_size=3), max_size=12)
@@ -98,3 +101,51 @@ def test_a_column_of_the_file_gets_our_name_and_one_in_its_place_another() -> No
     assert [layout.ours(name) for name in ("origin", "sensor_id", "time", "temperature")] == [
         *("sensor_id", "time", "time of the file", "temperature")
     ]
+
+
+RECORDS = [{"origin": "EWR", "time": 0}, {"origin": "JFK", "time": 0, "temp": 39.02}]
+IN_EVERY_FORMAT = {
+    "a.csv": b" origin ,time,temp\nEWR,0,\nJFK,0,39.02\n",
+    "a.ndjson": b"nothing\n" + bodies.ndjson(RECORDS),
+    "a.parquet": bodies.parquet(pa.Table.from_pylist(RECORDS[::-1])),
+}
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        (Layout({"sensor_id": "orign"}), "no column 'orign', which --sensor orign names"),
+        (Layout({"time": "nope"}), "no column 'nope', which --time nope names"),
+        (
+            Layout({"sensor_id": "origin", "temperature": "temq"}),
+            "no column 'temq', which --column temperature=temq names",
+        ),
+        (
+            Layout({"sensor_id": "origin"}, frozenset(["temperature"])),
+            "no column 'temperature', which --fahrenheit temperature names",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", IN_EVERY_FORMAT)
+def test_an_option_that_names_no_column_of_the_file_ends_it_before_the_first_block(
+    tmp_path: Path, name: str, layout: Layout, said: str
+) -> None:
+    (tmp_path / name).write_bytes(IN_EVERY_FORMAT[name])
+    with pytest.raises(ConfigurationError) as raised:
+        next(blocks(tmp_path / name, layout))
+    assert said in str(raised.value)
+    _, _, columns = str(raised.value).partition("Its columns: ")
+    assert sorted(re.findall(r"\w+", columns)) == ["origin", "temp", "time"]
+
+
+@pytest.mark.parametrize("name", IN_EVERY_FORMAT)
+def test_a_column_may_be_in_some_readings_only_and_in_fahrenheit_under_its_own_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(IN_EVERY_FORMAT[name])
+    layout = Layout({"sensor_id": "origin", "temperature": "temp"}, frozenset(["temperature"]))
+    assert list(blocks(tmp_path / name, layout))
+
+
+def test_columns_that_a_message_leaves_out_are_marked(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",".join(f"c{number}" for number in range(31)) + "\n")
+    with pytest.raises(ConfigurationError, match="'c29', …"):
+        next(blocks(tmp_path / "a.csv", Layout({"time": "nope"})))
