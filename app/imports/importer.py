@@ -10,7 +10,7 @@ import csv
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -56,6 +56,8 @@ class Outcome:
     found: int = 0
     """Those that were there from an earlier import."""
     rejected: int = 0
+    unknown_columns: dict[str, None] = field(default_factory=dict)
+    """The file's columns that are none of ours, in order of appearance."""
 
     @property
     def rows(self) -> int:
@@ -164,6 +166,7 @@ class Importer:
                 while (block := await asyncio.to_thread(next, pieces, None)) is not None:
                     decoded = await asyncio.to_thread(self._decode, block)
                     outcome.rejected += decoded.rejected
+                    outcome.unknown_columns |= dict.fromkeys(decoded.unknown_columns)
                     report.write(decoded.errors, rows_before)
                     for place, part in enumerate(_parts(decoded)):
                         claimed = f"{digest}:{rows_before}:{place}"

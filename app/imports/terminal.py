@@ -1,4 +1,4 @@
-"""What a person sees of an import: a bar, rows a second and the time left; and in the end a line a file."""
+"""What a person sees of an import: a bar, rows a second and the time left; and in the end what became of each file."""
 
 import time
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from app.imports.files import Layout
 from app.imports.importer import Importer, Outcome, report_path
+from app.ingest.decode.columns import in_words
 from app.ingest.decode.timestamps import TimeWindow
 from app.ingest.pipeline import Intake
 
@@ -46,4 +47,6 @@ async def import_file(
     if outcome.rejected:
         said.append(f"{outcome.rejected:,} rejected, see {report_path(path)}")
     print(f"{path.name}: {', '.join(said)} ({elapsed_s():.1f} s, {outcome.rows / elapsed_s():,.0f} rows/s)", flush=True)
+    if outcome.unknown_columns:
+        print(f"{path.name}: columns not stored: {in_words(list(outcome.unknown_columns))}", flush=True)
     return outcome
