@@ -41,9 +41,10 @@ async def import_file(
 
         importer = Importer(intake=intake, layout=layout, window=window, now_us=now_us, on_progress=move)
         outcome = await importer.run(path)
-    said = [f"{outcome.stored:,} readings {'stored' if intake else 'would be stored'}"]
+    readings = "reading" if outcome.stored == 1 else "readings"
+    said = [f"{outcome.stored:,} {readings} {'stored' if intake else 'would be stored'}"]
     if outcome.found:
-        said.append(f"{outcome.found:,} were there already")
+        said.append(f"{outcome.found:,} {'was' if outcome.found == 1 else 'were'} there already")
     if outcome.rejected:
         said.append(f"{outcome.rejected:,} rejected, see {report_path(path)}")
     print(f"{path.name}: {', '.join(said)} ({elapsed_s():.1f} s, {outcome.rows / elapsed_s():,.0f} rows/s)", flush=True)

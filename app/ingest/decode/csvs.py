@@ -167,7 +167,8 @@ def _by_record(
                     'the line should be fields between commas, those with a quote in them quoted: "such ""as"" this"'
                 )
             if len(fields) != len(names):
-                raise ValueError(f"the row has {len(fields)} fields where the header has {len(names)}")
+                count = "1 field" if len(fields) == 1 else f"{len(fields)} fields"
+                raise ValueError(f"the row has {count} where the header has {len(names)}")
             decoded = [field.decode() for field in fields]
         except ValueError as error:
             faults[None][row] = NOT_UTF8 if isinstance(error, UnicodeDecodeError) else str(error)

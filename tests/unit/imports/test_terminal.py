@@ -24,3 +24,11 @@ def test_columns_that_are_not_stored_are_named_once(tmp_path: Path, capsys: pyte
     assert last == "a.csv: columns not stored: 'temperature of the file', 'dewp'"
     (tmp_path / "a.csv").write_text("sensor_id,time,temperature\na,0,1\nb,0,1\n")
     assert len(printed(tmp_path / "a.csv", capsys)) == 1
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, "0 readings "), (1, "1 reading "), (2, "2 readings ")])
+def test_one_is_a_reading_and_others_are_readings(
+    count: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.csv").write_text("sensor_id,time,temperature\n" + "a,0,1\n" * count)
+    assert printed(tmp_path / "a.csv", capsys)[0].startswith(f"a.csv: {said}")

@@ -509,7 +509,8 @@ def test_a_csv_row_with_too_few_or_too_many_fields_costs_itself_alone() -> None:
     decoded = decode(body, Format.CSV)
     assert [row[0] for row in rows_of(decoded)] == ["a", "e", "f"]
     assert [(fault.row, fault.value) for fault in decoded.errors] == [(2, "b"), (3, "c,3,"), (4, '"d,4')]
-    assert decoded.errors[0].reason == "the row has 1 fields where the header has 2"
+    assert decoded.errors[0].reason == "the row has 1 field where the header has 2"
+    assert decoded.errors[1].reason == "the row has 3 fields where the header has 2"
 
 
 def test_what_is_blank_is_what_the_single_readings_parser_finds_blank() -> None:
