@@ -204,6 +204,7 @@ class Server:
             tasks.create_task(self._latest.run())
             tasks.create_task(self._age(edition))
             await self.pipeline.opened.wait()
+            logger.info("the database is reached; readings are taken")
             self._announce(edition)
 
     async def _age(self, edition: Edition) -> None:

@@ -449,8 +449,8 @@ class Pipeline(Generic[AnyFlush]):
             except DatabaseAway as error:
                 await self._back_off(error)
             else:
-                if self._trouble is not None:
-                    logger.info("the database is reached; readings are taken")
+                if self._trouble is not None and self.opened.is_set():
+                    logger.info("the database is back; readings are taken again")
                 self._trouble = None
                 self.opened.set()
                 return result

@@ -151,6 +151,7 @@ def test_what_programs_put_before_and_between_lines_of_a_csv_does_not_matter(url
         (tmp_path / f"{name}.csv").write_bytes(start + end.join(lines).replace(b"sensor_id", b" station"))
         status, output = run_command(tmp_path, "import", f"{name}.csv", "--sensor", "station", DATABASE_URL=url)
         assert (status, "3 readings stored" in output) == (0, True), output
+        assert output.count("\n") == 1, output
 
 
 def large_csv(path: Path, count: int) -> list[Row]:
