@@ -276,7 +276,8 @@ class Server:
 
 @asynccontextmanager
 async def importing(settings: Settings, database_url: str) -> AsyncIterator[Intake]:
-    """The way into a database, without a server around it; at the end, what was taken in is flushed.
+    """The way into a database, without a server around it; at the end, whatever has come to it, what was taken in is
+    flushed if the database is there.
 
     Raises:
         DatabaseAway: the database can't be reached.
@@ -299,8 +300,13 @@ async def importing(settings: Settings, database_url: str) -> AsyncIterator[Inta
         await asyncio.wait([opened, work], return_when=asyncio.FIRST_COMPLETED)
         if work.done():
             work.result()
-        yield pipeline
-        await pipeline.drain(settings.drain_timeout_s)
+        try:
+            yield pipeline
+        finally:
+            # To cancel a COPY under way would roll it back, and psycopg 3.3.9 can't: its C generators end in a
+            # TypeError when it resumes them, which it logs.
+            if pipeline.trouble is None:
+                await pipeline.drain(settings.drain_timeout_s)
     finally:
         for task in (opened, work):
             task.cancel()

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import signal
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -176,13 +177,17 @@ def has_more_than(url: str, count: int) -> bool:
     return bool(scalar(url, COUNT) > count)
 
 
-def test_an_import_that_is_killed_and_run_again_stores_every_reading_once(url: str, tmp_path: Path) -> None:
+def test_an_import_that_is_killed_or_stopped_and_run_again_stores_every_reading_once(url: str, tmp_path: Path) -> None:
     (tmp_path / "a.ndjson").write_bytes(bodies.ndjson(readings(400_000)))
-    for _ in range(2):
+    for signal_ in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
         has_more = partial(has_more_than, url, scalar(url, COUNT))
         with command(tmp_path, "import", "a.ndjson", DATABASE_URL=url) as importer:
             eventually(has_more, timeout_s=60)
-            importer.kill()
+            importer.send_signal(signal_)
+            output, _ = importer.communicate(timeout=60)
+        if signal_ != signal.SIGKILL:
+            assert importer.returncode == 130
+            assert re.fullmatch(r"sensorflow: stopped\. .*\n", output), output
     assert 0 < scalar(url, COUNT) < 400_000
     status, output = run_command(tmp_path, "import", "a.ndjson", DATABASE_URL=url)
     assert (status, "were there already" in output) == (0, True), output
