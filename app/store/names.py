@@ -4,6 +4,7 @@ An id is remembered only once it is committed, so a flush that fails can't leave
 """
 
 from collections.abc import Sequence
+from itertools import chain, islice
 from typing import Generic, TypeVar, cast
 
 import psycopg
@@ -18,7 +19,7 @@ MAX_REMEMBERED = 1_000_000
 MAX_REMEMBERED_BYTES = 16 << 20
 """Of arrays of names: those that 80 gateways with 10,000 sensors each send. Beyond it they are forgotten likewise."""
 MIN_REMEMBERED_NAMES = 100
-"""Smaller arrays gain nothing, and may be of very many kinds."""
+"""Smaller arrays gain little, and may be of very many kinds."""
 ARRAY_BYTES = 800
 """What remembering an array takes beside its bytes and its ids."""
 
@@ -41,8 +42,7 @@ class NameIds(Generic[Name]):
         arguments = {"table": sql.Identifier(table), "columns": columns, "lists": lists}
         # In the order of the names: two processes that add the same new names in two orders would deadlock.
         self._add = sql.SQL(
-            "INSERT INTO {table} ({columns}) SELECT DISTINCT * FROM unnest({lists}) ORDER BY {order} "
-            "ON CONFLICT DO NOTHING"
+            "INSERT INTO {table} ({columns}) SELECT * FROM unnest({lists}) ORDER BY {order} ON CONFLICT DO NOTHING"
         ).format(order=sql.SQL(", ").join(sql.Literal(place + 1) for place in range(len(key))), **arguments)
         self._find = sql.SQL(
             "SELECT id, {columns} FROM {table} WHERE ({columns}) IN (SELECT * FROM unnest({lists}))"
@@ -68,7 +68,7 @@ class NameIds(Generic[Name]):
         ids = list(map(known.get, names))
         if None not in ids:
             return cast("list[int]", ids)
-        new = [name for name, id_ in zip(names, ids, strict=True) if id_ is None]
+        new = list(dict.fromkeys(name for name, id_ in zip(names, ids, strict=True) if id_ is None))
         lists = [new] if self._is_one_column else list(map(list, zip(*new, strict=True)))
         async with self._database.borrow(timeout_s=self._timeout_s) as connection:
             await connection.execute(self._add, lists)
@@ -103,22 +103,18 @@ class SensorIds(NameIds[str]):
         """The id of each name, and those of each array, in which none may be null; as ``ids_of``."""
         known = self._arrays
         keys = [key_of(array) for array in arrays]
-        asked = list(names)
-        for key, array in zip(keys, arrays, strict=True):
-            if key not in known:
-                asked += array.to_pylist()
-        ids = await self.ids_of(asked)
-        of_arrays = []
-        place = len(names)
-        for key, array in zip(keys, arrays, strict=True):
-            if (of_array := known.get(key)) is None:
-                of_array = pa.array(ids[place : place + len(array)], pa.int32())
-                place += len(array)
-            of_arrays.append(of_array)
+        found = [known.get(key) for key in keys]
+        unknown = [array for array, of_array in zip(arrays, found, strict=True) if of_array is None]
+        ids = iter(await self.ids_of([*names, *chain.from_iterable(array.to_pylist() for array in unknown)]))
+        of_names = list(islice(ids, len(names)))
+        of_arrays = [
+            pa.array(list(islice(ids, len(array))), pa.int32()) if of_array is None else of_array
+            for array, of_array in zip(arrays, found, strict=True)
+        ]
         if known is self._arrays:  # and not forgotten meanwhile
             for key, of_array in zip(keys, of_arrays, strict=True):
                 self._remember(key, of_array)
-        return ids[: len(names)], of_arrays
+        return of_names, of_arrays
 
     def _remember(self, key: bytes, ids: pa.Int32Array) -> None:
         size_bytes = ARRAY_BYTES + len(key) + ids.nbytes

@@ -241,11 +241,11 @@ def _object_to_names(sensors: pa.DictionaryArray, objections: list[_Objection]) 
     names = sensors.dictionary
     faults = {
         NO_SENSOR_ID: pc.equal(pc.binary_length(names), 0),
-        "sensor_id should not be blank": pc.equal(pc.binary_length(pc.utf8_trim_whitespace(names)), 0),
         f"sensor_id should have at most {MAX_SENSOR_ID_LENGTH} characters": pc.greater(
             pc.utf8_length(names), MAX_SENSOR_ID_LENGTH
         ),
         "sensor_id should have no NUL character": pc.match_substring(names, "\0"),
+        "sensor_id should not be blank": pc.equal(pc.binary_length(pc.utf8_trim_whitespace(names)), 0),
     }
     for reason, of_names in faults.items():
         if of_names.true_count:

@@ -65,16 +65,17 @@ def decode_ndjson(body: bytes, terms: Terms) -> Sent:
     body = without_bom(body)
     if b"\r" in body:
         body = body.replace(b"\r\n", b"\n")
-    if not (body.startswith(b"{") and body.endswith((b"}", b"}\n"))):  # else it is not copied for the end of a line
+    if not (body.startswith(b"{") and body.endswith((b"}", b"}\n"))):  # it would be copied for the newline at its end
         body = body.strip(_WHITESPACE)
     if not body:
         return Sent(0, {})
-    if len(body) >= ONE_SHAPE_PAYS_FROM_BYTES and (sent := _lines_of_one_shape(body, terms)) is not None:
+    may_have_columns = len(body) >= ARROW_PAYS_FROM_BYTES and is_utf8(body)
+    if may_have_columns and (sent := _lines_of_one_shape(body, terms)) is not None:
         return sent
     body = body.removesuffix(b"\n")
     if body.count(b"\n") >= terms.max_rows:
         require_few_rows(sum(1 for _ in lines(body)), terms)
-    if len(body) >= ARROW_PAYS_FROM_BYTES and (sent := _lines_by_arrow(body, terms)) is not None:
+    if may_have_columns and (sent := _lines_by_arrow(body, terms)) is not None:
         return sent
     _require_few_values(body, terms)
     texts = list(lines(body))
@@ -92,15 +93,15 @@ def decode_ndjson(body: bytes, terms: Terms) -> Sent:
 
 
 def _lines_of_one_shape(body: bytes, terms: Terms) -> Sent | None:
-    columns = columns_of_one_shape(body, max_rows=terms.max_rows) if is_utf8(body) else None
+    if len(body) < ONE_SHAPE_PAYS_FROM_BYTES:
+        return None
+    columns = columns_of_one_shape(body, max_rows=terms.max_rows)
     if columns is None or not _reads_alike(columns, terms.precision):
         return None
     return Sent(len(columns["sensor_id"]), columns)
 
 
 def _lines_by_arrow(body: bytes, terms: Terms) -> Sent | None:
-    if not is_utf8(body):
-        return None
     rows = _objects_by_the_line(body)
     if not rows:
         if body.count(b"\n") >= terms.max_rows:

@@ -46,9 +46,9 @@ def columns_of_one_shape(body: bytes, *, max_rows: int) -> Mapping[str, pa.Array
     names = list(sample[0])
     if not {"sensor_id"} <= {*names} <= {*COLUMNS} or any(list(reading) != names for reading in sample):
         return None
-    shortest = "".join(f'"{name}":0,' for name in names) + "{}"
+    shortest_bytes = len('"a":0,') * len(names) + len("{}")
     # To count them takes 0.06 µs a row, and can mostly be spared.
-    if len(body) > max_rows * len(shortest) and body.count(b"\n") > max_rows:
+    if len(body) > max_rows * shortest_bytes and body.count(b"\n") > max_rows:
         return None
     times = {type(reading.get("time")) for reading in sample}
     time_type = pa.string() if str in times else pa.float64() if float in times else pa.int64()
