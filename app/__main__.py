@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         configure_logging(level=settings.log_level, as_json=settings.log_format == "json")
         is_import = chosen.command == "import"
         if is_import:
-            signal.signal(signal.SIGTERM, _interrupt)  # an import that is ended has not succeeded
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # an import that is ended has not succeeded
         if is_import and chosen.dry_run:
             return import_files(settings, chosen, None)
         with _database(settings, may_join=is_import) as url:
@@ -149,11 +149,6 @@ Send one:
   curl -i {url}/api/temperature_reading -H "X-API-Key: {key}" \\
     -d '{{"temperature": 23.5, "humidity": 48.2, "pressure": 1013.2, "sensor_id": "greenhouse-1"}}'
 """
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    """As Ctrl-C does, by asyncio's own handler where it has one: it lets the tasks end in order."""
-    signal.raise_signal(signal.SIGINT)
 
 
 def _exit(_signal: int, _frame: FrameType | None) -> None:

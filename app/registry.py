@@ -58,7 +58,7 @@ class SensorChange(BaseModel):
             "example": {
                 "label": "Tomatoes",
                 "expected_interval_s": 60,
-                "limits": {"temperature": {"lower": 5, "upper": 35}, "humidity": None},
+                "limits": {"temperature": {"lower": 5, "upper": 35}},
             }
         },
     )

@@ -2,8 +2,10 @@
 
 import argparse
 import asyncio
+import signal
 from collections import Counter
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 from app.errors import ConfigurationError
@@ -62,7 +64,7 @@ def _columns(chosen: argparse.Namespace) -> dict[str, str]:
     named = [(ours, theirs) for ours, theirs in named if theirs]
     for names in zip(*named, strict=True):
         if twice := [name for name, times in Counter(names).items() if times > 1]:
-            raise ConfigurationError(f"The options name {twice[0]!r} twice: a column of the file is one of ours.")
+            raise ConfigurationError(f"The options have {twice[0]!r} twice: a column of the file can be one of ours.")
     return dict(named)
 
 
@@ -76,6 +78,7 @@ def import_files(settings: Settings, chosen: argparse.Namespace, database_url: s
         ConfigurationError: the options contradict each other or a file, a file can't be read, or a report not be
             written.
         NotStored: the database can't be reached.
+        KeyboardInterrupt: it was ended, by SIGTERM too.
     """
     layout = Layout(_columns(chosen), frozenset(chosen.fahrenheit), Precision(chosen.precision))
     window = TimeWindow.of(
@@ -86,6 +89,7 @@ def import_files(settings: Settings, chosen: argparse.Namespace, database_url: s
 
     async def run() -> int:
         async with AsyncExitStack() as stack:
+            stack.enter_context(_cancelled_by_sigterm())
             intake = await stack.enter_async_context(importing(settings, database_url)) if database_url else None
             outcomes = [
                 await import_file(path, intake=intake, layout=layout, window=window, now_us=now_us)
@@ -93,4 +97,19 @@ def import_files(settings: Settings, chosen: argparse.Namespace, database_url: s
             ]
         return REJECTED_STATUS if any(outcome.rejected for outcome in outcomes) else 0
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+@contextmanager
+def _cancelled_by_sigterm() -> Iterator[None]:
+    """What asyncio.run does about SIGINT, which a command in the background of a script never hears."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None  # it is entered in one
+    before = signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(task.cancel))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

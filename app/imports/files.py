@@ -155,7 +155,8 @@ def _header(names: Sequence[str]) -> bytes:
 
 def _ndjson_blocks(path: Path, layout: Layout) -> Iterator[Block]:
     names: list[str] = []
-    for text, progress in _texts(path, end_of_line):
+    for piece, progress in _texts(path, end_of_line):
+        text = piece if names else without_bom(piece)
         if not names and (names := _names_of_objects(text)):
             layout.require_in(path, names)
         yield Block(_renamed(text, layout) if layout.columns else text, Format.NDJSON, progress)
@@ -177,6 +178,8 @@ def _renamed(text: bytes, layout: Layout) -> bytes:
 
 def _object(line: bytes) -> dict[str, object] | None:
     """The object in a line of JSON, if there is one."""
+    if not line or line.isspace():
+        return None
     try:
         reading = orjson.loads(line)
     except ValueError:

@@ -1,6 +1,6 @@
 """The Idempotency-Key header: what makes two requests the same, and the first answer given again. (5)
 
-The header is that of the IETF's draft (draft-ietf-httpapi-idempotency-key-header), its value any text.
+The header is that of the IETF's draft (draft-ietf-httpapi-idempotency-key-header), its value any ASCII text.
 """
 
 import hashlib

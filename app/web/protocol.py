@@ -254,8 +254,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._receiving: Exchange | None = None
         """Whose body is being parsed; None while it is a request for uvicorn."""
-        self._is_expecting = True
-        """Whether more of a head has to come, or of a body for the endpoint."""
         self._patience: asyncio.TimerHandle | None = None
         self._held: tuple[Exchange, int, problems.Headers, bytes] | None = None
         """An answer that the peer has no room for."""
@@ -295,7 +293,6 @@ class HttpProtocol(HttpToolsProtocol):
         self.url = b""
         self.headers = []
         self._head_bytes = 0
-        self._is_expecting = True
 
     def on_url(self, url: bytes) -> None:
         """Called by httptools with the target of the request, or a part of it."""
@@ -320,7 +317,6 @@ class HttpProtocol(HttpToolsProtocol):
             or (parser.should_upgrade() and self._should_upgrade())
         ):
             self._receiving = None
-            self._is_expecting = False
             self._hand_to_uvicorn()
             return
         client_ip = self._peer_ip if self._proxies is None else self._forwarded_ip(self._proxies)
@@ -343,7 +339,6 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Called by httptools where a request ends."""
-        self._is_expecting = False
         if self._receiving is not None:
             self._receiving.end()
         else:
@@ -394,15 +389,20 @@ class HttpProtocol(HttpToolsProtocol):
         self._watch()
 
     def _watch(self) -> None:
-        """Has the peer left if what it has begun, or its first request, does not go on."""
+        """Has the peer left if nothing more comes of it, and no answer is owed to it."""
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
-        if self._is_expecting and not self.pipeline:
+        is_owed = self.cycle is not None and not self.cycle.response_complete and not self._awaits_body
+        if not is_owed and self in self.connections:  # where neither those that have gone are, nor WebSockets
             self._patience = self.loop.call_later(STALLED_AFTER_S, self._leave)
 
+    @property
+    def _awaits_body(self) -> bool:
+        return self._receiving is not None and self._receiving.awaits_body
+
     def _leave(self) -> None:
-        if self._receiving is not None and self._receiving.awaits_body:
+        if self._receiving is not None and self._awaits_body:
             self._receiving.refuse(stalled())
         else:
             self._transport.close()

@@ -179,9 +179,17 @@ def has_more_than(url: str, count: int) -> bool:
 
 def test_an_import_that_is_killed_or_stopped_and_run_again_stores_every_reading_once(url: str, tmp_path: Path) -> None:
     (tmp_path / "a.ndjson").write_bytes(bodies.ndjson(readings(400_000)))
-    for signal_ in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+    # What a script runs in its background ignores SIGINT, as a child does whose parent does.
+    for signal_, of_sigint in (
+        (signal.SIGKILL, signal.SIG_IGN),
+        (signal.SIGTERM, signal.SIG_IGN),
+        (signal.SIGINT, signal.SIG_DFL),
+    ):
         has_more = partial(has_more_than, url, scalar(url, COUNT))
-        with command(tmp_path, "import", "a.ndjson", DATABASE_URL=url) as importer:
+        own = signal.signal(signal.SIGINT, of_sigint)
+        importing = command(tmp_path, "import", "a.ndjson", DATABASE_URL=url)
+        signal.signal(signal.SIGINT, own)
+        with importing as importer:
             eventually(has_more, timeout_s=60)
             importer.send_signal(signal_)
             output, _ = importer.communicate(timeout=60)

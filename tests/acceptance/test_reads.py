@@ -420,6 +420,8 @@ def test_a_change_may_be_called_anything_and_is_bounded(site: Site) -> None:
         assert sensor(site, "tied")["label"] == f"by {called}"
     broken = change(b'{"label": ')
     assert (broken.status_code, broken.json()["detail"][0]["loc"]) == (422, ["body"])
+    for unseen in (b'{"label": "\xff"}', b'{"latitude": NaN}', b'{"limits": {"humidity": {"lower": -1e999}}}'):
+        assert change(unseen).status_code == 422
     assert change(b" " * MAX_CHANGE_BYTES + b"{}").status_code == 413
 
 

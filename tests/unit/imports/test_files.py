@@ -149,3 +149,9 @@ def test_columns_that_a_message_leaves_out_are_marked(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(",".join(f"c{number}" for number in range(31)) + "\n")
     with pytest.raises(ConfigurationError, match="'c29', …"):
         next(blocks(tmp_path / "a.csv", Layout({"time": "nope"})))
+
+
+def test_a_byte_order_mark_and_blank_lines_hide_no_column_of_ndjson(tmp_path: Path) -> None:
+    (tmp_path / "a.ndjson").write_bytes(b'\xef\xbb\xbf\n \n{"station": "a", "temperature": 1}\n')
+    (block,) = blocks(tmp_path / "a.ndjson", Layout({"sensor_id": "station"}))
+    assert block.body.split() == [b'{"sensor_id":"a","temperature":1}']

@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -90,11 +90,22 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": answer})
 
 
+async def answers_at_once(_: Scope, __: Receive, send: Send) -> None:
+    """Answers 200 before it has seen any of the body."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
 class Connection:
     """One connection to a server: the protocol between a wire and a desk."""
 
     def __init__(
-        self, *, plain: bool = False, proxies: str = "", peer: tuple[str, int] | None = ("192.0.2.7", 1)
+        self,
+        *,
+        plain: bool = False,
+        proxies: str = "",
+        peer: tuple[str, int] | None = ("192.0.2.7", 1),
+        application: ASGIApp = application,
     ) -> None:
         config = uvicorn.Config(
             application,
@@ -355,6 +366,35 @@ async def test_a_body_in_line_is_waited_for_from_its_turn_on() -> None:
     assert connection.statuses == [201]
     await asyncio.sleep(2)
     assert (connection.statuses, connection.wire.ended) == ([201, 408], "closed")
+
+
+@pytest.mark.parametrize(
+    ("request_", "more"),
+    [
+        (post(key=b"wrong"), b"\r\n"),
+        (GET, b"\r\n"),
+        (GET.replace(b"\r\n\r\n", b"\r\nContent-Length: 9\r\n\r\n"), b"x"),
+        (GET, b"GET /oth"),
+    ],
+)
+async def test_what_comes_after_an_answer_keeps_no_connection_open(request_: bytes, more: bytes) -> None:
+    connection = Connection(application=answers_at_once)
+    connection.feed(request_)
+    await a_few_turns()
+    assert len(connection.statuses) == 1
+    connection.feed(more)
+    await asyncio.sleep(STALLED_AFTER_S - 1)
+    assert connection.wire.ended == ""
+    await asyncio.sleep(2)
+    assert (connection.wire.ended, len(connection.statuses)) == ("closed", 1)
+
+
+async def test_who_is_owed_an_answer_is_not_left() -> None:
+    connection = Connection()
+    connection.feed(post() + b"POST /rea")
+    await asyncio.sleep(3 * STALLED_AFTER_S)
+    connection.desk.answer()
+    assert connection.statuses == [201]
 
 
 async def test_a_refused_body_that_comes_by_drops_does_not_keep_a_connection_open() -> None:
