@@ -154,10 +154,11 @@ def _header(names: Sequence[str]) -> bytes:
 
 
 def _ndjson_blocks(path: Path, layout: Layout) -> Iterator[Block]:
+    has_options = bool(layout.columns or layout.fahrenheit)
     names: list[str] = []
     for piece, progress in _texts(path, end_of_line):
         text = piece if names else without_bom(piece)
-        if not names and (names := _names_of_objects(text)):
+        if has_options and not names and (names := _names_of_objects(text)):
             layout.require_in(path, names)
         yield Block(_renamed(text, layout) if layout.columns else text, Format.NDJSON, progress)
 

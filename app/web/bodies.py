@@ -1,4 +1,7 @@
-"""Bodies of requests, read no further than they may go, and no longer than they keep coming."""
+"""Bodies on their way from the socket to a route: read as far as they may go, while they keep coming.
+
+POST /api/temperature_reading has its own way past ASGI (``app.web.protocol``), with the same patience.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator

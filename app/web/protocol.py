@@ -393,17 +393,19 @@ class HttpProtocol(HttpToolsProtocol):
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
-        is_owed = self.cycle is not None and not self.cycle.response_complete and not self._awaits_body
-        if not is_owed and self in self.connections:  # where neither those that have gone are, nor WebSockets
+        if self not in self.connections:  # it has gone, or is a WebSocket now
+            return
+        if self.cycle is None or self.cycle.response_complete or self._unfinished is not None:
             self._patience = self.loop.call_later(STALLED_AFTER_S, self._leave)
 
     @property
-    def _awaits_body(self) -> bool:
-        return self._receiving is not None and self._receiving.awaits_body
+    def _unfinished(self) -> Exchange | None:
+        """The exchange whose turn it is and the rest of whose body has to come, if there is one."""
+        return self._receiving if self._receiving is not None and self._receiving.awaits_body else None
 
     def _leave(self) -> None:
-        if self._receiving is not None and self._awaits_body:
-            self._receiving.refuse(stalled())
+        if (unfinished := self._unfinished) is not None:
+            unfinished.refuse(stalled())
         else:
             self._transport.close()
 

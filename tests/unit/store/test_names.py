@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import pyarrow as pa
 
-from app.store.database import Database
 from app.store.names import MIN_REMEMBERED_NAMES, SensorIds
 
 
@@ -34,7 +33,7 @@ class Sensors:
 
 async def test_an_array_that_becomes_known_while_another_is_asked_for_is_not_taken_for_it() -> None:
     table = Sensors(2, 1)
-    sensors = SensorIds(cast("Database", cast("Any", table)), timeout_s=9)
+    sensors = SensorIds(cast("Any", table), timeout_s=9)
     first, second = (pa.array([f"{letter}{n}" for n in range(MIN_REMEMBERED_NAMES)]) for letter in "ab")
     slow = asyncio.create_task(sensors.ids_of_all(["alone"], [first, second]))
     await asyncio.sleep(0.5)
