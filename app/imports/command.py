@@ -105,7 +105,7 @@ def import_files(settings: Settings, chosen: argparse.Namespace, database_url: s
 
 @contextmanager
 def _cancelled_by_sigterm() -> Iterator[None]:
-    """What asyncio.run does about SIGINT, which a command in the background of a script never hears."""
+    """What asyncio.run does about a first SIGINT, which a command in the background of a script never hears."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None  # it is entered in one
     before = signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(task.cancel))

@@ -290,6 +290,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Called by httptools where a request begins."""
+        self._unset_keepalive_if_required()  # which a refusal earlier in the same data may have set
         self.url = b""
         self.headers = []
         self._head_bytes = 0

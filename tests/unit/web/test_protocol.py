@@ -389,6 +389,17 @@ async def test_what_comes_after_an_answer_keeps_no_connection_open(request_: byt
     assert (connection.wire.ended, len(connection.statuses)) == ("closed", 1)
 
 
+@pytest.mark.parametrize(("then", "statuses"), [(post(), [401]), (post()[:-1], [401, 408])])
+async def test_a_refusal_does_not_shorten_the_patience_with_what_came_with_it(then: bytes, statuses: list[int]) -> None:
+    connection = Connection()
+    connection.feed(post(key=b"wrong") + then)
+    await asyncio.sleep(STALLED_AFTER_S - 1)
+    assert connection.wire.ended == ""
+    await asyncio.sleep(2)
+    assert connection.statuses == statuses
+    assert bool(connection.wire.ended) is (408 in statuses)
+
+
 async def test_who_is_owed_an_answer_is_not_left() -> None:
     connection = Connection()
     connection.feed(post() + b"POST /rea")
