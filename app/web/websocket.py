@@ -100,6 +100,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def shutdown(self) -> None:
         """Ends the connection: the server is stopping."""
+        if self.transport.is_closing():  # which uvicorn would answer with another close frame, and an InvalidState
+            return
         try:
             super().shutdown()
         except Exception as error:  # the library asserts that it is in one of the states it expects
@@ -124,9 +126,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.transport.close()
 
     def _parse_on(self) -> None:
-        if self._unparsed and self.handshake_complete and not self._is_queued:
+        if not self._unparsed or self._is_queued:
+            return
+        self.transport.pause_reading()
+        if self.handshake_complete:  # a pong must not go out before the 101
             self._is_queued = True
-            self.transport.pause_reading()
             self._slices.add(self._work)
 
     def _work(self) -> bool:

@@ -19,9 +19,9 @@ from uvicorn.server import ServerState
 from app.errors import BufferFull, Unauthorized
 from app.web.bodies import STALLED_AFTER_S
 from app.web.connections import ConnectionLimit
-from app.web.protocol import HEAD_TIMEOUT_S, MAX_HEAD_BYTES, Exchange, HttpProtocol, TakeBody
+from app.web.protocol import HEAD_TIMEOUT_S, MAX_HEAD_BYTES, SLICE_BYTES, Exchange, HttpProtocol, TakeBody
 from app.web.slices import Slices
-from app.web.transport import MAX_PENDING_BYTES, OneWriteATurn
+from app.web.transport import LINGER_BYTES, LINGER_S, MAX_PENDING_BYTES, OneWriteATurn
 
 MAX_BODY_BYTES = 100
 KEEP_ALIVE_S = 5
@@ -774,3 +774,216 @@ async def test_what_is_written_in_one_turn_goes_out_at_once_and_before_what_cann
     assert wire.ended == "closed"
     await a_few_turns()
     assert len(wire.writes) == 5
+
+
+@pytest.mark.parametrize("error_in_line", [b"", b"GET /oth", post()[:-1]])
+async def test_half_closed_peer_is_answered(error_in_line: bytes) -> None:
+    """Requests that came whole are answered after the peer has closed its side; then the connection is closed."""
+    connection = Connection()
+    connection.feed(post() + GET + post() + error_in_line)
+    assert connection.protocol.eof_received() is True
+    assert connection.wire.ended == ""
+    connection.desk.answer()
+    await a_few_turns()
+    assert (connection.statuses, connection.wire.ended) == ([201, 200], "")
+    connection.desk.answer()
+    await a_few_turns()
+    assert (connection.statuses, connection.wire.ended) == ([201, 200, 201], "closed")
+
+
+async def test_half_closed_peer_of_asgi_is_answered() -> None:
+    """An ASGI route answers a peer that has closed its side, and is not told that it has gone."""
+    connection = Connection()
+    connection.feed(GET)
+    assert connection.protocol.eof_received() is True
+    await a_few_turns()
+    assert (connection.statuses, connection.wire.ended) == ([200], "closed")
+
+
+@pytest.mark.parametrize("request_", [post(), CHUNKED, post(target=b"/other"), CHUNKED.replace(b"/reading", b"/")])
+async def test_body_cut_short(request_: bytes) -> None:
+    """A request whose peer ends in the middle of its body is 400, and nothing of it is taken."""
+    connection = Connection()
+    connection.feed(request_[:-1])
+    await a_few_turns()
+    connection.protocol.eof_received()
+    await a_few_turns()
+    assert (connection.statuses, connection.wire.ended) == ([400], "closed")
+    assert b"cut short" in connection.sent
+    assert connection.desk.taken == []
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /oth", post(key=b"wrong")[:-1]])
+async def test_nothing_is_owed_at_the_end(begun: bytes) -> None:
+    """A peer that ends while no answer is owed to it is closed, without another word."""
+    connection = Connection()
+    connection.feed(begun)
+    before = connection.sent
+    connection.protocol.eof_received()
+    await a_few_turns()
+    assert (connection.sent, connection.wire.ended) == (before, "closed")
+
+
+async def test_answer_of_the_same_turn_goes_out() -> None:
+    """An answer that has been gathered for the turn's end is written although the peer's end comes in that turn."""
+    connection = Connection(application=answers_at_once)
+    connection.feed(GET)
+    await asyncio.sleep(0)
+    connection.protocol.eof_received()
+    await a_few_turns()
+    assert (connection.statuses, connection.wire.ended) == ([200], "closed")
+
+
+async def test_much_at_once_is_parsed_in_slices() -> None:
+    """Of many requests in one read few are answered in a turn, reading is paused meanwhile, and none is forgotten."""
+    connection = Connection()
+    request = post(b"", key=b"wrong")
+    connection.feed(request * 2_000)
+    assert len(connection.statuses) <= SLICE_BYTES // len(request) + 1
+    assert not connection.wire.is_read
+    seen = 0
+    while not connection.wire.is_read:
+        assert len(connection.statuses) - seen < 500
+        seen = len(connection.statuses)
+        await asyncio.sleep(0)
+    assert connection.statuses == [401] * 2_000
+
+
+async def test_nothing_is_parsed_while_requests_wait() -> None:
+    """Of many requests in one read only as many stand in line as a slice has."""
+    connection = Connection()
+    connection.feed(post() * 2_000)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert len(connection.protocol.pipeline) < 100
+    for _ in range(2_000):
+        connection.desk.answer()
+        await a_few_turns()
+    assert connection.statuses == [201] * 2_000
+
+
+@pytest.mark.parametrize("target", [b"/reading", b"/other"])
+async def test_long_body_is_parsed_whole(target: bytes) -> None:
+    """What has come of a body of known length is one slice."""
+    connection = Connection()
+    connection.desk.max_body_bytes = 1_000_000
+    connection.feed(post(b"x" * 200_000, target=target))
+    assert connection.wire.is_read is (target == b"/reading")  # uvicorn pauses until the application takes it
+    await a_few_turns()
+    if target == b"/reading":
+        connection.desk.answer()
+    assert connection.statuses == [201 if target == b"/reading" else 200]
+
+
+async def test_long_chunked_body_in_one_read() -> None:
+    """A chunked body of many slices comes to the application in order, while it keeps reading."""
+    connection = Connection()
+    chunks = b"".join(b"4\r\n%04d\r\n" % number for number in range(10_000))
+    connection.feed(CHUNKED.replace(b"/reading", b"/other").partition(b"2\r\n")[0] + chunks + b"0\r\n\r\n")
+    for _ in range(1_000):
+        await asyncio.sleep(0)
+    assert connection.statuses == [200]
+    assert b"".join(b"%04d" % number for number in range(10_000)) in connection.sent
+
+
+@pytest.mark.parametrize("space", [b" ", b"\t", b" \t  "])
+async def test_blanks_around_a_value(space: bytes) -> None:
+    """Blanks and tabs around a header's value are not part of it, on any route."""
+    connection = Connection()
+    connection.feed(post(key=b"k" + space))
+    connection.desk.answer()
+    connection.feed(post(key=space + b"k" + space, target=b"/other"))
+    await a_few_turns()
+    assert connection.statuses == [201, 200]
+    assert b"(b'x-api-key', b'k')" in connection.sent
+
+
+@pytest.mark.parametrize("target", [b"/reading", b"/other"])
+async def test_header_that_comes_twice(target: bytes) -> None:
+    """A header that comes twice is one value with a comma, on every route."""
+    connection = Connection()
+    connection.feed(post(b"abc", b"X-API-KEY: k", target=target))
+    await a_few_turns()
+    if target == b"/reading":
+        assert connection.statuses == [401]
+        assert connection.desk.opened[0].headers[b"x-api-key"] == b"k, k"
+    else:
+        assert b"(b'x-api-key', b'k, k')" in connection.sent
+
+
+async def test_dripping_body_is_cut() -> None:
+    """A body that comes by drops is 408 after ten seconds, and one of 1 KB/s is taken however long it takes."""
+    dripping, slow = Connection(), Connection()
+    slow.desk.max_body_bytes = dripping.desk.max_body_bytes = 1_000_000
+    dripping.feed(post(b"", length=100))
+    slow.feed(post(b"", length=60_000))
+    for second in range(60):
+        if second % 4 == 0 and not dripping.wire.ended:
+            dripping.feed(b"x")
+        slow.feed(b"x" * 1_000)
+        await asyncio.sleep(1)
+        assert (dripping.statuses == [408]) is (second >= 10)
+    slow.desk.answer()
+    assert slow.statuses == [201]
+
+
+async def test_closing_lets_the_answer_be_read() -> None:
+    """Where the peer still sends, what comes after the last answer is read and dropped for a while, and not parsed."""
+    connection = Connection()
+    connection.feed(post(b"", length=MAX_BODY_BYTES + 1))
+    assert (connection.statuses, connection.wire.ended) == ([413], "closed")
+    farewell: Any = connection.wire.protocol
+    assert farewell is not connection.protocol
+    assert connection.wire.is_read
+    connection.wire.ended = ""
+    farewell.data_received(b"x" * LINGER_BYTES)
+    assert connection.wire.ended == ""
+    farewell.data_received(b"x")
+    assert connection.wire.ended == "closed"
+    connection.wire.ended = ""
+    await asyncio.sleep(LINGER_S + 0.1)
+    assert connection.wire.ended == "closed"
+    farewell.connection_lost(None)
+    assert not connection.state.connections
+
+
+async def test_stopping_server_refuses_what_still_comes() -> None:
+    """A body that has not come whole when the server stops is 503 on both ways; one that has is answered."""
+    exchange, asgi, whole = Connection(), Connection(application=until_cancelled), Connection()
+    exchange.feed(post()[:-1])
+    asgi.feed(post(target=b"/other")[:-1])
+    whole.feed(post())
+    await a_few_turns()
+    for connection in (exchange, asgi, whole):
+        connection.protocol.shutdown()
+        connection.protocol.refuse_unfinished()
+    await a_few_turns()
+    assert [connection.statuses for connection in (exchange, asgi, whole)] == [[503], [503], []]
+    assert exchange.wire.ended == asgi.wire.ended == "closed"
+
+
+async def until_cancelled(_: Scope, receive: Receive, send: Send) -> None:
+    """Reads the body, and answers 503 where that is cancelled, as our routes do."""
+    try:
+        while (await receive())["more_body"]:
+            pass
+    except asyncio.CancelledError:
+        await send({"type": "http.response.start", "status": 503, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def test_connections_are_bounded() -> None:
+    """One connection too many takes the place of the oldest that has shown no key, or is 503 if there is none."""
+    limit = ConnectionLimit(2, clock=asyncio.get_running_loop().time)
+    state = ServerState()
+    keyed, keyless = Connection(limit=limit, state=state), Connection(limit=limit, state=state)
+    keyed.feed(post())
+    keyed.desk.answer()
+    third = Connection(limit=limit, state=state)
+    assert [connection.wire.ended for connection in (keyed, keyless, third)] == ["", "aborted", ""]
+    keyless.lose()
+    third.feed(post(target=b"/other"))
+    await a_few_turns()
+    fourth = Connection(limit=limit, state=state)
+    assert (fourth.statuses, fourth.wire.ended) == ([503], "closed")
+    assert third.wire.ended == ""
