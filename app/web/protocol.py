@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 MAX_HEAD_BYTES = 65_536
 """Request line and headers together; four times what nginx allows by default."""
 HEAD_TIMEOUT_S = 10.0
-"""From a head's first byte, or from the connection's beginning, to its end."""
+"""From the connection's beginning, or the last answer on it, to the end of the next head."""
 SLICE_BYTES = 4_096
 """So much is parsed at a time, or a body of known length as far as it has come: at worst 93 requests, answered 401 in
 some 5 ms."""
@@ -155,7 +155,8 @@ class Exchange:
         self._started = endpoint.clock()
         try:
             self._take_body = endpoint.open(self)
-            connection.note_key()
+            if not connection.has_shown_key:
+                connection.note_key()
             if max(int(self.headers.get(b"content-length", 0)), self._body_bytes) > endpoint.max_body_bytes:
                 raise BodyTooLarge(endpoint.max_body_bytes)
         except Exception as error:
@@ -257,7 +258,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._limit = limit
         self._proxies = self.app.trusted_hosts if isinstance(self.app, ProxyHeadersMiddleware) else None
         self._peer_ip = ""
-        self._has_shown_key = False
+        self.has_shown_key = False
         self._head_bytes = 0
         self._body_bytes = 0
         self._in_message = False
@@ -352,7 +353,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._body_bytes = 0
         self._in_message = True
-        self._head_due = self.loop.time() + HEAD_TIMEOUT_S
 
     def on_url(self, url: bytes) -> None:
         """Called by httptools with the target of the request, or a part of it."""
@@ -380,7 +380,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if (self.url != endpoint.path and _path_of(self.url) != endpoint.path) or parser.get_method() != b"POST":
             self._receiving = None
-            if not self._has_shown_key and endpoint.knows(headers.get(b"x-api-key")):
+            if not self.has_shown_key and endpoint.knows(headers.get(b"x-api-key")):
                 self.note_key()
             self._hand_to_uvicorn()
             self._in_body = True
@@ -402,7 +402,6 @@ class HttpProtocol(HttpToolsProtocol):
         """Called by httptools with each piece of a body."""
         self._body_bytes += len(body)
         if self._receiving is not None:
-            self._piece_at = self.loop.time()
             self._receiving.receive(body)
         else:
             super().on_body(body)
@@ -477,9 +476,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def note_key(self) -> None:
         """Notes that this peer has a key."""
-        if not self._has_shown_key:
-            self._has_shown_key = True
-            self._limit.forget(self)
+        self.has_shown_key = True
+        self._limit.forget(self)
 
     @property
     def is_owed(self) -> bool:
@@ -540,6 +538,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._ignore_or_accept(memoryview(data)[upgrade.args[0] :])
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
+        if self._in_body:
+            self._piece_at = self.loop.time()
 
     def _ignore_or_accept(self, rest: memoryview) -> None:
         """Goes on behind a head that offers another protocol."""
