@@ -34,7 +34,7 @@ from app.store.policies import Retention
 from app.store.retention import keep_deleting
 from app.store.sensors import Sensors
 from app.store.writer import Flush, Writer
-from app.web import problems
+from app.web import methods, problems
 from app.web.auth import ApiKey, Keyring, Scope
 from app.web.ingest import ReadingEndpoint, documented_route
 from app.web.live import live_router
@@ -349,6 +349,7 @@ def create_app(
 
     app = FastAPI(title="SensorFlow", description=DESCRIPTION, lifespan=lifespan)
     app.add_exception_handler(SensorFlowError, problems.respond)
+    app.add_exception_handler(405, methods.respond)
     observe = server.instruments.request_durations.observe
     window = TimeWindow.of(
         past_days=settings.accept_past_days,

@@ -5,9 +5,12 @@ it opens the database and the port, and serves nothing itself; ``app.workers`` s
 """
 
 import asyncio
+import logging
 import multiprocessing
+import resource
 import signal
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,13 +22,17 @@ from prometheus_client import CollectorRegistry, generate_latest
 from starlette.types import ASGIApp
 from uvicorn.loops.auto import auto_loop_factory
 
+from app.draining import DrainingServer
 from app.errors import ConfigurationError
 from app.live.bus import LocalBus
 from app.logs import configure_logging
 from app.main import create_app
 from app.settings import Keys, Settings
+from app.web.connections import ConnectionLimit
 from app.web.ingest import ReadingEndpoint
 from app.web.protocol import HttpProtocol
+from app.web.slices import Slices
+from app.web.websocket import MAX_MESSAGE_BYTES, WebSocketProtocol
 from app.workers import families
 from app.workers.channel import ChannelTally
 from app.workers.messages import Unusable
@@ -33,6 +40,12 @@ from app.workers.parent import Parent
 from app.workers.uplink import Uplink
 from app.workers.worker import HandedConnections
 
+logger = logging.getLogger(__name__)
+
+OTHER_FILES = 128
+"""File descriptors that are not for connections: the database's, the log, files of Python's."""
+MOST_FILES = 1_048_576
+"""What Linux allows where nobody has said otherwise; a limit beyond it, or none, is no use."""
 HUNG_DATABASE_S = 15.0
 """What a database that hangs may add to a worker's end, beyond twice the drain timeout."""
 
@@ -46,6 +59,7 @@ def serve(
         ConfigurationError: it can't be done like this.
         SystemExit, KeyboardInterrupt: the end, by SIGTERM (status 0), an error that is in the log (1), or SIGINT.
     """
+    _raise_file_limit()
     if settings.workers == 1:
         _serve_alone(settings, database_url, keys, listener, announce)
     else:
@@ -76,7 +90,7 @@ def _serve_alone(
         announce=lambda edition: announce(str(edition)),
         fail=fail,
     )
-    server = uvicorn.Server(_uvicorn_config(app, endpoint, settings))
+    server = DrainingServer(_uvicorn_config(app, endpoint, settings))
     server.run(sockets=[listener])
     if isinstance(failure, ConfigurationError):
         raise failure
@@ -173,12 +187,33 @@ def _share_of(settings: Settings) -> Settings:
     return settings.model_copy(update={name: max(1, getattr(settings, name) // settings.workers) for name in bounds})
 
 
+def _raise_file_limit() -> None:
+    """Raises the limit of open files to what this account may have; shells and systemd set it to 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError) as error:
+        logger.warning("the limit of open files stays at %d: %s", soft, error)
+
+
+def _max_connections(settings: Settings) -> int:
+    """How many connections a process may have: as many as were set, and fewer than it may open files."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = MOST_FILES if soft == resource.RLIM_INFINITY else soft
+    possible = max(files - OTHER_FILES, files // 2)
+    return possible if settings.max_connections is None else min(possible, settings.max_connections)
+
+
 def _uvicorn_config(app: ASGIApp, endpoint: ReadingEndpoint, settings: Settings) -> uvicorn.Config:
+    slices, limit = Slices(), ConnectionLimit(_max_connections(settings), clock=time.monotonic)
     return uvicorn.Config(
         app,
-        http=partial(HttpProtocol, endpoint=endpoint),  # type: ignore[arg-type]  # it is only called
-        ws="websockets-sansio",
-        ws_max_size=65_536,
+        http=partial(HttpProtocol, endpoint=endpoint, slices=slices, limit=limit),  # type: ignore[arg-type]
+        ws=partial(WebSocketProtocol, slices=slices),  # type: ignore[arg-type]  # both are only called
+        ws_max_size=MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,
         proxy_headers=bool(settings.forwarded_allow_ips),
         forwarded_allow_ips=settings.forwarded_allow_ips,

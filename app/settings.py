@@ -59,6 +59,11 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     workers: PositiveInt = Field(1, le=64, description="Processes that share the port; one for each core at most.")
+    max_connections: PositiveInt | None = Field(
+        None,
+        description="Connections that a process may have at a time; one more takes the place of the oldest idle one "
+        "that has shown no key. Unset: as many as the limit of open files allows.",
+    )
     forwarded_allow_ips: Annotated[str, AfterValidator(_named_proxies)] = Field(
         "", description="Proxies, comma-separated, whose X-Forwarded-For is believed for client_ip; never `*`."
     )

@@ -35,16 +35,18 @@ class Server:
 
     Args:
         folder: where it runs; it has no ``.env``.
+        open_files: how many files it may open; None: as many as this process.
         settings: its ``environment``.
     """
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(self, folder: Path, *, open_files: int | None = None, **settings: str) -> None:
         self.output: list[str] = []
         """Every line that it has written, to either stream."""
         self._listening = threading.Event()
         self._ready = threading.Event()
+        limit = ["prlimit", f"--nofile={open_files}"] if open_files else []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve"],
+            [*limit, sys.executable, "-m", "app", "serve"],
             cwd=folder,
             env=environment(**settings),
             stdout=subprocess.PIPE,
@@ -124,7 +126,7 @@ def running(folder: Path, **settings: str) -> Iterator[Server]:
 @contextmanager
 def starting(folder: Path, **settings: str) -> Iterator[Server]:
     """A server that has been started, whether or not it can reach its database."""
-    server = Server(folder, **settings)
+    server = Server(folder, open_files=None, **settings)
     try:
         yield server
     finally:

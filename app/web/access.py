@@ -12,11 +12,16 @@ KEY_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False)
 """As the OpenAPI document shows it; the keyring says what is missing or wrong."""
 
 
+def key_bytes(header: str | None) -> bytes | None:
+    """Return a key as it came over the wire: Starlette reads headers as Latin-1."""
+    return header.encode("latin-1") if header else None
+
+
 def requires(keyring: Keyring, scope: Scope) -> Dependency:
     """A route's dependency: a key for ``scope``. Raises Unauthorized, before more of the request is checked."""
 
     def check(key: Annotated[str | None, Security(KEY_HEADER)]) -> None:
-        keyring.name_of(key.encode() if key else None, scope)
+        keyring.name_of(key_bytes(key), scope)
 
     dependency: Dependency = Depends(check)
     return dependency

@@ -37,8 +37,19 @@ class Keyring:
     def __init__(self, *keys: ApiKey) -> None:
         self._keys = [(key.secret.encode(), key) for key in keys]
 
+    def knows(self, secret: bytes | None) -> bool:
+        """Return whether this is one of the keys, whatever it may be used for."""
+        found = False
+        for known, _ in self._keys:
+            found |= bool(known) and hmac.compare_digest(known, secret or b"")
+        return found
+
     def name_of(self, secret: bytes | None, scope: Scope) -> str:
         """The name of the key that was shown, if it may be used for ``scope``.
+
+        Args:
+            secret: its bytes as they came; a key with letters beyond ASCII is its UTF-8.
+            scope: what for.
 
         Raises:
             Unauthorized: it is missing, unknown or meant for something else.

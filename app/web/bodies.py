@@ -1,5 +1,9 @@
 """Bodies on their way from the socket to a route: read as far as they may go, while they keep coming.
 
+A body has STALLED_AFTER_S from its beginning, and a second more for each MIN_BYTES_PER_S that have come; and no pause
+in it may be longer than STALLED_AFTER_S. A device on 2G that sends 1 KB/s is well within that, whatever it sends; one
+byte every four seconds is not.
+
 POST /api/temperature_reading has its own way past ASGI (``app.web.protocol``), with the same patience.
 """
 
@@ -13,11 +17,27 @@ from app.errors import BodyStalled, BodyTooLarge, MalformedBody, ShuttingDown
 
 STALLED_AFTER_S = 10.0
 """A request of which nothing comes for so long is given up, with the room that it holds."""
+MIN_BYTES_PER_S = 500
+"""What Apache's mod_reqtimeout asks for by default."""
+
+
+def due_at(since: float, piece_at: float, received_bytes: int) -> float:
+    """Return when more of a body has to be there, seconds on the clock of the arguments.
+
+    Args:
+        since: when the body was first waited for.
+        piece_at: when the last piece of it came; ``since`` if none has.
+        received_bytes: how much of it has come.
+    """
+    return min(piece_at, since + received_bytes / MIN_BYTES_PER_S) + STALLED_AFTER_S
 
 
 def stalled() -> BodyStalled:
-    """What is said then."""
-    return BodyStalled(f"Nothing of the body came for {STALLED_AFTER_S:g} seconds.")
+    """Return what is said when that time has come."""
+    return BodyStalled(
+        f"The body came too slowly: after {STALLED_AFTER_S:g} seconds it should have {MIN_BYTES_PER_S} bytes for each "
+        f"second more, and no pause longer than {STALLED_AFTER_S:g} seconds."
+    )
 
 
 def announced_bytes(request: Request, *, limit_bytes: int) -> int:
@@ -34,17 +54,20 @@ async def parts_of(request: Request, *, limit_bytes: int) -> AsyncIterator[bytes
 
     Raises:
         BodyTooLarge: with the part that goes over the limit.
-        BodyStalled, MalformedBody: it stopped coming, or its sender has gone.
+        BodyStalled, MalformedBody: it came too slowly, or its sender has gone.
         ShuttingDown: the stopping server's patience has ended before it.
     """
     stream = request.stream()
     size = 0
+    clock = asyncio.get_running_loop().time
+    since = piece_at = clock()
     try:
         while True:
-            async with asyncio.timeout(STALLED_AFTER_S):
+            async with asyncio.timeout_at(due_at(since, piece_at, size)):
                 part = await anext(stream, None)
             if part is None:
                 return
+            piece_at = clock()
             size += len(part)
             if size > limit_bytes:
                 raise BodyTooLarge(limit_bytes)

@@ -93,6 +93,10 @@ class ReadingEndpoint:
         self._recall = recall
         self._recalling: set[asyncio.Future[None]] = set()
 
+    def knows(self, key: bytes | None) -> bool:
+        """Whether this is an API key, whatever it may be used for."""
+        return self._keyring.knows(key)
+
     def open(self, exchange: Exchange) -> TakeBody:
         """Checks the key; what it returns has the reading stored, and answers when it is.
 

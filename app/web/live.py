@@ -15,6 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from app.errors import SensorFlowError
 from app.live.hub import Hub, Subscriber
 from app.web import auth, problems
+from app.web.access import key_bytes
 
 PATH = "/ws/sensor_updates"
 SUBPROTOCOL = "sensorflow"
@@ -92,8 +93,9 @@ def _key_shown(websocket: WebSocket) -> bytes | None:
         for protocol in websocket.scope["subprotocols"]
         if protocol.startswith(KEY_SUBPROTOCOL)
     )
-    shown = websocket.query_params.get("api-key") or websocket.headers.get("x-api-key") or next(by_subprotocol, None)
-    return shown.encode() if shown else None
+    if in_query := websocket.query_params.get("api-key"):
+        return in_query.encode(errors="replace")
+    return key_bytes(websocket.headers.get("x-api-key") or next(by_subprotocol, None))
 
 
 def _chosen_subprotocol(offered: Sequence[str]) -> str | None:

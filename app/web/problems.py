@@ -57,6 +57,7 @@ CLOSE_CODES: dict[type[SensorFlowError], int] = {
 }
 TOO_SLOW_CLOSE_CODE = 1013
 """Try again later (IANA's registry of WebSocket close codes)."""
+TOO_MUCH_CLOSE_CODE = 1008
 
 Headers = Sequence[tuple[bytes, bytes]]
 CLOSE = (b"connection", b"close")

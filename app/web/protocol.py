@@ -4,10 +4,20 @@ A request for the ``Endpoint`` becomes an ``Exchange``: no task, no scope, no ev
 stands in line with the cycles that uvicorn makes of all other requests, and what belongs to the connection (the
 parser, keep-alive, flow control, the queue of pipelined requests, stopping) is uvicorn's own for both.
 
-httptools takes any number of headers, before any key is checked: 200 MB of them took 190 MB of memory. Here a
-connection whose head, or trailer, is longer than MAX_HEAD_BYTES is cut off. uvicorn reads on after each answer, however
-many requests wait in line: 66 MB of them, without a key, took 800 MB. Here nothing is read while any waits: 5 MB. And
-uvicorn waits for a head for ever: here a peer that falls silent before its end is left.
+What uvicorn lacks, and is here:
+
+* httptools takes any number of headers, before any key is checked: 200 MB of them took 190 MB of memory. Here a head
+  longer than MAX_HEAD_BYTES is 431, and a trailer is cut off.
+* uvicorn reads on after each answer, however many requests wait in line: 66 MB of them, without a key, took 800 MB.
+  Here nothing is read or parsed while any waits: 5 MB.
+* uvicorn parses all that a read has brought in one turn of the event loop, and libuv reads up to 8 MB in one: a single
+  connection stopped the process for 13 s. Here it is parsed in slices, in turns with everybody else's.
+* uvicorn waits for a head for ever: here it has HEAD_TIMEOUT_S, and a body has to keep coming.
+* uvicorn closes at once when a peer has sent its last, though it may still read: here it is answered first.
+* httptools takes what follows an ``Upgrade`` for another protocol, also a body. Here every offer but a WebSocket
+  handshake is ignored, as RFC 9110 (7.8) allows.
+* Blanks and tabs after a header's value are not part of it, and one that comes twice is one value with a comma (RFC
+  9110, 5.3 and 5.5), on all routes.
 
 This module knows nothing of readings.
 
@@ -15,6 +25,8 @@ Promises:
     * The answers of a connection come in the order of its requests.
     * The endpoint sees a request's head before its body is asked for, and no more of the body is held than may be.
     * An answer whose peer has gone is dropped, and giving one never raises.
+    * A request that came whole is answered, also if its sender has closed its side since.
+    * The work of a turn is bounded, whatever arrives. (14)
 """
 
 import asyncio
@@ -24,21 +36,30 @@ from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 import httptools
+import orjson
 from uvicorn.config import Config
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from app.errors import BodyTooLarge, SensorFlowError
+from app.errors import BodyTooLarge, SensorFlowError, ShuttingDown
 from app.web import problems
-from app.web.bodies import STALLED_AFTER_S, stalled
+from app.web.bodies import due_at, stalled
+from app.web.connections import ConnectionLimit
+from app.web.slices import Slices
+from app.web.transport import OneWriteATurn, json_answer
 
 logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 65_536
 """Request line and headers together; four times what nginx allows by default."""
-MAX_PENDING_BYTES = 65_536
-"""So much is written at once, without waiting for the turn's end: the transport's flow control must see it."""
+HEAD_TIMEOUT_S = 10.0
+"""From the connection's beginning, or the last answer on it, to the end of the next head."""
+SLICE_BYTES = 4_096
+"""So much is parsed at a time, or a body of known length as far as it has come: at worst 93 requests, answered 401 in
+some 5 ms."""
+NOTHING = memoryview(b"")
 
 TakeBody = Callable[[bytes], None]
 
@@ -58,6 +79,9 @@ class Endpoint(Protocol):
     observe: Callable[[int, float], None]
     clock: Callable[[], float]
 
+    def knows(self, key: bytes | None) -> bool:
+        """Whether this is an API key, whatever it may be used for."""
+
     def open(self, exchange: "Exchange") -> TakeBody:
         """Looks at a request's head, and returns what takes its body: called once, if the whole of it comes.
 
@@ -70,7 +94,8 @@ class Exchange:
     """A request for the endpoint, and its answer.
 
     Attributes:
-        headers: by name in lower case; the last of those that come twice.
+        headers: by name in lower case; those that came twice as one, with a comma.
+        body_since: when its turn came, on the event loop's clock; zero before.
         client_ip: the peer's address, or that which a trusted proxy says; empty where there is none.
         keep_alive, response_complete: what uvicorn's protocol sets and reads in a cycle.
     """
@@ -84,6 +109,7 @@ class Exchange:
         "_pieces",
         "_started",
         "_take_body",
+        "body_since",
         "client_ip",
         "headers",
         "keep_alive",
@@ -102,6 +128,7 @@ class Exchange:
         self.client_ip = client_ip
         self.keep_alive = keep_alive
         self.response_complete = False
+        self.body_since = 0.0
         self._connection = connection
         self._endpoint = endpoint
         self._take_body: TakeBody | None = None
@@ -115,6 +142,11 @@ class Exchange:
         """Whether its turn has come, and the rest of its body has not."""
         return self._take_body is not None and not self._is_whole
 
+    @property
+    def body_bytes(self) -> int:
+        """How much of its body has come."""
+        return self._body_bytes
+
     def start(self) -> None:
         """Called when its turn has come: all requests before it have been answered."""
         endpoint, connection = self._endpoint, self._connection
@@ -123,6 +155,8 @@ class Exchange:
         self._started = endpoint.clock()
         try:
             self._take_body = endpoint.open(self)
+            if not connection.has_shown_key:
+                connection.note_key()
             if max(int(self.headers.get(b"content-length", 0)), self._body_bytes) > endpoint.max_body_bytes:
                 raise BodyTooLarge(endpoint.max_body_bytes)
         except Exception as error:
@@ -130,7 +164,9 @@ class Exchange:
             return
         if self._is_whole:
             self.end()
-        elif b"expect" in self.headers and self.headers[b"expect"].lower() == b"100-continue":
+            return
+        self.body_since = connection.loop.time()
+        if b"expect" in self.headers and self.headers[b"expect"].lower() == b"100-continue":
             connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def receive(self, piece: bytes) -> None:
@@ -181,53 +217,18 @@ class Exchange:
             self.answer(*problems.UNFORESEEN)
 
 
-class OneWriteATurn:
-    """A transport that gathers what is written in one turn of the event loop; in all else the transport behind it.
+class _Reading(FlowControl):
+    """uvicorn's flow control, which reads on by way of what has been read and not yet parsed."""
 
-    uvicorn writes an answer's head and its body one after the other, each a system call that wakes the peer: together,
-    1.08 times the requests, measured in turns with 32 connections. WebSocket frames gain as well.
-    """
+    def __init__(self, transport: Any, read_on: Callable[[], None]) -> None:
+        super().__init__(transport)
+        self._read_on = read_on
 
-    __slots__ = ("_loop", "_pending", "_pending_bytes", "_transport", "is_closing")
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._pending: list[bytes] = []
-        self._pending_bytes = 0
-        self.is_closing = transport.is_closing  # asked three times a request: 0.1 µs each, and 0.7 by __getattr__
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        """Gathers; the turn's end, or MAX_PENDING_BYTES, writes."""
-        if not self._pending:
-            self._loop.call_soon(self._flush)
-        self._pending.append(data)
-        self._pending_bytes += len(data)
-        if self._pending_bytes > MAX_PENDING_BYTES:
-            self._flush()
-
-    def write_now(self, data: bytes) -> None:
-        """Writes, with what was gathered before it."""
-        if self._pending:
-            self.write(data)
-            self._flush()
-        else:
-            self._transport.write(data)
-
-    def close(self) -> None:
-        """Writes what was gathered, and closes."""
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._pending and not self._transport.is_closing():
-            gathered = b"".join(self._pending)
-            self._pending.clear()
-            self._pending_bytes = 0
-            self._transport.write(gathered)
+    def resume_reading(self) -> None:
+        """Reads on."""
+        if self.read_paused:
+            self.read_paused = False
+            self._read_on()
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -236,6 +237,8 @@ class HttpProtocol(HttpToolsProtocol):
     Args:
         config, server_state, app_state, _loop: uvicorn's.
         endpoint: answers the POST requests for its path.
+        slices: where what can't be parsed at once waits for its turn.
+        limit: how many connections there may be.
     """
 
     def __init__(
@@ -246,14 +249,39 @@ class HttpProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         endpoint: Endpoint,
+        slices: Slices,
+        limit: ConnectionLimit,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._endpoint = endpoint
+        self._slices = slices
+        self._limit = limit
         self._proxies = self.app.trusted_hosts if isinstance(self.app, ProxyHeadersMiddleware) else None
         self._peer_ip = ""
+        self.has_shown_key = False
         self._head_bytes = 0
+        self._body_bytes = 0
+        self._in_message = False
+        """Whether a request has begun to come, and not ended."""
+        self._in_body = False
+        """Whether its head has ended, and it is what ``cycle`` has."""
+        self._is_replayed = False
+        """Whether its head offers an upgrade and is parsed again without."""
         self._receiving: Exchange | None = None
         """Whose body is being parsed; None while it is a request for uvicorn."""
+        self._running: Any = None
+        """The Exchange, or uvicorn's cycle, whose turn it is, or was last."""
+        self._task: asyncio.Task[None] | None = None
+        """What answers uvicorn's cycle."""
+        self._unparsed: memoryview = NOTHING
+        self._is_queued = False
+        self._has_ended = False
+        """Whether the peer has closed its side."""
+        self._is_upgraded = False
+        self._last_answer: tuple[int, problems.Headers, bytes] | None = None
+        """What is said after the answers that are owed, before the connection is closed."""
+        self._head_due = 0.0
+        self._piece_at = 0.0
         self._patience: asyncio.TimerHandle | None = None
         self._held: tuple[Exchange, int, problems.Headers, bytes] | None = None
         """An answer that the peer has no room for."""
@@ -262,24 +290,53 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Called by the event loop when a peer has connected."""
-        self._transport = OneWriteATurn(transport, self.loop)
+        self._transport = OneWriteATurn(transport, self.loop, expects_more=self._expects_more)
         super().connection_made(self._transport)  # type: ignore[arg-type]
+        self.flow = _Reading(self._transport, self._read_on)
         self._peer_ip = self.client[0] if self.client else ""
-        self._watch()
+        self._head_due = self.loop.time() + HEAD_TIMEOUT_S
+        self._patience = self.loop.call_at(self._head_due, self._look)
+        if not self._limit.admit(self, count=len(self.connections)):
+            self._end(503, "All connections are in use. Nothing is stored; send again.", (b"retry-after", b"5"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop when the peer has gone."""
-        if self._patience is not None:
-            self._patience.cancel()
+        self._let_go()
         self._held = None
+        running = self._running
         if isinstance(self.cycle, Exchange):  # nobody waits in it to be told
             self.cycle = None
         super().connection_lost(exc)
+        if running is not None and running is not self.cycle and not isinstance(running, Exchange):
+            _disconnect(running)  # uvicorn tells only the last one in line
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop with what the peer has sent."""
-        super().data_received(data)
-        self._watch()
+        self._unset_keepalive_if_required()
+        if self._last_answer is not None:
+            return
+        if self._unparsed:  # a transport may deliver what it had read when it was paused
+            self._unparsed = memoryview(self._unparsed.tobytes() + data)
+        elif len(data) <= SLICE_BYTES:
+            self._parse(data)
+        else:
+            self._unparsed = memoryview(data)
+            self._parse_slice()
+            if 0 < len(self._unparsed) <= self._rest_of_body:
+                self._parse_slice()
+        if self._unparsed:
+            self._transport.pause_reading()
+            self._queue()
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's has a result
+        """Called by the event loop when the peer has sent its last; it may still read the answers that are owed."""
+        self._has_ended = True
+        if self._in_body and self._running is self.cycle and self.is_owed:
+            self._end(400, "The body was cut short.")
+        self._drop_unfinished()
+        if not self.is_owed and not self.pipeline:
+            self._transport.close()
+        return True  # closing is ours: what has been gathered is written first
 
     def resume_writing(self) -> None:
         """Called by the event loop when the peer reads again."""
@@ -294,6 +351,8 @@ class HttpProtocol(HttpToolsProtocol):
         self.url = b""
         self.headers = []
         self._head_bytes = 0
+        self._body_bytes = 0
+        self._in_message = True
 
     def on_url(self, url: bytes) -> None:
         """Called by httptools with the target of the request, or a part of it."""
@@ -304,7 +363,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by httptools with each header, and each trailer."""
-        self.headers.append((name.lower(), value))
+        self.headers.append((name.lower(), value.rstrip(b" \t")))
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > MAX_HEAD_BYTES:
             self._cut_off()
@@ -312,20 +371,28 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Called by httptools at the end of the head."""
         parser, endpoint = self.parser, self._endpoint
-        if (
-            (self.url != endpoint.path and _path_of(self.url) != endpoint.path)
-            or parser.get_method() != b"POST"
-            or (parser.should_upgrade() and self._should_upgrade())
-        ):
+        headers = dict(self.headers)
+        if len(headers) != len(self.headers):
+            headers = _combined(self.headers)
+            self.headers = list(headers.items())
+        if parser.should_upgrade() and parser.get_method() != b"CONNECT":
+            self._is_replayed = True
+            return
+        if (self.url != endpoint.path and _path_of(self.url) != endpoint.path) or parser.get_method() != b"POST":
             self._receiving = None
+            if not self.has_shown_key and endpoint.knows(headers.get(b"x-api-key")):
+                self.note_key()
             self._hand_to_uvicorn()
+            self._in_body = True
             return
         client_ip = self._peer_ip if self._proxies is None else self._forwarded_ip(self._proxies)
         keep_alive = parser.should_keep_alive() and parser.get_http_version() != "1.0"
-        exchange = Exchange(self, endpoint, dict(self.headers), client_ip, keep_alive)
+        exchange = Exchange(self, endpoint, headers, client_ip, keep_alive)
         before = self.cycle
         self.cycle = self._receiving = exchange  # type: ignore[assignment]  # all that is read of it, it has
+        self._in_body = True
         if before is None or before.response_complete:
+            self._running = exchange
             exchange.start()
         else:
             self.flow.pause_reading()
@@ -333,6 +400,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Called by httptools with each piece of a body."""
+        self._body_bytes += len(body)
         if self._receiving is not None:
             self._receiving.receive(body)
         else:
@@ -340,6 +408,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Called by httptools where a request ends."""
+        self._in_message = self._in_body = False
+        if self._is_replayed:
+            return
         if self._receiving is not None:
             self._receiving.end()
         else:
@@ -355,16 +426,7 @@ class HttpProtocol(HttpToolsProtocol):
         if not exchange.keep_alive and problems.CLOSE not in headers:
             headers = [*headers, problems.CLOSE]
         try:
-            self._transport.write_now(
-                b"%b%bcontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
-                % (
-                    STATUS_LINE[status],
-                    self._lines_of_every_answer(),
-                    len(body),
-                    b"".join([b"%b: %b\r\n" % header for header in headers]),
-                    body,
-                )
-            )
+            self._transport.write_now(json_answer(status, headers, body, common_lines=self._lines_of_every_answer()))
             exchange.response_complete = True
             if problems.CLOSE in headers:
                 self._transport.close()
@@ -375,40 +437,234 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Called when a request has been answered: the next one in line begins."""
+        self._head_due = self.loop.time() + HEAD_TIMEOUT_S
         super().on_response_complete()
         if self.pipeline:
             self.flow.pause_reading()
+        if (self._last_answer is not None or self._has_ended) and not self.is_owed:
+            if self._last_answer is not None:
+                self._write_last(*self._last_answer)
+            self._transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """Called where what came is not HTTP."""
+        self._end(400, msg)
+
+    def handle_websocket_upgrade(self, rest: memoryview = NOTHING) -> None:
+        """Hands the connection over to the WebSocket protocol, with its handshake and what came behind."""
+        self._let_go()
+        self._is_upgraded = True
+        self.connections.discard(self)
+        make: Any = self.ws_protocol_class
+        protocol = make(config=self.config, server_state=self.server_state, app_state=self.app_state)
+        protocol.connection_made(self._transport)
+        self._transport.set_protocol(protocol)
+        protocol.data_received(self._head_again())
+        if rest and not self._transport.is_closing():
+            protocol.data_received(rest.tobytes())
+
+    def refuse_unfinished(self) -> None:
+        """Refuses the request whose body has not come whole, if it is its turn: the server is stopping."""
+        if self._in_body and self._receiving is not None and self._receiving.awaits_body:
+            self._receiving.refuse(ShuttingDown("Nothing is stored: the server is shutting down.", retry_after_s=5))
+        elif self._in_body and self._receiving is None and self._task is not None and self._running is self.cycle:
+            self._task.cancel()  # reading a body becomes a 503 then
+
+    def drop(self) -> None:
+        """Ends the connection at once, without a word."""
+        self._transport.abort()
+
+    def note_key(self) -> None:
+        """Notes that this peer has a key."""
+        self.has_shown_key = True
+        self._limit.forget(self)
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether a request is being answered."""
+        return self._running is not None and not self._running.response_complete
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
         if isinstance(cycle, Exchange):
-            self.loop.call_soon(self._begin, cycle)  # not here: each that is answered at once would begin the next
-        else:
-            super()._start_asgi_task(cycle, app)
-
-    def _begin(self, exchange: Exchange) -> None:
-        exchange.start()
-        self._watch()
-
-    def _watch(self) -> None:
-        """Has the peer left if nothing more comes of it, and no answer is owed to it."""
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
-        if self not in self.connections:  # it has gone, or is a WebSocket now
+            self.loop.call_soon(cycle.start)  # not here: each that is answered at once would begin the next
             return
-        if self.cycle is None or self.cycle.response_complete or self._unfinished is not None:
-            self._patience = self.loop.call_later(STALLED_AFTER_S, self._leave)
+        self._task = task = self.loop.create_task(cycle.run_asgi(app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+
+    def _read_on(self) -> None:
+        if self._unparsed:
+            self._queue()
+        elif not self._has_ended and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _queue(self) -> None:
+        if not self._is_queued:
+            self._is_queued = True
+            self._slices.add(self._work)
+
+    def _work(self) -> bool:
+        """Parses a slice; whether there is more that may be parsed now."""
+        if self._transport.is_closing() or self._last_answer is not None:
+            self._unparsed = NOTHING
+        elif self._may_parse:
+            try:
+                self._parse_slice()
+            except Exception as error:
+                logger.error("what a peer has sent could not be parsed", exc_info=error)
+                self._transport.abort()
+                self._unparsed = NOTHING
+        if self._unparsed and self._may_parse:
+            return True
+        self._is_queued = False
+        if not self._unparsed and not self.flow.read_paused:
+            self._read_on()
+        return False
+
+    @property
+    def _may_parse(self) -> bool:
+        return not self.pipeline and not self.flow.read_paused
+
+    def _parse_slice(self) -> None:
+        size = max(SLICE_BYTES, self._rest_of_body)
+        slice_, self._unparsed = self._unparsed[:size], self._unparsed[size:]
+        self._parse(slice_)
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_or_accept(memoryview(data)[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+        if self._in_body:
+            self._piece_at = self.loop.time()
+
+    def _ignore_or_accept(self, rest: memoryview) -> None:
+        """Goes on behind a head that offers another protocol."""
+        if not self._is_replayed:  # CONNECT, which has been refused
+            self._unparsed = _joined(rest, self._unparsed)
+            return
+        self._is_replayed = False
+        if self._should_upgrade():
+            if self.is_owed or self.pipeline:
+                self._end(400, "A WebSocket handshake should not follow a request that has not been answered.")
+            else:
+                unparsed, self._unparsed = self._unparsed, NOTHING
+                self.handle_websocket_upgrade(_joined(rest, unparsed))
+            return
+        head = self._head_again(without_offer=True)
+        self._unparsed = _joined(rest, self._unparsed)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._parse(head)
+
+    def _should_upgrade(self) -> bool:
+        """Whether the head is a WebSocket's handshake: no body may follow it, and nothing but GET begins one."""
+        headers = dict(self.headers)
+        return (
+            self.ws_protocol_class is not None
+            and self.parser.get_method() == b"GET"
+            and self.parser.get_http_version() == "1.1"
+            and headers.get(b"upgrade", b"").lower() == b"websocket"
+            and headers.get(b"content-length", b"0").strip(b"0") == b""
+            and b"transfer-encoding" not in headers
+        )
+
+    def _head_again(self, *, without_offer: bool = False) -> bytes:
+        """The head as it came, or without what offers another protocol."""
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        for name, value in self.headers:
+            if without_offer and name == b"upgrade":
+                continue
+            if without_offer and name == b"connection":
+                options = [option.strip() for option in value.split(b",")]
+                value = b", ".join(option for option in options if option.lower() != b"upgrade")  # noqa: PLW2901
+            lines.append(b"%b: %b" % (name, value))
+        return b"\r\n".join([*lines, b"", b""])
+
+    @property
+    def _rest_of_body(self) -> int:
+        """How much is missing of a body whose length was announced."""
+        if not self._in_body:
+            return 0
+        length = next((value for name, value in self.headers if name == b"content-length"), b"0")
+        return int(length) - self._body_bytes
+
+    def _expects_more(self) -> bool:
+        return not self._has_ended and (self._in_message or self._is_upgraded or bool(self._unparsed))
+
+    def _drop_unfinished(self) -> None:
+        """Forgets a request that has not come whole, if it stands in line."""
+        if self._in_body and self.pipeline and self.pipeline[0][0] is self.cycle:
+            self.pipeline.popleft()
+            self._in_body = False
+            self.cycle = self.pipeline[0][0] if self.pipeline else self._running
+
+    def _end(self, status: int, detail: str, *headers: tuple[bytes, bytes]) -> None:
+        """Answers what nothing can follow, after the answers that are owed, and closes."""
+        if self._transport.is_closing() or self._last_answer is not None:
+            return
+        self._unparsed = NOTHING
+        answer = status, [*headers, problems.CLOSE], orjson.dumps({"detail": detail})
+        self._drop_unfinished()
+        running = self._running
+        if self._in_body and running is self.cycle:  # it is the one that did not come whole
+            if not self.is_owed:  # and has been refused
+                self._transport.close()
+                return
+            if isinstance(running, Exchange):
+                running.answer(*answer)
+                return
+            _disconnect(running)
+            if running.response_started:
+                self._transport.abort()
+                return
+            running.response_started = running.response_complete = True
+        elif self.is_owed:
+            self._last_answer = answer
+            return
+        self._write_last(*answer)
+        self._transport.close()
+
+    def _write_last(self, status: int, headers: problems.Headers, body: bytes) -> None:
+        self._transport.write(json_answer(status, headers, body, common_lines=self._lines_of_every_answer()))
+
+    def _look(self) -> None:
+        """Has the peer left if what is expected of it is due, and no answer is owed to it."""
+        now = self.loop.time()
+        due = self._due(now)
+        if due > now:
+            self._patience = self.loop.call_at(due, self._look)
+            return
+        self._patience = None
+        if (unfinished := self._unfinished) is not None:
+            unfinished.refuse(stalled())
+        elif self._in_message and not self._in_body:
+            self._end(408, f"The head of the request did not come within {HEAD_TIMEOUT_S:g} seconds.")
+        else:
+            self._transport.close()
+
+    def _due(self, now: float) -> float:
+        """When what is expected of the peer has to be there; each moment that this says lies after those before."""
+        if (unfinished := self._unfinished) is not None:
+            since = unfinished.body_since
+            return due_at(since, max(since, self._piece_at), unfinished.body_bytes)
+        if self.is_owed or self.pipeline:
+            return now + HEAD_TIMEOUT_S
+        return self._head_due
 
     @property
     def _unfinished(self) -> Exchange | None:
         """The exchange whose turn it is and the rest of whose body has to come, if there is one."""
         return self._receiving if self._receiving is not None and self._receiving.awaits_body else None
 
-    def _leave(self) -> None:
-        if (unfinished := self._unfinished) is not None:
-            unfinished.refuse(stalled())
-        else:
-            self._transport.close()
+    def _let_go(self) -> None:
+        self._limit.forget(self)
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     def _hand_to_uvicorn(self) -> None:
         """Has uvicorn see the head that has been gathered, as if it came only now."""
@@ -435,8 +691,30 @@ class HttpProtocol(HttpToolsProtocol):
         return self._default_lines
 
     def _cut_off(self) -> None:
-        self.transport.abort()
+        if self._in_body:
+            self._transport.abort()
+        else:
+            self._end(431, f"The head of the request is larger than {MAX_HEAD_BYTES:,} bytes.")
         raise ValueError("the head of the request is too long")  # ends the parsing of what has arrived
+
+
+def _disconnect(cycle: Any) -> None:
+    """Tells what answers a request, past uvicorn, that its peer has gone."""
+    if not cycle.response_complete:
+        cycle.disconnected = True
+    cycle.message_event.set()
+
+
+def _combined(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Headers by name, the values of those that came more than once joined by commas."""
+    combined: dict[bytes, bytes] = {}
+    for name, value in headers:
+        combined[name] = b"%b, %b" % (combined[name], value) if name in combined else value
+    return combined
+
+
+def _joined(first: memoryview, second: memoryview) -> memoryview:
+    return memoryview(b"".join((first, second))) if first and second else first or second
 
 
 def _path_of(url: bytes) -> bytes:

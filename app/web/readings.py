@@ -3,7 +3,8 @@
 Promises:
     * 201 and ``stored`` speak of committed readings; 202, asked for with ``Prefer: respond-async``, of buffered. (3)
     * An Idempotency-Key seen before is answered as it was the first time, and stores nothing. (5)
-    * A key is checked, and room held in the buffer for what was announced, before the body is read.
+    * A key is checked before the body is read, and what was announced must fit into the buffer. Room is held for what
+      has come, not for what was announced: bodies that come slowly lock nobody out.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ from app.ingest.decode.timestamps import Precision, TimeWindow
 from app.ingest.pipeline import Intake
 from app.ingest.receipt import Receipt, Stored
 from app.web import auth, problems
-from app.web.access import KEY_HEADER
+from app.web.access import KEY_HEADER, key_bytes
 from app.web.bodies import announced_bytes, parts_of
 from app.web.idempotency import IDEMPOTENCY_KEY, Recall, answered_before, fingerprint, require_usable
 from app.web.ingest import MAX_ADDRESS_LENGTH, Problem
@@ -237,7 +238,7 @@ class BulkIngest:
             SensorFlowError: nothing of it is stored, or nobody can tell.
         """
         headers = request.headers
-        key_name = self._keyring.name_of(key.encode() if key else None, auth.Scope.INGEST)
+        key_name = self._keyring.name_of(key_bytes(key), auth.Scope.INGEST)
         options = _options(request)
         format_ = _format(headers.get("content-type", ""))
         codec = codec_of(headers.get("content-encoding", "identity"))
@@ -246,7 +247,7 @@ class BulkIngest:
         if (idempotency_key := headers.get("idempotency-key")) is not None:
             require_usable(idempotency_key)
         with self._room(key_name) as grow_to:
-            body = await self._body(request, codec, grow_to)
+            body = await self._body(request, key_name, codec, grow_to)
             identity = None
             if idempotency_key is not None:
                 asked_for = f"{PATH} {format_.value} {options} {is_awaited}".encode()
@@ -321,10 +322,15 @@ class BulkIngest:
         finally:
             self._intake.reserve(key_name, -held)
 
-    async def _body(self, request: Request, codec: str | None, grow_to: Callable[[int], None]) -> bytes:
-        """The body, inflated; room is made sure of before each part is read."""
+    def _require_room(self, key_name: str, body_bytes: int) -> None:
+        """Raises what reserving room for so much of a body would raise now, and holds none."""
+        self._intake.reserve(key_name, body_bytes * DECODING_FACTOR)
+        self._intake.reserve(key_name, -body_bytes * DECODING_FACTOR)
+
+    async def _body(self, request: Request, key_name: str, codec: str | None, grow_to: Callable[[int], None]) -> bytes:
+        """The body, inflated; room is held for each part that has come."""
         limit = min(self._limits.body_bytes, self._limits.held_bytes // DECODING_FACTOR)
-        grow_to(announced_bytes(request, limit_bytes=limit))
+        self._require_room(key_name, announced_bytes(request, limit_bytes=limit))
         parts: list[bytes] = []
         size = 0
         async for part in parts_of(request, limit_bytes=limit):

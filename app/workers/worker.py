@@ -5,6 +5,8 @@ by a hash of their addresses; few connections that live long end up on one proce
 """
 
 import asyncio
+import logging
+import math
 import signal
 import socket
 from collections.abc import Callable, Generator
@@ -12,14 +14,18 @@ from contextlib import contextmanager
 
 import uvicorn
 
+from app.draining import DrainingServer
 from app.workers.messages import Started
 from app.workers.uplink import Uplink
 
+logger = logging.getLogger(__name__)
+
 CONNECTIONS_A_TURN = 64
 """So many are taken over at most before those that are here already have their turn."""
+WARNING_INTERVAL_S = 60.0
 
 
-class HandedConnections(uvicorn.Server):
+class HandedConnections(DrainingServer):
     """A server for connections that come over a socket.
 
     Args:
@@ -33,6 +39,7 @@ class HandedConnections(uvicorn.Server):
         self._uplink = uplink
         self._connections = connections
         self._taking_over: set[asyncio.Task[object]] = set()
+        self._warned_at = -math.inf
 
     def stop(self) -> None:
         """Answers those who wait, and ends."""
@@ -70,8 +77,17 @@ class HandedConnections(uvicorn.Server):
             if not byte:
                 self._hang_up()  # the parent is gone; the uplink sees to the rest
                 return
+            if not descriptors:
+                self._warn_of_lost_connection()
             for descriptor in descriptors:
                 self._serve_on(socket.socket(fileno=descriptor))
+
+    def _warn_of_lost_connection(self) -> None:
+        """Says that the kernel dropped a connection on its way here, for want of a descriptor; once a minute."""
+        now = asyncio.get_running_loop().time()
+        if now - self._warned_at >= WARNING_INTERVAL_S:
+            self._warned_at = now
+            logger.error("can't take over a connection: all file descriptors are in use. Raise ulimit -n")
 
     def _serve_on(self, connection: socket.socket) -> None:
         connection.setblocking(False)

@@ -164,6 +164,82 @@ def test_other_methods_encodings_and_paths_are_refused(client: httpx.Client) -> 
     assert client.post("/api/nothing", json=READING).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("path", "allow"),
+    [
+        (PATH, "POST, OPTIONS"),
+        ("/api/readings", "GET, POST, OPTIONS"),
+        ("/api/sensors", "GET, OPTIONS"),
+        ("/api/sensors/greenhouse-1", "GET, PATCH, OPTIONS"),
+        ("/health", "GET, OPTIONS"),
+    ],
+)
+def test_allow(client: httpx.Client, path: str, allow: str) -> None:
+    """OPTIONS is 204 and another method 405, both with every method of the path in Allow."""
+    options, other = client.options(path), client.delete(path)
+    assert (options.status_code, options.headers["Allow"], options.content) == (204, allow, b"")
+    assert (other.status_code, other.headers["Allow"]) == (405, allow)
+    assert allow in other.json()["detail"]
+    assert client.options("/api/nothing").status_code == 404
+
+
+ROUTES = [("POST", PATH), ("POST", "/api/readings"), ("GET", "/api/sensors"), ("GET", "/ws/sensor_updates")]
+
+
+def status_for(server: Server, method: str, path: str, *key_lines: bytes) -> int:
+    """What a request is answered with these lines about the key; of a WebSocket, 401 stands for a close with 1008."""
+    lines = [b"%s %s HTTP/1.1" % (method.encode(), path.encode()), b"Host: x", *key_lines]
+    if path.startswith("/ws"):
+        lines += [b"Connection: Upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13"]
+        lines += [b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
+    elif method == "POST":
+        body = json.dumps(READING).encode()
+        lines += [b"Content-Type: application/json", b"Connection: close", b"Content-Length: %d" % len(body)]
+    else:
+        lines += [b"Connection: close"]
+    with connection_to(server) as connection:
+        connection.sendall(b"\r\n".join([*lines, b"", b"" if method == "GET" else body]))
+        if not path.startswith("/ws"):
+            return int(b"".join(iter(lambda: connection.recv(65_536), b"")).split()[1])
+        connection.settimeout(1)
+        answer = b""
+        with suppress(TimeoutError):
+            while piece := connection.recv(65_536):
+                answer += piece
+        return 401 if b"\x03\xf0" in answer.partition(b"\r\n\r\n")[2] else 200
+
+
+def test_key_header_on_all_routes(server: Server) -> None:
+    """Blanks around a key are not part of it; one that comes twice, or has other bytes, is 401 on every route."""
+    key = API_KEY.encode()
+    for method, path in ROUTES:
+        for line in (b"X-API-Key: %s ", b"X-API-Key:\t%s\t", b"x-api-key:%s \t "):
+            assert status_for(server, method, path, line % key) in {200, 201}, (path, line)
+        assert status_for(server, method, path, *[b"X-API-Key: %s" % key] * 2) == 401, path
+        assert status_for(server, method, path, b"X-API-Key: %s" % key, b"X-API-Key: wrong") == 401, path
+        for wrong in (b"\xe9" * 20, "é".encode() * 20, key + b"\xa0", b"\x85" + key):
+            assert status_for(server, method, path, b"X-API-Key: %s" % wrong) == 401, (path, wrong)
+
+
+def test_key_beyond_ascii(embedded_database_url: str, tmp_path: Path) -> None:
+    """A key with letters beyond ASCII is its UTF-8, on every route."""
+    key = "Schlüssel-für-alles-0123456789"
+    with running(tmp_path, DATABASE_URL=embedded_database_url, API_KEY=key) as server:
+        for method, path in ROUTES:
+            assert status_for(server, method, path, b"X-API-Key: %s" % key.encode()) in {200, 201}, path
+            assert status_for(server, method, path, b"X-API-Key: %s" % key.encode("latin-1")) == 401, path
+
+
+@pytest.mark.parametrize("path", [PATH, "/api/readings", "/ws/sensor_updates"])
+def test_large_head_is_431(server: Server, path: str) -> None:
+    """A head of more than 64 KB is answered 431, with a reason in JSON."""
+    with connection_to(server) as connection:
+        connection.sendall(b"GET %s HTTP/1.1\r\nHost: x\r\n%s\r\n" % (path.encode(), b"X: xxxx\r\n" * 30_000))
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+    assert "65,536" in json.loads(answer.partition(b"\r\n\r\n")[2])["detail"]
+
+
 def test_the_openapi_page_shows_the_whole_contract(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     operation = document["paths"][PATH]["post"]

@@ -18,7 +18,10 @@ from uvicorn.server import ServerState
 
 from app.errors import BufferFull, Unauthorized
 from app.web.bodies import STALLED_AFTER_S
-from app.web.protocol import MAX_HEAD_BYTES, MAX_PENDING_BYTES, Exchange, HttpProtocol, OneWriteATurn, TakeBody
+from app.web.connections import ConnectionLimit
+from app.web.protocol import HEAD_TIMEOUT_S, MAX_HEAD_BYTES, SLICE_BYTES, Exchange, HttpProtocol, TakeBody
+from app.web.slices import Slices
+from app.web.transport import LINGER_BYTES, LINGER_S, MAX_PENDING_BYTES, OneWriteATurn
 
 MAX_BODY_BYTES = 100
 KEEP_ALIVE_S = 5
@@ -32,6 +35,7 @@ class Wire(asyncio.Transport):
         self.writes: list[bytes] = []
         self.ended = ""
         self.is_read = True
+        self.protocol: asyncio.BaseProtocol | None = None
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         assert not self.ended
@@ -39,6 +43,16 @@ class Wire(asyncio.Transport):
 
     def close(self) -> None:
         self.ended = self.ended or "closed"
+
+    def write_eof(self) -> None:
+        self.close()
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        assert self.protocol is not None
+        return self.protocol
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
 
     def abort(self) -> None:
         self.ended = "aborted"
@@ -65,6 +79,9 @@ class Desk:
         self.observed: list[tuple[int, float]] = []
         self.observe: Callable[[int, float], None] = lambda *observed: self.observed.append(observed)
         self.clock: Callable[[], float] = asyncio.get_running_loop().time
+
+    def knows(self, key: bytes | None) -> bool:
+        return key == b"k"
 
     def open(self, exchange: Exchange) -> TakeBody:
         self.opened.append(exchange)
@@ -106,6 +123,8 @@ class Connection:
         proxies: str = "",
         peer: tuple[str, int] | None = ("192.0.2.7", 1),
         application: ASGIApp = application,
+        limit: ConnectionLimit | None = None,
+        state: ServerState | None = None,
     ) -> None:
         config = uvicorn.Config(
             application,
@@ -117,12 +136,15 @@ class Connection:
             timeout_keep_alive=KEEP_ALIVE_S,
         )
         config.load()
-        self.state = ServerState()
+        self.state = state or ServerState()
         self.state.default_headers = [(b"date", b"today")]
         self.desk = Desk()
         self.wire = Wire(peer)
-        make: Any = HttpToolsProtocol if plain else partial(HttpProtocol, endpoint=self.desk)
+        limit = limit or ConnectionLimit(1_000, clock=asyncio.get_running_loop().time)
+        ours = partial(HttpProtocol, endpoint=self.desk, slices=Slices(), limit=limit)
+        make: Any = HttpToolsProtocol if plain else ours
         self.protocol: HttpProtocol = make(config=config, server_state=self.state, app_state={})
+        self.wire.protocol = self.protocol
         self.protocol.connection_made(self.wire)
 
     def feed(self, data: bytes) -> None:
@@ -228,13 +250,9 @@ async def test_the_path_counts_however_it_is_written(target: bytes) -> None:
         b"HEAD /reading HTTP/1.0\r\n\r\n",
         post(target=b"/reading/"),
         post(target=b"/readin%"),
-        post(target=b"/r\xc3\xa9ading"),
         post(b"x" * 1_000, target=b"/other"),
         CHUNKED.replace(b"/reading", b"/"),
         b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
-        post(b"", b"Connection: upgrade", b"Upgrade: h2c", target=b"/other"),
-        b"CONNECT host:80 HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"nonsense\r\n\r\n",
     ],
 )
 async def test_every_other_request_goes_to_asgi_as_uvicorn_hands_it_over(request_: bytes) -> None:
@@ -245,6 +263,77 @@ async def test_every_other_request_goes_to_asgi_as_uvicorn_hands_it_over(request
     assert ours.desk.opened == []
     assert ours.sent == uvicorns.sent
     assert ours.wire.ended == uvicorns.wire.ended
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        post(target=b"/r\xc3\xa9ading"),
+        b"CONNECT host:80 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        CHUNKED.replace(b"2\r\nab", b"x\r\nab"),
+    ],
+)
+async def test_what_is_not_http(request_: bytes) -> None:
+    """What can't be parsed is answered 400 once, after the answers that are owed, and closed."""
+    connection = Connection()
+    connection.feed(request_)
+    assert (connection.statuses, connection.wire.ended) == ([400], "closed")
+    assert b'{"detail":"Invalid HTTP request' in connection.sent
+    behind = Connection()
+    behind.feed(post() + request_)
+    behind.feed(post())
+    assert behind.statuses == []
+    behind.desk.answer()
+    await a_few_turns()
+    assert (behind.statuses, behind.wire.ended) == ([201, 400], "closed")
+
+
+OFFERS = [
+    (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAEAAQAAAAIAAAABAAMAAABk"),
+    (b"Connection: upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="),
+    (b"Connection: keep-alive", b"Connection: upgrade", b"Upgrade: TLS/1.0, h2c"),
+]
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize("target", [b"/reading", b"/other"])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_offers_of_other_protocols(offer: tuple[bytes, ...], target: bytes, chunked: bool) -> None:
+    """An offer of another protocol is ignored: the body and what follows it are read as if it were not there."""
+    plain = CHUNKED.replace(b"/reading", target) if chunked else post(target=target)
+    head, _, body = plain.partition(b"\r\n\r\n")
+    request = b"\r\n".join([head, *offer, b"", body])
+    whole, behind = Connection(), Connection()
+    whole.feed(request + post())
+    await a_few_turns()
+    if target == b"/reading":
+        whole.desk.answer()
+    await a_few_turns()
+    whole.desk.answer()
+    assert [body for _, body in whole.desk.taken] == [b"abc"] * (2 if target == b"/reading" else 1)
+    assert whole.statuses == [201 if target == b"/reading" else 200, 201]
+    assert (b"b'abc'" in whole.sent) is (target == b"/other")
+    assert whole.wire.ended == ""
+    for place in range(len(request)):
+        behind.feed(request[place : place + 1])
+        await a_few_turns()
+    if target == b"/reading":
+        behind.desk.answer()
+    await a_few_turns()
+    assert len(behind.statuses) == 1
+    assert whole.sent.startswith(behind.sent)
+
+
+async def test_an_offer_without_a_body() -> None:
+    """A GET that offers another protocol is an ordinary GET, and so is a handshake of HTTP/1.0."""
+    for version, offer in ((b"1.1", b"h2c"), (b"1.0", b"websocket")):
+        connection = Connection()
+        connection.feed(b"GET /other HTTP/%b\r\nConnection: upgrade\r\nUpgrade: %b\r\n\r\n" % (version, offer))
+        await a_few_turns()
+        assert connection.statuses == [200]
+        assert b"upgrade" not in connection.sent
 
 
 async def test_answers_come_in_the_order_of_the_requests() -> None:
@@ -330,14 +419,18 @@ async def test_an_idle_connection_is_closed_after_the_keep_alive_timeout() -> No
     assert connection.wire.ended == "closed"
 
 
-@pytest.mark.parametrize("begun", [b"", b"POST /reading HTTP/1.1\r\nHost: x\r\n", b"GET /oth"])
-async def test_a_peer_that_falls_silent_before_the_end_of_a_head_is_left(begun: bytes) -> None:
+@pytest.mark.parametrize("begun", [b"", b"\r\n", b"POST /reading HTTP/1.1\r\nHost: x\r\n", b"GET /oth"])
+async def test_a_head_has_ten_seconds(begun: bytes) -> None:
+    """A connection whose head has not come in time is closed, with a 408 if it has begun; drops don't prolong it."""
     connection = Connection()
     connection.feed(begun)
-    await asyncio.sleep(STALLED_AFTER_S - 1)
+    for _ in range(9):
+        await asyncio.sleep((HEAD_TIMEOUT_S - 1) / 9)
+        connection.feed(b"x" if begun.strip() else b"\r\n")
     assert connection.wire.ended == ""
     await asyncio.sleep(2)
-    assert (connection.wire.ended, connection.sent) == ("closed", b"")
+    assert connection.wire.ended == "closed"
+    assert connection.statuses == ([408] if begun.strip() else [])
 
 
 @pytest.mark.parametrize("request_", [post(), CHUNKED])
@@ -345,7 +438,7 @@ async def test_a_body_that_stops_coming_is_refused_and_one_that_comes_slowly_is_
     slow = Connection()
     for piece in (request_[:-2], request_[-2:-1], request_[-1:]):
         slow.feed(piece)
-        await asyncio.sleep(STALLED_AFTER_S - 1)
+        await asyncio.sleep(STALLED_AFTER_S / 3)
     slow.desk.answer()
     assert slow.statuses == [201]
     stopped = Connection()
@@ -386,7 +479,7 @@ async def test_what_comes_after_an_answer_keeps_no_connection_open(request_: byt
     await asyncio.sleep(STALLED_AFTER_S - 1)
     assert connection.wire.ended == ""
     await asyncio.sleep(2)
-    assert (connection.wire.ended, len(connection.statuses)) == ("closed", 1)
+    assert (connection.wire.ended, connection.statuses[1:]) == ("closed", [408] if more.startswith(b"GET") else [])
 
 
 @pytest.mark.parametrize(("then", "statuses"), [(post(), [401]), (post()[:-1], [401, 408])])
@@ -411,9 +504,9 @@ async def test_who_is_owed_an_answer_is_not_left() -> None:
 async def test_a_refused_body_that_comes_by_drops_does_not_keep_a_connection_open() -> None:
     connection = Connection()
     connection.feed(post(key=b"wrong")[:-3])
-    for _ in range(2):
-        connection.feed(b"x")
-        await asyncio.sleep(STALLED_AFTER_S - 1)
+    await asyncio.sleep(KEEP_ALIVE_S - 1)
+    connection.feed(b"x")
+    await asyncio.sleep(STALLED_AFTER_S - KEEP_ALIVE_S)
     assert connection.wire.ended == ""
     await asyncio.sleep(2)
     assert (connection.statuses, connection.wire.ended) == ([401], "closed")
@@ -479,18 +572,29 @@ async def test_a_body_as_long_as_the_bound_is_taken() -> None:
     [
         (b"POST /reading", b"x" * 4_096),
         (b"POST /reading HTTP/1.1\r\n", b"X: %b\r\n" % (b"x" * 4_096)),
-        (post() + CHUNKED[:-2], b"X: %b\r\n" % (b"x" * 4_096)),
+        (post() + GET[:-2], b"X: %b\r\n" % (b"x" * 4_096)),
+        (CHUNKED[:-2], b"X: %b\r\n" % (b"x" * 4_096)),
     ],
-    ids=["target", "headers", "trailers"],
+    ids=["target", "headers", "in line", "trailers"],
 )
 async def test_an_endless_head_is_cut_off(begin: bytes, more: bytes) -> None:
+    """A head that is too large is 431, after the answers that are owed; a trailer that is ends the connection."""
     connection = Connection()
     connection.feed(begin)
     for _ in range(MAX_HEAD_BYTES // 4_096 - 1):
         connection.feed(more)
+        await a_few_turns()
         assert connection.wire.ended == ""
     connection.feed(more * 2)
-    assert connection.wire.ended == "aborted"
+    await a_few_turns()
+    if b"X-Trailer" in begin:
+        assert connection.wire.ended == "aborted"
+        return
+    if begin.startswith(post()):
+        assert connection.statuses == []
+        connection.desk.answer()
+    assert (connection.statuses[-1], connection.wire.ended) == (431, "closed")
+    assert b'{"detail":"The head of the request is larger than 65,536 bytes."}' in connection.sent
 
 
 async def test_who_expects_100_continue_gets_it_once_and_only_if_the_body_is_wanted() -> None:
@@ -670,3 +774,216 @@ async def test_what_is_written_in_one_turn_goes_out_at_once_and_before_what_cann
     assert wire.ended == "closed"
     await a_few_turns()
     assert len(wire.writes) == 5
+
+
+@pytest.mark.parametrize("error_in_line", [b"", b"GET /oth", post()[:-1]])
+async def test_half_closed_peer_is_answered(error_in_line: bytes) -> None:
+    """Requests that came whole are answered after the peer has closed its side; then the connection is closed."""
+    connection = Connection()
+    connection.feed(post() + GET + post() + error_in_line)
+    assert connection.protocol.eof_received() is True
+    assert connection.wire.ended == ""
+    connection.desk.answer()
+    await a_few_turns()
+    assert (connection.statuses, connection.wire.ended) == ([201, 200], "")
+    connection.desk.answer()
+    await a_few_turns()
+    assert (connection.statuses, connection.wire.ended) == ([201, 200, 201], "closed")
+
+
+async def test_half_closed_peer_of_asgi_is_answered() -> None:
+    """An ASGI route answers a peer that has closed its side, and is not told that it has gone."""
+    connection = Connection()
+    connection.feed(GET)
+    assert connection.protocol.eof_received() is True
+    await a_few_turns()
+    assert (connection.statuses, connection.wire.ended) == ([200], "closed")
+
+
+@pytest.mark.parametrize("request_", [post(), CHUNKED, post(target=b"/other"), CHUNKED.replace(b"/reading", b"/")])
+async def test_body_cut_short(request_: bytes) -> None:
+    """A request whose peer ends in the middle of its body is 400, and nothing of it is taken."""
+    connection = Connection()
+    connection.feed(request_[:-1])
+    await a_few_turns()
+    connection.protocol.eof_received()
+    await a_few_turns()
+    assert (connection.statuses, connection.wire.ended) == ([400], "closed")
+    assert b"cut short" in connection.sent
+    assert connection.desk.taken == []
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /oth", post(key=b"wrong")[:-1]])
+async def test_nothing_is_owed_at_the_end(begun: bytes) -> None:
+    """A peer that ends while no answer is owed to it is closed, without another word."""
+    connection = Connection()
+    connection.feed(begun)
+    before = connection.sent
+    connection.protocol.eof_received()
+    await a_few_turns()
+    assert (connection.sent, connection.wire.ended) == (before, "closed")
+
+
+async def test_answer_of_the_same_turn_goes_out() -> None:
+    """An answer that has been gathered for the turn's end is written although the peer's end comes in that turn."""
+    connection = Connection(application=answers_at_once)
+    connection.feed(GET)
+    await asyncio.sleep(0)
+    connection.protocol.eof_received()
+    await a_few_turns()
+    assert (connection.statuses, connection.wire.ended) == ([200], "closed")
+
+
+async def test_much_at_once_is_parsed_in_slices() -> None:
+    """Of many requests in one read few are answered in a turn, reading is paused meanwhile, and none is forgotten."""
+    connection = Connection()
+    request = post(b"", key=b"wrong")
+    connection.feed(request * 2_000)
+    assert len(connection.statuses) <= SLICE_BYTES // len(request) + 1
+    assert not connection.wire.is_read
+    seen = 0
+    while not connection.wire.is_read:
+        assert len(connection.statuses) - seen < 500
+        seen = len(connection.statuses)
+        await asyncio.sleep(0)
+    assert connection.statuses == [401] * 2_000
+
+
+async def test_nothing_is_parsed_while_requests_wait() -> None:
+    """Of many requests in one read only as many stand in line as a slice has."""
+    connection = Connection()
+    connection.feed(post() * 2_000)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert len(connection.protocol.pipeline) < 100
+    for _ in range(2_000):
+        connection.desk.answer()
+        await a_few_turns()
+    assert connection.statuses == [201] * 2_000
+
+
+@pytest.mark.parametrize("target", [b"/reading", b"/other"])
+async def test_long_body_is_parsed_whole(target: bytes) -> None:
+    """What has come of a body of known length is one slice."""
+    connection = Connection()
+    connection.desk.max_body_bytes = 1_000_000
+    connection.feed(post(b"x" * 200_000, target=target))
+    assert connection.wire.is_read is (target == b"/reading")  # uvicorn pauses until the application takes it
+    await a_few_turns()
+    if target == b"/reading":
+        connection.desk.answer()
+    assert connection.statuses == [201 if target == b"/reading" else 200]
+
+
+async def test_long_chunked_body_in_one_read() -> None:
+    """A chunked body of many slices comes to the application in order, while it keeps reading."""
+    connection = Connection()
+    chunks = b"".join(b"4\r\n%04d\r\n" % number for number in range(10_000))
+    connection.feed(CHUNKED.replace(b"/reading", b"/other").partition(b"2\r\n")[0] + chunks + b"0\r\n\r\n")
+    for _ in range(1_000):
+        await asyncio.sleep(0)
+    assert connection.statuses == [200]
+    assert b"".join(b"%04d" % number for number in range(10_000)) in connection.sent
+
+
+@pytest.mark.parametrize("space", [b" ", b"\t", b" \t  "])
+async def test_blanks_around_a_value(space: bytes) -> None:
+    """Blanks and tabs around a header's value are not part of it, on any route."""
+    connection = Connection()
+    connection.feed(post(key=b"k" + space))
+    connection.desk.answer()
+    connection.feed(post(key=space + b"k" + space, target=b"/other"))
+    await a_few_turns()
+    assert connection.statuses == [201, 200]
+    assert b"(b'x-api-key', b'k')" in connection.sent
+
+
+@pytest.mark.parametrize("target", [b"/reading", b"/other"])
+async def test_header_that_comes_twice(target: bytes) -> None:
+    """A header that comes twice is one value with a comma, on every route."""
+    connection = Connection()
+    connection.feed(post(b"abc", b"X-API-KEY: k", target=target))
+    await a_few_turns()
+    if target == b"/reading":
+        assert connection.statuses == [401]
+        assert connection.desk.opened[0].headers[b"x-api-key"] == b"k, k"
+    else:
+        assert b"(b'x-api-key', b'k, k')" in connection.sent
+
+
+async def test_dripping_body_is_cut() -> None:
+    """A body that comes by drops is 408 after ten seconds, and one of 1 KB/s is taken however long it takes."""
+    dripping, slow = Connection(), Connection()
+    slow.desk.max_body_bytes = dripping.desk.max_body_bytes = 1_000_000
+    dripping.feed(post(b"", length=100))
+    slow.feed(post(b"", length=60_000))
+    for second in range(60):
+        if second % 4 == 0 and not dripping.wire.ended:
+            dripping.feed(b"x")
+        slow.feed(b"x" * 1_000)
+        await asyncio.sleep(1)
+        assert (dripping.statuses == [408]) is (second >= 10)
+    slow.desk.answer()
+    assert slow.statuses == [201]
+
+
+async def test_closing_lets_the_answer_be_read() -> None:
+    """Where the peer still sends, what comes after the last answer is read and dropped for a while, and not parsed."""
+    connection = Connection()
+    connection.feed(post(b"", length=MAX_BODY_BYTES + 1))
+    assert (connection.statuses, connection.wire.ended) == ([413], "closed")
+    farewell: Any = connection.wire.protocol
+    assert farewell is not connection.protocol
+    assert connection.wire.is_read
+    connection.wire.ended = ""
+    farewell.data_received(b"x" * LINGER_BYTES)
+    assert connection.wire.ended == ""
+    farewell.data_received(b"x")
+    assert connection.wire.ended == "closed"
+    connection.wire.ended = ""
+    await asyncio.sleep(LINGER_S + 0.1)
+    assert connection.wire.ended == "closed"
+    farewell.connection_lost(None)
+    assert not connection.state.connections
+
+
+async def test_stopping_server_refuses_what_still_comes() -> None:
+    """A body that has not come whole when the server stops is 503 on both ways; one that has is answered."""
+    exchange, asgi, whole = Connection(), Connection(application=until_cancelled), Connection()
+    exchange.feed(post()[:-1])
+    asgi.feed(post(target=b"/other")[:-1])
+    whole.feed(post())
+    await a_few_turns()
+    for connection in (exchange, asgi, whole):
+        connection.protocol.shutdown()
+        connection.protocol.refuse_unfinished()
+    await a_few_turns()
+    assert [connection.statuses for connection in (exchange, asgi, whole)] == [[503], [503], []]
+    assert exchange.wire.ended == asgi.wire.ended == "closed"
+
+
+async def until_cancelled(_: Scope, receive: Receive, send: Send) -> None:
+    """Reads the body, and answers 503 where that is cancelled, as our routes do."""
+    try:
+        while (await receive())["more_body"]:
+            pass
+    except asyncio.CancelledError:
+        await send({"type": "http.response.start", "status": 503, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def test_connections_are_bounded() -> None:
+    """One connection too many takes the place of the oldest that has shown no key, or is 503 if there is none."""
+    limit = ConnectionLimit(2, clock=asyncio.get_running_loop().time)
+    state = ServerState()
+    keyed, keyless = Connection(limit=limit, state=state), Connection(limit=limit, state=state)
+    keyed.feed(post())
+    keyed.desk.answer()
+    third = Connection(limit=limit, state=state)
+    assert [connection.wire.ended for connection in (keyed, keyless, third)] == ["", "aborted", ""]
+    keyless.lose()
+    third.feed(post(target=b"/other"))
+    await a_few_turns()
+    fourth = Connection(limit=limit, state=state)
+    assert (fourth.statuses, fourth.wire.ended) == ([503], "closed")
+    assert third.wire.ended == ""

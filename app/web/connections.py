@@ -1,0 +1,73 @@
+"""How many connections a process has, and which of them gives way when one too many comes.
+
+Each takes a file descriptor, also before any key has been shown. With none left the kernel's queue fills, and nobody
+new gets in; so there is a bound below that, and whoever comes beyond it takes the place of the one that has been
+silent longest without a key.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+logger = logging.getLogger(__name__)
+
+WARNING_INTERVAL_S = 60.0
+MAX_LOOKED_AT = 100
+"""So many of the oldest are looked at for one that is owed no answer; more would be a long turn."""
+
+
+class Connection(Protocol):
+    """What the limit needs of a connection."""
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether an answer is being made for it."""
+
+    def drop(self) -> None:
+        """Ends it at once, without a word."""
+
+
+class ConnectionLimit:
+    """The bound of one process.
+
+    Args:
+        most: connections at a time.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, most: int, *, clock: Callable[[], float]) -> None:
+        self._most = most
+        self._clock = clock
+        self._keyless: dict[Connection, None] = {}
+        self._warned_at = -math.inf
+
+    def admit(self, connection: Connection, *, count: int) -> bool:
+        """Lets a connection in that is the ``count``-th, if need be in another's place; False if none gives way."""
+        if count > self._most:
+            self._warn()
+            if (oldest := self._oldest_idle()) is None:
+                return False
+            self.forget(oldest)
+            oldest.drop()
+        self._keyless[connection] = None
+        return True
+
+    def forget(self, connection: Connection) -> None:
+        """Notes that a connection has shown a key, or is gone: it does not give way any more."""
+        self._keyless.pop(connection, None)
+
+    def _oldest_idle(self) -> Connection | None:
+        for connection, _ in zip(self._keyless, range(MAX_LOOKED_AT), strict=False):
+            if not connection.is_owed:
+                return connection
+        return None
+
+    def _warn(self) -> None:
+        if self._clock() - self._warned_at >= WARNING_INTERVAL_S:
+            self._warned_at = self._clock()
+            logger.warning(
+                "all %d connections are in use: each new one closes the oldest that has shown no API key. Raise the "
+                "limit of open files (ulimit -n), or MAX_CONNECTIONS",
+                self._most,
+            )

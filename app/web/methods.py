@@ -1,0 +1,32 @@
+"""What a path may be asked by another method: 405 with all of them in Allow, and 204 to OPTIONS.
+
+Starlette looks at the first route of a path only, so that ``/api/readings`` claimed to allow POST and nothing else.
+"""
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+
+
+def allowed(request: Request) -> list[str]:
+    """Return the methods that some route has for a request's path, and OPTIONS."""
+    routes = request.app.router.routes
+    found = [
+        method
+        for method in METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
+    return [*found, "OPTIONS"]
+
+
+async def respond(request: Request, error: Exception) -> Response:
+    """Answer where the path has routes, and none for the method."""
+    assert isinstance(error, HTTPException)  # it is registered for 405
+    allow = ", ".join(allowed(request))
+    if request.method == "OPTIONS":
+        return Response(status_code=204, headers={"Allow": allow})
+    detail = f"{request.method[:20]} is not allowed here: {allow} are."
+    return JSONResponse({"detail": detail}, 405, {"Allow": allow})

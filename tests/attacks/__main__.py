@@ -1,0 +1,33 @@
+"""Runs every attack on a server of its own, prints what each cost, and fails if that was more than it may."""
+
+import logging
+import sys
+from collections.abc import Iterator
+
+from tests.attacks import connections, stop
+from tests.attacks.report import Finding
+
+ROW = "{:<58} {:>10} {:<8} {:>10}  {}"
+
+
+def findings() -> Iterator[Finding]:
+    """All of them, as they come."""
+    yield from connections.findings()
+    yield from stop.findings()
+
+
+def main() -> int:
+    """Prints the table; the exit status."""
+    logging.getLogger("app").setLevel(logging.ERROR)
+    print(ROW.format("attack", "figure", "", "bound", ""), flush=True)
+    broken = 0
+    for finding in findings():
+        verdict = "" if finding.is_met else "BROKEN"
+        row = ROW.format(finding.attack, f"{finding.figure:,.1f}", finding.unit, f"{finding.bound:,.0f}", verdict)
+        print(row.rstrip(), flush=True)
+        broken += not finding.is_met
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
