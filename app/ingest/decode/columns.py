@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from app.errors import MalformedBody, TooManyRows
 from app.ingest.batch import BATCH_SCHEMA, Batch, Source
+from app.ingest.decode.dialect import CsvDialect
 from app.ingest.decode.reading import MAX_SENSOR_ID_LENGTH
 from app.ingest.decode.timestamps import OUTSIDE_ALL_YEARS, Precision, TimeWindow, parse_time_us, parse_times_us
 
@@ -75,6 +76,10 @@ class Terms:
     """Bad rows that are described; all are counted."""
     is_time_required: bool = False
     """Whether a reading without a time is refused."""
+    renames: Mapping[str, str] = field(default_factory=dict)
+    """What a field of JSON is called here, by the name that it has in the body, where that differs."""
+    dialect: CsvDialect = field(default_factory=CsvDialect)
+    """How a CSV is written."""
 
 
 @dataclass(frozen=True, slots=True)
