@@ -8,8 +8,8 @@ time or a number: its quote was a stray one, or never closed, and costs its own 
 Lines may end with CR LF, LF or CR. Lines that are empty or blank don't count. Spaces around the names in the header,
 and around times and numbers, don't matter; those of a sensor_id are its own.
 
-No value: an empty field; for a metric also what programs and loggers write where they have nothing (NO_VALUE). Not so
-for a time, because no time means now, and not for a sensor_id, which is a name.
+No value: an empty field; for a metric also the others in NO_VALUE, since programs write these where a frame has
+nothing. Not so for a time, because no time means now, and not for a sensor_id, which is a name.
 """
 
 import math
@@ -27,6 +27,7 @@ from app.ingest.decode.columns import (
     COLUMNS,
     METRICS,
     NO_NUMBER,
+    NO_VALUE,
     NOT_FINITE,
     Sent,
     Terms,
@@ -41,14 +42,6 @@ MAX_FIELDS = 1_000
 """A line of more is no record: 4 MB of two letters each took 159 MB."""
 ARROW_PAYS_FROM_BYTES = 2_048
 """Arrow's reader takes 0.3 ms to begin, in which the plain one has read some 40 records."""
-NO_VALUE = frozenset(
-    [
-        *("", "NaN", "nan", "NAN", "-NaN", "-nan"),
-        *("NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "#N/A N/A", "None", "null", "NULL"),
-        *("1.#QNAN", "-1.#QNAN", "1.#IND", "-1.#IND"),
-    ]
-)
-"""How a metric that is not there is written: by NumPy, loggers, R, pandas, Excel, Python, SQL, and Microsoft's C."""
 
 _QUOTED = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"')
 _BLANK_LINES = re.compile(rb"(?:[ \t]*+(?:\r\n|\r|\n))++")
@@ -69,7 +62,7 @@ def decode_csv(body: bytes, terms: Terms) -> Sent:
     body = without_bom(body)
     names, start = read_header(body, terms.dialect)
     try:
-        unknown = require_columns(names)
+        unknown = require_columns(names, terms)
     except MalformedBody as error:
         if len(names) == 1 and re.search(r"[;\t|]", names[0]):
             raise MalformedBody("The fields of a CSV should be separated by commas.") from error
@@ -151,9 +144,10 @@ def end_of_records(text: bytes, dialect: CsvDialect, names: Sequence[str], *, ma
     if text.find(b'"', 0, end) < 0 or has(text[:end], _fields_pattern(dialect.separator, line_breaks=False)):
         return end
     end = 0
-    for _, start, after in records(text, 0, dialect, names):
+    for fields, start, after in records(text, 0, dialect, names):
         is_cut = after == len(text) and not text.endswith(b"\n")
-        if is_cut or (len(text) - start <= max_bytes and _reaches_the_end(text, start, dialect)):
+        may_go_on = fields is None and len(text) - start <= max_bytes and _reaches_the_end(text, start, dialect)
+        if is_cut or may_go_on:
             break
         end = after
     return end

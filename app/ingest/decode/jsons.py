@@ -12,7 +12,6 @@ Of a field that comes twice the last counts. NaN and Infinity are read, as there
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from itertools import chain
 
 import pyarrow as pa
@@ -159,14 +158,35 @@ def decode_json(body: bytes, terms: Terms) -> Sent:
     return _columns_of_readings([document], {}, terms)
 
 
-def field_names(body: bytes) -> Sequence[str]:
-    """Return the names of all fields in NDJSON, in order of appearance; lines that are no objects have none."""
-    names: dict[str, None] = {}
-    for line in lines(without_bom(body)):
-        with suppress(ValueError):
-            if isinstance(reading := _parse(line), dict):
-                names |= dict.fromkeys(reading)
-    return list(names)
+def read_values(body: bytes, *, is_document: bool) -> Sequence[object]:
+    """Return the readings of NDJSON or of a document as they are written, those that can't be read as their text."""
+    body = without_bom(body)
+    if is_document:
+        document = _parse(body.strip(_WHITESPACE))
+        if isinstance(document, list):
+            return document
+        columns = {}
+        if isinstance(document, dict):
+            columns = {name: values for name, values in document.items() if isinstance(values, list)}
+        if not columns:
+            return [document]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=False)]
+    values: list[object] = []
+    for line in lines(body):
+        try:
+            values.append(_parse(line))
+        except ValueError:
+            values.append(line.decode(errors="replace"))
+    return values
+
+
+def field_names(body: bytes, *, is_document: bool = False) -> Sequence[str]:
+    """Return the names of all fields in NDJSON or in a document, in order of appearance; what is none has none."""
+    try:
+        readings = read_values(body, is_document=is_document)
+    except ValueError:
+        return ()
+    return list(dict.fromkeys(chain.from_iterable(each for each in readings if isinstance(each, dict))))
 
 
 def _renamed(reading: dict[str, object], terms: Terms) -> dict[str, object]:
@@ -339,7 +359,7 @@ def _columns_of_readings(
 
 
 def _columns_of_columns(document: Mapping[str, object], terms: Terms) -> Sent:
-    unknown = require_columns(list(document))
+    unknown = require_columns(list(document), terms)
     lists: dict[str, list[object]] = {}
     for name in COLUMNS:
         values = document.get(name)
@@ -347,13 +367,13 @@ def _columns_of_columns(document: Mapping[str, object], terms: Terms) -> Sent:
             lists[name] = values
         elif values is not None:
             raise MalformedBody(f"In an object of columns {name} should be an array, and this is {_kind(values)}.")
-    if "sensor_id" not in lists:
+    if "sensor_id" not in lists and terms.is_sensor_required:
         raise MalformedBody("In an object of columns sensor_id should be an array, and this is null.")
     lengths = {name: len(values) for name, values in lists.items()}
     if len(set(lengths.values())) > 1:
         said = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
         raise MalformedBody(f"The columns should be of one length, with null where there is no value: {said}.")
-    rows = lengths["sensor_id"]
+    rows = max(lengths.values())
     require_few_rows(rows, terms)
 
     def value(row: int, column: str | None) -> object:
@@ -380,7 +400,7 @@ def _columns_of_lists(
             columns[name], faults[name] = _times(values, terms.precision)
         else:
             columns[name], faults[name] = _numbers(values, name)
-    return Sent(len(lists["sensor_id"]), columns, unknown, faults, value)
+    return Sent(max(map(len, lists.values())), columns, unknown, faults, value)
 
 
 _NONE = type(None)

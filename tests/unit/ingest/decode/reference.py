@@ -19,10 +19,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
-NO_VALUE_IN_CSV = (
-    *("", "NaN", "nan", "NAN", "-NaN", "-nan", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "#N/A N/A", "None", "null"),
-    *("NULL", "1.#QNAN", "-1.#QNAN", "1.#IND", "-1.#IND"),
-)
+NO_VALUE = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None", "NaN", "nan", "NAN", "-nan", "-NaN")
 WHITESPACE = " \t\r\n"
 
 Row = tuple[str, int, float | None, float | None, float | None]
@@ -156,7 +153,7 @@ def reading(row: object, rules: Rules, *, csv: bool) -> Row:
 
 
 def metric(value: object, name: str, *, csv: bool) -> float | None:
-    if csv and isinstance(value, str) and value.strip() in NO_VALUE_IN_CSV:
+    if csv and isinstance(value, str) and value.strip() in NO_VALUE:
         return None
     if value is None:
         return None
