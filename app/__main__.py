@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     migration.add_argument(
         "--down", metavar="REVISION", help="go back to this revision instead; `base` removes everything"
     )
-    add_arguments(commands.add_parser("import", help="store the readings of CSV, NDJSON and Parquet files"))
+    add_arguments(commands.add_parser("import", help="store the readings of CSV, JSON, NDJSON, Arrow and Parquet files"))
     chosen = parser.parse_args(arguments)
     # Both end in an exception, so that every `with` on the way out does its work: the embedded database is stopped.
     signal.signal(signal.SIGTERM, _exit)
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         if chosen.command == "import":
-            again = "Import the same again, and it goes on: what is stored is found."
+            again = "Import the same again, without --store-again, and it goes on: what is stored is found."
             print(f"sensorflow: stopped. {'Nothing is stored.' if chosen.dry_run else again}", file=sys.stderr)
         return 130
     return 0

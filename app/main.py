@@ -28,6 +28,7 @@ from app.store import claims
 from app.store.aggregates import Aggregates
 from app.store.database import Database, Edition
 from app.store.history import History, latest_reading
+from app.store.imports import ImportClaims
 from app.store.latest import LatestReadings
 from app.store.maintenance import Maintenance
 from app.store.policies import Retention
@@ -53,6 +54,7 @@ RECALL_TIMEOUT_S = 4.0
 IMPORT_MAX_ROWS = 1_000_000
 IMPORT_MAX_BYTES = 256 << 20
 """An import's own buffer: whatever a server's is set to, a part of a file must fit."""
+IMPORT_CLAIMS_TIMEOUT_S = 60.0
 REMEMBERING_HEAD_START_S = 1.0
 REMEMBERING_TIMEOUT_S = 60.0
 
@@ -275,9 +277,9 @@ class Server:
 
 
 @asynccontextmanager
-async def importing(settings: Settings, database_url: str) -> AsyncIterator[Intake]:
-    """The way into a database, without a server around it; at the end, whatever has come to it, what was taken in is
-    flushed if the database is there.
+async def importing(settings: Settings, database_url: str, key_name: str) -> AsyncIterator[tuple[Intake, ImportClaims]]:
+    """The way into a database, without a server around it, and what was imported before; at the end, whatever has come
+    to it, what was taken in is flushed if the database is there.
 
     Raises:
         DatabaseAway: the database can't be reached.
@@ -301,7 +303,7 @@ async def importing(settings: Settings, database_url: str) -> AsyncIterator[Inta
         if work.done():
             work.result()
         try:
-            yield pipeline
+            yield pipeline, ImportClaims(database, key_name=key_name, timeout_s=IMPORT_CLAIMS_TIMEOUT_S)
         finally:
             # To cancel a COPY under way would roll it back, and psycopg 3.3.9 can't: its C generators end in a
             # TypeError when it resumes them, which it logs.

@@ -7,11 +7,17 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from app.errors import ConfigurationError
-from app.imports.files import FORMATS, Layout, format_of
+from app.imports.files import FORMATS, format_of
+from app.imports.headers import SEPARATORS
+from app.imports.importer import SOURCE
+from app.imports.layout import Layout
 from app.imports.terminal import import_file
+from app.imports.times import require_time_format
 from app.ingest.decode.columns import METRICS
+from app.ingest.decode.reading import MAX_SENSOR_ID_LENGTH
 from app.ingest.decode.timestamps import Precision, TimeWindow
 from app.main import importing, now_us
 from app.settings import Settings
@@ -26,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", help=f"*{', *'.join(FORMATS)}; texts also .gz, .zst"
     )
-    parser.add_argument("--sensor", metavar="COLUMN", help="the file's column that is sensor_id")
+    sensor = parser.add_mutually_exclusive_group()
+    sensor.add_argument("--sensor", metavar="COLUMN", help="the file's column that is sensor_id")
+    sensor.add_argument("--sensor-name", metavar="NAME", help="the sensor of all readings, if there is no such column")
     parser.add_argument("--time", metavar="COLUMN", help="the file's column that is time")
     parser.add_argument(
         "--column",
@@ -49,6 +57,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Precision.AUTO.value,
         help="unit of times that are numbers: auto (by magnitude), s, ms, us, ns",
     )
+    parser.add_argument(
+        "--time-format",
+        metavar="FORMAT",
+        help="how times are written, like '%%d.%%m.%%Y %%H:%%M:%%S' (as Python's strptime takes it); excel: as Excel's "
+        "numbers of days",
+    )
+    parser.add_argument(
+        "--time-zone", metavar="ZONE", help="zone of times without an offset, like Europe/Madrid; default: TIMEZONE"
+    )
+    parser.add_argument(
+        "--separator", choices=SEPARATORS, help="what is between a CSV's fields; default: what its header looks like"
+    )
+    parser.add_argument(
+        "--decimal", choices=["point", "comma"], help="decimal point or comma of a CSV; default: what it looks like"
+    )
+    parser.add_argument(
+        "--missing",
+        action="append",
+        default=[],
+        metavar="MARK",
+        help="what a CSV has for a missing value, beside NA, NaN and the like; may be given again",
+    )
+    parser.add_argument(
+        "--skip-lines", type=_line_count, metavar="N", help="lines before a CSV's header; default: what it looks like"
+    )
+    parser.add_argument(
+        "--store-again",
+        action="store_true",
+        help="store also what was imported before; for readings that have been deleted since",
+    )
     parser.add_argument("--dry-run", action="store_true", help="read and check only; nothing is stored")
 
 
@@ -57,6 +95,44 @@ def _metric_and_column(argument: str) -> tuple[str, str]:
     if metric not in METRICS or not column:
         raise argparse.ArgumentTypeError(f"{argument!r} should be like temperature=temp; known: {', '.join(METRICS)}")
     return metric, column
+
+
+def _line_count(argument: str) -> int:
+    if not argument.isdecimal():
+        raise argparse.ArgumentTypeError(f"{argument!r} should be a number of lines")
+    return int(argument)
+
+
+def _layout(chosen: argparse.Namespace, settings: Settings) -> Layout:
+    if chosen.time_format is not None:
+        require_time_format(chosen.time_format)
+    if chosen.sensor_name is not None:
+        _require_sensor_name(chosen.sensor_name)
+    return Layout(
+        columns=_columns(chosen),
+        fahrenheit=frozenset(chosen.fahrenheit),
+        precision=Precision(chosen.precision),
+        sensor_name=chosen.sensor_name,
+        separator=SEPARATORS[chosen.separator] if chosen.separator else None,
+        has_decimal_comma=chosen.decimal == "comma" if chosen.decimal else None,
+        missing=frozenset(chosen.missing),
+        skip_lines=chosen.skip_lines,
+        time_format=chosen.time_format,
+        time_zone=_time_zone(chosen.time_zone) if chosen.time_zone else settings.timezone,
+    )
+
+
+def _time_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ConfigurationError(f"--time-zone {name!r} should be an IANA time zone, like Europe/Madrid.") from error
+    return name
+
+
+def _require_sensor_name(name: str) -> None:
+    if not name.strip() or len(name) > MAX_SENSOR_ID_LENGTH or "\0" in name:
+        raise ConfigurationError(f"--sensor-name should have 1 to {MAX_SENSOR_ID_LENGTH} characters, not all blank.")
 
 
 def _columns(chosen: argparse.Namespace) -> dict[str, str]:
@@ -80,7 +156,7 @@ def import_files(settings: Settings, chosen: argparse.Namespace, database_url: s
         NotStored: the database can't be reached.
         KeyboardInterrupt: it was ended, by SIGTERM too.
     """
-    layout = Layout(_columns(chosen), frozenset(chosen.fahrenheit), Precision(chosen.precision))
+    layout = _layout(chosen, settings)
     window = TimeWindow.of(
         past_days=0, future_minutes=settings.accept_future_minutes, kept_days=settings.retention_raw_days
     )
@@ -90,9 +166,21 @@ def import_files(settings: Settings, chosen: argparse.Namespace, database_url: s
     async def run() -> int:
         async with AsyncExitStack() as stack:
             stack.enter_context(_cancelled_by_sigterm())
-            intake = await stack.enter_async_context(importing(settings, database_url)) if database_url else None
+            intake, log = (
+                await stack.enter_async_context(importing(settings, database_url, SOURCE.key_name))
+                if database_url
+                else (None, None)
+            )
             outcomes = [
-                await import_file(path, intake=intake, layout=layout, window=window, now_us=now_us)
+                await import_file(
+                    path,
+                    intake=intake,
+                    log=log,
+                    layout=layout,
+                    window=window,
+                    now_us=now_us,
+                    store_again=chosen.store_again,
+                )
                 for path in chosen.files
             ]
         return REJECTED_STATUS if any(outcome.rejected for outcome in outcomes) else 0

@@ -4,225 +4,387 @@ It reads files, and knows neither what a reading is nor where it goes.
 """
 
 import csv
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from itertools import chain
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-import orjson
 import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet
 
 from app.errors import ConfigurationError, MalformedBody
-from app.ingest.decode.columns import in_words
+from app.imports.headers import find_header
+from app.imports.layout import Layout
+from app.ingest.decode.csvs import end_of_records
+from app.ingest.decode.dialect import CsvDialect
+from app.ingest.decode.jsons import field_names
 from app.ingest.decode.readings import Format
-from app.ingest.decode.timestamps import Precision
-from app.ingest.decode.utf8 import NOT_UTF8, without_bom
+from app.ingest.decode.utf8 import without_bom
 
 # Both decide how a file is cut, and so which claims stand for it: after a change, what was imported before would be
 # stored again.
 BLOCK_BYTES = 4 << 20
 BLOCK_ROWS = 50_000
 
-MAX_RECORD_BYTES = 4 * BLOCK_BYTES
-"""A CSV without an end of a record in so many bytes has a quote that was never closed."""
-FORMATS = {".csv": Format.CSV, ".ndjson": Format.NDJSON, ".jsonl": Format.NDJSON, ".parquet": Format.PARQUET}
-_BLANK = b" \t\r\n"
-_LINE_END = re.compile(rb"\r\n|\r|\n")
+MAX_LINE_BYTES = 4 * BLOCK_BYTES
+"""A text without an end of a line in so many bytes is none."""
+MAX_QUOTED_BYTES = 1 << 20
+"""A quote in a CSV that is not closed in so many bytes never was meant to be."""
+MAX_DOCUMENT_BYTES = 256 << 20
+"""A JSON document has to be read whole, and as Python objects takes several times its size."""
+SAMPLE_BYTES = 1 << 20
+"""In so much of a CSV its header is looked for."""
+FORMATS = {
+    **{".csv": Format.CSV, ".tsv": Format.CSV},
+    **{".ndjson": Format.NDJSON, ".jsonl": Format.NDJSON, ".json": Format.JSON},
+    **{".parquet": Format.PARQUET, ".arrow": Format.ARROW_STREAM, ".feather": Format.ARROW_STREAM},
+}
 CODECS = {".gz": "gzip", ".zst": "zstd"}
-_OPTIONS = {"sensor_id": "--sensor ", "time": "--time "}
+_TEXTS = {Format.CSV, Format.NDJSON, Format.JSON}
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """What a file's columns are.
+class Cut:
+    """Where a block ended that was read from the same place before: its size in bytes, and the digest of these."""
 
-    Attributes:
-        columns: for our columns, the names that the file has for them, where those differ.
-        fahrenheit: the metrics that the file has in °F.
-        precision: the unit of times that are numbers.
-    """
+    size: int
+    digest: bytes
 
-    columns: Mapping[str, str] = field(default_factory=dict)
-    fahrenheit: frozenset[str] = frozenset()
-    precision: Precision = Precision.AUTO
-
-    def ours(self, name: str) -> str:
-        """Our name of a column of the file; one that stands in another's place gets a name that is not ours."""
-        for ours, theirs in self.columns.items():
-            if name == theirs:
-                return ours
-        return f"{name} of the file" if name in self.columns else name
-
-    def require_in(self, path: Path, names: Sequence[str]) -> None:
-        """Raises ConfigurationError if an option names a column that is none of a file's."""
-        options = {theirs: _OPTIONS.get(ours, f"--column {ours}=") + theirs for ours, theirs in self.columns.items()}
-        options |= {metric: f"--fahrenheit {metric}" for metric in sorted(self.fahrenheit - self.columns.keys())}
-        for column, option in options.items():
-            if column not in names:
-                raise ConfigurationError(
-                    f"{path} has no column {column!r}, which {option} names. Its columns: {in_words(names)}."
-                )
+    @classmethod
+    def of(cls, content: bytes) -> "Cut":
+        """The one at the end of a content."""
+        return cls(len(content), hashlib.sha256(content).digest())
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some of a file's readings in the order of the file, as a body, and how much of the file has been read with it."""
+    """Some of a file's readings in the order of the file, as a body, and how much of the file has been read with it.
+
+    Attributes:
+        body: what a decoder takes, a header included.
+        format: which decoder.
+        progress: 0 to 1.
+        content: the bytes of a text that it was made of; empty for other files.
+    """
 
     body: bytes
     format: Format
     progress: float
-    """0 to 1."""
+    content: bytes = b""
+
+
+class InputFile(Protocol):
+    """An open file.
+
+    Attributes:
+        names: its columns, as it calls them; of NDJSON, those of the first BLOCK_BYTES.
+        ours: the same, as they are called here.
+        dialect: how it is written, if it is a CSV.
+        header: the bytes of what all blocks of a CSV share; empty for other files.
+        grows: whether more may be written to its end, so that its blocks are known by what comes before them.
+        notes: what was detected, or is remarkable, in words.
+    """
+
+    names: Sequence[str]
+    ours: Sequence[str]
+    dialect: CsvDialect
+    header: bytes
+    grows: bool
+    notes: list[str]
+
+    def next_block(self, earlier: Sequence[Cut] = (), /) -> Block | None:
+        """Read the next block; None at the end.
+
+        Args:
+            earlier: where blocks ended that began at the same place in an earlier import; such a one comes again if the
+                file still has it.
+        """
 
 
 def format_of(path: Path) -> Format:
-    """The format of a file, by its name. Raises ConfigurationError if that tells none."""
-    suffixes = [suffix for suffix in path.suffixes if suffix not in CODECS]
-    format_ = FORMATS.get(suffixes[-1].lower()) if suffixes else None
-    if format_ is None or (format_ is Format.PARQUET and path.suffix in CODECS):
+    """Tell the format of a file by its name. Raises ConfigurationError if that tells none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    is_packed = bool(suffixes) and suffixes[-1] in CODECS
+    format_ = FORMATS.get(suffixes[-1 - is_packed]) if len(suffixes) > is_packed else None
+    if format_ is None or (is_packed and format_ not in _TEXTS):
         raise ConfigurationError(f"{path} should be named *{', *'.join(FORMATS)}, or a text with .gz or .zst after it.")
     return format_
 
 
-def blocks(path: Path, layout: Layout) -> Iterator[Block]:
-    """A file in blocks, its columns under our names.
+@contextmanager
+def open_file(path: Path, layout: Layout) -> Iterator[InputFile]:
+    """Open a file for being read in blocks.
 
     Raises:
-        ConfigurationError: it can't be read, or, before the first block, ``layout`` has columns that are not in it. Of
-            NDJSON, where a reading may have fewer than another, the first block's readings tell.
+        ConfigurationError: it can't be read, or ``layout`` has columns that are not in it, or one is missing. Of
+            NDJSON, where a reading may have fewer than another, the first BLOCK_BYTES tell.
     """
+    with ExitStack() as stack:
+        with reading(path):
+            file = _opened(path, layout, stack)
+        if file.names:
+            layout.require_in(path, file.names)
+        yield file
+
+
+def _opened(path: Path, layout: Layout, stack: ExitStack) -> InputFile:
     format_ = format_of(path)
+    if format_ is Format.PARQUET:
+        return _ParquetFile(path, stack.enter_context(pa.parquet.ParquetFile(path)), layout)
+    if format_ is Format.ARROW_STREAM:
+        return _ArrowFile(path, stack.enter_context(pa.memory_map(str(path))), layout)
+    text = stack.enter_context(_Text(path))
+    if format_ is Format.CSV:
+        return _CsvFile(text, layout)
+    return (_JsonFile if format_ is Format.JSON and not _is_ndjson(text) else _NdjsonFile)(text, layout)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever can't be read within is a ConfigurationError."""
     try:
-        if format_ is Format.PARQUET:
-            yield from _parquet_blocks(path, layout)
-        elif format_ is Format.CSV:
-            yield from _csv_blocks(path, layout)
-        else:
-            yield from _ndjson_blocks(path, layout)
-    except (OSError, pa.ArrowException) as error:
+        yield
+    except (OSError, pa.ArrowException, MalformedBody) as error:
         raise ConfigurationError(f"Can't read {path}: {error}") from error
 
 
-def _parquet_blocks(path: Path, layout: Layout) -> Iterator[Block]:
-    with pa.parquet.ParquetFile(path) as file:
-        layout.require_in(path, file.schema_arrow.names)
-        rows = 0
-        for batch in file.iter_batches(BLOCK_ROWS):
-            rows += batch.num_rows
-            sink = pa.BufferOutputStream()
-            renamed = batch.rename_columns([layout.ours(name) for name in batch.schema.names])
-            with pa.ipc.new_stream(sink, renamed.schema) as stream:
-                stream.write_batch(renamed)
-            yield Block(sink.getvalue().to_pybytes(), Format.ARROW_STREAM, rows / file.metadata.num_rows)
+class _Text:
+    """A text file, inflated, read ahead as far as it is looked at."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.position = 0
+        """How many bytes have been taken."""
+        self.ahead = b""
+        """What comes next, as far as it has been read."""
+        self.is_read = False
+        """Whether all of it has."""
+        self._size = max(1, path.stat().st_size)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "_Text":
+        with self._stack:
+            self._file = self._stack.enter_context(pa.OSFile(str(self.path)))
+            codec = CODECS.get(self.path.suffix.lower())
+            compressed = pa.CompressedInputStream(self._file, codec) if codec else None
+            self._stream = self._stack.enter_context(compressed) if compressed else self._file
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def progress(self) -> float:
+        """How much of the file has been read, 0 to 1."""
+        position: int = self._file.tell()
+        return min(1.0, position / self._size)
+
+    def look(self, size: int) -> bytes:
+        """Read ahead until there are so many bytes, or all that there are; return all that are there."""
+        pieces = [self.ahead]
+        missing = size - len(self.ahead)
+        while missing > 0 and not self.is_read:
+            piece = self._stream.read(missing)
+            self.is_read = not piece
+            pieces.append(piece)
+            missing -= len(piece)
+        self.ahead = b"".join(pieces) if len(pieces) > 1 else self.ahead
+        return self.ahead
+
+    def take(self, size: int) -> bytes:
+        """Take the next bytes, which have been read."""
+        taken, self.ahead = self.ahead[:size], self.ahead[size:]
+        self.position += size
+        return taken
 
 
-def _csv_blocks(path: Path, layout: Layout) -> Iterator[Block]:
-    header = None
-    for piece, progress in _texts(path, end_of_csv_record):
-        text = piece
-        if header is None:
-            first, text = _first_line(without_bom(piece))
-            if not first:
-                continue
-            names = _names_of_header(first)
-            layout.require_in(path, names)
-            header = _header([layout.ours(name) for name in names])
-        yield Block(header + text, Format.CSV, progress)
-    if header is None:
-        yield Block(b"", Format.CSV, 1.0)  # the decoder will say what is missing
+def _is_ndjson(text: _Text) -> bool:
+    """Whether a file that should be a JSON document has a reading a line, as many programs write it."""
+    lines = without_bom(text.look(SAMPLE_BYTES)).strip().split(b"\n", 2)
+    return len(lines) > 1 and all(line.strip().startswith(b"{") and line.strip().endswith(b"}") for line in lines[:2])
 
 
-def _first_line(text: bytes) -> tuple[bytes, bytes]:
-    """The first line that is not blank, and what comes after it."""
-    first, *rest = _LINE_END.split(text.lstrip(_BLANK), maxsplit=1)
-    return first, b"".join(rest)
+class _TextFile:
+    """A text of records, one after the other."""
+
+    grows = True
+
+    def __init__(self, text: _Text) -> None:
+        self.names: Sequence[str] = ()
+        self.ours: Sequence[str] = ()
+        self.dialect = CsvDialect()
+        self.header = b""
+        self.notes: list[str] = []
+        self._text = text
+
+    def next_block(self, earlier: Sequence[Cut] = (), /) -> Block | None:
+        with reading(self._text.path):
+            size = next((cut.size for cut in earlier if self._has(cut)), 0) or self._next_cut()
+            if not size:
+                return None
+            content = self._text.take(size)
+            return Block(self.header + content, self._format, self._text.progress, content)
+
+    _format = Format.NDJSON
+
+    def _end_of_record(self, text: bytes) -> int:
+        """Where the last record ends that is whole; 0 if there is none."""
+        raise NotImplementedError
+
+    def _has(self, cut: Cut) -> bool:
+        """Whether an earlier block is there again, and ends where a record does now."""
+        ahead = self._text.look(cut.size + 1)
+        if len(ahead) < cut.size or Cut.of(ahead[: cut.size]) != cut:
+            return False
+        if (
+            len(ahead) == cut.size
+            or ahead[cut.size - 1 : cut.size] == b"\n"
+            or ahead[cut.size : cut.size + 1] in b"\r\n"
+        ):
+            return True
+        line = ahead[: cut.size].rpartition(b"\n")[2][:80].decode(errors="replace")
+        self.notes.append(
+            f"the line that began with {line!r} was imported before it was whole: now it is stored whole, and what was "
+            "stored of it before is still there"
+        )
+        return False
+
+    def _next_cut(self) -> int:
+        """How long the next block is that has not been read before: up to a multiple of BLOCK_BYTES in the file."""
+        text = self._text
+        limit = BLOCK_BYTES - text.position % BLOCK_BYTES
+        while True:
+            ahead = text.look(limit)
+            if text.is_read and len(ahead) <= limit:
+                return self._end_of_record(ahead) or len(ahead)
+            if end := self._end_of_record(ahead[:limit]):
+                return end
+            if limit > MAX_LINE_BYTES + BLOCK_BYTES:
+                raise ConfigurationError(f"{text.path} has a line of more than {MAX_LINE_BYTES:,} bytes.")
+            limit += BLOCK_BYTES
 
 
-def _names_of_header(line: bytes) -> list[str]:
-    try:
-        return [name.strip() for name in next(csv.reader([line.decode()]))]
-    except UnicodeDecodeError as error:
-        raise MalformedBody(f"The CSV's header can't be read: {NOT_UTF8}.") from error
-    except csv.Error as error:
-        raise MalformedBody(f"The CSV's header can't be read: {error}.") from error
+class _CsvFile(_TextFile):
+    _format = Format.CSV
+
+    def __init__(self, text: _Text, layout: Layout) -> None:
+        super().__init__(text)
+        found = find_header(text.look(SAMPLE_BYTES), layout)
+        self.names, self.dialect = found.names, found.dialect
+        self.notes.extend(found.notes)
+        self.ours = [layout.renames.get(name, name) for name in found.names]
+        line = io.StringIO(newline="")
+        writer = csv.writer(line, delimiter=self.dialect.separator, quoting=csv.QUOTE_ALL, lineterminator="\n")
+        writer.writerow(self.ours)
+        self.header = line.getvalue().encode()
+        text.take(found.end)
+
+    def _end_of_record(self, text: bytes) -> int:
+        return end_of_records(text, self.dialect, self.ours, max_bytes=MAX_QUOTED_BYTES)
 
 
-def _header(names: Sequence[str]) -> bytes:
-    return ",".join('"' + name.replace('"', '""') + '"' for name in names).encode() + b"\n"
+class _NdjsonFile(_TextFile):
+    def __init__(self, text: _Text, layout: Layout) -> None:
+        super().__init__(text)
+        start = text.look(BLOCK_BYTES)
+        self.names = field_names(start[: end_of_line(start)] if len(start) >= BLOCK_BYTES else start)
+        self.ours = [layout.renames.get(name, name) for name in self.names]
 
-
-def _ndjson_blocks(path: Path, layout: Layout) -> Iterator[Block]:
-    has_options = bool(layout.columns or layout.fahrenheit)
-    names: list[str] = []
-    for piece, progress in _texts(path, end_of_line):
-        text = piece if names else without_bom(piece)
-        if has_options and not names and (names := _names_of_objects(text)):
-            layout.require_in(path, names)
-        yield Block(_renamed(text, layout) if layout.columns else text, Format.NDJSON, progress)
-
-
-def _names_of_objects(text: bytes) -> list[str]:
-    return list(dict.fromkeys(chain.from_iterable(_object(line) or () for line in text.split(b"\n"))))
-
-
-def _renamed(text: bytes, layout: Layout) -> bytes:
-    def renamed(line: bytes) -> bytes:
-        reading = _object(line)
-        if reading is None:
-            return line  # the decoder will say what is wrong with it
-        return orjson.dumps({layout.ours(name): value for name, value in reading.items()})
-
-    return b"\n".join(map(renamed, text.split(b"\n")))
-
-
-def _object(line: bytes) -> dict[str, object] | None:
-    """The object in a line of JSON, if there is one."""
-    if not line or line.isspace():
-        return None
-    try:
-        reading = orjson.loads(line)
-    except ValueError:
-        return None
-    return reading if isinstance(reading, dict) else None
-
-
-def _texts(path: Path, end_of_record: Callable[[bytes], int]) -> Iterator[tuple[bytes, float]]:
-    """A text file, inflated, in pieces that end where a record ends."""
-    size = max(1, path.stat().st_size)
-    rest = b""
-    with ExitStack() as stack:
-        file = stack.enter_context(pa.OSFile(str(path)))
-        codec = CODECS.get(path.suffix)
-        stream = stack.enter_context(pa.CompressedInputStream(file, codec)) if codec else file
-        while piece := stream.read(BLOCK_BYTES):
-            rest += piece
-            end = end_of_record(rest)
-            if end:
-                yield rest[:end], file.tell() / size
-                rest = rest[end:]
-            elif len(rest) > MAX_RECORD_BYTES:
-                raise ConfigurationError(f"{path} has a line of more than {MAX_RECORD_BYTES:,} bytes.")
-    if rest:
-        yield rest, 1.0
+    def _end_of_record(self, text: bytes) -> int:
+        return end_of_line(text)
 
 
 def end_of_line(text: bytes) -> int:
-    """Where the last whole line ends; 0 if there is none."""
+    """Tell where the last whole line ends; 0 if there is none."""
     return text.rfind(b"\n") + 1
 
 
-def end_of_csv_record(text: bytes) -> int:
-    """Where the last whole record ends, at a newline that is not in quotes, so after an even number of them; 0 if there
-    is none.
-    """
-    end = text.rfind(b"\n") + 1
-    quotes = text.count(b'"', 0, end)
-    while end and quotes % 2:
-        before = text.rfind(b"\n", 0, end - 1) + 1
-        quotes -= text.count(b'"', before, end)
-        end = before
-    if not end and len(text) > MAX_RECORD_BYTES:  # the quote was never closed
-        return end_of_line(text)
-    return end
+class _JsonFile:
+    """A document: an array, an object of columns, or one reading."""
+
+    grows = False
+    header = b""
+
+    def __init__(self, text: _Text, layout: Layout) -> None:
+        body = text.look(MAX_DOCUMENT_BYTES + 1)
+        if len(body) > MAX_DOCUMENT_BYTES:
+            raise ConfigurationError(
+                f"{text.path} is a JSON document of more than {MAX_DOCUMENT_BYTES:,} bytes: write it as NDJSON, "
+                "a reading a line."
+            )
+        self.names: Sequence[str] = field_names(body, is_document=True)
+        self.ours: Sequence[str] = [layout.renames.get(name, name) for name in self.names]
+        self.dialect = CsvDialect()
+        self.notes: list[str] = []
+        self._body: bytes | None = body
+
+    def next_block(self, _earlier: Sequence[Cut] = (), /) -> Block | None:
+        body, self._body = self._body, None
+        return None if body is None else Block(body, Format.JSON, 1.0)
+
+
+class _TableFile:
+    """A file of record batches."""
+
+    grows = False
+    header = b""
+
+    def __init__(
+        self, path: Path, batches: Iterator[tuple[pa.RecordBatch, float]], schema: pa.Schema, layout: Layout
+    ) -> None:
+        self._path = path
+        self.names: Sequence[str] = schema.names
+        self.ours: Sequence[str] = [layout.renames.get(name, name) for name in schema.names]
+        self.dialect = CsvDialect()
+        self.notes: list[str] = []
+        self._batches = batches
+
+    def next_block(self, _earlier: Sequence[Cut] = (), /) -> Block | None:
+        with reading(self._path):
+            batch, progress = next(self._batches, (None, 1.0))
+        if batch is None:
+            return None
+        sink = pa.BufferOutputStream()
+        renamed = batch.rename_columns(self.ours)
+        with pa.ipc.new_stream(sink, renamed.schema) as stream:
+            stream.write_batch(renamed)
+        return Block(sink.getvalue().to_pybytes(), Format.ARROW_STREAM, progress)
+
+
+class _ParquetFile(_TableFile):
+    def __init__(self, path: Path, file: pa.parquet.ParquetFile, layout: Layout) -> None:
+        def batches() -> Iterator[tuple[pa.RecordBatch, float]]:
+            rows = 0
+            for batch in file.iter_batches(BLOCK_ROWS):
+                rows += batch.num_rows
+                yield batch, rows / file.metadata.num_rows
+
+        super().__init__(path, batches(), file.schema_arrow, layout)
+
+
+class _ArrowFile(_TableFile):
+    """An Arrow stream, as GET /api/readings gives it, or an Arrow file (Feather)."""
+
+    def __init__(self, path: Path, source: pa.NativeFile, layout: Layout) -> None:
+        magic = source.read(6)
+        source.seek(0)
+        size = max(1, source.size())
+        file: pa.RecordBatchFileReader | pa.RecordBatchStreamReader
+        if magic == b"ARROW1":
+            file = pyarrow.ipc.open_file(source)
+            read = (file.get_batch(number) for number in range(file.num_record_batches))
+        else:
+            file = pyarrow.ipc.open_stream(source)
+            read = iter(file)
+
+        def batches() -> Iterator[tuple[pa.RecordBatch, float]]:
+            for batch in read:
+                for start in range(0, batch.num_rows, BLOCK_ROWS):
+                    yield batch.slice(start, BLOCK_ROWS), source.tell() / size
+
+        super().__init__(path, batches(), file.schema, layout)

@@ -1,18 +1,16 @@
 """A file into the database, by the way that requests take: decoded, checked, flushed.
 
-A file's blocks are decoded one by one, and a block's readings go in parts, each claimed by the file's digest and its
-place. So a file may be imported again, after a failure or by mistake: what is there is found by its claims, which never
-expire, and only the rest is stored. (5)
+A file's blocks are decoded one by one, and a block's readings go in parts, each with a claim. So a file may be imported
+again, after a failure or by mistake: what was imported is found by its claims, which never expire, and only the rest is
+stored. (5)
 """
 
 import asyncio
-import csv
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
-from typing import TextIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,12 +23,16 @@ from app.errors import (
     Refused,
     SensorFlowError,
 )
-from app.imports.files import BLOCK_BYTES, Block, Layout, blocks
+from app.imports.claims import Claims, ImportLog, claims_of, forget
+from app.imports.files import BLOCK_BYTES, Block, InputFile, open_file
+from app.imports.layout import Layout
+from app.imports.rejects import OWN_COLUMNS, Report, report_path
+from app.imports.times import Localized, localize
 from app.ingest.batch import Batch, Source
 from app.ingest.buffer import Answer
-from app.ingest.claim import Claim, Fingerprint, Replay
-from app.ingest.decode.columns import Decoded, RowFault, Terms
-from app.ingest.decode.readings import decode_readings
+from app.ingest.claim import Claim, DatedClaim, Fingerprint, Replay
+from app.ingest.decode.columns import Decoded, RowFault, Sent, Terms, check
+from app.ingest.decode.readings import read_columns
 from app.ingest.decode.timestamps import TimeWindow
 from app.ingest.pipeline import Intake
 from app.ingest.receipt import Stored
@@ -44,6 +46,11 @@ year of hourly readings stays in one piece. (It decides how a file is cut, like 
 PART_ROWS = 50_000
 PARTS_UNDER_WAY = 4
 """Enough to have one decoded and one prepared while one is written."""
+MAX_EXAMPLES = 1_000
+CHANGED = (
+    "Of this file, some readings were imported that would now be refused, or the other way round; nothing was stored "
+    "twice. Import what is missing from a file of its own; or delete the file's readings and use --store-again."
+)
 LONGEST_WAIT_S = 60.0
 """How long a database that is away is waited for."""
 
@@ -54,15 +61,55 @@ class Outcome:
 
     stored: int = 0
     found: int = 0
-    """Those that were there from an earlier import."""
+    """Those that an earlier import stored."""
     rejected: int = 0
     unknown_columns: dict[str, None] = field(default_factory=dict)
     """The file's columns that are none of ours, in order of appearance."""
+    first_us: int | None = None
+    last_us: int | None = None
+    """The earliest and the latest time of those that are stored, or were found, microseconds since 1970 UTC."""
+    found_at: datetime | None = None
+    """When the last of those that were found was stored."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Why rows were rejected, and how often."""
+    examples: dict[str, RowFault] = field(default_factory=dict)
+    """The first row rejected for each reason, numbered as the file has it."""
+    local_rows: int = 0
+    """Times that had no offset."""
+    repeated_rows: int = 0
+    """Those of them that the zone has twice."""
+    first_repeated_row: int | None = None
+    notes: Sequence[str] = ()
+    """What was detected in the file, or is remarkable."""
 
     @property
     def rows(self) -> int:
         """All of them."""
         return self.stored + self.found + self.rejected
+
+    def add_localized(self, localized: Localized, rows_before: int) -> None:
+        """Take note of times that had no offset."""
+        self.local_rows += localized.local_rows
+        self.repeated_rows += len(localized.repeated)
+        if localized.repeated and self.first_repeated_row is None:
+            self.first_repeated_row = localized.repeated[0] + 1 + rows_before
+
+    def add_times(self, columns: pa.RecordBatch) -> None:
+        """Take note of when readings were taken."""
+        if not columns.num_rows:
+            return
+        extremes = pc.min_max(columns["time"].cast(pa.int64()))
+        first_us, last_us = extremes["min"].as_py(), extremes["max"].as_py()
+        self.first_us = first_us if self.first_us is None else min(first_us, self.first_us)
+        self.last_us = last_us if self.last_us is None else max(last_us, self.last_us)
+
+    def reject(self, faults: Sequence[RowFault], rows_before: int) -> None:
+        """Take note of rows that are rejected, numbered from those before their block."""
+        self.rejected += len(faults)
+        self.reasons.update(fault.reason for fault in faults)
+        for fault in faults:
+            if fault.reason not in self.examples and len(self.examples) < MAX_EXAMPLES:
+                self.examples[fault.reason] = replace(fault, row=fault.row + rows_before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,52 +120,12 @@ class Part:
     rows: pa.Array
 
 
-def report_path(path: Path) -> Path:
-    """Where a file's rejected rows are reported."""
-    return path.with_name(f"{path.name}.rejected.csv")
-
-
-class Report:
-    """The rejected rows as a CSV, made when there is one."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: TextIO | None = None
-
-    def __enter__(self) -> "Report":
-        with self._writing():
-            self._path.unlink(missing_ok=True)  # of an earlier import
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def write(self, faults: Sequence[RowFault], rows_before: int) -> None:
-        """Adds rows, numbered as the file has them."""
-        if not faults:
-            return
-        with self._writing():
-            if self._file is None:
-                self._file = self._path.open("w", newline="", encoding="utf-8")
-                csv.writer(self._file).writerow(["row", "column", "reason", "value"])
-            csv.writer(self._file).writerows(
-                (fault.row + rows_before, fault.column, fault.reason, fault.value) for fault in faults
-            )
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ConfigurationError(f"Can't write {self._path}: {error.strerror}") from error
-
-
 class Importer:
     """Has files committed, and tells how far it has come.
 
     Args:
         intake: takes the readings; None: they are only checked.
+        log: what was imported before; None: nothing.
         layout: what the files' columns are.
         window: which times the readings may bring.
         now_us: microseconds since 1970 UTC.
@@ -129,97 +136,123 @@ class Importer:
         self,
         *,
         intake: Intake | None,
+        log: ImportLog | None,
         layout: Layout,
         window: TimeWindow,
         now_us: Callable[[], int],
         on_progress: Callable[[float, Outcome], None],
     ) -> None:
         self._intake = intake
+        self._log = log
         self._layout = layout
         self._window = window
         self._now_us = now_us
         self._on_progress = on_progress
 
+    async def forget(self, path: Path) -> bool:
+        """Have a file taken for one that was never imported; whether it was.
+
+        Raises:
+            ConfigurationError: it can't be read.
+            DatabaseAway
+        """
+        if self._log is None:
+            return False
+        with open_file(path, self._layout) as file:
+            return await forget(path, file, self._layout, self._log)
+
     async def run(self, path: Path) -> Outcome:
-        """Imports a file. What is rejected stands in a CSV at ``report_path``.
+        """Import a file. What is rejected stands in a CSV at ``report_path``.
 
         Raises:
             ConfigurationError: the file can't be read, or the report not be written.
             NotStored: the database was away for too long; what was committed is found again by the next import.
         """
         try:
-            return await self._import(path)
+            with open_file(path, self._layout) as file, Report(report_path(path), file) as report:
+                return await self._import(path, file, report)
         except ExceptionGroup as errors:
             error = errors.exceptions[0]
             if isinstance(error, Refused):  # by a decoder: the columns, or all that is there, can't be readings
                 raise ConfigurationError(f"Can't read {path}: {error}") from error
             raise error from None
 
-    async def _import(self, path: Path) -> Outcome:
-        outcome = Outcome()
-        digest = await asyncio.to_thread(_digest, path, self._layout)
+    async def _import(self, path: Path, file: InputFile, report: Report) -> Outcome:
+        outcome = Outcome(notes=file.notes)
+        claims = await claims_of(path, file, self._layout, self._log)
         free = asyncio.Semaphore(PARTS_UNDER_WAY)
-        pieces = blocks(path, self._layout)
         rows_before = 0
-        with Report(report_path(path)) as report:
-            async with asyncio.TaskGroup() as tasks:
-                while (block := await asyncio.to_thread(next, pieces, None)) is not None:
-                    decoded = await asyncio.to_thread(self._decode, block)
-                    outcome.rejected += decoded.rejected
-                    outcome.unknown_columns |= dict.fromkeys(decoded.unknown_columns)
-                    report.write(decoded.errors, rows_before)
-                    for place, part in enumerate(_parts(decoded)):
-                        claimed = f"{digest}:{rows_before}:{place}"
-                        name = Fingerprint(SOURCE.key_name, claimed, b"%d" % part.batch.rows)
+        async with asyncio.TaskGroup() as tasks:
+            while (block := await asyncio.to_thread(file.next_block, await claims.cuts())) is not None:
+                decoded = await asyncio.to_thread(self._decode, path, block, file, rows_before, outcome)
+                claims.enter(block, rows_before)
+                storing = _Storing(block, rows_before, report, outcome)
+                storing.reject(decoded.errors)
+                parts = list(_parts(decoded))
+                imported = await self._imported([claims.key(number) for number in range(len(parts))])
+                for number, part in enumerate(parts):
+                    claim = _claim(claims, number, part, len(parts))
+                    if (earlier := imported.get(claim.fingerprint.key)) is not None:
+                        storing.find(part, claim, earlier)
+                    else:
                         await free.acquire()
-                        storing = tasks.create_task(self._store(part, name, rows_before, outcome, report))
-                        storing.add_done_callback(lambda _: free.release())
-                    rows_before += decoded.batch.rows + decoded.rejected
-                    self._on_progress(block.progress, outcome)
+                        task = tasks.create_task(self._store(part, claim, storing, is_first=number == 0))
+                        task.add_done_callback(lambda _: free.release())
+                rows_before += decoded.batch.rows + decoded.rejected
+                self._on_progress(block.progress, outcome)
         self._on_progress(1.0, outcome)
         return outcome
 
-    def _decode(self, block: Block) -> Decoded:
-        decoded = decode_readings(
-            block.body,
-            block.format,
-            Terms(
-                source=SOURCE,
-                precision=self._layout.precision,
-                window=self._window,
-                now_us=self._now_us(),
-                max_rows=BLOCK_BYTES,
-                max_chunks=BLOCK_BYTES,
-                max_errors=BLOCK_BYTES,
-                is_time_required=True,
-            ),
+    def _decode(self, path: Path, block: Block, file: InputFile, rows_before: int, outcome: Outcome) -> Decoded:
+        terms = Terms(
+            source=SOURCE,
+            precision=self._layout.precision,
+            window=self._window,
+            now_us=self._now_us(),
+            max_rows=BLOCK_BYTES,
+            max_chunks=BLOCK_BYTES,
+            max_errors=BLOCK_BYTES,
+            is_time_required=True,
+            is_sensor_required=self._layout.sensor_name is None,
+            renames=self._layout.renames,
+            dialect=file.dialect,
         )
+        sent = read_columns(block.body, block.format, terms)
+        if self._layout.sensor_name is not None:
+            sent = _of_one_sensor(sent, self._layout.sensor_name, path)
+        localized = localize(sent, self._layout)
+        outcome.add_localized(localized, rows_before)
+        decoded = check(localized.sent, terms)
+        outcome.unknown_columns |= dict.fromkeys(name for name in decoded.unknown_columns if name not in OWN_COLUMNS)
         return replace(decoded, batch=_in_celsius(decoded.batch, self._layout))
 
-    async def _store(self, part: Part, name: Fingerprint, rows_before: int, outcome: Outcome, report: Report) -> None:
-        """Has a part committed, or finds that it was."""
-        answer = await self._answer(part.batch, name)
+    async def _imported(self, keys: Sequence[str]) -> Mapping[str, DatedClaim]:
+        return await self._log.find(keys) if self._log is not None and keys else {}
+
+    async def _store(self, part: Part, claim: Claim, storing: "_Storing", *, is_first: bool) -> None:
+        """Have a part committed, or find that it was.
+
+        The first part's claim says how its block was cut. It comes before the others, which would not be found without
+        it when the file has grown.
+        """
+        if not is_first:
+            await storing.first_is_claimed.wait()
+        answer = await self._answer(part.batch, claim)
         if isinstance(answer, IdempotencyConflict):
-            raise ConfigurationError(
-                "Of this file, some readings were imported that would now be refused, or the other way round; nothing "
-                "was stored twice. Import what is missing from a file of its own."
-            )
+            raise ConfigurationError(CHANGED)
         if isinstance(answer, SensorFlowError):
             raise answer
         if isinstance(answer, Replay):
-            outcome.found += part.batch.rows
+            storing.outcome.found += part.batch.rows
+            storing.outcome.add_times(part.batch.columns)
         elif isinstance(answer, Stored):
-            outcome.stored += answer.rows
-            outcome.rejected += len(answer.refused)
-            refused = answer.refused.items()
-            faults = [RowFault(part.rows[place].as_py(), None, why, None) for place, why in refused if why is not None]
-            report.write(faults, rows_before)
+            storing.store(part, answer)
+        storing.first_is_claimed.set()
 
-    async def _answer(self, batch: Batch, name: Fingerprint) -> Answer:
+    async def _answer(self, batch: Batch, claim: Claim) -> Answer:
         if self._intake is None:
             return Stored(batch.rows, {})
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        claim = Claim(name, lambda _: Replay(201, b""), expires=False)
 
         def settle(answer: Answer) -> None:
             if not answered.done():  # nobody waits any longer
@@ -238,6 +271,63 @@ class Importer:
             raise DatabaseAway(
                 "The database has been away for too long. Import the file again: what is there will be found."
             ) from None
+
+
+@dataclass(slots=True)
+class _Storing:
+    """A block whose parts are being stored."""
+
+    block: Block
+    rows_before: int
+    report: Report
+    outcome: Outcome
+    first_is_claimed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def reject(self, faults: Sequence[RowFault]) -> None:
+        """Report rows of the block."""
+        self.outcome.reject(faults, self.rows_before)
+        self.report.write(faults, self.block, self.rows_before)
+
+    def find(self, part: Part, claim: Claim, earlier: DatedClaim) -> None:
+        """Take note that a part was imported before. Raises ConfigurationError if it had other readings then."""
+        if earlier.content_hash != claim.fingerprint.content_hash:
+            raise ConfigurationError(CHANGED)
+        self.first_is_claimed.set()
+        self.outcome.found += part.batch.rows
+        self.outcome.add_times(part.batch.columns)
+        self.outcome.found_at = max(earlier.at, self.outcome.found_at or earlier.at)
+
+    def store(self, part: Part, stored: Stored) -> None:
+        """Take note of what became of a part."""
+        self.outcome.stored += stored.rows
+        columns = part.batch.columns
+        if stored.refused:
+            is_refused = pc.is_in(pa.arange(0, part.batch.rows), pa.array(list(stored.refused), pa.int64()))
+            columns = columns.filter(pc.invert(is_refused))
+        self.outcome.add_times(columns)
+        self.reject(
+            [
+                RowFault(part.rows[place].as_py(), None, reason, None)
+                for place, reason in stored.refused.items()
+                if reason is not None
+            ]
+        )
+
+
+def _claim(claims: Claims, number: int, part: Part, parts: int) -> Claim:
+    """The claim of a block's part, of so many."""
+    fingerprint = Fingerprint(SOURCE.key_name, claims.key(number), claims.content_hash(part.batch.rows))
+    replay = Replay(201, claims.answer(number, parts))
+    return Claim(fingerprint, lambda _: replay, expires=False)
+
+
+def _of_one_sensor(sent: Sent, name: str, path: Path) -> Sent:
+    """The columns, all of a sensor. Raises ConfigurationError if they have others."""
+    sensors = sent.columns.get("sensor_id")
+    if (sensors is not None and sensors.null_count < sent.rows) or sent.faults.get("sensor_id"):
+        raise ConfigurationError(f"{path} has readings with a sensor_id of their own: leave --sensor-name out.")
+    names = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), sent.rows), pa.array([name]))
+    return replace(sent, columns={**sent.columns, "sensor_id": names})
 
 
 def _parts(decoded: Decoded) -> Iterator[Part]:
@@ -261,14 +351,3 @@ def _in_celsius(batch: Batch, layout: Layout) -> Batch:
         celsius = pc.divide(pc.multiply(pc.subtract(columns[metric], 32.0), 5.0), 9.0)
         columns = columns.set_column(columns.schema.get_field_index(metric), metric, celsius)
     return replace(batch, columns=columns)
-
-
-def _digest(path: Path, layout: Layout) -> str:
-    """What a file's claims begin with: its content, and what is made of it."""
-    try:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256")
-    except OSError as error:
-        raise ConfigurationError(f"Can't read {path}: {error.strerror}") from error
-    content.update(repr((sorted(layout.columns.items()), sorted(layout.fahrenheit), layout.precision)).encode())
-    return content.hexdigest()

@@ -1,23 +1,35 @@
 """What a person sees of an import: a bar, rows a second and the time left; and in the end what became of each file."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from app.imports.files import Layout
-from app.imports.importer import Importer, Outcome, report_path
-from app.ingest.decode.columns import in_words
+from app.imports.claims import ImportLog
+from app.imports.importer import Importer, Outcome
+from app.imports.layout import Layout
+from app.imports.rejects import report_path
+from app.ingest.decode.columns import in_words, shown
 from app.ingest.decode.timestamps import TimeWindow
 from app.ingest.pipeline import Intake
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 
 async def import_file(
-    path: Path, *, intake: Intake | None, layout: Layout, window: TimeWindow, now_us: Callable[[], int]
+    path: Path,
+    *,
+    intake: Intake | None,
+    log: ImportLog | None,
+    layout: Layout,
+    window: TimeWindow,
+    now_us: Callable[[], int],
+    store_again: bool,
 ) -> Outcome:
-    """Imports a file as Importer does, before the eyes of who watches a terminal, and prints what became of it."""
+    """Import a file as Importer does, before the eyes of who watches a terminal, and print what became of it."""
     console = Console(highlight=False)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -39,15 +51,57 @@ async def import_file(
         def elapsed_s() -> float:
             return max(time.monotonic() - started, 1e-6)
 
-        importer = Importer(intake=intake, layout=layout, window=window, now_us=now_us, on_progress=move)
+        importer = Importer(intake=intake, log=log, layout=layout, window=window, now_us=now_us, on_progress=move)
+        if store_again and await importer.forget(path):
+            console.print(
+                f"{path.name}: what is known of earlier imports is forgotten. If this one is stopped, go on without "
+                "--store-again.",
+                soft_wrap=True,
+            )
         outcome = await importer.run(path)
-    readings = "reading" if outcome.stored == 1 else "readings"
-    said = [f"{outcome.stored:,} {readings} {'stored' if intake else 'would be stored'}"]
-    if outcome.found:
-        said.append(f"{outcome.found:,} {'was' if outcome.found == 1 else 'were'} there already")
-    if outcome.rejected:
-        said.append(f"{outcome.rejected:,} rejected, see {report_path(path)}")
-    print(f"{path.name}: {', '.join(said)} ({elapsed_s():.1f} s, {outcome.rows / elapsed_s():,.0f} rows/s)", flush=True)
-    if outcome.unknown_columns:
-        print(f"{path.name}: columns not stored: {in_words(list(outcome.unknown_columns))}", flush=True)
+    summary = ", ".join(_summary(outcome, path, is_stored=intake is not None))
+    print(f"{path.name}: {summary} ({elapsed_s():.1f} s, {outcome.rows / elapsed_s():,.0f} rows/s)")
+    for line in _remarks(outcome, layout):
+        print(f"{path.name}: {line}")
+    print(end="", flush=True)
     return outcome
+
+
+def _summary(outcome: Outcome, path: Path, *, is_stored: bool) -> Iterator[str]:
+    readings = "reading" if outcome.stored == 1 else "readings"
+    yield f"{outcome.stored:,} {readings} {'stored' if is_stored else 'would be stored'}"
+    if outcome.found:
+        on = f" (on {outcome.found_at.astimezone(UTC):%Y-%m-%d})" if outcome.found_at else ""
+        yield f"{outcome.found:,} {'was' if outcome.found == 1 else 'were'} imported before{on}"
+    if outcome.rejected:
+        yield f"{outcome.rejected:,} rejected, see {report_path(path)}"
+
+
+def _remarks(outcome: Outcome, layout: Layout) -> Iterator[str]:
+    yield from outcome.notes
+    if outcome.first_us is not None and outcome.last_us is not None:
+        yield f"times from {_moment(outcome.first_us)} to {_moment(outcome.last_us)}"
+    if outcome.local_rows and layout.time_zone != "UTC":
+        times = "time without an offset is" if outcome.local_rows == 1 else "times without an offset are"
+        yield f"{outcome.local_rows:,} {times} taken to be in {layout.time_zone}"
+    if outcome.repeated_rows:
+        yield (
+            f"{outcome.repeated_rows:,} of them {'comes' if outcome.repeated_rows == 1 else 'come'} twice there, when "
+            f"clocks were put back (first in row {outcome.first_repeated_row:,}): the earlier of the two is taken"
+        )
+    if outcome.found:
+        yield "if what was imported before has been deleted, --store-again stores it again"
+    if outcome.unknown_columns:
+        yield f"columns not stored: {in_words(list(outcome.unknown_columns))}"
+    if outcome.reasons:
+        ((reason, rows),) = outcome.reasons.most_common(1)
+        example = outcome.examples.get(reason)
+        where = f", first row {example.row:,}: {shown(example.value)!r}" if example else ""
+        yield f"most often rejected because {reason} ({rows:,} {'row' if rows == 1 else 'rows'}{where})"
+        if example and example.column == "time" and outcome.rows == outcome.rejected and layout.time_format is None:
+            yield "how the file's times are written can be said with --time-format"
+
+
+def _moment(time_us: int) -> str:
+    moment = _EPOCH + timedelta(microseconds=time_us)
+    return moment.isoformat(timespec="microseconds" if time_us % 1_000_000 else "seconds").replace("+00:00", "Z")

@@ -6,6 +6,7 @@ a repetition finds it and is given the same answer, and another content under th
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 
 from app.errors import IdempotencyConflict
@@ -46,6 +47,14 @@ class Kept(NamedTuple):
         if fingerprint.content_hash == self.content_hash:
             return self.replay
         return IdempotencyConflict("This Idempotency-Key was used for another request: use a new key for new readings.")
+
+
+class DatedClaim(NamedTuple):
+    """A claim that has been committed, as it is looked up before its readings are sent again."""
+
+    content_hash: bytes
+    answer: bytes
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True, eq=False)

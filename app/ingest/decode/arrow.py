@@ -41,7 +41,7 @@ def decode_arrow_stream(body: bytes, terms: Terms) -> Sent:
         stream = pa.BufferReader(body)
         with pyarrow.ipc.open_stream(stream) as reader:
             schema = reader.schema
-        unknown = require_columns(schema.names)
+        unknown = require_columns(schema.names, terms)
         known = [name for name in COLUMNS if name in schema.names]
         # Fields come in the order of the schema, whatever the order here.
         options = pyarrow.ipc.IpcReadOptions(
@@ -73,7 +73,7 @@ def decode_parquet(body: bytes, terms: Terms) -> Sent:
     try:
         metadata = pyarrow.parquet.read_metadata(pa.BufferReader(body))
         schema = metadata.schema.to_arrow_schema()
-        unknown = require_columns(schema.names)
+        unknown = require_columns(schema.names, terms)
         require_few_rows(metadata.num_rows, terms)
         _require_small(_inflated_bytes_of_parquet(metadata), terms)
         known = [name for name in COLUMNS if name in schema.names]

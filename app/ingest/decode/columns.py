@@ -7,6 +7,7 @@ its order, or counted as rejected.
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 
 from app.errors import MalformedBody, TooManyRows
 from app.ingest.batch import BATCH_SCHEMA, Batch, Source
+from app.ingest.decode.dialect import CsvDialect
 from app.ingest.decode.reading import MAX_SENSOR_ID_LENGTH
 from app.ingest.decode.timestamps import OUTSIDE_ALL_YEARS, Precision, TimeWindow, parse_time_us, parse_times_us
 
@@ -27,6 +29,14 @@ COLUMNS = ("sensor_id", "time", *METRICS)
 MAX_UNKNOWN_COLUMNS = 100
 MAX_NAMED_COLUMNS = 30
 MAX_SHOWN_LENGTH = 100
+
+NO_VALUE = frozenset(
+    [
+        *("", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None"),
+        *("NaN", "nan", "NAN", "-nan", "-NaN"),
+    ]
+)
+"""How a metric that is not there is written as text, by R, NumPy, pandas, SQL, spreadsheets, loggers and C."""
 
 NO_SENSOR_ID = "sensor_id is missing"
 NO_TIME = "time is missing"
@@ -75,6 +85,12 @@ class Terms:
     """Bad rows that are described; all are counted."""
     is_time_required: bool = False
     """Whether a reading without a time is refused."""
+    renames: Mapping[str, str] = field(default_factory=dict)
+    """What a field of JSON is called here, by the name that it has in the body, where that differs."""
+    dialect: CsvDialect = field(default_factory=CsvDialect)
+    """How a CSV is written."""
+    is_sensor_required: bool = True
+    """Whether a table without sensor_id is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +131,16 @@ def require_few_rows(rows: int, terms: Terms) -> None:
         raise TooManyRows(rows, terms.max_rows)
 
 
-def require_columns(names: Sequence[str]) -> Sequence[str]:
+def require_columns(names: Sequence[str], terms: Terms) -> Sequence[str]:
     """Those of a table's column names that are not known.
 
     Raises:
-        MalformedBody: ``sensor_id`` is not among them, or a name comes twice; the message says what to do.
+        MalformedBody: ``sensor_id`` is not among them, though required, or a name comes twice; the message says what to
+            do.
     """
     if twice := [name for name, times in Counter(names).items() if name and times > 1]:
         raise MalformedBody(f"The column {in_words(twice[:1])} comes twice: give every column a name of its own.")
-    if "sensor_id" not in names:
+    if "sensor_id" not in names and terms.is_sensor_required:
         raise MalformedBody(
             f"There is no column sensor_id. The columns sent: {in_words(names)}. Known: {', '.join(COLUMNS)}."
         )
@@ -134,6 +151,22 @@ def unknown_among(names: Sequence[str]) -> Sequence[str]:
     """The names that are no column's, each once, the first MAX_UNKNOWN_COLUMNS, none longer than is shown."""
     unknown = dict.fromkeys(name[:MAX_SHOWN_LENGTH] for name in names if name not in COLUMNS)
     return list(unknown)[:MAX_UNKNOWN_COLUMNS]
+
+
+_TIME_LIKE = re.compile(
+    "(unix|epoch|event|local|utc|gmt|device|sensor|log|reading|sample|sampling|measurement|observation)?"
+    "(time|timestamp|ts|date|datetime|epoch)"
+    "(utc|gmt|local|iso|iso8601|unix|epoch|time|hour|recorded|s|sec|seconds|ms|millis|us|ns|tz)?"
+    "|(recorded|measured|observed|sampled|created|received|sent|logged)(at|on|time|date)|utc|dt"
+)
+
+
+def columns_like_time(names: Sequence[str]) -> Sequence[str]:
+    """Return the names that a column of times usually has, without ``time`` itself: timestamp, ts, Time, _time, …
+
+    Whoever sends one of these beside no ``time`` means it, and would have every reading stored as of its arrival.
+    """
+    return [name for name in names if name != "time" and _TIME_LIKE.fullmatch(re.sub(r"[\W_]", "", name).lower())]
 
 
 def in_words(names: Sequence[str]) -> str:

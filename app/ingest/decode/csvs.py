@@ -2,18 +2,21 @@
 
 Pure. Arrow's reader takes the body whole; where it can't, or where it could read something otherwise than RFC 4180
 says, a plain reader goes record by record, and that one alone says what is right. After a record that is none it goes
-on at the next line, so a quote that is never closed costs its own line and no more.
+on at the next line. A record of several lines is none if it has not as many fields as the header, or a line break in a
+time or a number: its quote was a stray one, or never closed, and costs its own line and no more.
 
 Lines may end with CR LF, LF or CR. Lines that are empty or blank don't count. Spaces around the names in the header,
 and around times and numbers, don't matter; those of a sensor_id are its own.
 
-No value: an empty field; for a metric also NA (R), NaN and nan (NumPy), null and NULL (SQL), since programs write these
-where a frame has nothing. Not so for a time, because no time means now, and not for a sensor_id, which is a name.
+No value: an empty field; for a metric also the others in NO_VALUE, since programs write these where a frame has
+nothing. Not so for a time, because no time means now, and not for a sensor_id, which is a name.
 """
 
 import math
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,12 +27,14 @@ from app.ingest.decode.columns import (
     COLUMNS,
     METRICS,
     NO_NUMBER,
+    NO_VALUE,
     NOT_FINITE,
     Sent,
     Terms,
     require_columns,
     require_few_rows,
 )
+from app.ingest.decode.dialect import CsvDialect
 from app.ingest.decode.jsons import NUMBER_IN_TEXT
 from app.ingest.decode.utf8 import NOT_UTF8, has, is_utf8, without_bom
 
@@ -37,15 +42,12 @@ MAX_FIELDS = 1_000
 """A line of more is no record: 4 MB of two letters each took 159 MB."""
 ARROW_PAYS_FROM_BYTES = 2_048
 """Arrow's reader takes 0.3 ms to begin, in which the plain one has read some 40 records."""
-NO_VALUE = frozenset(["", "NA", "NaN", "nan", "null", "NULL"])
-"""How a metric that is not there is written."""
 
-_FIELD = re.compile(rb'(?:"([^"]*+(?:""[^"]*+)*+)"|([^",\r\n]*+))(,|\r\n|\r|\n|\Z)')
-_ONE_FIELD = r'(?:[^",\r\n]*|"(?:[^"]|"")*")'
-_ONLY_FIELDS = rf"\A{_ONE_FIELD}(?:(?:,|\r\n|\r|\n){_ONE_FIELD})*\z"
+_QUOTED = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"')
 _BLANK_LINES = re.compile(rb"(?:[ \t]*+(?:\r\n|\r|\n))++")
 _LINE = re.compile(rb"[^ \t\r\n][^\r\n]*")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _BLANK = b" \t\r\n"
 _SHOWN_BYTES = 1_000
 
@@ -58,20 +60,28 @@ def decode_csv(body: bytes, terms: Terms) -> Sent:
         TooManyRows
     """
     body = without_bom(body)
-    records = _records(body, 0)
-    fields, _, start = next(records, ([], 0, 0))
-    names = _header(fields)
+    names, start = read_header(body, terms.dialect)
     try:
-        unknown = require_columns(names)
+        unknown = require_columns(names, terms)
     except MalformedBody as error:
         if len(names) == 1 and re.search(r"[;\t|]", names[0]):
             raise MalformedBody("The fields of a CSV should be separated by commas.") from error
         raise
     if len(body) >= ARROW_PAYS_FROM_BYTES and body.count(b"\n") + body.count(b"\r") <= 2 * terms.max_rows + 2:
-        sent = _by_arrow(body, start, names, unknown)
+        sent = _by_arrow(body, start, names, unknown, terms.dialect)
         if sent is not None:
             return sent
-    return _by_record(body, records, names, unknown, terms)
+    return _by_record(body, start, names, unknown, terms)
+
+
+def read_header(body: bytes, dialect: CsvDialect) -> tuple[list[str], int]:
+    """Return the names in a CSV's header, and where its first record starts.
+
+    Raises:
+        MalformedBody: it has no header, or one that can't be read.
+    """
+    fields, _, start = next(records(body, 0, dialect), ([], 0, 0))
+    return _header(fields), start
 
 
 def _header(fields: Sequence[bytes] | None) -> list[str]:
@@ -84,30 +94,100 @@ def _header(fields: Sequence[bytes] | None) -> list[str]:
         raise MalformedBody(f"The CSV's header can't be read: {NOT_UTF8}.") from error
 
 
-def _records(body: bytes, at: int) -> Iterator[tuple[list[bytes] | None, int, int]]:
-    """Each record that is not blank: its fields, or None if it is none, where it starts, and where the next does."""
+Record: TypeAlias = tuple[list[bytes] | None, int, int]
+"""A record's fields, or None if it is none, where it starts, and where the next one does."""
+
+
+def records(body: bytes, at: int, dialect: CsvDialect, names: Sequence[str] | None = None) -> Iterator[Record]:
+    """Iterate over the records of a CSV from a place on, without those that are blank.
+
+    Args:
+        body: the CSV, its header included or not.
+        at: where the first of them starts.
+        dialect: how it is written.
+        names: those of the header; without them, a record may have any number of fields.
+    """
+    pattern = _field_pattern(dialect.separator)
+    separator = dialect.separator.encode()
+    one_line = [place for place, name in enumerate(names or ()) if name in COLUMNS and name != "sensor_id"]
     while at < len(body):
         if body[at] in _BLANK and (blank := _BLANK_LINES.match(body, at)):
             at = blank.end()
             continue
         start, fields = at, list[bytes]()
-        while len(fields) < MAX_FIELDS and (found := _FIELD.match(body, at)):
+        while len(fields) < MAX_FIELDS and (found := pattern.match(body, at)):
             quoted, plain, end = found.groups()
             fields.append(plain if quoted is None else quoted.replace(b'""', b'"'))
             at = found.end()
-            if end != b",":
-                if len(fields) > 1 or quoted is not None or plain.strip(_BLANK):
+            if end != separator:
+                is_stray = names is not None and (
+                    len(fields) != len(names) or any(_LINE_END.search(fields[place]) for place in one_line)
+                )
+                if is_stray and (line_end := _LINE_END.search(body, start, at)) and line_end.end() < at:
+                    at = line_end.end()
+                    yield None, start, at
+                elif len(fields) > 1 or quoted is not None or plain.strip(_BLANK):
                     yield fields, start, at
                 break
         else:
-            line_end = _LINE_END.search(body, at)
+            line_end = _LINE_END.search(body, start)
             at = line_end.end() if line_end else len(body)
             yield None, start, at
 
 
-def _by_arrow(body: bytes, start: int, names: Sequence[str], unknown: Sequence[str]) -> Sent | None:
+def end_of_records(text: bytes, dialect: CsvDialect, names: Sequence[str], *, max_bytes: int) -> int:
+    """Return where the last record ends that more text can't change; 0 if there is none.
+
+    A quote that isn't closed yet may be closed by what follows, unless more than ``max_bytes`` have come after it.
+    """
+    end = (text.rfind(b"\n") if b"\n" in text else text.rfind(b"\r", 0, -1)) + 1
+    if text.find(b'"', 0, end) < 0 or has(text[:end], _fields_pattern(dialect.separator, line_breaks=False)):
+        return end
+    end = 0
+    for fields, start, after in records(text, 0, dialect, names):
+        is_cut = after == len(text) and not text.endswith(b"\n")
+        may_go_on = fields is None and len(text) - start <= max_bytes and _reaches_the_end(text, start, dialect)
+        if is_cut or may_go_on:
+            break
+        end = after
+    return end
+
+
+def _reaches_the_end(text: bytes, start: int, dialect: CsvDialect) -> bool:
+    """Whether a record that starts there may go on beyond the text."""
+    pattern, separator = _field_pattern(dialect.separator), dialect.separator.encode()
+    while (found := pattern.match(text, start)) and found[3] == separator:
+        start = found.end()
+    if found:
+        return not found[3]
+    return text.startswith(b'"', start) and not _QUOTED.match(text, start)
+
+
+@cache
+def _field_pattern(separator: str) -> re.Pattern[bytes]:
+    of = re.escape(separator).encode()
+    return re.compile(rb'(?:"([^"]*+(?:""[^"]*+)*+)"|([^"\r\n%b]*+))(%b|\r\n|\r|\n|\Z)' % (of, of))
+
+
+@cache
+def _fields_pattern(separator: str, *, line_breaks: bool) -> str:
+    """A text of nothing but fields, with line breaks in quotes or without."""
+    of = re.escape(separator)
+    quoted = r'[^"]' if line_breaks else r'[^"\r\n]'
+    each = rf'(?:[^"\r\n{of}]*|"(?:{quoted}|"")*")'
+    return rf"\A{each}(?:(?:{of}|\r\n|\r|\n){each})*\z"
+
+
+def _by_arrow(
+    body: bytes, start: int, names: Sequence[str], unknown: Sequence[str], dialect: CsvDialect
+) -> Sent | None:
     # With one column, a blank line could be a row.
-    if len(names) == 1 or not is_utf8(body) or (b'"' in body and not has(body, _ONLY_FIELDS)):
+    has_quotes = b'"' in body
+    if (
+        len(names) == 1
+        or not is_utf8(body)
+        or (has_quotes and not has(body, _fields_pattern(dialect.separator, line_breaks=True)))
+    ):
         return None
     rest = pa.py_buffer(body if body.endswith(b"\n") else body + b"\n")[start:]
     if not rest.size:
@@ -123,12 +203,13 @@ def _by_arrow(body: bytes, start: int, names: Sequence[str], unknown: Sequence[s
                 block_size=rest.size + 1,
                 column_names=[name if name in known else str(place) for place, name in enumerate(names)],
             ),
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=dialect.separator, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=known,
                 column_types=dict.fromkeys(known, pa.string()) | dict.fromkeys(metrics, pa.float64()),
-                null_values=list(NO_VALUE),
+                null_values=list(NO_VALUE | dialect.missing),
                 strings_can_be_null=False,
+                decimal_point="," if dialect.decimal_comma else ".",
             ),
         )
     except pa.ArrowException:
@@ -138,7 +219,8 @@ def _by_arrow(body: bytes, start: int, names: Sequence[str], unknown: Sequence[s
         return None
     if "time" in columns:
         times = columns["time"]
-        if pc.any(pc.utf8_is_space(times)).as_py():
+        is_broken = has_quotes and pc.any(pc.match_substring_regex(times, "[\r\n]")).as_py()
+        if is_broken or pc.any(pc.utf8_is_space(times)).as_py():
             return None
         absent = pc.equal(times, "")
         if absent.true_count:
@@ -148,7 +230,7 @@ def _by_arrow(body: bytes, start: int, names: Sequence[str], unknown: Sequence[s
 
 def _by_record(
     body: bytes,
-    records: Iterator[tuple[list[bytes] | None, int, int]],
+    first: int,
     names: Sequence[str],
     unknown: Sequence[str],
     terms: Terms,
@@ -157,14 +239,16 @@ def _by_record(
     texts: dict[str, list[str | None]] = {name: [] for name in places}
     faults: dict[str | None, dict[int, str]] = {None: {}} | {name: {} for name in METRICS}
     spans: list[tuple[int, int]] = []
-    for row, (fields, start, end) in enumerate(records):
+    for row, (fields, start, end) in enumerate(records(body, first, terms.dialect, names)):
         if row == terms.max_rows:  # the rest is counted by the line: quicker, and all but exact
             require_few_rows(row + sum(1 for _ in _LINE.finditer(body, start)), terms)
         spans.append((start, end))
         try:
             if fields is None:
+                separators = _SEPARATORS.get(terms.dialect.separator, repr(terms.dialect.separator))
                 raise ValueError(
-                    'the line should be fields between commas, those with a quote in them quoted: "such ""as"" this"'
+                    f"the line should be fields between {separators}, those with a quote in them quoted: "
+                    '"such ""as"" this"'
                 )
             if len(fields) != len(names):
                 count = "1 field" if len(fields) == 1 else f"{len(fields)} fields"
@@ -180,7 +264,7 @@ def _by_record(
     columns: dict[str, pa.Array] = {}
     for name, column in texts.items():
         if name in METRICS:
-            columns[name] = _numbers(column, name, faults[name])
+            columns[name] = _numbers(column, name, faults[name], terms.dialect)
         elif name == "time":
             columns[name] = pa.array([text if text and text.strip(" \t") else None for text in column], pa.string())
         else:
@@ -195,12 +279,15 @@ def _by_record(
     return Sent(len(spans), columns, unknown, faults, value)
 
 
-def _numbers(texts: Sequence[str | None], name: str, faults: dict[int, str]) -> pa.Array:
+def _numbers(texts: Sequence[str | None], name: str, faults: dict[int, str], dialect: CsvDialect) -> pa.Array:
     numbers: list[float | None] = []
+    no_value = NO_VALUE | dialect.missing
     for row, text in enumerate(texts):
         number = None
         stripped = (text or "").strip()
-        if stripped not in NO_VALUE:
+        if stripped not in no_value:
+            if dialect.decimal_comma:
+                stripped = stripped.translate(_COMMA_FOR_POINT)
             if not NUMBER_IN_TEXT.fullmatch(stripped):
                 faults[row] = (NOT_FINITE if stripped.lower().lstrip("+-") in _INFINITE else NO_NUMBER).format(name)
             elif not math.isfinite(number := float(stripped)):
@@ -210,4 +297,5 @@ def _numbers(texts: Sequence[str | None], name: str, faults: dict[int, str]) -> 
     return pa.array(numbers, pa.float64())
 
 
+_COMMA_FOR_POINT = str.maketrans(",.", ".,")
 _INFINITE = frozenset(["inf", "infinity", "nan"])

@@ -8,7 +8,7 @@ from enum import Enum
 
 from app.errors import BodyTooLarge
 from app.ingest.decode.arrow import decode_arrow_stream, decode_parquet
-from app.ingest.decode.columns import Decoded, Terms, check
+from app.ingest.decode.columns import Decoded, Sent, Terms, check
 from app.ingest.decode.csvs import decode_csv
 from app.ingest.decode.jsons import decode_json, decode_ndjson
 
@@ -48,6 +48,11 @@ def decode_readings(body: bytes, format_: Format, terms: Terms) -> Decoded:
         TooManyRows
         BodyTooLarge
     """
+    return check(read_columns(body, format_, terms), terms)
+
+
+def read_columns(body: bytes, format_: Format, terms: Terms) -> Sent:
+    """Read a body's columns, which are not checked yet. Arguments and errors are those of ``decode_readings``."""
     if len(body) > MAX_BODY_BYTES:
         raise BodyTooLarge(MAX_BODY_BYTES)
-    return check(_DECODERS[format_](body, terms), terms)
+    return _DECODERS[format_](body, terms)

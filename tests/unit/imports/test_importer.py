@@ -1,17 +1,25 @@
 """Files through the importer into an intake that takes all, and without one."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+import gzip
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
-from app.imports.files import Layout
+import pyarrow as pa
+import pytest
+
+from app.errors import ConfigurationError
 from app.imports.importer import Importer, Outcome
-from app.ingest.batch import Content
+from app.imports.layout import Layout
+from app.ingest.batch import Batch, Content, Reading
 from app.ingest.buffer import Answer
-from app.ingest.claim import Claim
+from app.ingest.claim import Claim, DatedClaim
 from app.ingest.decode.timestamps import Precision, TimeWindow
 from app.ingest.receipt import Stored
+from tests.unit.ingest.decode import bodies
 from tests.unit.samples import T0_US
 
 
@@ -19,7 +27,19 @@ class Taken:
     """An intake that stores at once, and keeps the claims."""
 
     def __init__(self) -> None:
-        self.claims: list[str] = []
+        self.kept: dict[str, DatedClaim] = {}
+        self.readings: list[Reading] = []
+
+    async def find(self, keys: Collection[str]) -> Mapping[str, DatedClaim]:
+        return {key: self.kept[key] for key in keys if key in self.kept}
+
+    async def has_any(self, prefix: str) -> bool:
+        return any(key.startswith(prefix) for key in self.kept)
+
+    async def forget(self, keys: Collection[str], prefix: str | None) -> None:
+        gone = [key for key in self.kept if key in keys or (prefix is not None and key.startswith(prefix))]
+        for key in gone:
+            del self.kept[key]
 
     def reserve(self, key_name: str, size_bytes: int) -> None:
         """There is room."""
@@ -38,26 +58,167 @@ class Taken:
     ) -> None:
         assert claim is not None
         assert not is_awaited
-        self.claims.append(claim.fingerprint.key)
-        settle(Stored(content.rows, {}))
+        assert isinstance(content, Batch)
+        stored = Stored(content.rows, {})
+        _, key, content_hash = claim.fingerprint
+        self.kept[key] = DatedClaim(content_hash, claim.answer(stored).body, datetime(2023, 7, 12, tzinfo=UTC))
+        self.readings += content.readings(0, content.rows)
+        settle(stored)
 
 
-def imported(path: Path, layout: Layout, intake: Taken | None = None) -> Outcome:
-    """What becomes of a file, in real time: it is read in threads."""
-    importer = Importer(
+def importer(layout: Layout, intake: Taken | None) -> Importer:
+    return Importer(
         intake=intake,
+        log=intake,
         layout=layout,
         window=TimeWindow.of(past_days=0, future_minutes=0, kept_days=0),
         now_us=lambda: T0_US,
         on_progress=lambda _part, _outcome: None,
     )
-    return asyncio.run(importer.run(path))
 
 
-def test_a_file_is_found_by_the_claims_that_it_was_stored_with(tmp_path: Path) -> None:
-    """Claims never expire: what makes another of it has every file stored again."""
+def imported(path: Path, layout: Layout, intake: Taken | None = None) -> Outcome:
+    """What becomes of a file, in real time: it is read in threads."""
+    return asyncio.run(importer(layout, intake).run(path))
+
+
+CSV = b"sensor_id,time,temperature\n"
+OLD_KEY = "c16be58e0a83a77db2fa4078a0c3d34f6d286c437b8a84b98b3fefa7bafa544d:0:0"
+"""The claim of the file below as it was when all files were known by their whole content."""
+
+
+def test_old_claims(tmp_path: Path) -> None:
+    """A text that was imported when files were known by their whole content is still found."""
     (tmp_path / "a.csv").write_bytes(b"station,time,temperature\na,1000,212\n")
     layout = Layout({"sensor_id": "station"}, frozenset(["temperature"]), Precision.MS)
     intake = Taken()
-    assert imported(tmp_path / "a.csv", layout, intake).stored == 1
-    assert intake.claims == ["c16be58e0a83a77db2fa4078a0c3d34f6d286c437b8a84b98b3fefa7bafa544d:0:0"]
+    intake.kept[OLD_KEY] = DatedClaim(b"1", b"", datetime(2023, 7, 12, tzinfo=UTC))
+    assert (imported(tmp_path / "a.csv", layout, intake).found, intake.readings) == (1, [])
+
+
+def test_claims_of_a_text(tmp_path: Path) -> None:
+    """Claims never expire: what changes their names has every file stored again."""
+    (tmp_path / "a.csv").write_bytes(CSV + b"a,1000000000,21\n")
+    intake = Taken()
+    imported(tmp_path / "a.csv", Layout(), intake)
+    assert list(intake.kept) == ["51b68bcbb1bf12b1bc851fef278873d09239f8a4f7b1a80dd1c20d5ef2a8ec90:0:0"]
+
+
+def test_claims_of_parquet(tmp_path: Path) -> None:
+    """Files that don't grow are known by their whole content, as they always were."""
+    table = pa.table({"sensor_id": ["a"], "time": [1_000_000_000], "temperature": [21.0]})
+    (tmp_path / "a.parquet").write_bytes(bodies.parquet(table))
+    layout, intake = Layout(precision=Precision.S), Taken()
+    imported(tmp_path / "a.parquet", layout, intake)
+    digest = hashlib.sha256((tmp_path / "a.parquet").read_bytes() + b"([], [], <Precision.S: 's'>)").hexdigest()
+    assert list(intake.kept) == [f"{digest}:0:0"]
+
+
+def row(number: int) -> bytes:
+    return b"a,%d,%d\n" % (1_000_000_000 + number, number)
+
+
+@pytest.mark.parametrize("steps", [[3, 5, 5, 9], [0, 1, 2], [7, 7]])
+def test_a_log_that_grows(tmp_path: Path, steps: list[int]) -> None:
+    """A log is imported from where it ended before, under another name and compressed too; nothing is stored twice."""
+    intake, before = Taken(), 0
+    for step, rows in enumerate(steps):
+        text = CSV + b"".join(map(row, range(rows)))
+        path = tmp_path / (f"{step}.csv.gz" if step % 2 else f"{step}.csv")
+        path.write_bytes(gzip.compress(text) if step % 2 else text)
+        outcome = imported(path, Layout(), intake)
+        assert (outcome.stored, outcome.found) == (rows - before, before)
+        before = rows
+    assert [reading.temperature for reading in intake.readings] == list(range(steps[-1]))
+
+
+def test_a_log_cut_within_a_line(tmp_path: Path) -> None:
+    """A line that was imported before it was whole is stored when it is, and that is said."""
+    intake = Taken()
+    (tmp_path / "a.csv").write_bytes(CSV + row(0) + b"a,1000000001,1")
+    assert imported(tmp_path / "a.csv", Layout(), intake).stored == 2
+    (tmp_path / "a.csv").write_bytes(CSV + row(0) + b"a,1000000001,17\n" + row(2))
+    outcome = imported(tmp_path / "a.csv", Layout(), intake)
+    assert (outcome.found, [reading.temperature for reading in intake.readings]) == (1, [0, 1, 17, 2])
+    assert any("a,1000000001,1'" in note for note in outcome.notes)
+    # It is as it was where only the end of the line was missing.
+    (tmp_path / "b.csv").write_bytes(CSV + row(0) + row(1)[:-1])
+    imported(tmp_path / "b.csv", Layout(), intake)
+    (tmp_path / "b.csv").write_bytes(CSV + row(0) + row(1) + row(2))
+    outcome = imported(tmp_path / "b.csv", Layout(), intake)
+    assert (outcome.stored, outcome.found, outcome.notes) == (1, 2, [])
+
+
+def test_logs_with_one_beginning(tmp_path: Path) -> None:
+    """Of two logs that begin alike, each has its own rest stored."""
+    intake = Taken()
+    for rest in (b"b,1000000000,1\n", b"c,1000000000,1\n", b"b,1000000000,1\n"):
+        (tmp_path / "a.csv").write_bytes(CSV + row(0))
+        imported(tmp_path / "a.csv", Layout(), intake)
+        (tmp_path / "a.csv").write_bytes(CSV + row(0) + rest)
+        imported(tmp_path / "a.csv", Layout(), intake)
+    assert [reading.sensor for reading in intake.readings] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.ndjson", "a.parquet", "a.json"])
+def test_what_was_forgotten_is_stored_again(tmp_path: Path, name: str) -> None:
+    """After forget, a file is one that was never imported, whatever its format; others are still known."""
+    reading = {"sensor_id": "a", "time": 1_000_000_000, "temperature": 21.0}
+    contents = {
+        "a.csv": CSV + row(0),
+        "a.ndjson": bodies.ndjson([reading]),
+        "a.parquet": bodies.parquet(pa.Table.from_pylist([reading])),
+        "a.json": bodies.json_array([reading]),
+    }
+    intake = Taken()
+    for each, content in contents.items():
+        (tmp_path / each).write_bytes(content)
+        assert imported(tmp_path / each, Layout(), intake).stored == 1
+    assert asyncio.run(importer(Layout(), intake).forget(tmp_path / name))
+    assert not asyncio.run(importer(Layout(), intake).forget(tmp_path / name))
+    for each in contents:
+        outcome = imported(tmp_path / each, Layout(), intake)
+        assert (outcome.stored, outcome.found) == ((1, 0) if each == name else (0, 1))
+
+
+def test_what_options_make_another_file(tmp_path: Path) -> None:
+    """Options that decide what is stored are part of what a file is known by."""
+    (tmp_path / "a.csv").write_bytes(b"time,temperature\n2013-07-12T12:00:00,21\n")
+    intake = Taken()
+    for layout in (
+        Layout(sensor_name="a"),
+        Layout(sensor_name="b"),
+        Layout(sensor_name="a", time_zone="Europe/Madrid"),
+        Layout(sensor_name="a", time_format="%Y-%m-%dT%H:%M:%S"),
+        Layout(sensor_name="a", fahrenheit=frozenset(["temperature"])),
+    ):
+        assert imported(tmp_path / "a.csv", layout, intake).stored == 1
+        assert imported(tmp_path / "a.csv", layout, intake).found == 1
+    for layout in (
+        Layout(sensor_name="a", missing=frozenset(["-9"])),
+        Layout(sensor_name="a", separator=",", has_decimal_comma=True, skip_lines=0),
+    ):
+        assert imported(tmp_path / "a.csv", layout, intake).found == 1
+
+
+def test_rows_that_are_no_longer_rejected(tmp_path: Path) -> None:
+    """What an option would now let in is not stored beside what was; the rejected rows can be imported with it."""
+    text = b"sensor_id,time,temperature,humidity\na,1000000000,1,50\na,1000000001,--,51\n"
+    (tmp_path / "a.csv").write_bytes(text)
+    intake, layout = Taken(), Layout(missing=frozenset(["--"]))
+    assert imported(tmp_path / "a.csv", Layout(), intake).rejected == 1
+    with pytest.raises(ConfigurationError, match="nothing was stored twice"):
+        imported(tmp_path / "a.csv", layout, intake)
+
+
+@pytest.mark.parametrize("line", [b"a,x,%d\n", b"a,,\n", b'a,1,"\n'])
+def test_a_tail_of_nothing_but_rejected_rows(tmp_path: Path, line: bytes) -> None:
+    """What grows after a rejected tail is stored once."""
+    intake = Taken()
+    tail = line % 7 if b"%d" in line else line
+    (tmp_path / "a.csv").write_bytes(CSV + tail)
+    assert imported(tmp_path / "a.csv", Layout(), intake).rejected == 1
+    for _ in range(2):
+        (tmp_path / "a.csv").write_bytes(CSV + tail + row(1) + row(2))
+        assert imported(tmp_path / "a.csv", Layout(), intake).rejected == 1
+    assert [reading.temperature for reading in intake.readings] == [1, 2]

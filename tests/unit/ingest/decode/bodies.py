@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,8 +43,12 @@ def decode(
     max_rows: int = 100_000,
     is_time_required: bool = False,
 ) -> Decoded:
+    return decode_readings(body, form, terms_of(held_to, max_rows=max_rows, is_time_required=is_time_required))
+
+
+def terms_of(held_to: Rules | None = None, *, max_rows: int = 100_000, **others: Any) -> Terms:
     held_to = held_to or rules()
-    terms = Terms(
+    return Terms(
         source=SOURCE,
         precision=held_to.precision,
         window=held_to.window,
@@ -51,9 +56,8 @@ def decode(
         max_rows=max_rows,
         max_chunks=held_to.max_chunks,
         max_errors=MAX_ERRORS,
-        is_time_required=is_time_required,
+        **others,
     )
-    return decode_readings(body, form, terms)
 
 
 @contextmanager

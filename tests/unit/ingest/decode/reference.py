@@ -19,7 +19,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
-NO_VALUE_IN_CSV = ("", "NA", "NaN", "nan", "null", "NULL")
+NO_VALUE = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None", "NaN", "nan", "NAN", "-nan", "-NaN")
 WHITESPACE = " \t\r\n"
 
 Row = tuple[str, int, float | None, float | None, float | None]
@@ -153,7 +153,7 @@ def reading(row: object, rules: Rules, *, csv: bool) -> Row:
 
 
 def metric(value: object, name: str, *, csv: bool) -> float | None:
-    if csv and isinstance(value, str) and value.strip() in NO_VALUE_IN_CSV:
+    if csv and isinstance(value, str) and value.strip() in NO_VALUE:
         return None
     if value is None:
         return None
@@ -223,17 +223,18 @@ def microseconds_of_number(sent: float, precision: Precision) -> int:
 
 def csv_of(body: bytes) -> tuple[list[str], list[object]]:
     """The header and the rows, each a dict or NoRow."""
-    records = list(csv_records(body.decode(errors="surrogateescape")))
-    if not records or records[0] is None:
+    records = csv_records(body.decode(errors="surrogateescape"))
+    header = next(records, None)
+    if header is None:
         raise MalformedError("no header")
-    header = [name.strip() for name in records[0]]
+    header[:] = [name.strip() for name in header]
     if not is_text("".join(header)):
         raise MalformedError("not UTF-8")
     named = [name for name in header if name]
     if len(set(named)) < len(named) or "sensor_id" not in named:
         raise MalformedError("a name twice, or no sensor_id")
     rows: list[object] = []
-    for record in records[1:]:
+    for record in records:
         if record is None or len(record) != len(header) or not is_text("".join(record)):
             rows.append(NoRow())
         else:
@@ -246,13 +247,18 @@ def is_text(text: str) -> bool:
 
 
 def csv_records(text: str) -> Iterator[list[str] | None]:
-    """The records of RFC 4180, None for what is none; after that it goes on at the next line."""
+    """The records of RFC 4180, None for what is none; after that it goes on at the next line.
+
+    The first is the header. No record of several lines is one that has not its number of fields, or a line break in a
+    time or a metric.
+    """
+    header: list[str] = []
     at = 0
     while at < len(text):
+        start_of_record = at
         fields: list[str] = []
         quoted = False
         while True:
-            start = at
             content = ""
             if text[at : at + 1] == '"':
                 quoted = True
@@ -268,10 +274,7 @@ def csv_records(text: str) -> Iterator[list[str] | None]:
                     at += 1
                 closed = True
             if not closed or (at < len(text) and text[at] not in ",\r\n"):
-                at = start
-                while at < len(text) and text[at] not in "\r\n":
-                    at += 1
-                at += 2 if text[at : at + 2] == "\r\n" else 1
+                at = end_of_first_line(text, start_of_record)
                 yield None
                 break
             fields.append(content)
@@ -279,6 +282,24 @@ def csv_records(text: str) -> Iterator[list[str] | None]:
                 at += 1
                 continue
             at += 2 if text[at : at + 2] == "\r\n" else 1
+            if header and end_of_first_line(text, start_of_record) < at and is_stray(fields, header):
+                at = end_of_first_line(text, start_of_record)
+                yield None
+                break
             if len(fields) > 1 or quoted or content.strip(" \t"):
                 yield fields
+                header = header or fields
             break
+
+
+def end_of_first_line(text: str, at: int) -> int:
+    while at < len(text) and text[at] not in "\r\n":
+        at += 1
+    return at + (2 if text[at : at + 2] == "\r\n" else 1)
+
+
+def is_stray(fields: list[str], header: list[str]) -> bool:
+    """Whether a record of several lines is one by a stray quote."""
+    return len(fields) != len(header) or any(
+        name in KNOWN[1:] and ("\r" in field or "\n" in field) for name, field in zip(header, fields, strict=True)
+    )

@@ -167,7 +167,26 @@ def test_json_with_one_reading(row: dict[str, object], held_to: Rules) -> None:
 
 fields = st.one_of(
     st.sampled_from(
-        ["a", "b c", "café", "1.5", "-3", "+7", " 2 ", "", "NA", "nan", "NaN", "null", "NULL", "None", "inf"]
+        [
+            "a",
+            "b c",
+            "café",
+            "1.5",
+            "-3",
+            "+7",
+            " 2 ",
+            "",
+            "NA",
+            "nan",
+            "NaN",
+            "null",
+            "NULL",
+            "None",
+            "inf",
+            "N/A",
+            "NAN",
+            "-nan",
+        ]
     ),
     st.sampled_from(["1e999", "1e-999", "0x1", "0x1p3", "-nan", "1_0", "true", "1.", ".5", "99999999999999999999"]),
     st.sampled_from(["2023-07-12T14:30:45Z", " 2023-07-12", "1689172245", "1689172245.5", "1689172245000", "  ", "\t"]),

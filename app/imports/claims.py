@@ -1,0 +1,193 @@
+"""By which names a file's readings are found again when it is imported again.
+
+A text is known by its beginning: each block's claims are named by the digest of all that comes before it, and say how
+long it is. So a log that has grown is found as far as it was imported, and goes on there; under which name it lies and
+whether it is compressed does not matter. Other files are known by the digest of the whole.
+
+The options that decide what is stored are part of both. Claims never expire.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from app.errors import ConfigurationError
+from app.imports.files import Block, Cut, InputFile
+from app.imports.layout import Layout
+from app.ingest.claim import DatedClaim
+
+CUTS_AT_A_TIME = 8
+
+
+class ImportLog(Protocol):
+    """The claims of earlier imports, in the database."""
+
+    async def find(self, keys: Collection[str]) -> Mapping[str, DatedClaim]:
+        """Look up claims by their keys. Raises DatabaseAway."""
+
+    async def has_any(self, prefix: str) -> bool:
+        """Tell whether there is a claim whose key begins so. Raises DatabaseAway."""
+
+    async def forget(self, keys: Collection[str], prefix: str | None) -> None:
+        """Delete claims by their keys, and those whose key begins so, all or none. Raises DatabaseAway."""
+
+
+class Claims(Protocol):
+    """The names of one file's claims, block by block."""
+
+    async def cuts(self) -> Sequence[Cut]:
+        """Look up where blocks ended that began here in earlier imports."""
+
+    def enter(self, block: Block, rows_before: int, /) -> None:
+        """Begin with the next block."""
+
+    def key(self, part: int) -> str:
+        """Name the claim of a part of the block, from 0."""
+
+    def content_hash(self, rows: int) -> bytes:
+        """Tell what makes a part the same."""
+
+    def answer(self, part: int, parts: int, /) -> bytes:
+        """Tell what is stored with the claim of a part."""
+
+
+class ClaimsOfWhole:
+    """Claims of a file that is known by its whole content."""
+
+    def __init__(self, digest: str) -> None:
+        self.prefix = f"{digest}:"
+        self._rows_before = 0
+
+    async def cuts(self) -> Sequence[Cut]:
+        return ()
+
+    def enter(self, _block: Block, rows_before: int, /) -> None:
+        self._rows_before = rows_before
+
+    def key(self, part: int) -> str:
+        return f"{self.prefix}{self._rows_before}:{part}"
+
+    def content_hash(self, rows: int) -> bytes:
+        return b"%d" % rows
+
+    def answer(self, _part: int, _parts: int, /) -> bytes:
+        return b""
+
+
+class ClaimsOfBeginning:
+    """Claims of a text, each named by the digest of what comes before its block."""
+
+    def __init__(self, log: ImportLog | None, options: bytes) -> None:
+        self._log = log
+        self._before = hashlib.sha256(options).digest()
+        self._cuts: list[Cut] = []
+        self._cut = Cut(0, b"")
+        self._name = ""
+
+    async def cuts(self) -> Sequence[Cut]:
+        """The first part of a block says where it ends; of several blocks with one beginning, each has a number."""
+        self._cuts = []
+        while self._log is not None:
+            keys = [self._key_of_cut(len(self._cuts) + number) for number in range(CUTS_AT_A_TIME)]
+            found = await self._log.find(keys)
+            for key in keys:
+                if key not in found:
+                    return self._cuts
+                cut = json.loads(found[key].answer)
+                self._cuts.append(Cut(cut["bytes"], bytes.fromhex(cut["sha256"])))
+        return ()
+
+    def _key_of_cut(self, number: int) -> str:
+        return f"{self._before.hex()}:{number}:0"
+
+    def enter(self, block: Block, _rows_before: int, /) -> None:
+        self._cut = Cut.of(block.content)
+        number = self._cuts.index(self._cut) if self._cut in self._cuts else len(self._cuts)
+        self._name = f"{self._before.hex()}:{number}"
+        self._before = hashlib.sha256(self._before + self._cut.digest).digest()
+
+    def key(self, part: int) -> str:
+        return f"{self._name}:{part}"
+
+    def content_hash(self, rows: int) -> bytes:
+        return b"%d:%b" % (rows, self._cut.digest)
+
+    def answer(self, part: int, parts: int, /) -> bytes:
+        if part:
+            return b""
+        return json.dumps({"bytes": self._cut.size, "sha256": self._cut.digest.hex(), "parts": parts}).encode()
+
+
+async def claims_of(path: Path, file: InputFile, layout: Layout, log: ImportLog | None) -> Claims:
+    """Tell by which names a file's readings are claimed.
+
+    A text that was imported when all files were known by their whole content still is.
+    """
+    if log is None:
+        return ClaimsOfBeginning(None, b"")
+    whole = ClaimsOfWhole(await asyncio.to_thread(_digest, path, _old_options(layout)))
+    has_old_options = layout.sensor_name is None and layout.time_format is None
+    is_known_whole = not file.grows and layout.time_zone == "UTC"
+    if has_old_options and (is_known_whole or await log.has_any(whole.prefix)):
+        return whole
+    options = _options(layout)
+    if not file.grows:
+        return ClaimsOfWhole(await asyncio.to_thread(_digest, path, options))
+    return ClaimsOfBeginning(log, b"%b\n%b%b" % (options, file.dialect.separator.encode(), file.header))
+
+
+async def forget(path: Path, file: InputFile, layout: Layout, log: ImportLog) -> bool:
+    """Have a file taken for one that was never imported; whether it was.
+
+    Raises:
+        ConfigurationError: the file can't be read.
+        DatabaseAway
+    """
+    claims = await claims_of(path, file, layout, log)
+    if isinstance(claims, ClaimsOfWhole):
+        if is_known := await log.has_any(claims.prefix):
+            await log.forget([], claims.prefix)
+        return is_known
+    keys: list[str] = []
+    while (block := file.next_block(await claims.cuts())) is not None:
+        claims.enter(block, 0)
+        found = await log.find([claims.key(0)])
+        if first := found.get(claims.key(0)):
+            keys += [claims.key(part) for part in range(json.loads(first.answer)["parts"])]
+    if keys:
+        await log.forget(keys, None)
+    return bool(keys)
+
+
+def _old_options(layout: Layout) -> bytes:
+    return repr((sorted(layout.columns.items()), sorted(layout.fahrenheit), layout.precision)).encode()
+
+
+def _options(layout: Layout) -> bytes:
+    """What makes other readings of the same file. What only decides how many of its rows are rejected does not: those
+    that were stored should not be stored again because of it.
+    """
+    return json.dumps(
+        {
+            "columns": sorted(layout.columns.items()),
+            "fahrenheit": sorted(layout.fahrenheit),
+            "precision": layout.precision.value,
+            "sensor_name": layout.sensor_name,
+            "time_format": layout.time_format,
+            "time_zone": layout.time_zone,
+        }
+    ).encode()
+
+
+def _digest(path: Path, options: bytes) -> str:
+    """What the claims of a whole file begin with: its content, and what is made of it."""
+    try:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256")
+    except OSError as error:
+        raise ConfigurationError(f"Can't read {path}: {error.strerror}") from error
+    content.update(options)
+    return content.hexdigest()

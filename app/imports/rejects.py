@@ -1,0 +1,118 @@
+"""The rows of a file that are rejected, as a CSV beside it: each as the file has it, with its number and the reason.
+
+So they can be corrected there and imported from it, with the options that the file was imported with.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import pyarrow.ipc
+
+from app.errors import ConfigurationError
+from app.imports.files import Block, InputFile
+from app.ingest.decode.columns import RowFault, scalar_value
+from app.ingest.decode.csvs import records
+from app.ingest.decode.jsons import read_values
+from app.ingest.decode.readings import Format
+
+OWN_COLUMNS = ("rejected_row", "rejected_reason", "rejected_text")
+"""What is added to the columns of the file. The text is that of a row that can't be shown in columns."""
+
+
+def report_path(path: Path) -> Path:
+    """Tell where a file's rejected rows are reported."""
+    return path.with_name(f"{path.name}.rejected.csv")
+
+
+class Report:
+    """The rejected rows as a CSV, made when there is one.
+
+    Args:
+        path: the CSV.
+        file: whose rows they are.
+    """
+
+    def __init__(self, path: Path, file: InputFile) -> None:
+        self._path = path
+        self._file = file
+        self._names = [name for name in file.names if name not in OWN_COLUMNS]
+        self._output: TextIO | None = None
+
+    def __enter__(self) -> "Report":
+        with self._writing():
+            self._path.unlink(missing_ok=True)  # of an earlier import
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._output is not None:
+            self._output.close()
+
+    def write(self, faults: Sequence[RowFault], block: Block, rows_before: int) -> None:
+        """Add rows of a block that begins after ``rows_before`` others."""
+        if not faults:
+            return
+        originals = _originals(block, self._file, {fault.row for fault in faults})
+        with self._writing():
+            is_first = self._output is None
+            output = self._output = self._output or self._path.open("w", newline="", encoding="utf-8")
+            writer = csv.writer(output, delimiter=self._file.dialect.separator)
+            if is_first:
+                writer.writerow([*self._names, *OWN_COLUMNS])
+            writer.writerows(self._row(fault, originals[fault.row], rows_before) for fault in faults)
+
+    def _row(self, fault: RowFault, original: "_Original", rows_before: int) -> Sequence[object]:
+        fits = isinstance(original, Mapping) and original.keys() <= {*self._names, *OWN_COLUMNS}
+        fields = [_text(original.get(name)) for name in self._names] if isinstance(original, Mapping) else []
+        text = "" if fits else original if isinstance(original, str) else json.dumps(original, default=str)
+        return [*(fields or [""] * len(self._names)), fault.row + rows_before, fault.reason, text]
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ConfigurationError(f"Can't write {self._path}: {error.strerror}") from error
+
+
+_Original = Mapping[str, object] | str
+"""A row by the file's names of its columns, or its text where it has none."""
+
+
+def _originals(block: Block, file: InputFile, rows: set[int]) -> dict[int, _Original]:
+    """Rows of a block, numbered from 1."""
+    if block.format is Format.CSV:
+        return {row: each for row, each in enumerate(_csv_rows(block, file), 1) if row in rows}
+    if block.format is Format.ARROW_STREAM:
+        with pyarrow.ipc.open_stream(block.body) as stream:
+            table = stream.read_all()
+        return {
+            row: {name: scalar_value(column[row - 1]) for name, column in zip(file.names, table.columns, strict=True)}
+            for row in rows
+        }
+    values = read_values(block.body, is_document=block.format is Format.JSON)
+    originals: dict[int, _Original] = {}
+    for row in rows:
+        value = values[row - 1]
+        originals[row] = value if isinstance(value, dict | str) else json.dumps(value)
+    return originals
+
+
+def _csv_rows(block: Block, file: InputFile) -> Iterator[_Original]:
+    start = len(file.header)
+    for fields, at, end in records(block.body, start, file.dialect, file.ours):
+        if fields is None or len(fields) != len(file.names):
+            yield block.body[at:end].decode(errors="replace").rstrip("\r\n")
+        else:
+            yield {name: each.decode(errors="replace") for name, each in zip(file.names, fields, strict=True)}
+
+
+def _text(value: object) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return (
+        str(value) if isinstance(value, int | float) and not isinstance(value, bool) else json.dumps(value, default=str)
+    )

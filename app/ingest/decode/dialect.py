@@ -1,0 +1,18 @@
+"""How a CSV is written. Pure.
+
+A request's CSV is as RFC 4180 says. A file's may have another separator, a decimal comma, and marks of its own.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class CsvDialect:
+    """What a CSV has between its fields and in its numbers."""
+
+    separator: str = ","
+    """One ASCII character."""
+    decimal_comma: bool = False
+    """Whether 21,5 is a number, and 21.5 none."""
+    missing: frozenset[str] = frozenset()
+    """What stands for no value in a metric, beside what does in every CSV."""
