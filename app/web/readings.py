@@ -117,6 +117,7 @@ class StoredReadings(BaseModel):
 
     stored: int
     unknown_columns: list[str] = []
+    hints: list[str] = Field([], description="What to change in what is sent, though it was taken.")
 
 
 class AcceptedReadings(BaseModel):
@@ -124,6 +125,7 @@ class AcceptedReadings(BaseModel):
 
     accepted: int
     unknown_columns: list[str] = []
+    hints: list[str] = Field([], description="What to change in what is sent, though it was taken.")
 
 
 class BadRow(BaseModel):
@@ -261,6 +263,7 @@ class BulkIngest:
                 max_rows=self._limits.rows,
                 max_chunks=self._limits.days,
                 max_errors=MAX_ERRORS,
+                is_backfill=options.backfill,
             )
             if len(body) > DECODE_IN_THREAD_BYTES or format_ in COMPACT_FORMATS:
                 with self._intake.expect():
@@ -392,5 +395,7 @@ def _answer(decoded: Decoded, rows: int, verb: Literal["stored", "accepted"], ou
         report |= {"rejected": decoded.rejected + len(refused), "errors": errors}
     if decoded.unknown_columns:
         report["unknown_columns"] = decoded.unknown_columns
+    if decoded.hints:
+        report["hints"] = decoded.hints
     status = 422 if "errors" in report else 202 if verb == "accepted" else 201
     return Replay(status, orjson.dumps(report))

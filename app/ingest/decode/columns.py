@@ -7,6 +7,7 @@ its order, or counted as rejected.
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +58,8 @@ class Decoded:
     unknown_columns: Sequence[str]
     rows: pa.Array
     """Which of the readings sent, from 1, the rows of the batch are."""
+    hints: Sequence[str] = ()
+    """What the sender should know about readings that were taken, in sentences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,9 @@ class Terms:
     """Bad rows that are described; all are counted."""
     is_time_required: bool = False
     """Whether a reading without a time is refused."""
+    is_backfill: bool = False
+    """Whether the readings may be long past: then none may get its time from the clock where a column looks like one of
+    times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +142,22 @@ def unknown_among(names: Sequence[str]) -> Sequence[str]:
     return list(unknown)[:MAX_UNKNOWN_COLUMNS]
 
 
+_TIME_LIKE = re.compile(
+    "(unix|epoch|event|local|utc|gmt|device|sensor|log|reading|sample|sampling|measurement|observation)?"
+    "(time|timestamp|ts|date|datetime|epoch)"
+    "(utc|gmt|local|iso|iso8601|unix|epoch|time|hour|recorded|s|sec|seconds|ms|millis|us|ns|tz)?"
+    "|(recorded|measured|observed|sampled|created|received|sent|logged)(at|on|time|date)|utc|dt"
+)
+
+
+def columns_like_time(names: Sequence[str]) -> Sequence[str]:
+    """Return the names that a column of times usually has, without ``time`` itself: timestamp, ts, Time, _time, …
+
+    Whoever sends one of these beside no ``time`` means it, and would have every reading stored as of its arrival.
+    """
+    return [name for name in names if name != "time" and _TIME_LIKE.fullmatch(re.sub(r"[\W_]", "", name).lower())]
+
+
 def in_words(names: Sequence[str]) -> str:
     """Names of columns for a message, the first MAX_NAMED_COLUMNS, with … where there are more."""
     said = [repr(name[:MAX_SHOWN_LENGTH]) for name in names[:MAX_NAMED_COLUMNS]]
@@ -172,9 +194,10 @@ def check(sent: Sent, terms: Terms) -> Decoded:
         raise MalformedBody(f"The column time should have times or numbers, and not {times.type}.")
     _hear_the_format(sent, "time", objections)
     _object_to_times(times, moments, terms, objections)
+    hints: Sequence[str] = ()
+    if times.null_count:
+        hints = _object_to_missing_times(sent, times, terms, objections)
     if moments.null_count:
-        if terms.is_time_required:
-            _object(objections, "time", pc.is_null(moments), lambda _: NO_TIME)
         moments = moments.fill_null(terms.now_us)
 
     metrics = []
@@ -209,6 +232,7 @@ def check(sent: Sent, terms: Terms) -> Decoded:
         errors=errors,
         unknown_columns=sent.unknown_columns,
         rows=rows,
+        hints=hints,
     )
 
 
@@ -280,6 +304,28 @@ def _object_to_times(times: pa.Array, moments: pa.Array, terms: Terms, objection
             outside,
             lambda row: terms.window.fault(moments[row].as_py(), now_us=terms.now_us) or OUTSIDE_ALL_YEARS,
         )
+
+
+def _object_to_missing_times(sent: Sent, times: pa.Array, terms: Terms, objections: list[_Objection]) -> Sequence[str]:
+    """Say what becomes of rows without a time; hints for the sender where they are taken.
+
+    Raises:
+        MalformedBody: no row may be taken, since a column that looks like one of times has another name.
+    """
+    like_time = columns_like_time(sent.unknown_columns)
+    if terms.is_time_required or (terms.is_backfill and like_time):
+        if like_time and times.null_count == sent.rows and not sent.faults.get("time"):
+            raise MalformedBody(
+                f"There is no time. The column {in_words(like_time[:1])} looks like one of times: name it time."
+            )
+        reason = f"{NO_TIME}: a column {in_words(like_time[:1])} is not read as one" if like_time else NO_TIME
+        _object(objections, "time", pc.is_null(times), _always(reason))
+        return ()
+    return [
+        f"The column {in_words([name])} is not read as the time: name it time. "
+        "Readings without a time were given that of their arrival."
+        for name in like_time[:1]
+    ]
 
 
 _DAY_US = 86_400_000_000

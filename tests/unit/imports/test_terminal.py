@@ -19,10 +19,10 @@ def printed(path: Path, capsys: pytest.CaptureFixture[str], layout: Layout | Non
 
 
 def test_columns_that_are_not_stored_are_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "a.csv").write_text("sensor_id,time,temperature,temp,dewp\na,0,1,2,3\nb,0,1,2,3\n")
+    (tmp_path / "a.csv").write_text("sensor_id,time,temperature,temp,dewp\na,2023-07-12,1,2,3\nb,2023-07-12,1,2,3\n")
     _, last = printed(tmp_path / "a.csv", capsys, Layout({"temperature": "temp"}))
     assert last == "a.csv: columns not stored: 'temperature of the file', 'dewp'"
-    (tmp_path / "a.csv").write_text("sensor_id,time,temperature\na,0,1\nb,0,1\n")
+    (tmp_path / "a.csv").write_text("sensor_id,time,temperature\na,2023-07-12,1\nb,2023-07-12,1\n")
     assert len(printed(tmp_path / "a.csv", capsys)) == 1
 
 
@@ -30,5 +30,5 @@ def test_columns_that_are_not_stored_are_named_once(tmp_path: Path, capsys: pyte
 def test_one_is_a_reading_and_others_are_readings(
     count: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "a.csv").write_text("sensor_id,time,temperature\n" + "a,0,1\n" * count)
+    (tmp_path / "a.csv").write_text("sensor_id,time,temperature\n" + "a,2023-07-12,1\n" * count)
     assert printed(tmp_path / "a.csv", capsys)[0].startswith(f"a.csv: {said}")

@@ -41,6 +41,7 @@ def decode(
     *,
     max_rows: int = 100_000,
     is_time_required: bool = False,
+    is_backfill: bool = False,
 ) -> Decoded:
     held_to = held_to or rules()
     terms = Terms(
@@ -52,6 +53,7 @@ def decode(
         max_chunks=held_to.max_chunks,
         max_errors=MAX_ERRORS,
         is_time_required=is_time_required,
+        is_backfill=is_backfill,
     )
     return decode_readings(body, form, terms)
 
@@ -265,7 +267,7 @@ odd_numbers = [
     5 * 10**15,
     9_214_646_400_000_000,
 ]
-odd_numbers += [-1_999, -2_208_988_800, -2_208_988_801, 2**63 - 1, -(2**63)]
+odd_numbers += [20230712, 45119, 946_684_799, 946_684_800, -1_999, -2_208_988_800, -2_208_988_801, 2**63 - 1, -(2**63)]
 rows_alike = st.one_of(
     alike(recent_us.map(lambda time_us: time_us // 1_000_000), odd_numbers),
     alike(recent_us.map(lambda time_us: time_us // 1_000), odd_numbers),

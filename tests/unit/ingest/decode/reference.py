@@ -218,6 +218,8 @@ def microseconds_of_number(sent: float, precision: Precision) -> int:
         found = {"s": round(sent * 1e6), "ms": round(sent * 1e3), "us": round(sent), "ns": round(sent * 0.001)}[unit]
     if abs(found) > 10**16:
         raise ValueError("beyond all years")
+    if precision is Precision.AUTO and EPOCH + timedelta(microseconds=found) < datetime(2000, 1, 1, tzinfo=UTC):
+        raise ValueError("too early for a number whose unit was guessed")
     return found
 
 
