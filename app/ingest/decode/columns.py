@@ -3,6 +3,9 @@
 Pure, and it does not know which format the columns came in. A good row costs no Python object: pyarrow.compute looks at
 whole columns, and only the first faults are looked at one by one. Every row that was sent is either in the batch, in
 its order, or counted as rejected.
+
+NaN in a metric is no value, as null is, in every format: NumPy, pandas and JavaScript have no other way to say that. So
+is a text in NO_VALUE. An infinite number is a fault.
 """
 
 import json
@@ -28,6 +31,14 @@ COLUMNS = ("sensor_id", "time", *METRICS)
 MAX_UNKNOWN_COLUMNS = 100
 MAX_NAMED_COLUMNS = 30
 MAX_SHOWN_LENGTH = 100
+
+NO_VALUE = frozenset(
+    [
+        *("", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None"),
+        *("NaN", "nan", "NAN", "-nan", "-NaN"),
+    ]
+)
+"""How a metric that is not there is written as text, by R, NumPy, pandas, SQL, spreadsheets, loggers and C."""
 
 NO_SENSOR_ID = "sensor_id is missing"
 NO_TIME = "time is missing"
@@ -108,10 +119,12 @@ class Sent:
 
 def scalar_value(scalar: pa.Scalar) -> object:
     """An Arrow value as a Python object; a moment as text, or as its number where Python has none such."""
+    if isinstance(scalar, pa.DictionaryScalar):
+        scalar = scalar.value
     try:
         value = scalar.as_py()
     except (ValueError, OverflowError, KeyError, pa.ArrowException):  # nanoseconds, the year 20000, an unknown zone
-        value = scalar.cast(pa.int64()).as_py()
+        value = scalar.value
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
@@ -205,6 +218,7 @@ def check(sent: Sent, terms: Terms) -> Decoded:
         values = sent.columns.get(name, pa.nulls(sent.rows, pa.float64()))
         _hear_the_format(sent, name, objections)
         if pc.all(pc.is_finite(values)).as_py() is False:
+            values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)
             not_finite = pc.invert(pc.is_finite(values)).fill_null(False)
             _object(objections, name, not_finite, _always(NOT_FINITE.format(name)))
         metrics.append(values)

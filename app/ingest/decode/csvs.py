@@ -7,8 +7,8 @@ on at the next line, so a quote that is never closed costs its own line and no m
 Lines may end with CR LF, LF or CR. Lines that are empty or blank don't count. Spaces around the names in the header,
 and around times and numbers, don't matter; those of a sensor_id are its own.
 
-No value: an empty field; for a metric also NA (R), NaN and nan (NumPy), null and NULL (SQL), since programs write these
-where a frame has nothing. Not so for a time, because no time means now, and not for a sensor_id, which is a name.
+No value: an empty field; for a metric also the others in NO_VALUE, since programs write these where a frame has
+nothing. Not so for a time, because no time means now, and not for a sensor_id, which is a name.
 """
 
 import math
@@ -24,6 +24,7 @@ from app.ingest.decode.columns import (
     COLUMNS,
     METRICS,
     NO_NUMBER,
+    NO_VALUE,
     NOT_FINITE,
     Sent,
     Terms,
@@ -37,8 +38,6 @@ MAX_FIELDS = 1_000
 """A line of more is no record: 4 MB of two letters each took 159 MB."""
 ARROW_PAYS_FROM_BYTES = 2_048
 """Arrow's reader takes 0.3 ms to begin, in which the plain one has read some 40 records."""
-NO_VALUE = frozenset(["", "NA", "NaN", "nan", "null", "NULL"])
-"""How a metric that is not there is written."""
 
 _FIELD = re.compile(rb'(?:"([^"]*+(?:""[^"]*+)*+)"|([^",\r\n]*+))(,|\r\n|\r|\n|\Z)')
 _ONE_FIELD = r'(?:[^",\r\n]*|"(?:[^"]|"")*")'

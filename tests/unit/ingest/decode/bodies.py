@@ -204,18 +204,19 @@ bad_metrics = st.sampled_from(
         False,
         [],
         {},
-        float("nan"),
         float("inf"),
         -float("inf"),
         10**400,
-        "nan",
+        "nan.",
         "Infinity",
         "1_0",
         "٣",
         "0x1",
     ]
 )
-odd_metrics = st.sampled_from(["21.5", " 7 ", "+.5e1", "1.", "-0", 2**70, None])
+odd_metrics = st.sampled_from(
+    ["21.5", " 7 ", "+.5e1", "1.", "-0", 2**70, None, float("nan"), "nan", " NA ", "#N/A", "-nan", "None", ""]
+)
 
 
 def columns_of_a_row(row_is_good: bool) -> st.SearchStrategy[dict[str, object]]:

@@ -19,7 +19,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
-NO_VALUE_IN_CSV = ("", "NA", "NaN", "nan", "null", "NULL")
+NO_VALUE = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None", "NaN", "nan", "NAN", "-nan", "-NaN")
 WHITESPACE = " \t\r\n"
 
 Row = tuple[str, int, float | None, float | None, float | None]
@@ -146,16 +146,16 @@ def reading(row: object, rules: Rules, *, csv: bool) -> Row:
     if csv and sent is not None and not sent.strip(" \t"):
         sent = None
     time_us = rules.now_us if sent is None else moment(sent, rules)
-    metrics = [metric(row.get(each), each, csv=csv) for each in METRICS]
+    metrics = [metric(row.get(each), each) for each in METRICS]
     if metrics == [None, None, None]:
         raise FaultError(None)
     return (name, time_us, *metrics)  # type: ignore[return-value]
 
 
-def metric(value: object, name: str, *, csv: bool) -> float | None:
-    if csv and isinstance(value, str) and value.strip() in NO_VALUE_IN_CSV:
+def metric(value: object, name: str) -> float | None:
+    if isinstance(value, str) and value.strip() in NO_VALUE:
         return None
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise FaultError(name)

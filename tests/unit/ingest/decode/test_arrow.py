@@ -1,11 +1,11 @@
 """Arrow streams and Parquet: any type that can be meant is taken, damage is refused, and nothing swells."""
 
 import io
-import math
 import random
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
+from decimal import Context, Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +34,7 @@ from tests.unit.samples import T0_US
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 A_DAY_US = 86_400_000_000
+A_DAY_MS = 86_400_000
 GOOD = {"sensor_id": "a", "time": T0_US, "temperature": 21.5}
 WRITERS: dict[Format, Callable[[pa.Table], bytes]] = {Format.ARROW_STREAM: arrow_stream, Format.PARQUET: parquet}
 NO_TIME = "not a time"
@@ -47,18 +48,6 @@ rows_of_columns = st.lists(
 )
 
 
-def judged(rows: list[dict[str, object]], held_to: reference.Rules) -> reference.Expected:
-    """What the rules make of these rows, where NaN is no value."""
-    return reference.judge(
-        [
-            {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
-            for row in rows
-        ],
-        [],
-        held_to,
-    )
-
-
 @pytest.mark.parametrize("form", WRITERS)
 @given(rows=rows_of_columns, times=st.lists(st.none() | recent_us, min_size=10, max_size=10), held_to=many_rules)
 def test_readings_good_and_bad(
@@ -70,7 +59,7 @@ def test_readings_good_and_bad(
     as_sent = [row | {"time": time} for row, time in zip(rows, times, strict=False)]
     as_meant = [row | {"time": meant(time, 1_000)} for row, time in zip(rows, times, strict=False)]
     body = WRITERS[form](table(as_sent, time=pa.timestamp("us", "Europe/Berlin")))
-    compare(judged(as_meant, held_to), body, form, held_to)
+    compare(reference.judge(as_meant, [], held_to), body, form, held_to)
 
 
 UNITS_NS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
@@ -106,7 +95,7 @@ def test_timestamps_of_any_unit_and_zone(
     column = pa.array(sent, pa.int64()).cast(pa.timestamp(unit, zone))
     body = WRITERS[form](pa.table({"time": column, "sensor_id": ["a"] * len(sent), "temperature": [1] * len(sent)}))
     as_meant = [{"sensor_id": "a", "time": meant(count, UNITS_NS[unit]), "temperature": 1} for count in sent]
-    compare(judged(as_meant, held_to), body, form, held_to)
+    compare(reference.judge(as_meant, [], held_to), body, form, held_to)
 
 
 @pytest.mark.parametrize("form", WRITERS)
@@ -190,6 +179,62 @@ def test_a_null_in_the_dictionary_itself_is_no_name() -> None:
 def test_metrics_of_any_number(column: pa.Array, read: list[float | None]) -> None:
     content = pa.table({"sensor_id": ["a"] * 3, "humidity": column, "pressure": [1.0] * 3})
     assert [row[3] for row in rows_of(decode(arrow_stream(content), Format.ARROW_STREAM))] == read
+
+
+def reinterpreted(numbers: list[int], type_: pa.DataType) -> pa.Array:
+    """Whole numbers as the digits of decimals, with a scale that Arrow can't write them with."""
+    digits = pa.array(numbers, pa.decimal128(38, 0))
+    return pa.Array.from_buffers(type_, len(digits), digits.buffers())
+
+
+@given(
+    st.lists(st.integers(-(10**38) + 1, 10**38 - 1) | st.integers(-(10**7), 10**7), min_size=1, max_size=20),
+    st.integers(-38, 38),
+)
+@example([7948, 11, -3], 1)
+def test_decimals_to_the_last_bit(digits: list[int], scale: int) -> None:
+    """A decimal becomes the float nearest to it, as it does in Python."""
+    values = [Decimal(number).scaleb(-scale, Context(prec=100)) for number in digits]
+    column = reinterpreted(digits, pa.decimal128(38, scale))
+    for each in (column, column.dictionary_encode()):
+        content = pa.table({"sensor_id": ["a"] * len(digits), "humidity": each})
+        taken = rows_of(decode(arrow_stream(content), Format.ARROW_STREAM))
+        assert [row[3] for row in taken] == [float(value) for value in values]
+
+
+@pytest.mark.parametrize("type_", [pa.decimal32(7, 1), pa.decimal64(7, 1), pa.decimal128(7, 1), pa.decimal256(7, 1)])
+@pytest.mark.parametrize("form", WRITERS)
+def test_two_thousand_decimals(form: Format, type_: pa.DataType) -> None:
+    """None of them is one bit off, of whichever width."""
+    values = [Decimal(number).scaleb(-1) for number in range(7_000, 9_000)]
+    content = pa.table({"sensor_id": ["a"] * 2_000, "humidity": pa.array(values, pa.decimal128(7, 1)).cast(type_)})
+    assert [row[3] for row in rows_of(decode(WRITERS[form](content), form))] == [float(value) for value in values]
+
+
+EXTREMES = [0, -1, 10**9, 2**31 - 1, -(2**31), 2**63 - 1, -(2**63), 10**18]
+ODD_TIMES = [
+    pa.array(EXTREMES[:5], pa.int32()).view(pa.date32()),
+    pa.array([count // A_DAY_MS * A_DAY_MS for count in EXTREMES[:6]], pa.int64()).view(pa.date64()),
+    *(
+        pa.array(EXTREMES, pa.int64()).view(pa.timestamp(unit, zone))
+        for unit in UNITS_NS
+        for zone in (None, "America/New_York", "Mars/Olympus", "+99:99")
+    ),
+]
+
+
+@pytest.mark.parametrize("times", [*ODD_TIMES, ODD_TIMES[0].dictionary_encode()], ids=lambda times: str(times.type))
+def test_time_beyond_the_years_of_python(times: pa.Array) -> None:
+    """Whatever a column of times has, its rows are taken, or rejected with a value that JSON can show."""
+    content = pa.table({"sensor_id": ["a"] * len(times), "time": times, "temperature": [1.0] * len(times)})
+    bodies = [(arrow_stream(content), Format.ARROW_STREAM)]
+    with suppress(pa.ArrowException):  # Parquet can't hold all of them
+        bodies.append((parquet(content), Format.PARQUET))
+    for body, form in bodies:
+        decoded = decode(body, form, rules(window=ANY_TIME))
+        assert decoded.rejected + decoded.batch.rows == len(times)
+        assert decoded.rejected
+        assert all(isinstance(fault.value, int | str) for fault in decoded.errors)
 
 
 def test_nan_is_no_value_and_infinity_is_a_fault() -> None:

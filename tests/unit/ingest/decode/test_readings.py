@@ -420,7 +420,7 @@ def test_days_before_1970_are_days_too() -> None:
         ({"temperature": True}, "temperature", "temperature should be a number, not a boolean", True),
         ({"temperature": "warm"}, "temperature", "temperature should be a number", "warm"),
         ({"temperature": [1]}, "temperature", "temperature should be a number, and this is an array", "[1]"),
-        ({"humidity": float("nan")}, "humidity", "humidity should be a finite number", "NaN"),
+        ({"humidity": float("inf")}, "humidity", "humidity should be a finite number", "Infinity"),
         ({"pressure": float("-inf")}, "pressure", "pressure should be a finite number", "-Infinity"),
         ({"pressure": 10**400}, "pressure", "pressure should be a finite number", "1" + 99 * "0"),
         ({"temperature": None}, None, "one of temperature, humidity, pressure should be there", None),
@@ -700,3 +700,35 @@ def test_column_like_time(name: str) -> None:
 def test_columns_unlike_time() -> None:
     """Names that only sound alike are none, nor is the right one."""
     assert not columns_like_time(["time", "uptime", "runtime", "timezone", "update", "timeout", "battery", "dts", ""])
+
+
+@pytest.mark.parametrize(("form", "write"), FORMATS_OF_ROWS.values(), ids=FORMATS_OF_ROWS)
+@pytest.mark.parametrize("way", WAYS)
+def test_nan_is_no_value(way: str, form: Format, write: Callable[[object], bytes]) -> None:
+    """One NaN costs a row neither its other values nor itself, and alone it is a row without any."""
+    nan = float("nan")
+    rows = [
+        {"sensor_id": "a", "temperature": nan, "humidity": 1.5},
+        {"sensor_id": "b", "temperature": 2.5, "humidity": nan},
+        {"sensor_id": "c", "temperature": nan, "humidity": nan},
+    ]
+    with arrow_from(*WAYS[way]):
+        decoded = decode(write(rows), form)
+    assert rows_of(decoded) == [("a", T0_US, None, 1.5, None), ("b", T0_US, 2.5, None, None)]
+    assert [(fault.row, fault.column, fault.reason) for fault in decoded.errors] == [
+        (3, None, "one of temperature, humidity, pressure should be there")
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "NA", "N/A", "#N/A", "None", "NaN", "NAN", "-nan", "null"])
+def test_mark_for_a_missing_value(text: str) -> None:
+    """What programs write where a value is missing is none, as text in JSON and as a field of a CSV."""
+    row = {"sensor_id": "a", "temperature": text, "humidity": 1.5}
+    for form, body in (
+        (Format.JSON, json_array([row])),
+        (Format.NDJSON, ndjson([row])),
+        (Format.CSV, csv([row], list(row))),
+        (Format.CSV, csv([row] * 200, list(row))),
+    ):
+        decoded = decode(body, form)
+        assert (rows_of(decoded)[0], decoded.rejected) == (("a", T0_US, None, 1.5, None), 0)
