@@ -31,7 +31,7 @@ from app.ingest.buffer import Answer
 from app.ingest.claim import Claim, Fingerprint, Replay
 from app.ingest.decode.columns import Decoded, RowFault, Terms
 from app.ingest.decode.inflate import codec_of, inflated
-from app.ingest.decode.readings import Format, decode_readings
+from app.ingest.decode.readings import COMPACT_FORMATS, Format, decode_opened, decode_readings, open_readings
 from app.ingest.decode.timestamps import Precision, TimeWindow
 from app.ingest.pipeline import Intake
 from app.ingest.receipt import Receipt, Stored
@@ -48,8 +48,6 @@ DECODING_FACTOR = 4
 """Bytes of memory that a byte of a body is counted as until it has become columns."""
 DECODE_IN_THREAD_BYTES = 65_536
 """Larger bodies are decoded beside the event loop: they take 0.3 ms and more, a thread's hand-over 0.1."""
-COMPACT_FORMATS = frozenset({Format.ARROW_STREAM, Format.PARQUET})
-"""In these a few bytes can be many readings: 1,358 bytes of Parquet took 76 ms."""
 MAX_ERRORS = 100
 
 
@@ -231,6 +229,8 @@ class BulkIngest:
         self._window = window
         self._limits = limits
         self._now_us = now_us
+        self._inflated_limit_bytes = min(limits.inflated_bytes, limits.held_bytes // DECODING_FACTOR)
+        """Of a body inflated, whether its Content-Encoding or its format has compressed it."""
 
     async def store(self, request: Request, key: str | None) -> Replay:
         """Does what a request asks for.
@@ -263,9 +263,15 @@ class BulkIngest:
                 max_rows=self._limits.rows,
                 max_chunks=self._limits.days,
                 max_errors=MAX_ERRORS,
+                max_inflated_bytes=self._inflated_limit_bytes,
                 is_backfill=options.backfill,
             )
-            if len(body) > DECODE_IN_THREAD_BYTES or format_ in COMPACT_FORMATS:
+            if format_ in COMPACT_FORMATS:
+                with self._intake.expect():
+                    opened = await asyncio.to_thread(open_readings, body, format_, terms)
+                    grow_to(len(body) + opened.inflated_bytes)
+                    decoded = await asyncio.to_thread(decode_opened, opened, terms)
+            elif len(body) > DECODE_IN_THREAD_BYTES:
                 with self._intake.expect():
                     decoded = await asyncio.to_thread(decode_readings, body, format_, terms)
             else:
@@ -338,8 +344,7 @@ class BulkIngest:
         if codec is None:
             return body
         parts, size = [], 0
-        limit = min(self._limits.inflated_bytes, self._limits.held_bytes // DECODING_FACTOR)
-        rest = inflated(body, codec, limit_bytes=limit)
+        rest = inflated(body, codec, limit_bytes=self._inflated_limit_bytes)
         while part := await asyncio.to_thread(next, rest, b""):
             parts.append(part)
             size += len(part)

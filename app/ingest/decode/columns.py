@@ -19,7 +19,7 @@ from functools import reduce
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from app.errors import MalformedBody, TooManyRows
+from app.errors import BodyTooLarge, MalformedBody, TooManyRows
 from app.ingest.batch import BATCH_SCHEMA, Batch, Source
 from app.ingest.decode.reading import MAX_SENSOR_ID_LENGTH
 from app.ingest.decode.timestamps import OUTSIDE_ALL_YEARS, Precision, TimeWindow, parse_time_us, parse_times_us
@@ -28,6 +28,8 @@ METRICS = ("temperature", "humidity", "pressure")
 COLUMNS = ("sensor_id", "time", *METRICS)
 """All that are known, in the order in which a row's first fault is looked for."""
 
+MAX_COLUMNS = 1_000
+"""Of a table, those that are not known included."""
 MAX_UNKNOWN_COLUMNS = 100
 MAX_NAMED_COLUMNS = 30
 MAX_SHOWN_LENGTH = 100
@@ -87,6 +89,8 @@ class Terms:
     """Days (UTC) that the readings of one request may lie in. The newest are kept."""
     max_errors: int
     """Bad rows that are described; all are counted."""
+    max_inflated_bytes: int = 1 << 30
+    """What an Arrow stream or Parquet may take together with what comes out of it when it is inflated."""
     is_time_required: bool = False
     """Whether a reading without a time is refused."""
     is_backfill: bool = False
@@ -117,6 +121,15 @@ class Sent:
         return scalar_value(self.columns[column][row]) if column is not None and column in self.columns else None
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A body that has been looked at, and of which nothing is inflated yet."""
+
+    inflated_bytes: int
+    """What ``read`` takes beside the body itself."""
+    read: Callable[[], Sent]
+
+
 def scalar_value(scalar: pa.Scalar) -> object:
     """An Arrow value as a Python object; a moment as text, or as its number where Python has none such."""
     if isinstance(scalar, pa.DictionaryScalar):
@@ -132,6 +145,18 @@ def require_few_rows(rows: int, terms: Terms) -> None:
     """Raises TooManyRows if a body has more readings than it may."""
     if rows > terms.max_rows:
         raise TooManyRows(rows, terms.max_rows)
+
+
+def require_few_columns(count: int) -> None:
+    """Raise MalformedBody if a table has more columns than it may."""
+    if count > MAX_COLUMNS:
+        raise MalformedBody(f"The body has {count:,} columns, and may have {MAX_COLUMNS:,}: leave out unknown ones.")
+
+
+def require_small(inflated_bytes: int, terms: Terms) -> None:
+    """Raise BodyTooLarge if a body takes more once it is inflated than it may."""
+    if inflated_bytes > terms.max_inflated_bytes:
+        raise BodyTooLarge(terms.max_inflated_bytes, inflated=True)
 
 
 def require_columns(names: Sequence[str]) -> Sequence[str]:

@@ -42,6 +42,7 @@ def decode(
     max_rows: int = 100_000,
     is_time_required: bool = False,
     is_backfill: bool = False,
+    max_inflated_bytes: int = 24 << 20,
 ) -> Decoded:
     held_to = held_to or rules()
     terms = Terms(
@@ -54,6 +55,7 @@ def decode(
         max_errors=MAX_ERRORS,
         is_time_required=is_time_required,
         is_backfill=is_backfill,
+        max_inflated_bytes=max_inflated_bytes,
     )
     return decode_readings(body, form, terms)
 

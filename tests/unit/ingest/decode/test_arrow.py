@@ -1,5 +1,6 @@
 """Arrow streams and Parquet: any type that can be meant is taken, damage is refused, and nothing swells."""
 
+import gzip
 import io
 import random
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from app.errors import BodyTooLarge, MalformedBody, TooManyRows
 from app.ingest.decode.readings import Format
 from app.ingest.decode.timestamps import Precision
+from tests.attacks import bombs
 from tests.unit.ingest.decode import reference
 from tests.unit.ingest.decode.bodies import (
     ANY_TIME,
@@ -261,8 +263,8 @@ def test_nan_is_no_value_and_infinity_is_a_fault() -> None:
         ({"sensor_id": [b"\xff"]}, "UTF8"),
         ({"sensor_id": ["a"], "temperature": [True]}, "temperature should have numbers, and not bool"),
         ({"sensor_id": ["a"], "temperature": ["21.5"]}, "temperature should have numbers, and not string"),
-        ({"sensor_id": ["a"], "humidity": [[1.0]]}, "humidity should have numbers, and not list"),
-        ({"sensor_id": ["a"], "time": [{"x": 1}]}, "time should have times or numbers, and not struct"),
+        ({"sensor_id": ["a"], "humidity": [[1.0]]}, "humidity should (have numbers, and not list|be flat)"),
+        ({"sensor_id": ["a"], "time": [{"x": 1}]}, "time should (have times or numbers, and not struct|be flat)"),
         ({"sensor_id": ["a"], "time": [True]}, "time should have times or numbers, and not bool"),
     ],
 )
@@ -315,6 +317,28 @@ def test_a_stream_that_would_swell_is_refused_before_it_does(compression: str) -
     assert pa.total_allocated_bytes() <= held
 
 
+def test_dictionary_that_grows_with_every_batch() -> None:
+    """What each batch would have a copy of is counted before the first is made."""
+    body = bombs.growing_dictionary().body
+    assert len(body) < 1_000_000
+    held = pa.total_allocated_bytes()
+    with pytest.raises(BodyTooLarge, match="when inflated"):
+        decode(body, Format.ARROW_STREAM)
+    assert pa.total_allocated_bytes() <= held
+
+
+def test_many_batches() -> None:
+    """A body of more batches than can be read in bounds is refused; so is a schema of many columns."""
+    stream = gzip.decompress(bombs.tiny_batches().body)
+    with pytest.raises(MalformedBody, match="more than 10,000 batches"):
+        decode(stream, Format.ARROW_STREAM)
+    columns = {"sensor_id": ["a"], **{str(number): [1.0] for number in range(1_000)}}
+    with pytest.raises(MalformedBody, match="1,001 columns"):
+        decode(arrow_stream(pa.table(columns)), Format.ARROW_STREAM)
+    with pytest.raises(MalformedBody, match="The schema of the Arrow stream has"):
+        decode(arrow_stream(pa.table({"sensor_id": ["a"], "x" * (1 << 20): [1.0]})), Format.ARROW_STREAM)
+
+
 def _view_of_the_same_bytes_each_row(rows: int, size: int) -> pa.Array:
     text = b"x" * size
     view = size.to_bytes(4, "little") + text[:4] + (0).to_bytes(4, "little") + (0).to_bytes(4, "little")
@@ -344,6 +368,40 @@ def test_a_long_text_in_every_row_is_not_copied_for_every_row() -> None:
         decode(arrow_stream(view, rows_a_batch=rows), Format.ARROW_STREAM, max_rows=rows)
 
 
+DELTAS: dict[str, dict[str, object]] = {
+    f"{encoding} {codec} {version}": {
+        "use_dictionary": False,
+        "column_encoding": {"sensor_id": encoding},
+        "compression": codec,
+        "data_page_version": version,
+    }
+    for encoding in ("DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY")
+    for codec in ("none", "snappy", "gzip", "zstd", "brotli")
+    for version in ("1.0", "2.0")
+}
+
+
+@pytest.mark.parametrize("options", DELTAS.values(), ids=DELTAS)
+@given(names=st.lists(sensors, min_size=1, max_size=300))
+@settings(max_examples=10)
+def test_text_in_delta_encodings(options: dict[str, object], names: list[str | None]) -> None:
+    """Text that is written as lengths and what differs is taken as any other."""
+    rows = [{"sensor_id": name, "time": T0_US, "temperature": 1.0} for name in names]
+    body = parquet(table(rows, time=pa.int64()), **options)
+    compare(reference.judge(rows, [], rules()), body, Format.PARQUET, rules())
+
+
+def test_text_that_is_the_same_in_every_row_but_for_its_end() -> None:
+    """In DELTA_BYTE_ARRAY 10,000 times 900 KB are 100 KB: it is refused when 24 MB have come out."""
+    options: dict[str, object] = {"use_dictionary": False, "column_encoding": {"sensor_id": "DELTA_BYTE_ARRAY"}}
+    text = "x" * 900_000
+    rows = [{"sensor_id": text, "temperature": 1.0}] * 200
+    body = parquet(table(rows), **options)
+    assert len(body) < 1_000_000
+    with pytest.raises(BodyTooLarge):
+        decode(body, Format.PARQUET)
+
+
 BODIES = [
     (arrow_stream(table([GOOD] * 20, time=pa.timestamp("us"))), Format.ARROW_STREAM),
     (arrow_stream(table([GOOD] * 20, time=pa.int64()), compression="zstd"), Format.ARROW_STREAM),
@@ -353,6 +411,7 @@ BODIES = [
     ),
     (parquet(table([GOOD] * 20, time=pa.timestamp("us"))), Format.PARQUET),
     (parquet(table([GOOD] * 20, time=pa.int64()), compression="none", use_dictionary=False), Format.PARQUET),
+    *((parquet(table([GOOD] * 20, time=pa.int64()), **options), Format.PARQUET) for options in DELTAS.values()),
 ]
 
 

@@ -1,0 +1,17 @@
+"""What an attack cost, beside what it may cost."""
+
+from typing import NamedTuple
+
+
+class Finding(NamedTuple):
+    """One measured attack."""
+
+    attack: str
+    figure: float
+    unit: str
+    bound: float
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the figure is within its bound."""
+        return self.figure <= self.bound
