@@ -32,7 +32,7 @@ from app.ingest.batch import Batch, Source
 from app.ingest.buffer import Answer
 from app.ingest.claim import Claim, DatedClaim, Fingerprint, Replay
 from app.ingest.decode.columns import Decoded, RowFault, Sent, Terms, check
-from app.ingest.decode.readings import read_columns
+from app.ingest.decode.readings import open_readings
 from app.ingest.decode.timestamps import TimeWindow
 from app.ingest.pipeline import Intake
 from app.ingest.receipt import Stored
@@ -217,7 +217,7 @@ class Importer:
             renames=self._layout.renames,
             dialect=file.dialect,
         )
-        sent = read_columns(block.body, block.format, terms)
+        sent = open_readings(block.body, block.format, terms).read()
         if self._layout.sensor_name is not None:
             sent = _of_one_sensor(sent, self._layout.sensor_name, path)
         localized = localize(sent, self._layout)

@@ -5,6 +5,7 @@ Promises:
     * An Idempotency-Key seen before is answered as it was the first time, and stores nothing. (5)
     * A key is checked before the body is read, and what was announced must fit into the buffer. Room is held for what
       has come, not for what was announced: bodies that come slowly lock nobody out.
+    * A body without a single reading is refused: it is no success of anything.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from starlette.responses import Response
 
 from app.errors import (
     InvalidParameter,
+    MalformedBody,
     OutcomeUnknown,
     SensorFlowError,
     TooManyRows,
@@ -32,7 +34,7 @@ from app.ingest.buffer import Answer
 from app.ingest.claim import Claim, Fingerprint, Replay
 from app.ingest.decode.columns import Decoded, RowFault, Terms
 from app.ingest.decode.inflate import codec_of, inflated
-from app.ingest.decode.readings import Format, decode_readings
+from app.ingest.decode.readings import COMPACT_FORMATS, Format, decode_opened, decode_readings, open_readings
 from app.ingest.decode.timestamps import Precision, TimeWindow
 from app.ingest.pipeline import Intake
 from app.ingest.receipt import Receipt, Stored
@@ -49,8 +51,6 @@ DECODING_FACTOR = 4
 """Bytes of memory that a byte of a body is counted as until it has become columns."""
 DECODE_IN_THREAD_BYTES = 65_536
 """Larger bodies are decoded beside the event loop: they take 0.3 ms and more, a thread's hand-over 0.1."""
-COMPACT_FORMATS = frozenset({Format.ARROW_STREAM, Format.PARQUET})
-"""In these a few bytes can be many readings: 1,358 bytes of Parquet took 76 ms."""
 MAX_ERRORS = 100
 
 
@@ -60,7 +60,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     precision: Precision = Precision.AUTO
-    partial: bool = True
+    partial: bool | Literal["ok"] = True
     backfill: bool = False
 
 
@@ -74,8 +74,9 @@ PARAMETERS = [
     {
         "in": "query",
         "name": "partial",
-        "schema": {"type": "boolean", "default": True},
-        "description": "Whether the good readings are stored where some are bad; false: all or none.",
+        "schema": {"enum": ["true", "false", "ok"], "default": "true"},
+        "description": "Whether the good readings are stored where some are bad; false: all or none; ok: they are, and "
+        "the answer is 200 (202 for respond-async) and not 422, for senders that repeat whatever is answered 4xx.",
     },
     {
         "in": "query",
@@ -118,6 +119,7 @@ class StoredReadings(BaseModel):
 
     stored: int
     unknown_columns: list[str] = []
+    hints: list[str] = Field([], description="What to change in what is sent, though it was taken.")
 
 
 class AcceptedReadings(BaseModel):
@@ -125,6 +127,7 @@ class AcceptedReadings(BaseModel):
 
     accepted: int
     unknown_columns: list[str] = []
+    hints: list[str] = Field([], description="What to change in what is sent, though it was taken.")
 
 
 class BadRow(BaseModel):
@@ -155,6 +158,10 @@ def bulk_router(bulk: "BulkIngest") -> APIRouter:
         response_model=StoredReadings,
         summary="Store many readings",
         responses={
+            200: {
+                "model": SomeRejected,
+                "description": "Some readings are bad and named, the others are stored, and partial=ok was asked for",
+            },
             202: {
                 "model": AcceptedReadings,
                 "description": "In memory, as was asked for; a crash may lose them",
@@ -230,6 +237,8 @@ class BulkIngest:
         self._window = window
         self._limits = limits
         self._now_us = now_us
+        self._inflated_limit_bytes = min(limits.inflated_bytes, limits.held_bytes // DECODING_FACTOR)
+        """Of a body inflated, whether its Content-Encoding or its format has compressed it."""
 
     async def store(self, request: Request, key: str | None) -> Replay:
         """Does what a request asks for.
@@ -262,8 +271,15 @@ class BulkIngest:
                 max_rows=self._limits.rows,
                 max_chunks=self._limits.days,
                 max_errors=MAX_ERRORS,
+                max_inflated_bytes=self._inflated_limit_bytes,
+                is_backfill=options.backfill,
             )
-            if len(body) > DECODE_IN_THREAD_BYTES or format_ in COMPACT_FORMATS:
+            if format_ in COMPACT_FORMATS:
+                with self._intake.expect():
+                    opened = await asyncio.to_thread(open_readings, body, format_, terms)
+                    grow_to(len(body) + opened.inflated_bytes)
+                    decoded = await asyncio.to_thread(decode_opened, opened, terms)
+            elif len(body) > DECODE_IN_THREAD_BYTES:
                 with self._intake.expect():
                     decoded = await asyncio.to_thread(decode_readings, body, format_, terms)
             else:
@@ -273,23 +289,26 @@ class BulkIngest:
             raise TooManyRows(
                 decoded.batch.rows, decoded.batch.rows * self._limits.held_bytes // decoded.batch.size_bytes
             )
+        if not decoded.batch.rows and not decoded.rejected:
+            raise MalformedBody("The body has no reading in it: nothing is stored.")
+        report = Report(decoded, is_awaited=is_awaited, is_ok=options.partial == "ok")
         if not decoded.batch.rows or (decoded.rejected and not options.partial):
-            return _answer(decoded, 0, "stored" if is_awaited else "accepted")
+            return report.answer(0)
         batch = decoded.batch if options.partial else replace(decoded.batch, is_whole=True)
         if is_awaited:
-            return await self._committed(batch, decoded, identity)
-        accepted = _answer(decoded, batch.rows, "accepted")
+            return await self._committed(batch, report, identity)
+        accepted = report.answer(batch.rows)
         claim = Claim(identity, lambda _: accepted) if identity else None
         self._intake.submit(batch, _log_loss, claim=claim, is_awaited=False)
         return accepted
 
-    async def _committed(self, batch: Batch, decoded: Decoded, identity: Fingerprint | None) -> Replay:
+    async def _committed(self, batch: Batch, report: "Report", identity: Fingerprint | None) -> Replay:
         """Hands a batch in, and waits for what becomes of it."""
         answered: asyncio.Future[Replay] = asyncio.get_running_loop().create_future()
 
         def told(outcome: Stored | Receipt) -> Replay:
             assert isinstance(outcome, Stored)  # what a batch becomes
-            return _answer(decoded, outcome.rows, "stored", outcome)
+            return report.answer(outcome.rows, outcome)
 
         def settle(answer: Answer) -> None:
             if answered.done():  # the server is stopping, and has cancelled the request
@@ -341,8 +360,7 @@ class BulkIngest:
         if codec is None:
             return body
         parts, size = [], 0
-        limit = min(self._limits.inflated_bytes, self._limits.held_bytes // DECODING_FACTOR)
-        rest = inflated(body, codec, limit_bytes=limit)
+        rest = inflated(body, codec, limit_bytes=self._inflated_limit_bytes)
         while part := await asyncio.to_thread(next, rest, b""):
             parts.append(part)
             size += len(part)
@@ -387,16 +405,35 @@ def _log_loss(answer: Answer) -> None:
         logger.warning("PostgreSQL refused %d readings that were answered 202: %s", len(answer.refused), why)
 
 
-def _answer(decoded: Decoded, rows: int, verb: Literal["stored", "accepted"], outcome: Stored | None = None) -> Replay:
-    """What the sender is told: ``rows`` are stored, or accepted; ``outcome`` has those that PostgreSQL refused."""
-    refused = {place: why for place, why in outcome.refused.items() if why is not None} if outcome is not None else {}
-    report: dict[str, object] = {verb: rows}
-    if decoded.rejected or refused:
-        first = sorted(refused)[:MAX_ERRORS]
-        by_database = [RowFault(decoded.rows[place].as_py(), None, refused[place], None) for place in first]
-        errors = sorted([*decoded.errors, *by_database], key=attrgetter("row"))[:MAX_ERRORS]
-        report |= {"rejected": decoded.rejected + len(refused), "errors": errors}
-    if decoded.unknown_columns:
-        report["unknown_columns"] = decoded.unknown_columns
-    status = 422 if "errors" in report else 202 if verb == "accepted" else 201
-    return Replay(status, orjson.dumps(report))
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the sender is told of a body."""
+
+    decoded: Decoded
+    is_awaited: bool
+    """Whether it is told of what is stored, and not of what is in memory."""
+    is_ok: bool
+    """Whether bad readings are no error of the request."""
+
+    def answer(self, rows: int, outcome: Stored | None = None) -> Replay:
+        """The answer where ``rows`` are stored, or accepted; ``outcome`` has those that PostgreSQL refused."""
+        decoded = self.decoded
+        refused = {row: why for row, why in outcome.refused.items() if why is not None} if outcome is not None else {}
+        report: dict[str, object] = {"stored" if self.is_awaited else "accepted": rows}
+        if decoded.rejected or refused:
+            first = sorted(refused)[:MAX_ERRORS]
+            by_database = [RowFault(decoded.rows[row].as_py(), None, refused[row], None) for row in first]
+            errors = sorted([*decoded.errors, *by_database], key=attrgetter("row"))[:MAX_ERRORS]
+            report |= {"rejected": decoded.rejected + len(refused), "errors": errors}
+        if decoded.unknown_columns:
+            report["unknown_columns"] = decoded.unknown_columns
+        if decoded.hints:
+            report["hints"] = decoded.hints
+        return Replay(self._status(is_whole="errors" not in report), orjson.dumps(report))
+
+    def _status(self, *, is_whole: bool) -> int:
+        if not is_whole and not self.is_ok:
+            return 422
+        if not self.is_awaited:
+            return 202
+        return 201 if is_whole else 200

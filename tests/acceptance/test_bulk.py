@@ -151,11 +151,37 @@ def test_a_reading_alone_is_taken_and_one_without_a_time_is_of_now(shared: Site)
     assert metrics == [None, 40, None]
 
 
-@pytest.mark.parametrize("format_", FORMATS)
-def test_no_readings_are_stored_as_none(shared: Site, format_: str) -> None:
-    body, headers = encoded([], format_, "identity")
-    answer = shared.client.post(PATH, content=body, headers=headers)
-    assert (answer.status_code, answer.json()) == (201, {"stored": 0})
+@pytest.mark.parametrize("query", ["", "partial=false", "partial=ok", "backfill=true"])
+@pytest.mark.parametrize("headers", [{}, {"Prefer": "respond-async"}, {"Idempotency-Key": "nothing"}], ids=str)
+def test_no_readings(shared: Site, query: str, headers: dict[str, str]) -> None:
+    """A body without a single reading is refused in every format, and leaves its key free."""
+    empty = [encoded([], format_, "identity") for format_ in FORMATS]
+    empty += [(body, {"Content-Type": NDJSON}) for body in (b"", b"\n \r\n\n")]
+    empty += [(b"", {"Content-Type": "application/json"}), (b"", {"Content-Type": "text/csv"})]
+    for body, of_format in empty:
+        answer = shared.client.post(f"{PATH}?{query}", content=body, headers={**of_format, **headers})
+        assert answer.status_code == 422
+        assert re.search("no reading|is empty", answer.json()["detail"])
+    assert shared.send(reading("something"), query=query, **{"Idempotency_Key": query or "none"}).status_code == 201
+
+
+def test_partial_ok(shared: Site) -> None:
+    """A sender that repeats whatever is answered 4xx stores the good readings once, and is told of the bad ones."""
+    sent = [*(reading("repeated", temperature=number) for number in range(10)), reading("repeated", temperature="x")]
+    for _ in range(5):
+        answer = shared.send(*sent, query="partial=ok")
+        if answer.status_code < 300:
+            break
+    said = answer.json()
+    assert (answer.status_code, said["stored"], said["rejected"], said["errors"][0]["row"]) == (200, 10, 1, 11)
+    assert len(rows(shared.url, "repeated")) == 10
+    assert shared.send(sent[0], query="partial=ok").status_code == 201
+    none = shared.send(sent[-1], query="partial=ok")
+    assert (none.status_code, none.json()["stored"], none.json()["rejected"]) == (200, 0, 1)
+    accepted = shared.send(*sent, query="partial=ok", Prefer="respond-async")
+    assert (accepted.status_code, accepted.json()["accepted"], accepted.json()["rejected"]) == (202, 10, 1)
+    first, again = (shared.send(*sent, query="partial=ok", Idempotency_Key="partial ok") for _ in range(2))
+    assert (first.status_code, first.content) == (again.status_code, again.content)
 
 
 def test_the_good_are_stored_and_the_bad_are_named(shared: Site) -> None:
@@ -302,7 +328,7 @@ def test_types_encodings_and_parameters_that_are_not_known_are_refused(shared: S
         assert "application/x-ndjson" in answer.json()["detail"]
     for encoding in ("br", "gzip, gzip", "deflate"):
         assert shared.post(body, Content_Encoding=encoding).status_code == 415
-    for query in ("precison=s", "precision=h", "partial=perhaps", "backfill=", "partial=true&dry=1"):
+    for query in ("precison=s", "precision=h", "partial=perhaps", "partial=OK", "backfill=", "partial=true&dry=1"):
         answer = shared.post(body, query=query)
         assert answer.status_code == 422
         assert answer.json()["detail"]

@@ -3,6 +3,9 @@
 Pure, and it does not know which format the columns came in. A good row costs no Python object: pyarrow.compute looks at
 whole columns, and only the first faults are looked at one by one. Every row that was sent is either in the batch, in
 its order, or counted as rejected.
+
+NaN in a metric is no value, as null is, in every format: NumPy, pandas and JavaScript have no other way to say that. So
+is a text in NO_VALUE. An infinite number is a fault.
 """
 
 import json
@@ -16,7 +19,7 @@ from functools import reduce
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from app.errors import MalformedBody, TooManyRows
+from app.errors import BodyTooLarge, MalformedBody, TooManyRows
 from app.ingest.batch import BATCH_SCHEMA, Batch, Source
 from app.ingest.decode.dialect import CsvDialect
 from app.ingest.decode.reading import MAX_SENSOR_ID_LENGTH
@@ -26,6 +29,8 @@ METRICS = ("temperature", "humidity", "pressure")
 COLUMNS = ("sensor_id", "time", *METRICS)
 """All that are known, in the order in which a row's first fault is looked for."""
 
+MAX_COLUMNS = 1_000
+"""Of a table, those that are not known included."""
 MAX_UNKNOWN_COLUMNS = 100
 MAX_NAMED_COLUMNS = 30
 MAX_SHOWN_LENGTH = 100
@@ -67,6 +72,8 @@ class Decoded:
     unknown_columns: Sequence[str]
     rows: pa.Array
     """Which of the readings sent, from 1, the rows of the batch are."""
+    hints: Sequence[str] = ()
+    """What the sender should know about readings that were taken, in sentences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,8 @@ class Terms:
     """Days (UTC) that the readings of one request may lie in. The newest are kept."""
     max_errors: int
     """Bad rows that are described; all are counted."""
+    max_inflated_bytes: int = 1 << 30
+    """What an Arrow stream or Parquet may take together with what comes out of it when it is inflated."""
     is_time_required: bool = False
     """Whether a reading without a time is refused."""
     renames: Mapping[str, str] = field(default_factory=dict)
@@ -91,6 +100,9 @@ class Terms:
     """How a CSV is written."""
     is_sensor_required: bool = True
     """Whether a table without sensor_id is refused."""
+    is_backfill: bool = False
+    """Whether the readings may be long past: then none may get its time from the clock where a column looks like one of
+    times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +128,23 @@ class Sent:
         return scalar_value(self.columns[column][row]) if column is not None and column in self.columns else None
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A body that has been looked at, and of which nothing is inflated yet."""
+
+    inflated_bytes: int
+    """What ``read`` takes beside the body itself."""
+    read: Callable[[], Sent]
+
+
 def scalar_value(scalar: pa.Scalar) -> object:
     """An Arrow value as a Python object; a moment as text, or as its number where Python has none such."""
+    if isinstance(scalar, pa.DictionaryScalar):
+        scalar = scalar.value
     try:
         value = scalar.as_py()
     except (ValueError, OverflowError, KeyError, pa.ArrowException):  # nanoseconds, the year 20000, an unknown zone
-        value = scalar.cast(pa.int64()).as_py()
+        value = scalar.value
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
@@ -129,6 +152,18 @@ def require_few_rows(rows: int, terms: Terms) -> None:
     """Raises TooManyRows if a body has more readings than it may."""
     if rows > terms.max_rows:
         raise TooManyRows(rows, terms.max_rows)
+
+
+def require_few_columns(count: int) -> None:
+    """Raise MalformedBody if a table has more columns than it may."""
+    if count > MAX_COLUMNS:
+        raise MalformedBody(f"The body has {count:,} columns, and may have {MAX_COLUMNS:,}: leave out unknown ones.")
+
+
+def require_small(inflated_bytes: int, terms: Terms) -> None:
+    """Raise BodyTooLarge if a body takes more once it is inflated than it may."""
+    if inflated_bytes > terms.max_inflated_bytes:
+        raise BodyTooLarge(terms.max_inflated_bytes, inflated=True)
 
 
 def require_columns(names: Sequence[str], terms: Terms) -> Sequence[str]:
@@ -205,9 +240,10 @@ def check(sent: Sent, terms: Terms) -> Decoded:
         raise MalformedBody(f"The column time should have times or numbers, and not {times.type}.")
     _hear_the_format(sent, "time", objections)
     _object_to_times(times, moments, terms, objections)
+    hints: Sequence[str] = ()
+    if times.null_count:
+        hints = _object_to_missing_times(sent, times, terms, objections)
     if moments.null_count:
-        if terms.is_time_required:
-            _object(objections, "time", pc.is_null(moments), lambda _: NO_TIME)
         moments = moments.fill_null(terms.now_us)
 
     metrics = []
@@ -215,6 +251,7 @@ def check(sent: Sent, terms: Terms) -> Decoded:
         values = sent.columns.get(name, pa.nulls(sent.rows, pa.float64()))
         _hear_the_format(sent, name, objections)
         if pc.all(pc.is_finite(values)).as_py() is False:
+            values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)
             not_finite = pc.invert(pc.is_finite(values)).fill_null(False)
             _object(objections, name, not_finite, _always(NOT_FINITE.format(name)))
         metrics.append(values)
@@ -242,6 +279,7 @@ def check(sent: Sent, terms: Terms) -> Decoded:
         errors=errors,
         unknown_columns=sent.unknown_columns,
         rows=rows,
+        hints=hints,
     )
 
 
@@ -313,6 +351,28 @@ def _object_to_times(times: pa.Array, moments: pa.Array, terms: Terms, objection
             outside,
             lambda row: terms.window.fault(moments[row].as_py(), now_us=terms.now_us) or OUTSIDE_ALL_YEARS,
         )
+
+
+def _object_to_missing_times(sent: Sent, times: pa.Array, terms: Terms, objections: list[_Objection]) -> Sequence[str]:
+    """Say what becomes of rows without a time; hints for the sender where they are taken.
+
+    Raises:
+        MalformedBody: no row may be taken, since a column that looks like one of times has another name.
+    """
+    like_time = columns_like_time(sent.unknown_columns)
+    if terms.is_time_required or (terms.is_backfill and like_time):
+        if like_time and times.null_count == sent.rows and not sent.faults.get("time"):
+            raise MalformedBody(
+                f"There is no time. The column {in_words(like_time[:1])} looks like one of times: name it time."
+            )
+        reason = f"{NO_TIME}: a column {in_words(like_time[:1])} is not read as one" if like_time else NO_TIME
+        _object(objections, "time", pc.is_null(times), _always(reason))
+        return ()
+    return [
+        f"The column {in_words([name])} is not read as the time: name it time. "
+        "Readings without a time were given that of their arrival."
+        for name in like_time[:1]
+    ]
 
 
 _DAY_US = 86_400_000_000

@@ -2,8 +2,11 @@
 
 Pure. A time without an offset is UTC. A number's unit is said by a Precision, or told by its magnitude, with the
 thresholds of InfluxDB 3's ``precision=auto``: below 5e9 seconds, below 5e12 milliseconds, below 5e15 microseconds, else
-nanoseconds. ``parse_time_us`` takes one time and says what is wrong with it; ``parse_times_us`` takes a column, without
-a Python object a row, and gives null where ``parse_time_us`` would raise: the tests hold the one to the other.
+nanoseconds. A number whose unit was told so must not lie before 2000: one that does is a date in digits, a day of Excel
+or of another epoch, and would be stored decades off.
+
+``parse_time_us`` takes one time and says what is wrong with it; ``parse_times_us`` takes a column, without a Python
+object a row, and gives null where ``parse_time_us`` would raise: the tests hold the one to the other.
 """
 
 import re
@@ -18,6 +21,10 @@ EARLIEST_US = -2_208_988_800_000_000
 """1900-01-01. Before it, a time is a mistake rather than a measurement."""
 LATEST_US = 9_214_646_400_000_000
 """2262-01-01. From that year on, nanoseconds no longer fit 64 bits."""
+
+EARLIEST_GUESSED_US = 946_684_800_000_000
+"""2000-01-01. With Precision.AUTO a number must not read as an earlier time. Dates in digits, serial days, uptimes,
+.NET's ticks and, until 2030, MicroPython's seconds since 2000 all do. A named precision is believed."""
 
 OUTSIDE_ALL_YEARS = "time should lie between the years 1900 and 2261"
 
@@ -83,10 +90,79 @@ def _from_number(number: float, precision: Precision) -> int:
         raise ValueError("time should be a number of seconds, ms, µs or ns since 1970")
     if precision is Precision.AUTO:
         precision = next(unit for limit, unit in _LIMITS if magnitude < limit)
-    scale = _SCALES_US[precision]
+        time_us = _in_us(number, precision)
+        if EARLIEST_US <= time_us < EARLIEST_GUESSED_US:
+            raise ValueError(_implausible(number, time_us, precision))
+        return time_us
+    return _in_us(number, precision)
+
+
+def _in_us(number: float, unit: Precision) -> int:
+    scale = _SCALES_US[unit]
     if isinstance(number, int):
         return number * int(scale) if scale >= 1 else number // 1_000
     return round(number * scale)
+
+
+def implausible_epoch(number: float) -> str | None:
+    """Say what a number looks like instead, if no sender can mean it as a time since 1970; None if one can.
+
+    The unit is told by magnitude, as with Precision.AUTO. A number that is plausible may still be outside a TimeWindow.
+    """
+    try:
+        parse_time_us(number)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _implausible(number: float, time_us: int, unit: Precision) -> str:
+    read = _iso(time_us)
+    looks_like = _looks_like(number, time_us)
+    said = f"looks like {looks_like}" if looks_like else f"would be {read}, which is before 2000"
+    return (
+        f"time should be ISO 8601 or a number since 1970, and {number!r} {said}: "
+        f"send ISO 8601, or precision={unit.value} at POST /api/readings to mean {read}"
+    )
+
+
+_DIGITS_OF_DATES = {4: "%Y", 8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S", 17: "%Y%m%d%H%M%S%f"}
+_DAY_COUNTS = {"Excel": 25_569, "the modified Julian date": 40_587, "the Julian date": 2_440_587.5, "MATLAB": 719_529}
+"""1970-01-01 as each counts days."""
+_TICKS_US = {".NET ticks": 62_135_596_800_000_000, "a Windows file time": 11_644_473_600_000_000}
+"""1970-01-01 as each counts it, though in units of 100 ns."""
+_USUAL_US = range(EARLIEST_GUESSED_US, 2_524_608_000_000_000)
+"""2000 to 2049, where a time lies that another way of counting explains."""
+
+
+def _looks_like(number: float, time_us: int) -> str | None:
+    """The likeliest meaning of a number that is no plausible time since 1970; None if none is likely."""
+    digits = str(int(number))
+    if (form := _DIGITS_OF_DATES.get(len(digits))) and number == int(number):
+        try:
+            moment = datetime.strptime(digits, form).replace(tzinfo=UTC)
+        except ValueError:
+            pass
+        else:
+            if 1900 <= moment.year < 2262:
+                written = moment.isoformat()[: {4: 4, 8: 10}.get(len(digits), 19)]
+                return f"the {'year' if len(digits) == 4 else 'date'} {written} written as a number"
+    for name, days in _DAY_COUNTS.items():
+        if (counted_us := round((number - days) * 86_400e6)) in _USUAL_US:
+            return f"{_iso(counted_us)} in days as {name} counts them"
+    for name, epoch_us in _TICKS_US.items():
+        if (counted_us := int(number) // 10 - epoch_us) in _USUAL_US:
+            return f"{_iso(counted_us)} in {name}"
+    if time_us >= _TEN_YEARS_US:
+        return f"{_iso(time_us + EARLIEST_GUESSED_US)} counted from 2000, as MicroPython does"
+    return "an uptime, or the time of a clock that was never set" if 0 <= time_us < _TEN_YEARS_US // 2 else None
+
+
+_TEN_YEARS_US = 315_532_800_000_000
+
+
+def _iso(time_us: int) -> str:
+    return (_EPOCH + time_us // 1_000_000 * timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_times_us(times: pa.Array, precision: Precision) -> pa.Array | None:
@@ -129,13 +205,20 @@ def _numbers(numbers: pa.Array, precision: Precision) -> pa.Array:
     if low is not None and high is not None and low >= 0:
         units = [unit for limit, unit in _LIMITS if low < limit and high < limit]
         if units and not any(low < limit <= high for limit, _ in _LIMITS):
-            return in_unit(numbers, units[0])
+            found = in_unit(numbers, units[0])
+            # A second more, for the product is rounded.
+            is_plausible = low * _SCALES_US[units[0]] > EARLIEST_GUESSED_US + 1_000_000
+            return found if is_plausible else _plausible(found)
     magnitudes = pc.abs(numbers)
     found = in_unit(numbers, Precision.NS)
     for limit, unit in reversed(_LIMITS[:-1]):
         bound = pa.scalar(int(limit), numbers.type)
         found = pc.if_else(pc.less(magnitudes, bound), in_unit(numbers, unit), found)
-    return found
+    return _plausible(found)
+
+
+def _plausible(times_us: pa.Array) -> pa.Array:
+    return pc.if_else(pc.less(times_us, EARLIEST_GUESSED_US), pa.scalar(None, pa.int64()), times_us)
 
 
 def _whole_in_unit(numbers: pa.Array, unit: Precision) -> pa.Array:

@@ -42,8 +42,17 @@ def decode(
     *,
     max_rows: int = 100_000,
     is_time_required: bool = False,
+    is_backfill: bool = False,
+    max_inflated_bytes: int = 24 << 20,
 ) -> Decoded:
-    return decode_readings(body, form, terms_of(held_to, max_rows=max_rows, is_time_required=is_time_required))
+    terms = terms_of(
+        held_to,
+        max_rows=max_rows,
+        is_time_required=is_time_required,
+        is_backfill=is_backfill,
+        max_inflated_bytes=max_inflated_bytes,
+    )
+    return decode_readings(body, form, terms)
 
 
 def terms_of(held_to: Rules | None = None, *, max_rows: int = 100_000, **others: Any) -> Terms:
@@ -206,18 +215,19 @@ bad_metrics = st.sampled_from(
         False,
         [],
         {},
-        float("nan"),
         float("inf"),
         -float("inf"),
         10**400,
-        "nan",
+        "nan.",
         "Infinity",
         "1_0",
         "٣",
         "0x1",
     ]
 )
-odd_metrics = st.sampled_from(["21.5", " 7 ", "+.5e1", "1.", "-0", 2**70, None])
+odd_metrics = st.sampled_from(
+    ["21.5", " 7 ", "+.5e1", "1.", "-0", 2**70, None, float("nan"), "nan", " NA ", "#N/A", "-nan", "None", ""]
+)
 
 
 def columns_of_a_row(row_is_good: bool) -> st.SearchStrategy[dict[str, object]]:
@@ -269,7 +279,7 @@ odd_numbers = [
     5 * 10**15,
     9_214_646_400_000_000,
 ]
-odd_numbers += [-1_999, -2_208_988_800, -2_208_988_801, 2**63 - 1, -(2**63)]
+odd_numbers += [20230712, 45119, 946_684_799, 946_684_800, -1_999, -2_208_988_800, -2_208_988_801, 2**63 - 1, -(2**63)]
 rows_alike = st.one_of(
     alike(recent_us.map(lambda time_us: time_us // 1_000_000), odd_numbers),
     alike(recent_us.map(lambda time_us: time_us // 1_000), odd_numbers),

@@ -146,16 +146,16 @@ def reading(row: object, rules: Rules, *, csv: bool) -> Row:
     if csv and sent is not None and not sent.strip(" \t"):
         sent = None
     time_us = rules.now_us if sent is None else moment(sent, rules)
-    metrics = [metric(row.get(each), each, csv=csv) for each in METRICS]
+    metrics = [metric(row.get(each), each) for each in METRICS]
     if metrics == [None, None, None]:
         raise FaultError(None)
     return (name, time_us, *metrics)  # type: ignore[return-value]
 
 
-def metric(value: object, name: str, *, csv: bool) -> float | None:
-    if csv and isinstance(value, str) and value.strip() in NO_VALUE:
+def metric(value: object, name: str) -> float | None:
+    if isinstance(value, str) and value.strip() in NO_VALUE:
         return None
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise FaultError(name)
@@ -218,6 +218,8 @@ def microseconds_of_number(sent: float, precision: Precision) -> int:
         found = {"s": round(sent * 1e6), "ms": round(sent * 1e3), "us": round(sent), "ns": round(sent * 0.001)}[unit]
     if abs(found) > 10**16:
         raise ValueError("beyond all years")
+    if precision is Precision.AUTO and EPOCH + timedelta(microseconds=found) < datetime(2000, 1, 1, tzinfo=UTC):
+        raise ValueError("too early for a number whose unit was guessed")
     return found
 
 

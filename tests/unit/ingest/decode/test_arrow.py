@@ -1,11 +1,12 @@
 """Arrow streams and Parquet: any type that can be meant is taken, damage is refused, and nothing swells."""
 
+import gzip
 import io
-import math
 import random
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
+from decimal import Context, Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from app.errors import BodyTooLarge, MalformedBody, TooManyRows
 from app.ingest.decode.readings import Format
 from app.ingest.decode.timestamps import Precision
+from tests.attacks import bombs
 from tests.unit.ingest.decode import reference
 from tests.unit.ingest.decode.bodies import (
     ANY_TIME,
@@ -34,6 +36,7 @@ from tests.unit.samples import T0_US
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 A_DAY_US = 86_400_000_000
+A_DAY_MS = 86_400_000
 GOOD = {"sensor_id": "a", "time": T0_US, "temperature": 21.5}
 WRITERS: dict[Format, Callable[[pa.Table], bytes]] = {Format.ARROW_STREAM: arrow_stream, Format.PARQUET: parquet}
 NO_TIME = "not a time"
@@ -47,18 +50,6 @@ rows_of_columns = st.lists(
 )
 
 
-def judged(rows: list[dict[str, object]], held_to: reference.Rules) -> reference.Expected:
-    """What the rules make of these rows, where NaN is no value."""
-    return reference.judge(
-        [
-            {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
-            for row in rows
-        ],
-        [],
-        held_to,
-    )
-
-
 @pytest.mark.parametrize("form", WRITERS)
 @given(rows=rows_of_columns, times=st.lists(st.none() | recent_us, min_size=10, max_size=10), held_to=many_rules)
 def test_readings_good_and_bad(
@@ -70,7 +61,7 @@ def test_readings_good_and_bad(
     as_sent = [row | {"time": time} for row, time in zip(rows, times, strict=False)]
     as_meant = [row | {"time": meant(time, 1_000)} for row, time in zip(rows, times, strict=False)]
     body = WRITERS[form](table(as_sent, time=pa.timestamp("us", "Europe/Berlin")))
-    compare(judged(as_meant, held_to), body, form, held_to)
+    compare(reference.judge(as_meant, [], held_to), body, form, held_to)
 
 
 UNITS_NS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
@@ -106,7 +97,7 @@ def test_timestamps_of_any_unit_and_zone(
     column = pa.array(sent, pa.int64()).cast(pa.timestamp(unit, zone))
     body = WRITERS[form](pa.table({"time": column, "sensor_id": ["a"] * len(sent), "temperature": [1] * len(sent)}))
     as_meant = [{"sensor_id": "a", "time": meant(count, UNITS_NS[unit]), "temperature": 1} for count in sent]
-    compare(judged(as_meant, held_to), body, form, held_to)
+    compare(reference.judge(as_meant, [], held_to), body, form, held_to)
 
 
 @pytest.mark.parametrize("form", WRITERS)
@@ -192,6 +183,62 @@ def test_metrics_of_any_number(column: pa.Array, read: list[float | None]) -> No
     assert [row[3] for row in rows_of(decode(arrow_stream(content), Format.ARROW_STREAM))] == read
 
 
+def reinterpreted(numbers: list[int], type_: pa.DataType) -> pa.Array:
+    """Whole numbers as the digits of decimals, with a scale that Arrow can't write them with."""
+    digits = pa.array(numbers, pa.decimal128(38, 0))
+    return pa.Array.from_buffers(type_, len(digits), digits.buffers())
+
+
+@given(
+    st.lists(st.integers(-(10**38) + 1, 10**38 - 1) | st.integers(-(10**7), 10**7), min_size=1, max_size=20),
+    st.integers(-38, 38),
+)
+@example([7948, 11, -3], 1)
+def test_decimals_to_the_last_bit(digits: list[int], scale: int) -> None:
+    """A decimal becomes the float nearest to it, as it does in Python."""
+    values = [Decimal(number).scaleb(-scale, Context(prec=100)) for number in digits]
+    column = reinterpreted(digits, pa.decimal128(38, scale))
+    for each in (column, column.dictionary_encode()):
+        content = pa.table({"sensor_id": ["a"] * len(digits), "humidity": each})
+        taken = rows_of(decode(arrow_stream(content), Format.ARROW_STREAM))
+        assert [row[3] for row in taken] == [float(value) for value in values]
+
+
+@pytest.mark.parametrize("type_", [pa.decimal32(7, 1), pa.decimal64(7, 1), pa.decimal128(7, 1), pa.decimal256(7, 1)])
+@pytest.mark.parametrize("form", WRITERS)
+def test_two_thousand_decimals(form: Format, type_: pa.DataType) -> None:
+    """None of them is one bit off, of whichever width."""
+    values = [Decimal(number).scaleb(-1) for number in range(7_000, 9_000)]
+    content = pa.table({"sensor_id": ["a"] * 2_000, "humidity": pa.array(values, pa.decimal128(7, 1)).cast(type_)})
+    assert [row[3] for row in rows_of(decode(WRITERS[form](content), form))] == [float(value) for value in values]
+
+
+EXTREMES = [0, -1, 10**9, 2**31 - 1, -(2**31), 2**63 - 1, -(2**63), 10**18]
+ODD_TIMES = [
+    pa.array(EXTREMES[:5], pa.int32()).view(pa.date32()),
+    pa.array([count // A_DAY_MS * A_DAY_MS for count in EXTREMES[:6]], pa.int64()).view(pa.date64()),
+    *(
+        pa.array(EXTREMES, pa.int64()).view(pa.timestamp(unit, zone))
+        for unit in UNITS_NS
+        for zone in (None, "America/New_York", "Mars/Olympus", "+99:99")
+    ),
+]
+
+
+@pytest.mark.parametrize("times", [*ODD_TIMES, ODD_TIMES[0].dictionary_encode()], ids=lambda times: str(times.type))
+def test_time_beyond_the_years_of_python(times: pa.Array) -> None:
+    """Whatever a column of times has, its rows are taken, or rejected with a value that JSON can show."""
+    content = pa.table({"sensor_id": ["a"] * len(times), "time": times, "temperature": [1.0] * len(times)})
+    bodies = [(arrow_stream(content), Format.ARROW_STREAM)]
+    with suppress(pa.ArrowException):  # Parquet can't hold all of them
+        bodies.append((parquet(content), Format.PARQUET))
+    for body, form in bodies:
+        decoded = decode(body, form, rules(window=ANY_TIME))
+        assert decoded.rejected + decoded.batch.rows == len(times)
+        assert decoded.rejected
+        assert all(isinstance(fault.value, int | str) for fault in decoded.errors)
+
+
 def test_nan_is_no_value_and_infinity_is_a_fault() -> None:
     """NumPy and pandas know no other way to say that a value is missing; an infinite one they would have to mean."""
     nan, inf = float("nan"), float("inf")
@@ -216,8 +263,8 @@ def test_nan_is_no_value_and_infinity_is_a_fault() -> None:
         ({"sensor_id": [b"\xff"]}, "UTF8"),
         ({"sensor_id": ["a"], "temperature": [True]}, "temperature should have numbers, and not bool"),
         ({"sensor_id": ["a"], "temperature": ["21.5"]}, "temperature should have numbers, and not string"),
-        ({"sensor_id": ["a"], "humidity": [[1.0]]}, "humidity should have numbers, and not list"),
-        ({"sensor_id": ["a"], "time": [{"x": 1}]}, "time should have times or numbers, and not struct"),
+        ({"sensor_id": ["a"], "humidity": [[1.0]]}, "humidity should (have numbers, and not list|be flat)"),
+        ({"sensor_id": ["a"], "time": [{"x": 1}]}, "time should (have times or numbers, and not struct|be flat)"),
         ({"sensor_id": ["a"], "time": [True]}, "time should have times or numbers, and not bool"),
     ],
 )
@@ -270,6 +317,28 @@ def test_a_stream_that_would_swell_is_refused_before_it_does(compression: str) -
     assert pa.total_allocated_bytes() <= held
 
 
+def test_dictionary_that_grows_with_every_batch() -> None:
+    """What each batch would have a copy of is counted before the first is made."""
+    body = bombs.growing_dictionary().body
+    assert len(body) < 1_000_000
+    held = pa.total_allocated_bytes()
+    with pytest.raises(BodyTooLarge, match="when inflated"):
+        decode(body, Format.ARROW_STREAM)
+    assert pa.total_allocated_bytes() <= held
+
+
+def test_many_batches() -> None:
+    """A body of more batches than can be read in bounds is refused; so is a schema of many columns."""
+    stream = gzip.decompress(bombs.tiny_batches().body)
+    with pytest.raises(MalformedBody, match="more than 10,000 batches"):
+        decode(stream, Format.ARROW_STREAM)
+    columns = {"sensor_id": ["a"], **{str(number): [1.0] for number in range(1_000)}}
+    with pytest.raises(MalformedBody, match="1,001 columns"):
+        decode(arrow_stream(pa.table(columns)), Format.ARROW_STREAM)
+    with pytest.raises(MalformedBody, match="The schema of the Arrow stream has"):
+        decode(arrow_stream(pa.table({"sensor_id": ["a"], "x" * (1 << 20): [1.0]})), Format.ARROW_STREAM)
+
+
 def _view_of_the_same_bytes_each_row(rows: int, size: int) -> pa.Array:
     text = b"x" * size
     view = size.to_bytes(4, "little") + text[:4] + (0).to_bytes(4, "little") + (0).to_bytes(4, "little")
@@ -299,6 +368,40 @@ def test_a_long_text_in_every_row_is_not_copied_for_every_row() -> None:
         decode(arrow_stream(view, rows_a_batch=rows), Format.ARROW_STREAM, max_rows=rows)
 
 
+DELTAS: dict[str, dict[str, object]] = {
+    f"{encoding} {codec} {version}": {
+        "use_dictionary": False,
+        "column_encoding": {"sensor_id": encoding},
+        "compression": codec,
+        "data_page_version": version,
+    }
+    for encoding in ("DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY")
+    for codec in ("none", "snappy", "gzip", "zstd", "brotli")
+    for version in ("1.0", "2.0")
+}
+
+
+@pytest.mark.parametrize("options", DELTAS.values(), ids=DELTAS)
+@given(names=st.lists(sensors, min_size=1, max_size=300))
+@settings(max_examples=10)
+def test_text_in_delta_encodings(options: dict[str, object], names: list[str | None]) -> None:
+    """Text that is written as lengths and what differs is taken as any other."""
+    rows = [{"sensor_id": name, "time": T0_US, "temperature": 1.0} for name in names]
+    body = parquet(table(rows, time=pa.int64()), **options)
+    compare(reference.judge(rows, [], rules()), body, Format.PARQUET, rules())
+
+
+def test_text_that_is_the_same_in_every_row_but_for_its_end() -> None:
+    """In DELTA_BYTE_ARRAY 10,000 times 900 KB are 100 KB: it is refused when 24 MB have come out."""
+    options: dict[str, object] = {"use_dictionary": False, "column_encoding": {"sensor_id": "DELTA_BYTE_ARRAY"}}
+    text = "x" * 900_000
+    rows = [{"sensor_id": text, "temperature": 1.0}] * 200
+    body = parquet(table(rows), **options)
+    assert len(body) < 1_000_000
+    with pytest.raises(BodyTooLarge):
+        decode(body, Format.PARQUET)
+
+
 BODIES = [
     (arrow_stream(table([GOOD] * 20, time=pa.timestamp("us"))), Format.ARROW_STREAM),
     (arrow_stream(table([GOOD] * 20, time=pa.int64()), compression="zstd"), Format.ARROW_STREAM),
@@ -308,6 +411,7 @@ BODIES = [
     ),
     (parquet(table([GOOD] * 20, time=pa.timestamp("us"))), Format.PARQUET),
     (parquet(table([GOOD] * 20, time=pa.int64()), compression="none", use_dictionary=False), Format.PARQUET),
+    *((parquet(table([GOOD] * 20, time=pa.int64()), **options), Format.PARQUET) for options in DELTAS.values()),
 ]
 
 

@@ -3,14 +3,16 @@
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import BodyTooLarge, MalformedBody, TooManyRows
+from app.ingest.decode.columns import columns_like_time
 from app.ingest.decode.readings import Format
 from app.ingest.decode.timestamps import Precision
 from app.ingest.decode.uniform import columns_of_one_shape
@@ -420,17 +422,24 @@ def test_days_before_1970_are_days_too() -> None:
         ),
         ({"time": "1850-01-01"}, "time", "time should lie between the years 1900 and 2261", "1850-01-01"),
         (
-            {"time": 0},
+            {"time": 946_684_800},
             "time",
             "time is more than 30 days ago, which is as far back as this server takes without backfill=true at POST "
             "/api/readings",
-            0,
+            946_684_800,
+        ),
+        (
+            {"time": 20230712},
+            "time",
+            "time should be ISO 8601 or a number since 1970, and 20230712 looks like the date 2023-07-12 written as a "
+            "number: send ISO 8601, or precision=s at POST /api/readings to mean 1970-08-23T03:38:32Z",
+            20230712,
         ),
         ({"time": 1_800_000_000}, "time", "time is more than 10 minutes ahead of this server's clock", 1_800_000_000),
         ({"temperature": True}, "temperature", "temperature should be a number, not a boolean", True),
         ({"temperature": "warm"}, "temperature", "temperature should be a number", "warm"),
         ({"temperature": [1]}, "temperature", "temperature should be a number, and this is an array", "[1]"),
-        ({"humidity": float("nan")}, "humidity", "humidity should be a finite number", "NaN"),
+        ({"humidity": float("inf")}, "humidity", "humidity should be a finite number", "Infinity"),
         ({"pressure": float("-inf")}, "pressure", "pressure should be a finite number", "-Infinity"),
         ({"pressure": 10**400}, "pressure", "pressure should be a finite number", "1" + 99 * "0"),
         ({"temperature": None}, None, "one of temperature, humidity, pressure should be there", None),
@@ -646,3 +655,99 @@ def test_where_a_time_is_required_a_reading_without_one_is_refused(form: Format)
     decoded = decode(bodies[form], form, is_time_required=True)
     assert [(fault.row, fault.column) for fault in decoded.errors] == [(2, "time"), (3, "time")]
     assert {fault.reason for fault in decoded.errors} == {"time is missing"}
+
+
+TIME_BY_ANOTHER_NAME = [{"sensor_id": "a", "timestamp": "2023-07-12T14:00:00Z", "temperature": 1.0}] * 2
+FORMATS_OF_ROWS = {
+    "JSON": (Format.JSON, json_array),
+    "JSON columns": (
+        Format.JSON,
+        lambda rows: json.dumps({name: [row[name] for row in rows] for name in rows[0]}).encode(),
+    ),
+    "NDJSON": (Format.NDJSON, ndjson),
+    "CSV": (Format.CSV, lambda rows: csv(rows, list(rows[0]))),
+    "Arrow": (Format.ARROW_STREAM, lambda rows: arrow_stream(pa.Table.from_pylist(rows))),
+    "Parquet": (Format.PARQUET, lambda rows: parquet(pa.Table.from_pylist(rows))),
+}
+
+
+@pytest.mark.parametrize(("form", "write"), FORMATS_OF_ROWS.values(), ids=FORMATS_OF_ROWS)
+def test_time_by_another_name(form: Format, write: Callable[[object], bytes]) -> None:
+    """Where old readings are expected, a column like a time's refuses the body; elsewhere the answer hints at it."""
+    body = write(TIME_BY_ANOTHER_NAME)
+    for is_backfill in (True, False):
+        with pytest.raises(MalformedBody, match="The column 'timestamp' looks like one of times: name it time"):
+            decode(body, form, is_backfill=is_backfill, is_time_required=not is_backfill)
+    decoded = decode(body, form)
+    assert [row[1] for row in rows_of(decoded)] == [T0_US, T0_US]
+    assert decoded.hints == [
+        "The column 'timestamp' is not read as the time: name it time. "
+        "Readings without a time were given that of their arrival."
+    ]
+
+
+def test_row_with_its_time_by_another_name() -> None:
+    """One among rows that have a time is refused alone, and with its own reason."""
+    decoded = decode(ndjson([GOOD, *TIME_BY_ANOTHER_NAME]), Format.NDJSON, is_backfill=True)
+    assert places(decoded) == [(2, "time"), (3, "time")]
+    assert decoded.errors[0].reason == "time is missing: a column 'timestamp' is not read as one"
+    assert decode(ndjson([GOOD | {"timestamp": "x"}]), Format.NDJSON, is_backfill=True).hints == ()
+
+
+@pytest.mark.parametrize(("form", "write"), FORMATS_OF_ROWS.values(), ids=FORMATS_OF_ROWS)
+@pytest.mark.parametrize("sent", [20230712, 20230712143000, 45119.60417, 2023])
+def test_implausible_time_in_every_format(form: Format, write: Callable[[object], bytes], sent: float) -> None:
+    """A number that looks like something else is refused by name, also among good ones."""
+    rows = [{"sensor_id": "a", "time": time, "temperature": 1.0} for time in (type(sent)(1_689_172_245), sent)]
+    [fault] = decode(write(rows), form, rules(window=ANY_TIME)).errors
+    assert (fault.row, fault.column) == (2, "time")
+    assert "looks like" in fault.reason
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("timestamp", "Timestamp", "@timestamp", "ts", "Time", "TIME", "_time", "datetime", "Date Time", "date"),
+        *("timestamp_ms", "Timestamp (UTC)", "unix_time", "epoch", "time_recorded", "created_at", "measured_at", "utc"),
+    ],
+)
+def test_column_like_time(name: str) -> None:
+    """The usual names are known, however they are written."""
+    assert columns_like_time(["battery", name]) == [name]
+
+
+def test_columns_unlike_time() -> None:
+    """Names that only sound alike are none, nor is the right one."""
+    assert not columns_like_time(["time", "uptime", "runtime", "timezone", "update", "timeout", "battery", "dts", ""])
+
+
+@pytest.mark.parametrize(("form", "write"), FORMATS_OF_ROWS.values(), ids=FORMATS_OF_ROWS)
+@pytest.mark.parametrize("way", WAYS)
+def test_nan_is_no_value(way: str, form: Format, write: Callable[[object], bytes]) -> None:
+    """One NaN costs a row neither its other values nor itself, and alone it is a row without any."""
+    nan = float("nan")
+    rows = [
+        {"sensor_id": "a", "temperature": nan, "humidity": 1.5},
+        {"sensor_id": "b", "temperature": 2.5, "humidity": nan},
+        {"sensor_id": "c", "temperature": nan, "humidity": nan},
+    ]
+    with arrow_from(*WAYS[way]):
+        decoded = decode(write(rows), form)
+    assert rows_of(decoded) == [("a", T0_US, None, 1.5, None), ("b", T0_US, 2.5, None, None)]
+    assert [(fault.row, fault.column, fault.reason) for fault in decoded.errors] == [
+        (3, None, "one of temperature, humidity, pressure should be there")
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "NA", "N/A", "#N/A", "None", "NaN", "NAN", "-nan", "null"])
+def test_mark_for_a_missing_value(text: str) -> None:
+    """What programs write where a value is missing is none, as text in JSON and as a field of a CSV."""
+    row = {"sensor_id": "a", "temperature": text, "humidity": 1.5}
+    for form, body in (
+        (Format.JSON, json_array([row])),
+        (Format.NDJSON, ndjson([row])),
+        (Format.CSV, csv([row], list(row))),
+        (Format.CSV, csv([row] * 200, list(row))),
+    ):
+        decoded = decode(body, form)
+        assert (rows_of(decoded)[0], decoded.rejected) == (("a", T0_US, None, 1.5, None), 0)

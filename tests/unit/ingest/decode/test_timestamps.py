@@ -1,5 +1,6 @@
 """Times: an instant is the same instant in whichever form it comes."""
 
+import re
 import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -9,7 +10,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.ingest.decode.timestamps import EARLIEST_US, LATEST_US, Precision, TimeWindow, parse_time_us, parse_times_us
+from app.ingest.decode.timestamps import (
+    EARLIEST_GUESSED_US,
+    EARLIEST_US,
+    LATEST_US,
+    Precision,
+    TimeWindow,
+    implausible_epoch,
+    parse_time_us,
+    parse_times_us,
+)
 from tests.unit.samples import T0_US, times_us
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -19,8 +29,8 @@ NANOSECONDS_A = {"s": 1_000_000_000, "ms": 1_000_000, "µs": 1_000, "ns": 1}
 
 PRECISIONS = [Precision.S, Precision.MS, Precision.US, Precision.NS]
 
-epochs = st.integers(5_000_000 * 10**9, 5 * 10**9 * 10**9 - 1)
-"""Nanoseconds between March 1970 and 2128, where a magnitude tells every unit."""
+epochs = st.integers(946_684_800 * 10**9, 5 * 10**9 * 10**9 - 1)
+"""Nanoseconds between 2000 and 2128, where a magnitude tells every unit."""
 
 
 @pytest.mark.parametrize(
@@ -48,10 +58,9 @@ epochs = st.integers(5_000_000 * 10**9, 5 * 10**9 * 10**9 - 1)
         ("1689172245000000", T0_US),
         ("1689172245000000999", T0_US),
         ("1712120112345", 1712120112345_000),
-        ("20230712", 20230712_000_000),
         ("1.689172245e9", T0_US),
-        (0, 0),
-        (-1, -1_000_000),
+        (946_684_800, 946_684_800_000_000),
+        (5e9 - 1, (5 * 10**9 - 1) * 1_000_000),
         ("1900-01-01T00:00:00Z", EARLIEST_US),
         ("2261-12-31T23:59:59.999999Z", LATEST_US - 1),
     ],
@@ -99,6 +108,64 @@ def test_a_time_is_understood_in_every_form(sent: object, expected: int) -> None
 def test_what_is_no_time_is_refused_in_words(sent: object) -> None:
     with pytest.raises(ValueError, match=r"^time should "):
         parse_time_us(sent)
+
+
+@pytest.mark.parametrize(
+    ("sent", "looks_like"),
+    [
+        (2023, "the year 2023 written as a number"),
+        (20230712, "the date 2023-07-12 written as a number"),
+        ("20230712", "the date 2023-07-12 written as a number"),
+        (20230712.0, "the date 2023-07-12 written as a number"),
+        (202307121430, "the date 2023-07-12T14:30:00 written as a number"),
+        (20230712143045, "the date 2023-07-12T14:30:45 written as a number"),
+        (20230712143045123, "the date 2023-07-12T14:30:45 written as a number"),
+        (45119.60417, "2023-07-12T14:30:00Z in days as Excel counts them"),
+        ("45119.60417", "2023-07-12T14:30:00Z in days as Excel counts them"),
+        (60137, "2023-07-12T00:00:00Z in days as the modified Julian date counts them"),
+        (2460138.0, "2023-07-12T12:00:00Z in days as the Julian date counts them"),
+        (739079.5, "2023-07-12T12:00:00Z in days as MATLAB counts them"),
+        (638247690450000000, "2023-07-12T14:30:45Z in .NET ticks"),
+        (133336458450000000, "2023-07-12T14:30:45Z in a Windows file time"),
+        (742487445, "2023-07-12T14:30:45Z counted from 2000, as MicroPython does"),
+        (742487445000, "2023-07-12T14:30:45Z counted from 2000, as MicroPython does"),
+        (946_684_799, "2029-12-30T23:59:59Z counted from 2000"),
+        (0, "an uptime, or the time of a clock that was never set"),
+        (86_400_000, "an uptime, or the time of a clock that was never set"),
+    ],
+)
+def test_implausible_epoch(sent: float | str, looks_like: str) -> None:
+    """A number that no sender means as a time since 1970 is refused, with what it looks like and the way out."""
+    with pytest.raises(ValueError, match=f" looks like {re.escape(looks_like)}.*send ISO 8601, or precision="):
+        parse_time_us(sent)
+    assert read(pa.array([sent]), Precision.AUTO) == [None]
+
+
+@pytest.mark.parametrize("sent", [-1, -1e9, 230712143000])
+def test_number_before_2000(sent: float) -> None:
+    """A number that looks like nothing else is refused with the time that it would be."""
+    with pytest.raises(ValueError, match=r" would be 19..-..-..T..:..:..Z, which is before 2000: send .* precision="):
+        parse_time_us(sent)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@given(number=st.integers(0, 946_684_799))
+@example(number=20230712)
+def test_named_precision_is_believed(precision: Precision, number: int) -> None:
+    """Also where the number is as small as a date in digits."""
+    time_us = number * NANOSECONDS_A[{"us": "µs"}.get(precision.value, precision.value)] // 1_000
+    assert parse_time_us(number, precision=precision) == time_us
+    assert read(pa.array([number]), precision) == [time_us]
+
+
+@given(st.integers(EARLIEST_US, EARLIEST_GUESSED_US + 10**6) | st.integers(EARLIEST_US * 1_000, LATEST_US * 1_000))
+def test_implausible_epoch_agrees_with_parse_time_us(number: int) -> None:
+    """The reason is there exactly where the number is refused, and nothing that is taken lies before 2000."""
+    if implausible_epoch(number) is None:
+        assert parse_time_us(number) >= EARLIEST_GUESSED_US
+    else:
+        with pytest.raises(ValueError, match="time should"):
+            parse_time_us(number)
 
 
 @given(times_us, st.timezones() | st.just(UTC))
@@ -171,6 +238,7 @@ INTEGERS = [
     5 * 10**15 - 1,
     5 * 10**15,
 ]
+INTEGERS += [946_684_800 * 1_000**power + less for power in range(4) for less in (0, -1)]
 INTEGERS += [-number for number in INTEGERS] + [2**63 - 1, -(2**63), EARLIEST_US * 1_000, LATEST_US * 1_000 - 1]
 FLOATS = [float(number) for number in INTEGERS] + [
     0.5,

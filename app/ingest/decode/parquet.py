@@ -1,0 +1,80 @@
+"""Bulk Parquet to columns.
+
+Pure. ``pages`` says what a file inflates to before a page of it is inflated; only the known columns are read.
+"""
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from app.errors import MalformedBody
+from app.ingest.decode.columns import COLUMNS, Opened, Sent, Terms, require_columns, require_few_rows, require_small
+from app.ingest.decode.pages import Column, Pages, pages_of
+from app.ingest.decode.typed import UNREADABLE, columns_of_table, in_short, require_flat
+
+_VALUE_BYTES = 16
+"""What a value takes in memory at most, of a column that is not text, or as a position in a dictionary."""
+_PIECE_BYTES = 8 << 20
+
+
+def open_parquet(body: bytes, terms: Terms) -> Opened:
+    """Look at the footer and the page headers of a Parquet file.
+
+    Raises:
+        MalformedBody: it is none, is damaged, or its columns can't be readings; so does reading it.
+        TooManyRows, BodyTooLarge
+    """
+    try:
+        pages = pages_of(body, frozenset(COLUMNS))
+    except UNREADABLE as error:
+        raise _unreadable(error) from error
+    unknown = require_columns(pages.names, terms)
+    require_few_rows(pages.rows, terms)
+    inflated_bytes = sum(column.inflated_bytes + column.values * _VALUE_BYTES for column in pages.columns.values())
+    require_small(len(body) + inflated_bytes, terms)
+
+    def read() -> Sent:
+        try:
+            return columns_of_table(_table(body, pages, terms), list(pages.columns), unknown, terms)
+        except UNREADABLE as error:
+            raise _unreadable(error) from error
+
+    return Opened(inflated_bytes, read)
+
+
+def _unreadable(error: BaseException) -> MalformedBody:
+    return MalformedBody(f"The body can't be read as Parquet: {in_short(error)}")
+
+
+def _table(body: bytes, pages: Pages, terms: Terms) -> pa.Table:
+    """The known columns, each flat."""
+    # As a dictionary, a long text that is in every row is there once.
+    as_dictionary = [name for name, column in pages.columns.items() if column.is_text and column.is_dictionary_readable]
+    with pyarrow.parquet.ParquetFile(pa.BufferReader(body), read_dictionary=as_dictionary) as file:
+        schema = file.schema_arrow
+        for name in pages.columns:
+            require_flat(name, schema.field(name).type)
+        in_pieces = [
+            name
+            for name, column in pages.columns.items()
+            if column.is_text and not pa.types.is_dictionary(schema.field(name).type)
+        ]
+        at_once = [name for name in pages.columns if name not in in_pieces]
+        table = file.read(columns=at_once, use_threads=False)
+        columns = {name: _in_pieces(file, name, pages.columns[name], len(body), terms) for name in in_pieces}
+    return pa.table(columns | {name: table.column(name) for name in at_once})
+
+
+def _in_pieces(
+    file: pyarrow.parquet.ParquetFile, name: str, column: Column, file_bytes: int, terms: Terms
+) -> pa.ChunkedArray:
+    """A column of byte arrays that can't be read as a dictionary, so that few bytes in the file may be many here.
+
+    No value is longer than its page, so that a piece of few rows is bounded, and after each the sum is looked at.
+    """
+    rows = max(1, _PIECE_BYTES // max(1, column.largest_page_bytes))
+    pieces, size_bytes = [], file_bytes
+    for batch in file.iter_batches(rows, columns=[name], use_threads=False):
+        size_bytes += batch.nbytes
+        require_small(size_bytes, terms)
+        pieces.append(batch.column(0))
+    return pa.chunked_array(pieces, file.schema_arrow.field(name).type)
