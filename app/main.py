@@ -39,6 +39,7 @@ from app.web.auth import ApiKey, Keyring, Scope
 from app.web.ingest import ReadingEndpoint, documented_route
 from app.web.live import live_router
 from app.web.measure import Measure
+from app.web.names import WholePaths
 from app.web.ops import Readiness, ops_router
 from app.web.readings import BulkIngest, Limits, bulk_router
 from app.web.reads import Reads, reads_router
@@ -388,4 +389,4 @@ def create_app(
     app.include_router(sensors_router(server.sensors, keyring=keyring))
     app.include_router(live_router(hub=server.hub, keyring=keyring, send_timeout_s=settings.live_send_timeout_s))
     app.include_router(ops_router(readiness=server.readiness, scrape=scrape))
-    return Measure(app, observe=observe, clock=time.perf_counter), endpoint
+    return Measure(WholePaths(app), observe=observe, clock=time.perf_counter), endpoint

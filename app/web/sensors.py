@@ -1,11 +1,12 @@
 """/api/sensors and /api/latest: the registry of sensors, what each sent last, and how it is changed.
 
-A name may have any character, slashes too. In a path, ``%2F`` is a part of the name where ``/`` could be the route's.
+A name may have any character, slashes too. In a path, ``%2F`` is a part of the name where ``/`` could be the route's;
+``app.web.names`` has the rest.
 """
 
 from typing import Annotated, Protocol
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, ValidationError
 
@@ -15,14 +16,13 @@ from app.web import auth
 from app.web.access import requires
 from app.web.bodies import announced_bytes, parts_of
 from app.web.ingest import Problem
+from app.web.names import LATEST, NAME, Name, ends_like, utf8_query
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1_000
 MAX_CHANGE_BYTES = 65_536
 
 MERGE_PATCH = "application/merge-patch+json"
-NAME = "{name:path}"
-Name = Annotated[str, Path(pattern="^[^\0]+$", examples=["greenhouse-1"])]
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 After = Annotated[str, Query(alias="cursor", pattern="^[^\0]*$", description="The next_cursor of an answer.")]
 REFUSALS: dict[int | str, dict[str, object]] = {
@@ -65,7 +65,7 @@ class LatestPage(BaseModel):
 def sensors_router(registry: Registry, *, keyring: auth.Keyring) -> APIRouter:
     """The routes."""
     router = APIRouter(prefix="/api", tags=["sensors"], responses=REFUSALS)
-    reader = [requires(keyring, auth.Scope.READ)]
+    reader = [requires(keyring, auth.Scope.READ), Depends(utf8_query)]
 
     @router.get("/sensors", summary="Which sensors there are, and how they are", dependencies=reader)
     async def get_sensors(
@@ -82,18 +82,18 @@ def sensors_router(registry: Registry, *, keyring: auth.Keyring) -> APIRouter:
         return LatestPage(readings=found, next_cursor=found[-1].sensor_id if len(found) == limit else None)
 
     @router.get(
-        f"/sensors/{NAME}/latest",
+        f"/sensors/{NAME}/{LATEST}",
         summary="The latest reading of a sensor",
         response_model=None,
         responses={200: {"model": LatestReading}, **UNKNOWN},
         dependencies=reader,
     )
     async def get_latest_of_sensor(name: Name, request: Request) -> Sensor | LatestReading:
-        if request.scope["raw_path"].lower().endswith(b"%2flatest"):
-            return await registry.one(f"{name}/latest")
-        sensor = await registry.one(name)
+        if not ends_like(request, LATEST):
+            return await registry.one(name)
+        sensor = await registry.one(name.removesuffix(f"/{LATEST}"))
         if sensor.latest is None:
-            raise NotFound(f"Nothing of {name!r} is there yet: what comes is seen here some seconds later.")
+            raise NotFound(f"Nothing of {sensor.sensor_id!r} is there yet: what comes is seen here some seconds later.")
         return sensor.latest
 
     @router.get(f"/sensors/{NAME}", summary="A sensor, and how it is", responses=UNKNOWN, dependencies=reader)
