@@ -77,15 +77,19 @@ class Sensors:
                 await connection.execute(UPDATE.format(changes=changes), {**columns, "id": sensor_id})
             if "limits" in change.model_fields_set:
                 await _change_limits(connection, sensor_id, change)
-        return await self.one(name)
+            # Before COMMIT: what can't be read back is not kept.
+            (changed,) = await _read(connection, ONE, {"name": name, "limit": 1})
+            return _sensor(changed)
 
     async def _rows(self, query: str, arguments: Mapping[str, object]) -> list[dict[str, Any]]:
-        async with (
-            self._database.borrow_in_turn(timeout_s=TIMEOUT_S) as connection,
-            connection.cursor(row_factory=dict_row) as cursor,
-        ):
-            await cursor.execute(query, arguments)
-            return await cursor.fetchall()
+        async with self._database.borrow_in_turn(timeout_s=TIMEOUT_S) as connection:
+            return await _read(connection, query, arguments)
+
+
+async def _read(connection: Connection, query: str, arguments: Mapping[str, object]) -> list[dict[str, Any]]:
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(query, arguments)
+        return await cursor.fetchall()
 
 
 async def _change_limits(connection: Connection, sensor_id: int, change: SensorChange) -> None:

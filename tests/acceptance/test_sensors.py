@@ -7,6 +7,7 @@ import httpx
 import psycopg
 import pytest
 
+from app.registry import MAX_INTERVAL_S
 from tests.conftest import new_database
 from tests.server import API_KEY, running
 
@@ -131,3 +132,32 @@ def test_query_that_is_not_utf8(twins: httpx.Client, path: str) -> None:
 def test_line_feed_after_route(twins: httpx.Client, method: str, path: str) -> None:
     """A path with a line feed at its end is not the path without it."""
     assert twins.request(method, f"{path}%0A", json={"sensor_id": "twin", "temperature": 1}).status_code == 404
+
+
+NUMBERS = [
+    *("0", "-0.0", "5e-324", "1e-9", "1", "90", "180", "-180.0000001", "1e12", "1e300", "-1e308", "1e400", "NaN", "-1"),
+    *("1.7976931348623157e308", "Infinity", "-Infinity", "true", "false", "null", '"60"', "[]", "9" * 400),
+    *(str(MAX_INTERVAL_S), str(MAX_INTERVAL_S + 1), "315576000.00000006"),
+]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            '{"latitude": %s}',
+            '{"longitude": %s}',
+            '{"expected_interval_s": %s}',
+            '{"limits": {"humidity": {"upper": %s}}}',
+        ),
+    ],
+)
+@pytest.mark.parametrize("number", NUMBERS)
+def test_patched_number_is_readable(twins: httpx.Client, change: str, number: str) -> None:
+    """Whatever number a PATCH takes, all lists that have the sensor can be read; what it does not take is 422."""
+    content = change % number
+    answer = twins.patch(path_of("TWIN"), content=content)
+    assert answer.status_code in {200, 422}, answer.text
+    assert answer.status_code == 422 or answer.json() == twins.get(path_of("TWIN")).json()
+    for path in ("/api/sensors", "/api/sensors?online=true", "/api/latest", f"{path_of('TWIN')}/latest"):
+        assert twins.get(path).status_code == 200
