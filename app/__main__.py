@@ -3,6 +3,7 @@
 import argparse
 import logging
 import secrets
+import shlex
 import signal
 import socket
 import sys
@@ -94,9 +95,12 @@ def _kept_key(path: Path) -> str:
     except FileNotFoundError:
         key = secrets.token_urlsafe(24)
         draft = path.with_suffix(".new")
-        draft.touch(mode=0o600)
-        draft.write_text(key + "\n")
-        draft.rename(path)  # whole, or not at all
+        try:
+            draft.touch(mode=0o600)
+            draft.write_text(key + "\n")
+            draft.rename(path)  # whole, or not at all
+        except OSError as error:
+            raise ConfigurationError(f"Can't write {path}: {error.strerror}. Set API_KEY and API_KEY_WS.") from error
         return key
 
 
@@ -140,7 +144,7 @@ def _welcome(url: str, edition: str, settings: Settings) -> str:
     """A greeting with a line to paste; a shell reads the key from where it is kept, so that no log ever holds it."""
     key_file = (settings.data_dir / KEY_FILES[0]).resolve()
     is_kept = settings.database_url is None and settings.api_key is None
-    key = f"$(cat '{key_file}')" if is_kept else "$API_KEY"
+    key = f"$(cat {shlex.quote(str(key_file))})" if is_kept else "$API_KEY"
     return f"""
 SensorFlow listens on {url}   (docs: {url}/docs)
 Readings are stored in {edition}.
