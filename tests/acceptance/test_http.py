@@ -312,3 +312,32 @@ def test_without_strong_keys_a_server_on_a_given_database_does_not_start(
     with starting(tmp_path, DATABASE_URL=embedded_database_url, **keys) as server:
         assert server.wait() == 1
         assert complaint in server.log
+
+
+def test_refused_senders_are_in_the_log(embedded_database_url: str, tmp_path: Path) -> None:
+    """Each status and reason leaves one line with the sender's address, and no more however often it comes."""
+    with (
+        running(tmp_path, DATABASE_URL=embedded_database_url, FORWARDED_ALLOW_IPS="127.0.0.1") as server,
+        httpx.Client(base_url=server.url, headers={"X-API-Key": API_KEY}, timeout=15) as client,
+    ):
+        for number in range(50):
+            client.post(PATH, json={**READING, "time": number})
+            client.post("/api/readings", json=[{"sensor_id": "a", "temperature": "warm"}] * (number + 1))
+            client.post(PATH, json=READING, headers={"X-API-Key": f"a-secret-{number}"})
+            client.get(f"/api/sensors/{number}?secret=a-secret", headers={"X-Forwarded-For": "203.0.113.9"})
+            client.patch("/api/sensors/x", json={"latitude": "north"})
+        assert server.stop() == 0
+    lines = [line for line in server.messages if line.startswith("refused ")]
+    wanted = [
+        ("POST /api/temperature_reading from 127.0.0.1: 422, body.time: ", "days ago"),
+        ("POST /api/readings from 127.0.0.1: 422, row 1: ", "should be a number"),
+        ("POST /api/temperature_reading from 127.0.0.1: 401, ", "API key"),
+        ("GET /api/sensors/0 from 203.0.113.9: 404, ", "'0'"),
+        ("PATCH /api/sensors/x from 127.0.0.1: 422, body.latitude: ", "number"),
+    ]
+    for line, (begins, has) in zip(lines, wanted, strict=False):
+        assert line.startswith(f"refused {begins}")
+        assert has in line
+    assert len(lines) == 10
+    assert all(line.endswith("(49 such lines in the last minute)") for line in lines[5:])
+    assert "a-secret" not in server.log
