@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from app.addresses import urls_of
 from app.errors import ConfigurationError, SensorFlowError
 from app.imports.command import add_arguments, import_files
 from app.logs import configure_logging
@@ -108,14 +109,13 @@ def _serve(settings: Settings, database_url: str) -> None:
     keys = _keys(settings)
     listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-    logger.info("binding %s", url)
+    logger.info("binding http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
     def announce(edition: str) -> None:
-        logger.info("listening on %s, storing in %s", url, edition)
+        urls = urls_of(host, port)
+        logger.info("listening on %s, storing in %s", " and ".join(urls), edition)
         if settings.log_format == "text":
-            print(_welcome(url, edition, settings), flush=True)
+            print(_welcome(urls, edition, settings), flush=True)
 
     serve(settings, database_url=database_url, keys=keys, listener=listener, announce=announce)
 
@@ -140,13 +140,14 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _welcome(url: str, edition: str, settings: Settings) -> str:
+def _welcome(urls: list[str], edition: str, settings: Settings) -> str:
     """A greeting with a line to paste; a shell reads the key from where it is kept, so that no log ever holds it."""
     key_file = (settings.data_dir / KEY_FILES[0]).resolve()
     is_kept = settings.database_url is None and settings.api_key is None
     key = f"$(cat {shlex.quote(str(key_file))})" if is_kept else "$API_KEY"
+    url = urls[0]
     return f"""
-SensorFlow listens on {url}   (docs: {url}/docs)
+SensorFlow listens on {" and ".join(urls)}   (docs: {url}/docs)
 Readings are stored in {edition}.
 Send one:
 

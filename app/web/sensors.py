@@ -6,11 +6,12 @@ A name may have any character, slashes too. In a path, ``%2F`` is a part of the 
 
 from typing import Annotated, Protocol
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from app.errors import NotFound
+from app.errors import InvalidSensor, NotFound
+from app.ingest.decode.reading import SensorId
 from app.registry import LatestReading, Sensor, SensorChange
 from app.web import auth
 from app.web.access import requires
@@ -22,6 +23,7 @@ DEFAULT_LIMIT = 100
 MAX_LIMIT = 1_000
 MAX_CHANGE_BYTES = 65_536
 
+SENSOR_ID = TypeAdapter[str](SensorId)
 MERGE_PATCH = "application/merge-patch+json"
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 After = Annotated[str, Query(alias="cursor", pattern="^[^\0]*$", description="The next_cursor of an answer.")]
@@ -44,8 +46,8 @@ class Registry(Protocol):
     async def one(self, name: str) -> Sensor:
         """A sensor. Raises NotFound."""
 
-    async def change(self, name: str, change: SensorChange) -> Sensor:
-        """Changes a sensor, and gives back what it has become. Raises NotFound, InvalidSensor."""
+    async def change(self, name: str, change: SensorChange) -> tuple[Sensor, bool]:
+        """Change a sensor, or create it; give back what it has become, and whether it is new. Raises InvalidSensor."""
 
 
 class SensorsPage(BaseModel):
@@ -102,9 +104,9 @@ def sensors_router(registry: Registry, *, keyring: auth.Keyring) -> APIRouter:
 
     @router.patch(
         f"/sensors/{NAME}",
-        summary="Change what is known of a sensor",
+        summary="Change what is known of a sensor, or create it",
         responses={
-            **UNKNOWN,
+            201: {"model": Sensor, "description": "The sensor was not known, and is now"},
             408: {"model": Problem, "description": "The body stopped coming"},
             413: {"model": Problem, "description": "The body is too large"},
             422: {"description": "The sensor can't become that"},
@@ -114,11 +116,25 @@ def sensors_router(registry: Registry, *, keyring: auth.Keyring) -> APIRouter:
             "requestBody": {"required": True, "content": {MERGE_PATCH: {"schema": SensorChange.model_json_schema()}}}
         },
     )
-    async def patch_sensor(name: Name, change: Annotated[SensorChange, Depends(_change)]) -> Sensor:
-        """A JSON merge patch: what is left out stays, null removes. Wants a key that may send."""
-        return await registry.change(name, change)
+    async def patch_sensor(name: Name, change: Annotated[SensorChange, Depends(_change)], response: Response) -> Sensor:
+        """A JSON merge patch: what is left out stays, null removes. Wants a key that may send. A sensor that has sent
+        nothing yet is created: its limits and its place can be set before it is mounted.
+        """
+        _require_usable(name)
+        sensor, is_new = await registry.change(name, change)
+        if is_new:
+            response.status_code = 201
+        return sensor
 
     return router
+
+
+def _require_usable(name: str) -> None:
+    """Raise InvalidSensor for a name under which no reading could be stored."""
+    try:
+        SENSOR_ID.validate_python(name)
+    except ValidationError as error:
+        raise InvalidSensor(f"The sensor's name can't be used: {error.errors()[0]['msg']}.") from error
 
 
 async def _change(request: Request) -> SensorChange:

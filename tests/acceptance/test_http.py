@@ -175,6 +175,25 @@ def test_the_openapi_page_shows_the_whole_contract(client: httpx.Client) -> None
     assert client.get("/docs").status_code == 200
 
 
+def test_docs_need_no_other_host(client: httpx.Client) -> None:
+    """The page /docs and what it loads come from this server alone."""
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert not re.search(r"(https?:)?//[\w.-]+\.\w", page.text)
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(loaded) == 3
+    types = {path.rpartition(".")[2]: client.get(path).headers["content-type"] for path in loaded}
+    assert {name: type_.partition(";")[0] for name, type_ in types.items()} == {
+        **{"js": "text/javascript", "css": "text/css", "png": "image/png"},
+    }
+    assert "SwaggerUIBundle" in client.get(next(path for path in loaded if path.endswith(".js"))).text
+    assert (
+        "url: \u0027/openapi.json\u0027" in page.text
+        or "'/openapi.json'" in page.text
+        or '"/openapi.json"' in page.text
+    )
+
+
 def test_what_postgresql_refuses_is_422_and_its_neighbours_are_stored(
     client: httpx.Client, embedded_database_url: str
 ) -> None:

@@ -134,6 +134,36 @@ def test_line_feed_after_route(twins: httpx.Client, method: str, path: str) -> N
     assert twins.request(method, f"{path}%0A", json={"sensor_id": "twin", "temperature": 1}).status_code == 404
 
 
+def test_patch_creates_sensor(twins: httpx.Client) -> None:
+    """A sensor can be described before its first reading, which then is its own."""
+    limits = {"temperature": {"lower": 5.0, "upper": 35.0}}
+    created = twins.patch(path_of("unmounted/1"), json={"label": "North", "limits": limits})
+    assert (created.status_code, created.json()["limits"]) == (201, limits)
+    assert (created.json()["latest"], created.json()["online"]) == (None, None)
+    assert twins.patch(path_of("unmounted/1"), json={"location": "Hall 2"}).status_code == 200
+    assert twins.post("/api/readings", json=[{"sensor_id": "unmounted/1", "temperature": 7}]).status_code == 201
+    rows = twins.get("/api/readings", params={"sensor_id": "unmounted/1", "bucket": "raw"}).json()["readings"]
+    assert [row["temperature"] for row in rows] == [7]
+    sensor = twins.get(path_of("unmounted/1")).json()
+    assert (sensor["label"], sensor["location"], sensor["limits"]) == ("North", "Hall 2", limits)
+
+
+@pytest.mark.parametrize("name", [" ", "\n", "x" * 256])
+def test_patch_of_name_no_reading_may_have(twins: httpx.Client, name: str) -> None:
+    """No sensor is created under a name that a reading may not have."""
+    answer = twins.patch(path_of(name), json={"label": "x"})
+    assert answer.status_code == 422
+    assert "The sensor's name can't be used: " in answer.json()["detail"]
+    assert twins.get(path_of(name)).status_code == 404
+
+
+def test_patch_that_can_not_be_creates_nothing(twins: httpx.Client) -> None:
+    """A sensor is created with what is said of it, or not at all."""
+    change = {"limits": {"radon": {"upper": 1}}}
+    assert twins.patch(path_of("never"), json=change).status_code == 422
+    assert twins.get(path_of("never")).status_code == 404
+
+
 NUMBERS = [
     *("0", "-0.0", "5e-324", "1e-9", "1", "90", "180", "-180.0000001", "1e12", "1e300", "-1e308", "1e400", "NaN", "-1"),
     *("1.7976931348623157e308", "Infinity", "-Infinity", "true", "false", "null", '"60"', "[]", "9" * 400),
