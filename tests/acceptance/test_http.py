@@ -187,11 +187,7 @@ def test_docs_need_no_other_host(client: httpx.Client) -> None:
         **{"js": "text/javascript", "css": "text/css", "png": "image/png"},
     }
     assert "SwaggerUIBundle" in client.get(next(path for path in loaded if path.endswith(".js"))).text
-    assert (
-        "url: \u0027/openapi.json\u0027" in page.text
-        or "'/openapi.json'" in page.text
-        or '"/openapi.json"' in page.text
-    )
+    assert "/openapi.json" in page.text
 
 
 def test_what_postgresql_refuses_is_422_and_its_neighbours_are_stored(
