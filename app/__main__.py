@@ -3,6 +3,7 @@
 import argparse
 import logging
 import secrets
+import shlex
 import signal
 import socket
 import sys
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from app.addresses import urls_of
 from app.errors import ConfigurationError, SensorFlowError
 from app.imports.command import add_arguments, import_files
 from app.logs import configure_logging
@@ -96,9 +98,12 @@ def _kept_key(path: Path) -> str:
     except FileNotFoundError:
         key = secrets.token_urlsafe(24)
         draft = path.with_suffix(".new")
-        draft.touch(mode=0o600)
-        draft.write_text(key + "\n")
-        draft.rename(path)  # whole, or not at all
+        try:
+            draft.touch(mode=0o600)
+            draft.write_text(key + "\n")
+            draft.rename(path)  # whole, or not at all
+        except OSError as error:
+            raise ConfigurationError(f"Can't write {path}: {error.strerror}. Set API_KEY and API_KEY_WS.") from error
         return key
 
 
@@ -106,14 +111,13 @@ def _serve(settings: Settings, database_url: str) -> None:
     keys = _keys(settings)
     listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-    logger.info("binding %s", url)
+    logger.info("binding http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
     def announce(edition: str) -> None:
-        logger.info("listening on %s, storing in %s", url, edition)
+        urls = urls_of(host, port)
+        logger.info("listening on %s, storing in %s", " and ".join(urls), edition)
         if settings.log_format == "text":
-            print(_welcome(url, edition, settings), flush=True)
+            print(_welcome(urls, edition, settings), flush=True)
 
     serve(settings, database_url=database_url, keys=keys, listener=listener, announce=announce)
 
@@ -138,13 +142,14 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _welcome(url: str, edition: str, settings: Settings) -> str:
+def _welcome(urls: list[str], edition: str, settings: Settings) -> str:
     """A greeting with a line to paste; a shell reads the key from where it is kept, so that no log ever holds it."""
     key_file = (settings.data_dir / KEY_FILES[0]).resolve()
     is_kept = settings.database_url is None and settings.api_key is None
-    key = f"$(cat '{key_file}')" if is_kept else "$API_KEY"
+    key = f"$(cat {shlex.quote(str(key_file))})" if is_kept else "$API_KEY"
+    url = urls[0]
     return f"""
-SensorFlow listens on {url}   (docs: {url}/docs)
+SensorFlow listens on {" and ".join(urls)}   (docs: {url}/docs)
 Readings are stored in {edition}.
 Send one:
 

@@ -1,9 +1,20 @@
-"""Log lines on standard error: one line an event, coloured on a terminal, JSON when asked."""
+"""Log lines on standard error: one line an event, coloured on a terminal, JSON when asked.
+
+Alike lines are bounded, since what a request or an outage can cause once it can cause a thousand times a second: of a
+kind a few lines are written, then one a minute with the number of those left out. A kind is a logger and its message
+without the arguments; a line may name its own by ``extra={"kind": …}``, and is then written once a minute.
+"""
 
 import json
 import logging
+import math
 import sys
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TextIO
 
 COLOURS = {"DEBUG": "\x1b[2m", "INFO": "\x1b[36m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
 RESET = "\x1b[0m"
@@ -11,6 +22,116 @@ RESET = "\x1b[0m"
 QUIET = ("uvicorn", "websockets", "psycopg", "psycopg.pool", "alembic", "sqlalchemy", "asyncio")
 """Libraries that speak only of warnings, at whatever level we log: uvicorn and websockets write each WebSocket's query
 string, and so its key, at INFO and DEBUG."""
+
+
+WINDOW_S = 60.0
+BURST = 5
+"""Lines of a kind that are written in a window."""
+MAX_KINDS = 100
+"""Kinds that are told apart in a window; the lines of all others are one kind."""
+
+
+@dataclass(slots=True)
+class _Window:
+    ends_at: float
+    written: int = 0
+    left_out: int = 0
+    last: logging.LogRecord | None = None
+    """The last that was left out."""
+
+
+class Throttle:
+    """Which log lines are written, and which are only counted. Pure; ``now`` is in seconds, of any clock."""
+
+    def __init__(self) -> None:
+        self._windows: dict[Hashable, _Window] = {}
+
+    def admits(self, record: logging.LogRecord, now: float) -> bool:
+        """Whether a line is to be written; if not, it is counted."""
+        kind, burst = _kind_of(record)
+        window = self._windows.get(kind)
+        if window is None and len(self._windows) >= MAX_KINDS:
+            kind = None
+            window = self._windows.get(kind)
+        if window is None or (now >= window.ends_at and not window.left_out):
+            window = self._windows[kind] = _Window(now + WINDOW_S)
+        if window.written < burst:
+            window.written += 1
+            return True
+        window.left_out += 1
+        window.last = record
+        return False
+
+    @property
+    def has_left_out(self) -> bool:
+        """Whether there are lines that were only counted, and are still to be told of."""
+        return any(window.left_out for window in self._windows.values())
+
+    def ended(self, now: float) -> Iterator[tuple[logging.LogRecord, int]]:
+        """The last line of each kind that had some left out in a window that has ended, and how many they were.
+
+        To write that line begins the kind's next window.
+        """
+        for kind, window in [*self._windows.items()]:
+            if now < window.ends_at:
+                continue
+            if window.last is None:
+                del self._windows[kind]
+            else:
+                yield window.last, window.left_out
+                self._windows[kind] = _Window(now + WINDOW_S, written=BURST)
+
+
+def _kind_of(record: logging.LogRecord) -> tuple[Hashable, int]:
+    """What a line is alike to, and how many such are written in a window."""
+    if (kind := getattr(record, "kind", None)) is not None:
+        return kind, 1
+    error = record.exc_info[0] if record.exc_info else None
+    # What goes well is told one by one, like workers that start; but an outage may end every second.
+    told_apart = record.args if record.levelno < logging.WARNING else None
+    return (record.name, record.msg, error, str(told_apart)), BURST
+
+
+class ThrottledHandler(logging.StreamHandler[TextIO]):
+    """Writes to a stream what a Throttle admits, and once a minute what was left out. DEBUG is not bounded."""
+
+    def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(stream)
+        self._clock = clock
+        self._throttle = Throttle()
+        self._timer: threading.Timer | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by logging, with the handler's lock held."""
+        if record.levelno <= logging.DEBUG or self._throttle.admits(record, self._clock()):
+            super().emit(record)
+        else:
+            self._start_timer()
+
+    def close(self) -> None:
+        """Called by logging at the end of the process."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._write_left_out(math.inf)
+        super().close()
+
+    def _start_timer(self) -> None:
+        if self._timer is None:
+            self._timer = threading.Timer(WINDOW_S, lambda: self._write_left_out(self._clock()))
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _write_left_out(self, now: float) -> None:
+        self.acquire()
+        try:
+            self._timer = None
+            for record, count in self._throttle.ended(now):
+                record.msg, record.args = f"{record.getMessage()} ({count:,} such lines in the last minute)", None
+                super().emit(record)
+            if self._throttle.has_left_out:
+                self._start_timer()
+        finally:
+            self.release()
 
 
 class TextFormatter(logging.Formatter):
@@ -47,7 +168,7 @@ class JsonFormatter(logging.Formatter):
 
 def configure_logging(*, level: str, as_json: bool) -> None:
     """Sends every logger's lines to standard error in one form."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = ThrottledHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter(colour=sys.stderr.isatty()))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in QUIET:

@@ -37,9 +37,11 @@ from app.store.sensors import Sensors
 from app.store.writer import Flush, Writer
 from app.web import methods, problems
 from app.web.auth import ApiKey, Keyring, Scope
+from app.web.docs import docs_router
 from app.web.ingest import ReadingEndpoint, documented_route
 from app.web.live import live_router
 from app.web.measure import Measure
+from app.web.names import WholePaths
 from app.web.ops import Readiness, ops_router
 from app.web.readings import BulkIngest, Limits, bulk_router
 from app.web.reads import Reads, reads_router
@@ -349,7 +351,7 @@ def create_app(
         async with server.running():
             yield
 
-    app = FastAPI(title="SensorFlow", description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(title="SensorFlow", description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_exception_handler(SensorFlowError, problems.respond)
     app.add_exception_handler(405, methods.respond)
     observe = server.instruments.request_durations.observe
@@ -390,5 +392,6 @@ def create_app(
     app.include_router(reads_router(Reads(server.history, kept_us=_kept_us(settings), now_us=now_us), keyring=keyring))
     app.include_router(sensors_router(server.sensors, keyring=keyring))
     app.include_router(live_router(hub=server.hub, keyring=keyring, send_timeout_s=settings.live_send_timeout_s))
+    app.include_router(docs_router(title=app.title))
     app.include_router(ops_router(readiness=server.readiness, scrape=scrape))
-    return Measure(app, observe=observe, clock=time.perf_counter), endpoint
+    return Measure(WholePaths(app), observe=observe, clock=time.perf_counter), endpoint

@@ -3,13 +3,18 @@
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Text = Annotated[str, Field(max_length=1_000, pattern="^[^\0]*$")]
 Moment = Annotated[datetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
-Latitude = Annotated[FiniteFloat, Field(ge=-90, le=90)]
-Longitude = Annotated[FiniteFloat, Field(ge=-180, le=180)]
-Interval = Annotated[FiniteFloat, Field(gt=0)]
+MAX_INTERVAL_S = 315_576_000
+"""Ten years. PostgreSQL has no moment three intervals of a trillion seconds ago, and no list of sensors then."""
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+"""Strict, since ``false`` is no longitude of 0."""
+Latitude = Annotated[Number, Field(ge=-90, le=90)]
+Longitude = Annotated[Number, Field(ge=-180, le=180)]
+Interval = Annotated[Number, Field(gt=0, le=MAX_INTERVAL_S)]
 
 
 class Limits(BaseModel):
@@ -68,4 +73,4 @@ class SensorChange(BaseModel):
     latitude: Latitude | None = None
     longitude: Longitude | None = None
     expected_interval_s: Interval | None = None
-    limits: dict[str, dict[Literal["lower", "upper"], FiniteFloat | None] | None] | None = None
+    limits: dict[str, dict[Literal["lower", "upper"], Number | None] | None] | None = None

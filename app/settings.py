@@ -36,6 +36,8 @@ def _named_proxies(addresses: str) -> str:
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Days = Annotated[NonNegativeFloat, Field(le=36_525)]
+"""A hundred years at most: PostgreSQL has no moment a billion days ago."""
 
 
 class Settings(BaseSettings):
@@ -71,11 +73,9 @@ class Settings(BaseSettings):
     timezone: Annotated[str, AfterValidator(_known_timezone)] = Field(
         "UTC", description="IANA time zone of date_recorded and time_recorded."
     )
-    accept_past_days: NonNegativeFloat = Field(
-        30, description="How far back a reading's own time may lie, days; 0 = any."
-    )
+    accept_past_days: Days = Field(30, description="How far back a reading's own time may lie, days; 0 = any.")
     accept_future_minutes: NonNegativeFloat = Field(
-        10, description="How far ahead a reading's own time may lie, minutes; 0 = any."
+        10, le=52_596_000, description="How far ahead a reading's own time may lie, minutes; 0 = any."
     )
     max_body_bytes: PositiveInt = Field(65_536, description="Largest body of POST /api/temperature_reading, bytes.")
     max_bulk_body_bytes: PositiveInt = Field(
@@ -89,26 +89,29 @@ class Settings(BaseSettings):
     max_bulk_days: PositiveInt = Field(
         100, description="Distinct days that the readings of one request may be of: each is a chunk of the table."
     )
-    idempotency_window_hours: PositiveFloat = Field(24, description="How long an Idempotency-Key is remembered, hours.")
+    idempotency_window_hours: PositiveFloat = Field(
+        24, le=876_600, description="How long an Idempotency-Key is remembered, hours."
+    )
 
-    retention_raw_days: NonNegativeFloat = Field(
+    retention_raw_days: Days = Field(
         0,
         description="How long readings are kept, days; 0 = for ever. Whole days (UTC) go at a time; older readings are "
         "refused.",
     )
-    retention_1m_days: NonNegativeFloat = Field(
+    retention_1m_days: Days = Field(
         0,
         description="How long aggregates of a minute are kept, days; 0 = for ever. Ten days go at a time. On "
         "TimescaleDB Community; elsewhere aggregates last as long as the readings.",
     )
-    retention_1h_days: NonNegativeFloat = Field(
+    retention_1h_days: Days = Field(
         0, description="How long aggregates of an hour are kept, likewise; 30 days go at a time."
     )
-    retention_1d_days: NonNegativeFloat = Field(
+    retention_1d_days: Days = Field(
         0, description="How long aggregates of a day are kept, likewise; 90 days go at a time."
     )
     offline_after_s: PositiveFloat = Field(
         300,
+        le=315_576_000,
         description="A sensor that has been silent for so long is offline, seconds; one with an expected interval, "
         "after three of those.",
     )

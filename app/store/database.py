@@ -75,7 +75,8 @@ def own_errors() -> Iterator[None]:
 
 def first_line(error: Exception) -> str:
     """An error in one line, for a log."""
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__
+    line = str(error).strip().split("\n", 1)[0] or type(error).__name__
+    return f"disk full: {line}" if isinstance(error, psycopg.errors.DiskFull) else line
 
 
 @dataclass(frozen=True, slots=True)

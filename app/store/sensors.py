@@ -29,6 +29,7 @@ WHERE name > %(after)s AND last_seen_at IS NOT NULL ORDER BY name LIMIT %(limit)
 
 # One who changes a sensor after the other; those who only refer to it, as new limits do, need not wait.
 LOCK = "SELECT id FROM sensors WHERE name = %s FOR NO KEY UPDATE"
+CREATE = "INSERT INTO sensors (name) VALUES (%s) ON CONFLICT (name) DO NOTHING RETURNING id"
 METRICS = "SELECT name FROM metrics ORDER BY name"
 LIMITS = "SELECT metric, lower, upper FROM sensor_limits WHERE sensor_id = %s"
 UPDATE = sql.SQL("UPDATE sensors SET {changes} WHERE id = %(id)s")
@@ -57,16 +58,21 @@ class Sensors:
             raise NotFound(f"No sensor is called {name!r}.")
         return _sensor(rows[0])
 
-    async def change(self, name: str, change: SensorChange) -> Sensor:
-        """Changes a sensor, and gives back what it has become.
+    async def change(self, name: str, change: SensorChange) -> tuple[Sensor, bool]:
+        """Change a sensor, or create it; give back what it has become, and whether it is new.
 
         Raises:
-            NotFound: there is none.
             InvalidSensor: its limits would be of a metric that there is not, or the lower would be above the upper.
         """
         async with self._database.borrow_in_turn(timeout_s=TIMEOUT_S) as connection, connection.transaction():
-            row = await (await connection.execute(LOCK, [name])).fetchone()
+            row, is_new = await (await connection.execute(LOCK, [name])).fetchone(), False
+            # Looked for first: INSERT takes a value of the identity for a known name, too.
             if row is None:
+                row = await (await connection.execute(CREATE, [name])).fetchone()
+                is_new = row is not None
+            if row is None:  # another has just created it
+                row = await (await connection.execute(LOCK, [name])).fetchone()
+            if row is None:  # and deleted it
                 raise NotFound(f"No sensor is called {name!r}.")
             (sensor_id,) = row
             columns = change.model_dump(exclude={"limits"}, exclude_unset=True)
@@ -77,15 +83,19 @@ class Sensors:
                 await connection.execute(UPDATE.format(changes=changes), {**columns, "id": sensor_id})
             if "limits" in change.model_fields_set:
                 await _change_limits(connection, sensor_id, change)
-        return await self.one(name)
+            # Before COMMIT: what can't be read back is not kept.
+            (changed,) = await _read(connection, ONE, {"name": name, "limit": 1})
+            return _sensor(changed), is_new
 
     async def _rows(self, query: str, arguments: Mapping[str, object]) -> list[dict[str, Any]]:
-        async with (
-            self._database.borrow_in_turn(timeout_s=TIMEOUT_S) as connection,
-            connection.cursor(row_factory=dict_row) as cursor,
-        ):
-            await cursor.execute(query, arguments)
-            return await cursor.fetchall()
+        async with self._database.borrow_in_turn(timeout_s=TIMEOUT_S) as connection:
+            return await _read(connection, query, arguments)
+
+
+async def _read(connection: Connection, query: str, arguments: Mapping[str, object]) -> list[dict[str, Any]]:
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(query, arguments)
+        return await cursor.fetchall()
 
 
 async def _change_limits(connection: Connection, sensor_id: int, change: SensorChange) -> None:

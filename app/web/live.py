@@ -16,6 +16,7 @@ from app.errors import SensorFlowError
 from app.live.hub import Hub, Subscriber
 from app.web import auth, problems
 from app.web.access import key_bytes
+from app.web.refusals import log_refusal
 
 PATH = "/ws/sensor_updates"
 SUBPROTOCOL = "sensorflow"
@@ -35,7 +36,9 @@ def live_router(*, hub: Hub, keyring: auth.Keyring, send_timeout_s: float) -> AP
             key_name = keyring.name_of(_key_shown(websocket), auth.Scope.LISTEN)
             subscriber = await hub.subscribe(key_name, mail.set)
         except SensorFlowError as error:
-            await websocket.close(problems.CLOSE_CODES[type(error)], str(error))
+            code = problems.CLOSE_CODES[type(error)]
+            log_refusal(f"WebSocket {PATH}", websocket.client.host if websocket.client else "", code, str(error))
+            await websocket.close(code, str(error))
             return
         # Whichever ends first ends the connection: the peer hangs up, or is too slow for what it asked for.
         sides = {

@@ -1,8 +1,10 @@
-"""Times every HTTP request, under its route's template and never its raw path."""
+"""Times every HTTP request, under its route's template and never its raw path, and logs those that are refused."""
 
 from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.web.refusals import is_refusal, log_refusal, reason_in
 
 UNKNOWN_ROUTE = "unknown"
 KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -27,17 +29,19 @@ class Measure:
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hands on, and observes what comes of it."""
+        """Hands on, observes what comes of it, and logs a refusal."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started = self._clock()
-        status = 500
+        status, body = 500, b""
 
         async def watch(message: Message) -> None:
-            nonlocal status
+            nonlocal status, body
             if message["type"] == "http.response.start":
                 status = message["status"]
+            elif is_refusal(status):
+                body = body or message.get("body", b"")
             await send(message)
 
         try:
@@ -46,3 +50,6 @@ class Measure:
             route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
             method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"
             self._observe(route, method, status, self._clock() - started)
+            if is_refusal(status):
+                sender = scope["client"][0] if scope["client"] else ""
+                log_refusal(f"{method} {scope['path']}", sender, status, reason_in(body))

@@ -1,5 +1,11 @@
-"""/health, /ready and /metrics: what operators and their tools ask."""
+"""/health, /ready and /metrics: what operators and their tools ask.
 
+Promises:
+    * A scrape shows the metrics of a moment after it was asked for.
+    * However often anybody asks, without a key, making metrics takes a tenth of the event loop's time at most.
+"""
+
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -8,6 +14,50 @@ from fastapi import APIRouter
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.responses import Response
+
+SCRAPE_PAUSE = 9.0
+"""Of metrics that took 5 ms to make, the next are begun 45 ms later: a tenth of the time."""
+MAX_SCRAPE_PAUSE_S = 1.0
+
+
+class SharedScrapes:
+    """Makes metrics now and then, for all who have asked meanwhile.
+
+    Args:
+        scrape: makes them; its TimeoutError goes to all of those.
+    """
+
+    def __init__(self, scrape: Callable[[], Awaitable[bytes]]) -> None:
+        self._scrape = scrape
+        self._next: asyncio.Task[bytes] | None = None
+        """That which has not begun, and so will be of a later moment than now."""
+        self._turn = asyncio.Lock()
+        self._not_before = 0.0
+
+    async def __call__(self) -> bytes:
+        """The metrics of a moment between the call and its end."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._make())
+            self._next.add_done_callback(_hear_its_error)
+        return await asyncio.shield(self._next)  # one who goes away does not end it for the others
+
+    async def _make(self) -> bytes:
+        clock = asyncio.get_running_loop().time
+        async with self._turn:
+            await asyncio.sleep(max(0.0, self._not_before - clock()))
+            self._next = None
+            began = clock()
+            try:
+                return await self._scrape()
+            finally:
+                ended = clock()
+                self._not_before = ended + min(SCRAPE_PAUSE * (ended - began), MAX_SCRAPE_PAUSE_S)
+
+
+def _hear_its_error(made: asyncio.Task[bytes]) -> None:
+    """All who asked may have gone, and then asyncio would log what nobody heard."""
+    if not made.cancelled():
+        made.exception()
 
 
 class Readiness(BaseModel):
@@ -30,6 +80,7 @@ def ops_router(*, readiness: Callable[[], Awaitable[Readiness]], scrape: Callabl
         scrape: the metrics of the whole server, in Prometheus' text format; TimeoutError if they can't be had.
     """
     router = APIRouter(tags=["operations"])
+    shared_scrape = SharedScrapes(scrape)
 
     @router.get("/health", summary="The process is up")
     async def health() -> dict[str, str]:
@@ -48,7 +99,7 @@ def ops_router(*, readiness: Callable[[], Awaitable[Readiness]], scrape: Callabl
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
         try:
-            return Response(await scrape(), media_type=CONTENT_TYPE_LATEST)
+            return Response(await shared_scrape(), media_type=CONTENT_TYPE_LATEST)
         except TimeoutError:  # a scrape that failed is seen; sums that lack a part would look like a restart
             return Response("A worker did not answer in time.\n", 503, media_type="text/plain")
 

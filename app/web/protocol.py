@@ -47,6 +47,7 @@ from app.errors import BodyTooLarge, SensorFlowError, ShuttingDown
 from app.web import problems
 from app.web.bodies import due_at, stalled
 from app.web.connections import ConnectionLimit
+from app.web.refusals import is_refusal, log_refusal, reason_in
 from app.web.slices import Slices
 from app.web.transport import OneWriteATurn, json_answer
 
@@ -198,6 +199,8 @@ class Exchange:
         self._answered = True
         self._take_body = None  # it holds this exchange: both are freed now, and not by the garbage collector
         self._endpoint.observe(status, self._endpoint.clock() - self._started)
+        if is_refusal(status):
+            log_refusal(f"POST {self._endpoint.path.decode()}", self.client_ip, status, reason_in(body))
         self._connection.send(self, status, headers, body)
 
     def refuse(self, error: SensorFlowError) -> None:

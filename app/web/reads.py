@@ -7,7 +7,6 @@ Promises:
 """
 
 import asyncio
-import csv
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -15,7 +14,7 @@ from typing import Annotated, Protocol, TypeAlias
 
 import orjson
 import pyarrow as pa
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -29,6 +28,7 @@ from app.ingest.decode.timestamps import parse_time_us
 from app.web import auth
 from app.web.access import requires
 from app.web.ingest import Problem
+from app.web.names import names_in, utf8_query
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ class Reads:
         metrics = tuple(dict.fromkeys(request.metrics.split(",")))
         if unknown := [metric for metric in metrics if metric not in METRICS]:
             raise InvalidParameter(f"metrics has {unknown[0]!r}: {', '.join(METRICS)} are known.")
-        sensor_ids = await self._history.find(_names(request.sensor_id)) if request.sensor_id else None
+        sensor_ids = await self._history.find(names_in(request.sensor_id)) if request.sensor_id else None
         return HistoryQuery(sensor_ids, from_us, to_us, bucket, metrics), after
 
     async def _whole(
@@ -274,7 +274,7 @@ class Reads:
 
 def reads_router(reads: Reads, *, keyring: auth.Keyring) -> APIRouter:
     """The route."""
-    router = APIRouter(tags=["read"], dependencies=[requires(keyring, auth.Scope.READ)])
+    router = APIRouter(tags=["read"], dependencies=[requires(keyring, auth.Scope.READ), Depends(utf8_query)])
 
     @router.get(
         PATH,
@@ -316,14 +316,3 @@ def _time_us(name: str, text: str) -> int:
     except ValueError as error:
         hint = " In a URL a + is written %2B." if " " in text else ""
         raise InvalidParameter(f"{name}: {error}, and is {text[:100]!r}.{hint}") from None
-
-
-def _names(values: Sequence[str]) -> list[str]:
-    """The names in the values of sensor_id."""
-    try:
-        names = [name for value in values for row in csv.reader([value], strict=True) for name in row or [""]]
-    except csv.Error as error:
-        raise InvalidParameter(f"sensor_id should be names, separated by commas: {error}.") from None
-    if any("\0" in name for name in names):
-        raise InvalidParameter("sensor_id: no name has a NUL in it.")
-    return names

@@ -1,28 +1,30 @@
 """/api/sensors and /api/latest: the registry of sensors, what each sent last, and how it is changed.
 
-A name may have any character, slashes too. In a path, ``%2F`` is a part of the name where ``/`` could be the route's.
+A name may have any character, slashes too. In a path, ``%2F`` is a part of the name where ``/`` could be the route's;
+``app.web.names`` has the rest.
 """
 
 from typing import Annotated, Protocol
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from app.errors import NotFound
+from app.errors import InvalidSensor, NotFound
+from app.ingest.decode.reading import SensorId
 from app.registry import LatestReading, Sensor, SensorChange
 from app.web import auth
 from app.web.access import requires
 from app.web.bodies import announced_bytes, parts_of
 from app.web.ingest import Problem
+from app.web.names import LATEST, NAME, Name, ends_like, utf8_query
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1_000
 MAX_CHANGE_BYTES = 65_536
 
+SENSOR_ID = TypeAdapter[str](SensorId)
 MERGE_PATCH = "application/merge-patch+json"
-NAME = "{name:path}"
-Name = Annotated[str, Path(pattern="^[^\0]+$", examples=["greenhouse-1"])]
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 After = Annotated[str, Query(alias="cursor", pattern="^[^\0]*$", description="The next_cursor of an answer.")]
 REFUSALS: dict[int | str, dict[str, object]] = {
@@ -44,8 +46,8 @@ class Registry(Protocol):
     async def one(self, name: str) -> Sensor:
         """A sensor. Raises NotFound."""
 
-    async def change(self, name: str, change: SensorChange) -> Sensor:
-        """Changes a sensor, and gives back what it has become. Raises NotFound, InvalidSensor."""
+    async def change(self, name: str, change: SensorChange) -> tuple[Sensor, bool]:
+        """Change a sensor, or create it; give back what it has become, and whether it is new. Raises InvalidSensor."""
 
 
 class SensorsPage(BaseModel):
@@ -65,7 +67,7 @@ class LatestPage(BaseModel):
 def sensors_router(registry: Registry, *, keyring: auth.Keyring) -> APIRouter:
     """The routes."""
     router = APIRouter(prefix="/api", tags=["sensors"], responses=REFUSALS)
-    reader = [requires(keyring, auth.Scope.READ)]
+    reader = [requires(keyring, auth.Scope.READ), Depends(utf8_query)]
 
     @router.get("/sensors", summary="Which sensors there are, and how they are", dependencies=reader)
     async def get_sensors(
@@ -82,18 +84,18 @@ def sensors_router(registry: Registry, *, keyring: auth.Keyring) -> APIRouter:
         return LatestPage(readings=found, next_cursor=found[-1].sensor_id if len(found) == limit else None)
 
     @router.get(
-        f"/sensors/{NAME}/latest",
+        f"/sensors/{NAME}/{LATEST}",
         summary="The latest reading of a sensor",
         response_model=None,
         responses={200: {"model": LatestReading}, **UNKNOWN},
         dependencies=reader,
     )
     async def get_latest_of_sensor(name: Name, request: Request) -> Sensor | LatestReading:
-        if request.scope["raw_path"].lower().endswith(b"%2flatest"):
-            return await registry.one(f"{name}/latest")
-        sensor = await registry.one(name)
+        if not ends_like(request, LATEST):
+            return await registry.one(name)
+        sensor = await registry.one(name.removesuffix(f"/{LATEST}"))
         if sensor.latest is None:
-            raise NotFound(f"Nothing of {name!r} is there yet: what comes is seen here some seconds later.")
+            raise NotFound(f"Nothing of {sensor.sensor_id!r} is there yet: what comes is seen here some seconds later.")
         return sensor.latest
 
     @router.get(f"/sensors/{NAME}", summary="A sensor, and how it is", responses=UNKNOWN, dependencies=reader)
@@ -102,9 +104,9 @@ def sensors_router(registry: Registry, *, keyring: auth.Keyring) -> APIRouter:
 
     @router.patch(
         f"/sensors/{NAME}",
-        summary="Change what is known of a sensor",
+        summary="Change what is known of a sensor, or create it",
         responses={
-            **UNKNOWN,
+            201: {"model": Sensor, "description": "The sensor was not known, and is now"},
             408: {"model": Problem, "description": "The body stopped coming"},
             413: {"model": Problem, "description": "The body is too large"},
             422: {"description": "The sensor can't become that"},
@@ -114,11 +116,25 @@ def sensors_router(registry: Registry, *, keyring: auth.Keyring) -> APIRouter:
             "requestBody": {"required": True, "content": {MERGE_PATCH: {"schema": SensorChange.model_json_schema()}}}
         },
     )
-    async def patch_sensor(name: Name, change: Annotated[SensorChange, Depends(_change)]) -> Sensor:
-        """A JSON merge patch: what is left out stays, null removes. Wants a key that may send."""
-        return await registry.change(name, change)
+    async def patch_sensor(name: Name, change: Annotated[SensorChange, Depends(_change)], response: Response) -> Sensor:
+        """A JSON merge patch: what is left out stays, null removes. Wants a key that may send. A sensor that has sent
+        nothing yet is created: its limits and its place can be set before it is mounted.
+        """
+        _require_usable(name)
+        sensor, is_new = await registry.change(name, change)
+        if is_new:
+            response.status_code = 201
+        return sensor
 
     return router
+
+
+def _require_usable(name: str) -> None:
+    """Raise InvalidSensor for a name under which no reading could be stored."""
+    try:
+        SENSOR_ID.validate_python(name)
+    except ValidationError as error:
+        raise InvalidSensor(f"The sensor's name can't be used: {error.errors()[0]['msg']}.") from error
 
 
 async def _change(request: Request) -> SensorChange:

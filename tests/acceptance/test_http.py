@@ -251,6 +251,21 @@ def test_the_openapi_page_shows_the_whole_contract(client: httpx.Client) -> None
     assert client.get("/docs").status_code == 200
 
 
+def test_docs_need_no_other_host(client: httpx.Client) -> None:
+    """The page /docs and what it loads come from this server alone."""
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert not re.search(r"(https?:)?//[\w.-]+\.\w", page.text)
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(loaded) == 3
+    types = {path.rpartition(".")[2]: client.get(path).headers["content-type"] for path in loaded}
+    assert {name: type_.partition(";")[0] for name, type_ in types.items()} == {
+        **{"js": "text/javascript", "css": "text/css", "png": "image/png"},
+    }
+    assert "SwaggerUIBundle" in client.get(next(path for path in loaded if path.endswith(".js"))).text
+    assert "/openapi.json" in page.text
+
+
 def test_what_postgresql_refuses_is_422_and_its_neighbours_are_stored(
     client: httpx.Client, embedded_database_url: str
 ) -> None:
@@ -388,3 +403,32 @@ def test_without_strong_keys_a_server_on_a_given_database_does_not_start(
     with starting(tmp_path, DATABASE_URL=embedded_database_url, **keys) as server:
         assert server.wait() == 1
         assert complaint in server.log
+
+
+def test_refused_senders_are_in_the_log(embedded_database_url: str, tmp_path: Path) -> None:
+    """Each status and reason leaves one line with the sender's address, and no more however often it comes."""
+    with (
+        running(tmp_path, DATABASE_URL=embedded_database_url, FORWARDED_ALLOW_IPS="127.0.0.1") as server,
+        httpx.Client(base_url=server.url, headers={"X-API-Key": API_KEY}, timeout=15) as client,
+    ):
+        for number in range(50):
+            client.post(PATH, json={**READING, "time": number})
+            client.post("/api/readings", json=[{"sensor_id": "a", "temperature": "warm"}] * (number + 1))
+            client.post(PATH, json=READING, headers={"X-API-Key": f"a-secret-{number}"})
+            client.get(f"/api/sensors/{number}?secret=a-secret", headers={"X-Forwarded-For": "203.0.113.9"})
+            client.patch("/api/sensors/x", json={"latitude": "north"})
+        assert server.stop() == 0
+    lines = [line for line in server.messages if line.startswith("refused ")]
+    wanted = [
+        ("POST /api/temperature_reading from 127.0.0.1: 422, body.time: ", "days ago"),
+        ("POST /api/readings from 127.0.0.1: 422, row 1: ", "should be a number"),
+        ("POST /api/temperature_reading from 127.0.0.1: 401, ", "API key"),
+        ("GET /api/sensors/0 from 203.0.113.9: 404, ", "'0'"),
+        ("PATCH /api/sensors/x from 127.0.0.1: 422, body.latitude: ", "number"),
+    ]
+    for line, (begins, has) in zip(lines, wanted, strict=False):
+        assert line.startswith(f"refused {begins}")
+        assert has in line
+    assert len(lines) == 10
+    assert all(line.endswith("(49 such lines in the last minute)") for line in lines[5:])
+    assert "a-secret" not in server.log

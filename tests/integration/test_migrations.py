@@ -54,6 +54,21 @@ def test_the_schema_goes_up_down_and_up_again(empty_database: str) -> None:
     assert relations(empty_database) >= TABLES
 
 
+@pytest.mark.parametrize("interval_s", ["1e12", "1e300", "NaN", "Infinity", "315576001"])
+def test_unreadable_interval_is_shortened(empty_database: str, interval_s: str) -> None:
+    """A sensor whose expected interval made every list of sensors fail can be read after the migration."""
+    migrate(empty_database, "0003")
+    with psycopg.connect(empty_database) as connection:
+        connection.execute("INSERT INTO sensors (name, expected_interval_s) VALUES ('a', %s::float8)", [interval_s])
+        connection.execute("INSERT INTO latest_readings (sensor_id, time, id) SELECT id, now(), 1 FROM sensors")
+    migrate(empty_database)
+    with psycopg.connect(empty_database) as connection:
+        found = connection.execute("SELECT expected_interval_s, is_online FROM sensor_status").fetchall()
+        assert found == [(315_576_000, True)]
+        with pytest.raises(psycopg.errors.CheckViolation):
+            connection.execute("UPDATE sensors SET expected_interval_s = %s::float8", [interval_s])
+
+
 def test_many_processes_may_migrate_at_once(empty_database: str) -> None:
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(migrate, [empty_database] * 6))

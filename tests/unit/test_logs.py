@@ -1,13 +1,16 @@
 """Log lines: one form for every logger, exceptions included, and no library that would write a key."""
 
+import io
 import logging
+import math
 import re
+import time
 from collections.abc import Iterator
 
 import orjson
 import pytest
 
-from app.logs import QUIET, configure_logging
+from app.logs import BURST, MAX_KINDS, QUIET, WINDOW_S, Throttle, ThrottledHandler, configure_logging
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 LOUD = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi", "websockets", "websockets.server", "psycopg.pool")
@@ -102,3 +105,76 @@ def test_a_library_that_writes_keys_speaks_only_of_warnings(
     assert capsys.readouterr().err == ""
     logging.getLogger(name).warning("this is one")
     assert capsys.readouterr().err.endswith("WARNING this is one\n")
+
+
+def record(message: str, *arguments: object, level: int = logging.WARNING, kind: object = None) -> logging.LogRecord:
+    """A log line; of a kind of its own, if that is given."""
+    made = logging.LogRecord("app.somewhere", level, __file__, 1, message, arguments, None)
+    if kind is not None:
+        made.kind = kind
+    return made
+
+
+def test_alike_lines_are_bounded() -> None:
+    """Of alike lines a few are written in a window, then one a window with how many were left out."""
+    throttle = Throttle()
+    assert [throttle.admits(record("row %d", n), 0.0) for n in range(100)] == [True] * BURST + [False] * (100 - BURST)
+    assert throttle.admits(record("another"), 0.0)
+    assert list(throttle.ended(WINDOW_S - 0.1)) == []
+    assert [(last.getMessage(), count) for last, count in throttle.ended(WINDOW_S)] == [("row 99", 100 - BURST)]
+    assert not throttle.admits(record("row %d", 100), WINDOW_S + 0.1)
+    assert [count for _, count in throttle.ended(2 * WINDOW_S)] == [1]
+    assert list(throttle.ended(3 * WINDOW_S)) == []
+    assert not throttle.has_left_out
+    assert throttle.admits(record("row %d", 101), 4 * WINDOW_S)
+
+
+def test_line_with_kind_comes_once_a_window() -> None:
+    """A line that names its kind is written once a window, whatever its arguments are."""
+    throttle = Throttle()
+    assert [throttle.admits(record("%s", n, kind="sender"), 0.0) for n in range(3)] == [True, False, False]
+    assert throttle.admits(record("%s", 1, kind="other sender"), 0.0)
+
+
+def test_kinds_are_bounded() -> None:
+    """However many kinds there are, the lines of a window are bounded, and so is what is remembered."""
+    throttle = Throttle()
+    written = sum(throttle.admits(record("refused", kind=n), n / 1_000) for n in range(10_000))
+    assert written <= MAX_KINDS + BURST
+    assert sum(count for _, count in throttle.ended(math.inf)) == 10_000 - written
+
+
+def test_good_news_is_told_one_by_one() -> None:
+    """INFO lines that differ are all written; the same one again and again is not."""
+    throttle = Throttle()
+    assert all(throttle.admits(record("worker %d", n, level=logging.INFO), 0.0) for n in range(20))
+    assert sum(throttle.admits(record("back again", level=logging.INFO), 0.0) for _ in range(20)) == BURST
+
+
+def test_left_out_lines_are_told_at_the_end() -> None:
+    """What was left out when the process ends is told then."""
+    stream = io.StringIO()
+    handler = ThrottledHandler(stream, clock=lambda: 0.0)
+    for number in range(1_000 + BURST):
+        handler.handle(record("row %d", number))
+    assert stream.getvalue().count("\n") == BURST
+    handler.close()
+    assert stream.getvalue().splitlines()[-1] == f"row {999 + BURST} (1,000 such lines in the last minute)"
+
+
+def test_left_out_lines_are_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was left out is told a window later, though nothing more is logged."""
+    monkeypatch.setattr("app.logs.WINDOW_S", 0.05)
+    stream = io.StringIO()
+    handler = ThrottledHandler(stream)
+    for _ in range(BURST + 1):
+        handler.handle(record("alike"))
+    time.sleep(0.01)
+    handler.handle(record("of a later window"))
+    for _ in range(BURST):
+        handler.handle(record("of a later window"))
+    deadline = time.monotonic() + 5
+    while stream.getvalue().count("such lines") < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    handler.close()
