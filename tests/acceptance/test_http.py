@@ -412,7 +412,7 @@ def test_refused_senders_are_in_the_log(embedded_database_url: str, tmp_path: Pa
         httpx.Client(base_url=server.url, headers={"X-API-Key": API_KEY}, timeout=15) as client,
     ):
         for number in range(50):
-            client.post(PATH, json={**READING, "time": number})
+            client.post(PATH, json={**READING, "time": 1_500_000_000 + number})
             client.post("/api/readings", json=[{"sensor_id": "a", "temperature": "warm"}] * (number + 1))
             client.post(PATH, json=READING, headers={"X-API-Key": f"a-secret-{number}"})
             client.get(f"/api/sensors/{number}?secret=a-secret", headers={"X-Forwarded-For": "203.0.113.9"})
