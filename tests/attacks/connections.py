@@ -35,6 +35,7 @@ FRAGMENT = b"\x01\x80\0\0\0\0"
 POST = b"POST %s HTTP/1.1\r\nHost: x\r\n\r\n" % PATH.encode()
 GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 CHUNKED = b"POST %s HTTP/1.1\r\nHost: x\r\nX-API-Key: %s\r\nTransfer-Encoding: chunked\r\n\r\n"
+ENDLESS = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n" % PATH.encode()
 CHUNK = b"1\r\n \r\n"
 OFFER = b"GET /health HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
 HEAD = b"GET /health HTTP/1.1\r\n%s\r\n" % (b"a:b\r\n" * 12_000)
@@ -63,11 +64,14 @@ BROKEN_HANDSHAKES = {
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """What one connection sends: ``opening`` once, then ``flood`` again and again, in pieces of ``piece_bytes``."""
+    """What one connection sends: ``opening`` once, then ``flood`` again and again, in pieces of ``piece_bytes``; one
+    that ``is_short`` ends after the opening.
+    """
 
     opening: bytes
     flood: bytes
     piece_bytes: int = FLOOD_BYTES
+    is_short: bool = False
 
 
 def _flood(unit: bytes) -> bytes:
@@ -86,6 +90,8 @@ ATTACKS: Mapping[str, Attack] = {
     "heads of 12,000 headers": Attack(b"", HEAD * 16),
     "one-byte chunks without a key, one reading": Attack(CHUNKED % (PATH.encode(), b"wrong"), _flood(CHUNK)),
     "one-byte chunks without a key, bulk": Attack(CHUNKED % (b"/api/readings", b"wrong"), _flood(CHUNK)),
+    "an endless body without a key": Attack(ENDLESS, _flood(b" ")),
+    "connections that are dropped again": Attack(b"", b"", is_short=True),
     "blank lines": Attack(b"", _flood(b"\r\n")),
     "a head byte by byte": Attack(b"", b"GET /health HTTP/1.1\r\nX: " + b"x" * 50_000 + b"\r\n\r\n", 1),
     "one-byte chunks with a key, one reading": Attack(CHUNKED % (PATH.encode(), API_KEY.encode()), _flood(CHUNK)),
@@ -102,6 +108,8 @@ def attack(address: tuple[str, int], attack: Attack, seconds: float) -> None:
         with suppress(OSError), socket.create_connection(address, timeout=5) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.sendall(attack.opening)
+            if attack.is_short:
+                continue
             connection.setblocking(False)
             pieces = _pieces(attack)
             unsent = next(pieces, memoryview(b""))
