@@ -54,6 +54,8 @@ logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 65_536
 """Request line and headers together; four times what nginx allows by default."""
+HEADER_BYTES = 32
+"""What a header counts beyond its text, as in HTTP/2 (RFC 9113, 6.5.2): 12,000 tiny ones took 70 ms in one turn."""
 HEAD_TIMEOUT_S = 10.0
 """From the connection's beginning, or the last answer on it, to the end of the next head."""
 SLICE_BYTES = 4_096
@@ -364,7 +366,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by httptools with each header, and each trailer."""
         self.headers.append((name.lower(), value.rstrip(b" \t")))
-        self._head_bytes += len(name) + len(value)
+        self._head_bytes += len(name) + len(value) + HEADER_BYTES
         if self._head_bytes > MAX_HEAD_BYTES:
             self._cut_off()
 
@@ -694,7 +696,11 @@ class HttpProtocol(HttpToolsProtocol):
         if self._in_body:
             self._transport.abort()
         else:
-            self._end(431, f"The head of the request is larger than {MAX_HEAD_BYTES:,} bytes.")
+            self._end(
+                431,
+                f"The head of the request is larger than {MAX_HEAD_BYTES:,} bytes, where each header counts "
+                f"{HEADER_BYTES} more than its text.",
+            )
         raise ValueError("the head of the request is too long")  # ends the parsing of what has arrived
 
 
@@ -707,10 +713,10 @@ def _disconnect(cycle: Any) -> None:
 
 def _combined(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """Headers by name, the values of those that came more than once joined by commas."""
-    combined: dict[bytes, bytes] = {}
+    combined: dict[bytes, list[bytes]] = {}
     for name, value in headers:
-        combined[name] = b"%b, %b" % (combined[name], value) if name in combined else value
-    return combined
+        combined.setdefault(name, []).append(value)
+    return {name: b", ".join(values) for name, values in combined.items()}
 
 
 def _joined(first: memoryview, second: memoryview) -> memoryview:

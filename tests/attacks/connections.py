@@ -38,7 +38,9 @@ CHUNKED = b"POST %s HTTP/1.1\r\nHost: x\r\nX-API-Key: %s\r\nTransfer-Encoding: c
 ENDLESS = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n" % PATH.encode()
 CHUNK = b"1\r\n \r\n"
 OFFER = b"GET /health HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
-HEAD = b"GET /health HTTP/1.1\r\n%s\r\n" % (b"a:b\r\n" * 12_000)
+HEAD = b"GET /health HTTP/1.1\r\n%s\r\n"
+SAME_HEADERS = b"a:b\r\n" * 1_900
+OTHER_HEADERS = b"".join(b"%x:b\r\n" % number for number in range(1_700))
 
 
 def handshake(key: str, *headers: bytes) -> bytes:
@@ -87,7 +89,9 @@ ATTACKS: Mapping[str, Attack] = {
     "pipelined POSTs without a key": Attack(b"", _flood(POST)),
     "pipelined GETs": Attack(b"", _flood(GET)),
     "pipelined offers of h2c": Attack(b"", _flood(OFFER)),
-    "heads of 12,000 headers": Attack(b"", HEAD * 16),
+    "heads of 12,000 headers": Attack(b"", HEAD % (b"a:b\r\n" * 12_000) * 16),
+    "heads of 1,900 headers of one name": Attack(b"", HEAD % SAME_HEADERS * 100),
+    "heads of 1,700 headers": Attack(b"", HEAD % OTHER_HEADERS * 100),
     "one-byte chunks without a key, one reading": Attack(CHUNKED % (PATH.encode(), b"wrong"), _flood(CHUNK)),
     "one-byte chunks without a key, bulk": Attack(CHUNKED % (b"/api/readings", b"wrong"), _flood(CHUNK)),
     "an endless body without a key": Attack(ENDLESS, _flood(b" ")),

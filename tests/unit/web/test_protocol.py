@@ -594,7 +594,16 @@ async def test_an_endless_head_is_cut_off(begin: bytes, more: bytes) -> None:
         assert connection.statuses == []
         connection.desk.answer()
     assert (connection.statuses[-1], connection.wire.ended) == (431, "closed")
-    assert b'{"detail":"The head of the request is larger than 65,536 bytes."}' in connection.sent
+    assert b'{"detail":"The head of the request is larger than 65,536 bytes' in connection.sent
+
+
+async def test_many_headers() -> None:
+    """Headers count beyond their text, so that thousands of tiny ones are 431."""
+    few, many = Connection(), Connection()
+    few.feed(b"GET /other HTTP/1.1\r\n%b\r\n" % (b"a:b\r\n" * 1_900))
+    many.feed(b"GET /other HTTP/1.1\r\n%b\r\n" % (b"a:b\r\n" * 2_000))
+    await a_few_turns()
+    assert (few.statuses, many.statuses) == ([200], [431])
 
 
 async def test_who_expects_100_continue_gets_it_once_and_only_if_the_body_is_wanted() -> None:
