@@ -6,6 +6,7 @@ when it is closed. The client sends one reading after the other on one connectio
 
 import http.client
 import json
+import os
 import select
 import socket
 import time
@@ -39,8 +40,8 @@ ENDLESS = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n
 CHUNK = b"1\r\n \r\n"
 OFFER = b"GET /health HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
 HEAD = b"GET /health HTTP/1.1\r\n%s\r\n"
-SAME_HEADERS = b"a:b\r\n" * 1_900
-OTHER_HEADERS = b"".join(b"%x:b\r\n" % number for number in range(1_700))
+SAME_HEADERS = b"a:b\r\n" * 250
+OTHER_HEADERS = b"".join(b"%x:b\r\n" % number for number in range(250))
 
 
 def handshake(key: str, *headers: bytes) -> bytes:
@@ -90,8 +91,8 @@ ATTACKS: Mapping[str, Attack] = {
     "pipelined GETs": Attack(b"", _flood(GET)),
     "pipelined offers of h2c": Attack(b"", _flood(OFFER)),
     "heads of 12,000 headers": Attack(b"", HEAD % (b"a:b\r\n" * 12_000) * 16),
-    "heads of 1,900 headers of one name": Attack(b"", HEAD % SAME_HEADERS * 100),
-    "heads of 1,700 headers": Attack(b"", HEAD % OTHER_HEADERS * 100),
+    "heads of 250 headers of one name": Attack(b"", HEAD % SAME_HEADERS * 400),
+    "heads of 250 headers": Attack(b"", HEAD % OTHER_HEADERS * 400),
     "one-byte chunks without a key, one reading": Attack(CHUNKED % (PATH.encode(), b"wrong"), _flood(CHUNK)),
     "one-byte chunks without a key, bulk": Attack(CHUNKED % (b"/api/readings", b"wrong"), _flood(CHUNK)),
     "an endless body without a key": Attack(ENDLESS, _flood(b" ")),
@@ -106,7 +107,8 @@ ATTACKS: Mapping[str, Attack] = {
 
 
 def attack(address: tuple[str, int], attack: Attack, seconds: float) -> None:
-    """Attacks for so long, with one connection at a time."""
+    """Attacks for so long, with one connection at a time; on a processor that would not be the server's."""
+    os.nice(10)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         with suppress(OSError), socket.create_connection(address, timeout=5) as connection:
