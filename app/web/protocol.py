@@ -229,7 +229,7 @@ class _Reading(FlowControl):
         self._read_on = read_on
 
     def resume_reading(self) -> None:
-        """Reads on."""
+        """Read on."""
         if self.read_paused:
             self.read_paused = False
             self._read_on()
@@ -333,7 +333,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._queue()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's has a result
-        """Called by the event loop when the peer has sent its last; it may still read the answers that are owed."""
+        """Answer what is owed before closing: the peer has sent its last, and may still read."""
         self._has_ended = True
         if self._in_body and self._running is self.cycle and self.is_owed:
             self._end(400, "The body was cut short.")
@@ -451,11 +451,11 @@ class HttpProtocol(HttpToolsProtocol):
             self._transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        """Called where what came is not HTTP."""
+        """Answer what is not HTTP."""
         self._end(400, msg)
 
     def handle_websocket_upgrade(self, rest: memoryview = NOTHING) -> None:
-        """Hands the connection over to the WebSocket protocol, with its handshake and what came behind."""
+        """Hand the connection over to the WebSocket protocol, with its handshake and what came behind."""
         self._let_go()
         self._is_upgraded = True
         self.connections.discard(self)
@@ -468,18 +468,18 @@ class HttpProtocol(HttpToolsProtocol):
             protocol.data_received(rest.tobytes())
 
     def refuse_unfinished(self) -> None:
-        """Refuses the request whose body has not come whole, if it is its turn: the server is stopping."""
+        """Refuse the request whose body has not come whole, if it is its turn: the server is stopping."""
         if self._in_body and self._receiving is not None and self._receiving.awaits_body:
             self._receiving.refuse(ShuttingDown("Nothing is stored: the server is shutting down.", retry_after_s=5))
         elif self._in_body and self._receiving is None and self._task is not None and self._running is self.cycle:
             self._task.cancel()  # reading a body becomes a 503 then
 
     def drop(self) -> None:
-        """Ends the connection at once, without a word."""
+        """End the connection at once, without an answer."""
         self._transport.abort()
 
     def note_key(self) -> None:
-        """Notes that this peer has a key."""
+        """Note that this peer has a key."""
         self.has_shown_key = True
         self._limit.forget(self)
 
@@ -509,7 +509,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._slices.add(self._work)
 
     def _work(self) -> bool:
-        """Parses a slice; whether there is more that may be parsed now."""
+        """Parse a slice; return whether there is more that may be parsed now."""
         if self._transport.is_closing() or self._last_answer is not None:
             self._unparsed = NOTHING
         elif self._may_parse:
@@ -546,7 +546,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._piece_at = self.loop.time()
 
     def _ignore_or_accept(self, rest: memoryview) -> None:
-        """Goes on behind a head that offers another protocol."""
+        """Go on behind a head that offers another protocol."""
         if not self._is_replayed:  # CONNECT, which has been refused
             self._unparsed = _joined(rest, self._unparsed)
             return
@@ -577,7 +577,7 @@ class HttpProtocol(HttpToolsProtocol):
         )
 
     def _head_again(self, *, without_offer: bool = False) -> bytes:
-        """The head as it came, or without what offers another protocol."""
+        """Return the head as it came, or without what offers another protocol."""
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
         for name, value in self.headers:
             if without_offer and name == b"upgrade":
@@ -600,14 +600,14 @@ class HttpProtocol(HttpToolsProtocol):
         return not self._has_ended and (self._in_message or self._is_upgraded or bool(self._unparsed))
 
     def _drop_unfinished(self) -> None:
-        """Forgets a request that has not come whole, if it stands in line."""
+        """Forget a request that has not come whole, if it stands in line."""
         if self._in_body and self.pipeline and self.pipeline[0][0] is self.cycle:
             self.pipeline.popleft()
             self._in_body = False
             self.cycle = self.pipeline[0][0] if self.pipeline else self._running
 
     def _end(self, status: int, detail: str, *headers: tuple[bytes, bytes]) -> None:
-        """Answers what nothing can follow, after the answers that are owed, and closes."""
+        """Answer what nothing can follow, after the answers that are owed, and close."""
         if self._transport.is_closing() or self._last_answer is not None:
             return
         self._unparsed = NOTHING
@@ -636,7 +636,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._transport.write(json_answer(status, headers, body, common_lines=self._lines_of_every_answer()))
 
     def _look(self) -> None:
-        """Has the peer left if what is expected of it is due, and no answer is owed to it."""
+        """Close the connection if what is expected of the peer is due, and no answer is owed to it."""
         now = self.loop.time()
         due = self._due(now)
         if due > now:
@@ -651,7 +651,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._transport.close()
 
     def _due(self, now: float) -> float:
-        """When what is expected of the peer has to be there; each moment that this says lies after those before."""
+        """Return when what is expected of the peer has to be there; never earlier than it said before."""
         if (unfinished := self._unfinished) is not None:
             since = unfinished.body_since
             return due_at(since, max(since, self._piece_at), unfinished.body_bytes)
@@ -707,14 +707,14 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 def _disconnect(cycle: Any) -> None:
-    """Tells what answers a request, past uvicorn, that its peer has gone."""
+    """Tell what answers a request, past uvicorn, that its peer has gone."""
     if not cycle.response_complete:
         cycle.disconnected = True
     cycle.message_event.set()
 
 
 def _combined(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Headers by name, the values of those that came more than once joined by commas."""
+    """Return headers by name, the values of those that came more than once joined by commas."""
     combined: dict[bytes, list[bytes]] = {}
     for name, value in headers:
         combined.setdefault(name, []).append(value)
