@@ -1,9 +1,9 @@
 """The WebSocket protocol of the server: uvicorn's on websockets, with bounds that it lacks.
 
 Subscribers listen. Pings, pongs and the close frame are all that is of use here, and a frame costs some 15 µs. So what
-arrives is parsed in slices, in turns with other connections, and a client that sends more than FRAMES_PER_S is closed
-(1008), as is one that sends a message longer than MAX_MESSAGE_BYTES (1009). Before, pings on one connection with a wrong
-key stopped the process for 18 s.
+arrives is parsed in slices, in turns with other connections. A client that sends more than FRAMES_PER_S is closed
+(1008), as is one that sends a message longer than MAX_MESSAGE_BYTES (1009). Before, pings on one connection with a
+wrong key stopped the process for 18 s.
 
 Promises:
     * A handshake that can't be read is answered with 400, 414 or 431, and closed.
