@@ -328,6 +328,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._parse_slice()
             if 0 < len(self._unparsed) <= self._rest_of_body:
                 self._parse_slice()
+        if self._is_upgraded:
+            return
         if len(data) > SLICE_BYTES or self._unparsed:  # the loop would read on, up to 32 times in this turn
             self._transport.pause_reading()
             self._queue()
@@ -463,6 +465,7 @@ class HttpProtocol(HttpToolsProtocol):
         protocol = make(config=self.config, server_state=self.server_state, app_state=self.app_state)
         protocol.connection_made(self._transport)
         self._transport.set_protocol(protocol)
+        self._transport.resume_reading()  # which may be paused for the sake of this handshake
         protocol.data_received(self._head_again())
         if rest and not self._transport.is_closing():
             protocol.data_received(rest.tobytes())
