@@ -997,3 +997,43 @@ async def test_connections_are_bounded() -> None:
     fourth = Connection(limit=limit, state=state)
     assert (fourth.statuses, fourth.wire.ended) == ([503], "closed")
     assert third.wire.ended == ""
+
+
+REQUESTS = st.sampled_from(
+    [
+        (post(), 201),
+        (post(b"x" * MAX_BODY_BYTES), 201),
+        (CHUNKED, 201),
+        (post(key=b"wrong"), 401),
+        (GET, 200),
+        (post(b"x" * 9_000, target=b"/other"), 200),
+        (post(b"abc", b"Connection: upgrade", b"Upgrade: h2c"), 201),
+        (CHUNKED.replace(b"/reading", b"/other").replace(b"Host: x", b"Connection: upgrade\r\nUpgrade: h2c"), 200),
+    ]
+)
+
+
+@given(st.lists(REQUESTS, max_size=40), st.lists(st.integers(1, 20_000), max_size=20), st.booleans())
+def test_any_requests_in_any_pieces(requests: list[tuple[bytes, int]], sizes: list[int], half_closed: bool) -> None:
+    """However requests arrive, each is answered once and in order, also if the peer closes its side behind them."""
+
+    async def answers() -> tuple[list[int], str]:
+        connection = Connection()
+        unsent, pieces, has_ended, answered = b"".join(request for request, _ in requests), iter(sizes), False, 0
+        for _ in range(10_000):
+            if connection.wire.is_read and unsent:
+                size = next(pieces, 250_000)
+                connection.feed(unsent[:size])
+                unsent = unsent[size:]
+            elif connection.wire.is_read and half_closed and not has_ended:
+                has_ended = connection.protocol.eof_received()
+            await asyncio.sleep(0)
+            if len(connection.desk.taken) > answered:
+                answered += 1
+                connection.desk.answer()
+            if not unsent and has_ended is half_closed and len(connection.statuses) == len(requests):
+                break
+        await a_few_turns()
+        return connection.statuses, connection.wire.ended
+
+    assert asyncio.run(answers()) == ([status for _, status in requests], "closed" if half_closed else "")
