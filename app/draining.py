@@ -21,7 +21,7 @@ class DrainingServer(uvicorn.Server):
     """A server of connections that have ``shutdown`` and ``refuse_unfinished``."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Takes no more connections, answers those that are owed an answer, and ends the application."""
+        """Accept nothing more, answer what came whole, and end the application."""
         try:
             for server in self.servers:
                 server.close()
@@ -48,7 +48,7 @@ class DrainingServer(uvicorn.Server):
             task.cancel()
 
     async def _all_ended(self, timeout_s: float) -> bool:
-        """Waits until there are no connections and no tasks; whether that was in time."""
+        """Wait until there are no connections and no tasks; return whether that was in time."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._wait_tasks_to_complete()

@@ -188,7 +188,7 @@ def _share_of(settings: Settings) -> Settings:
 
 
 def _raise_file_limit() -> None:
-    """Raises the limit of open files to what this account may have; shells and systemd set it to 1,024."""
+    """Raise the limit of open files to what this account may have; shells and systemd set it to 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
@@ -200,11 +200,20 @@ def _raise_file_limit() -> None:
 
 
 def _max_connections(settings: Settings) -> int:
-    """How many connections a process may have: as many as were set, and fewer than it may open files."""
+    """Return how many connections a process may have: as many as were set, and fewer than it may open files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = MOST_FILES if soft == resource.RLIM_INFINITY else soft
     possible = max(files - OTHER_FILES, files // 2)
-    return possible if settings.max_connections is None else min(possible, settings.max_connections)
+    if settings.max_connections is None:
+        return possible
+    if settings.max_connections > possible:
+        logger.warning(
+            "MAX_CONNECTIONS is %d, and %d is used: a process may open %d files",
+            settings.max_connections,
+            possible,
+            files,
+        )
+    return min(possible, settings.max_connections)
 
 
 def _uvicorn_config(app: ASGIApp, endpoint: ReadingEndpoint, settings: Settings) -> uvicorn.Config:

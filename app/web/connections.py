@@ -25,7 +25,7 @@ class Connection(Protocol):
         """Whether an answer is being made for it."""
 
     def drop(self) -> None:
-        """Ends it at once, without a word."""
+        """End it at once, without an answer."""
 
 
 class ConnectionLimit:
@@ -43,7 +43,7 @@ class ConnectionLimit:
         self._warned_at = -math.inf
 
     def admit(self, connection: Connection, *, count: int) -> bool:
-        """Lets a connection in that is the ``count``-th, if need be in another's place; False if none gives way."""
+        """Admit a connection, the ``count``-th, if need be in another's place; False if none gives way."""
         if count > self._most:
             self._warn()
             if (oldest := self._oldest_idle()) is None:
@@ -54,7 +54,7 @@ class ConnectionLimit:
         return True
 
     def forget(self, connection: Connection) -> None:
-        """Notes that a connection has shown a key, or is gone: it does not give way any more."""
+        """Forget a connection that has shown a key, or is gone: it does not give way any more."""
         self._keyless.pop(connection, None)
 
     def _oldest_idle(self) -> Connection | None:

@@ -55,6 +55,10 @@ logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 65_536
 """Request line and headers together; four times what nginx allows by default."""
+HEADER_BYTES = 256
+"""What a header counts beyond its text, so that there are some 250: 12,000 tiny ones took 70 ms in one turn. HTTP/2
+counts 32 (RFC 9113, 6.5.2), and a library's default is 100 headers in Python, 128 in websockets.
+"""
 HEAD_TIMEOUT_S = 10.0
 """From the connection's beginning, or the last answer on it, to the end of the next head."""
 SLICE_BYTES = 4_096
@@ -228,7 +232,7 @@ class _Reading(FlowControl):
         self._read_on = read_on
 
     def resume_reading(self) -> None:
-        """Reads on."""
+        """Read on."""
         if self.read_paused:
             self.read_paused = False
             self._read_on()
@@ -327,12 +331,14 @@ class HttpProtocol(HttpToolsProtocol):
             self._parse_slice()
             if 0 < len(self._unparsed) <= self._rest_of_body:
                 self._parse_slice()
-        if self._unparsed:
+        if self._is_upgraded:
+            return
+        if len(data) > SLICE_BYTES or self._unparsed:  # the loop would read on, up to 32 times in this turn
             self._transport.pause_reading()
             self._queue()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's has a result
-        """Called by the event loop when the peer has sent its last; it may still read the answers that are owed."""
+        """Answer what is owed before closing: the peer has sent its last, and may still read."""
         self._has_ended = True
         if self._in_body and self._running is self.cycle and self.is_owed:
             self._end(400, "The body was cut short.")
@@ -367,7 +373,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by httptools with each header, and each trailer."""
         self.headers.append((name.lower(), value.rstrip(b" \t")))
-        self._head_bytes += len(name) + len(value)
+        self._head_bytes += len(name) + len(value) + HEADER_BYTES
         if self._head_bytes > MAX_HEAD_BYTES:
             self._cut_off()
 
@@ -450,11 +456,11 @@ class HttpProtocol(HttpToolsProtocol):
             self._transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        """Called where what came is not HTTP."""
+        """Answer what is not HTTP."""
         self._end(400, msg)
 
     def handle_websocket_upgrade(self, rest: memoryview = NOTHING) -> None:
-        """Hands the connection over to the WebSocket protocol, with its handshake and what came behind."""
+        """Hand the connection over to the WebSocket protocol, with its handshake and what came behind."""
         self._let_go()
         self._is_upgraded = True
         self.connections.discard(self)
@@ -462,23 +468,24 @@ class HttpProtocol(HttpToolsProtocol):
         protocol = make(config=self.config, server_state=self.server_state, app_state=self.app_state)
         protocol.connection_made(self._transport)
         self._transport.set_protocol(protocol)
+        self._transport.resume_reading()  # which may be paused for the sake of this handshake
         protocol.data_received(self._head_again())
         if rest and not self._transport.is_closing():
             protocol.data_received(rest.tobytes())
 
     def refuse_unfinished(self) -> None:
-        """Refuses the request whose body has not come whole, if it is its turn: the server is stopping."""
+        """Refuse the request whose body has not come whole, if it is its turn: the server is stopping."""
         if self._in_body and self._receiving is not None and self._receiving.awaits_body:
             self._receiving.refuse(ShuttingDown("Nothing is stored: the server is shutting down.", retry_after_s=5))
         elif self._in_body and self._receiving is None and self._task is not None and self._running is self.cycle:
             self._task.cancel()  # reading a body becomes a 503 then
 
     def drop(self) -> None:
-        """Ends the connection at once, without a word."""
+        """End the connection at once, without an answer."""
         self._transport.abort()
 
     def note_key(self) -> None:
-        """Notes that this peer has a key."""
+        """Note that this peer has a key."""
         self.has_shown_key = True
         self._limit.forget(self)
 
@@ -499,7 +506,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _read_on(self) -> None:
         if self._unparsed:
             self._queue()
-        elif not self._has_ended and not self._transport.is_closing():
+        elif not self._has_ended and not self._is_upgraded and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def _queue(self) -> None:
@@ -508,7 +515,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._slices.add(self._work)
 
     def _work(self) -> bool:
-        """Parses a slice; whether there is more that may be parsed now."""
+        """Parse a slice; return whether there is more that may be parsed now."""
         if self._transport.is_closing() or self._last_answer is not None:
             self._unparsed = NOTHING
         elif self._may_parse:
@@ -545,7 +552,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._piece_at = self.loop.time()
 
     def _ignore_or_accept(self, rest: memoryview) -> None:
-        """Goes on behind a head that offers another protocol."""
+        """Go on behind a head that offers another protocol."""
         if not self._is_replayed:  # CONNECT, which has been refused
             self._unparsed = _joined(rest, self._unparsed)
             return
@@ -576,7 +583,7 @@ class HttpProtocol(HttpToolsProtocol):
         )
 
     def _head_again(self, *, without_offer: bool = False) -> bytes:
-        """The head as it came, or without what offers another protocol."""
+        """Return the head as it came, or without what offers another protocol."""
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
         for name, value in self.headers:
             if without_offer and name == b"upgrade":
@@ -599,14 +606,14 @@ class HttpProtocol(HttpToolsProtocol):
         return not self._has_ended and (self._in_message or self._is_upgraded or bool(self._unparsed))
 
     def _drop_unfinished(self) -> None:
-        """Forgets a request that has not come whole, if it stands in line."""
+        """Forget a request that has not come whole, if it stands in line."""
         if self._in_body and self.pipeline and self.pipeline[0][0] is self.cycle:
             self.pipeline.popleft()
             self._in_body = False
             self.cycle = self.pipeline[0][0] if self.pipeline else self._running
 
     def _end(self, status: int, detail: str, *headers: tuple[bytes, bytes]) -> None:
-        """Answers what nothing can follow, after the answers that are owed, and closes."""
+        """Answer what nothing can follow, after the answers that are owed, and close."""
         if self._transport.is_closing() or self._last_answer is not None:
             return
         self._unparsed = NOTHING
@@ -635,7 +642,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._transport.write(json_answer(status, headers, body, common_lines=self._lines_of_every_answer()))
 
     def _look(self) -> None:
-        """Has the peer left if what is expected of it is due, and no answer is owed to it."""
+        """Close the connection if what is expected of the peer is due, and no answer is owed to it."""
         now = self.loop.time()
         due = self._due(now)
         if due > now:
@@ -650,7 +657,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._transport.close()
 
     def _due(self, now: float) -> float:
-        """When what is expected of the peer has to be there; each moment that this says lies after those before."""
+        """Return when what is expected of the peer has to be there; never earlier than it said before."""
         if (unfinished := self._unfinished) is not None:
             since = unfinished.body_since
             return due_at(since, max(since, self._piece_at), unfinished.body_bytes)
@@ -697,23 +704,27 @@ class HttpProtocol(HttpToolsProtocol):
         if self._in_body:
             self._transport.abort()
         else:
-            self._end(431, f"The head of the request is larger than {MAX_HEAD_BYTES:,} bytes.")
+            self._end(
+                431,
+                f"The head of the request is larger than {MAX_HEAD_BYTES:,} bytes, where each header counts "
+                f"{HEADER_BYTES} more than its text.",
+            )
         raise ValueError("the head of the request is too long")  # ends the parsing of what has arrived
 
 
 def _disconnect(cycle: Any) -> None:
-    """Tells what answers a request, past uvicorn, that its peer has gone."""
+    """Tell what answers a request, past uvicorn, that its peer has gone."""
     if not cycle.response_complete:
         cycle.disconnected = True
     cycle.message_event.set()
 
 
 def _combined(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Headers by name, the values of those that came more than once joined by commas."""
-    combined: dict[bytes, bytes] = {}
+    """Return headers by name, the values of those that came more than once joined by commas."""
+    combined: dict[bytes, list[bytes]] = {}
     for name, value in headers:
-        combined[name] = b"%b, %b" % (combined[name], value) if name in combined else value
-    return combined
+        combined.setdefault(name, []).append(value)
+    return {name: b", ".join(values) for name, values in combined.items()}
 
 
 def _joined(first: memoryview, second: memoryview) -> memoryview:

@@ -342,7 +342,7 @@ class BulkIngest:
             self._intake.reserve(key_name, -held)
 
     def _require_room(self, key_name: str, body_bytes: int) -> None:
-        """Raises what reserving room for so much of a body would raise now, and holds none."""
+        """Raise what reserving room for so much of a body would raise now, and hold none."""
         self._intake.reserve(key_name, body_bytes * DECODING_FACTOR)
         self._intake.reserve(key_name, -body_bytes * DECODING_FACTOR)
 

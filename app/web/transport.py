@@ -61,7 +61,7 @@ class OneWriteATurn:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """Gathers; the turn's end, or MAX_PENDING_BYTES, writes."""
+        """Gather data; the turn's end, or MAX_PENDING_BYTES, writes it."""
         if not self._pending:
             self._loop.call_soon(self._flush)
         self._pending.append(data)
@@ -70,7 +70,7 @@ class OneWriteATurn:
             self._flush()
 
     def write_now(self, data: bytes) -> None:
-        """Writes, with what was gathered before it."""
+        """Write data, with what was gathered before it."""
         if self._pending:
             self.write(data)
             self._flush()
@@ -78,7 +78,7 @@ class OneWriteATurn:
             self._transport.write(data)
 
     def close(self) -> None:
-        """Writes what was gathered, and closes; where the peer may still be sending, so that it can read the answer."""
+        """Write what was gathered, and close; where the peer may still be sending, so that it can read the answer."""
         if self.is_closing():
             return
         self._flush()
@@ -89,7 +89,7 @@ class OneWriteATurn:
             self._transport.close()
 
     def close_at_once(self) -> None:
-        """Writes what was gathered, and closes; for a peer that has sent its last."""
+        """Write what was gathered, and close: the peer has sent its last."""
         self._flush()
         self._transport.close()
 
@@ -101,7 +101,7 @@ class OneWriteATurn:
 
 
 class _Farewell(asyncio.Protocol):
-    """Takes a connection over that has been answered for the last time: drops what still comes, and closes it."""
+    """A connection that has been answered for the last time: what still comes is dropped, then it is closed."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport

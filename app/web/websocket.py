@@ -1,9 +1,9 @@
 """The WebSocket protocol of the server: uvicorn's on websockets, with bounds that it lacks.
 
-Subscribers listen. What they send is of no use here but for pings, pongs and the close frame, and costs some 15 µs a
-frame; so it is parsed in slices, in turns with everybody else's, and whoever sends more than FRAMES_PER_S is closed
-(1008), as is a message longer than MAX_MESSAGE_BYTES (1009). Before, one connection with a wrong key stopped the
-process for 18 s with pings.
+Subscribers listen. Pings, pongs and the close frame are all that is of use here, and a frame costs some 15 µs. So what
+arrives is parsed in slices, in turns with other connections. A client that sends more than FRAMES_PER_S is closed
+(1008), as is one that sends a message longer than MAX_MESSAGE_BYTES (1009). Before, pings on one connection with a
+wrong key stopped the process for 18 s.
 
 Promises:
     * A handshake that can't be read is answered with 400, 414 or 431, and closed.
@@ -61,7 +61,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._counted_at = self.loop.time()
 
     def data_received(self, data: bytes) -> None:
-        """Called by the event loop with what the peer has sent; first with the head of its handshake."""
+        """Receive what the peer has sent; first the head of its handshake."""
         if not self.handshake_initiated:
             super().data_received(data)
             if not self.handshake_initiated:
@@ -71,12 +71,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._parse_on()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's has a result
-        """Called by the event loop when the peer has sent its last."""
+        """Close: the peer has sent its last."""
         self.transport.close_at_once()  # type: ignore[attr-defined]  # it is a OneWriteATurn
         return True  # closing is ours: what has been gathered is written first
 
     def handle_events(self) -> None:
-        """Handles what has been parsed, unless it is more than a subscriber may send."""
+        """Handle what has been parsed, unless it is more than a subscriber may send."""
         now = self.loop.time()
         self._may_send = min(FRAMES_AT_ONCE, self._may_send + (now - self._counted_at) * FRAMES_PER_S)
         self._counted_at = now
@@ -88,7 +88,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.handle_parser_exception()
 
     async def send(self, message: Any) -> None:
-        """Sends what the application says; a close frame is the last."""
+        """Send what the application says; a close frame is the last."""
         await super().send(message)
         if message["type"] == "websocket.accept":
             self._parse_on()
@@ -99,7 +99,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.close()
 
     def shutdown(self) -> None:
-        """Ends the connection: the server is stopping."""
+        """End the connection: the server is stopping."""
         if self.transport.is_closing():  # which uvicorn would answer with another close frame, and an InvalidState
             return
         try:
@@ -109,7 +109,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.abort()
 
     def refuse_unfinished(self) -> None:
-        """Ends a connection that outlived the close frame: the server is stopping."""
+        """End a connection that outlived the close frame: the server is stopping."""
         self.transport.abort()
 
     def _refuse_handshake(self) -> None:
@@ -134,7 +134,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self._slices.add(self._work)
 
     def _work(self) -> bool:
-        """Parses a slice; whether there is more."""
+        """Parse a slice; return whether there is more."""
         if self.close_sent or self.transport.is_closing():
             self._unparsed = NOTHING
         else:

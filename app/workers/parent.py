@@ -12,6 +12,7 @@ Promises:
 
 import asyncio
 import logging
+import math
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -57,6 +58,7 @@ Spawn = Callable[[int, socket.socket, socket.socket], BaseProcess]
 ACCEPTS_A_TURN = 64
 ACCEPT_PAUSE_S = 1.0
 """After the machine has refused an accept, for want of descriptors perhaps."""
+WARNING_INTERVAL_S = 60.0
 FIRST_RESTART_PAUSE_S = 0.1
 LONGEST_RESTART_PAUSE_S = 5.0
 STEADY_AFTER_S = 30.0
@@ -114,6 +116,7 @@ class Parent:
         self._takers: list[_Worker] = []
         self._turn = 0
         self._accepting = False
+        self._warned_at = -math.inf
         self._stopping = asyncio.Event()
         self._signals: list[int] = []
         self._unusable: str | None = None
@@ -266,10 +269,13 @@ class Parent:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                logger.error("can't accept a connection: %s", error.strerror)
+                loop = asyncio.get_running_loop()
+                if loop.time() - self._warned_at >= WARNING_INTERVAL_S:
+                    self._warned_at = loop.time()
+                    logger.error("can't accept connections: %s", error.strerror)
                 self._accepting = False
-                asyncio.get_running_loop().remove_reader(self._listener)
-                asyncio.get_running_loop().call_later(ACCEPT_PAUSE_S, self._choose_takers)
+                loop.remove_reader(self._listener)
+                loop.call_later(ACCEPT_PAUSE_S, self._choose_takers)
                 return
             with connection:
                 self._hand_over(connection)

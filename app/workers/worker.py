@@ -83,7 +83,7 @@ class HandedConnections(DrainingServer):
                 self._serve_on(socket.socket(fileno=descriptor))
 
     def _warn_of_lost_connection(self) -> None:
-        """Says that the kernel dropped a connection on its way here, for want of a descriptor; once a minute."""
+        """Log, once a minute, that the kernel dropped a connection on its way here for want of a descriptor."""
         now = asyncio.get_running_loop().time()
         if now - self._warned_at >= WARNING_INTERVAL_S:
             self._warned_at = now

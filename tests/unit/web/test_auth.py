@@ -45,6 +45,16 @@ def test_any_other_key_opens_nothing(shown: bytes | None, scope: Scope, reason: 
     assert EARS not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("shown", "known"),
+    [(MASTER, True), (EARS, True), ("wrong", False), (MASTER[:-1], False), ("", False), (None, False)],
+)
+def test_knows(shown: str | None, known: bool) -> None:
+    """A key is known whatever it is for; nothing is no key, also where a key is empty."""
+    ring = Keyring(ApiKey("EMPTY", "", frozenset()), *(ApiKey(key, key, frozenset()) for key in (MASTER, EARS)))
+    assert ring.knows(shown.encode() if shown is not None else None) is known
+
+
 def test_without_keys_nothing_opens_not_even_to_nothing() -> None:
     with pytest.raises(Unauthorized):
         Keyring(ApiKey("API_KEY", "", frozenset(Scope))).name_of(b"", Scope.INGEST)

@@ -166,6 +166,17 @@ async def test_refused_connection_is_closed_at_once() -> None:
     assert connection.sent == before
 
 
+async def test_long_handshake() -> None:
+    """A handshake that is longer than a slice does not leave the connection unread."""
+    connection = Connection()
+    connection.feed(handshake(b"Cookie: %s" % (b"x" * 8_000)))
+    await a_few_turns()
+    assert connection.wire.is_read
+    connection.feed(PING)
+    await a_few_turns()
+    assert connection.sent.endswith(b"\x8a\x00")
+
+
 async def test_nothing_is_parsed_before_the_handshake_is_answered() -> None:
     """Frames that come before the 101 wait for it, and are not read on."""
     connection = Connection(hesitates)
