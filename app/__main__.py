@@ -37,7 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     migration.add_argument(
         "--down", metavar="REVISION", help="go back to this revision instead; `base` removes everything"
     )
-    add_arguments(commands.add_parser("import", help="store the readings of CSV, JSON, NDJSON, Arrow and Parquet files"))
+    add_arguments(
+        commands.add_parser("import", help="store the readings of CSV, JSON, NDJSON, Arrow and Parquet files")
+    )
     chosen = parser.parse_args(arguments)
     # Both end in an exception, so that every `with` on the way out does its work: the embedded database is stopped.
     signal.signal(signal.SIGTERM, _exit)

@@ -60,10 +60,8 @@ async def import_file(
             )
         outcome = await importer.run(path)
     summary = ", ".join(_summary(outcome, path, is_stored=intake is not None))
-    print(f"{path.name}: {summary} ({elapsed_s():.1f} s, {outcome.rows / elapsed_s():,.0f} rows/s)")
-    for line in _remarks(outcome, layout):
-        print(f"{path.name}: {line}")
-    print(end="", flush=True)
+    said = [f"{summary} ({elapsed_s():.1f} s, {outcome.rows / elapsed_s():,.0f} rows/s)", *_remarks(outcome, layout)]
+    print("\n".join(f"{path.name}: {line}" for line in said), flush=True)
     return outcome
 
 
