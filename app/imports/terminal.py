@@ -94,7 +94,8 @@ def _remarks(outcome: Outcome, layout: Layout) -> Iterator[str]:
     if outcome.reasons:
         ((reason, rows),) = outcome.reasons.most_common(1)
         example = outcome.examples.get(reason)
-        where = f", first row {example.row:,}: {shown(example.value)!r}" if example else ""
+        value = "" if example is None or example.value is None else f": {shown(example.value)!r}"
+        where = f", first row {example.row:,}{value}" if example else ""
         yield f"most often rejected because {reason} ({rows:,} {'row' if rows == 1 else 'rows'}{where})"
         if example and example.column == "time" and outcome.rows == outcome.rejected and layout.time_format is None:
             yield "how the file's times are written can be said with --time-format"
