@@ -148,6 +148,8 @@ class Importer:
         self._window = window
         self._now_us = now_us
         self._on_progress = on_progress
+        self._turn = asyncio.Lock()
+        """Keeps the order of the file where the buffer is full: no tail may be claimed before what it follows."""
 
     async def forget(self, path: Path) -> bool:
         """Have a file taken for one that was never imported; whether it was.
@@ -260,17 +262,21 @@ class Importer:
 
         try:
             async with asyncio.timeout(LONGEST_WAIT_S):
-                while True:
-                    try:
-                        self._intake.submit(batch, settle, claim=claim, is_awaited=False)
-                    except NotStored as error:
-                        await asyncio.sleep(error.retry_after_s)
-                    else:
-                        return await answered
+                async with self._turn:
+                    await self._submit(self._intake, batch, settle, claim)
+                return await answered
         except TimeoutError:
             raise DatabaseAway(
                 "The database has been away for too long. Import the file again: what is there will be found."
             ) from None
+
+    @staticmethod
+    async def _submit(intake: Intake, batch: Batch, settle: Callable[[Answer], None], claim: Claim) -> None:
+        while True:
+            try:
+                return intake.submit(batch, settle, claim=claim, is_awaited=False)
+            except NotStored as error:
+                await asyncio.sleep(error.retry_after_s)
 
 
 @dataclass(slots=True)

@@ -60,10 +60,8 @@ async def import_file(
             )
         outcome = await importer.run(path)
     summary = ", ".join(_summary(outcome, path, is_stored=intake is not None))
-    print(f"{path.name}: {summary} ({elapsed_s():.1f} s, {outcome.rows / elapsed_s():,.0f} rows/s)")
-    for line in _remarks(outcome, layout):
-        print(f"{path.name}: {line}")
-    print(end="", flush=True)
+    said = [f"{summary} ({elapsed_s():.1f} s, {outcome.rows / elapsed_s():,.0f} rows/s)", *_remarks(outcome, layout)]
+    print("\n".join(f"{path.name}: {line}" for line in said), flush=True)
     return outcome
 
 
@@ -96,7 +94,8 @@ def _remarks(outcome: Outcome, layout: Layout) -> Iterator[str]:
     if outcome.reasons:
         ((reason, rows),) = outcome.reasons.most_common(1)
         example = outcome.examples.get(reason)
-        where = f", first row {example.row:,}: {shown(example.value)!r}" if example else ""
+        value = "" if example is None or example.value is None else f": {shown(example.value)!r}"
+        where = f", first row {example.row:,}{value}" if example else ""
         yield f"most often rejected because {reason} ({rows:,} {'row' if rows == 1 else 'rows'}{where})"
         if example and example.column == "time" and outcome.rows == outcome.rejected and layout.time_format is None:
             yield "how the file's times are written can be said with --time-format"

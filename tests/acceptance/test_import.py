@@ -402,6 +402,27 @@ def of_logger(url: str) -> list[tuple[object, ...]]:
     return sorted((name, f"{time:%Y-%m-%d %H:%M}", *values[:2]) for name, time, *values in rows(url))
 
 
+@pytest.mark.parametrize(
+    ("time", "options"),
+    [
+        ("20230712", ("--time-format", "%Y%m%d")),
+        ("45119.60417", ("--time-format", "excel")),
+        ("742487445", ("--precision", "s")),
+    ],
+)
+def test_numbers_that_are_no_epoch(url: str, tmp_path: Path, time: str, options: tuple[str, ...]) -> None:
+    """A number that would be a ridiculous time is rejected in every format, and stored once it is said what it is."""
+    sent: dict[str, object] = {"sensor_id": "a", "time": json.loads(time), "temperature": 1.0}
+    (tmp_path / "a.csv").write_bytes(as_csv([sent]))
+    (tmp_path / "a.ndjson").write_bytes(bodies.ndjson([sent]))
+    (tmp_path / "a.parquet").write_bytes(as_parquet([sent]))
+    names = ("a.csv", "a.ndjson", "a.parquet")
+    status, output = run_command(tmp_path, "import", *names, DATABASE_URL=url)
+    assert (status, output.count("0 readings stored, 1 rejected")) == (REJECTED_STATUS, 3), output
+    status, output = run_command(tmp_path, "import", *names, *options, DATABASE_URL=url)
+    assert (status, output.count("1 reading stored")) == (0, 3), output
+
+
 def test_our_own_export(folder: Path) -> None:
     """What GET /api/readings gives is imported as it is, in each of its formats."""
     sent = readings(50)
@@ -433,7 +454,7 @@ def test_a_time_zone_of_the_settings(url: str, tmp_path: Path) -> None:
     (tmp_path / "aware.parquet").write_bytes(bodies.parquet(aware))
     names = ("a.ndjson", "a.csv", "naive.parquet", "aware.parquet")
     status, output = run_command(tmp_path, "import", *names, DATABASE_URL=url, TIMEZONE="Europe/Madrid")
-    assert (status, output.count("without an offset are taken to be in Europe/Madrid")) == (0, 3), output
+    assert (status, output.count("1 time without an offset is taken to be in Europe/Madrid")) == (0, 3), output
     assert Counter(time.hour for _, time, *_ in rows(url)) == {10: 3, 12: 3}
 
 

@@ -444,7 +444,13 @@ def _times(values: Sequence[object], precision: Precision) -> _Column:
             return pa.array(values, pa.float64()), {}
     except (pa.ArrowException, OverflowError):
         pass
-    return _each(values, lambda value: parse_time_us(value, precision=precision), pa.timestamp("us"))
+
+    def text(value: object) -> str:
+        if not isinstance(value, str):
+            parse_time_us(value, precision=precision)
+        return value if isinstance(value, str) else repr(value)
+
+    return _each(values, text, pa.string())
 
 
 def _numbers(values: Sequence[object], name: str) -> _Column:

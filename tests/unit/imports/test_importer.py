@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from app.errors import ConfigurationError
+from app.errors import BufferFull, ConfigurationError
 from app.imports.importer import Importer, Outcome
 from app.imports.layout import Layout
 from app.ingest.batch import Batch, Content, Reading
@@ -222,3 +222,32 @@ def test_a_tail_of_nothing_but_rejected_rows(tmp_path: Path, line: bytes) -> Non
         (tmp_path / "a.csv").write_bytes(CSV + tail + row(1) + row(2))
         assert imported(tmp_path / "a.csv", Layout(), intake).rejected == 1
     assert [reading.temperature for reading in intake.readings] == [1, 2]
+
+
+class Full(Taken):
+    """An intake that has no room at first, and then takes one part of another block before it has again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refusals = 1
+
+    def submit(
+        self,
+        content: Content,
+        settle: Callable[[Answer], None],
+        *,
+        claim: Claim | None = None,
+        is_awaited: bool = True,
+    ) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise BufferFull("full")
+        super().submit(content, settle, claim=claim, is_awaited=is_awaited)
+
+
+def test_a_full_buffer_keeps_the_order(tmp_path: Path) -> None:
+    """What could not be taken at once is taken before what follows it in the file."""
+    (tmp_path / "a.csv").write_bytes(CSV + b"".join(map(row, range(3))) + row(3)[:-1])
+    intake = Full()
+    assert imported(tmp_path / "a.csv", Layout(), intake).stored == 4
+    assert [reading.temperature for reading in intake.readings] == [0, 1, 2, 3]

@@ -62,6 +62,14 @@ def test_why_rows_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert advice == "a.csv: how the file's times are written can be said with --time-format"
 
 
+def test_a_reason_without_a_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An example is shown by its value only where there is one."""
+    (tmp_path / "a.csv").write_text("sensor_id,time,temperature\na,2013-01-01,\n")
+    assert printed(tmp_path / "a.csv", capsys)[-1] == (
+        "a.csv: most often rejected because one of temperature, humidity, pressure should be there (1 row, first row 1)"
+    )
+
+
 def test_what_was_detected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What was detected of a file is said, and where its times were taken to be."""
     (tmp_path / "a.csv").write_text(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,18 @@ from hypothesis import strategies as st
 from app.ingest.decode.csvs import decode_csv, end_of_records, records
 from app.ingest.decode.dialect import CsvDialect
 from app.ingest.decode.readings import Format, decode_readings
-from tests.unit.ingest.decode.bodies import WAYS, arrow_from, decode, rows_of, terms_of
+from tests.unit.ingest.decode.bodies import (
+    WAYS,
+    arrow_from,
+    decode,
+    json_array,
+    many_rows,
+    ndjson,
+    places,
+    rows_of,
+    terms_of,
+)
+from tests.unit.ingest.decode.reference import KNOWN
 
 NAMES = ["sensor_id", "time", "temperature"]
 COMMAS = CsvDialect()
@@ -114,6 +126,22 @@ def test_line_ends_of_old() -> None:
     """Lines may end with CR alone; one at the end of what was read may be half of CR LF."""
     assert end_of_records(b"a,,1\rb,,2\rc,", COMMAS, NAMES, max_bytes=NO_LIMIT) == 10
     assert end_of_records(b"a,,1\rb,,2\r", COMMAS, NAMES, max_bytes=NO_LIMIT) == 5
+
+
+@given(many_rows, st.sampled_from(["\n", "\r\n", "\n\n"]))
+def test_renamed_fields(rows: list[dict[str, object]], newline: str) -> None:
+    """Readings under other names are the same readings, and rejected for the same faults."""
+    theirs = {name: f"{name} {number}" for number, name in enumerate(KNOWN)}
+    terms = terms_of(
+        renames={name: ours for ours, name in theirs.items()} | {ours: f"{ours} of theirs" for ours in KNOWN}
+    )
+    renamed = [{theirs.get(name, name): value for name, value in row.items()} | {"time": math.nan} for row in rows]
+    body = ndjson(renamed).replace(b"\n", newline.encode())
+    expected, found = decode(ndjson(rows), Format.NDJSON), decode_readings(body, Format.NDJSON, terms)
+    assert (rows_of(found), places(found)) == (rows_of(expected), places(expected))
+    if rows:
+        found = decode_readings(json_array(renamed), Format.JSON, terms)
+        assert (rows_of(found), places(found)) == (rows_of(expected), places(expected))
 
 
 def test_renamed_fields_of_json() -> None:
