@@ -43,6 +43,7 @@ def decode(
     is_time_required: bool = False,
     is_backfill: bool = False,
     max_inflated_bytes: int = 24 << 20,
+    only_rows: pa.Array | None = None,
 ) -> Decoded:
     held_to = held_to or rules()
     terms = Terms(
@@ -56,6 +57,7 @@ def decode(
         is_time_required=is_time_required,
         is_backfill=is_backfill,
         max_inflated_bytes=max_inflated_bytes,
+        only_rows=only_rows,
     )
     return decode_readings(body, form, terms)
 
