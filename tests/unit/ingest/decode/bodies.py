@@ -166,6 +166,9 @@ def iso_texts(time_us: int) -> st.SearchStrategy[str]:
         [
             moment.isoformat(),
             moment.isoformat().replace("+00:00", "Z"),
+            moment.isoformat().replace("+00:00", "z"),
+            f"{moment.date() - timedelta(days=1)}T24:00:00Z",
+            f"{moment.date() - timedelta(days=1)} 23:59:60",
             moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             moment.replace(tzinfo=None).isoformat(),
             moment.replace(tzinfo=None).isoformat(sep=" ", timespec="minutes"),
