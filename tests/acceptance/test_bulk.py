@@ -252,6 +252,28 @@ def test_old_readings_want_backfill_and_none_may_come_from_the_future(shared: Si
     assert not rows(shared.url, "ahead")
 
 
+def test_time_by_another_name(shared: Site) -> None:
+    """Nothing long past is stored as of now, and what is stored as of now says so."""
+    sent = {"sensor_id": "timestamp", "timestamp": "2013-01-01T00:00:00Z", "temperature": 1}
+    refused = shared.send(sent, query="backfill=true")
+    assert (refused.status_code, "'timestamp'" in refused.json()["detail"]) == (422, True)
+    assert not rows(shared.url, "timestamp")
+    answer = shared.send(sent)
+    assert (answer.status_code, answer.json()["stored"], answer.json()["unknown_columns"]) == (201, 1, ["timestamp"])
+    assert "'timestamp' is not read as the time" in answer.json()["hints"][0]
+
+
+@pytest.mark.parametrize("time_", [20230712, "20230712143000", 45119.60417, 848_000_000])
+def test_number_that_is_no_time(shared: Site, time_: object) -> None:
+    """A date in digits, a day of Excel and a second since 2000 are stored nowhere, by either route."""
+    sent = {"sensor_id": "no time", "time": time_, "temperature": 1, "humidity": 2, "pressure": 3}
+    bulk = shared.send(sent, query="backfill=true")
+    assert (bulk.status_code, "looks like" in bulk.json()["errors"][0]["reason"]) == (422, True)
+    single = shared.client.post(SINGLE, json=sent)
+    assert (single.status_code, "looks like" in single.json()["detail"][0]["msg"]) == (422, True)
+    assert not rows(shared.url, "no time")
+
+
 def test_of_more_days_than_a_request_may_bring_the_newest_are_stored(shared: Site) -> None:
     sent = [reading("days", ago=timedelta(days=day)) for day in range(103)]
     answer = shared.send(*sent, query="backfill=true")
