@@ -38,6 +38,15 @@ def fingerprint(key: str, key_name: str, *content: bytes) -> Fingerprint:
     return Fingerprint(key_name, key, digest.digest())
 
 
+OF_REJECTED = "\trejected"
+"""Ends the key under which the rejected readings of a request are stored later. No sender's own can end so."""
+
+
+def for_rejected(request: Fingerprint) -> Fingerprint:
+    """What stands for the rejected readings of a request, sent again under the same key."""
+    return request._replace(key=request.key + OF_REJECTED)
+
+
 async def answered_before(recall: Recall, request: Fingerprint) -> Replay | None:
     """How this request was answered the first time, if it was.
 

@@ -13,10 +13,12 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
 from typing import Annotated, Literal
 
 import orjson
+import pyarrow as pa
 from fastapi import APIRouter, Request, Security
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
@@ -34,6 +36,7 @@ from app.ingest.buffer import Answer
 from app.ingest.claim import Claim, Fingerprint, Replay
 from app.ingest.decode.columns import Decoded, RowFault, Terms
 from app.ingest.decode.inflate import codec_of, inflated
+from app.ingest.decode.ranges import as_ranges, rows_of_ranges
 from app.ingest.decode.readings import COMPACT_FORMATS, Format, decode_opened, decode_readings, open_readings
 from app.ingest.decode.timestamps import Precision, TimeWindow
 from app.ingest.pipeline import Intake
@@ -41,7 +44,7 @@ from app.ingest.receipt import Receipt, Stored
 from app.web import auth, problems
 from app.web.access import KEY_HEADER, key_bytes
 from app.web.bodies import announced_bytes, parts_of
-from app.web.idempotency import IDEMPOTENCY_KEY, Recall, answered_before, fingerprint, require_usable
+from app.web.idempotency import IDEMPOTENCY_KEY, Recall, answered_before, fingerprint, for_rejected, require_usable
 from app.web.ingest import MAX_ADDRESS_LENGTH, Problem
 
 logger = logging.getLogger(__name__)
@@ -82,7 +85,8 @@ PARAMETERS = [
         "in": "query",
         "name": "backfill",
         "schema": {"type": "boolean", "default": False},
-        "description": "Whether readings may be older than ACCEPT_PAST_DAYS.",
+        "description": "Whether readings may be older than ACCEPT_PAST_DAYS. A request that was answered without it, "
+        "sent again with it and the same Idempotency-Key, has its rejected readings stored and no others.",
     },
     IDEMPOTENCY_KEY,
     {
@@ -145,6 +149,7 @@ class SomeRejected(StoredReadings):
     """
 
     rejected: int
+    rejected_rows: str = Field(description="All of them, as ranges.", examples=["3,17-402"])
     errors: list[BadRow] = Field(description=f"The first {MAX_ERRORS}.")
 
 
@@ -257,11 +262,13 @@ class BulkIngest:
             require_usable(idempotency_key)
         with self._room(key_name) as grow_to:
             body = await self._body(request, key_name, codec, grow_to)
-            identity = None
+            identity, only_rows = None, None
             if idempotency_key is not None:
-                asked_for = f"{PATH} {format_.value} {options} {is_awaited}".encode()
-                identity = await asyncio.to_thread(fingerprint, idempotency_key, key_name, asked_for, body)
-                if (replay := await answered_before(self._recall, identity)) is not None:
+                asked_for = f"{PATH} {format_.value} {{}} {is_awaited}"
+                identify = partial(_fingerprint, idempotency_key, key_name, asked_for, body)
+                identity, replay, only_rows = await self._repeated(identify, options)
+                del identify  # it has the body
+                if replay is not None:
                     return replay
             terms = Terms(
                 source=source,
@@ -273,12 +280,14 @@ class BulkIngest:
                 max_errors=MAX_ERRORS,
                 max_inflated_bytes=self._inflated_limit_bytes,
                 is_backfill=options.backfill,
+                only_rows=only_rows,
             )
             if format_ in COMPACT_FORMATS:
                 with self._intake.expect():
                     opened = await asyncio.to_thread(open_readings, body, format_, terms)
                     grow_to(len(body) + opened.inflated_bytes)
                     decoded = await asyncio.to_thread(decode_opened, opened, terms)
+                    del opened  # it has the body
             elif len(body) > DECODE_IN_THREAD_BYTES:
                 with self._intake.expect():
                     decoded = await asyncio.to_thread(decode_readings, body, format_, terms)
@@ -291,7 +300,7 @@ class BulkIngest:
             )
         if not decoded.batch.rows and not decoded.rejected:
             raise MalformedBody("The body has no reading in it: nothing is stored.")
-        report = Report(decoded, is_awaited=is_awaited, is_ok=options.partial == "ok")
+        report = Report(decoded, is_awaited=is_awaited, is_ok=options.partial == "ok", has_key=identity is not None)
         if not decoded.batch.rows or (decoded.rejected and not options.partial):
             return report.answer(0)
         batch = decoded.batch if options.partial else replace(decoded.batch, is_whole=True)
@@ -301,6 +310,32 @@ class BulkIngest:
         claim = Claim(identity, lambda _: accepted) if identity else None
         self._intake.submit(batch, _log_loss, claim=claim, is_awaited=False)
         return accepted
+
+    async def _repeated(
+        self, identify: Callable[[Options], Fingerprint], options: Options
+    ) -> tuple[Fingerprint, Replay | None, pa.Array | None]:
+        """Find what a request with an Idempotency-Key is stored under, its answer if it has been answered before, and
+        the rows that are left of it if it was rejected in part, and now comes as backfill.
+
+        Of two that come at once both may be told to go on: they have one name, and its second commit finds the first.
+        """
+        request = await asyncio.to_thread(identify, options)
+        kept = await self._recall(request)
+        if kept is None:
+            return request, None, None
+        if options.backfill and kept.content_hash != request.content_hash:
+            first = await asyncio.to_thread(identify, options.model_copy(update={"backfill": False}))
+            if kept.content_hash == first.content_hash:
+                report = orjson.loads(kept.replay.body)
+                if "rejected" not in report:
+                    return first, kept.replay, None
+                if ranges := report.get("rejected_rows"):  # versions before this one did not name them
+                    rest = for_rejected(request)
+                    return rest, await answered_before(self._recall, rest), rows_of_ranges(ranges)
+        answer = kept.answer_to(request)
+        if isinstance(answer, SensorFlowError):
+            raise answer
+        return request, answer, None
 
     async def _committed(self, batch: Batch, report: "Report", identity: Fingerprint | None) -> Replay:
         """Hands a batch in, and waits for what becomes of it."""
@@ -368,6 +403,10 @@ class BulkIngest:
         return b"".join(parts)
 
 
+def _fingerprint(key: str, key_name: str, asked_for: str, body: bytes, options: Options) -> Fingerprint:
+    return fingerprint(key, key_name, asked_for.format(options).encode(), body)
+
+
 def _options(request: Request) -> Options:
     query = request.query_params
     for name in query:
@@ -414,6 +453,8 @@ class Report:
     """Whether it is told of what is stored, and not of what is in memory."""
     is_ok: bool
     """Whether bad readings are no error of the request."""
+    has_key: bool
+    """Whether it has an Idempotency-Key."""
 
     def answer(self, rows: int, outcome: Stored | None = None) -> Replay:
         """The answer where ``rows`` are stored, or accepted; ``outcome`` has those that PostgreSQL refused."""
@@ -424,12 +465,38 @@ class Report:
             first = sorted(refused)[:MAX_ERRORS]
             by_database = [RowFault(decoded.rows[row].as_py(), None, refused[row], None) for row in first]
             errors = sorted([*decoded.errors, *by_database], key=attrgetter("row"))[:MAX_ERRORS]
-            report |= {"rejected": decoded.rejected + len(refused), "errors": errors}
+            rejected_rows = decoded.rejected_rows
+            if refused:
+                more = decoded.rows.take(pa.array(refused, pa.int64()))
+                rejected_rows = pa.concat_arrays([rejected_rows, more]).sort()
+            report |= {
+                "rejected": decoded.rejected + len(refused),
+                "rejected_rows": as_ranges(rejected_rows),
+                "errors": errors,
+            }
         if decoded.unknown_columns:
             report["unknown_columns"] = decoded.unknown_columns
-        if decoded.hints:
-            report["hints"] = decoded.hints
+        hints = [*(decoded.hints if rows else ()), *self._hints_at_backfill(is_any_stored=rows > 0)]
+        if hints:
+            report["hints"] = hints
         return Replay(self._status(is_whole="errors" not in report), orjson.dumps(report))
+
+    def _hints_at_backfill(self, *, is_any_stored: bool) -> Iterator[str]:
+        if not self.decoded.is_backfill_wanted:
+            return
+        if not is_any_stored:
+            how = "Send the same again with backfill=true."
+        elif self.has_key:
+            how = (
+                "Send the same again with the same Idempotency-Key and backfill=true: "
+                "only what is missing is stored then."
+            )
+        else:
+            how = (
+                "Send the rows in rejected_rows again, and only those, with backfill=true: the others are stored. "
+                "With an Idempotency-Key, the whole could be sent again."
+            )
+        yield f"Some readings are older than ACCEPT_PAST_DAYS. {how}"
 
     def _status(self, *, is_whole: bool) -> int:
         if not is_whole and not self.is_ok:

@@ -252,6 +252,28 @@ def test_old_readings_want_backfill_and_none_may_come_from_the_future(shared: Si
     assert not rows(shared.url, "ahead")
 
 
+def test_time_by_another_name(shared: Site) -> None:
+    """Nothing long past is stored as of now, and what is stored as of now says so."""
+    sent = {"sensor_id": "timestamp", "timestamp": "2013-01-01T00:00:00Z", "temperature": 1}
+    refused = shared.send(sent, query="backfill=true")
+    assert (refused.status_code, "'timestamp'" in refused.json()["detail"]) == (422, True)
+    assert not rows(shared.url, "timestamp")
+    answer = shared.send(sent)
+    assert (answer.status_code, answer.json()["stored"], answer.json()["unknown_columns"]) == (201, 1, ["timestamp"])
+    assert "'timestamp' is not read as the time" in answer.json()["hints"][0]
+
+
+@pytest.mark.parametrize("time_", [20230712, "20230712143000", 45119.60417, 848_000_000])
+def test_number_that_is_no_time(shared: Site, time_: object) -> None:
+    """A date in digits, a day of Excel and a second since 2000 are stored nowhere, by either route."""
+    sent = {"sensor_id": "no time", "time": time_, "temperature": 1, "humidity": 2, "pressure": 3}
+    bulk = shared.send(sent, query="backfill=true")
+    assert (bulk.status_code, "looks like" in bulk.json()["errors"][0]["reason"]) == (422, True)
+    single = shared.client.post(SINGLE, json=sent)
+    assert (single.status_code, "looks like" in single.json()["detail"][0]["msg"]) == (422, True)
+    assert not rows(shared.url, "no time")
+
+
 def test_of_more_days_than_a_request_may_bring_the_newest_are_stored(shared: Site) -> None:
     sent = [reading("days", ago=timedelta(days=day)) for day in range(103)]
     answer = shared.send(*sent, query="backfill=true")
@@ -457,6 +479,65 @@ def test_a_request_of_which_nothing_was_stored_leaves_its_key_free(shared: Site)
     assert shared.send(bad, good, query="partial=false", Idempotency_Key="free").status_code == 422
     answer = shared.send(good, query="partial=false", Idempotency_Key="free")
     assert (answer.status_code, answer.json()) == (201, {"stored": 1})
+
+
+def offline(sensor: str, hours: int = 960) -> list[dict[str, object]]:
+    """What a device sends that was offline for so long; one of its readings is bad."""
+    sent = [reading(sensor, ago=timedelta(hours=hour)) for hour in range(hours)]
+    return [*sent[:3], reading(sensor, temperature="x"), *sent[3:]]
+
+
+TOO_OLD = 960 - 30 * 24
+
+
+def test_backfill_of_what_was_rejected(shared: Site) -> None:
+    """The same key with backfill stores what is missing, and each request is answered again as it was first."""
+    sent = offline("offline")
+    first = shared.send(*sent, Idempotency_Key="offline")
+    said = first.json()
+    assert (first.status_code, said["stored"], said["rejected"]) == (422, 960 - TOO_OLD, TOO_OLD + 1)
+    assert said["rejected_rows"] == f"4,{962 - TOO_OLD}-961"
+    assert "the same Idempotency-Key and backfill=true" in said["hints"][0]
+    rest = shared.send(*sent, query="backfill=true", Idempotency_Key="offline")
+    assert (rest.status_code, rest.json()["stored"], rest.json()["rejected_rows"]) == (422, TOO_OLD, "4")
+    assert Counter(rows(shared.url, "offline")) == Counter(row_of(each) for each in sent if each["temperature"] != "x")
+    for query, answer in (("", first), ("backfill=true", rest), ("", first), ("backfill=true", rest)):
+        again = shared.send(*sent, query=query, Idempotency_Key="offline")
+        assert (again.status_code, again.content) == (answer.status_code, answer.content)
+    assert len(rows(shared.url, "offline")) == 960
+    for other, query in ((sent[1:], "backfill=true"), (sent, "backfill=true&partial=ok"), (sent, "precision=s")):
+        assert shared.send(*other, query=query, Idempotency_Key="offline").status_code == 409
+
+
+@pytest.mark.parametrize("prefer", [{}, {"Prefer": "respond-async"}], ids=["awaited", "not awaited"])
+def test_eight_backfills_at_once(shared: Site, prefer: dict[str, str]) -> None:
+    """Of eight that come at once one is stored, and all are answered alike."""
+    sent = offline(f"at once {len(prefer)}")
+    key = {"Idempotency_Key": f"at once {len(prefer)}", **prefer}
+    assert shared.send(*sent, **key).status_code == 422
+    eventually(lambda: shared.metrics()["sensorflow_buffer_rows"] == 0)
+    with ThreadPoolExecutor(8) as senders:
+        answers = list(senders.map(lambda _: shared.send(*sent, query="backfill=true", **key), range(8)))
+    eventually(lambda: shared.metrics()["sensorflow_buffer_rows"] == 0)
+    assert len({(answer.status_code, answer.content) for answer in answers}) == 1
+    assert len(rows(shared.url, f"at once {len(prefer)}")) == 960
+
+
+def test_backfill_where_nothing_is_missing(shared: Site) -> None:
+    """A request that was stored whole is answered as it was; one of which nothing was stored is stored whole."""
+    whole, old = [reading("nothing missing")] * 3, [reading("all missing", ago=timedelta(days=31))] * 3
+    first = shared.send(*whole, Idempotency_Key="nothing missing")
+    again = shared.send(*whole, query="backfill=true", Idempotency_Key="nothing missing")
+    assert (first.status_code, first.content) == (again.status_code, again.content) == (201, b'{"stored":3}')
+    refused = shared.send(*old, Idempotency_Key="all missing")
+    assert (refused.json()["stored"], refused.json()["rejected_rows"]) == (0, "1-3")
+    assert "again with backfill=true" in refused.json()["hints"][0]
+    for _ in range(2):
+        stored = shared.send(*old, query="backfill=true", Idempotency_Key="all missing")
+        assert (stored.status_code, stored.content) == (201, b'{"stored":3}')
+    assert len(rows(shared.url, "nothing missing")) == len(rows(shared.url, "all missing")) == 3
+    without_key = shared.send(*old, *whole).json()
+    assert "Send the rows in rejected_rows again, and only those" in without_key["hints"][0]
 
 
 SINGLE = "/api/temperature_reading"

@@ -23,7 +23,14 @@ from app.errors import BodyTooLarge, MalformedBody, TooManyRows
 from app.ingest.batch import BATCH_SCHEMA, Batch, Source
 from app.ingest.decode.dialect import CsvDialect
 from app.ingest.decode.reading import MAX_SENSOR_ID_LENGTH
-from app.ingest.decode.timestamps import OUTSIDE_ALL_YEARS, Precision, TimeWindow, parse_time_us, parse_times_us
+from app.ingest.decode.timestamps import (
+    EARLIEST_US,
+    OUTSIDE_ALL_YEARS,
+    Precision,
+    TimeWindow,
+    parse_time_us,
+    parse_times_us,
+)
 
 METRICS = ("temperature", "humidity", "pressure")
 COLUMNS = ("sensor_id", "time", *METRICS)
@@ -72,8 +79,12 @@ class Decoded:
     unknown_columns: Sequence[str]
     rows: pa.Array
     """Which of the readings sent, from 1, the rows of the batch are."""
+    rejected_rows: pa.Array
+    """Likewise of those that are not in it."""
     hints: Sequence[str] = ()
     """What the sender should know about readings that were taken, in sentences."""
+    is_backfill_wanted: bool = False
+    """Whether some were rejected only for being older than a request without backfill may bring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +114,8 @@ class Terms:
     is_backfill: bool = False
     """Whether the readings may be long past: then none may get its time from the clock where a column looks like one of
     times."""
+    only_rows: pa.Array | None = None
+    """The rows, from 1, that are wanted: the others are neither taken nor rejected. None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +252,7 @@ def check(sent: Sent, terms: Terms) -> Decoded:
     if moments is None:
         raise MalformedBody(f"The column time should have times or numbers, and not {times.type}.")
     _hear_the_format(sent, "time", objections)
-    _object_to_times(times, moments, terms, objections)
+    is_backfill_wanted = _object_to_times(times, moments, terms, objections)
     hints: Sequence[str] = ()
     if times.null_count:
         hints = _object_to_missing_times(sent, times, terms, objections)
@@ -258,16 +271,19 @@ def check(sent: Sent, terms: Terms) -> Decoded:
     if all(values.null_count for values in metrics):
         _object(objections, None, reduce(pc.and_, [pc.is_null(values) for values in metrics]), _always(NO_METRIC))
 
-    _object_to_days(moments, terms, objections)
+    rows = pa.arange(1, sent.rows + 1)
+    unwanted = None if terms.only_rows is None else pc.invert(pc.is_in(rows, value_set=terms.only_rows))
+    _object_to_days(moments, unwanted, terms, objections)
     names = sensors.dictionary
     columns = [moments.cast(BATCH_SCHEMA.field("time").type), sensors.indices, *metrics]
-    rejected, errors, rows = 0, list[RowFault](), pa.arange(1, sent.rows + 1)
-    if objections:
-        refused = reduce(pc.or_, [objection.rows for objection in objections])
-        rejected = refused.true_count
-        errors = _errors(sent, refused, objections, terms.max_errors)
+    errors, rejected_rows = list[RowFault](), rows[:0]
+    if objections or unwanted is not None:
+        refused = reduce(pc.or_, [objection.rows for objection in objections], pa.repeat(False, sent.rows))
         taken = pc.invert(refused)
-        rows = rows.filter(taken)
+        if unwanted is not None:
+            refused, taken = pc.and_not(refused, unwanted), pc.and_not(taken, unwanted)
+        errors = _errors(sent, refused, objections, terms.max_errors)
+        rejected_rows, rows = rows.filter(refused), rows.filter(taken)
         columns = [column.filter(taken) for column in columns]
         # Names that are left without a row go, too.
         positions = columns[1].dictionary_encode()
@@ -275,11 +291,13 @@ def check(sent: Sent, terms: Terms) -> Decoded:
         columns[1] = positions.indices
     return Decoded(
         batch=Batch(names, pa.RecordBatch.from_arrays(columns, schema=BATCH_SCHEMA), terms.source),
-        rejected=rejected,
+        rejected=len(rejected_rows),
         errors=errors,
         unknown_columns=sent.unknown_columns,
         rows=rows,
+        rejected_rows=rejected_rows,
         hints=hints,
+        is_backfill_wanted=is_backfill_wanted,
     )
 
 
@@ -325,7 +343,9 @@ def _object_to_names(sensors: pa.DictionaryArray, objections: list[_Objection]) 
         _object(objections, "sensor_id", pc.is_null(sensors.indices), _always(NO_SENSOR_ID))
 
 
-def _object_to_times(times: pa.Array, moments: pa.Array, terms: Terms, objections: list[_Objection]) -> None:
+def _object_to_times(times: pa.Array, moments: pa.Array, terms: Terms, objections: list[_Objection]) -> bool:
+    """Whether some are rejected only because this is no backfill."""
+
     def unreadable(row: int) -> str:
         value = scalar_value(times[row])
         if isinstance(value, int | float | str) and not pa.types.is_temporal(times.type):
@@ -351,6 +371,13 @@ def _object_to_times(times: pa.Array, moments: pa.Array, terms: Terms, objection
             outside,
             lambda row: terms.window.fault(moments[row].as_py(), now_us=terms.now_us) or OUTSIDE_ALL_YEARS,
         )
+        earliest_of_backfill, _ = terms.window.for_backfill().bounds_us(terms.now_us)
+        if earliest is not None and earliest_of_backfill != earliest:
+            too_old = pc.and_(
+                pc.less(moments, earliest), pc.greater_equal(moments, earliest_of_backfill or EARLIEST_US)
+            )
+            return bool(pc.any(too_old).as_py())
+    return False
 
 
 def _object_to_missing_times(sent: Sent, times: pa.Array, terms: Terms, objections: list[_Objection]) -> Sequence[str]:
@@ -378,10 +405,11 @@ def _object_to_missing_times(sent: Sent, times: pa.Array, terms: Terms, objectio
 _DAY_US = 86_400_000_000
 
 
-def _object_to_days(moments: pa.Array, terms: Terms, objections: list[_Objection]) -> None:
+def _object_to_days(moments: pa.Array, unwanted: pa.Array | None, terms: Terms, objections: list[_Objection]) -> None:
     """The newest days are kept: those of old readings wait for an import, those of new ones for nobody."""
-    if objections:
-        refused = reduce(pc.or_, [objection.rows for objection in objections])
+    passed_over = [objection.rows for objection in objections] + [unwanted] * (unwanted is not None)
+    if passed_over:
+        refused = reduce(pc.or_, passed_over)
         moments = pc.if_else(refused, pa.scalar(None, pa.int64()), moments)
     extremes = pc.min_max(moments)
     first, last = extremes["min"].as_py(), extremes["max"].as_py()

@@ -1,17 +1,19 @@
 """One reading as a JSON object: the body of POST /api/temperature_reading.
 
 Pure. Faults come in the form that FastAPI gives them, since clients of the older server read that. A number in quotes
-is taken, as it was there; a boolean, NaN and Infinity are not.
+is taken, as it was there; a boolean, NaN and Infinity are not. So is a byte order mark.
 """
 
 from typing import Annotated
 
 import orjson
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic_core import from_json
 
 from app.errors import Fault, InvalidReading
 from app.ingest.batch import Reading, Source
 from app.ingest.decode.timestamps import TimeWindow, parse_time_us
+from app.ingest.decode.utf8 import BOM
 
 MAX_SENSOR_ID_LENGTH = 255
 MAX_PLAIN_BYTES = 400
@@ -126,9 +128,10 @@ def decode_reading(body: bytes, *, source: Source, window: TimeWindow, now_us: i
     Raises:
         InvalidReading: with every fault in ``details``.
     """
-    time_us, sensor, temperature, humidity, pressure = _plain(body) or _judged(body)
+    time_us, sensor, temperature, humidity, pressure = _plain(body) or _judged(body.removeprefix(BOM))
     if time_us is None:
         time_us = now_us
     elif fault := window.fault(time_us, now_us=now_us):
-        raise InvalidReading([Fault(type="time_outside_window", loc=("body", "time"), msg=fault, input=time_us)])
+        sent = _shown(from_json(body.removeprefix(BOM))["time"])
+        raise InvalidReading([Fault(type="time_outside_window", loc=("body", "time"), msg=fault, input=sent)])
     return Reading(time_us, sensor, temperature, humidity, pressure, source)

@@ -52,6 +52,12 @@ _LIMITS = ((5e9, Precision.S), (5e12, Precision.MS), (5e15, Precision.US), (_BEY
 _SCALES_US = {Precision.S: 1_000_000.0, Precision.MS: 1_000.0, Precision.US: 1.0, Precision.NS: 0.001}
 _INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
 _ZONE = re.compile(r"[T ].*(Z|[+-]\d\d(:?\d\d)?)$", re.ASCII)
+_CLOCK_ZONE = r"(?P<zone>(?:Z|[+-][\d:]+)?)"
+_END_OF_DAY = re.compile(
+    rf"(?P<date>.{{8,10}})[Tt ](?:24(?:00|:00)?|(?:240000|24:00:00)(?:[.,]0+)?){_CLOCK_ZONE}", re.ASCII
+)
+_LEAP_SECOND = re.compile(rf"(?P<minute>.{{8,10}}[Tt ]\d\d:?\d\d:?)60(?P<fraction>(?:[.,]\d+)?){_CLOCK_ZONE}", re.ASCII)
+_DAY_US = 86_400_000_000
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
@@ -78,10 +84,33 @@ def _from_text(text: str, precision: Precision) -> int:
     if _DECIMAL.fullmatch(text):
         return _from_number(float(text), precision)
     try:
-        moment = datetime.fromisoformat(text)
+        return _from_iso(text)
+    except ValueError:
+        pass
+    try:
+        return _from_rare_iso(text)
     except ValueError:
         raise ValueError("time should be ISO 8601, like 2023-07-12T14:30:45Z, or a number since 1970") from None
+
+
+def _from_iso(text: str) -> int:
+    moment = datetime.fromisoformat(text)
     return (moment.replace(tzinfo=moment.tzinfo or UTC) - _EPOCH) // _MICROSECOND
+
+
+def _from_rare_iso(text: str) -> int:
+    """What ISO 8601 or RFC 3339 has and ``datetime`` has not, or not in every version of Python: a z (RFC 3339, 5.6),
+    24:00 for the end of a day (ISO 8601-1:2019/Amd 1), and a leap second, which is the next day's first as in POSIX.
+    """
+    if text[-1:] == "z":
+        text = text[:-1] + "Z"
+    if end_of_day := _END_OF_DAY.fullmatch(text):
+        return _from_iso(f"{end_of_day['date']}T00:00:00{end_of_day['zone']}") + _DAY_US
+    if leap := _LEAP_SECOND.fullmatch(text):
+        time_us = _from_iso(f"{leap['minute']}59{leap['fraction']}{leap['zone']}") + 1_000_000
+        if time_us % _DAY_US < 1_000_000:
+            return time_us
+    return _from_iso(text)
 
 
 def _from_number(number: float, precision: Precision) -> int:

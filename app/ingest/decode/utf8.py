@@ -14,7 +14,8 @@ from app.errors import MalformedBody
 NOT_UTF8 = "the text should be UTF-8"
 
 _LINE = re.compile(rb"[^ \t\r\n][^\n]*")
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
+"""UTF-8's byte order mark, which some programs begin with."""
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -26,7 +27,7 @@ def without_bom(body: bytes) -> bytes:
     """
     if body.startswith(_UTF16_BOMS):
         raise MalformedBody("The body looks like UTF-16: send it as UTF-8.")
-    return body.removeprefix(_BOM)
+    return body.removeprefix(BOM)
 
 
 def as_binary(body: bytes) -> pa.Array:

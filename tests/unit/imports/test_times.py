@@ -8,7 +8,7 @@ import pytest
 from app.imports.layout import Layout
 from app.imports.times import localize
 from app.ingest.decode.columns import Sent, check
-from app.ingest.decode.readings import Format, read_columns
+from app.ingest.decode.readings import Format, open_readings
 from tests.unit.ingest.decode.bodies import ANY_TIME, ndjson, rows_of, rules, terms_of
 
 TERMS = terms_of(rules(window=ANY_TIME))
@@ -94,6 +94,6 @@ def test_text_and_numbers_in_one_column() -> None:
     """JSON may have text beside numbers: each is read as it is alone."""
     times = ["2013-07-01T12:00", 1372672800, 1372672800.0, "2013-07-01T10:00Z", True, 1e300]
     body = ndjson([{"sensor_id": "a", "time": time, "temperature": 1} for time in times])
-    decoded = check(localize(read_columns(body, Format.NDJSON, TERMS), BERLIN).sent, TERMS)
+    decoded = check(localize(open_readings(body, Format.NDJSON, TERMS), BERLIN).sent, TERMS).read()
     assert [row[1] for row in rows_of(decoded)] == [1372672800 * 10**6] * 4
     assert [(fault.row, fault.column) for fault in decoded.errors] == [(5, "time"), (6, "time")]

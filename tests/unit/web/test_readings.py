@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 from starlette.requests import Request
 from starlette.types import Message
@@ -17,10 +19,13 @@ from app.ingest.receipt import Stored
 from app.web.auth import ApiKey, Keyring, Scope
 from app.web.bodies import STALLED_AFTER_S
 from app.web.readings import DECODING_FACTOR, BulkIngest, Limits
+from tests.unit.ingest.decode import bodies
 from tests.unit.samples import T0_US
 
 KEY = "correct-horse-battery"
 READING = b'{"sensor_id":"a","temperature":1}'
+
+FEW = Limits(body_bytes=1_000, inflated_bytes=1_000, rows=10, days=10, held_bytes=100_000)
 
 
 class Intake:
@@ -61,14 +66,20 @@ async def nothing_kept(_: Fingerprint) -> None:
     """No request was seen before."""
 
 
-async def send(intake: Intake, parts: AsyncIterator[Message], headers: dict[str, str] | None = None) -> int:
+async def send(
+    intake: Intake,
+    parts: AsyncIterator[Message],
+    headers: dict[str, str] | None = None,
+    *,
+    limits: Limits = FEW,
+) -> int:
     """Has a body stored; the status."""
     bulk = BulkIngest(
         intake=intake,
         recall=nothing_kept,
         keyring=Keyring(ApiKey("API_KEY", KEY, frozenset(Scope))),
         window=TimeWindow(None, None),
-        limits=Limits(body_bytes=1_000, inflated_bytes=1_000, rows=10, days=10, held_bytes=100_000),
+        limits=limits,
         now_us=lambda: T0_US,
     )
     sent = {"content-type": "application/x-ndjson"} | (headers or {})
@@ -138,3 +149,35 @@ async def test_a_body_for_which_there_is_no_room_is_refused_before_it_is_read() 
     with pytest.raises(BufferFull):
         await send(intake, stalled(READING), {"content-length": "900"})
     assert intake.held_bytes == 0
+
+
+COMPACT: dict[str, Callable[[pa.Table], bytes]] = {
+    "application/vnd.apache.arrow.stream": lambda content: bodies.arrow_stream(
+        content, compression="zstd", rows_a_batch=5_000
+    ),
+    "application/vnd.apache.parquet": bodies.parquet,
+}
+"""Content-Types, and what writes such a body."""
+
+
+@pytest.mark.parametrize("content_type", COMPACT)
+def test_room_for_what_a_format_inflates_to(content_type: str) -> None:
+    """It is held while the body is read, given back after it, and refused before it where there is none."""
+    body = COMPACT[content_type](bodies.table([{"sensor_id": "a" * 200, "temperature": 1.0}] * 5_000))
+    limits = Limits(body_bytes=1 << 20, inflated_bytes=4 << 20, rows=5_000, days=10, held_bytes=16 << 20)
+    values_bytes = 5_000 * 5 * 8
+
+    def sent(intake: Intake, limits: Limits) -> int:
+        # On a loop of real time, since it is decoded in a thread.
+        return asyncio.run(send(intake, whole(body), {"content-type": content_type}, limits=limits))
+
+    intake = Intake(room_bytes=16 << 20)
+    assert sent(intake, limits) == 201
+    assert intake.most_held_bytes >= DECODING_FACTOR * values_bytes
+    assert intake.held_bytes == 0
+    intake = Intake(room_bytes=DECODING_FACTOR * values_bytes)
+    with pytest.raises(BufferFull):
+        sent(intake, limits)
+    assert (intake.held_bytes, intake.submitted) == (0, [])
+    with pytest.raises(BodyTooLarge, match="100,000 bytes when inflated"):
+        sent(Intake(room_bytes=16 << 20), replace(limits, inflated_bytes=100_000))

@@ -44,6 +44,7 @@ def decode(
     is_time_required: bool = False,
     is_backfill: bool = False,
     max_inflated_bytes: int = 24 << 20,
+    only_rows: pa.Array | None = None,
 ) -> Decoded:
     terms = terms_of(
         held_to,
@@ -51,6 +52,7 @@ def decode(
         is_time_required=is_time_required,
         is_backfill=is_backfill,
         max_inflated_bytes=max_inflated_bytes,
+        only_rows=only_rows,
     )
     return decode_readings(body, form, terms)
 
@@ -173,6 +175,9 @@ def iso_texts(time_us: int) -> st.SearchStrategy[str]:
         [
             moment.isoformat(),
             moment.isoformat().replace("+00:00", "Z"),
+            moment.isoformat().replace("+00:00", "z"),
+            f"{moment.date() - timedelta(days=1)}T24:00:00Z",
+            f"{moment.date() - timedelta(days=1)} 23:59:60",
             moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             moment.replace(tzinfo=None).isoformat(),
             moment.replace(tzinfo=None).isoformat(sep=" ", timespec="minutes"),

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
@@ -17,6 +18,7 @@ METRICS = ("temperature", "humidity", "pressure")
 KNOWN = ("sensor_id", "time", *METRICS)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
+A_DAY_US = 86_400_000_000
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
 NO_VALUE = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None", "NaN", "nan", "NAN", "-nan", "-NaN")
@@ -200,9 +202,27 @@ def microseconds(sent: object, precision: Precision) -> int:
         if len(text) > 64:
             raise ValueError("long")
         if not NUMBER.fullmatch(text):
-            return microseconds(datetime.fromisoformat(text), precision)
+            return microseconds_of_iso(text)
         sent = int(text) if WHOLE.fullmatch(text) else float(text)
     return microseconds_of_number(sent, precision)
+
+
+def microseconds_of_iso(text: str) -> int:
+    """What datetime reads, also with a z for Z, 24:00 for the end of a day, and a second 60 at the end of a UTC day."""
+    text = text[:-1] + "Z" if text.endswith("z") else text
+    with suppress(ValueError):
+        return microseconds(datetime.fromisoformat(text), Precision.S)
+    for clock in (separator + hour for hour in ("24:00:00", "24:00", "240000", "2400", "24") for separator in "Tt "):
+        date, found, zone = text.partition(clock)
+        if found and (not zone or zone[0] in "Z+-"):
+            return microseconds(datetime.fromisoformat(f"{date}T00:00{zone}"), Precision.S) + A_DAY_US
+    for second in (":60", "5960"):
+        minute, found, rest = text.partition(second)
+        if found:
+            last = microseconds(datetime.fromisoformat(f"{minute}{second[:-2]}59{rest}"), Precision.S) + 1_000_000
+            if last % A_DAY_US < 1_000_000:
+                return last
+    raise ValueError("no ISO 8601")
 
 
 def microseconds_of_number(sent: float, precision: Precision) -> int:

@@ -52,6 +52,8 @@ def decode(sent: bytes, window: TimeWindow = WINDOW) -> Reading:
         (body(time=b"1689172244000000000"), TAKEN._replace(time_us=T0_US - 1_000_000)),
         (body(time=b'"1689172244000"'), TAKEN._replace(time_us=T0_US - 1_000_000)),
         (b' \r\n\t{"temperature":1,' + body()[1:], TAKEN),
+        (b"\xef\xbb\xbf" + body(), TAKEN),
+        (b"\xef\xbb\xbf" + body(temperature=b'"23.5"'), TAKEN),
     ],
 )
 def test_a_reading_is_taken(sent: bytes, taken: Reading) -> None:
@@ -120,6 +122,17 @@ def test_what_is_no_reading_is_refused_in_the_form_of_fastapi(sent: bytes, loc: 
     assert fault["msg"]
 
 
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize(
+    "sent", ["2023-06-12T14:30:44Z", 1686580244, 1686580244.5, "1686580244", 1686580244000, "2023-07-12T14:40:46+00:00"]
+)
+def test_time_outside_the_window_is_shown_as_it_was_sent(sent: object, before: bytes) -> None:
+    """Not as the number that it stands for."""
+    with pytest.raises(InvalidReading) as refusal:
+        decode(before + body(time=json.dumps(sent).encode()))
+    assert refusal.value.details[0]["input"] == sent
+
+
 def test_every_fault_is_named() -> None:
     with pytest.raises(InvalidReading) as refusal:
         decode(b'{"temperature": "warm", "sensor_id": "", "pressure": 1}')
@@ -183,7 +196,7 @@ def test_a_body_is_judged_as_the_documented_model_judges_it(sent: list[tuple[str
     inner = ", ".join(f'"{name}": {value}' for name, value in sent)
     text = (around % f"{{{inner}}}").encode(errors="surrogatepass")
     try:
-        expected = ReadingBody.model_validate_json(text)
+        expected = ReadingBody.model_validate_json(text.removeprefix(b"\xef\xbb\xbf"))
     except ValueError:
         with pytest.raises(InvalidReading):
             decode(text, ANY_TIME)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from app.errors import BodyTooLarge, MalformedBody, TooManyRows
 from app.ingest.decode.columns import columns_like_time
 from app.ingest.decode.readings import Format
-from app.ingest.decode.timestamps import Precision
+from app.ingest.decode.timestamps import Precision, TimeWindow
 from app.ingest.decode.uniform import columns_of_one_shape
 from tests.unit.ingest.decode import reference
 from tests.unit.ingest.decode.bodies import (
@@ -751,3 +751,36 @@ def test_mark_for_a_missing_value(text: str) -> None:
     ):
         decoded = decode(body, form)
         assert (rows_of(decoded)[0], decoded.rejected) == (("a", T0_US, None, 1.5, None), 0)
+
+
+@pytest.mark.usefixtures("each_way")
+@given(st.lists(any_rows, max_size=12), st.sets(st.integers(1, 12)), st.integers(1, 3))
+@settings(max_examples=50)
+def test_only_some_rows(sent: list[dict[str, object]], wanted: set[int], max_chunks: int) -> None:
+    """Of the rows that are wanted becomes what becomes of them alone; the others are neither taken nor rejected."""
+    held_to = rules(max_chunks=max_chunks)
+    only = [number for number in range(1, len(sent) + 1) if number in wanted]
+    alone = decode(ndjson([sent[number - 1] for number in only]), Format.NDJSON, held_to)
+    decoded = decode(ndjson(sent), Format.NDJSON, held_to, only_rows=pa.array(sorted(wanted), pa.int64()))
+    assert repr(rows_of(decoded)) == repr(rows_of(alone))
+    assert decoded.rejected == alone.rejected
+    assert decoded.rows.to_pylist() == [only[number - 1] for number in alone.rows.to_pylist()]
+    assert decoded.rejected_rows.to_pylist() == [only[number - 1] for number in alone.rejected_rows.to_pylist()]
+    assert [fault.row for fault in decoded.errors] == decoded.rejected_rows.to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("times", "window", "is_wanted"),
+    [
+        (["2023-07-12T14:00:00Z"], WINDOW, False),
+        (["2023-07-12T14:00:00Z", "2023-05-01"], WINDOW, True),
+        (["2023-05-01"], WINDOW.for_backfill(), False),
+        (["2023-07-12T15:00:00Z"], WINDOW, False),
+        (["2023-05-01"], TimeWindow.of(past_days=30, future_minutes=10, kept_days=40), False),
+        (["2023-06-05"], TimeWindow.of(past_days=30, future_minutes=10, kept_days=40), True),
+    ],
+)
+def test_backfill_is_wanted_where_it_would_help(times: list[str], window: TimeWindow, is_wanted: bool) -> None:
+    """What is ahead, or older than what is kept, would be rejected then, too."""
+    rows = [GOOD | {"time": time} for time in times]
+    assert decode(ndjson(rows), Format.NDJSON, rules(window=window)).is_backfill_wanted is is_wanted
