@@ -94,6 +94,6 @@ def test_text_and_numbers_in_one_column() -> None:
     """JSON may have text beside numbers: each is read as it is alone."""
     times = ["2013-07-01T12:00", 1372672800, 1372672800.0, "2013-07-01T10:00Z", True, 1e300]
     body = ndjson([{"sensor_id": "a", "time": time, "temperature": 1} for time in times])
-    decoded = check(localize(open_readings(body, Format.NDJSON, TERMS), BERLIN).sent, TERMS).read()
+    decoded = check(localize(open_readings(body, Format.NDJSON, TERMS).read(), BERLIN).sent, TERMS)
     assert [row[1] for row in rows_of(decoded)] == [1372672800 * 10**6] * 4
     assert [(fault.row, fault.column) for fault in decoded.errors] == [(5, "time"), (6, "time")]
