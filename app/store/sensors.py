@@ -1,12 +1,13 @@
 """The registry of sensors: what is known of each, and its latest reading, which is a few seconds behind."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from app.errors import InvalidSensor, NotFound
+from app.errors import DatabaseAway, InvalidSensor, NotFound
 from app.registry import LatestReading, Limits, Sensor, SensorChange
 from app.store.database import Connection, Database
 
@@ -37,10 +38,16 @@ INSERT_LIMITS = "INSERT INTO sensor_limits (sensor_id, metric, lower, upper) VAL
 
 
 class Sensors:
-    """The registry in a database. Its methods raise DatabaseAway."""
+    """The registry in a database. Its methods raise DatabaseAway.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        database: where it is.
+        on_new_limits: is awaited when limits have been changed; what this process commits is then held against them.
+    """
+
+    def __init__(self, database: Database, *, on_new_limits: Callable[[], Awaitable[None]]) -> None:
         self._database = database
+        self._on_new_limits = on_new_limits
 
     async def page(self, *, after: str, limit: int, online: bool | None) -> list[Sensor]:
         """The sensors whose names come after one, by name; only those that are online, or are not, if it is said."""
@@ -77,6 +84,9 @@ class Sensors:
                 await connection.execute(UPDATE.format(changes=changes), {**columns, "id": sensor_id})
             if "limits" in change.model_fields_set:
                 await _change_limits(connection, sensor_id, change)
+        if "limits" in change.model_fields_set:
+            with suppress(DatabaseAway):  # they are changed, and looked at again soon
+                await self._on_new_limits()
         return await self.one(name)
 
     async def _rows(self, query: str, arguments: Mapping[str, object]) -> list[dict[str, Any]]:
