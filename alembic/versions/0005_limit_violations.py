@@ -1,4 +1,4 @@
-"""A log of readings beyond their sensor's limits, and ``limit_violations`` by it.
+"""A log of readings beyond their sensor's limits, ``limit_violations`` by it, and which aggregates were found right.
 
 The view looked at each sensor's latest reading only: of a batch of 60 readings it saw one.
 """
@@ -30,6 +30,14 @@ COMMENT ON COLUMN limit_violation_log.time IS 'of the furthest reading, whose va
 COMMENT ON COLUMN limit_violation_log.bound IS 'the limit as it was when the readings came';
 CREATE INDEX limit_violation_log_arrived_at ON limit_violation_log (arrived_at);
 CREATE INDEX limit_violation_log_sensor_id_last_time ON limit_violation_log (sensor_id, last_time DESC);
+"""
+
+# Days whose aggregates were held against their readings, and what TimescaleDB had said of their changes then.
+CHECKED_DAYS = """
+CREATE TABLE checked_days (
+    day timestamptz PRIMARY KEY,
+    changes text NOT NULL
+)
 """
 
 # Whoever changes a limit, by PATCH or by SQL, changes the version in the same transaction.
@@ -76,7 +84,7 @@ GRANT = """
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'sensorflow_reader') THEN
-        GRANT SELECT ON limit_violation_log TO sensorflow_reader;
+        GRANT SELECT ON limit_violation_log, checked_days TO sensorflow_reader;
     END IF;
 END $$
 """
@@ -84,13 +92,14 @@ END $$
 DROP = """
 DROP TRIGGER limits_version ON sensor_limits;
 DROP FUNCTION set_limits_version;
-DROP TABLE limit_violation_log;
+DROP TABLE limit_violation_log, checked_days;
 DELETE FROM server_settings WHERE name = 'limits_version';
 """
 
 
 def upgrade() -> None:
     op.execute(LOG)
+    op.execute(CHECKED_DAYS)
     op.execute(VERSION)
     op.execute(LIMIT_VIOLATIONS)
     op.execute(GRANT)

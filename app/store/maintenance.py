@@ -30,7 +30,7 @@ STATISTICS = """
 SELECT pg_database_size(current_database()),
        (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()),
        (SELECT count(*) FROM stale_ranges),
-       (SELECT max(lag_s) FROM aggregate_lag)
+       (SELECT coalesce(max(lag_s), 0) FROM aggregate_lag)
 """
 
 
@@ -67,6 +67,7 @@ class Maintenance:
                         await claims.prune(connection, older_than_hours=self._claims_window_hours)
                         while await limits.prune(connection) and clock() < began + PRUNE_S:
                             pass
+                    await self._database.restore_settings(connection)
                     row = await (await connection.execute(STATISTICS)).fetchone()
                 assert row is not None  # a SELECT without FROM has one row
                 self.statistics = DatabaseStatistics(*row)
