@@ -202,7 +202,7 @@ WITH hours AS (
             AND time >= %(start)s AND time < %(end)s
         ORDER BY time DESC, id DESC LIMIT 1
     ) r
-    WHERE known.time IS NULL OR known.time < hours.hour
+    WHERE known.time IS NULL OR known.time < hours.hour + interval '1 hour'
     ORDER BY r.sensor_id
     ON CONFLICT (sensor_id) DO UPDATE
     SET (time, id, temperature, humidity, pressure)
@@ -307,7 +307,7 @@ class Aggregates:
         await connection.execute(SET_SWEPT, [now])
 
     async def _find_incomplete(self, connection: Connection, now: datetime) -> list[Span]:
-        """Adds to the stale ranges the days whose aggregates have not all readings, and gives them back."""
+        """Adds to the stale ranges the days whose aggregates are not those of their readings, and gives them back."""
         end = TIERS[-1].ceil(await _swept(connection, now) - SWEEP_BACK)  # what is younger, the sweep refreshes
         _, deleted_until = await _reach(connection)
         start = None if deleted_until is None else deleted_until + DROP_MARGIN
@@ -345,7 +345,7 @@ class Aggregates:
         return found
 
     async def _find_latest(self, connection: Connection, found: Sequence[Span], now: datetime) -> None:
-        """Looks among days that were incomplete, and in what a sweep refreshes, for readings later than is known."""
+        """Looks among days that were found, and in what a sweep refreshes, for readings later than is known."""
         hour = TIERS[1]
         recent = hour.floor(now - SWEEP_BACK), hour.floor(now - hour.end_offset)
         for start, end in merged([*found, recent]):

@@ -63,6 +63,23 @@ async def test_readings_inserted_by_sql(community_database: str, caplog: pytest.
     assert all(latest[sensor_id] - time < timedelta(hours=8) for sensor_id, time in found.items())
 
 
+@pytest.mark.parametrize("age_s", [10 * DAY, 5 * HOUR])
+async def test_latest_reading_by_sql(community_database: str, age_s: int) -> None:
+    """One that is later than what the server had, by half an hour, is the latest; of old days and of today."""
+    async with rig(community_database) as parts:
+        hour_s = (parts.clock_s[0] - age_s) // HOUR * HOUR
+        await parts.write(reading(hour_s + 300, 1))
+        await parts.latest.write()
+        await parts.refresh()
+        execute(
+            community_database,
+            "INSERT INTO readings (time, sensor_id, id, source_id, temperature)"
+            f" VALUES (to_timestamp({hour_s + 2_700}), 1, 77, 1, 20)",
+        )
+        await parts.refresh()
+    assert rows(community_database, "SELECT id FROM latest_readings") == [(77,)]
+
+
 async def test_readings_of_a_dump(community_database: str) -> None:
     """They are there before the first server: at no moment does an aggregate that was right lack them."""
     execute(community_database, INSERT)
