@@ -1,6 +1,7 @@
-"""The command line: ``python -m app serve``, ``migrate`` and ``import``."""
+"""The command line: ``python -m app serve``, ``migrate``, ``import``, ``refresh`` and ``move``."""
 
 import argparse
+import asyncio
 import logging
 import secrets
 import shlex
@@ -8,7 +9,9 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -18,8 +21,11 @@ from app.imports.command import add_arguments, import_files
 from app.logs import configure_logging
 from app.serve import serve
 from app.settings import Keys, Settings, load_settings, strong_keys
-from app.store.database import checked_url, migrate
+from app.store.database import Database, checked_url, migrate
 from app.store.embedded import embedded_database
+from app.store.move import move
+from app.store.policies import Retention
+from app.store.refresh import refresh
 
 logger = logging.getLogger("app")
 
@@ -42,6 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
     add_arguments(
         commands.add_parser("import", help="store the readings of CSV, JSON, NDJSON, Arrow and Parquet files")
     )
+    refreshing = commands.add_parser("refresh", help="make aggregates and latest readings anew")
+    refreshing.add_argument("--from", dest="start", required=True, type=_moment, metavar="TIME", help="ISO 8601; UTC")
+    refreshing.add_argument("--to", dest="end", type=_moment, metavar="TIME", help="likewise; left out, now")
+    moving = commands.add_parser("move", help="copy all that a database has into the empty one at DATABASE_URL")
+    moving.add_argument("--from", dest="source", metavar="URL", help="left out, the embedded database in DATA_DIR")
     chosen = parser.parse_args(arguments)
     # Both end in an exception, so that every `with` on the way out does its work: the embedded database is stopped.
     signal.signal(signal.SIGTERM, _exit)
@@ -53,11 +64,16 @@ def main(arguments: list[str] | None = None) -> int:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # an import that is ended has not succeeded
         if is_import and chosen.dry_run:
             return import_files(settings, chosen, None)
-        with _database(settings, may_join=is_import) as url:
+        if chosen.command == "move":
+            _move(settings, chosen.source)
+            return 0
+        with _database(settings, may_join=chosen.command in {"import", "refresh"}) as url:
             if is_import:
                 return import_files(settings, chosen, url)
             if chosen.command == "serve":
                 _serve(settings, url)
+            elif chosen.command == "refresh":
+                _refresh(settings, url, chosen.start, chosen.end or datetime.now(UTC))
             else:
                 migrate(url, chosen.down or "head", down=chosen.down is not None)
     except SensorFlowError as error:
@@ -81,6 +97,36 @@ def _database(settings: Settings, *, may_join: bool = False) -> Iterator[str]:
     else:
         with embedded_database(settings.data_dir, workers=settings.workers, may_join=may_join) as url:
             yield url
+
+
+def _moment(argument: str) -> datetime:
+    """A time of the command line; without an offset it is UTC."""
+    try:
+        moment = datetime.fromisoformat(argument)
+    except ValueError:
+        message = f"{argument!r} is not ISO 8601, like 2023-07-12 or 2023-07-12T14:30:00Z"
+        raise argparse.ArgumentTypeError(message) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _refresh(settings: Settings, database_url: str, start: datetime, end: datetime) -> None:
+    database = Database(database_url, timezone=settings.timezone, offline_after_s=settings.offline_after_s)
+    retention = Retention(
+        settings.retention_raw_days,
+        settings.retention_1m_days,
+        settings.retention_1h_days,
+        settings.retention_1d_days,
+    )
+    asyncio.run(refresh(database, start=start, end=end, retention=retention, say=partial(print, flush=True)))
+
+
+def _move(settings: Settings, source: str | None) -> None:
+    if settings.database_url is None:
+        raise ConfigurationError("Set DATABASE_URL to the database to move to.")
+    target_url = checked_url(settings.database_url)
+    with nullcontext(checked_url(source)) if source else embedded_database(settings.data_dir) as source_url:
+        move(source_url, target_url, say=partial(print, flush=True))
+    print("All is moved. Start the server with this DATABASE_URL; it makes the aggregates of what was moved.")
 
 
 def _keys(settings: Settings) -> Keys:

@@ -159,7 +159,7 @@ class Server:
             settings.retention_1d_days,
         )
         self.history = History(self._database)
-        self.sensors = Sensors(self._database)
+        self.sensors = Sensors(self._database, on_new_limits=self._writer.limits.check)
         self._maintenance = Maintenance(self._database, claims_window_hours=settings.idempotency_window_hours)
         self._encode = receipt_encoder(ZoneInfo(settings.timezone))
         self.pipeline = _pipeline(
@@ -207,6 +207,7 @@ class Server:
             tasks.create_task(self.pipeline.run())
             tasks.create_task(self._maintenance.run())
             tasks.create_task(self._latest.run())
+            tasks.create_task(self._writer.limits.run())
             tasks.create_task(self._age(edition))
             tasks.create_task(keep_returning(lambda: self.pipeline.buffer.size_bytes))
             await self.pipeline.opened.wait()

@@ -29,7 +29,8 @@ unit, with_unit = unit_from("SELECT unit FROM metrics WHERE name = ${metric:sqls
 
 latest = stat(
     "Latest reading",
-    "Each metric of the latest reading by its own time; red where it is out of the sensor's limits.",
+    """Each metric of the latest reading by its own time; red where a reading of the last hour is out of the sensor's
+    limits, or this one.""",
     sql(
         """
         SELECT m.title AS metric, p.value, m.unit, CASE WHEN v.metric IS NULL THEN 'green' ELSE 'red' END AS color
@@ -63,6 +64,31 @@ registered = table(
         override("Status", mappings=colored_text(STATUS_COLORS), custom__cellOptions={"type": "color-background"}),
         override("Age", unit="s", decimals=0),
         override("Expected every", unit="s"),
+    ],
+)
+
+violations = table(
+    "Readings out of limits in this range",
+    """Every committed reading that was beyond a limit of the sensor when it came, by its own time: how many, and the
+    furthest of them. From the log of the flushes, which is kept for 90 days.""",
+    sql("""
+        SELECT m.title AS "Metric", CASE WHEN v.is_above THEN 'above' ELSE 'below' END AS "Side", v.bound AS "Limit",
+               sum(v.readings) AS "Readings",
+               CASE WHEN v.is_above THEN max(v.value) ELSE min(v.value) END AS "Furthest",
+               min(v.first_time) AS "First", max(v.last_time) AS "Last"
+        FROM limit_violation_log v
+        JOIN metrics m ON m.name = v.metric
+        WHERE v.sensor_id = ${sensor:sqlstring} AND v.last_time >= $__timeFrom() AND v.first_time <= $__timeTo()
+        GROUP BY m.title, v.is_above, v.bound
+        ORDER BY max(v.last_time) DESC, m.title, v.is_above, v.bound
+        LIMIT 1000
+    """),
+    size=(24, 5),
+    unit="none",
+    defaults={"decimals": 2, "noValue": "No reading was out of limits"},
+    overrides=[
+        override("Readings", unit="short", decimals=0),
+        override("Furthest", color=fixed(RED), custom__cellOptions={"type": "color-text"}),
     ],
 )
 
@@ -150,7 +176,7 @@ DASHBOARD = dashboard(
     "sensorflow-sensor",
     "Sensor detail",
     "One sensor at every zoom: mean, range, limits and gaps of each metric.",
-    [latest, registered, row("$metric", repeat="metric"), chart, figures],
+    [latest, registered, violations, row("$metric", repeat="metric"), chart, figures],
     variables=[
         variable(
             "sensor",

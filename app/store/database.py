@@ -122,6 +122,11 @@ SET_FOR_VIEWS = """
 INSERT INTO server_settings (name, value) VALUES ('timezone', %s), ('offline_after_s', %s)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE server_settings.value <> excluded.value
 """
+RESTORE_SETTINGS = """
+INSERT INTO server_settings (name, value)
+VALUES ('timezone', %s), ('offline_after_s', %s), ('aggregates_refreshed_until', now()::text)
+ON CONFLICT DO NOTHING
+"""
 READER = "sensorflow_reader"
 
 
@@ -215,6 +220,12 @@ class Database:
         await self._pool.open()
         return self.edition
 
+    async def restore_settings(self, connection: Connection) -> None:
+        """Adds the rows of ``server_settings`` that views need and somebody has deleted. Raises what the driver
+        raises.
+        """
+        await connection.execute(RESTORE_SETTINGS, self._for_views)
+
     async def connect(self, application_name: str) -> Connection:
         """A connection of the caller's own, in autocommit. Raises DatabaseAway."""
         with own_errors():
@@ -277,6 +288,12 @@ async def _probe(connection: Connection) -> Edition:
     if timescaledb is not None:
         hypertable = await (await connection.execute(HYPERTABLE)).fetchone()
         continuous = await (await connection.execute(HAS_CONTINUOUS_AGGREGATES)).fetchone()
+        if hypertable is None:
+            logger.warning(
+                "TimescaleDB is there, but readings is a plain table: the schema was made without the extension, or "
+                "restored from a dump of plain PostgreSQL. It is used as one; `python -m app move --from URL` copies "
+                "all of it into a new database, where it is a hypertable."
+            )
     if continuous == (True,) and not direct_compress:  # which came with the refresh that the aggregates need
         raise ConfigurationError(f"TimescaleDB {timescaledb} is too old: update it to 2.21 or newer")
     names = ("fsync", "synchronous_commit", "full_page_writes")

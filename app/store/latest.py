@@ -152,7 +152,7 @@ class LatestReadings:
 
     async def run(self) -> None:
         """Works until cancelled; while the database is away what is noted waits."""
-        await self._recover()
+        await self.recover()
         clock = asyncio.get_running_loop().time
         pause_s = INTERVAL_S
         while True:
@@ -191,7 +191,7 @@ class LatestReadings:
             raise
         self._is_stuck = False
 
-    async def _recover(self) -> None:
+    async def recover(self) -> None:
         """Looks up what a process may have committed, and not written before it was killed."""
         after: int | None = 0
         while after is not None:

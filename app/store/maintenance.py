@@ -1,11 +1,11 @@
-"""What the database needs now and then: ledger and claims pruned, its state looked at."""
+"""What the database needs now and then: ledger, claims and the log of violations pruned, its state looked at."""
 
 import asyncio
 import logging
 from dataclasses import dataclass
 
 from app.errors import DatabaseAway
-from app.store import claims
+from app.store import claims, limits
 from app.store.database import Database
 from app.store.locks import PRUNE_LOCK
 
@@ -19,6 +19,9 @@ PRUNE_PAUSE_S = 60.0
 """After a start, or when the database was away, nothing is pruned for so long: some flusher may still ask about a flush
 from before."""
 
+PRUNE_S = 5.0
+"""How long a turn prunes the log of violations at most, in steps that each are committed."""
+
 PRUNE_LEDGER = f"""
 DELETE FROM flushes
 WHERE committed_at < now() - interval '{LEDGER_WINDOW_MINUTES} minutes' AND pg_try_advisory_xact_lock({PRUNE_LOCK})
@@ -27,7 +30,7 @@ STATISTICS = """
 SELECT pg_database_size(current_database()),
        (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()),
        (SELECT count(*) FROM stale_ranges),
-       (SELECT max(lag_s) FROM aggregate_lag)
+       (SELECT coalesce(max(lag_s), 0) FROM aggregate_lag)
 """
 
 
@@ -56,11 +59,15 @@ class Maintenance:
         clock = asyncio.get_running_loop().time
         prune_from = clock() + PRUNE_PAUSE_S
         while True:
+            began = clock()
             try:
                 async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
                     if clock() >= prune_from:
                         await connection.execute(PRUNE_LEDGER)
                         await claims.prune(connection, older_than_hours=self._claims_window_hours)
+                        while await limits.prune(connection) and clock() < began + PRUNE_S:
+                            pass
+                    await self._database.restore_settings(connection)
                     row = await (await connection.execute(STATISTICS)).fetchone()
                 assert row is not None  # a SELECT without FROM has one row
                 self.statistics = DatabaseStatistics(*row)

@@ -1,12 +1,13 @@
 """The registry of sensors: what is known of each, and its latest reading, which is a few seconds behind."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from app.errors import InvalidSensor, NotFound
+from app.errors import DatabaseAway, InvalidSensor, NotFound
 from app.registry import LatestReading, Limits, Sensor, SensorChange
 from app.store.database import Connection, Database
 
@@ -38,10 +39,16 @@ INSERT_LIMITS = "INSERT INTO sensor_limits (sensor_id, metric, lower, upper) VAL
 
 
 class Sensors:
-    """The registry in a database. Its methods raise DatabaseAway."""
+    """The registry in a database. Its methods raise DatabaseAway.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        database: where it is.
+        on_new_limits: is awaited when limits have been changed; what this process commits is then held against them.
+    """
+
+    def __init__(self, database: Database, *, on_new_limits: Callable[[], Awaitable[None]]) -> None:
         self._database = database
+        self._on_new_limits = on_new_limits
 
     async def page(self, *, after: str, limit: int, online: bool | None) -> list[Sensor]:
         """The sensors whose names come after one, by name; only those that are online, or are not, if it is said."""
@@ -85,7 +92,10 @@ class Sensors:
                 await _change_limits(connection, sensor_id, change)
             # Before COMMIT: what can't be read back is not kept.
             (changed,) = await _read(connection, ONE, {"name": name, "limit": 1})
-            return _sensor(changed), is_new
+        if "limits" in change.model_fields_set:
+            with suppress(DatabaseAway):  # they are changed, and looked at again soon
+                await self._on_new_limits()
+        return _sensor(changed), is_new
 
     async def _rows(self, query: str, arguments: Mapping[str, object]) -> list[dict[str, Any]]:
         async with self._database.borrow_in_turn(timeout_s=TIMEOUT_S) as connection:

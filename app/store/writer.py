@@ -30,6 +30,7 @@ from app.store import claims
 from app.store.copy import begin_copy, commit, copy_rows
 from app.store.database import Connection, Database, first_line, own_errors
 from app.store.latest import LatestReadings, Noted
+from app.store.limits import COPY_VIOLATIONS, LimitSnapshot, SensorLimits
 from app.store.names import NameIds, SensorIds
 from app.store.tiers import EPOCH, LATE_AFTER, Span, merged
 from app.store.wire import (
@@ -154,6 +155,9 @@ class Flush:
     """Of its other rows, the latest of each sensor."""
     stale: Sequence[Span]
     """The hours in which late readings of it lie, if aggregates have to be told."""
+    limits: LimitSnapshot
+    violations: Sequence[bytes]
+    """Which of its readings are beyond them, as a COPY in pieces; empty if none is."""
     refused: dict[int, str | None] = field(default_factory=dict)
     """The rows that are not stored, by their place, and why PostgreSQL did not take them; None where it would have, and
     another row of a request that is all or nothing is at fault. Known once it is committed."""
@@ -200,6 +204,7 @@ class Writer:
         self._sources = NameIds[tuple[str, ...]](
             database, "sources", ["key_name", "client_ip"], timeout_s=flush_timeout_s
         )
+        self.limits = SensorLimits(database)
         self._ids = IdBlock()
         self._encoder = ThreadPoolExecutor(1)
         """A thread that no decoding can keep busy."""
@@ -230,17 +235,19 @@ class Writer:
         rows = sum(content.rows for content in contents)
         identified = await self._identified(contents)
         first_id = await self._reserve_ids(rows)
+        limits = await self.limits.current()
 
         def encoded() -> Iterator[Rows]:
             return _encoded(identified, first_id)
 
-        def payload() -> tuple[list[bytes], pa.RecordBatch | None, Sequence[Span]]:
-            packed, ordered = _arranged(encoded())
-            latest = None if ordered is None else latest_of_each_sensor(ordered)
-            return _payload(packed, ordered), latest, self._stale(contents)
-
         def alone() -> Iterator[Noted]:
             return _alone(identified, first_id)
+
+        def payload() -> tuple[list[bytes], pa.RecordBatch | None, Sequence[Span], list[bytes]]:
+            packed, ordered = _arranged(encoded())
+            latest = None if ordered is None else latest_of_each_sensor(ordered)
+            violations = limits.violations(alone(), ordered)
+            return _payload(packed, ordered), latest, self._stale(contents), violations
 
         def pieces() -> Iterator[Piece]:
             return _pieces(contents, encoded())
@@ -251,8 +258,20 @@ class Writer:
         in_thread = sum(content.rows for content in contents if isinstance(content, Batch)) >= ENCODE_IN_THREAD_ROWS
         loop = asyncio.get_running_loop()
         made = await loop.run_in_executor(self._encoder, payload) if in_thread else payload()
-        encoded_rows, latest, stale = made
-        return Flush(first_id, rows, into_columnstore, connection, encoded_rows, pieces, alone, latest, stale)
+        encoded_rows, latest, stale, violations = made
+        return Flush(
+            first_id,
+            rows,
+            into_columnstore,
+            connection,
+            encoded_rows,
+            pieces,
+            alone,
+            latest,
+            stale,
+            limits,
+            violations,
+        )
 
     async def write(self, flush: Flush, answers: Callable[[], Mapping[Claim, Replay]]) -> None:
         """Commits a flush, less the rows that PostgreSQL refuses: ``flush.refused`` names them. ``answers`` is asked
@@ -286,15 +305,11 @@ class Writer:
 
     def _note(self, flush: Flush) -> None:
         """Lets the latest readings know of a flush that is committed."""
-        alone, latest = flush.alone(), flush.latest
         if flush.refused:
-            refused = {flush.first_id + place for place in flush.refused}
-            alone = [reading for reading in alone if reading.id not in refused]
-            batches = [piece.rows for piece in flush.pieces() if isinstance(piece.rows, pa.RecordBatch)]
-            if batches:
-                rows = in_order(batches)
-                latest = latest_of_each_sensor(rows.filter(pc.invert(pc.is_in(rows["id"], pa.array(refused)))))
-        self._latest.note(alone, latest)
+            alone, rows = _taken(flush)
+            self._latest.note(alone, None if rows is None else latest_of_each_sensor(rows))
+        else:
+            self._latest.note(flush.alone(), flush.latest)
 
     def _stale(self, contents: Sequence[Content]) -> Sequence[Span]:
         """The hours of the readings that come so late that no policy would refresh the aggregates of them."""
@@ -358,6 +373,7 @@ class Writer:
         try:
             async with self._step() as connection:
                 await copy(connection, flush)
+                await _log_violations(connection, flush)
                 await _claim(connection, answers())
                 commit_is_out = True
                 try:
@@ -469,6 +485,25 @@ async def _claim(connection: Connection, answers: Mapping[Claim, Replay]) -> Non
         if not kept:
             raise DatabaseAway("the claims that were in the way have just been pruned")
         raise Repeated(kept)
+
+
+async def _log_violations(connection: Connection, flush: Flush) -> None:
+    """Logs which of the rows that PostgreSQL has taken are beyond their limits."""
+    violations = flush.limits.violations(*_taken(flush)) if flush.refused else flush.violations
+    if violations:
+        await connection.wait(begin_copy(connection.pgconn, COPY_VIOLATIONS.encode()))
+        await connection.wait(copy_rows(connection.pgconn, violations))
+
+
+def _taken(flush: Flush) -> tuple[list[Noted], pa.RecordBatch | None]:
+    """Of a flush some of whose rows are refused, the others: those that came alone, and those of batches, by sensor."""
+    refused = {flush.first_id + place for place in flush.refused}
+    alone = [reading for reading in flush.alone() if reading.id not in refused]
+    batches = [piece.rows for piece in flush.pieces() if isinstance(piece.rows, pa.RecordBatch)]
+    if not batches:
+        return alone, None
+    rows = in_order(batches)
+    return alone, rows.filter(pc.invert(pc.is_in(rows["id"], pa.array(refused))))
 
 
 def _days(contents: Sequence[Content]) -> int:

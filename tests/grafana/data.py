@@ -5,7 +5,7 @@ limits and was silent for two hours, one is out of them, one fell silent, and on
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pandas as pd
@@ -46,6 +46,34 @@ SENSORS = (
     Sensor("LGA", None, "New York", 40.7769, -73.8740, limits=(("humidity", None, 20),)),
     Sensor("Roof", None, "House", expected_interval_s=60, limits=(("humidity", 0, 1), ("temperature", 100, 101))),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A row of the log: readings that were beyond a limit, how long ago they came, and the time of the furthest."""
+
+    sensor: str
+    metric: str
+    is_above: bool
+    readings: int
+    value: float
+    bound: float
+    arrived_s_ago: float
+    time: datetime | None = None
+    """None: when it came. The others are from ten minutes before to five after."""
+
+
+IN_2013 = datetime(2013, 12, 20, 12, 1, tzinfo=UTC)
+LOGGED = (
+    Violation("Cellar", "temperature", True, 19, 95.5, 90, 600),
+    Violation("Cellar", "temperature", True, 1, 97.5, 90, 5_000),
+    Violation("Cellar", "temperature", False, 7, -91.5, -90, 700),
+    Violation("Cellar", "pressure", False, 2, 899.5, 900, 800),
+    Violation("Greenhouse", "humidity", True, 3, 50.5, 40, 500),
+    Violation("LGA", "humidity", True, 5, 20.5, 20, 300, IN_2013),
+    Violation("EWR", "temperature", False, 5, -21.5, -20, 9_000, IN_2013),
+)
+"""Of the Greenhouse, the limit has been corrected since."""
 REAL, MADE = ["EWR", "JFK", "LGA"], ["Attic", "Cellar", "Greenhouse", "Roof"]
 
 

@@ -4,11 +4,12 @@ A function for each query. It knows what the panel's description promises and no
 are in which bucket, for one, is found here by rounding their times.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise, zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -53,14 +54,15 @@ class Status:
         """As the panels say it."""
         return "never seen" if self.is_online is None else "online" if self.is_online else "offline"
 
-    def violations(self) -> Iterable[tuple[str, float, float | None, float | None, float]]:
-        """Metric, value, lower and upper limit, and by how much the value is beyond."""
-        for metric, lower, upper in REGISTERED[self.name].limits:
-            value = self.values.get(metric)
-            if value is not None and lower is not None and value < lower:
-                yield metric, value, lower, upper, lower - value
-            elif value is not None and upper is not None and value > upper:
-                yield metric, value, lower, upper, value - upper
+
+class Beyond(NamedTuple):
+    """The furthest reading of a sensor beyond a limit of a metric."""
+
+    value: float
+    lower: float | None
+    upper: float | None
+    by: float
+    time: pd.Timestamp
 
 
 def buckets(look: Look, metric: str, sensors: list[str]) -> pd.DataFrame:
@@ -93,6 +95,26 @@ def statuses(stored: Stored, now: pd.Timestamp) -> list[Status]:
     return found
 
 
+def violations(stored: Stored, now: pd.Timestamp) -> dict[tuple[str, str], Beyond]:
+    """By sensor and metric: of what came in the last hour and the latest readings that are not too old."""
+    seen = [(each.sensor, each.metric, each.value, time) for each, time in stored.logged if each.arrived_s_ago < 3_600]
+    for status in statuses(stored, now):
+        if status.age_s is not None and status.age_s < max(
+            3_600, 3 * (REGISTERED[status.name].expected_interval_s or 0)
+        ):
+            seen += [(status.name, metric, value, status.last_seen_at) for metric, value in status.values.items()]
+    found: dict[tuple[str, str], Beyond] = {}
+    for sensor, metric, value, time in seen:
+        for limited, lower, upper in REGISTERED[sensor].limits:
+            by = max(-math.inf if lower is None else lower - value, -math.inf if upper is None else value - upper)
+            if limited == metric and by > 0:
+                found[sensor, metric] = max(
+                    [Beyond(value, lower, upper, by, time), *filter(None, [found.get((sensor, metric))])],
+                    key=lambda each: each.by,
+                )
+    return found
+
+
 def flushes(stored: Stored, now: pd.Timestamp) -> list[tuple[int, float]]:
     """Rows and age in seconds of every flush."""
     return [*LEDGER, *((rows, (now - committed_at).total_seconds()) for rows, committed_at in stored.flushes)]
@@ -109,7 +131,7 @@ def fleet_rate(look: Look, now: pd.Timestamp) -> Rows:
 
 def fleet_out_of_limits(look: Look, now: pd.Timestamp) -> Rows:
     seen = [status for status in statuses(look.stored, now) if status.values]
-    return [(sum(any(status.violations()) for status in seen) / len(seen),)]
+    return [(len({sensor for sensor, _ in violations(look.stored, now)}) / len(seen),)]
 
 
 def fleet_newest(look: Look, now: pd.Timestamp) -> Rows:
@@ -119,7 +141,8 @@ def fleet_newest(look: Look, now: pd.Timestamp) -> Rows:
 def fleet_table(look: Look, now: pd.Timestamp) -> Rows:
     rows = []
     for status in statuses(look.stored, now):
-        sensor, out = REGISTERED[status.name], sorted(METRICS[each[0]][0] for each in status.violations())
+        sensor = REGISTERED[status.name]
+        out = sorted(METRICS[metric][0] for name, metric in violations(look.stored, now) if name == status.name)
         values = (status.values.get(metric) for metric in METRICS)
         about = (look.stored.ids[sensor.name], sensor.name, sensor.label, sensor.location, status.word, status.age_s)
         order = not out, ["offline", "online", "never seen"].index(status.word), sensor.name
@@ -128,11 +151,8 @@ def fleet_table(look: Look, now: pd.Timestamp) -> Rows:
 
 
 def fleet_violations(look: Look, now: pd.Timestamp) -> Rows:
-    rows = [
-        (look.stored.ids[status.name], status.name, METRICS[metric][0], *figures, status.last_seen_at)
-        for status in statuses(look.stored, now)
-        for metric, *figures in status.violations()
-    ]
+    found = violations(look.stored, now).items()
+    rows = [(look.stored.ids[sensor], sensor, METRICS[metric][0], *beyond) for (sensor, metric), beyond in found]
     return sorted(rows, key=lambda row: -row[6])
 
 
@@ -155,7 +175,7 @@ def fleet_over_time(look: Look, now: pd.Timestamp) -> Rows:
 
 def sensor_latest(look: Look, now: pd.Timestamp) -> Rows:
     (status,) = (each for each in statuses(look.stored, now) if each.name == look.sensor)
-    out = {each[0] for each in status.violations()}
+    out = {metric for sensor, metric in violations(look.stored, now) if sensor == look.sensor}
     rows = [(*METRICS[metric], value, "red" if metric in out else "green") for metric, value in status.values.items()]
     return [(title, value, unit, color) for title, unit, value, color in sorted(rows)]
 
@@ -164,6 +184,23 @@ def sensor_registered(look: Look, now: pd.Timestamp) -> Rows:
     (status,) = (each for each in statuses(look.stored, now) if each.name == look.sensor)
     sensor = REGISTERED[look.sensor]
     return [(sensor.name, sensor.label, sensor.location, status.word, status.age_s, sensor.expected_interval_s)]
+
+
+def sensor_violations(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
+    found = []
+    for each, time in look.stored.logged:
+        first, last = time - timedelta(minutes=10), time + timedelta(minutes=5)
+        if each.sensor == look.sensor and last >= look.start and first <= look.end:
+            found.append(
+                ((METRICS[each.metric][0], "above" if each.is_above else "below", each.bound), each, first, last)
+            )
+    rows = []
+    for key in {key for key, *_ in found}:
+        logged, firsts, lasts = zip(*(rest for of, *rest in found if of == key), strict=True)
+        values = [each.value for each in logged]
+        furthest = max(values) if key[1] == "above" else min(values)
+        rows.append((*key, sum(each.readings for each in logged), furthest, min(firsts), max(lasts)))
+    return sorted(rows, key=lambda row: row[6], reverse=True)
 
 
 def curve(look: Look, sensor: str) -> Iterator[tuple[Any, ...]]:
@@ -269,11 +306,8 @@ def alert_offline(look: Look, now: pd.Timestamp) -> Rows:
 
 
 def alert_out_of_limits(look: Look, now: pd.Timestamp) -> Rows:
-    return sorted(
-        (status.name, look.stored.ids[status.name], metric, beyond)
-        for status in statuses(look.stored, now)
-        for metric, *_, beyond in status.violations()
-    )
+    found = violations(look.stored, now).items()
+    return sorted((sensor, look.stored.ids[sensor], metric, beyond.by) for (sensor, metric), beyond in found)
 
 
 def alert_nothing(look: Look, now: pd.Timestamp) -> Rows:
@@ -296,6 +330,7 @@ EXPECTED: dict[str, Callable[[Look, pd.Timestamp], Rows]] = {
     "sensorflow-fleet: Readings over time": fleet_over_time,
     "sensorflow-sensor: Latest reading": sensor_latest,
     "sensorflow-sensor: Sensor": sensor_registered,
+    "sensorflow-sensor: Readings out of limits in this range": sensor_violations,
     "sensorflow-sensor: $metric": sensor_curve,
     "sensorflow-sensor: $metric limits": sensor_limits,
     "sensorflow-sensor: $metric unit": unit,

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import psycopg
 
-from tests.grafana.data import SENSORS, Sensor
+from tests.grafana.data import LOGGED, SENSORS, Sensor
 
 READER = "sensorflow_reader"
 TIERS = {"readings_1m": "1 minute", "readings_1h": "1 hour", "readings_1d": "1 day"}
@@ -30,6 +30,13 @@ LATEST = """
 INSERT INTO latest_readings
 SELECT DISTINCT ON (sensor_id) sensor_id, time, id, temperature, humidity, pressure
 FROM readings ORDER BY sensor_id, time DESC, id DESC
+"""
+LOG = """
+INSERT INTO limit_violation_log (sensor_id, metric, is_above, readings, value, bound, arrived_at, time, first_time,
+                                 last_time)
+SELECT %s, %s, %s, %s, %s, %s, now() - make_interval(secs => %s), time, time - interval '10 minutes',
+       time + interval '5 minutes'
+FROM (VALUES (%s::timestamptz)) AS v (time)
 """
 # Batches of ten buckets, and code compiled for every chunk, would make minutes of the second that this takes.
 REFRESH = """
@@ -74,6 +81,15 @@ class Stored:
         self.ids = {sensor.name: self._register(sensor) for sensor in SENSORS}
         connection.execute("DELETE FROM latest_readings")
         connection.execute(LATEST)
+        self.logged = [
+            (violation, pd.Timestamp(violation.time or until - timedelta(seconds=violation.arrived_s_ago)))
+            for violation in LOGGED
+        ]
+        """With the time of the furthest reading of each."""
+        for violation, time in self.logged:
+            figures = [violation.is_above, violation.readings, violation.value, violation.bound]
+            figures += [violation.arrived_s_ago, time.to_pydatetime()]
+            connection.execute(LOG, [self.ids[violation.sensor], violation.metric, *figures])
         connection.execute("DELETE FROM stale_ranges")
         for _ in range(LATE_RANGES):
             connection.execute(STALE)

@@ -56,7 +56,7 @@ MAY_BE_EMPTY = {
 }
 
 Test = Callable[[Stored, Query], None]
-OF_MANY_UNITS = {"sensorflow-fleet: Limit violations now"}
+OF_MANY_UNITS = {"sensorflow-fleet: Limit violations now", "sensorflow-sensor: Readings out of limits in this range"}
 """Tables whose rows are of different metrics, and say of which."""
 
 

@@ -42,6 +42,7 @@ SELECT bucket, sensor_id, count, temperature_count, temperature_sum, temperature
        temperature_first, temperature_last, pressure_count, pressure_sum
 FROM {} ORDER BY 1, 2
 """
+INSERT = "INSERT INTO readings (time, sensor_id, id, source_id, temperature) SELECT to_timestamp({}), {}, 1, 1, 20"
 LATEST = """
 SELECT DISTINCT ON (sensor_id) sensor_id, time, id, temperature, humidity, pressure
 FROM readings ORDER BY sensor_id, time DESC, id DESC
@@ -142,7 +143,7 @@ APART = itertools.count(0, 1e-5)
 class Step(NamedTuple):
     """Something that happens."""
 
-    what: Literal["write", "policy", "refresh", "cut"]
+    what: Literal["write", "insert", "policy", "refresh", "cut"]
     behind_s: int
     """How long ago it happens: the writer's clock."""
     ages_s: Sequence[tuple[int, str, float | None]]
@@ -152,7 +153,7 @@ class Step(NamedTuple):
 STEPS = st.lists(
     st.builds(
         Step,
-        st.sampled_from(["write", "write", "write", "policy", "refresh", "cut"]),
+        st.sampled_from(["write", "write", "write", "insert", "policy", "refresh", "cut"]),
         st.sampled_from([0, 0, 10 * MINUTE, 5 * HOUR, 2 * DAY]),
         st.lists(st.tuples(AGES_S, st.sampled_from("abc"), VALUES), min_size=1, max_size=8),
     ),
@@ -169,6 +170,15 @@ async def take(step: Step, rig: Rig) -> None:
             # No two of one time: which of them would be the first is nobody's promise.
             await rig.write(
                 *(reading(now_s - age_s - next(APART), value, sensor) for age_s, sensor, value in step.ages_s)
+            )
+        case "insert":
+            times = [time.time() - age_s - next(APART) for age_s, *_ in step.ages_s]
+            execute(
+                rig.url,
+                *(
+                    INSERT.format(time_s, ord(sensor) - 96)
+                    for time_s, (_, sensor, _) in zip(times, step.ages_s, strict=True)
+                ),
             )
         case "policy":
             for tier in TIERS:
@@ -203,7 +213,7 @@ def test_aggregates_are_a_plain_count_whatever_comes_late_and_whatever_is_cut_sh
                     async with await parts.database.connect("test") as connection:
                         await apply_policies(connection, FOR_EVER)
                 for step in steps:
-                    if edition == "community" or step.what == "write":
+                    if edition == "community" or step.what in {"write", "insert"}:
                         await take(step, parts)
                 if edition == "community":
                     await parts.refresh()
@@ -392,11 +402,11 @@ async def test_without_policies_whole_days_of_readings_go(database: str, edition
 class Failing(Aggregates):
     """It can't refresh what is from 35 to 45 days old."""
 
-    async def _refresh(self, connection: Connection, span: Span) -> None:
+    async def _refresh(self, connection: Connection, span: Span, *, is_forced: bool = False) -> None:
         age = datetime.now(UTC) - span[0]
         if timedelta(days=35) < age < timedelta(days=45):
             await connection.execute("SELECT 1 / 0")
-        await super()._refresh(connection, span)
+        await super()._refresh(connection, span, is_forced=is_forced)
 
 
 async def test_a_span_that_cannot_be_refreshed_holds_up_no_other(community_database: str) -> None:

@@ -1,0 +1,165 @@
+"""``python -m app move``: everything that one database of ours has into another, empty one.
+
+It is one transaction: the other database has all of it or nothing. Rows go over as PostgreSQL's binary COPY, bit for
+bit, whatever kind of database either is; ids stay, and what hands them out goes on behind them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from app.errors import ConfigurationError
+from app.store.database import connection_arguments, migrate, own_errors
+
+NOT_MOVED = ["alembic_version", "server_settings", "metrics", "flushes", "stale_ranges", "checked_days"]
+"""What each database has of its own: its schema's, what the settings say, and what was under way."""
+REPORT_ROWS = 1_000_000
+LOCK_TIMEOUT_S = 10
+LOCKS_A_DAY = 2
+"""A chunk and its index."""
+OTHER_LOCKS = 1_000
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+TABLES = """
+SELECT c.relname::text,
+       (SELECT array_agg(attname::text ORDER BY attnum) FROM pg_attribute
+        WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
+       (SELECT coalesce(array_agg(confrelid::regclass::text), '{}') FROM pg_constraint
+        WHERE conrelid = c.oid AND contype = 'f')
+FROM pg_class c
+WHERE c.relnamespace = current_schema::regnamespace AND c.relkind IN ('r', 'p') AND c.relname <> ALL(%s)
+ORDER BY c.relname
+"""
+# A server that writes would be in the way, and have ids of its own.
+KEEP_SERVERS_OUT = "LOCK TABLE flushes, sensors, sources IN EXCLUSIVE MODE"
+IS_IN_USE = """
+SELECT EXISTS (SELECT FROM readings) OR EXISTS (SELECT FROM sensors) OR EXISTS (SELECT FROM sources)
+"""
+IS_HYPERTABLE = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')"
+DAYS = "SELECT count(DISTINCT date_bin('1 day', time, TIMESTAMPTZ 'epoch')) FROM readings"
+LOCKS = """
+SELECT current_setting('max_locks_per_transaction')::bigint,
+       current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint
+"""
+IDENTITIES = """
+SELECT attname::text, pg_get_serial_sequence(quote_ident(%(table)s), attname) FROM pg_attribute
+WHERE attrelid = quote_ident(%(table)s)::regclass AND attidentity <> '' AND NOT attisdropped
+"""
+HAS_CONTINUOUS_AGGREGATES = "SELECT to_regclass('timescaledb_information.continuous_aggregates') IS NOT NULL"
+ALL_CHUNKS_ARE_STALE = """
+INSERT INTO stale_ranges (starts_at, ends_at)
+SELECT range_start, range_end FROM timescaledb_information.chunks
+WHERE hypertable_schema = current_schema AND hypertable_name = 'readings' AND EXISTS (
+    SELECT FROM timescaledb_information.continuous_aggregates
+    WHERE view_schema = current_schema AND view_name = 'readings_1m'
+)
+"""
+
+
+def move(source_url: str, target_url: str, *, say: Callable[[str], None]) -> None:
+    """Copies everything; the source stays as it is.
+
+    Args:
+        source_url: the connection string of the database that has the readings.
+        target_url: that of the other.
+        say: is told how far it has come.
+
+    Raises:
+        ConfigurationError: the target is not empty, or can't take so much at once; the message says what to do.
+        DatabaseAway: one of them can't be reached; nothing is copied.
+    """
+    migrate(source_url)
+    migrate(target_url)
+    arguments = connection_arguments("sensorflow move")
+    with (
+        own_errors(),
+        psycopg.connect(source_url, **arguments) as source,
+        psycopg.connect(target_url, **arguments) as target,
+    ):
+        source.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        for connection in (source, target):
+            _keep_servers_out(connection)
+        if target.execute(IS_IN_USE).fetchone() == (True,):
+            raise ConfigurationError(
+                "The database at DATABASE_URL has readings or sensors already. Move into an empty one; "
+                "`python -m app migrate --down base` empties this one, and removes every reading in it."
+            )
+        _check_locks(source, target)
+        tables = {name: columns for name, columns, _ in _in_order_of_references(source)}
+        known = {name for name, *_ in target.execute(TABLES, [NOT_MOVED])}
+        for table, columns in tables.items():
+            if table not in known:
+                say(f"{table}: not ours, left out")
+                continue
+            rows = _copy(source, target, table, columns, say)
+            say(f"{table}: {rows:,} rows")
+        _continue_ids(source, target, [table for table in tables if table in known])
+        if target.execute(HAS_CONTINUOUS_AGGREGATES).fetchone() == (True,):
+            target.execute(ALL_CHUNKS_ARE_STALE)
+
+
+def _keep_servers_out(connection: Connection) -> None:
+    connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
+    try:
+        connection.execute(KEEP_SERVERS_OUT)
+    except psycopg.errors.LockNotAvailable as error:
+        raise ConfigurationError(
+            f"A server is writing to the database {connection.info.dbname!r} at {connection.info.host}. Stop it, and "
+            "begin anew."
+        ) from error
+
+
+def _check_locks(source: Connection, target: Connection) -> None:
+    """Each day is a chunk, and each chunk that is written to takes locks until the transaction ends."""
+    if target.execute(IS_HYPERTABLE).fetchone() != (True,):
+        return
+    ((days,),) = source.execute(DAYS).fetchall()
+    ((per_transaction, transactions),) = target.execute(LOCKS).fetchall()
+    needed = LOCKS_A_DAY * days + OTHER_LOCKS
+    if needed > per_transaction * transactions:
+        raise ConfigurationError(
+            f"The readings are of {days:,} days, and the database at DATABASE_URL has too few locks for so many in one "
+            f"transaction. Set max_locks_per_transaction to {needed // transactions + 1} there, restart it, and begin "
+            "anew."
+        )
+
+
+def _in_order_of_references(source: Connection) -> list[tuple[str, list[str], list[str]]]:
+    """The tables with their columns and those that they refer to, which come first."""
+    left = source.execute(TABLES, [NOT_MOVED]).fetchall()
+    ordered: list[tuple[str, list[str], list[str]]] = []
+    while left:
+        done = {*NOT_MOVED, *(name for name, *_ in ordered)}
+        ready = [table for table in left if done.issuperset(table[2])]
+        ordered += ready or left
+        left = [table for table in left if table not in ready] if ready else []
+    return ordered
+
+
+def _copy(
+    source: Connection, target: Connection, table: str, columns: Sequence[str], say: Callable[[str], None]
+) -> int:
+    names = {"table": sql.Identifier(table), "columns": sql.SQL(", ").join(map(sql.Identifier, columns))}
+    out = sql.SQL("COPY (SELECT {columns} FROM {table}) TO STDOUT (FORMAT BINARY)").format(**names)
+    into = sql.SQL("COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)").format(**names)
+    with target.cursor() as writer:
+        with source.cursor().copy(out) as reading, writer.copy(into) as writing:
+            for count, row in enumerate(reading, start=1):
+                writing.write(row)
+                if count % REPORT_ROWS == 0:
+                    say(f"{table}: {count:,} rows so far")
+        return writer.rowcount
+
+
+def _continue_ids(source: Connection, target: Connection, tables: Sequence[str]) -> None:
+    for table in tables:
+        for column, sequence in target.execute(IDENTITIES, {"table": table}).fetchall():
+            last = sql.SQL("SELECT setval({}, greatest(max({}), 1), max({}) IS NOT NULL) FROM {}").format(
+                sql.Literal(sequence), *2 * [sql.Identifier(column)], sql.Identifier(table)
+            )
+            target.execute(last)
+    row = source.execute("SELECT last_value, is_called FROM reading_ids").fetchone()
+    target.execute("SELECT setval('reading_ids', %s, %s)", row)

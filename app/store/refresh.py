@@ -1,0 +1,46 @@
+"""``python -m app refresh``: aggregates and latest readings made anew, whatever way the readings have come."""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from app.store.aggregates import Aggregates, nameless_message, nameless_sensors
+from app.store.database import Database
+from app.store.latest import LatestReadings
+from app.store.policies import Retention
+from app.store.tiers import TIERS, Span
+
+QUERY_TIMEOUT_S = 300.0
+
+
+async def refresh(
+    database: Database, *, start: datetime, end: datetime, retention: Retention, say: Callable[[str], None]
+) -> None:
+    """Refreshes the days of a span in which there are readings, piece by piece; beside a server that runs, too.
+
+    Args:
+        database: is opened here, and closed.
+        start: the start of the span.
+        end: its end; what is younger than the aggregates reach is left to the server.
+        retention: how long readings and aggregates are kept.
+        say: is told how far it has come.
+
+    Raises:
+        DatabaseAway: the rest is not refreshed; it may be done again.
+    """
+    try:
+        edition = await database.prepare()
+        if edition.continuous_aggregates:
+
+            def on_piece(piece: Span) -> None:
+                say(f"{piece[0]:%Y-%m-%d %H:%M} to {piece[1]:%Y-%m-%d %H:%M}: refreshed")
+
+            await Aggregates(database, retention=retention).recompute(start, end, on_piece=on_piece)
+        else:
+            say("The aggregates of this database are views of its readings: there is nothing to refresh.")
+        await LatestReadings(database).recover()
+        say("Latest readings: looked up.")
+        async with database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
+            if ids := await nameless_sensors(connection, TIERS[-1].floor(start), TIERS[-1].ceil(end)):
+                say(nameless_message(ids))
+    finally:
+        await database.close()

@@ -1,0 +1,297 @@
+"""Readings that came by another way than the flusher, and rows of the server's own that were deleted by hand."""
+
+import logging
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+
+from app.errors import ConfigurationError, DatabaseAway
+from app.store import aggregates, move
+from app.store.aggregates import Aggregates
+from app.store.database import Connection, migrate
+from app.store.maintenance import STATISTICS
+from app.store.policies import Retention
+from app.store.tiers import TIERS, Span
+from tests.conftest import new_database
+from tests.integration.test_aggregates import (
+    DAY,
+    FOR_EVER,
+    FOUND,
+    HOUR,
+    LATEST,
+    assert_right,
+    execute,
+    reading,
+    rig,
+    rows,
+    run_job,
+)
+
+INSERT = """
+INSERT INTO sensors (name) SELECT 'sensor ' || number FROM generate_series(1, 3) AS number ON CONFLICT DO NOTHING;
+INSERT INTO readings (time, sensor_id, id, source_id, temperature)
+SELECT time, s.id, 1, 1, extract(epoch FROM time)::bigint % 41
+FROM sensors s, generate_series(now() - interval '400 days', now() - interval '1 minute', interval '7 hours') AS time
+"""
+CHANGES = (
+    "UPDATE readings SET pressure = pressure + 0.25",
+    "UPDATE readings SET temperature = NULL",
+    "UPDATE readings SET sensor_id = 7",
+    "UPDATE readings SET time = time + interval '61 minutes'",
+    "DELETE FROM readings",
+)
+COUNTS = "SELECT (SELECT count(*) FROM readings)::int, (SELECT sum(count) FROM readings_1d)::int"
+
+
+async def test_readings_inserted_by_sql(community_database: str, caplog: pytest.LogCaptureFixture) -> None:
+    """They become aggregates and latest readings at the next look, and the log says so."""
+    async with rig(community_database) as parts:
+        await parts.write(*(reading(parts.clock_s[0] - age_s, 1) for age_s in range(60, 5 * DAY, HOUR)))
+        await parts.refresh()
+        execute(community_database, INSERT)
+        ((readings, aggregated),) = rows(community_database, COUNTS)
+        assert aggregated < readings  # or there is nothing to find
+        await parts.refresh()
+        assert_right(community_database)
+        await parts.latest.write()
+    assert [record for record in caplog.records if "by another way" in record.message]
+    latest = {row[0]: row[1] for row in rows(community_database, LATEST)}
+    found = {row[0]: row[1] for row in rows(community_database, "SELECT sensor_id, time FROM latest_readings")}
+    assert found.keys() == latest.keys()
+    # A reading of the last hours is found when the aggregates of its hour are made.
+    assert all(latest[sensor_id] - time < timedelta(hours=8) for sensor_id, time in found.items())
+
+
+@pytest.mark.parametrize("age_s", [10 * DAY, 5 * HOUR])
+async def test_latest_reading_by_sql(community_database: str, age_s: int) -> None:
+    """One that is later than what the server had, by half an hour, is the latest; of old days and of today."""
+    async with rig(community_database) as parts:
+        hour_s = (parts.clock_s[0] - age_s) // HOUR * HOUR
+        await parts.write(reading(hour_s + 300, 1))
+        await parts.latest.write()
+        await parts.refresh()
+        execute(
+            community_database,
+            "INSERT INTO readings (time, sensor_id, id, source_id, temperature)"
+            f" VALUES (to_timestamp({hour_s + 2_700}), 1, 77, 1, 20)",
+        )
+        await parts.refresh()
+    assert rows(community_database, "SELECT id FROM latest_readings") == [(77,)]
+
+
+async def test_readings_of_a_dump(community_database: str) -> None:
+    """They are there before the first server: at no moment does an aggregate that was right lack them."""
+    execute(community_database, INSERT)
+    async with rig(community_database) as parts:
+        seen: list[tuple[int, int]] = []
+
+        class Watched(Aggregates):
+            async def _refresh(self, connection: Connection, span: Span, *, is_forced: bool = False) -> None:
+                await super()._refresh(connection, span, is_forced=is_forced)
+                seen.extend(rows(community_database, COUNTS))
+
+        await Watched(parts.database, retention=FOR_EVER).refresh()
+        assert_right(community_database)
+        assert len(seen) > 2
+        assert all(readings == aggregated for readings, aggregated in seen)
+
+
+async def test_changed_readings(community_database: str) -> None:
+    """What was corrected or deleted by hand is so in the aggregates, too."""
+    async with rig(community_database) as parts:
+        await parts.write(*(reading(parts.clock_s[0] - age_s, 1) for age_s in range(0, 30 * DAY, HOUR)))
+        await parts.refresh()
+        for change in CHANGES:
+            execute(community_database, f"{change} WHERE time < now() - interval '20 days' AND id % 2 = 0")
+            await parts.refresh()
+            assert_right(community_database)
+
+
+async def test_late_readings_are_nobody_elses(community_database: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A flush of old and new readings is no foreign one, and the days between are checked once, also by others."""
+    caplog.set_level(logging.WARNING)
+    async with rig(community_database) as parts:
+        for age_s in range(0, 30 * DAY, 6 * HOUR):
+            await parts.write(reading(parts.clock_s[0] - age_s, 1))
+        await parts.refresh()
+        await parts.write(*(reading(parts.clock_s[0] - age_s, 2) for age_s in (29.4 * DAY, 15.3 * DAY, 60)))
+        await parts.refresh()
+        checked = "SELECT day, changes, xmin::text FROM checked_days ORDER BY day"
+        before = rows(community_database, checked)
+        assert len(before) > 20
+        await parts.refresh()
+        assert rows(community_database, checked) == before
+        assert not caplog.records
+        assert_right(community_database)
+        execute(community_database, "UPDATE readings SET temperature = 3 WHERE time < now() - interval '20 days'")
+        await parts.refresh()
+        assert_right(community_database)
+
+
+async def test_check_is_bounded(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Days that have aggregates are checked some at a time; none of them is left out in the end."""
+    monkeypatch.setattr(aggregates, "CHECK_S", 0.0)
+    async with rig(community_database) as parts:
+        await parts.write(*(reading(parts.clock_s[0] - age_s, 1) for age_s in range(0, 30 * DAY, 6 * HOUR)))
+        await parts.refresh()
+        execute(community_database, "UPDATE readings SET temperature = 3 WHERE time < now() - interval '20 days'")
+        await parts.refresh()
+        assert rows(community_database, "SELECT count(*)::int FROM readings_1d WHERE temperature_max = 3") == [(0,)]
+        monkeypatch.undo()
+        await parts.refresh()
+        assert_right(community_database)
+
+
+@pytest.mark.parametrize("interval_s", [0.0, 600.0])
+async def test_looks_now_and_then(community_database: str, monkeypatch: pytest.MonkeyPatch, interval_s: float) -> None:
+    """A server that runs looks again, and not at every turn."""
+    monkeypatch.setattr(aggregates, "LOOK_INTERVAL_S", interval_s)
+    async with rig(community_database) as parts:
+        await parts.write(*(reading(parts.clock_s[0] - age_s, 1) for age_s in range(60, 5 * DAY, HOUR)))
+        keeper = Aggregates(parts.database, retention=FOR_EVER)
+        for statement in ("SELECT 1", INSERT):
+            execute(community_database, statement, "DELETE FROM server_settings WHERE name ~ 'refreshed_until'")
+            await keeper.refresh()
+    ((readings, aggregated),) = rows(community_database, COUNTS)
+    assert (readings == aggregated) == (interval_s == 0)
+
+
+async def test_readings_of_nameless_sensors(community_database: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says which ids have no name, and what to do."""
+    execute(community_database, INSERT.replace("s.id, 1", "s.id + 70, 1"))
+    async with rig(community_database) as parts:
+        await parts.refresh()
+    (message,) = [record.message for record in caplog.records if "without a name" in record.message]
+    assert "71, 72, 73" in message
+    assert "OVERRIDING SYSTEM VALUE" in message
+
+
+async def test_aggregates_of_deleted_days_stay(community_database: str) -> None:
+    """Neither a look nor a refresh by hand takes away what retention has left."""
+    week = Retention(7, 0, 0, 0)
+    async with rig(community_database) as parts:
+        now_s = parts.clock_s[0]
+        await parts.write(*(reading(now_s - age_s, age_s) for age_s in range(0, 30 * DAY, 6 * HOUR)))
+        await parts.refresh(week)
+        run_job(community_database, "policy_retention", "readings")
+        assert rows(community_database, "SELECT count(*) < 40 FROM readings") == [(True,)]
+        before = {tier.name: rows(community_database, FOUND.format(tier.name)) for tier in TIERS}
+        execute(community_database, INSERT.replace("1 minute", "12 days"))
+        await parts.refresh(week)
+        keeper = Aggregates(parts.database, retention=week)
+        await keeper.recompute(datetime(2020, 1, 1, tzinfo=UTC), datetime.now(UTC), on_piece=lambda _: None)
+        for tier in TIERS:
+            found = rows(community_database, FOUND.format(tier.name))
+            assert [row for row in found if row[1] == 1] == before[tier.name], tier.name
+
+
+async def test_refresh_by_hand(community_database: str) -> None:
+    """It mends what TimescaleDB does not know of, in pieces that are told."""
+    async with rig(community_database) as parts:
+        await parts.write(*(reading(parts.clock_s[0] - age_s, 1) for age_s in range(0, 40 * DAY, 5 * HOUR)))
+        await parts.refresh()
+        for tier in TIERS:
+            ((table,),) = rows(
+                community_database,
+                "SELECT format('%%I.%%I', materialization_hypertable_schema, materialization_hypertable_name)"
+                " FROM timescaledb_information.continuous_aggregates WHERE view_name = %(name)s",
+                name=tier.name,
+            )
+            execute(community_database, f"DELETE FROM {table} WHERE bucket < now() - interval '9 days'")
+        execute(community_database, "DELETE FROM latest_readings")
+        pieces: list[object] = []
+        await parts.refresh()  # finds nothing to do: nothing says that these have changed
+        keeper = Aggregates(parts.database, retention=FOR_EVER)
+        start = datetime.now(UTC) - timedelta(days=100)
+        await keeper.recompute(start, datetime.now(UTC), on_piece=pieces.append)
+        assert_right(community_database)
+    assert len(pieces) > 1
+    assert rows(community_database, "SELECT count(*) FROM latest_readings") == [(1,)]
+
+
+async def test_more_stale_spans_than_one_query_gives(community_database: str) -> None:
+    """All of them are refreshed before the policies come that could hide one."""
+    execute(
+        community_database,
+        "INSERT INTO stale_ranges (starts_at, ends_at) SELECT moment, moment + interval '1 hour'"
+        " FROM generate_series(now() - interval '1500 hours', now(), interval '1 hour') AS moment",
+    )
+    async with rig(community_database) as parts:
+        await parts.refresh()
+    assert rows(community_database, "SELECT count(*) FROM stale_ranges") == [(0,)]
+
+
+def test_move_is_all_or_nothing(
+    embedded_database_url: str, community_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can't be moved as a whole leaves the other database empty, and says why."""
+    migrate(embedded_database_url)
+    execute(embedded_database_url, INSERT)
+    monkeypatch.setattr(move, "LOCKS_A_DAY", 1_000_000)
+    with pytest.raises(ConfigurationError, match=r"40[01] days, .* Set max_locks_per_transaction to \d+"):
+        move.move(embedded_database_url, community_database, say=print)
+    monkeypatch.undo()
+    execute(community_database, "ALTER TABLE readings ADD CONSTRAINT cold CHECK (temperature < 35)")
+    with pytest.raises(DatabaseAway, match="cold"):
+        move.move(embedded_database_url, community_database, say=print)
+    assert rows(community_database, "SELECT count(*) FROM sensors") == [(0,)]
+    execute(community_database, "ALTER TABLE readings DROP CONSTRAINT cold")
+    move.move(embedded_database_url, community_database, say=print)
+    count = "SELECT count(*) FROM readings"
+    assert rows(community_database, count) == rows(embedded_database_url, count)
+
+
+def test_move_beside_a_writer(embedded_database_url: str, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that writes to either database is told of, not waited for."""
+    monkeypatch.setattr(move, "LOCK_TIMEOUT_S", 1)
+    migrate(embedded_database_url)
+    for url in (embedded_database_url, database):
+        with psycopg.connect(url) as server:
+            server.execute("INSERT INTO flushes (flush_id, rows) VALUES (1, 1)")
+            with pytest.raises(ConfigurationError, match="A server is writing"):
+                move.move(embedded_database_url, database, say=print)
+
+
+async def test_plain_table_beside_timescaledb(
+    community_admin_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A dump of plain PostgreSQL restored beside TimescaleDB works as such, and the log says what to do."""
+    with new_database(community_admin_url) as url:
+        with monkeypatch.context() as patched:
+            patched.setattr("app.store.database._create_extension", lambda _: None)
+            migrate(url)
+        await use_plain_table(url)
+    assert [record for record in caplog.records if "readings is a plain table" in record.message]
+
+
+async def use_plain_table(url: str) -> None:
+    """Writes a reading to it."""
+    async with rig(url) as parts:
+        await parts.write(reading(parts.clock_s[0], 1))
+        assert parts.database.edition is not None
+        assert parts.database.edition.kind == "plain"
+
+
+SETTINGS = ("timezone", "offline_after_s", "aggregates_refreshed_until", "limits_version", "readings_deleted_until")
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+async def test_deleted_setting(database: str, name: str, edition: str) -> None:
+    """A row of server_settings that was deleted comes back with its default, and nothing fails meanwhile."""
+    async with rig(database) as parts:
+        await parts.write(reading(parts.clock_s[0] - 60, 1))
+        await parts.latest.write()
+        execute(database, f"DELETE FROM server_settings WHERE name = '{name}'")
+        await parts.write(reading(parts.clock_s[0] - 30, 2))
+        assert None not in rows(database, STATISTICS)[0]
+        if edition == "community":
+            await Aggregates(parts.database, retention=FOR_EVER).refresh()
+        await parts.writer.limits.check()
+        async with parts.database.borrow(timeout_s=10) as connection:
+            await parts.database.restore_settings(connection)
+        assert None not in rows(database, STATISTICS)[0]
+        found = {setting for (setting,) in rows(database, "SELECT name FROM server_settings")}
+        assert {"timezone", "offline_after_s", "aggregates_refreshed_until"} <= found
+        assert rows(database, "SELECT DISTINCT date_recorded IS NULL FROM data") == [(False,)]
+        assert rows(database, "SELECT is_online FROM sensor_status") == [(True,)]
