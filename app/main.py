@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, disable_created_metrics
 from starlette.types import ASGIApp
 
-from app.errors import ConfigurationError, DatabaseAway, SensorFlowError
+from app.errors import ConfigurationError, DatabaseAway, OutcomeUnknown, SensorFlowError
 from app.history.query import DAY_US, Bucket
 from app.ingest.batch import Reading
 from app.ingest.buffer import Buffer
@@ -27,6 +27,7 @@ from app.settings import Keys, Settings
 from app.store import claims
 from app.store.aggregates import Aggregates
 from app.store.database import Database, Edition
+from app.store.durability import confirm
 from app.store.history import History, latest_reading
 from app.store.latest import LatestReadings
 from app.store.maintenance import Maintenance
@@ -219,6 +220,7 @@ class Server:
         try:
             async with self._database.borrow(timeout_s=REMEMBERING_TIMEOUT_S) as connection:
                 latest = await latest_reading(connection)
+                await confirm(connection)
         except DatabaseAway as error:
             logger.warning("subscribers begin without the latest reading: %s", error)
             return
@@ -248,12 +250,20 @@ class Server:
             self._fail(error)
 
     async def recall(self, fingerprint: Fingerprint) -> Kept | None:
-        """What was committed under a request's Idempotency-Key. Raises DatabaseAway."""
-        name = fingerprint.name
+        """What was committed under a request's Idempotency-Key. Raises DatabaseAway; OutcomeUnknown if something was,
+        and is not known to be durable.
+        """
+        name, is_there = fingerprint.name, False
         try:
             async with self._database.borrow(timeout_s=RECALL_TIMEOUT_S) as connection:
-                return (await claims.recall(connection, [name])).get(name)
+                is_there = await claims.can_be_seen(connection, name)
+                return (await claims.recall(connection, [name])).get(name) if is_there else None
         except DatabaseAway as error:
+            if is_there:
+                raise OutcomeUnknown(
+                    "This Idempotency-Key was used before, and the database does not confirm yet that its readings are "
+                    "stored: send it again."
+                ) from error
             raise DatabaseAway("Nothing is stored: the database can't be asked for this Idempotency-Key.") from error
 
     async def readiness(self) -> Readiness:

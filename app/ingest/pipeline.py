@@ -84,11 +84,13 @@ class Store(Protocol[AnyFlush]):
         Raises:
             DatabaseAway: nothing of it is committed, nor will be; or the connection was lost since it was prepared.
             Repeated: likewise; some of its claims have been committed before.
-            OutcomeUnknown: COMMIT was sent and no answer came.
+            OutcomeUnknown: COMMIT was sent and not confirmed.
         """
 
     async def was_committed(self, flush: AnyFlush) -> bool:
-        """Whether that flush committed; waits for a lost transaction to end. DatabaseAway if it can't ask."""
+        """Whether that flush is committed, and durable; waits for a lost transaction to end. DatabaseAway if it can't
+        ask.
+        """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -365,7 +367,7 @@ class Pipeline(Generic[AnyFlush]):
             self.buffer.keep()
             return
         except OutcomeUnknown as error:
-            logger.warning("the answer to COMMIT was lost; asking the ledger about flush %d", flush.first_id)
+            logger.warning("COMMIT was not confirmed; asking the ledger about flush %d: %s", flush.first_id, error)
             if not await self._reach(lambda: self._store.was_committed(flush)):
                 raise DatabaseAway(f"flush {flush.first_id} did not commit") from error
         finally:

@@ -9,6 +9,7 @@ from psycopg.rows import dict_row
 from app.errors import InvalidSensor, NotFound
 from app.registry import LatestReading, Limits, Sensor, SensorChange
 from app.store.database import Connection, Database
+from app.store.durability import confirmed
 
 TIMEOUT_S = 10.0
 
@@ -64,7 +65,11 @@ class Sensors:
             NotFound: there is none.
             InvalidSensor: its limits would be of a metric that there is not, or the lower would be above the upper.
         """
-        async with self._database.borrow_in_turn(timeout_s=TIMEOUT_S) as connection, connection.transaction():
+        async with (
+            self._database.borrow_in_turn(timeout_s=TIMEOUT_S) as connection,
+            confirmed(connection),
+            connection.transaction(),
+        ):
             row = await (await connection.execute(LOCK, [name])).fetchone()
             if row is None:
                 raise NotFound(f"No sensor is called {name!r}.")

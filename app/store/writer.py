@@ -2,6 +2,7 @@
 
 Promises:
     * ``write`` returns only after COMMIT has been confirmed and as many rows were copied as were to be. (3)
+    * What only can be seen (a flush in the ledger, a claim in the way) is believed once it is durable. (13)
     * The ledger row is in the flush's own transaction, so it is there exactly if the rows are. (4)
     * A claim is in the transaction of the readings that it speaks for. (5)
     * One bad row never sinks its neighbours: what PostgreSQL refuses is found by halving, under savepoints. (6)
@@ -29,6 +30,7 @@ from app.ingest.claim import Claim, Repeated, Replay
 from app.store import claims
 from app.store.copy import begin_copy, commit, copy_rows
 from app.store.database import Connection, Database, first_line, own_errors
+from app.store.durability import CONFIRM, confirmed, hear_warnings
 from app.store.latest import LatestReadings, Noted
 from app.store.names import NameIds, SensorIds
 from app.store.tiers import EPOCH, LATE_AFTER, Span, merged
@@ -47,7 +49,10 @@ RESERVE_IDS = "SELECT nextval('reading_ids')"
 ID_BLOCK_ROWS = 100_000
 """Ids that one nextval hands out: the increment of the sequence ``reading_ids``, and so the most rows of a flush."""
 
-BEGIN_FLUSH = "BEGIN; INSERT INTO flushes (flush_id, rows) VALUES ({first_id:d}, {rows:d}); "
+BEGIN_FLUSH = (
+    "BEGIN; SET LOCAL client_min_messages = warning; "
+    "INSERT INTO flushes (flush_id, rows) VALUES ({first_id:d}, {rows:d}); "
+)
 """Goes out with COPY as one simple query; that kind takes several statements, but no parameters."""
 ADD_STALE_RANGES = "INSERT INTO stale_ranges (starts_at, ends_at) VALUES {}; "
 """Likewise: as a statement of its own it took a round trip of each flush of late readings."""
@@ -59,7 +64,8 @@ RELEASE = "SET CONSTRAINTS ALL IMMEDIATE; RELEASE part"
 ROLLBACK_PART = "ROLLBACK TO part; RELEASE part"
 SAVEPOINT_WHOLE = "SAVEPOINT whole"
 ROLLBACK_WHOLE = "ROLLBACK TO whole; RELEASE whole"
-PROBE = "BEGIN; INSERT INTO flushes (flush_id, rows) VALUES (0, 0); ROLLBACK"
+PROBE = f"BEGIN; INSERT INTO flushes (flush_id, rows) VALUES (0, 0); ROLLBACK; {CONFIRM}"
+"""A database that lets us write, but does not confirm a commit, stores nothing."""
 WAIT_FOR_LOST_FLUSH = """
 INSERT INTO flushes (flush_id, rows) VALUES (%s, 0) ON CONFLICT DO NOTHING RETURNING flush_id
 """
@@ -208,8 +214,8 @@ class Writer:
         times 10 cost. The rowstore takes them as they come, and had better be kept busy."""
 
     async def connect(self) -> None:
-        """Makes sure of a connection that can write: a live one is tried, a dead one replaced. Raises DatabaseAway."""
-        async with self._step() as connection:
+        """Makes sure of a connection that can commit: a live one is tried, a dead one replaced. Raises DatabaseAway."""
+        async with self._step() as connection, confirmed(connection):
             await connection.execute(PROBE, prepare=False)
 
     async def close(self) -> None:
@@ -261,7 +267,7 @@ class Writer:
         Raises:
             DatabaseAway: nothing of it is committed; the connection that it was prepared for may be lost.
             Repeated: likewise; some of its claims have been committed before.
-            OutcomeUnknown: the connection died, or went silent, after COMMIT was sent.
+            OutcomeUnknown: the connection died, or went silent, after COMMIT was sent; or it was not confirmed.
         """
         try:
             await self._transact(flush, self._copy_at_once, answers)
@@ -273,13 +279,17 @@ class Writer:
         self._note(flush)
 
     async def was_committed(self, flush: Flush) -> bool:
-        """Whether that flush is in the ledger. Waits until a lost transaction that writes it has ended.
+        """Whether that flush is in the ledger, and durable. Waits until a lost transaction that writes it has ended.
 
         Raises:
-            DatabaseAway: the ledger can't be asked now, or the lost transaction has not ended in time.
+            DatabaseAway: the ledger can't be asked now, the lost transaction has not ended in time, or what the ledger
+                has was not confirmed.
         """
-        async with self._step() as connection, connection.transaction(force_rollback=True):
+        async with self._step() as connection, confirmed(connection), connection.transaction() as asking:
             row = await (await connection.execute(WAIT_FOR_LOST_FLUSH, [flush.first_id])).fetchone()
+            if row is not None:
+                raise psycopg.Rollback(asking)
+            await connection.execute(CONFIRM)
         if row is None:
             self._note(flush)
         return row is None
@@ -361,7 +371,7 @@ class Writer:
                 await _claim(connection, answers())
                 commit_is_out = True
                 try:
-                    with content_errors():
+                    with content_errors(), hear_warnings(connection) as warnings:
                         tag = await connection.wait(commit(connection.pgconn))
                 except (psycopg.Error, RejectedByDatabase):
                     # An error that PostgreSQL itself sends in answer to COMMIT leaves the connection idle: rolled back.
@@ -371,6 +381,8 @@ class Writer:
                 commit_is_out = False
                 if tag != "COMMIT":
                     raise DatabaseAway(f"COMMIT was answered with {tag}")
+                if warnings:
+                    raise OutcomeUnknown(f"PostgreSQL warned at COMMIT: {warnings[0]}")
         except (DatabaseAway, RejectedByDatabase) as error:
             if commit_is_out:
                 raise OutcomeUnknown(str(error)) from error
@@ -464,7 +476,9 @@ class Writer:
 async def _claim(connection: Connection, answers: Mapping[Claim, Replay]) -> None:
     """Claims these keys. Raises Repeated if some have been claimed before."""
     if answers and (names := await claims.insert(connection, answers)):
-        # Those are committed: the insertion waited for any transaction that was about to.
+        # Those are committed: the insertion waited for any transaction that was about to. Whether they are durable, a
+        # commit tells, which must not be that of this flush.
+        await connection.rollback()
         kept = await claims.recall(connection, names)
         if not kept:
             raise DatabaseAway("the claims that were in the way have just been pruned")
