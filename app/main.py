@@ -51,6 +51,8 @@ DESCRIPTION = "Ingestion of sensor readings into TimescaleDB. 201 means committe
 PREPARE_INTERVAL_S = 1.0
 READINESS_TIMEOUT_S = 2.0
 RECALL_TIMEOUT_S = 4.0
+LOCK_SHARE = 0.25
+"""Of COMMIT_TIMEOUT_S, so much may go into waiting for a lock: what is not locked must still be stored in time."""
 IMPORT_MAX_ROWS = 1_000_000
 IMPORT_MAX_BYTES = 256 << 20
 """An import's own buffer: whatever a server's is set to, a part of a file must fit."""
@@ -86,6 +88,7 @@ def _writer(settings: Settings, database: Database, latest: LatestReadings) -> W
     return Writer(
         database,
         flush_timeout_s=settings.flush_timeout_s,
+        lock_timeout_s=settings.commit_timeout_s * LOCK_SHARE,
         columnstore_rows_per_sensor=settings.columnstore_rows_per_sensor,
         latest=latest,
         now_us=now_us,
@@ -175,7 +178,7 @@ class Server:
                 clock=time.monotonic,
                 pool_stats=self._database.pool_stats,
                 database_statistics=lambda: self._maintenance.statistics,
-                ready=lambda: self.pipeline.trouble is None,
+                ready=lambda: self.pipeline.unavailable_reason is None,
             )
         )
 
@@ -268,7 +271,7 @@ class Server:
 
     async def readiness(self) -> Readiness:
         """Looks at the pipeline, and asks the database for a sign of life."""
-        trouble = self.pipeline.trouble
+        trouble = self.pipeline.unavailable_reason
         if trouble is None:
             try:
                 async with self._database.borrow(timeout_s=READINESS_TIMEOUT_S) as connection:
