@@ -22,7 +22,7 @@
     │   ├── BufferFull
     │   ├── KeyOverShare           the buffer has room, but not for more of this key's
     │   ├── DatabaseAway
-    │   │   └── DatabaseLocked     another session's lock is in the way
+    │   │   └── DatabaseLocked     another session's lock is in the way; ``ingest.blocked.Blocked``: of a part
     │   ├── TooManyReads           as many are being answered as may be
     │   └── ShuttingDown
     ├── OutcomeUnknown         COMMIT was under way and no answer came: it may be stored, or not

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from app.errors import DatabaseLocked
 from app.ingest.batch import Content, Reading
 from app.ingest.claim import Claim
 
@@ -17,7 +18,7 @@ Span = tuple[int, int]
 """Times from the first to the last, both included, microseconds since 1970 UTC."""
 
 
-class Blocked(Exception):
+class Blocked(DatabaseLocked):
     """Locks keep some contents of a flush from being stored. None of the flush is stored, and the others can be.
 
     Args:
@@ -26,11 +27,9 @@ class Blocked(Exception):
     """
 
     def __init__(self, spans: Sequence[Span], claims: Collection[tuple[str, str]] | None = ()) -> None:
-        super().__init__("another session's lock is in the way")
+        super().__init__("another session has locked a part of the tables")
         self.spans = spans
         self.claims = claims
-        self.holders = ""
-        """Whose locks they are, in words, once that is known."""
 
 
 @dataclass(slots=True)

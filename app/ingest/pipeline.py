@@ -410,7 +410,7 @@ class Pipeline(Generic[AnyFlush]):
         except Blocked as error:
             await self._forget_what_is_ahead()
             self.buffer.keep()
-            self._set_aside(flight, error)
+            self._await_locks(flight, error)
             return
         except Repeated as error:
             for parcel in flight.parcels:
@@ -437,7 +437,7 @@ class Pipeline(Generic[AnyFlush]):
             self._lift_blockage(flight)
         await self._publish(flight, outcomes)
 
-    def _set_aside(self, flight: Flight[AnyFlush], blocked: Blocked) -> None:
+    def _await_locks(self, flight: Flight[AnyFlush], blocked: Blocked) -> None:
         """What another session's lock keeps out waits until it is tried again; the rest waits for the next flush."""
         if not self._blockage:
             logger.warning("some readings wait, their part of the tables is locked: %s", blocked.holders)

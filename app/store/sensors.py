@@ -9,7 +9,7 @@ from psycopg.rows import dict_row
 from app.errors import InvalidSensor, NotFound
 from app.registry import LatestReading, Limits, Sensor, SensorChange
 from app.store.database import Connection, Database
-from app.store.durability import confirmed
+from app.store.durability import SEND_WARNINGS, confirmed
 
 TIMEOUT_S = 10.0
 
@@ -29,7 +29,7 @@ WHERE name > %(after)s AND last_seen_at IS NOT NULL ORDER BY name LIMIT %(limit)
 """
 
 # One who changes a sensor after the other; those who only refer to it, as new limits do, need not wait.
-LOCK = "SELECT id FROM sensors WHERE name = %s FOR NO KEY UPDATE"
+LOCK = f"SELECT id, {SEND_WARNINGS} FROM sensors WHERE name = %s FOR NO KEY UPDATE"
 METRICS = "SELECT name FROM metrics ORDER BY name"
 LIMITS = "SELECT metric, lower, upper FROM sensor_limits WHERE sensor_id = %s"
 UPDATE = sql.SQL("UPDATE sensors SET {changes} WHERE id = %(id)s")
@@ -73,7 +73,7 @@ class Sensors:
             row = await (await connection.execute(LOCK, [name])).fetchone()
             if row is None:
                 raise NotFound(f"No sensor is called {name!r}.")
-            (sensor_id,) = row
+            sensor_id, _ = row
             columns = change.model_dump(exclude={"limits"}, exclude_unset=True)
             if columns:
                 changes = sql.SQL(", ").join(

@@ -322,7 +322,7 @@ class Writer:
             tried.add(copy)
             try:
                 await self._transact(flush, copy, answers)
-            except DatabaseLocked as error:
+            except DatabaseLocked as error:  # or Blocked, which only that copy raises
                 copy, last = self._copy_by_day, error
             except RejectedByDatabase as error:
                 copy, last = self._copy_what_is_taken, error
@@ -551,11 +551,11 @@ class Writer:
             with own_errors(), lock_errors():
                 async with asyncio.timeout(self._flush_timeout_s):
                     yield connection
-        except (RejectedByDatabase, DatabaseLocked, Blocked, Repeated) as error:
+        except (RejectedByDatabase, DatabaseLocked, Repeated) as error:
             try:
                 async with asyncio.timeout(self._flush_timeout_s):
                     await connection.rollback()
-                    if isinstance(error, DatabaseLocked | Blocked):
+                    if isinstance(error, DatabaseLocked):
                         held = await (await connection.execute(LOCK_HOLDERS)).fetchall()
                         error.holders = "; ".join(lock for (lock,) in held)
             except (psycopg.Error, TimeoutError):

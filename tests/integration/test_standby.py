@@ -65,6 +65,11 @@ def end_wait(url: str, how: str, whose: str = FLUSHER) -> None:
         connection.execute(f"SELECT {how} FROM ({WAITING}) AS waiting", [whose])
 
 
+def turn_warnings_off(url: str) -> None:
+    """Has new sessions hear of errors only, as an operator may."""
+    execute(url, f"ALTER DATABASE {conninfo_to_dict(url)['dbname']} SET client_min_messages = error")
+
+
 @asynccontextmanager
 async def ended(url: str, how: str, whose: str = FLUSHER) -> AsyncIterator[None]:
     """Ends the wait that begins in the block."""
@@ -101,8 +106,7 @@ async def test_flush(pair: Pair, how: str | None) -> None:
 
 async def test_ledger_cancelled(pair: Pair) -> None:
     """A look into the ledger whose own wait is cancelled knows nothing, also where warnings are turned off."""
-    name = conninfo_to_dict(pair.url)["dbname"]
-    execute(pair.url, f"ALTER DATABASE {name} SET client_min_messages = error")
+    turn_warnings_off(pair.url)
     async with writing(pair.url) as writer:
         flush = await writer.prepare([reading(0)])
         pair.cut()
@@ -157,11 +161,12 @@ async def test_connect(pair: Pair) -> None:
 
 
 async def test_sensor_change(pair: Pair) -> None:
-    """A change of a sensor whose wait is cancelled is not called done."""
+    """A change of a sensor whose wait is cancelled is not called done, also where warnings are turned off."""
+    execute(pair.url, "INSERT INTO sensors (name) VALUES ('a')")
+    turn_warnings_off(pair.url)
     database = Database(pair.url, timezone="UTC", offline_after_s=300)
     try:
         await database.prepare()
-        execute(pair.url, "INSERT INTO sensors (name) VALUES ('a')")
         pair.cut()
         async with ended(pair.url, CANCEL, "sensorflow reads"):
             with pytest.raises(DatabaseAway):
