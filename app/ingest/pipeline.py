@@ -337,7 +337,7 @@ class Pipeline(Generic[AnyFlush]):
         while True:
             if not self.buffer.rows:
                 self._emptied.set()
-            if self.buffer.has_aside and self._clock() >= self._retry_blocked_at:
+            if self._is_time_for_aside():
                 parcels, was_blocked = self.buffer.begin_aside(self._flight_max_rows), True
             else:
                 if not self.buffer.waiting_rows:
@@ -350,6 +350,9 @@ class Pipeline(Generic[AnyFlush]):
                 self._working_since = self._clock()
                 return await self._prepare(parcels, was_blocked=was_blocked)
 
+    def _is_time_for_aside(self) -> bool:
+        return self.buffer.has_aside and self._clock() >= self._retry_blocked_at
+
     async def _wait_for_arrival(self) -> None:
         """Wait until something comes, or until what is set aside should be tried again."""
         self._arrived.clear()
@@ -360,7 +363,8 @@ class Pipeline(Generic[AnyFlush]):
 
     def _prepare_ahead(self) -> None:
         enough_rows = self._flush_max_rows // 2 if self._store.gains_by_large_flushes else PREPARE_AHEAD_ROWS
-        if self._ahead is None and self.buffer.waiting_rows >= max(1, enough_rows):
+        is_due = self.buffer.waiting_rows >= max(1, enough_rows) and not self._is_time_for_aside()
+        if self._ahead is None and is_due:
             parcels = self.buffer.begin(self._flight_max_rows)
             self._ahead = asyncio.create_task(self._prepare(parcels, was_blocked=False))
 

@@ -1182,6 +1182,23 @@ async def test_lock_that_ends() -> None:
         assert now() - began < 0.1
 
 
+async def test_lock_that_ends_on_a_busy_server() -> None:
+    """What waits for a lock gets its turn even though another flush is always ready."""
+    plant = Plant()
+    with worth_preparing(rows=1):
+        async with plant.running():
+            plant.store.locked = [(LATE_US, LATE_US)]
+            answer = plant.send(late("late"))
+            await asyncio.sleep(LOCK_TIMEOUT_S + 0.1)
+            plant.store.locked = []
+            live: list[Answered] = []
+            while not answer.done():
+                live.append(plant.send(f"live {len(live)}"))
+                await asyncio.sleep(ROUND_TRIP_S / 4)
+            assert isinstance(answer.result(), Receipt)
+            await asyncio.gather(*live)
+
+
 async def test_two_locked_days() -> None:
     """Of two locked days, the one that is free again is not held up by the other."""
     plant = Plant()
