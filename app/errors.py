@@ -22,6 +22,7 @@
     │   ├── BufferFull
     │   ├── KeyOverShare           the buffer has room, but not for more of this key's
     │   ├── DatabaseAway
+    │   │   └── DatabaseLocked     another session's lock is in the way; ``ingest.blocked.Blocked``: of a part
     │   ├── TooManyReads           as many are being answered as may be
     │   └── ShuttingDown
     ├── OutcomeUnknown         COMMIT was under way and no answer came: it may be stored, or not
@@ -134,6 +135,17 @@ class KeyOverShare(NotStored):
 
 class DatabaseAway(NotStored):
     """The database can't be reached, or did not commit in time; nothing of this was committed."""
+
+
+class DatabaseLocked(DatabaseAway):
+    """Another session holds a lock, or waits for one, and did not make way in time; nothing of this was committed.
+    ``holders`` says whose locks they are, once that is known.
+    """
+
+    holders = ""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}{self.holders and f' ({self.holders})'}"
 
 
 class TooManyReads(NotStored):

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, disable_created_metrics
 from starlette.types import ASGIApp
 
-from app.errors import ConfigurationError, DatabaseAway, SensorFlowError
+from app.errors import ConfigurationError, DatabaseAway, OutcomeUnknown, SensorFlowError
 from app.history.query import DAY_US, Bucket
 from app.ingest.batch import Reading
 from app.ingest.buffer import Buffer
@@ -28,6 +28,7 @@ from app.settings import Keys, Settings
 from app.store import claims
 from app.store.aggregates import Aggregates
 from app.store.database import Database, Edition
+from app.store.durability import confirm
 from app.store.history import History, latest_reading
 from app.store.imports import ImportClaims
 from app.store.latest import LatestReadings
@@ -54,6 +55,8 @@ DESCRIPTION = "Ingestion of sensor readings into TimescaleDB. 201 means committe
 PREPARE_INTERVAL_S = 1.0
 READINESS_TIMEOUT_S = 2.0
 RECALL_TIMEOUT_S = 4.0
+LOCK_SHARE = 0.25
+"""Of COMMIT_TIMEOUT_S, so much may go into waiting for a lock: what is not locked must still be stored in time."""
 IMPORT_MAX_ROWS = 1_000_000
 IMPORT_MAX_BYTES = 256 << 20
 """An import's own buffer: whatever a server's is set to, a part of a file must fit."""
@@ -90,6 +93,7 @@ def _writer(settings: Settings, database: Database, latest: LatestReadings) -> W
     return Writer(
         database,
         flush_timeout_s=settings.flush_timeout_s,
+        lock_timeout_s=settings.commit_timeout_s * LOCK_SHARE,
         columnstore_rows_per_sensor=settings.columnstore_rows_per_sensor,
         latest=latest,
         now_us=now_us,
@@ -179,7 +183,7 @@ class Server:
                 clock=time.monotonic,
                 pool_stats=self._database.pool_stats,
                 database_statistics=lambda: self._maintenance.statistics,
-                ready=lambda: self.pipeline.trouble is None,
+                ready=lambda: self.pipeline.unavailable_reason is None,
             )
         )
 
@@ -226,6 +230,7 @@ class Server:
         try:
             async with self._database.borrow(timeout_s=REMEMBERING_TIMEOUT_S) as connection:
                 latest = await latest_reading(connection)
+                await confirm(connection)
         except DatabaseAway as error:
             logger.warning("subscribers begin without the latest reading: %s", error)
             return
@@ -255,17 +260,25 @@ class Server:
             self._fail(error)
 
     async def recall(self, fingerprint: Fingerprint) -> Kept | None:
-        """What was committed under a request's Idempotency-Key. Raises DatabaseAway."""
-        name = fingerprint.name
+        """What was committed under a request's Idempotency-Key. Raises DatabaseAway; OutcomeUnknown if something was,
+        and is not known to be durable.
+        """
+        name, is_there = fingerprint.name, False
         try:
             async with self._database.borrow(timeout_s=RECALL_TIMEOUT_S) as connection:
-                return (await claims.recall(connection, [name])).get(name)
+                is_there = await claims.can_be_seen(connection, name)
+                return (await claims.recall(connection, [name])).get(name) if is_there else None
         except DatabaseAway as error:
+            if is_there:
+                raise OutcomeUnknown(
+                    "This Idempotency-Key was used before, and the database does not confirm yet that its readings are "
+                    "stored: send it again."
+                ) from error
             raise DatabaseAway("Nothing is stored: the database can't be asked for this Idempotency-Key.") from error
 
     async def readiness(self) -> Readiness:
         """Looks at the pipeline, and asks the database for a sign of life."""
-        trouble = self.pipeline.trouble
+        trouble = self.pipeline.unavailable_reason
         if trouble is None:
             try:
                 async with self._database.borrow(timeout_s=READINESS_TIMEOUT_S) as connection:

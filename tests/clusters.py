@@ -67,7 +67,8 @@ def _local_timescaledb(folder: Path, *, licence: str) -> Iterator[str]:
     try:
         yield f"postgresql://tester@/postgres?host={folder}"
     finally:
-        run(binaries / "pg_ctl", "stop", "-w", "-m", "fast", "-D", data)
+        if (data / "postmaster.pid").exists():  # a test may have stopped it
+            run(binaries / "pg_ctl", "stop", "-w", "-m", "fast", "-D", data)
 
 
 def _timescaledb_binaries() -> Path | None:

@@ -11,11 +11,15 @@ Promises:
 
 The transaction's form (begin, then accept, reject or keep) follows Telegraf's ``models/buffer``. Two flights may be in
 the air, the later one being prepared while the earlier is written; they end in their order.
+
+What can't be stored for now, while the rest can, is set aside: it stays held, and waits for flights of its own.
 """
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter
 
 from app.errors import BufferFull, KeyOverShare, NotStored, SensorFlowError
 from app.ingest.batch import Content
@@ -45,6 +49,8 @@ class Parcel:
     claim: Claim | None = None
     """What makes sending it again harmless, if its sender asked for that."""
     answered: bool = False
+    is_aside: bool = False
+    """Whether it waits for flights of its own."""
 
     def answer(self, answer: Answer) -> None:
         """Tells the sender, unless it has been told."""
@@ -75,16 +81,18 @@ class Buffer:
     size_bytes: int = 0
     """Bytes held and reserved, in flight included."""
     waiting_rows: int = 0
-    """Rows that no flight has taken yet."""
+    """Rows that no flight has taken yet, without those that are set aside."""
     tally: Tally = field(default_factory=Tally)
     _waiting: deque[Parcel] = field(default_factory=deque)
+    _aside: list[Parcel] = field(default_factory=list)
+    """In order of arrival, too."""
     _flights: deque[list[Parcel]] = field(default_factory=deque)
     _bytes_of_key: Counter[str] = field(default_factory=Counter)
 
     def oldest_age_s(self, now: float) -> float:
         """How long the oldest row has been held, seconds; 0 when there is none."""
-        parcels = next(filter(None, (*self._flights, self._waiting)), None)
-        return now - parcels[0].arrived_at if parcels else 0.0
+        arrivals = [parcels[0].arrived_at for parcels in (*self._flights, self._waiting, self._aside) if parcels]
+        return now - min(arrivals) if arrivals else 0.0
 
     def reserve(self, key_name: str, size_bytes: int, *, retry_after_s: int) -> None:
         """Holds room for what a key is about to send; negative gives room back.
@@ -104,7 +112,7 @@ class Buffer:
         self._bytes_of_key[key_name] += size_bytes
 
     def add(self, parcel: Parcel, *, retry_after_s: int) -> None:
-        """Takes a parcel in, at the end of the queue.
+        """Takes a parcel in, at the end of the queue, or aside if it says so.
 
         Raises:
             KeyOverShare, BufferFull: it would not fit, and has not been taken.
@@ -112,10 +120,18 @@ class Buffer:
         if self.rows + parcel.rows > self.max_rows:
             raise _full(retry_after_s)
         self.reserve(parcel.content.source.key_name, parcel.size_bytes, retry_after_s=retry_after_s)
-        self._waiting.append(parcel)
         self.rows += parcel.rows
-        self.waiting_rows += parcel.rows
+        if parcel.is_aside:
+            self._aside.append(parcel)
+        else:
+            self._waiting.append(parcel)
+            self.waiting_rows += parcel.rows
         self.tally.accepted += parcel.rows
+
+    @property
+    def has_aside(self) -> bool:
+        """Whether anything is set aside."""
+        return bool(self._aside)
 
     def begin(self, max_rows: int) -> Sequence[Parcel]:
         """Takes parcels from the front into a flight, ``max_rows`` at most but always one; they stay held.
@@ -123,22 +139,22 @@ class Buffer:
         Of parcels with the same claim a flight takes one: whether the other is a repetition, only the first one's
         commit will tell.
         """
-        waiting = self._waiting
-        rows = 0
-        flight: list[Parcel] = []
-        claims: set[tuple[str, str]] = set()
-        while waiting and (not flight or rows + waiting[0].rows <= max_rows):
-            if (claim := waiting[0].claim) is not None:
-                if claim.name in claims:
-                    break
-                claims.add(claim.name)
-            parcel = waiting.popleft()
-            flight.append(parcel)
-            rows += parcel.rows
+        flight, rows = _taken(self._waiting, max_rows)
         self.waiting_rows -= rows
-        if flight:
-            self._flights.append(flight)
-        return tuple(flight)  # and not the list, which parcels may leave while the caller goes through it
+        return self._launch(flight)
+
+    def begin_aside(self, max_rows: int) -> Sequence[Parcel]:
+        """Take parcels that are set aside into a flight, as ``begin`` does."""
+        aside = deque(self._aside)
+        flight, _ = _taken(aside, max_rows)
+        self._aside = list(aside)
+        return self._launch(flight)
+
+    def sort_out(self, is_blocked: Callable[[Parcel], bool]) -> None:
+        """Set aside what is blocked, and let wait what is not, in the order of arrival. Flights stay as they are."""
+        for parcel in chain(self._aside, self._waiting):
+            parcel.is_aside = is_blocked(parcel)
+        self._queue(chain(self._aside, self._waiting))
 
     def accept(self, refused_rows: int = 0) -> None:
         """The earliest flight is committed, less some rows that never can be. Its answers are the caller's to give."""
@@ -157,34 +173,56 @@ class Buffer:
         parcel.answer(answer)
 
     def keep(self) -> None:
-        """Nothing of any flight is stored: all goes back to the front, to be tried again.
+        """Nothing of any flight is stored: all goes back to where it was, at the front, to be tried again.
 
         A parcel whose sender was told "unknown" is given back instead: the sender has been asked to send it again.
         """
-        while self._flights:
-            for parcel in reversed(self._flights.pop()):
-                if parcel.answered:
-                    self._give_back(parcel)
-                else:
-                    self._waiting.appendleft(parcel)
-                    self.waiting_rows += parcel.rows
+        kept: list[Parcel] = []
+        for parcel in chain.from_iterable(self._flights):
+            if parcel.answered:
+                self._give_back(parcel)
+            else:
+                kept.append(parcel)
+        self._flights.clear()
+        self._queue(chain(kept, self._aside, self._waiting))
 
-    def expire(self, now: float, error: Callable[[], NotStored], unknown: Callable[[], SensorFlowError]) -> None:
+    def expire(
+        self,
+        now: float,
+        error: Callable[[], NotStored],
+        unknown: Callable[[], SensorFlowError],
+        blocked: Callable[[], NotStored] | None = None,
+    ) -> None:
         """Answers every parcel whose deadline has come; finite deadlines must be in the order of arrival.
 
-        One that waits is given back with ``error``. One in flight may be committed at this moment: its sender is told
-        ``unknown``, and it stays until the flight ends.
+        One that waits is given back with ``error``, one that is set aside with ``blocked`` if there is such. One in
+        flight may be committed at this moment: its sender is told ``unknown``, and it stays until the flight ends.
         """
         if due := _due(self._waiting, now):
             late = set(due)  # each looked for in the queue, 20,000 behind as many that nobody waits for took 5 s
             self._waiting = deque(parcel for parcel in self._waiting if parcel not in late)
-        for parcel in due:
-            self.waiting_rows -= parcel.rows
+            self.waiting_rows -= sum(parcel.rows for parcel in due)
+        if due_aside := _due(self._aside, now):
+            late = set(due_aside)
+            self._aside = [parcel for parcel in self._aside if parcel not in late]
+        for parcel in (*due, *due_aside):
             self._give_back(parcel)
-            parcel.answer(error())
+            parcel.answer((blocked if blocked and parcel.is_aside else error)())
         for flight in self._flights:
             for parcel in _due(flight, now):
                 parcel.answer(unknown())
+
+    def _queue(self, parcels: Iterable[Parcel]) -> None:
+        """Lets all these wait, and nothing else, in the order of arrival: here or aside."""
+        ordered = sorted(parcels, key=attrgetter("arrived_at"))
+        self._aside = [parcel for parcel in ordered if parcel.is_aside]
+        self._waiting = deque(parcel for parcel in ordered if not parcel.is_aside)
+        self.waiting_rows = sum(parcel.rows for parcel in self._waiting)
+
+    def _launch(self, flight: list[Parcel]) -> Sequence[Parcel]:
+        if flight:
+            self._flights.append(flight)
+        return tuple(flight)  # and not the list, which parcels may leave while the caller goes through it
 
     def _give_back(self, parcel: Parcel) -> None:
         self.tally.given_back += parcel.rows
@@ -193,6 +231,22 @@ class Buffer:
     def _let_go(self, parcel: Parcel) -> None:
         self.rows -= parcel.rows
         self.reserve(parcel.content.source.key_name, -parcel.size_bytes, retry_after_s=0)
+
+
+def _taken(queue: deque[Parcel], max_rows: int) -> tuple[list[Parcel], int]:
+    """Parcels from the front of a queue, and their rows."""
+    rows = 0
+    taken: list[Parcel] = []
+    claims: set[tuple[str, str]] = set()
+    while queue and (not taken or rows + queue[0].rows <= max_rows):
+        if (claim := queue[0].claim) is not None:
+            if claim.name in claims:
+                break
+            claims.add(claim.name)
+        parcel = queue.popleft()
+        taken.append(parcel)
+        rows += parcel.rows
+    return taken, rows
 
 
 def _due(parcels: Iterable[Parcel], now: float) -> list[Parcel]:

@@ -11,6 +11,7 @@ Promises:
       before anything of it is tried again. (4)
     * What was committed before under the same Idempotency-Key is answered as it was then, and not stored again. (5)
     * The audience is told after COMMIT, and in the order of commits. (7)
+    * What another session's lock keeps out waits aside, for COMMIT_TIMEOUT_S at most; the rest goes on.
 """
 
 import asyncio
@@ -21,8 +22,16 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from app.errors import DatabaseAway, NotStored, OutcomeUnknown, RejectedByDatabase, ShuttingDown
+from app.errors import (
+    DatabaseAway,
+    DatabaseLocked,
+    NotStored,
+    OutcomeUnknown,
+    RejectedByDatabase,
+    ShuttingDown,
+)
 from app.ingest.batch import Batch, Content, Reading
+from app.ingest.blocked import Blockage, Blocked
 from app.ingest.buffer import Answer, Buffer, Parcel
 from app.ingest.claim import Claim, Repeated, Replay
 from app.ingest.receipt import Receipt, Stored
@@ -47,6 +56,8 @@ TURNS_TO_ARRIVE = 3
 FIRST_BACKOFF_S = 0.05
 LONGEST_BACKOFF_S = 2.0
 LONGEST_RETRY_AFTER_S = 60
+RETRY_BLOCKED_S = 2.0
+"""How often a lock is tried that keeps some readings out: each time it holds up the others for 0.1 s and more."""
 
 
 class Flush(Protocol):
@@ -78,17 +89,21 @@ class Store(Protocol[AnyFlush]):
     async def prepare(self, contents: Sequence[Content]) -> AnyFlush:
         """A flush of these, valid until the connection is lost. DatabaseAway if it can't ask what it needs to know."""
 
-    async def write(self, flush: AnyFlush, answers: Callable[[], Mapping[Claim, Replay]]) -> None:
-        """Commits a flush, with the claims that ``answers`` gives once the refused rows are known.
+    async def write(self, flush: AnyFlush, answers: Callable[[], Mapping[Claim, Replay]], *, was_blocked: bool) -> None:
+        """Commits a flush, with the claims that ``answers`` gives once the refused rows are known. Is short with locks
+        if it ``was_blocked`` by one.
 
         Raises:
             DatabaseAway: nothing of it is committed, nor will be; or the connection was lost since it was prepared.
+            Blocked: likewise; another session's lock is in the way of some of its contents.
             Repeated: likewise; some of its claims have been committed before.
-            OutcomeUnknown: COMMIT was sent and no answer came.
+            OutcomeUnknown: COMMIT was sent and not confirmed.
         """
 
     async def was_committed(self, flush: AnyFlush) -> bool:
-        """Whether that flush committed; waits for a lost transaction to end. DatabaseAway if it can't ask."""
+        """Whether that flush is committed, and durable; waits for a lost transaction to end. DatabaseAway if it can't
+        ask.
+        """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,6 +113,7 @@ class Flight(Generic[AnyFlush]):
     parcels: Sequence[Parcel]
     flush: AnyFlush
     started: float
+    was_blocked: bool
 
 
 class Audience(Protocol):
@@ -167,6 +183,10 @@ class Pipeline(Generic[AnyFlush]):
         self._flush_max_rows = flush_max_rows
         self._flight_max_rows = flush_max_rows
         """Halved while flushes fail, so that one which never could succeed does not stand in the way for ever."""
+        self._blockage = Blockage()
+        self._retry_blocked_at = -math.inf
+        self._working_since: float | None = None
+        """When what is under way was begun, or the flush before it ended."""
         self._trouble: str | None = "the database has not been reached yet"
         self._draining = False
         self.opened = asyncio.Event()
@@ -189,6 +209,17 @@ class Pipeline(Generic[AnyFlush]):
     def trouble(self) -> str | None:
         """Why nothing can be stored at the moment; None when all is well."""
         return "the server is shutting down" if self._draining else self._trouble
+
+    @property
+    def unavailable_reason(self) -> str | None:
+        """Why senders should stay away: the trouble, or a flush that takes longer than they wait. What it is, is not
+        known yet, and readings are still taken.
+        """
+        if self.trouble is None and self._working_since is not None:
+            waited_s = self._clock() - self._working_since
+            if waited_s > self._commit_timeout_s:
+                return f"the database has not committed anything for {waited_s:.0f} s"
+        return self.trouble
 
     def reserve(self, key_name: str, size_bytes: int) -> None:
         """Holds room in the buffer for what a key is about to send; negative gives room back.
@@ -233,6 +264,10 @@ class Pipeline(Generic[AnyFlush]):
         now = self._clock()
         deadline = now + self._commit_timeout_s if is_awaited else math.inf
         parcel = Parcel(content, content.rows, content.size_bytes, now, deadline, settle, claim)
+        if self._blockage and self._is_blocked(parcel):
+            if not is_awaited:
+                raise self._locked()
+            parcel.is_aside = True
         self.buffer.add(parcel, retry_after_s=self._seconds_to_drain())
         self._arrived.set()
         if self._writing:
@@ -265,7 +300,7 @@ class Pipeline(Generic[AnyFlush]):
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
-            self.buffer.expire(self._clock(), self._away, self._unknown)
+            self.buffer.expire(self._clock(), self._away, self._unknown, self._locked)
             if not self.buffer.rows:
                 self._emptied.set()
 
@@ -291,29 +326,47 @@ class Pipeline(Generic[AnyFlush]):
                 failures = 0
                 self._backoff_s = FIRST_BACKOFF_S
                 self._flight_max_rows = min(2 * self._flight_max_rows, self._flush_max_rows)
+            self._working_since = None
 
     async def _next_flight(self) -> Flight[AnyFlush]:
         """What is to be written next, prepared. Raises DatabaseAway; the parcels are in flight then."""
         if self._ahead is not None:
             ahead, self._ahead = self._ahead, None
+            self._working_since = self._clock()
             return await ahead
         while True:
             if not self.buffer.rows:
                 self._emptied.set()
-            if not self.buffer.waiting_rows:
-                self._arrived.clear()
+            if self._is_time_for_aside():
+                parcels, was_blocked = self.buffer.begin_aside(self._flight_max_rows), True
+            else:
+                if not self.buffer.waiting_rows:
+                    await self._wait_for_arrival()
+                await self._let_neighbours_in()
+                if self._store.gains_by_large_flushes:
+                    await self._let_batches_in()
+                parcels, was_blocked = self.buffer.begin(self._flight_max_rows), False
+            if parcels:  # else they have expired meanwhile, or it is time for what is set aside
+                self._working_since = self._clock()
+                return await self._prepare(parcels, was_blocked=was_blocked)
+
+    def _is_time_for_aside(self) -> bool:
+        return self.buffer.has_aside and self._clock() >= self._retry_blocked_at
+
+    async def _wait_for_arrival(self) -> None:
+        """Wait until something comes, or until what is set aside should be tried again."""
+        self._arrived.clear()
+        pause_s = self._retry_blocked_at - self._clock() if self.buffer.has_aside else None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
                 await self._arrived.wait()
-            await self._let_neighbours_in()
-            if self._store.gains_by_large_flushes:
-                await self._let_batches_in()
-            parcels = self.buffer.begin(self._flight_max_rows)
-            if parcels:  # else they have expired meanwhile
-                return await self._prepare(parcels)
 
     def _prepare_ahead(self) -> None:
         enough_rows = self._flush_max_rows // 2 if self._store.gains_by_large_flushes else PREPARE_AHEAD_ROWS
-        if self._ahead is None and self.buffer.waiting_rows >= max(1, enough_rows):
-            self._ahead = asyncio.create_task(self._prepare(self.buffer.begin(self._flight_max_rows)))
+        is_due = self.buffer.waiting_rows >= max(1, enough_rows) and not self._is_time_for_aside()
+        if self._ahead is None and is_due:
+            parcels = self.buffer.begin(self._flight_max_rows)
+            self._ahead = asyncio.create_task(self._prepare(parcels, was_blocked=False))
 
     async def _forget_what_is_ahead(self) -> None:
         if self._ahead is not None:
@@ -331,9 +384,10 @@ class Pipeline(Generic[AnyFlush]):
                     self._decoded.clear()
                     await self._decoded.wait()
 
-    async def _prepare(self, parcels: Sequence[Parcel]) -> Flight[AnyFlush]:
+    async def _prepare(self, parcels: Sequence[Parcel], *, was_blocked: bool) -> Flight[AnyFlush]:
         started = self._clock()
-        return Flight(parcels, await self._store.prepare([parcel.content for parcel in parcels]), started)
+        flush = await self._store.prepare([parcel.content for parcel in parcels])
+        return Flight(parcels, flush, started, was_blocked)
 
     async def _let_neighbours_in(self) -> None:
         """Lets requests that have reached this process's sockets join the flush, for as long as every turn of the
@@ -356,7 +410,12 @@ class Pipeline(Generic[AnyFlush]):
         self._writing = True
         self._prepare_ahead()
         try:
-            await self._store.write(flush, lambda: self._answers_of_claims(flight))
+            await self._store.write(flush, lambda: self._answers_of_claims(flight), was_blocked=flight.was_blocked)
+        except Blocked as error:
+            await self._forget_what_is_ahead()
+            self.buffer.keep()
+            self._await_locks(flight, error)
+            return
         except Repeated as error:
             for parcel in flight.parcels:
                 if parcel.claim is not None and (kept := error.kept.get(parcel.claim.name)) is not None:
@@ -365,7 +424,7 @@ class Pipeline(Generic[AnyFlush]):
             self.buffer.keep()
             return
         except OutcomeUnknown as error:
-            logger.warning("the answer to COMMIT was lost; asking the ledger about flush %d", flush.first_id)
+            logger.warning("COMMIT was not confirmed; asking the ledger about flush %d: %s", flush.first_id, error)
             if not await self._reach(lambda: self._store.was_committed(flush)):
                 raise DatabaseAway(f"flush {flush.first_id} did not commit") from error
         finally:
@@ -378,7 +437,27 @@ class Pipeline(Generic[AnyFlush]):
         for parcel, outcome in zip(flight.parcels, outcomes, strict=True):
             parcel.answer(outcome)
         self._observe(flight)
+        if flight.was_blocked:
+            self._lift_blockage(flight)
         await self._publish(flight, outcomes)
+
+    def _await_locks(self, flight: Flight[AnyFlush], blocked: Blocked) -> None:
+        """What another session's lock keeps out waits until it is tried again; the rest waits for the next flush."""
+        if not self._blockage:
+            logger.warning("some readings wait, their part of the tables is locked: %s", blocked.holders)
+        self._blockage.lift((parcel.content, parcel.claim) for parcel in flight.parcels)
+        self._blockage.add(blocked)
+        self.buffer.sort_out(self._is_blocked)
+        self._retry_blocked_at = self._clock() + RETRY_BLOCKED_S
+
+    def _lift_blockage(self, flight: Flight[AnyFlush]) -> None:
+        self._blockage.lift((parcel.content, parcel.claim) for parcel in flight.parcels)
+        self.buffer.sort_out(self._is_blocked)
+        if not self._blockage:
+            logger.info("no readings wait for a lock any more")
+
+    def _is_blocked(self, parcel: Parcel) -> bool:
+        return self._blockage.holds(parcel.content, parcel.claim)
 
     def _outcomes(self, flight: Flight[AnyFlush]) -> list[Receipt | Stored | RejectedByDatabase]:
         """What became of each parcel, if the flight is committed."""
@@ -481,6 +560,13 @@ class Pipeline(Generic[AnyFlush]):
         return DatabaseAway(
             "The reading is not stored: the database is away, or did not commit it in time.",
             retry_after_s=math.ceil(LONGEST_BACKOFF_S),
+        )
+
+    @staticmethod
+    def _locked() -> NotStored:
+        return DatabaseLocked(
+            "The reading is not stored: another session has locked its part of the tables.",
+            retry_after_s=math.ceil(RETRY_BLOCKED_S),
         )
 
     @staticmethod

@@ -1,9 +1,13 @@
-"""The claims of Idempotency-Keys: SQL on the caller's connection, in its transaction if there is one."""
+"""The claims of Idempotency-Keys: SQL on the caller's connection.
+
+A claim that is there is believed only when it is as durable as the answer that is given because of it. (13)
+"""
 
 from collections.abc import Mapping, Sequence
 
 from app.ingest.claim import Claim, Kept, KeptClaims, Replay
 from app.store.database import Connection
+from app.store.durability import MARK, SEND_WARNINGS, confirmed
 
 # In the order of the keys, which the caller sorts: two flushes with the same keys in two orders would deadlock.
 # A key that another transaction is inserting is waited for.
@@ -13,8 +17,13 @@ SELECT * FROM unnest(%s::text[], %s::text[], %s::bytea[], %s::smallint[], %s::by
 ON CONFLICT DO NOTHING
 RETURNING key_name, key
 """
-RECALL = """
-SELECT key_name, key, content_hash, status, answer
+FIND = """
+SELECT FROM idempotency_keys WHERE (key_name, key) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
+"""
+# Its own mark follows each claim in the WAL, and where there is none nothing is written. In one statement, since a
+# pooler may send two of them to different servers.
+RECALL = f"""
+SELECT key_name, key, content_hash, status, answer, {SEND_WARNINGS}, {MARK}
 FROM idempotency_keys WHERE (key_name, key) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
 """
 PRUNE = """
@@ -40,12 +49,27 @@ async def insert(connection: Connection, answers: Mapping[Claim, Replay]) -> Seq
     return [claim.name for claim in answers if claim.name not in claimed]
 
 
+async def can_be_seen(connection: Connection, name: tuple[str, str]) -> bool:
+    """Look for a claim, without asking whether it is durable. Raises what the driver raises."""
+    return (await connection.execute(FIND, [[column] for column in name])).rowcount > 0
+
+
 async def recall(connection: Connection, names: Sequence[tuple[str, str]]) -> KeptClaims:
-    """What is kept of the claims with these names, as far as they are there. Raises what the driver raises."""
-    cursor = await connection.execute(RECALL, list(map(list, zip(*names, strict=True))))
+    """Look up the claims with these names, as far as they are there, and wait until they are durable.
+
+    Args:
+        connection: in autocommit, and in no transaction.
+        names: of the claims.
+
+    Raises:
+        DatabaseAway: they were not confirmed.
+        psycopg.Error: what the driver raises.
+    """
+    async with confirmed(connection):
+        cursor = await connection.execute(RECALL, list(map(list, zip(*names, strict=True))))
     return {
         (key_name, key): Kept(content_hash, Replay(status, answer))
-        async for key_name, key, content_hash, status, answer in cursor
+        async for key_name, key, content_hash, status, answer, *_ in cursor
     }
 
 

@@ -10,6 +10,7 @@ from psycopg.rows import dict_row
 from app.errors import DatabaseAway, InvalidSensor, NotFound
 from app.registry import LatestReading, Limits, Sensor, SensorChange
 from app.store.database import Connection, Database
+from app.store.durability import SEND_WARNINGS, confirmed
 
 TIMEOUT_S = 10.0
 
@@ -29,8 +30,8 @@ WHERE name > %(after)s AND last_seen_at IS NOT NULL ORDER BY name LIMIT %(limit)
 """
 
 # One who changes a sensor after the other; those who only refer to it, as new limits do, need not wait.
-LOCK = "SELECT id FROM sensors WHERE name = %s FOR NO KEY UPDATE"
-CREATE = "INSERT INTO sensors (name) VALUES (%s) ON CONFLICT (name) DO NOTHING RETURNING id"
+LOCK = f"SELECT id, {SEND_WARNINGS} FROM sensors WHERE name = %s FOR NO KEY UPDATE"
+CREATE = f"INSERT INTO sensors (name) VALUES (%s) ON CONFLICT (name) DO NOTHING RETURNING id, {SEND_WARNINGS}"
 METRICS = "SELECT name FROM metrics ORDER BY name"
 LIMITS = "SELECT metric, lower, upper FROM sensor_limits WHERE sensor_id = %s"
 UPDATE = sql.SQL("UPDATE sensors SET {changes} WHERE id = %(id)s")
@@ -71,7 +72,11 @@ class Sensors:
         Raises:
             InvalidSensor: its limits would be of a metric that there is not, or the lower would be above the upper.
         """
-        async with self._database.borrow_in_turn(timeout_s=TIMEOUT_S) as connection, connection.transaction():
+        async with (
+            self._database.borrow_in_turn(timeout_s=TIMEOUT_S) as connection,
+            confirmed(connection),
+            connection.transaction(),
+        ):
             row, is_new = await (await connection.execute(LOCK, [name])).fetchone(), False
             # Looked for first: INSERT takes a value of the identity for a known name, too.
             if row is None:
@@ -81,7 +86,7 @@ class Sensors:
                 row = await (await connection.execute(LOCK, [name])).fetchone()
             if row is None:  # and deleted it
                 raise NotFound(f"No sensor is called {name!r}.")
-            (sensor_id,) = row
+            sensor_id, _ = row
             columns = change.model_dump(exclude={"limits"}, exclude_unset=True)
             if columns:
                 changes = sql.SQL(", ").join(

@@ -2,15 +2,18 @@
 
 Promises:
     * ``write`` returns only after COMMIT has been confirmed and as many rows were copied as were to be. (3)
+    * What only can be seen (a flush in the ledger, a claim in the way) is believed once it is durable. (13)
     * The ledger row is in the flush's own transaction, so it is there exactly if the rows are. (4)
     * A claim is in the transaction of the readings that it speaks for. (5)
     * One bad row never sinks its neighbours: what PostgreSQL refuses is found by halving, under savepoints. (6)
+    * No lock of another session holds up more than it covers: its days, or its claims, are found and named.
 
 The ledger, and not pg_xact_status, is the proof: after a crash before the WAL was flushed, the same transaction id may
 be given out again and then reads "committed" for somebody else's work.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -21,14 +24,18 @@ from typing import NamedTuple, TypeAlias
 import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
+from psycopg.errors import LockNotAvailable
 from psycopg.pq import TransactionStatus
 
-from app.errors import DatabaseAway, OutcomeUnknown, RejectedByDatabase
+from app.errors import DatabaseAway, DatabaseLocked, OutcomeUnknown, RejectedByDatabase
 from app.ingest.batch import Batch, Content, Reading
+from app.ingest.blocked import Blocked
+from app.ingest.blocked import Span as BlockedSpan
 from app.ingest.claim import Claim, Repeated, Replay
 from app.store import claims
 from app.store.copy import begin_copy, commit, copy_rows
 from app.store.database import Connection, Database, first_line, own_errors
+from app.store.durability import CONFIRM, confirmed, hear_warnings
 from app.store.latest import LatestReadings, Noted
 from app.store.limits import COPY_VIOLATIONS, LimitSnapshot, SensorLimits
 from app.store.names import NameIds, SensorIds
@@ -48,7 +55,10 @@ RESERVE_IDS = "SELECT nextval('reading_ids')"
 ID_BLOCK_ROWS = 100_000
 """Ids that one nextval hands out: the increment of the sequence ``reading_ids``, and so the most rows of a flush."""
 
-BEGIN_FLUSH = "BEGIN; INSERT INTO flushes (flush_id, rows) VALUES ({first_id:d}, {rows:d}); "
+BEGIN_FLUSH = (
+    "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = {lock_timeout_ms:.0f}; "
+    "INSERT INTO flushes (flush_id, rows) VALUES ({first_id:d}, {rows:d}); "
+)
 """Goes out with COPY as one simple query; that kind takes several statements, but no parameters."""
 ADD_STALE_RANGES = "INSERT INTO stale_ranges (starts_at, ends_at) VALUES {}; "
 """Likewise: as a statement of its own it took a round trip of each flush of late readings."""
@@ -57,10 +67,27 @@ INTO_COLUMNSTORE = "SET LOCAL timescaledb.enable_direct_compress_copy = on; "
 SAVEPOINT = "SAVEPOINT part; "
 # What a constraint would only say at COMMIT, it says here.
 RELEASE = "SET CONSTRAINTS ALL IMMEDIATE; RELEASE part"
+RELEASE_PART = "RELEASE part"
 ROLLBACK_PART = "ROLLBACK TO part; RELEASE part"
 SAVEPOINT_WHOLE = "SAVEPOINT whole"
 ROLLBACK_WHOLE = "ROLLBACK TO whole; RELEASE whole"
-PROBE = "BEGIN; INSERT INTO flushes (flush_id, rows) VALUES (0, 0); ROLLBACK"
+LOCK = "LOCK TABLE ONLY readings, ONLY flushes IN ROW EXCLUSIVE MODE"
+"""What every flush needs, whatever days it has; without it, nothing can be stored."""
+LOCK_CLAIMS = "LOCK TABLE idempotency_keys IN ROW EXCLUSIVE MODE"
+PROBE = f"{{begin}}{LOCK}; ROLLBACK; {CONFIRM}"
+"""A database that lets us write, but does not confirm a commit, stores nothing."""
+LOCK_HOLDERS = """
+SELECT format('%s (pid %s) %s %s on %s', coalesce(nullif(application_name, ''), 'a session'), pid,
+              CASE WHEN granted THEN 'holds' ELSE 'waits for' END, mode, relation::regclass)
+FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
+WHERE mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock') AND relation IN (
+    SELECT inhrelid FROM pg_inherits WHERE inhparent = 'readings'::regclass
+    UNION ALL
+    SELECT unnest('{readings,flushes,stale_ranges,limit_violation_log,idempotency_keys}'::regclass[])
+)
+ORDER BY granted DESC, pid LIMIT 3
+"""
+"""Those that an insertion waits for. Most often one is held, or waited for, by a session that waits for a third one."""
 WAIT_FOR_LOST_FLUSH = """
 INSERT INTO flushes (flush_id, rows) VALUES (%s, 0) ON CONFLICT DO NOTHING RETURNING flush_id
 """
@@ -70,7 +97,10 @@ ENCODE_IN_THREAD_ROWS = 2_000
 PARTING_S = 2.0
 """How long the refused rows among those of one request are looked for: 1,000 of them take about a second. A request of
 100,000, and all of them bad, would outlast the flush timeout and be tried again for ever, before everything else."""
+BRIEF_LOCK_TIMEOUT_S = 0.1
+"""How long each lock is waited for where it is known that some can't be had: everybody else's flush waits meanwhile."""
 DAY_US = 86_400_000_000
+EARLIEST_US = -(1 << 62)
 HOUR = timedelta(hours=1)
 HOUR_US = 3_600_000_000
 MIN_COLUMNSTORE_ROWS = 1_000
@@ -90,6 +120,15 @@ def content_errors() -> Iterator[None]:
         if error.sqlstate is not None and error.sqlstate[:2] in CONTENT_SQLSTATE_CLASSES:
             raise RejectedByDatabase(first_line(error)) from error
         raise
+
+
+@contextmanager
+def lock_errors() -> Iterator[None]:
+    """A lock that is not to be had in time becomes DatabaseLocked; other errors pass."""
+    try:
+        yield
+    except LockNotAvailable as error:
+        raise DatabaseLocked("another session has locked a table that readings are written to") from error
 
 
 class Identified(NamedTuple):
@@ -145,6 +184,7 @@ class Flush:
     into_columnstore: bool
     connection: Connection | None
     """What it can be written on: its ids are those of the server behind it."""
+    contents: Sequence[Content]
     payload: Sequence[bytes]
     """All of its rows, as a COPY in pieces of any size."""
     pieces: Callable[[], Iterable[Piece]]
@@ -162,14 +202,19 @@ class Flush:
     """The rows that are not stored, by their place, and why PostgreSQL did not take them; None where it would have, and
     another row of a request that is all or nothing is at fault. Known once it is committed."""
 
+    def begin(self, lock_timeout_s: float) -> str:
+        """What its transaction begins with."""
+        return _begin(self.first_id, self.rows, lock_timeout_s)
+
     @property
-    def begin(self) -> str:
-        """What its transaction begins with, before any rows."""
-        begin = BEGIN_FLUSH.format(first_id=self.first_id, rows=self.rows)
-        if self.stale:
-            spans = (STALE_RANGE.format(start.timestamp(), end.timestamp()) for start, end in self.stale)
-            begin += ADD_STALE_RANGES.format(", ".join(spans))
-        return begin
+    def add_stale_ranges(self) -> str:
+        """What comes next, before any rows; perhaps nothing."""
+        spans = [STALE_RANGE.format(start.timestamp(), end.timestamp()) for start, end in self.stale]
+        return ADD_STALE_RANGES.format(", ".join(spans)) if spans else ""
+
+
+def _begin(first_id: int, rows: int, lock_timeout_s: float) -> str:
+    return BEGIN_FLUSH.format(first_id=first_id, rows=rows, lock_timeout_ms=max(1, lock_timeout_s * 1_000))
 
 
 class Writer:
@@ -180,6 +225,7 @@ class Writer:
     Args:
         database: where to connect.
         flush_timeout_s: how long one step may take before its connection is given up for dead.
+        lock_timeout_s: how long a flush waits for each lock that another session holds, or waits for.
         columnstore_rows_per_sensor: flushes with as many rows a sensor go straight to the columnstore; 0: none does.
         latest: is told what has been committed.
         now_us: the time, microseconds since 1970 UTC.
@@ -190,6 +236,7 @@ class Writer:
         database: Database,
         *,
         flush_timeout_s: float,
+        lock_timeout_s: float,
         columnstore_rows_per_sensor: int,
         latest: LatestReadings,
         now_us: Callable[[], int],
@@ -198,6 +245,7 @@ class Writer:
         self._latest = latest
         self._now_us = now_us
         self._flush_timeout_s = flush_timeout_s
+        self._lock_timeout_s = lock_timeout_s
         self._columnstore_rows_per_sensor = columnstore_rows_per_sensor
         self._connection: Connection | None = None
         self._sensors = SensorIds(database, timeout_s=flush_timeout_s)
@@ -213,9 +261,9 @@ class Writer:
         times 10 cost. The rowstore takes them as they come, and had better be kept busy."""
 
     async def connect(self) -> None:
-        """Makes sure of a connection that can write: a live one is tried, a dead one replaced. Raises DatabaseAway."""
-        async with self._step() as connection:
-            await connection.execute(PROBE, prepare=False)
+        """Makes sure of a connection that can commit: a live one is tried, a dead one replaced. Raises DatabaseAway."""
+        async with self._step() as connection, confirmed(connection):
+            await connection.execute(PROBE.format(begin=_begin(0, 0, self._lock_timeout_s)), prepare=False)
 
     async def close(self) -> None:
         """Gives up the connection; whatever it was doing is rolled back by PostgreSQL."""
@@ -264,6 +312,7 @@ class Writer:
             rows,
             into_columnstore,
             connection,
+            contents,
             encoded_rows,
             pieces,
             alone,
@@ -273,32 +322,49 @@ class Writer:
             violations,
         )
 
-    async def write(self, flush: Flush, answers: Callable[[], Mapping[Claim, Replay]]) -> None:
+    async def write(
+        self, flush: Flush, answers: Callable[[], Mapping[Claim, Replay]], *, was_blocked: bool = False
+    ) -> None:
         """Commits a flush, less the rows that PostgreSQL refuses: ``flush.refused`` names them. ``answers`` is asked
-        for its claims, once it is known which those are.
+        for its claims, once it is known which those are. Where it ``was_blocked``, locks are not waited for at first.
 
         Raises:
             DatabaseAway: nothing of it is committed; the connection that it was prepared for may be lost.
+            DatabaseLocked: likewise; another session's lock is in the way of any flush.
+            Blocked: likewise; a lock is in the way of some days, or claims.
             Repeated: likewise; some of its claims have been committed before.
-            OutcomeUnknown: the connection died, or went silent, after COMMIT was sent.
+            OutcomeUnknown: the connection died, or went silent, after COMMIT was sent; or it was not confirmed.
         """
-        try:
-            await self._transact(flush, self._copy_at_once, answers)
-        except RejectedByDatabase:
+        copy = self._copy_by_day if was_blocked else self._copy_at_once
+        tried = set()
+        last: DatabaseLocked | RejectedByDatabase
+        while copy not in tried:
+            tried.add(copy)
             try:
-                await self._transact(flush, self._copy_what_is_taken, answers)
-            except RejectedByDatabase as error:  # at COMMIT, where every row that is left has been taken
-                raise DatabaseAway(str(error)) from error
-        self._note(flush)
+                await self._transact(flush, copy, answers)
+            except DatabaseLocked as error:  # or Blocked, which only that copy raises
+                copy, last = self._copy_by_day, error
+            except RejectedByDatabase as error:
+                copy, last = self._copy_what_is_taken, error
+            else:
+                self._note(flush)
+                return
+        if isinstance(last, RejectedByDatabase):  # at COMMIT, where every row that is left has been taken
+            raise DatabaseAway(str(last)) from last
+        raise last
 
     async def was_committed(self, flush: Flush) -> bool:
-        """Whether that flush is in the ledger. Waits until a lost transaction that writes it has ended.
+        """Whether that flush is in the ledger, and durable. Waits until a lost transaction that writes it has ended.
 
         Raises:
-            DatabaseAway: the ledger can't be asked now, or the lost transaction has not ended in time.
+            DatabaseAway: the ledger can't be asked now, the lost transaction has not ended in time, or what the ledger
+                has was not confirmed.
         """
-        async with self._step() as connection, connection.transaction(force_rollback=True):
+        async with self._step() as connection, confirmed(connection), connection.transaction() as asking:
             row = await (await connection.execute(WAIT_FOR_LOST_FLUSH, [flush.first_id])).fetchone()
+            if row is not None:
+                raise psycopg.Rollback(asking)
+            await connection.execute(CONFIRM)
         if row is None:
             self._note(flush)
         return row is None
@@ -374,10 +440,10 @@ class Writer:
             async with self._step() as connection:
                 await copy(connection, flush)
                 await _log_violations(connection, flush)
-                await _claim(connection, answers())
+                await _claim(connection, answers(), is_brief=copy == self._copy_by_day)
                 commit_is_out = True
                 try:
-                    with content_errors():
+                    with content_errors(), hear_warnings(connection) as warnings:
                         tag = await connection.wait(commit(connection.pgconn))
                 except (psycopg.Error, RejectedByDatabase):
                     # An error that PostgreSQL itself sends in answer to COMMIT leaves the connection idle: rolled back.
@@ -387,6 +453,8 @@ class Writer:
                 commit_is_out = False
                 if tag != "COMMIT":
                     raise DatabaseAway(f"COMMIT was answered with {tag}")
+                if warnings:
+                    raise OutcomeUnknown(f"PostgreSQL warned at COMMIT: {warnings[0]}")
         except (DatabaseAway, RejectedByDatabase) as error:
             if commit_is_out:
                 raise OutcomeUnknown(str(error)) from error
@@ -394,12 +462,14 @@ class Writer:
 
     async def _copy_at_once(self, connection: Connection, flush: Flush) -> None:
         """All rows in one COPY. Raises RejectedByDatabase if PostgreSQL does not take every one."""
-        begin = flush.begin + (INTO_COLUMNSTORE if flush.into_columnstore else "")
-        await self._copy(connection, begin, flush.payload, flush.rows)
+        begin = flush.begin(self._lock_timeout_s) + flush.add_stale_ranges
+        await self._copy(
+            connection, begin + (INTO_COLUMNSTORE if flush.into_columnstore else ""), flush.payload, flush.rows
+        )
 
     async def _copy_what_is_taken(self, connection: Connection, flush: Flush) -> None:
         """Row by row where it must be: what is refused stands in ``flush.refused``, the rest in the transaction."""
-        await connection.execute(flush.begin, prepare=False)
+        await connection.execute(flush.begin(self._lock_timeout_s) + flush.add_stale_ranges, prepare=False)
         flush.refused.clear()
         parting_ends = asyncio.get_running_loop().time() + min(PARTING_S, self._flush_timeout_s / 3)
         await self._copy_parts(connection, list(flush.pieces()), flush.refused, parting_ends)
@@ -425,6 +495,39 @@ class Writer:
                     parts += [halves[middle:], halves[:middle]]
                 else:
                     refused.update(await self._reasons(connection, pieces[0], str(error), parting_ends))
+
+    async def _copy_by_day(self, connection: Connection, flush: Flush) -> None:
+        """All rows, each day (UTC) apart and none into the columnstore, with little patience for locks.
+
+        Raises:
+            Blocked: some days are locked; how the transaction stands is of no use then.
+            RejectedByDatabase: none is, and PostgreSQL does not take every row.
+        """
+        flush.refused.clear()
+        await connection.execute(flush.begin(BRIEF_LOCK_TIMEOUT_S), prepare=False)
+        await connection.execute(LOCK, prepare=False)
+        blocked: list[BlockedSpan] = []
+        if flush.stale and not await _unless_locked(connection.execute(SAVEPOINT + flush.add_stale_ranges)):
+            await connection.execute(ROLLBACK_PART, prepare=False)
+            blocked = [(EARLIEST_US, int(flush.stale[-1][1].timestamp()) * 1_000_000 - 1)]
+        rejected = None
+        ends = asyncio.get_running_loop().time() + PARTING_S
+        for day, rows in sorted(_by_day(flush).items(), reverse=True):
+            payload = _payload(*_arranged(rows))
+            count = sum(1 if isinstance(part, bytes) else part.num_rows for part in rows)
+            has_time = asyncio.get_running_loop().time() < ends
+            try:
+                is_free = has_time and await _unless_locked(self._copy(connection, SAVEPOINT, payload, count))
+            except RejectedByDatabase as error:
+                is_free, rejected = True, error
+            if not is_free:
+                blocked.append((day * DAY_US, (day + 1) * DAY_US - 1))
+            if has_time:
+                await connection.execute(RELEASE_PART if is_free and not rejected else ROLLBACK_PART, prepare=False)
+        if blocked:
+            raise Blocked(blocked)
+        if rejected is not None:
+            raise rejected
 
     async def _reasons(
         self, connection: Connection, piece: Piece, error: str, parting_ends: float
@@ -462,13 +565,16 @@ class Writer:
             self._ids = IdBlock()
         connection = self._connection
         try:
-            with own_errors():
+            with own_errors(), lock_errors():
                 async with asyncio.timeout(self._flush_timeout_s):
                     yield connection
-        except (RejectedByDatabase, Repeated):
+        except (RejectedByDatabase, DatabaseLocked, Repeated) as error:
             try:
                 async with asyncio.timeout(self._flush_timeout_s):
                     await connection.rollback()
+                    if isinstance(error, DatabaseLocked):
+                        held = await (await connection.execute(LOCK_HOLDERS)).fetchall()
+                        error.holders = "; ".join(lock for (lock,) in held)
             except (psycopg.Error, TimeoutError):
                 await self.close()
             raise
@@ -477,10 +583,26 @@ class Writer:
             raise
 
 
-async def _claim(connection: Connection, answers: Mapping[Claim, Replay]) -> None:
-    """Claims these keys. Raises Repeated if some have been claimed before."""
-    if answers and (names := await claims.insert(connection, answers)):
-        # Those are committed: the insertion waited for any transaction that was about to.
+async def _unless_locked(work: Awaitable[object]) -> bool:
+    """Whether some work got its locks; its savepoint is to be rolled back if not."""
+    try:
+        await work
+    except LockNotAvailable:
+        return False
+    return True
+
+
+async def _claim(connection: Connection, answers: Mapping[Claim, Replay], *, is_brief: bool) -> None:
+    """Claims these keys. Raises Repeated if some have been claimed before; if it is to be brief, Blocked if some have
+    been by a transaction that has not ended.
+    """
+    if not answers:
+        return
+    insert = _insert_claims_briefly if is_brief else claims.insert
+    if names := await insert(connection, answers):
+        # Those are committed: the insertion waited for any transaction that was about to. Whether they are durable, a
+        # commit tells, which must not be that of this flush.
+        await connection.rollback()
         kept = await claims.recall(connection, names)
         if not kept:
             raise DatabaseAway("the claims that were in the way have just been pruned")
@@ -504,6 +626,45 @@ def _taken(flush: Flush) -> tuple[list[Noted], pa.RecordBatch | None]:
         return alone, None
     rows = in_order(batches)
     return alone, rows.filter(pc.invert(pc.is_in(rows["id"], pa.array(refused))))
+
+
+async def _insert_claims_briefly(connection: Connection, answers: Mapping[Claim, Replay]) -> Sequence[tuple[str, str]]:
+    """As ``claims.insert``, in halves, each under a savepoint. Raises Blocked."""
+    if not await _unless_locked(connection.execute(LOCK_CLAIMS, prepare=False)):
+        raise Blocked((), None)
+    repeated: list[tuple[str, str]] = []
+    blocked: list[tuple[str, str]] = []
+    parts = [list(answers)]
+    ends = asyncio.get_running_loop().time() + PARTING_S
+    while parts:
+        part = parts.pop()
+        await connection.execute(SAVEPOINT, prepare=False)
+        try:
+            repeated += await claims.insert(connection, {claim: answers[claim] for claim in part})
+        except LockNotAvailable:
+            await connection.execute(ROLLBACK_PART, prepare=False)
+            if len(part) > 1 and asyncio.get_running_loop().time() < ends:
+                parts += [part[: len(part) // 2], part[len(part) // 2 :]]
+            else:
+                blocked += [claim.name for claim in part]
+        else:
+            await connection.execute(RELEASE_PART, prepare=False)
+    if blocked:
+        raise Blocked((), blocked)
+    return repeated
+
+
+def _by_day(flush: Flush) -> Mapping[int, Sequence[Rows]]:
+    """Its rows by the day (UTC) that they are of, in days since 1970."""
+    days: dict[int, list[Rows]] = defaultdict(list)
+    for content, piece in zip(flush.contents, flush.pieces(), strict=True):
+        if isinstance(content, Reading):
+            days[content.time_us // DAY_US].append(piece.rows)
+        elif isinstance(piece.rows, pa.RecordBatch):
+            starts = pc.floor_temporal(content.columns["time"], unit="day")
+            for start in pc.unique(starts):
+                days[start.value // DAY_US].append(piece.rows.filter(pc.equal(starts, start)))
+    return days
 
 
 def _days(contents: Sequence[Content]) -> int:

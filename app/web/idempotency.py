@@ -20,7 +20,8 @@ IDEMPOTENCY_KEY = {
 """As the OpenAPI document shows it."""
 
 Recall = Callable[[Fingerprint], Awaitable[Kept | None]]
-"""Finds what was committed under a request's Idempotency-Key, if anything was; DatabaseAway if it can't ask."""
+"""Finds what was committed under a request's Idempotency-Key, if anything was; DatabaseAway if it can't ask, and
+OutcomeUnknown if the database does not confirm what it has."""
 
 
 def require_usable(key: str) -> None:
@@ -52,7 +53,7 @@ async def answered_before(recall: Recall, request: Fingerprint) -> Replay | None
 
     Raises:
         IdempotencyConflict: its key was used with another content.
-        DatabaseAway: nobody can tell.
+        DatabaseAway, OutcomeUnknown: nobody can tell.
     """
     kept = await recall(request)
     if kept is None:

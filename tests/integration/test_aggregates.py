@@ -88,6 +88,7 @@ async def rig(url: str) -> AsyncIterator[Rig]:
     writer = Writer(
         database,
         flush_timeout_s=20,
+        lock_timeout_s=10,
         columnstore_rows_per_sensor=2,
         latest=latest,
         now_us=lambda: round(clock_s[0] * 1e6),

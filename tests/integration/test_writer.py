@@ -37,12 +37,18 @@ def batch(*places: int, sensors: int = 1, source: Source = SCRIPT, is_whole: boo
 
 @asynccontextmanager
 async def writing(
-    url: str, *, timezone: str = "UTC", flush_timeout_s: float = 10, columnstore_rows_per_sensor: int = 5
+    url: str,
+    *,
+    timezone: str = "UTC",
+    flush_timeout_s: float = 10,
+    lock_timeout_s: float = 5,
+    columnstore_rows_per_sensor: int = 5,
 ) -> AsyncIterator[Writer]:
     database = Database(url, timezone=timezone, offline_after_s=300)
     writer = Writer(
         database,
         flush_timeout_s=flush_timeout_s,
+        lock_timeout_s=lock_timeout_s,
         columnstore_rows_per_sensor=columnstore_rows_per_sensor,
         latest=LatestReadings(database),
         now_us=lambda: T0_US,

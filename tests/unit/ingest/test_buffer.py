@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from app.errors import BufferFull, DatabaseAway, KeyOverShare, OutcomeUnknown, RejectedByDatabase
+from app.errors import BufferFull, DatabaseAway, DatabaseLocked, KeyOverShare, OutcomeUnknown, RejectedByDatabase
 from app.ingest.batch import READING_SIZE_BYTES as ROW
 from app.ingest.batch import Source
 from app.ingest.buffer import Answer, Buffer, Parcel
@@ -18,6 +18,7 @@ from app.ingest.claim import Claim
 from tests.unit.samples import SOURCE, claim, reading, receipt
 
 AWAY = DatabaseAway("away")
+BLOCKED = DatabaseLocked("locked")
 UNKNOWN = OutcomeUnknown("unknown")
 BAD_ROW = RejectedByDatabase("bad row")
 RECEIPT = receipt()
@@ -49,7 +50,7 @@ def filled(*parcels: Parcel, max_rows: int = PLENTY) -> Buffer:
 
 
 def expire(buffer: Buffer, now: float) -> None:
-    buffer.expire(now, lambda: AWAY, lambda: UNKNOWN)
+    buffer.expire(now, lambda: AWAY, lambda: UNKNOWN, lambda: BLOCKED)
 
 
 @pytest.mark.parametrize(
@@ -290,6 +291,8 @@ class BufferAgainstModel(RuleBasedStateMachine):
         self.sent: dict[int, Sent] = {}
         self.reserved: Counter[str] = Counter()
         self.waiting: list[int] = []
+        self.aside: list[int] = []
+        self.blocked: set[int] = set()
         self.flights: list[list[int]] = []
         self.ends: Counter[str] = Counter()
         self.expected: dict[int, Answer] = {}
@@ -297,7 +300,7 @@ class BufferAgainstModel(RuleBasedStateMachine):
 
     @property
     def held(self) -> list[int]:
-        return [*itertools.chain(*self.flights), *self.waiting]
+        return [*itertools.chain(*self.flights), *self.waiting, *self.aside]
 
     def rows_of(self, numbers: list[int]) -> int:
         return sum(self.sent[number].parcel.rows for number in numbers)
@@ -364,9 +367,26 @@ class BufferAgainstModel(RuleBasedStateMachine):
     @precondition(lambda self: len(self.flights) < 2)
     @rule(max_rows=st.integers(1, 10))
     def begin(self, max_rows: int) -> None:
+        flight = self.front(self.waiting, max_rows)
+        assert list(self.buffer.begin(max_rows)) == [self.sent[number].parcel for number in flight]
+        del self.waiting[: len(flight)]
+        if flight:
+            self.flights.append(flight)
+
+    @precondition(lambda self: len(self.flights) < 2)
+    @rule(max_rows=st.integers(1, 10))
+    def begin_aside(self, max_rows: int) -> None:
+        flight = self.front(self.aside, max_rows)
+        assert list(self.buffer.begin_aside(max_rows)) == [self.sent[number].parcel for number in flight]
+        del self.aside[: len(flight)]
+        assert self.buffer.has_aside == bool(self.aside)
+        if flight:
+            self.flights.append(flight)
+
+    def front(self, numbers: list[int], max_rows: int) -> list[int]:
         flight: list[int] = []
         claims = set()
-        for number in self.waiting:
+        for number in numbers:
             sent = self.sent[number]
             if flight and self.rows_of([*flight, number]) > max_rows:
                 break
@@ -374,10 +394,7 @@ class BufferAgainstModel(RuleBasedStateMachine):
                 break
             claims.add((sent.key_name, sent.claim_key))
             flight.append(number)
-        assert list(self.buffer.begin(max_rows)) == [self.sent[number].parcel for number in flight]
-        del self.waiting[: len(flight)]
-        if flight:
-            self.flights.append(flight)
+        return flight
 
     @precondition(lambda self: self.flights)
     @rule(data=st.data())
@@ -406,7 +423,21 @@ class BufferAgainstModel(RuleBasedStateMachine):
         flown = [*itertools.chain(*self.flights)]
         unanswered = [number for number in flown if number not in self.expected]
         self.ends["given_back"] += self.rows_of(flown) - self.rows_of(unanswered)
-        self.waiting, self.flights = unanswered + self.waiting, []
+        self.flights = []
+        self.queue([*unanswered, *self.aside, *self.waiting])
+
+    @rule(key_names=st.sets(st.sampled_from("ab")))
+    def sort_out(self, key_names: set[str]) -> None:
+        self.buffer.sort_out(lambda parcel: parcel.content.source.key_name in key_names)
+        held = [*self.aside, *self.waiting]
+        self.blocked -= set(held)
+        self.blocked |= {number for number in held if self.sent[number].key_name in key_names}
+        self.queue(held)
+
+    def queue(self, numbers: list[int]) -> None:
+        numbers = sorted(numbers, key=lambda number: self.sent[number].parcel.arrived_at)
+        self.aside = [number for number in numbers if number in self.blocked]
+        self.waiting = [number for number in numbers if number not in self.blocked]
 
     @rule(seconds=st.integers(0, 4))
     def time_passes(self, seconds: int) -> None:
@@ -420,9 +451,10 @@ class BufferAgainstModel(RuleBasedStateMachine):
     def expire_those(self, late: list[int], now: float) -> None:
         expire(self.buffer, now)
         for number in late:
-            self.tell(number, AWAY if number in self.waiting else UNKNOWN)
-        self.ends["given_back"] += self.rows_of([number for number in late if number in self.waiting])
+            self.tell(number, AWAY if number in self.waiting else BLOCKED if number in self.aside else UNKNOWN)
+        self.ends["given_back"] += self.rows_of([n for n in late if n in self.waiting or n in self.aside])
         self.waiting = [number for number in self.waiting if number not in late]
+        self.aside = [number for number in self.aside if number not in late]
 
     @invariant()
     def every_accepted_row_is_held_or_ended_in_one_way(self) -> None:
@@ -447,8 +479,8 @@ class BufferAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def the_oldest_is_the_first(self) -> None:
-        first = next((self.sent[number].parcel for number in self.held), None)
-        assert self.buffer.oldest_age_s(self.now) == (self.now - first.arrived_at if first else 0)
+        first = min((self.sent[number].parcel.arrived_at for number in self.held), default=self.now)
+        assert self.buffer.oldest_age_s(self.now) == self.now - first
 
 
 TestBufferAgainstModel = BufferAgainstModel.TestCase

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from app.errors import (
     BufferFull,
     DatabaseAway,
+    DatabaseLocked,
     IdempotencyConflict,
     KeyOverShare,
     NotStored,
@@ -23,6 +24,7 @@ from app.errors import (
 )
 from app.ingest import pipeline
 from app.ingest.batch import READING_SIZE_BYTES, Batch, Content, Reading
+from app.ingest.blocked import Blockage, Blocked, Span
 from app.ingest.buffer import Answer, Buffer
 from app.ingest.claim import Claim, Kept, KeptClaims, Repeated, Replay
 from app.ingest.pipeline import (
@@ -33,6 +35,7 @@ from app.ingest.pipeline import (
     LONGEST_WAIT_FOR_BATCHES_S,
     PREPARE_AHEAD_ROWS,
     PUBLISH_ROWS,
+    RETRY_BLOCKED_S,
     SWEEP_INTERVAL_S,
     Pipeline,
 )
@@ -43,6 +46,8 @@ COMMIT_TIMEOUT_S = 4.0
 RECOVERY_S = 2 * LONGEST_BACKOFF_S
 LONGEST_TEST_S = 600.0
 ROUND_TRIP_S = 0.001
+LOCK_TIMEOUT_S = 1.0
+LATE_US = T0_US - 86_400_000_000
 BAD = "bad"
 """PostgreSQL refuses sensors whose names begin like this."""
 
@@ -87,6 +92,10 @@ class FakeStore:
         self.preparing = asyncio.Event()
         """Cleared, no preparation comes to an end."""
         self.preparing.set()
+        self.locked: list[Span] = []
+        """Times that another session keeps locked."""
+        self.locked_claims: set[str] = set()
+        """Keys that a transaction has which does not end."""
         self.lost_answers: deque[bool] = deque()
         """Of the next commits that lose their answer: whether they commit."""
         self.ledger: dict[int, FakeFlush] = {}
@@ -132,16 +141,26 @@ class FakeStore:
         self._next_id += sum(each.rows for each in contents)
         return FakeFlush(first_id, contents, connection)
 
-    async def write(self, flush: FakeFlush, answers: Callable[[], Mapping[Claim, Replay]]) -> None:
+    async def write(
+        self, flush: FakeFlush, answers: Callable[[], Mapping[Claim, Replay]], *, was_blocked: bool
+    ) -> None:
         if flush.connection != self._connection:
             raise DatabaseAway("prepared for another connection")
         self.attempts.append(sensors_of(flush.contents))
         await self.speaking.wait()
+        if not was_blocked and self._is_locked(flush):
+            await asyncio.sleep(LOCK_TIMEOUT_S)
+        if spans := [
+            span for span in self.locked if any(Blockage([span]).holds(each, None) for each in flush.contents)
+        ]:
+            raise Blocked(spans)
         place = 0
         for content in flush.contents:
             flush.refused |= {place + row: why for row, why in refused_of(content).items()}
             place += content.rows
         claims = answers()
+        if names := [each.name for each in claims if each.fingerprint.key in self.locked_claims]:
+            raise Blocked((), names)
         if kept := {each.name: self.claims[each.name] for each in claims if each.name in self.claims}:
             raise Repeated(kept)
         is_lost = bool(self.lost_answers)
@@ -153,6 +172,9 @@ class FakeStore:
         if is_lost:
             self._connection += 1
             raise OutcomeUnknown("the connection died during COMMIT")
+
+    def _is_locked(self, flush: FakeFlush) -> bool:
+        return any(Blockage(self.locked).holds(each, None) for each in flush.contents)
 
     async def was_committed(self, flush: FakeFlush) -> bool:
         await self.connect()
@@ -918,10 +940,10 @@ async def test_a_flush_that_fails_again_and_again_is_tried_in_parts_and_then_who
     plant = Plant(flush_max_rows=8)
     write = plant.store.write
 
-    async def write_few(flush: FakeFlush, answers: Callable[[], Mapping[Claim, Replay]]) -> None:
+    async def write_few(flush: FakeFlush, answers: Callable[[], Mapping[Claim, Replay]], *, was_blocked: bool) -> None:
         if len(sensors_of(flush.contents)) > 2:
             raise DatabaseAway("out of locks")
-        await write(flush, answers)
+        await write(flush, answers, was_blocked=was_blocked)
 
     async with plant.running():
         plant.store.write = write_few  # type: ignore[method-assign]
@@ -1116,6 +1138,137 @@ async def test_the_duration_of_a_flush_prepared_ahead_begins_when_the_one_before
             assert [duration_s for _, duration_s in plant.flushes] == pytest.approx([2.1, 1], abs=0.02)
 
 
+def late(sensor: str) -> Reading:
+    """A reading of the day that is locked in some tests."""
+    return reading(sensor, time_us=LATE_US)
+
+
+async def test_locked_day() -> None:
+    """Readings of a locked day wait aside until their senders are told, and live readings go on."""
+    plant = Plant()
+    async with plant.running():
+        plant.store.locked = [(LATE_US, LATE_US)]
+        began = now()
+        answers = [plant.send(late("a")), plant.send("b"), plant.send(batch_of([late("c"), reading("d")]))]
+        assert isinstance(await answers[1], Receipt)
+        assert now() - began < LOCK_TIMEOUT_S + 0.1
+        for number in range(100):  # which, while a lock is tried, wait a moment
+            began = now()
+            assert isinstance(await plant.send(f"live {number}"), Receipt)
+            assert now() - began < 0.1
+        late_answer = plant.send(late("e"))
+        for answer in (answers[0], answers[2], late_answer):
+            assert isinstance(await answer, DatabaseLocked)
+        assert plant.pipeline.unavailable_reason is None
+        plant.store.locked = []
+        assert await plant.send(late("f")) == receipt_of(late("f"), plant.store.ids[-1][1])
+    assert plant.store.stored == ["b", *(f"live {number}" for number in range(100)), "f"]
+
+
+async def test_lock_that_ends() -> None:
+    """What waits for a lock is stored soon after it is gone, in the order in which it came."""
+    plant = Plant()
+    async with plant.running():
+        plant.store.locked = [(LATE_US, LATE_US)]
+        answers = [plant.send(late("a"))]
+        await asyncio.sleep(LOCK_TIMEOUT_S + 0.1)
+        answers += [plant.send(late("b")), plant.send("c")]
+        await answers[2]
+        plant.store.locked = []
+        await asyncio.gather(*answers)
+        assert plant.store.stored == ["c", "a", "b"]
+        began = now()
+        await plant.send(late("d"))
+        assert now() - began < 0.1
+
+
+async def test_lock_that_ends_on_a_busy_server() -> None:
+    """What waits for a lock gets its turn even though another flush is always ready."""
+    plant = Plant()
+    with worth_preparing(rows=1):
+        async with plant.running():
+            plant.store.locked = [(LATE_US, LATE_US)]
+            answer = plant.send(late("late"))
+            await asyncio.sleep(LOCK_TIMEOUT_S + 0.1)
+            plant.store.locked = []
+            live: list[Answered] = []
+            while not answer.done():
+                live.append(plant.send(f"live {len(live)}"))
+                await asyncio.sleep(ROUND_TRIP_S / 4)
+            assert isinstance(answer.result(), Receipt)
+            await asyncio.gather(*live)
+
+
+async def test_two_locked_days() -> None:
+    """Of two locked days, the one that is free again is not held up by the other."""
+    plant = Plant()
+    other = LATE_US - 86_400_000_000
+    async with plant.running():
+        plant.store.locked = [(LATE_US, LATE_US), (other, other)]
+        answers = [plant.send(late("a")), plant.send(reading("b", time_us=other))]
+        await asyncio.sleep(LOCK_TIMEOUT_S + 0.1)
+        plant.store.locked = [(other, other)]
+        assert isinstance(await answers[0], Receipt)
+        assert isinstance(await answers[1], DatabaseLocked)
+
+
+async def test_locked_without_a_waiting_sender() -> None:
+    """What nobody waits for stays until the lock is gone, and no more of it is taken meanwhile."""
+    plant = Plant()
+    async with plant.running():
+        plant.store.locked = [(LATE_US, LATE_US)]
+        answer = plant.send(late("a"), is_awaited=False)
+        await asyncio.sleep(10 * COMMIT_TIMEOUT_S)
+        assert not answer.done()
+        with pytest.raises(DatabaseLocked):
+            plant.send(late("b"), is_awaited=False)
+        assert isinstance(await plant.send("c", is_awaited=False), Receipt)
+        plant.store.locked = []
+        began = now()
+        await answer
+        assert now() - began < RETRY_BLOCKED_S + 0.1
+
+
+async def test_locked_claim() -> None:
+    """A request whose key an unended transaction has holds up no other."""
+    plant = Plant()
+    async with plant.running():
+        plant.store.locked_claims = {"x"}
+        answers = [plant.send("a", claim=claim("x")), plant.send("b", claim=claim("y")), plant.send("c")]
+        await asyncio.gather(*answers[1:])
+        assert isinstance(await answers[0], DatabaseLocked)
+        plant.store.locked_claims = set()
+        assert isinstance(await plant.send("a", claim=claim("x")), Receipt)
+
+
+async def test_drain_while_locked() -> None:
+    """A drain gives back what is locked, and says that the server is shutting down."""
+    plant = Plant()
+    async with plant.running():
+        plant.store.locked = [(LATE_US, LATE_US)]
+        answers = [plant.send(late("a"), is_awaited=False), plant.send("b", is_awaited=False)]
+        await plant.pipeline.drain(3)
+        assert isinstance(await answers[0], ShuttingDown)
+        assert isinstance(await answers[1], Receipt)
+
+
+async def test_unavailable() -> None:
+    """A flush that takes longer than its senders wait is a reason to stay away, until it ends."""
+    plant = Plant()
+    async with plant.running():
+        assert plant.pipeline.unavailable_reason is None
+        [answer] = await plant.send_into_silence("a")
+        assert plant.pipeline.unavailable_reason is None
+        assert isinstance(await answer, OutcomeUnknown)
+        assert "for 4 s" in str(plant.pipeline.unavailable_reason)
+        assert plant.pipeline.trouble is None
+        plant.store.speaking.set()
+        await plant.send("b")
+        assert plant.pipeline.unavailable_reason is None
+        await asyncio.sleep(10 * COMMIT_TIMEOUT_S)
+        assert plant.pipeline.unavailable_reason is None
+
+
 SENDING = st.lists(
     st.tuples(
         st.lists(st.sampled_from(["good", "good", "good", BAD]), min_size=1, max_size=6),
@@ -1135,6 +1288,7 @@ FATE = st.one_of(
     st.tuples(st.just("speaking"), st.booleans()),
     st.tuples(st.just("preparing"), st.booleans()),
     st.tuples(st.just("lose answer"), st.booleans()),
+    st.tuples(st.just("locked"), st.sets(st.sampled_from([len("good"), len(BAD), "x", "y"]))),
     st.tuples(st.just("elsewhere"), st.sampled_from("xy")),
     st.tuples(st.just("listening"), st.booleans()),
 )
@@ -1183,8 +1337,16 @@ class Sender:
             self.sent.append(Submission(content, claim, is_awaited, answered))
 
 
+def lock(store: FakeStore, what: set[int | str]) -> None:
+    """Locks the times of some kinds of readings, or some keys, and nothing else."""
+    store.locked = [(T0_US + place, T0_US + place) for place in what if isinstance(place, int)]
+    store.locked_claims = {key for key in what if isinstance(key, str)}
+
+
 async def suffer(fate: tuple[str, object], plant: Plant, sender: Sender) -> None:
     match fate:
+        case ("locked", set(what)):
+            lock(plant.store, what)
         case ("send", list(sendings)):
             for sending in sendings:
                 sender.send(*sending)
@@ -1200,10 +1362,9 @@ async def suffer(fate: tuple[str, object], plant: Plant, sender: Sender) -> None
             await asyncio.sleep(seconds)
         case ("away", bool(away)):
             plant.store.away = away
-        case ("speaking", bool(speaking)):
-            (plant.store.speaking.set if speaking else plant.store.speaking.clear)()
-        case ("preparing", bool(preparing)):
-            (plant.store.preparing.set if preparing else plant.store.preparing.clear)()
+        case ("speaking" | "preparing" as name, bool(goes_on)):
+            event = plant.store.speaking if name == "speaking" else plant.store.preparing
+            (event.set if goes_on else event.clear)()
         case ("lose answer", bool(committed)):
             plant.store.lost_answers.append(committed)
         case ("elsewhere", str(key)):
@@ -1224,6 +1385,8 @@ async def test_whatever_the_database_does_every_answer_is_true(
             for fate in fates:
                 await suffer(fate, plant, sender)
             plant.store.away = False
+            plant.store.locked = []
+            plant.store.locked_claims = set()
             plant.store.speaking.set()
             plant.store.preparing.set()
             async with asyncio.timeout(COMMIT_TIMEOUT_S + SWEEP_INTERVAL_S):

@@ -1,0 +1,253 @@
+"""Locks of other sessions: what they cover waits, and everything else is stored."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from app.errors import DatabaseLocked
+from app.ingest.batch import Content
+from app.ingest.blocked import Blocked
+from tests.integration.test_writer import (
+    DAY_S,
+    FIRST_ANSWER,
+    as_stored,
+    batch,
+    count,
+    execute,
+    reading,
+    refuse_heat,
+    rows,
+    stored,
+    until_somebody_waits_for_a_lock,
+    write,
+    writing,
+)
+from tests.server import API_KEY, running
+from tests.unit.samples import claim
+
+DAY_US = DAY_S * 1_000_000
+CHUNKS = "SELECT chunk::text FROM show_chunks('readings') AS chunk ORDER BY 1"
+ENTIRE = [
+    "LOCK TABLE readings IN SHARE MODE",
+    "CREATE INDEX ON readings (time, temperature)",
+    "ALTER TABLE readings ADD COLUMN note text",
+    "LOCK TABLE flushes",
+]
+
+
+@contextmanager
+def holding(url: str, *statements: str) -> Iterator[None]:
+    """A transaction that has run statements and stays open for the block."""
+    with psycopg.connect(url) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        yield
+        connection.rollback()
+
+
+@asynccontextmanager
+async def compression_that_waits(url: str, chunk: str) -> AsyncIterator[None]:
+    """A long transaction has read a chunk, and a compression waits for its end: nobody gets at the chunk any more."""
+    with holding(url, f"SELECT FROM {chunk}"):
+        compressing = asyncio.create_task(asyncio.to_thread(execute, url, f"SELECT compress_chunk('{chunk}')"))
+        await until_somebody_waits_for_a_lock(url)
+        yield
+    await compressing
+
+
+async def test_chunk(community_database: str) -> None:
+    """A chunk that can't be had is named by its day; the flush without it is stored, and then the rest is."""
+    url = community_database
+    late, live = batch(1, 2, 3), reading(DAY_S)
+    day = 1_689_172_245_000_000 // DAY_US * DAY_US
+    async with writing(url, lock_timeout_s=0.3) as writer:
+        await write(writer, reading(0))
+        [(chunk,)] = rows(url, CHUNKS)
+        async with compression_that_waits(url, str(chunk)):
+            began = time.monotonic()
+            with pytest.raises(Blocked) as blocked:
+                await write(writer, late, live, batch(4, DAY_S + 1))
+            assert blocked.value.spans == [(day, day + DAY_US - 1)]
+            assert "waits for AccessExclusiveLock on _timescaledb_internal._hyper" in blocked.value.holders
+            await write(writer, live)
+            assert time.monotonic() - began < 2
+            flush = await writer.prepare([late])
+            with pytest.raises(Blocked):
+                await writer.write(flush, dict, was_blocked=True)
+        await write(writer, late)
+    assert count(url, "readings") == 5
+    assert count(url, "flushes") == 3
+
+
+@pytest.mark.parametrize("lock", ENTIRE)
+async def test_entire_table(database: str, lock: str) -> None:
+    """A lock that keeps out every reading is the database's trouble, and is told from one that keeps out some."""
+    async with writing(database, lock_timeout_s=0.2) as writer:
+        await write(writer, reading(0))
+        with holding(database, lock):
+            began = time.monotonic()
+            with pytest.raises(DatabaseLocked):
+                await write(writer, reading(1), reading(DAY_S))
+            with pytest.raises(DatabaseLocked, match=r"locked a table .* \(a session \(pid \d+\) holds"):
+                await writer.connect()
+            assert time.monotonic() - began < 2
+        await writer.connect()
+        await write(writer, reading(1))
+    assert count(database, "readings") == 2
+
+
+async def test_claims(database: str) -> None:
+    """Where no claim can be stored, readings without one can."""
+    async with writing(database, lock_timeout_s=0.2) as writer:
+        with holding(database, "LOCK TABLE idempotency_keys"):
+            with pytest.raises(Blocked) as blocked:
+                await write(writer, reading(0), reading(1), answers={claim(): FIRST_ANSWER})
+            assert (blocked.value.spans, blocked.value.claims) == ((), None)
+            await write(writer, reading(0))
+    assert count(database, "readings") == 1
+
+
+async def test_claim_of_another_transaction(database: str) -> None:
+    """A claim that an unended transaction has is named among many others."""
+    answers = {claim(f"k{number}"): FIRST_ANSWER for number in range(20)}
+    row = "VALUES ('API_KEY', 'k7', 'content', 201, '', true)"
+    statement = f"INSERT INTO idempotency_keys (key_name, key, content_hash, status, answer, expires) {row}"
+    async with writing(database, lock_timeout_s=0.2) as writer:
+        with holding(database, statement):
+            with pytest.raises(Blocked) as blocked:
+                await write(writer, reading(0), answers=answers)
+            assert blocked.value.claims == [("API_KEY", "k7")]
+        await write(writer, reading(0), answers=answers)
+    assert count(database, "idempotency_keys") == 20
+
+
+async def test_stale_ranges(community_database: str) -> None:
+    """Where late readings can't be written down as such, the others are stored."""
+    late = reading(-DAY_S)
+    async with writing(community_database, lock_timeout_s=0.2) as writer:
+        with holding(community_database, "LOCK TABLE stale_ranges"):
+            with pytest.raises(Blocked) as blocked:
+                await write(writer, reading(0), late)
+            [(first, last)] = blocked.value.spans
+            assert first <= late.time_us <= last < reading(0).time_us
+            await write(writer, reading(0))
+        await write(writer, late)
+    assert count(community_database, "readings") == 2
+
+
+async def test_bad_row(community_database: str) -> None:
+    """A row that PostgreSQL refuses hides no lock, and a lock hides no bad row."""
+    refuse_heat(community_database)
+    async with writing(community_database, lock_timeout_s=0.2) as writer:
+        await write(writer, reading(0))
+        [(chunk,)] = rows(community_database, CHUNKS)
+        with holding(community_database, f"LOCK TABLE {chunk}"):
+            with pytest.raises(Blocked):
+                await write(writer, reading(2), batch(DAY_S, DAY_S + 1))  # which are as hot as they are late
+            flush = await writer.prepare([batch(DAY_S)])
+            await writer.write(flush, dict, was_blocked=True)
+            assert flush.refused.keys() == {0}
+
+
+async def test_brief_flush(database: str) -> None:
+    """A flush that is written day by day stores the same as one that is written at once."""
+    contents: list[Content] = [
+        reading(1),
+        batch(2, DAY_S, 3, -DAY_S),
+        reading(DAY_S + 1),
+        batch(2 * DAY_S, is_whole=True),
+    ]
+    async with writing(database) as writer:
+        flush = await writer.prepare(contents)
+        await writer.write(flush, lambda: {claim(): FIRST_ANSWER}, was_blocked=True)
+    assert stored(database) == as_stored(contents, flush.first_id)
+    assert count(database, "flushes") == count(database, "idempotency_keys") == 1
+
+
+class Client:
+    """Sends readings of one sensor."""
+
+    def __init__(self, client: httpx.AsyncClient, url: str) -> None:
+        self._client = client
+        self._url = url
+
+    async def send(self, time_s: float) -> int:
+        """Sends a reading of a time; the status."""
+        body = {"temperature": 20, "humidity": 50, "pressure": 1000, "sensor_id": "s", "time": time_s}
+        return (await self._client.post(self._url + "/api/temperature_reading", json=body)).status_code
+
+    async def ready(self) -> tuple[int, str | None]:
+        """Whether readings are taken, and why not."""
+        answer = await self._client.get(self._url + "/ready")
+        return answer.status_code, answer.json()["trouble"]
+
+
+@asynccontextmanager
+async def client_of(url: str) -> AsyncIterator[Client]:
+    async with httpx.AsyncClient(headers={"X-API-Key": API_KEY}, timeout=30) as client:
+        yield Client(client, url)
+
+
+async def test_live_readings(community_database: str, tmp_path: Path) -> None:
+    """Live readings go on while a late one waits for its chunk, is given back, and is stored once the lock is gone."""
+    url, late_s = community_database, time.time() - 10 * DAY_S
+    execute(url, "SELECT _timescaledb_functions.stop_background_workers()")  # or a policy compresses it first
+    with running(tmp_path, DATABASE_URL=url) as server:
+        async with client_of(server.url) as client:
+            assert await client.send(late_s) == await client.send(time.time()) == 201
+            chunk = rows(url, CHUNKS)[0][0]
+            async with compression_that_waits(url, str(chunk)):
+                late = [asyncio.create_task(client.send(late_s + second)) for second in range(3)]
+                durations: list[float] = []
+                while len(durations) < 50 or not all(each.done() for each in late):
+                    began = time.monotonic()
+                    assert await client.send(time.time()) == 201
+                    durations.append(time.monotonic() - began)
+                    assert (await client.ready())[0] == 200
+                assert [await each for each in late] == [503] * 3
+                assert max(durations) < 3
+                late = [asyncio.create_task(client.send(late_s + second)) for second in range(3)]
+                await asyncio.sleep(0.5)
+            assert [await each for each in late] == [201] * 3
+    assert count(url, "readings") == len(durations) + 5
+
+
+@pytest.mark.parametrize("lock", ENTIRE[1:])
+async def test_ready(database: str, tmp_path: Path, lock: str) -> None:
+    """A server that can store nothing says so, with the reason, and takes readings again once it can."""
+    with running(tmp_path, DATABASE_URL=database) as server:
+        async with client_of(server.url) as client:
+            assert await client.send(time.time()) == 201
+            with holding(database, lock):
+                assert await client.send(time.time()) == 503
+                status, trouble = await client.ready()
+                assert status == 503
+                assert "another session has locked" in str(trouble)
+            async with asyncio.timeout(10):
+                while (await client.ready())[0] != 200:
+                    await asyncio.sleep(0.05)
+            assert await client.send(time.time()) == 201
+    assert count(database, "readings") == 2
+
+
+async def test_ready_silent(database: str, tmp_path: Path) -> None:
+    """A server whose flush takes longer than senders wait is not ready, before it is known why."""
+    with running(tmp_path, DATABASE_URL=database, COMMIT_TIMEOUT_S="1") as server:
+        async with client_of(server.url) as client:
+            assert await client.send(time.time()) == 201
+            with holding(database, "LOCK TABLE sensors"):
+                body = {"temperature": 20, "humidity": 50, "pressure": 1000, "sensor_id": "new"}
+                async with httpx.AsyncClient(headers={"X-API-Key": API_KEY}) as new:
+                    assert (await new.post(server.url + "/api/temperature_reading", json=body)).status_code == 504
+                    await asyncio.sleep(0.2)
+                status, trouble = await client.ready()
+                assert (status, "not committed" in str(trouble)) == (503, True)
+            async with asyncio.timeout(10):
+                while (await client.ready())[0] != 200:
+                    await asyncio.sleep(0.05)
