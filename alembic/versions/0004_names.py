@@ -1,4 +1,4 @@
-"""Names outlive what uses them up, and who remembers their ids is told when that is no longer right.
+"""Ids of names last, whoever remembers them is told when they change, and ages do not go by a wrong clock.
 
 Servers before this revision took a value of the identity for every name that they asked for. Those that no row has are
 given back: the identities go on behind the highest id that is in use.
@@ -66,6 +66,27 @@ DELETE FROM server_settings WHERE name = 'names_changed_by';
 SOURCES = "ALTER TABLE sources ADD last_used_on date NOT NULL DEFAULT current_date"
 DROP_SOURCES = "ALTER TABLE sources DROP last_used_on"
 
+# As in 0003, but for the clock: ages go by the servers', which readings are held against when they come. How far the
+# database's is ahead of it they leave in server_settings.
+STATUS = """
+CREATE OR REPLACE VIEW sensor_status AS
+SELECT s.id AS sensor_id, s.name, s.label, s.location, s.latitude, s.longitude, s.expected_interval_s,
+       l.time AS last_seen_at,
+       extract(epoch FROM {now} - l.time)::double precision AS age_s,
+       -- One whose clock was ahead by more than a reading may be would be online for as long.
+       l.time < {now} + INTERVAL '1 hour' AND l.time > {now} - make_interval(secs => coalesce(
+           3 * s.expected_interval_s,
+           (SELECT value::double precision FROM server_settings WHERE name = 'offline_after_s')
+       )) AS is_online,
+       l.id, l.temperature, l.humidity, l.pressure
+FROM sensors s
+LEFT JOIN latest_readings l ON l.sensor_id = s.id
+"""
+SERVERS_NOW = """(now() - make_interval(secs => coalesce(
+           (SELECT value::double precision FROM server_settings WHERE name = 'clock_skew_s'), 0
+       )))"""
+DROP_SKEW = "DELETE FROM server_settings WHERE name = 'clock_skew_s'"
+
 TABLES = {"sensors": "id, name", "sources": "id, key_name, client_ip"}
 
 
@@ -75,9 +96,12 @@ def upgrade() -> None:
     for table, columns in TABLES.items():
         op.execute(TRIGGERS.format(table=table, columns=columns))
         op.execute(GIVE_BACK.format(table=table))
+    op.execute(STATUS.format(now=SERVERS_NOW))
 
 
 def downgrade() -> None:
+    op.execute(STATUS.format(now="now()"))
+    op.execute(DROP_SKEW)
     for table in TABLES:
         op.execute(DROP_TRIGGERS.format(table=table))
     op.execute(DROP_SOURCES)

@@ -8,6 +8,7 @@ no Python object a row.
 """
 
 import asyncio
+import math
 import sys
 from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -23,6 +24,7 @@ from app.history.query import Bucket, Page, Position, Query
 from app.ingest.batch import Reading, Source
 from app.store import tiers
 from app.store.database import Connection, Database
+from app.store.tiers import moment
 from app.store.wire import POSTGRES_EPOCH_US
 
 PAGE_ROWS = 20_000
@@ -61,17 +63,16 @@ FROM (
 ) AS page
 """)
 
-# The newest row of each sensor through the index, then the newest of those: on a table with no index on time alone
-# this reads a few pages a sensor where ORDER BY time would read everything.
-LATEST_READING = """
+LATEST_KNOWN = """
+SELECT sensor_id, time, id FROM latest_readings WHERE time <= %s::timestamptz ORDER BY time DESC, id DESC LIMIT 10
+"""
+# Its time stands in the text, so that PostgreSQL plans with one chunk, and locks one.
+READING = sql.SQL("""
 SELECT (extract(epoch FROM r.time) * 1000000)::bigint, s.name, r.temperature, r.humidity, r.pressure,
        o.key_name, o.client_ip, r.id
-FROM sensors s
-CROSS JOIN LATERAL (SELECT * FROM readings WHERE sensor_id = s.id ORDER BY time DESC, id DESC LIMIT 1) r
-JOIN sources o ON o.id = r.source_id
-ORDER BY r.time DESC, r.id DESC
-LIMIT 1
-"""
+FROM readings r JOIN sensors s ON s.id = r.sensor_id JOIN sources o ON o.id = r.source_id
+WHERE r.sensor_id = {sensor_id} AND r.time = {time} AND r.id = {id}
+""")
 
 
 class Column(NamedTuple):
@@ -138,13 +139,18 @@ class History:
                 yield page
 
 
-async def latest_reading(connection: Connection) -> tuple[Reading, int] | None:
-    """The latest reading by event time, and its id; None where there is none. Raises what the driver raises."""
-    row = await (await connection.execute(LATEST_READING)).fetchone()
-    if row is None:
-        return None
-    time_us, sensor, temperature, humidity, pressure, key_name, client_ip, reading_id = row
-    return Reading(time_us, sensor, temperature, humidity, pressure, Source(key_name, client_ip)), reading_id
+async def latest_reading(connection: Connection, *, horizon_us: float = math.inf) -> tuple[Reading, int] | None:
+    """The latest reading by event time of those that ``latest_readings`` has and that are not beyond the horizon, and
+    its id; None where there is none. Raises what the driver raises.
+    """
+    known = await (await connection.execute(LATEST_KNOWN, [moment(horizon_us)])).fetchall()
+    for sensor_id, time, id_ in known:  # the first of them, unless it has been deleted since
+        statement = READING.format(sensor_id=sensor_id, time=time, id=id_)
+        row = await (await connection.execute(statement, prepare=False)).fetchone()
+        if row is not None:
+            time_us, sensor, temperature, humidity, pressure, key_name, client_ip, reading_id = row
+            return Reading(time_us, sensor, temperature, humidity, pressure, Source(key_name, client_ip)), reading_id
+    return None
 
 
 def _schema(query: Query) -> pa.Schema:

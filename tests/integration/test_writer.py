@@ -561,6 +561,7 @@ async def test_the_latest_reading_is_the_latest_by_event_time(database: str) -> 
     async with writing(database) as writer:
         await write(writer, reading(9, sensor="old"), reading(50), reading(20, sensor="b"))
         flush = await write(writer, reading(10), batch_of([reading(50, sensor="b")], source=DASHBOARD))
+        await writer._latest.write()
     async with await psycopg.AsyncConnection.connect(database) as connection:
         assert await latest_reading(connection) == (reading(50, sensor="b"), flush.first_id + 1)
 
