@@ -7,7 +7,8 @@ Promises:
       always fits; and no key holds more than its share of the bytes. (1)
     * Every row that was added ends in exactly one of committed, rejected, given back; the tally says how many rows
       went each way: accepted = committed + rejected + given back + held, at any moment. (2)
-    * Order is kept: a parcel put back stands where it stood, before everything that came later.
+    * Order is kept: a parcel put back stands where it stood, before everything that came later. One that is parked
+      stands nowhere, and then at the end.
 
 The transaction's form (begin, then accept, reject or keep) follows Telegraf's ``models/buffer``. Two flights may be in
 the air, the later one being prepared while the earlier is written; they end in their order.
@@ -65,7 +66,7 @@ class Tally:
 
 @dataclass(slots=True)
 class Buffer:
-    """Parcels in order of arrival: first those in flight, then those that wait."""
+    """Parcels in order of arrival: first those in flight, then those that wait. Beside them those that are parked."""
 
     max_rows: int
     max_bytes: int
@@ -78,13 +79,15 @@ class Buffer:
     """Rows that no flight has taken yet."""
     tally: Tally = field(default_factory=Tally)
     _waiting: deque[Parcel] = field(default_factory=deque)
+    _parked: dict[Parcel, None] = field(default_factory=dict)
+    """What no flight may take yet, in order of arrival."""
     _flights: deque[list[Parcel]] = field(default_factory=deque)
     _bytes_of_key: Counter[str] = field(default_factory=Counter)
 
     def oldest_age_s(self, now: float) -> float:
         """How long the oldest row has been held, seconds; 0 when there is none."""
-        parcels = next(filter(None, (*self._flights, self._waiting)), None)
-        return now - parcels[0].arrived_at if parcels else 0.0
+        queues = (*self._flights, self._waiting, self._parked)
+        return now - min((next(iter(parcels)).arrived_at for parcels in queues if parcels), default=now)
 
     def reserve(self, key_name: str, size_bytes: int, *, retry_after_s: int) -> None:
         """Holds room for what a key is about to send; negative gives room back.
@@ -103,8 +106,8 @@ class Buffer:
         self.size_bytes += size_bytes
         self._bytes_of_key[key_name] += size_bytes
 
-    def add(self, parcel: Parcel, *, retry_after_s: int) -> None:
-        """Takes a parcel in, at the end of the queue.
+    def add(self, parcel: Parcel, *, retry_after_s: int, is_parked: bool = False) -> None:
+        """Takes a parcel in, at the end of the queue; or beside it, until ``unpark``.
 
         Raises:
             KeyOverShare, BufferFull: it would not fit, and has not been taken.
@@ -112,10 +115,21 @@ class Buffer:
         if self.rows + parcel.rows > self.max_rows:
             raise _full(retry_after_s)
         self.reserve(parcel.content.source.key_name, parcel.size_bytes, retry_after_s=retry_after_s)
-        self._waiting.append(parcel)
         self.rows += parcel.rows
-        self.waiting_rows += parcel.rows
         self.tally.accepted += parcel.rows
+        if is_parked:
+            self._parked[parcel] = None
+        else:
+            self._waiting.append(parcel)
+            self.waiting_rows += parcel.rows
+
+    def unpark(self, parcel: Parcel, deadline: float) -> None:
+        """Puts a parked parcel at the end of the queue, with a new deadline; unless it has been given back."""
+        if parcel in self._parked:
+            del self._parked[parcel]
+            parcel.deadline = deadline
+            self._waiting.append(parcel)
+            self.waiting_rows += parcel.rows
 
     def begin(self, max_rows: int) -> Sequence[Parcel]:
         """Takes parcels from the front into a flight, ``max_rows`` at most but always one; they stay held.
@@ -170,7 +184,7 @@ class Buffer:
                     self.waiting_rows += parcel.rows
 
     def expire(self, now: float, error: Callable[[], NotStored], unknown: Callable[[], SensorFlowError]) -> None:
-        """Answers every parcel whose deadline has come; finite deadlines must be in the order of arrival.
+        """Answers every parcel whose deadline has come; finite deadlines must be in the order of the queue.
 
         One that waits is given back with ``error``. One in flight may be committed at this moment: its sender is told
         ``unknown``, and it stays until the flight ends.
@@ -178,8 +192,11 @@ class Buffer:
         if due := _due(self._waiting, now):
             late = set(due)  # each looked for in the queue, 20,000 behind as many that nobody waits for took 5 s
             self._waiting = deque(parcel for parcel in self._waiting if parcel not in late)
+        self.waiting_rows -= sum(parcel.rows for parcel in due)
+        for parcel in _due(self._parked, now):
+            del self._parked[parcel]
+            due.append(parcel)
         for parcel in due:
-            self.waiting_rows -= parcel.rows
             self._give_back(parcel)
             parcel.answer(error())
         for flight in self._flights:

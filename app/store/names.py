@@ -11,7 +11,7 @@ Promises:
 
 import asyncio
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Generic, TypeVar, cast
 
@@ -136,12 +136,6 @@ class NameIds(Generic[Name]):
         self._remembered = Remembered(self._max_bytes)  # and not cleared: the one before may be in use
         self._forget_at = asyncio.get_running_loop().time() + self._touch_every_s
 
-    def unknown(self, names: Iterable[Name]) -> list[Name]:
-        """Those of the names that are not remembered, each once."""
-        names = list(names)
-        ids = self._remembered.ids_of(names)
-        return list(dict.fromkeys(name for name, id_ in zip(names, ids, strict=True) if id_ is None))
-
     async def ids_of(self, names: Sequence[Name]) -> list[int | None]:
         """The id of each, in their order. New ones are added, and committed, at once. None: there is no id left for it,
         and ``no_id_left`` says so.
@@ -201,14 +195,32 @@ class SensorIds(NameIds[str]):
         super().__init__(database, "sensors", ["name"], timeout_s=timeout_s)
         self._arrays: dict[bytes, pa.Int32Array] = {}
         self._arrays_bytes = 0
+        self._turns = asyncio.Semaphore(1)
 
     def forget(self) -> None:
         super().forget()
         self._arrays, self._arrays_bytes = {}, 0
 
     def unknown_of(self, array: pa.StringArray) -> list[str]:
-        """Those of an array's names that are not remembered, each once."""
-        return [] if key_of(array) in self._arrays else self.unknown(array.to_pylist())
+        """Those of an array's names that are not remembered."""
+        key = key_of(array)
+        if key in self._arrays:
+            return []
+        names = array.to_pylist()
+        ids = self._remembered.ids_of(names)
+        unknown = [name for name, id_ in zip(names, ids, strict=True) if id_ is None]
+        if not unknown:
+            self._remember(key, pa.array(ids, pa.int32()))
+        return unknown
+
+    async def learn(self, array: pa.StringArray) -> None:
+        """Looks up those of an array's names that are not remembered, and adds what is missing. Raises DatabaseAway.
+
+        Arrays take turns, a piece each: one with few names does not wait until one with many is done.
+        """
+        for piece in _pieces(self.unknown_of(array), PIECE_NAMES):
+            async with self._turns:
+                await self.ids_of(piece)
 
     async def ids_of_all(
         self, names: Sequence[str], arrays: Sequence[pa.StringArray]

@@ -238,6 +238,14 @@ class Writer:
             await self._connection.close()
             self._connection = None
 
+    def new_names(self, batch: Batch) -> int:
+        """How many of a batch's sensors are not known here."""
+        return len(self._sensors.unknown_of(batch.sensors))
+
+    async def learn_names(self, batch: Batch) -> None:
+        """Looks those up, and adds what is missing, piece by piece in turn with other batches. Raises DatabaseAway."""
+        await self._sensors.learn(batch.sensors)
+
     async def prepare(self, contents: Sequence[Content]) -> Flush:
         """Makes a flush of these, in their order: names become ids, every row gets one, all is encoded.
 

@@ -66,11 +66,11 @@ async def test_names_are_asked_for_in_pieces_that_are_kept() -> None:
     with pytest.raises(DatabaseAway):
         await sensors.ids_of(names)
     assert len(table.ids) == 2 * PIECE_NAMES
-    assert len(sensors.unknown(names)) == PIECE_NAMES
+    assert len(sensors.unknown_of(pa.array(names))) == PIECE_NAMES
     table = sensors._database = Sensors()  # type: ignore[assignment]
     await sensors.ids_of(names)
     assert [len(asked) for asked in table.asked] == [PIECE_NAMES, PIECE_NAMES]  # found, and added
-    assert sensors.unknown([*names, "other", "other"]) == ["other"]
+    assert sensors.unknown_of(pa.array([*names, "other"])) == ["other"]
 
 
 async def test_names_that_have_ids_are_only_looked_up() -> None:
