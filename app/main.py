@@ -28,6 +28,7 @@ from app.metrics import Instruments, ProcessMetrics, ServerCollector
 from app.settings import Keys, Settings
 from app.store import claims
 from app.store.aggregates import Aggregates
+from app.store.capacity import fit
 from app.store.database import Database, Edition
 from app.store.history import History, latest_reading
 from app.store.latest import LatestReadings
@@ -258,6 +259,7 @@ class Server:
         while True:
             try:
                 edition = await self._database.prepare()
+                await fit(self._database, workers=self._workers)
             except DatabaseAway as error:
                 if str(error) != said:
                     said = str(error)

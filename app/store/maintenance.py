@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from app.errors import DatabaseAway
 from app.store import claims
+from app.store.capacity import warn_of_locks
 from app.store.database import Connection, Database
 from app.store.locks import PRUNE_LOCK
 
@@ -130,6 +131,8 @@ class Maintenance:
                     await self.prune()
                     if clock() >= prune_sources_from:
                         await self.prune_sources()
+                        async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
+                            await warn_of_locks(self._database, connection)
                         prune_sources_from = clock() + PRUNE_SOURCES_EVERY_S
                 except DatabaseAway as error:
                     logger.warning("what is old can't be pruned for now: %s", error)
