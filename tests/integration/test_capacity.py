@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from app.store import capacity
 from app.store.database import Database
-from tests.server import running, starting
+from tests.server import COMMAND_TIMEOUT_S, running, starting
 
 LIMIT = 9
 
@@ -32,6 +32,7 @@ def limited_url(embedded_database_url: str) -> Iterator[str]:
 def test_too_many_workers_end_the_start(limited_url: str, tmp_path: Path) -> None:
     """In words, and before they take the connections of others."""
     with starting(tmp_path, DATABASE_URL=limited_url, WORKERS="3") as server:
+        server.process.wait(COMMAND_TIMEOUT_S)  # a busy machine takes its time to start three
         assert server.wait() == 1
     assert "WORKERS = 3 needs 12 connections" in server.log
     assert "Set WORKERS to 2 at most" in server.log

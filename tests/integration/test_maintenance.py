@@ -9,9 +9,10 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from app.store import claims, maintenance
+from app.store import claims, maintenance, retention, sensors
 from app.store.database import Database
 from app.store.maintenance import Maintenance
+from app.store.sensors import Sensors
 
 MINUTE_US = 60_000_000
 
@@ -115,3 +116,46 @@ async def test_senders_without_a_stored_reading_are_pruned(database: str) -> Non
         execute(database, "TRUNCATE readings")
         await pruning.prune_sources()
         assert rows(database, left) == [("young",)]
+
+
+async def test_chunks_are_dropped_few_at_a_time(database: str, edition: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until all are gone that are too old; a statement that drops them all takes the locks of all."""
+    if edition not in {"community", "apache"}:
+        pytest.skip("there are no chunks")
+    monkeypatch.setattr(retention, "CHUNKS_AT_A_TIME", 3)
+    monkeypatch.setattr(retention, "DROP_CHUNKS", retention.DROP_CHUNKS.replace("LIMIT 20", "LIMIT 3"))
+    execute(
+        database,
+        "INSERT INTO readings SELECT now() - i * interval '1 day', 1, i, 1, 20, NULL, NULL"
+        " FROM generate_series(0, 10) i",
+    )
+    opened = Database(database, timezone="UTC", offline_after_s=300)
+    try:
+        await opened.prepare()
+        await retention.delete_old_readings(opened, days=2, has_chunks=True)
+    finally:
+        await opened.close()
+    assert rows(database, "SELECT id FROM readings ORDER BY 1") == [(0,), (1,), (2,)]
+
+
+async def test_few_of_many_sensors_are_found_stretch_by_stretch(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No statement looks at all sensors, however few of them are asked for."""
+    execute(database, "INSERT INTO sensors (name) SELECT lpad(i::text, 4, '0') FROM generate_series(0, 999) i")
+    execute(
+        database,
+        "INSERT INTO latest_readings (sensor_id, time, id, temperature)"
+        " SELECT id, now(), id, 20 FROM sensors WHERE name IN ('0007', '0500', '0999')",
+    )
+    monkeypatch.setattr(sensors, "LONGEST_STRETCH", 300)
+    opened = Database(database, timezone="UTC", offline_after_s=300)
+    try:
+        await opened.prepare()
+        registry = Sensors(opened)
+        online = await registry.page(after="", limit=2, online=True)
+        assert [sensor.sensor_id for sensor in online] == ["0007", "0500"]
+        online = await registry.page(after="0500", limit=2, online=True)
+        assert [sensor.sensor_id for sensor in online] == ["0999"]
+        assert [reading.sensor_id for reading in await registry.latest(after="0007", limit=9)] == ["0500", "0999"]
+        assert len(await registry.page(after="0900", limit=500, online=None)) == 99
+    finally:
+        await opened.close()
