@@ -175,7 +175,8 @@ class Flush:
     @property
     def begin(self) -> str:
         """What its transaction begins with, before any rows."""
-        begin = BEGIN_FLUSH.format(first_id=self.first_id, rows=self.rows, names=self.names)
+        names = self.names.replace("'", "''")
+        begin = BEGIN_FLUSH.format(first_id=self.first_id, rows=self.rows, names=names)
         if self.stale:
             spans = (STALE_RANGE.format(start.timestamp(), end.timestamp()) for start, end in self.stale)
             begin += ADD_STALE_RANGES.format(", ".join(spans))
