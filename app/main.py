@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from zoneinfo import ZoneInfo
 
 import pyarrow as pa
@@ -27,6 +29,7 @@ from app.metrics import Instruments, ProcessMetrics, ServerCollector
 from app.settings import Keys, Settings
 from app.store import claims
 from app.store.aggregates import Aggregates
+from app.store.capacity import fit
 from app.store.database import Database, Edition
 from app.store.durability import confirm
 from app.store.history import History, latest_reading
@@ -77,6 +80,12 @@ def _kept_us(settings: Settings) -> dict[Bucket, int]:
 
 def _share_of_key(settings: Settings) -> int:
     return round(settings.buffer_max_bytes * settings.buffer_key_share)
+
+
+def horizon_us(settings: Settings) -> float:
+    """The latest time that a reading may have now, microseconds since 1970 UTC."""
+    minutes = settings.accept_future_minutes
+    return now_us() + minutes * 60e6 if minutes else math.inf
 
 
 def _database(settings: Settings, url: str) -> Database:
@@ -152,9 +161,12 @@ class Server:
             bus=bus,
             mailbox_messages=settings.live_mailbox_messages,
             mailbox_bytes=settings.live_mailbox_bytes,
+            horizon_us=partial(horizon_us, settings),
         )
+        self._workers = settings.workers
+        self._horizon_us = partial(horizon_us, settings)
         self._database = _database(settings, database_url)
-        self._latest = LatestReadings(self._database)
+        self._latest = LatestReadings(self._database, horizon_us=self._horizon_us)
         self._writer = _writer(settings, self._database, self._latest)
         self._retention = Retention(
             settings.retention_raw_days,
@@ -164,7 +176,12 @@ class Server:
         )
         self.history = History(self._database)
         self.sensors = Sensors(self._database, on_new_limits=self._writer.limits.check)
-        self._maintenance = Maintenance(self._database, claims_window_hours=settings.idempotency_window_hours)
+        self._maintenance = Maintenance(
+            self._database,
+            claims_window_hours=settings.idempotency_window_hours,
+            accept_future_minutes=settings.accept_future_minutes,
+            now_us=now_us,
+        )
         self._encode = receipt_encoder(ZoneInfo(settings.timezone))
         self.pipeline = _pipeline(
             settings,
@@ -183,6 +200,7 @@ class Server:
                 clock=time.monotonic,
                 pool_stats=self._database.pool_stats,
                 database_statistics=lambda: self._maintenance.statistics,
+                latest_age_s=lambda: self._latest.age_s,
                 ready=lambda: self.pipeline.unavailable_reason is None,
             )
         )
@@ -205,12 +223,12 @@ class Server:
     async def _work(self) -> None:
         edition = await self._prepare()
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._latest.run())
             remembering = tasks.create_task(self._remember_latest())
             # On a small database it is there before the first subscriber; on a large one nobody waits for it.
             await asyncio.wait([remembering], timeout=REMEMBERING_HEAD_START_S)
             tasks.create_task(self.pipeline.run())
             tasks.create_task(self._maintenance.run())
-            tasks.create_task(self._latest.run())
             tasks.create_task(self._writer.limits.run())
             tasks.create_task(self._age(edition))
             tasks.create_task(keep_returning(lambda: self.pipeline.buffer.size_bytes))
@@ -227,15 +245,25 @@ class Server:
             await keep_deleting(self._database, days=days, has_chunks=edition.kind != "plain")
 
     async def _remember_latest(self) -> None:
-        try:
-            async with self._database.borrow(timeout_s=REMEMBERING_TIMEOUT_S) as connection:
-                latest = await latest_reading(connection)
-                await confirm(connection)
-        except DatabaseAway as error:
-            logger.warning("subscribers begin without the latest reading: %s", error)
-            return
-        if latest is not None:
-            self.hub.remember(self._encode(*latest))
+        """Before what a killed process left behind has been looked up, and after it."""
+        recovered = self._latest.recovered
+        with suppress(TimeoutError):
+            async with asyncio.timeout(REMEMBERING_HEAD_START_S / 2):
+                await recovered.wait()
+        while True:
+            is_all = recovered.is_set()
+            try:
+                async with self._database.borrow(timeout_s=REMEMBERING_TIMEOUT_S) as connection:
+                    latest = await latest_reading(connection, horizon_us=self._horizon_us())
+                    await confirm(connection)
+            except DatabaseAway as error:
+                logger.warning("subscribers begin without the latest reading: %s", error)
+            else:
+                if latest is not None:
+                    self.hub.remember(self._encode(*latest))
+            if is_all:
+                return
+            await recovered.wait()
 
     async def _prepare(self) -> Edition:
         """Migrates and probes; tries until the database lets it."""
@@ -243,6 +271,7 @@ class Server:
         while True:
             try:
                 edition = await self._database.prepare()
+                await fit(self._database, workers=self._workers)
             except DatabaseAway as error:
                 if str(error) != said:
                     said = str(error)
@@ -303,7 +332,7 @@ async def importing(settings: Settings, database_url: str, key_name: str) -> Asy
         DatabaseAway: the database can't be reached.
     """
     database = _database(settings, database_url)
-    latest = LatestReadings(database)
+    latest = LatestReadings(database, horizon_us=partial(horizon_us, settings))
     writer = _writer(settings, database, latest)
     pipeline = _pipeline(
         settings,

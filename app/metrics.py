@@ -101,6 +101,7 @@ class ServerCollector(Collector):
         clock: seconds, the clock of the buffer.
         pool_stats: the connection pool's counters, by psycopg_pool's names.
         database_statistics: the last look at the database; None while it is away.
+        latest_age_s: how long the oldest reading has waited that is not yet among the latest.
         ready: whether readings are taken.
     """
 
@@ -113,6 +114,7 @@ class ServerCollector(Collector):
         clock: Callable[[], float],
         pool_stats: Callable[[], dict[str, int]],
         database_statistics: Callable[[], DatabaseStatistics | None],
+        latest_age_s: Callable[[], float],
         ready: Callable[[], bool],
     ) -> None:
         self._buffer = buffer
@@ -121,6 +123,7 @@ class ServerCollector(Collector):
         self._clock = clock
         self._pool_stats = pool_stats
         self._database_statistics = database_statistics
+        self._latest_age_s = latest_age_s
         self._ready = ready
 
     def collect(self) -> Iterable[Metric]:
@@ -175,6 +178,12 @@ class ServerCollector(Collector):
         yield Gauge(
             "sensorflow_pool_waiting", "Requests waiting for a connection.", pool.get("requests_waiting", 0), "sum"
         )
+        yield Gauge(
+            "sensorflow_latest_readings_age_seconds",
+            "How long the oldest committed reading has waited to be taken into latest_readings.",
+            self._latest_age_s(),
+            "max",
+        )
         statistics = self._database_statistics()
         up = statistics is not None
         yield Gauge("sensorflow_database_up", "1 if the database answered when last asked.", up, "min")
@@ -196,6 +205,12 @@ class ServerCollector(Collector):
                 "sensorflow_aggregate_lag_seconds",
                 "How long ago the aggregates were last brought up to date.",
                 statistics.aggregate_lag_s,
+                "max",
+            )
+            yield Gauge(
+                "sensorflow_database_clock_skew_seconds",
+                "How far the database's clock is ahead of the server's; negative: behind.",
+                statistics.clock_skew_s,
                 "max",
             )
 

@@ -26,7 +26,7 @@ from app.draining import DrainingServer
 from app.errors import ConfigurationError
 from app.live.bus import LocalBus
 from app.logs import configure_logging
-from app.main import create_app
+from app.main import create_app, horizon_us
 from app.settings import Keys, Settings
 from app.web.connections import ConnectionLimit
 from app.web.ingest import ReadingEndpoint
@@ -128,6 +128,7 @@ def _serve_with_workers(
         max_messages=settings.live_mailbox_messages,
         max_bytes=settings.live_mailbox_bytes,
         stop_timeout_s=2 * settings.drain_timeout_s + HUNG_DATABASE_S,
+        horizon_us=partial(horizon_us, settings),
         announce=announce,
     )
     before = signal.getsignal(signal.SIGTERM)

@@ -141,7 +141,8 @@ class Settings(BaseSettings):
     )
     commit_timeout_s: PositiveFloat = Field(
         4,
-        description="Longest that a request waits for its commit, seconds; then 503, or 504 if in a flush.",
+        description="Longest that a request waits for its commit, seconds; then 503, or 504 if in a flush. One that "
+        "brings thousands of new sensors may wait for those twice as long before.",
     )
     drain_timeout_s: PositiveFloat = Field(
         10,

@@ -6,7 +6,7 @@ The view looked at each sensor's latest reading only: of a batch of 60 readings 
 from alembic import op
 
 revision = "0005"
-down_revision = "0003"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 

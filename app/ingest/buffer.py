@@ -7,7 +7,8 @@ Promises:
       always fits; and no key holds more than its share of the bytes. (1)
     * Every row that was added ends in exactly one of committed, rejected, given back; the tally says how many rows
       went each way: accepted = committed + rejected + given back + held, at any moment. (2)
-    * Order is kept: a parcel put back stands where it stood, before everything that came later.
+    * Order is kept: a parcel put back stands where it stood, before everything that came later. One that is parked
+      stands nowhere, and then at the end.
 
 The transaction's form (begin, then accept, reject or keep) follows Telegraf's ``models/buffer``. Two flights may be in
 the air, the later one being prepared while the earlier is written; they end in their order.
@@ -42,7 +43,8 @@ class Parcel:
     rows: int
     size_bytes: int
     arrived_at: float
-    """Seconds, on the clock that ``now`` is read from."""
+    """When it came, or came out of being parked, which is its place in the queue; seconds, on the clock that ``now`` is
+    read from."""
     deadline: float
     """Infinite where nobody waits for the commit."""
     settle: Callable[[Answer], None]
@@ -71,7 +73,7 @@ class Tally:
 
 @dataclass(slots=True)
 class Buffer:
-    """Parcels in order of arrival: first those in flight, then those that wait."""
+    """Parcels in order of arrival: first those in flight, then those that wait. Beside them those that are parked."""
 
     max_rows: int
     max_bytes: int
@@ -81,18 +83,20 @@ class Buffer:
     size_bytes: int = 0
     """Bytes held and reserved, in flight included."""
     waiting_rows: int = 0
-    """Rows that no flight has taken yet, without those that are set aside."""
+    """Rows that the next flight may take: without those that are set aside or parked."""
     tally: Tally = field(default_factory=Tally)
     _waiting: deque[Parcel] = field(default_factory=deque)
     _aside: list[Parcel] = field(default_factory=list)
     """In order of arrival, too."""
+    _parked: dict[Parcel, None] = field(default_factory=dict)
+    """What no flight may take yet, in order of arrival."""
     _flights: deque[list[Parcel]] = field(default_factory=deque)
     _bytes_of_key: Counter[str] = field(default_factory=Counter)
 
     def oldest_age_s(self, now: float) -> float:
         """How long the oldest row has been held, seconds; 0 when there is none."""
-        arrivals = [parcels[0].arrived_at for parcels in (*self._flights, self._waiting, self._aside) if parcels]
-        return now - min(arrivals) if arrivals else 0.0
+        queues = (*self._flights, self._waiting, self._aside, self._parked)
+        return now - min((next(iter(parcels)).arrived_at for parcels in queues if parcels), default=now)
 
     def reserve(self, key_name: str, size_bytes: int, *, retry_after_s: int) -> None:
         """Holds room for what a key is about to send; negative gives room back.
@@ -111,8 +115,8 @@ class Buffer:
         self.size_bytes += size_bytes
         self._bytes_of_key[key_name] += size_bytes
 
-    def add(self, parcel: Parcel, *, retry_after_s: int) -> None:
-        """Takes a parcel in, at the end of the queue, or aside if it says so.
+    def add(self, parcel: Parcel, *, retry_after_s: int, is_parked: bool = False) -> None:
+        """Takes a parcel in, at the end of the queue, or aside if it says so; or beside both, until ``unpark``.
 
         Raises:
             KeyOverShare, BufferFull: it would not fit, and has not been taken.
@@ -121,12 +125,20 @@ class Buffer:
             raise _full(retry_after_s)
         self.reserve(parcel.content.source.key_name, parcel.size_bytes, retry_after_s=retry_after_s)
         self.rows += parcel.rows
-        if parcel.is_aside:
-            self._aside.append(parcel)
-        else:
-            self._waiting.append(parcel)
-            self.waiting_rows += parcel.rows
         self.tally.accepted += parcel.rows
+        if is_parked:
+            self._parked[parcel] = None
+        else:
+            self._append(parcel)
+
+    def unpark(self, parcel: Parcel, now: float, deadline: float) -> None:
+        """Puts a parked parcel at the end of the queue, or aside if it says so, as if it came now and with a new
+        deadline; unless it has been given back.
+        """
+        if parcel in self._parked:
+            del self._parked[parcel]
+            parcel.arrived_at, parcel.deadline = now, deadline
+            self._append(parcel)
 
     @property
     def has_aside(self) -> bool:
@@ -193,7 +205,7 @@ class Buffer:
         unknown: Callable[[], SensorFlowError],
         blocked: Callable[[], NotStored] | None = None,
     ) -> None:
-        """Answers every parcel whose deadline has come; finite deadlines must be in the order of arrival.
+        """Answers every parcel whose deadline has come; finite deadlines must be in the order of the queue.
 
         One that waits is given back with ``error``, one that is set aside with ``blocked`` if there is such. One in
         flight may be committed at this moment: its sender is told ``unknown``, and it stays until the flight ends.
@@ -205,12 +217,22 @@ class Buffer:
         if due_aside := _due(self._aside, now):
             late = set(due_aside)
             self._aside = [parcel for parcel in self._aside if parcel not in late]
-        for parcel in (*due, *due_aside):
+        due_parked = _due(self._parked, now)
+        for parcel in due_parked:
+            del self._parked[parcel]
+        for parcel in (*due, *due_aside, *due_parked):
             self._give_back(parcel)
             parcel.answer((blocked if blocked and parcel.is_aside else error)())
         for flight in self._flights:
             for parcel in _due(flight, now):
                 parcel.answer(unknown())
+
+    def _append(self, parcel: Parcel) -> None:
+        if parcel.is_aside:
+            self._aside.append(parcel)
+        else:
+            self._waiting.append(parcel)
+            self.waiting_rows += parcel.rows
 
     def _queue(self, parcels: Iterable[Parcel]) -> None:
         """Lets all these wait, and nothing else, in the order of arrival: here or aside."""

@@ -46,6 +46,9 @@ ENOUGH_ROWS = 1_000
 PREPARE_AHEAD_ROWS = 5_000
 """So many waiting rows are worth being prepared while another flush is written, though what comes later must then wait
 for the one after."""
+MAX_NEW_NAMES = 5_000
+"""So many sensors of batches a flush may have to look up or add: some 0.1 s in which no other flush begins. A batch
+with more of them is parked until they are known."""
 LONGEST_WAIT_FOR_BATCHES_S = 0.02
 """How long a flush that gains by being large waits for the requests that are being decoded: about as long as that takes
 for 10,000 rows on a busy machine."""
@@ -85,6 +88,12 @@ class Store(Protocol[AnyFlush]):
 
     async def connect(self) -> None:
         """Makes sure of a connection that can write; DatabaseAway if there is none."""
+
+    def new_names(self, batch: Batch) -> int:
+        """How many of a batch's sensors are not known here."""
+
+    async def learn_names(self, batch: Batch) -> None:
+        """Looks those up, and adds what is missing, without keeping others waiting. DatabaseAway if it can't ask."""
 
     async def prepare(self, contents: Sequence[Content]) -> AnyFlush:
         """A flush of these, valid until the connection is lost. DatabaseAway if it can't ask what it needs to know."""
@@ -199,6 +208,9 @@ class Pipeline(Generic[AnyFlush]):
         """Batches that are being decoded."""
         self._decoded = asyncio.Event()
         self._writing = False
+        self._tasks: asyncio.TaskGroup | None = None
+        self._new_names = 0
+        """Sensors of batches that came since the last flush began, and may have to be looked up."""
         self._ahead: asyncio.Task[Flight[AnyFlush]] | None = None
         """The next flight, prepared while one is written."""
         self._backoff_s = FIRST_BACKOFF_S
@@ -249,7 +261,8 @@ class Pipeline(Generic[AnyFlush]):
         claim: Claim | None = None,
         is_awaited: bool = True,
     ) -> None:
-        """Takes readings in; ``settle`` gets their answer, once, at the latest when the commit timeout has passed.
+        """Takes readings in; ``settle`` gets their answer, once, at the latest when the commit timeout has passed; or
+        three times that, where many new sensors must be added first.
 
         Args:
             content: a reading, or a batch.
@@ -262,21 +275,25 @@ class Pipeline(Generic[AnyFlush]):
         """
         self._raise_trouble()
         now = self._clock()
-        deadline = now + self._commit_timeout_s if is_awaited else math.inf
-        parcel = Parcel(content, content.rows, content.size_bytes, now, deadline, settle, claim)
+        patience_s = self._commit_timeout_s if is_awaited else math.inf
+        parcel = Parcel(content, content.rows, content.size_bytes, now, now + patience_s, settle, claim)
         if self._blockage and self._is_blocked(parcel):
             if not is_awaited:
                 raise self._locked()
             parcel.is_aside = True
-        self.buffer.add(parcel, retry_after_s=self._seconds_to_drain())
-        self._arrived.set()
-        if self._writing:
-            self._prepare_ahead()
+        if self._tasks is not None and isinstance(content, Batch) and self._has_too_many_new_names(content):
+            parcel.deadline += patience_s
+            self.buffer.add(parcel, retry_after_s=self._seconds_to_drain(), is_parked=True)
+            self._tasks.create_task(self._learn_names(parcel, content, patience_s))
+        else:
+            self.buffer.add(parcel, retry_after_s=self._seconds_to_drain())
+            self._tell_arrival()
 
     async def run(self) -> None:
         """Flushes until cancelled. Whatever ends it, everybody who waits is answered."""
         try:
             async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
                 tasks.create_task(self._sweep())
                 tasks.create_task(self._flush_for_ever())
         finally:
@@ -284,6 +301,33 @@ class Pipeline(Generic[AnyFlush]):
                 self._ahead.cancel()
             self._trouble = self._trouble or "the flusher has stopped"
             self._answer_everybody()
+
+    def _tell_arrival(self) -> None:
+        self._arrived.set()
+        if self._writing:
+            self._prepare_ahead()
+
+    def _has_too_many_new_names(self, batch: Batch) -> bool:
+        """Whether the next flush would keep others waiting for this batch's sensors. They are only looked at when there
+        are many, or many have come.
+        """
+        new = len(batch.sensors)
+        if self._new_names + new > MAX_NEW_NAMES:
+            new = self._store.new_names(batch)
+            if new and self._new_names + new > MAX_NEW_NAMES:
+                return True
+        self._new_names += new
+        return False
+
+    async def _learn_names(self, parcel: Parcel, batch: Batch, patience_s: float) -> None:
+        try:
+            await self._store.learn_names(batch)
+        except DatabaseAway as error:
+            logger.debug("the sensors of %d readings are left to their flush: %s", parcel.rows, error)
+        parcel.is_aside = bool(self._blockage) and self._is_blocked(parcel)
+        now = self._clock()
+        self.buffer.unpark(parcel, now, now + patience_s)
+        self._tell_arrival()
 
     async def drain(self, timeout_s: float) -> None:
         """Takes nothing new and waits until all is flushed, for ``timeout_s`` at most; the rest is given back."""
@@ -345,6 +389,7 @@ class Pipeline(Generic[AnyFlush]):
                 await self._let_neighbours_in()
                 if self._store.gains_by_large_flushes:
                     await self._let_batches_in()
+                self._new_names = 0
                 parcels, was_blocked = self.buffer.begin(self._flight_max_rows), False
             if parcels:  # else they have expired meanwhile, or it is time for what is set aside
                 self._working_since = self._clock()
@@ -365,6 +410,7 @@ class Pipeline(Generic[AnyFlush]):
         enough_rows = self._flush_max_rows // 2 if self._store.gains_by_large_flushes else PREPARE_AHEAD_ROWS
         is_due = self.buffer.waiting_rows >= max(1, enough_rows) and not self._is_time_for_aside()
         if self._ahead is None and is_due:
+            self._new_names = 0
             parcels = self.buffer.begin(self._flight_max_rows)
             self._ahead = asyncio.create_task(self._prepare(parcels, was_blocked=False))
 

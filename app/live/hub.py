@@ -7,10 +7,12 @@ Promises:
     * What is published is committed; order is the order of commits, of each process. (7)
     * ``publish`` never waits. A subscriber that lags behind gets its mailbox conflated to the latest reading of each
       sensor; if even that does not fit, it is dropped. Both are counted. (7)
-    * The latest reading is the latest by event time, and of two at the same time the one with the higher id. (9)
+    * The latest reading is the latest by event time, and of two at the same time the one with the higher id; one from
+      beyond the horizon, stored while a clock was wrong, gives way to any other. (9)
     * Whoever subscribes gets the latest reading first and then every one that is committed later, none twice.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -66,10 +68,19 @@ class Hub:
     Args:
         bus: the way to the hubs of the other processes, and the limit of each key.
         mailbox_messages, mailbox_bytes: bounds of each mailbox.
+        horizon_us: the latest time that a reading may have now, microseconds since 1970 UTC.
     """
 
-    def __init__(self, *, bus: Bus, mailbox_messages: int, mailbox_bytes: int) -> None:
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        mailbox_messages: int,
+        mailbox_bytes: int,
+        horizon_us: Callable[[], float] = lambda: math.inf,
+    ) -> None:
         self._bus = bus
+        self._horizon_us = horizon_us
         self._mailbox_messages = mailbox_messages
         self._mailbox_bytes = mailbox_bytes
         self._subscribers: set[Subscriber] = set()
@@ -116,7 +127,7 @@ class Hub:
 
     def remember(self, receipt: Receipt) -> None:
         """Takes note of a reading that was committed earlier, without publishing it."""
-        self.latest = receipt if self.latest is None else later(self.latest, receipt)
+        self.latest = receipt if self.latest is None else later(self.latest, receipt, self._horizon_us())
 
     def publish(self, receipts: Sequence[Receipt]) -> None:
         """Readings, at least one, that this process has committed: into every mailbox, here and elsewhere."""

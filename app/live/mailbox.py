@@ -4,6 +4,7 @@ Pure. Promise: what does not fit is conflated to the latest reading of each sens
 were left out; what does not fit even then is the owner's to give up. (7)
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -14,9 +15,14 @@ event_time = attrgetter("time_us", "id")
 """The order of readings by event time; of two at the same time, by id. (9)"""
 
 
-def later(one: Receipt, other: Receipt) -> Receipt:
-    """Of two readings the later by event time; at the same time, the one with the higher id."""
-    return max(one, other, key=event_time)
+def later(one: Receipt, other: Receipt, horizon_us: float = math.inf) -> Receipt:
+    """Of two readings the later by event time; at the same time, the one with the higher id. One from beyond the
+    horizon was stored while a clock was wrong: it is later than no other.
+    """
+    latest = max(one, other, key=event_time)
+    if latest.time_us > horizon_us:
+        return min(one, other, key=event_time) if min(one.time_us, other.time_us) <= horizon_us else latest
+    return latest
 
 
 @dataclass(slots=True, eq=False)

@@ -26,11 +26,12 @@ RECALL = f"""
 SELECT key_name, key, content_hash, status, answer, {SEND_WARNINGS}, {MARK}
 FROM idempotency_keys WHERE (key_name, key) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
 """
-PRUNE = """
+PRUNE_PIECE_ROWS = 20_000
+PRUNE = f"""
 DELETE FROM idempotency_keys WHERE (key_name, key) IN (
     SELECT key_name, key FROM idempotency_keys
     WHERE expires AND created_at < now() - make_interval(secs => 3600 * %s)
-    ORDER BY created_at LIMIT 50000
+    ORDER BY created_at LIMIT {PRUNE_PIECE_ROWS}
 )
 """
 
@@ -73,8 +74,8 @@ async def recall(connection: Connection, names: Sequence[tuple[str, str]]) -> Ke
     }
 
 
-async def prune(connection: Connection, *, older_than_hours: float) -> None:
-    """Forgets of the claims that may be forgotten and are so old as many as are soon deleted. Raises what the driver
-    raises.
+async def prune(connection: Connection, *, older_than_hours: float) -> bool:
+    """Delete up to PRUNE_PIECE_ROWS of the claims that expire and are so old; whether there may be more. Raises what
+    the driver raises.
     """
-    await connection.execute(PRUNE, [older_than_hours])
+    return (await connection.execute(PRUNE, [older_than_hours])).rowcount == PRUNE_PIECE_ROWS

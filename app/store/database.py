@@ -255,6 +255,11 @@ class Database:
             logger.warning("the database can't be read: %s", error)
             raise DatabaseAway("The database can't be read at the moment.") from error
 
+    async def resize(self, pool_size: int) -> None:
+        """Bounds the pool, of which readers may have half."""
+        await self._pool.resize(1, pool_size)
+        self._readers = asyncio.Semaphore(max(1, pool_size * READERS_SHARE // POOL_MAX_SIZE))
+
     def pool_stats(self) -> dict[str, int]:
         """The pool's own counters, by the names that psycopg_pool gives them."""
         return self._pool.get_stats()

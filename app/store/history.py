@@ -8,10 +8,13 @@ no Python object a row.
 """
 
 import asyncio
+import math
 import sys
 from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -19,21 +22,31 @@ import pyarrow.compute as pc
 from psycopg import sql
 
 from app.errors import NotFound
-from app.history.query import Bucket, Page, Position, Query
+from app.history.query import DAY_US, Bucket, Page, Position, Query
 from app.ingest.batch import Reading, Source
 from app.store import tiers
 from app.store.database import Connection, Database
+from app.store.tiers import moment
 from app.store.wire import POSTGRES_EPOCH_US
 
 PAGE_ROWS = 20_000
 MAX_SENSORS_PER_PAGE = 200
 """Also a query over thousands of sensors that have no rows must come to its end in time."""
 PAGE_TIMEOUT_S = 30.0
+PAGE_CHUNKS = 16
+"""Of readings that one query may touch. In the columnstore each takes four of the locks of which a server has 64 for
+each connection that it allows, and five years of days would take 7,300."""
 
 TIERS = dict(zip((Bucket.MINUTE, Bucket.HOUR, Bucket.DAY), tiers.TIERS, strict=True))
 KEYS = pa.schema([("time", pa.timestamp("us", "UTC")), ("sensor_id", pa.string())])
 """What every row begins with."""
 
+CHUNK_ENDS = """
+SELECT (extract(epoch FROM range_end) * 1000000)::bigint FROM timescaledb_information.chunks
+WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
+    AND range_end > %s::timestamptz AND range_start < %s::timestamptz
+ORDER BY 1
+"""
 FIND_SENSORS = "SELECT name, id FROM sensors WHERE name = ANY(%s)"
 SENSORS_FROM = """
 SELECT id, name FROM sensors
@@ -61,17 +74,16 @@ FROM (
 ) AS page
 """)
 
-# The newest row of each sensor through the index, then the newest of those: on a table with no index on time alone
-# this reads a few pages a sensor where ORDER BY time would read everything.
-LATEST_READING = """
+LATEST_KNOWN = """
+SELECT sensor_id, time, id FROM latest_readings WHERE time <= %s::timestamptz ORDER BY time DESC, id DESC LIMIT 10
+"""
+# Its time stands in the text, so that PostgreSQL plans with one chunk, and locks one.
+READING = sql.SQL("""
 SELECT (extract(epoch FROM r.time) * 1000000)::bigint, s.name, r.temperature, r.humidity, r.pressure,
        o.key_name, o.client_ip, r.id
-FROM sensors s
-CROSS JOIN LATERAL (SELECT * FROM readings WHERE sensor_id = s.id ORDER BY time DESC, id DESC LIMIT 1) r
-JOIN sources o ON o.id = r.source_id
-ORDER BY r.time DESC, r.id DESC
-LIMIT 1
-"""
+FROM readings r JOIN sensors s ON s.id = r.sensor_id JOIN sources o ON o.id = r.source_id
+WHERE r.sensor_id = {sensor_id} AND r.time = {time} AND r.id = {id}
+""")
 
 
 class Column(NamedTuple):
@@ -114,37 +126,94 @@ class History:
         Raises:
             DatabaseAway: the rest of them can't be had.
         """
+        spans = await self._spans(query)
         first_id = 0 if after is None else after.sensor_id
         rows_left = sys.maxsize if limit is None else limit
+        most_sensors = _sensors_per_page(query)
         while rows_left:
             max_rows = min(PAGE_ROWS, rows_left)
             async with self._database.borrow_in_turn(timeout_s=PAGE_TIMEOUT_S) as connection:
-                at_most = 1 if after is not None else _sensors_per_page(query)
-                sensors = await _sensors_from(connection, first_id, query, at_most)
-                if not sensors:
-                    return
-                statement = _statement(query, list(sensors), after, max_rows)
-                result = (await connection.execute(statement, binary=True)).pgresult
-            assert result is not None  # that of a SELECT
-            values = [result.get_value(0, place) or b"" for place in range(result.nfields)]
-            del result
+                asked = await _sensors_from(connection, first_id, query, 1 if after is not None else most_sensors)
+            if not asked:
+                return
+            sensors, page, is_full = await self._page(spans, asked, after, max_rows)
+            if after is None and len(spans) > 1:  # a page with room for few sensors is followed by one that tries more
+                most_sensors = min(2 * len(sensors), _sensors_per_page(query))
             first_id, after = max(sensors) + 1, None
-            if values[0]:
-                page = await asyncio.to_thread(_page, query, sensors, values)
-                del values
+            if page is not None:
                 rows_left -= page.rows.num_rows
-                if page.rows.num_rows == max_rows:
+                if is_full:
                     first_id, after = page.last.sensor_id, page.last
                 yield page
 
+    async def _spans(self, query: Query) -> list[Query]:
+        """The query in parts that each ask few chunks: readings by PAGE_CHUNKS, since PostgreSQL locks each with its
+        indexes, and all of its sessions share the room for locks.
+        """
+        edition = self._database.edition
+        has_chunks = edition is not None and edition.kind != "plain"
+        if not has_chunks or query.bucket is not Bucket.RAW or query.to_us - query.from_us < PAGE_CHUNKS * DAY_US:
+            return [query]
+        async with self._database.borrow_in_turn(timeout_s=PAGE_TIMEOUT_S) as connection:
+            bounds = [query.from_us, query.to_us]
+            cursor = await connection.execute(CHUNK_ENDS, [moment(time_us) for time_us in bounds])
+            ends_us = [end_us for (end_us,) in await cursor.fetchall() if query.from_us < end_us < query.to_us]
+        inner = ends_us[PAGE_CHUNKS - 1 :: PAGE_CHUNKS]
+        return [replace(query, from_us=start, to_us=end) for start, end in pairwise([bounds[0], *inner, bounds[1]])]
 
-async def latest_reading(connection: Connection) -> tuple[Reading, int] | None:
-    """The latest reading by event time, and its id; None where there is none. Raises what the driver raises."""
-    row = await (await connection.execute(LATEST_READING)).fetchone()
-    if row is None:
-        return None
-    time_us, sensor, temperature, humidity, pressure, key_name, client_ip, reading_id = row
-    return Reading(time_us, sensor, temperature, humidity, pressure, Source(key_name, client_ip)), reading_id
+    async def _page(
+        self, spans: Sequence[Query], sensors: Mapping[int, str], after: Position | None, max_rows: int
+    ) -> tuple[Mapping[int, str], Page | None, bool]:
+        """The rows of so many of the sensors, the first of them, as a page has room for in all spans.
+
+        Returns:
+            Those sensors, their rows if there are any, and whether the page is full: then it ends within its last
+            sensor.
+        """
+        parts: list[_Rows] = []
+        rows = 0
+        for place, span in enumerate(spans, 1):
+            if after is not None and span.to_us <= after.time_us:
+                continue
+            is_after = after if after is not None and span.from_us <= after.time_us else None
+            async with self._database.borrow_in_turn(timeout_s=PAGE_TIMEOUT_S) as connection:
+                statement = _statement(span, list(sensors), is_after, max_rows - rows)
+                result = (await connection.execute(statement, binary=True)).pgresult
+            assert result is not None  # that of a SELECT
+            values = [result.get_value(0, column) or b"" for column in range(result.nfields)]
+            del result
+            if not values[0]:
+                continue
+            part = await asyncio.to_thread(_rows_of, span, sensors, values)
+            del values
+            parts.append(part)
+            rows += part.rows.num_rows
+            if rows < max_rows:
+                continue
+            # The last sensor that has rows here may have more of them, and those after it have had no turn.
+            last = part.places[-1].as_py()
+            if last == 0 or len(spans) == 1:
+                kept = last + 1
+                return _first(sensors, kept), _page_of(sensors, [each.of_first(kept) for each in parts]), True
+            kept = max(1, min(last, len(sensors) * place // len(spans)))
+            sensors = _first(sensors, kept)
+            parts = [each.of_first(kept) for each in parts]
+            rows = sum(each.rows.num_rows for each in parts)
+        return sensors, _page_of(sensors, parts) if rows else None, False
+
+
+async def latest_reading(connection: Connection, *, horizon_us: float = math.inf) -> tuple[Reading, int] | None:
+    """The latest reading by event time of those that ``latest_readings`` has and that are not beyond the horizon, and
+    its id; None where there is none. Raises what the driver raises.
+    """
+    known = await (await connection.execute(LATEST_KNOWN, [moment(horizon_us)])).fetchall()
+    for sensor_id, time, id_ in known:  # the first of them, unless it has been deleted since
+        statement = READING.format(sensor_id=sensor_id, time=time, id=id_)
+        row = await (await connection.execute(statement, prepare=False)).fetchone()
+        if row is not None:
+            time_us, sensor, temperature, humidity, pressure, key_name, client_ip, reading_id = row
+            return Reading(time_us, sensor, temperature, humidity, pressure, Source(key_name, client_ip)), reading_id
+    return None
 
 
 def _schema(query: Query) -> pa.Schema:
@@ -223,7 +292,36 @@ def _moment(time_us: int) -> sql.Literal:
     return sql.Literal(tiers.EPOCH + timedelta(microseconds=time_us))
 
 
-def _page(query: Query, sensors: Mapping[int, str], values: Sequence[bytes]) -> Page:
+class _Rows(NamedTuple):
+    """Rows of a query, by the place of their sensor, then by time and id."""
+
+    places: pa.Int64Array
+    ids: pa.Int64Array
+    rows: pa.RecordBatch
+
+    def of_first(self, sensors: int) -> "_Rows":
+        """Those of so many sensors."""
+        count = pc.sum(pc.less(self.places, sensors)).as_py() or 0
+        return _Rows(*(column.slice(0, count) for column in self))
+
+
+def _first(sensors: Mapping[int, str], count: int) -> Mapping[int, str]:
+    return dict(islice(sensors.items(), count))
+
+
+def _page_of(sensors: Mapping[int, str], parts: Sequence[_Rows]) -> Page:
+    """The rows of parts that follow each other in time, sensor by sensor."""
+    places, ids, rows = parts[0]
+    if len(parts) > 1:
+        places = pa.concat_arrays([part.places for part in parts])
+        order = pc.sort_indices(places)  # those of one place stay in their order
+        table = pa.Table.from_batches([part.rows for part in parts])
+        (rows,) = table.take(order).combine_chunks().to_batches()
+        places, ids = places.take(order), pa.concat_arrays([part.ids for part in parts]).take(order)
+    return Page(rows, Position(list(sensors)[places[-1].as_py()], rows["time"][-1].value, ids[-1].as_py()))
+
+
+def _rows_of(query: Query, sensors: Mapping[int, str], values: Sequence[bytes]) -> _Rows:
     """The rows in the answer to ``_statement``."""
     columns = _columns(query)
     conditions = _conditions(columns)
@@ -241,8 +339,7 @@ def _page(query: Query, sensors: Mapping[int, str], values: Sequence[bytes]) -> 
     ]
     for column, value in zip(columns, values[end_of_conditions:], strict=True):
         arrays.append(_numbers(value, column.type, bitmaps[column.is_there]))
-    last = Position(list(sensors)[places[-1].as_py()], arrays[0][-1].value, ids[-1].as_py())
-    return Page(pa.RecordBatch.from_arrays(arrays, schema=_schema(query)), last)
+    return _Rows(places, ids, pa.RecordBatch.from_arrays(arrays, schema=_schema(query)))
 
 
 def _numbers(value: bytes, type_: pa.DataType, validity: pa.Buffer | None) -> pa.Array:

@@ -2,22 +2,30 @@
 
 To find it there is to ask every chunk; dashboards that show all sensors do it every few seconds. To write it in every
 flush would cost more than the flush. So each process notes what it has committed, and writes the latest of it now and
-then. What a process could not write before it died is found by the next start.
+then, in pieces: one that fails leaves those before it done, and the next is smaller. What a process could not write
+before it died is found by the next start, some sensors and some chunks at a time.
+
+A reading from beyond the horizon, which is as far ahead as readings may lie, was stored while a clock was wrong. Any
+other reading of its sensor takes its place.
 """
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Iterator
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from psycopg import sql
 
 from app.errors import DatabaseAway
 from app.store.arrays import key_of
-from app.store.database import Database
+from app.store.database import Connection, Database
 from app.store.locks import RECOVERY_LOCK
+from app.store.tiers import moment
 from app.store.wire import WIRE_SCHEMA, in_order, latest_of_each_sensor
 
 logger = logging.getLogger(__name__)
@@ -25,11 +33,21 @@ logger = logging.getLogger(__name__)
 INTERVAL_S = 5.0
 PAUSE_PER_WORK = 10.0
 """10,000 sensors take 15 ms of this process and 60 of PostgreSQL, 100,000 ten times as much, and are seen later."""
+LONGEST_PAUSE_S = 60.0
 QUERY_TIMEOUT_S = 10.0
 LEAVING_TIMEOUT_S = 2.0
-RECOVERY_TIMEOUT_S = 300.0
+BEHIND_S = 120.0
+"""When what is noted has waited for so long, the log says so. With a million sensors it is 75 s at most."""
+PIECE_ROWS = 20_000
+MIN_PIECE_ROWS = 100
+SINGLES = 20_000
+"""Readings that came alone are Python objects of some 400 bytes each; so many become columns, of 52."""
 RECOVERY_SENSORS = 500
 """Sensors that are looked up at a time when a process begins."""
+RECOVERY_CHUNKS = 8
+"""Of which they are looked up at a time: each takes up to four of the locks that all of PostgreSQL's sessions share."""
+RECOVERY_FAILURES = 3
+"""So many in a row are told."""
 COMPACT_ROWS = 100_000
 """So many noted rows more than there are sensors are reduced to the latest of each, in some 5 ms."""
 
@@ -37,37 +55,48 @@ NEWER = """
 ON CONFLICT (sensor_id) DO UPDATE
 SET (time, id, temperature, humidity, pressure)
     = (excluded.time, excluded.id, excluded.temperature, excluded.humidity, excluded.pressure)
-WHERE (excluded.time, excluded.id) > (l.time, l.id)
+WHERE (excluded.time <= {horizon}, excluded.time, excluded.id) > (l.time <= {horizon}, l.time, l.id)
 """
 # In the order of the sensors: two processes that write the same in two orders would deadlock.
 WRITE = f"""
 INSERT INTO latest_readings AS l (sensor_id, time, id, temperature, humidity, pressure)
 SELECT n.sensor_id, TIMESTAMPTZ 'epoch' + n.time_us * INTERVAL '1 microsecond', n.id, temperature, humidity, pressure
-FROM unnest(%s::integer[], %s::bigint[], %s::bigint[], %s::float8[], %s::float8[], %s::float8[])
-    AS n (sensor_id, time_us, id, temperature, humidity, pressure)
+FROM unnest(
+    %(sensor_id)s::integer[], %(time)s::bigint[], %(id)s::bigint[],
+    %(temperature)s::float8[], %(humidity)s::float8[], %(pressure)s::float8[]
+) AS n (sensor_id, time_us, id, temperature, humidity, pressure)
 JOIN sensors ON sensors.id = n.sensor_id
 ORDER BY n.sensor_id
-{NEWER}
+{NEWER.format(horizon="%(horizon)s::timestamptz")}
 """
-RECOVER = f"""
+CHUNK_STARTS = """
+SELECT range_start FROM timescaledb_information.chunks
+WHERE hypertable_schema = current_schema AND hypertable_name = 'readings' ORDER BY range_start DESC
+"""
+# Of the sensors whose latest reading is not known to be in the span or after it. The span's bounds stand in the text:
+# so PostgreSQL plans without the other chunks, and locks none of them.
+RECOVER = sql.SQL(f"""
 WITH part AS (
-    SELECT id FROM sensors WHERE id > %(after)s AND (SELECT pg_try_advisory_xact_lock({RECOVERY_LOCK}))
-    ORDER BY id LIMIT {RECOVERY_SENSORS}
+    SELECT s.id, CASE WHEN known.time <= {{horizon}} THEN known.time ELSE '-infinity' END AS known
+    FROM sensors s LEFT JOIN latest_readings known ON known.sensor_id = s.id
+    WHERE s.id > {{after}} AND (known.time < {{end}} OR known.time > {{horizon}} OR known.time IS NULL)
+        AND (SELECT pg_try_advisory_xact_lock({RECOVERY_LOCK}))
+    ORDER BY s.id LIMIT {{sensors}}
 ), found AS (
     INSERT INTO latest_readings AS l (sensor_id, time, id, temperature, humidity, pressure)
     SELECT part.id, r.time, r.id, r.temperature, r.humidity, r.pressure
     FROM part
-    LEFT JOIN latest_readings known ON known.sensor_id = part.id
     CROSS JOIN LATERAL (
         SELECT * FROM readings
-        WHERE sensor_id = part.id AND time >= coalesce(known.time, '-infinity')
+        WHERE sensor_id = part.id
+            AND time >= part.known AND time >= {{start}} AND time < {{end}} AND time <= {{horizon}}
         ORDER BY time DESC, id DESC LIMIT 1
     ) r
     ORDER BY part.id
     {NEWER}
 )
 SELECT max(id) FROM part
-"""
+""")
 
 
 class Noted(NamedTuple):
@@ -94,18 +123,18 @@ class LatestRows:
         self._rows = 0
         self._compact_at = COMPACT_ROWS
 
-    def note(self, rows: pa.RecordBatch) -> None:
+    def note(self, rows: pa.RecordBatch, horizon_us: float = math.inf) -> None:
         """Takes rows with the columns of SCHEMA, one of a sensor, by sensor; or none."""
         if not rows.num_rows:
             return
         sensors = key_of(rows["sensor_id"])
         if (known := self._batches.get(sensors)) is not None:
-            self._batches[sensors] = _later_of_each(known, rows)
+            self._batches[sensors] = _later_of_each(known, rows, horizon_us)
             return
         self._batches[sensors] = rows
         self._rows += rows.num_rows
         if self._rows > self._compact_at:
-            latest = self.latest()
+            latest = self.latest(horizon_us)
             self._batches, self._rows = {key_of(latest["sensor_id"]): latest}, latest.num_rows
             self._compact_at = self._rows + COMPACT_ROWS
 
@@ -113,12 +142,18 @@ class LatestRows:
         """What has been noted, and may be among the latest."""
         return self._batches.values()
 
-    def latest(self) -> pa.RecordBatch:
+    def latest(self, horizon_us: float = math.inf) -> pa.RecordBatch:
         """The latest row of each sensor, by sensor. There must be one: ``batches`` tells."""
-        return latest_of_each_sensor(in_order([*self._batches.values()]))
+        rows = in_order([*self._batches.values()])
+        is_ahead = _is_beyond(rows, horizon_us)
+        if is_ahead is None:
+            return latest_of_each_sensor(rows)
+        latest = latest_of_each_sensor(rows.filter(pc.invert(is_ahead)))
+        ahead = latest_of_each_sensor(rows.filter(is_ahead))
+        return in_order([latest, ahead.filter(pc.invert(pc.is_in(ahead["sensor_id"], latest["sensor_id"])))])
 
 
-def _later_of_each(known: pa.RecordBatch, rows: pa.RecordBatch) -> pa.RecordBatch:
+def _later_of_each(known: pa.RecordBatch, rows: pa.RecordBatch, horizon_us: float) -> pa.RecordBatch:
     """Of two batches of the same sensors, each sensor's later row. Its column of sensors is the very same one: of equal
     ones not all have the same key.
     """
@@ -126,96 +161,219 @@ def _later_of_each(known: pa.RecordBatch, rows: pa.RecordBatch) -> pa.RecordBatc
         pc.greater(rows["time"], known["time"]),
         pc.and_(pc.equal(rows["time"], known["time"]), pc.greater(rows["id"], known["id"])),
     )
+    known_ahead, rows_ahead = _is_beyond(known, horizon_us), _is_beyond(rows, horizon_us)
+    if known_ahead is not None:
+        is_later = pc.or_(is_later, known_ahead if rows_ahead is None else pc.and_not(known_ahead, rows_ahead))
+    if rows_ahead is not None:
+        not_ahead = pc.invert(rows_ahead)
+        is_later = pc.and_(is_later, not_ahead if known_ahead is None else pc.or_(not_ahead, known_ahead))
     sensors, *others = zip(rows.columns, known.columns, strict=True)
     return pa.RecordBatch.from_arrays([sensors[1], *(pc.if_else(is_later, *both) for both in others)], schema=SCHEMA)
 
 
-class LatestReadings:
-    """Notes what this process has committed, and keeps the table up to it."""
+def _is_beyond(rows: pa.RecordBatch, horizon_us: float) -> pa.BooleanArray | None:
+    """Which rows have a time beyond the horizon; None: none has."""
+    if horizon_us == math.inf:
+        return None
+    times = rows["time"].cast(pa.int64())
+    return pc.greater(times, int(horizon_us)) if pc.greater(pc.max(times), int(horizon_us)).as_py() else None
 
-    def __init__(self, database: Database) -> None:
+
+def _rank(reading: Noted, horizon_us: float) -> tuple[bool, int, int]:
+    """What is greater of the later of two readings."""
+    return reading.time <= horizon_us, reading.time, reading.id
+
+
+class LatestReadings:
+    """Notes what this process has committed, and keeps the table up to it.
+
+    Args:
+        database: where the table is.
+        horizon_us: the latest time that a reading may have now, microseconds since 1970 UTC.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        horizon_us: Callable[[], float] = lambda: math.inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._database = database
+        self._horizon_us = horizon_us
+        self._clock = clock
         self._noted: dict[int, Noted] = {}
         self.unwritten = LatestRows()
         """Of the readings that did not come alone."""
+        self._noted_since: float | None = None
+        self._writing_since: float | None = None
+        self._piece_rows = PIECE_ROWS
         self._is_stuck = False
+        self._is_behind = False
+        self.recovered = asyncio.Event()
+        """Set once the table has what processes before this one had committed."""
+
+    @property
+    def age_s(self) -> float:
+        """How long the oldest noted reading has waited to be written, seconds; 0 if none does."""
+        since = [moment for moment in (self._noted_since, self._writing_since) if moment is not None]
+        return self._clock() - min(since) if since else 0.0
 
     def note(self, readings: Iterable[Noted], rows: pa.RecordBatch | None) -> None:
         """Takes note of committed readings: such as came alone, and of others each sensor's latest, by sensor."""
-        noted = self._noted
+        noted, horizon_us = self._noted, self._horizon_us()
         for reading in readings:
             known = noted.get(reading.sensor_id)
-            if known is None or reading[1:3] > known[1:3]:
+            if known is None or _rank(reading, horizon_us) > _rank(known, horizon_us):
                 noted[reading.sensor_id] = reading
+        if len(noted) >= SINGLES:
+            self.unwritten.note(_columns_of(noted.values()), horizon_us)
+            self._noted = {}
         if rows is not None:
-            self.unwritten.note(rows.select(SCHEMA.names))
+            self.unwritten.note(rows.select(SCHEMA.names), horizon_us)
+        if self._noted_since is None and (noted or self.unwritten.batches()):
+            self._noted_since = self._clock()
 
     async def run(self) -> None:
         """Works until cancelled; while the database is away what is noted waits."""
-        await self.recover()
-        clock = asyncio.get_running_loop().time
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.recover())
+            tasks.create_task(self._keep_writing())
+
+    async def _keep_writing(self) -> None:
         pause_s = INTERVAL_S
         while True:
             await asyncio.sleep(pause_s)
-            began = clock()
+            began = self._clock()
+            reason = ""
             try:
                 await self.write()
             except DatabaseAway as error:
-                logger.debug("the latest readings wait to be written: %s", error)
+                reason = str(error)
                 pause_s = INTERVAL_S
             else:
-                pause_s = max(INTERVAL_S, PAUSE_PER_WORK * (clock() - began))
+                pause_s = min(max(INTERVAL_S, PAUSE_PER_WORK * (self._clock() - began)), LONGEST_PAUSE_S)
+            self._tell_whether_behind(reason)
+
+    def _tell_whether_behind(self, reason: str) -> None:
+        is_behind = self.age_s > BEHIND_S
+        if is_behind and not self._is_behind:
+            logger.warning(
+                "latest_readings is %.0f s behind, and so are dashboards, alerts and whether sensors are online: %s",
+                self.age_s,
+                reason or "writing it takes too long",
+            )
+        elif self._is_behind and not is_behind:
+            logger.info("latest_readings has caught up")
+        self._is_behind = is_behind
 
     async def leave(self) -> None:
         """Writes what a process that ends has noted, unless the database hangs: the next start finds it too."""
         if not self._is_stuck:
-            with suppress(DatabaseAway):
-                await self.write(timeout_s=LEAVING_TIMEOUT_S)
+            with suppress(DatabaseAway, TimeoutError):
+                async with asyncio.timeout(LEAVING_TIMEOUT_S):
+                    await self.write()
 
-    async def write(self, *, timeout_s: float = QUERY_TIMEOUT_S) -> None:
-        """Writes what has been noted. Raises DatabaseAway; it is still noted then."""
+    async def write(self) -> None:
+        """Writes what has been noted, in pieces. Raises DatabaseAway; what is not written is still noted then."""
         noted, self._noted = self._noted, {}
         rows, self.unwritten = self.unwritten, LatestRows()
         if not noted and not rows.batches():
             return
+        self._writing_since, self._noted_since = self._noted_since, None
+        horizon_us = self._horizon_us()
+        singles = sorted(noted.values())
+        batch = None
         try:
-            writes = await asyncio.to_thread(lambda: list(_writes(noted.values(), rows)))
-            async with self._database.borrow(timeout_s=timeout_s) as connection:
-                for columns in writes:
-                    await connection.execute(WRITE, columns)
+            batch = await asyncio.to_thread(rows.latest, horizon_us) if rows.batches() else SCHEMA.empty_table()
+            # Pieces go from the front, and what is left is noted again.
+            while singles:
+                await self._write_piece(_arrays_of_singles(singles[: self._piece_rows]), horizon_us)
+                del singles[: self._piece_rows]
+            while batch.num_rows:
+                piece = batch.slice(0, self._piece_rows)
+                await self._write_piece(await asyncio.to_thread(_arrays_of_rows, piece), horizon_us)
+                batch = batch.slice(piece.num_rows)
         except BaseException:
-            for batch in rows.batches():
-                self.unwritten.note(batch)
-            self.note(noted.values(), None)
+            self._piece_rows = max(self._piece_rows // 2, MIN_PIECE_ROWS)
+            for unwritten in rows.batches() if batch is None else [batch]:
+                self.unwritten.note(unwritten, horizon_us)
+            self.note(singles, None)
+            self._noted_since = self._writing_since
             self._is_stuck = True
             raise
+        finally:
+            self._writing_since = None
+        self._piece_rows = min(2 * self._piece_rows, PIECE_ROWS)
         self._is_stuck = False
 
+    async def _write_piece(self, columns: Sequence[str], horizon_us: float) -> None:
+        arguments = {**dict(zip(SCHEMA.names, columns, strict=True)), "horizon": moment(horizon_us)}
+        async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
+            await connection.execute(WRITE, arguments)
+
     async def recover(self) -> None:
-        """Looks up what a process may have committed, and not written before it was killed."""
-        after: int | None = 0
-        while after is not None:
+        """Looks up what a process may have committed, and not written before it was killed: in the newest chunks first,
+        and in older ones for the sensors of which nothing was found.
+        """
+        spans: list[tuple[str, str]] | None = None
+        place, after, sensors, failures = 0, 0, RECOVERY_SENSORS, 0
+        while spans is None or place < len(spans):
+            began = self._clock()
             try:
-                async with self._database.borrow(timeout_s=RECOVERY_TIMEOUT_S) as connection:
-                    row = await (await connection.execute(RECOVER, {"after": after})).fetchone()
-                assert row is not None  # an aggregate has one row
-                (after,) = row
+                async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
+                    if spans is None:
+                        spans = await self.spans(connection)
+                    statement = recovery_of(spans[place], after, sensors, self._horizon_us())
+                    row = await (await connection.execute(statement, prepare=False)).fetchone()
             except DatabaseAway as error:
-                logger.debug("the latest readings wait to be looked up: %s", error)
+                failures += 1
+                sensors = max(sensors // 2, 1)
+                log = logger.warning if failures == RECOVERY_FAILURES else logger.debug
+                log("the latest readings from before the start are still to be looked up: %s", error)
                 await asyncio.sleep(INTERVAL_S)
+                continue
+            assert row is not None  # an aggregate has one row
+            place, after = (place, row[0]) if row[0] is not None else (place + 1, 0)
+            sensors, failures = min(2 * sensors, RECOVERY_SENSORS), 0
+            await asyncio.sleep(self._clock() - began)  # others use the database, too
+        self.recovered.set()
+
+    async def spans(self, connection: Connection) -> list[tuple[str, str]]:
+        """All times, in spans of RECOVERY_CHUNKS chunks, the newest first; elsewhere there is one table to lock."""
+        edition = self._database.edition
+        if edition is None or edition.kind == "plain":
+            return [("-infinity", "infinity")]
+        starts = [str(start) for (start,) in await (await connection.execute(CHUNK_STARTS)).fetchall()]
+        bounds = ["infinity", *starts[RECOVERY_CHUNKS - 1 :: RECOVERY_CHUNKS], "-infinity"]
+        return list(zip(bounds[1:], bounds[:-1], strict=True))
 
 
-def _writes(noted: Collection[Noted], rows: LatestRows) -> Iterator[list[str]]:
-    """The columns of each statement, as PostgreSQL writes arrays: of readings that came alone, and of the latest rows.
+def recovery_of(span: tuple[str, str], after: int, sensors: int, horizon_us: float) -> sql.Composed:
+    """The statement that looks up the latest readings in a span of the next sensors after an id."""
+    start, end = span
+    return RECOVER.format(after=after, start=start, end=end, horizon=moment(horizon_us), sensors=sensors)
 
-    The former don't become Arrow: to make columns of Python's values it imports pandas, if there is one, for 0.3 s.
+
+def _columns_of(singles: Collection[Noted]) -> pa.RecordBatch:
+    """Readings that came alone, as columns, by sensor."""
+    columns = zip(*sorted(singles), strict=True)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+def _arrays_of_singles(singles: Sequence[Noted]) -> list[str]:
+    """The columns of a statement, as PostgreSQL writes arrays. They don't become Arrow in between: to make columns of
+    Python's values it imports pandas, if there is one, for 0.3 s.
     """
-    if noted:
-        yield [_array(column) for column in zip(*noted, strict=True)]
-    if rows.batches():
-        latest = rows.latest()
-        columns = (latest["sensor_id"], latest["time"].cast(pa.int64()), *latest.columns[2:])
-        yield [_array(column.to_pylist()) for column in columns]
+    return [_array(column) for column in zip(*singles, strict=True)]
+
+
+def _arrays_of_rows(rows: pa.RecordBatch) -> list[str]:
+    """Likewise, of rows with SCHEMA."""
+    columns = (rows["sensor_id"], rows["time"].cast(pa.int64()), *rows.columns[2:])
+    return [_array(column.to_pylist()) for column in columns]
 
 
 def _array(values: Iterable[float | None]) -> str:

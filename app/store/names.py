@@ -1,29 +1,86 @@
-"""Names to ids: sensors and sources, made when first seen and remembered from then on.
+"""Names to ids: sensors and sources, looked up, added when first seen, and remembered from then on.
 
-An id is remembered only once it is committed, so a flush that fails can't leave an id behind that no row has.
+Promises:
+    * An id is remembered only once it is committed, so a flush that fails can't leave an id behind that no row has.
+    * Names are looked up before any is added: one that has an id never uses up another value of the identity, of which
+      there are 2,147,483,647 for as long as the database lives.
+    * No statement is about more than PIECE_NAMES names, and each piece is committed and remembered by itself: whatever
+      ends the work, what was done of it is not done again.
+    * What is remembered takes a bounded number of bytes. The names that were not asked for longest go first.
 """
 
-from collections.abc import Sequence
+import asyncio
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Generic, TypeVar, cast
 
-import psycopg
 import pyarrow as pa
 from psycopg import sql
+from psycopg.errors import SequenceGeneratorLimitExceeded
 
+from app.errors import DatabaseAway
 from app.store.arrays import key_of
 from app.store.database import Database
 
-MAX_REMEMBERED = 1_000_000
-"""Names: some 100 MB. Beyond it they are forgotten, and asked for again when they come."""
-MAX_REMEMBERED_BYTES = 16 << 20
-"""Of arrays of names: those that 80 gateways with 10,000 sensors each send. Beyond it they are forgotten likewise."""
+PIECE_NAMES = 5_000
+"""As many as PostgreSQL adds in a tenth of a second, and finds in a hundredth."""
+MAX_REMEMBERED_BYTES = 96 << 20
+"""Of names, in each process: some 500,000 of 20 characters."""
+NAME_BYTES = 150
+"""What remembering a name takes beside its characters, as measured with a million of them: 137 with 24 characters each,
+and up to 170 while their dict grows."""
+MAX_ARRAYS_BYTES = 16 << 20
+"""Of arrays of names: those that 80 gateways with 10,000 sensors each send. Beyond it they are forgotten."""
 MIN_REMEMBERED_NAMES = 100
 """Smaller arrays gain little, and may be of very many kinds."""
 ARRAY_BYTES = 800
 """What remembering an array takes beside its bytes and its ids."""
 
 Name = TypeVar("Name", str, tuple[str, ...])
+Item = TypeVar("Item")
+
+
+class Remembered(Generic[Name]):
+    """The ids of names in two generations, within a number of bytes: pure.
+
+    A name that is asked for moves to the younger generation. Once that has taken up its half, it becomes the older one,
+    and what was not asked for meanwhile is gone.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._recent: dict[Name, int] = {}
+        self._recent_bytes = 0
+        self._older: dict[Name, int] = {}
+
+    def __len__(self) -> int:
+        """How many names there are; of one in both generations, two."""
+        return len(self._recent) + len(self._older)
+
+    def ids_of(self, names: Sequence[Name]) -> list[int | None]:
+        """The id of each, in their order; None where it is not remembered."""
+        ids: list[int | None] = list(map(self._recent.get, names))
+        if None in ids and self._older:
+            older = self._older
+            for place, name in enumerate(names):
+                if ids[place] is None and (id_ := older.get(name)) is not None:
+                    ids[place] = id_
+                    self._add(name, id_)
+        return ids
+
+    def update(self, ids: Mapping[Name, int]) -> None:
+        """Remembers these."""
+        for name, id_ in ids.items():
+            self._add(name, id_)
+
+    def _add(self, name: Name, id_: int) -> None:
+        if name in self._recent:
+            return
+        self._recent[name] = id_
+        self._recent_bytes += NAME_BYTES + (len(name) if isinstance(name, str) else sum(map(len, name)))
+        if self._recent_bytes > self._max_bytes // 2:
+            self._recent, self._older, self._recent_bytes = {}, self._recent, 0
 
 
 class NameIds(Generic[Name]):
@@ -33,51 +90,97 @@ class NameIds(Generic[Name]):
         database: where the table is.
         table: has a column ``id`` and the text columns of ``key``, which are unique together.
         key: the columns that make up a name: a string where it is one, a tuple where there are more.
-        timeout_s: how long the database may take to answer.
+        timeout_s: how long the database may take to answer for PIECE_NAMES names.
+        touch: an UPDATE of what is found, as a list of ids; it is asked for again, and touched, ``touch_every_s``.
+        max_bytes: of what is remembered.
     """
 
-    def __init__(self, database: Database, table: str, key: Sequence[str], *, timeout_s: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        table: str,
+        key: Sequence[str],
+        *,
+        timeout_s: float,
+        touch: str | None = None,
+        touch_every_s: float = math.inf,
+        max_bytes: int = MAX_REMEMBERED_BYTES,
+    ) -> None:
         columns = sql.SQL(", ").join(map(sql.Identifier, key))
         lists = sql.SQL(", ").join([sql.SQL("%s::text[]")] * len(key))
         arguments = {"table": sql.Identifier(table), "columns": columns, "lists": lists}
         # In the order of the names: two processes that add the same new names in two orders would deadlock.
         self._add = sql.SQL(
             "INSERT INTO {table} ({columns}) SELECT * FROM unnest({lists}) ORDER BY {order} ON CONFLICT DO NOTHING"
+            " RETURNING id, {columns}"
         ).format(order=sql.SQL(", ").join(sql.Literal(place + 1) for place in range(len(key))), **arguments)
         self._find = sql.SQL(
             "SELECT id, {columns} FROM {table} WHERE ({columns}) IN (SELECT * FROM unnest({lists}))"
         ).format(**arguments)
+        self.no_id_left = (
+            f"The table {table} has given out all of its 2,147,483,647 ids, so that nothing new gets one. What has one "
+            "is stored as ever."
+        )
+        """Why a name has no id."""
         self._database = database
         self._timeout_s = timeout_s
+        self._touch = touch
+        self._touch_every_s = touch_every_s
+        self._forget_at = math.inf
+        self._max_bytes = max_bytes
         self._is_one_column = len(key) == 1
-        self._ids: dict[Name, int] = {}
+        self._remembered: Remembered[Name] = Remembered(max_bytes)
 
     def forget(self) -> None:
         """Asks again for every name: a database reached anew may be another one, after a failover or a restore."""
-        self._ids = {}  # and not cleared: the one before may be in use
+        self._remembered = Remembered(self._max_bytes)  # and not cleared: the one before may be in use
+        self._forget_at = asyncio.get_running_loop().time() + self._touch_every_s
 
-    async def ids_of(self, names: Sequence[Name]) -> list[int]:
-        """The id of each, in their order. New ones are added, and committed, at once.
+    async def ids_of(self, names: Sequence[Name]) -> list[int | None]:
+        """The id of each, in their order. New ones are added, and committed, at once. None: there is no id left for it,
+        and ``no_id_left`` says so.
 
         Raises:
-            DatabaseAway: there are new ones, and the database can't be asked; nothing is remembered then.
+            DatabaseAway: there are some that are not remembered, and the database can't be asked. Those that it has
+                answered for are remembered all the same.
         """
-        if len(self._ids) > MAX_REMEMBERED:
+        if self._touch and asyncio.get_running_loop().time() > self._forget_at:
             self.forget()
-        known = self._ids
-        ids = list(map(known.get, names))
+        remembered = self._remembered
+        ids = remembered.ids_of(names)
         if None not in ids:
-            return cast("list[int]", ids)
-        new = list(dict.fromkeys(name for name, id_ in zip(names, ids, strict=True) if id_ is None))
-        lists = [new] if self._is_one_column else list(map(list, zip(*new, strict=True)))
+            return ids
+        new = sorted({name for name, id_ in zip(names, ids, strict=True) if id_ is None})
+        found: dict[Name, int] = {}
+        for piece in _pieces(new, PIECE_NAMES):
+            of_piece = await self._ids_of_piece(piece)
+            remembered.update(of_piece)
+            found |= of_piece
+        return [found.get(name) if id_ is None else id_ for name, id_ in zip(names, ids, strict=True)]
+
+    async def _ids_of_piece(self, names: Sequence[Name]) -> dict[Name, int]:
+        """The ids of names that are not remembered, as far as they could be had."""
         async with self._database.borrow(timeout_s=self._timeout_s) as connection:
-            await connection.execute(self._add, lists)
-            rows = await (await connection.execute(self._find, lists)).fetchall()
-            found = {name[0] if self._is_one_column else tuple(name): id_ for id_, *name in rows}
-            if missing := [name for name in new if name not in found]:
-                raise psycopg.DataError(f"no id came back for {missing[0]!r}")
-        known.update(found)
-        return [known[name] for name in names]
+
+            async def ids_by(statement: sql.Composed, names: Sequence[Name]) -> dict[Name, int]:
+                lists = [names] if self._is_one_column else list(map(list, zip(*names, strict=True)))
+                rows = await (await connection.execute(statement, lists)).fetchall()
+                return {cast("Name", name[0] if self._is_one_column else tuple(name)): id_ for id_, *name in rows}
+
+            found = await ids_by(self._find, names)
+            if found and self._touch:
+                await connection.execute(self._touch, [list(found.values())])
+            if new := [name for name in names if name not in found]:
+                try:
+                    found |= await ids_by(self._add, new)
+                except SequenceGeneratorLimitExceeded:
+                    return found
+                # What is still missing, another process has added meanwhile.
+                if missing := [name for name in new if name not in found]:
+                    found |= await ids_by(self._find, missing)
+                if missing := [name for name in missing if name not in found]:
+                    raise DatabaseAway(f"no id came back for {missing[0]!r}")
+        return found
 
 
 class SensorIds(NameIds[str]):
@@ -92,15 +195,39 @@ class SensorIds(NameIds[str]):
         super().__init__(database, "sensors", ["name"], timeout_s=timeout_s)
         self._arrays: dict[bytes, pa.Int32Array] = {}
         self._arrays_bytes = 0
+        self._turns = asyncio.Semaphore(1)
 
     def forget(self) -> None:
         super().forget()
         self._arrays, self._arrays_bytes = {}, 0
 
+    def unknown_of(self, array: pa.StringArray) -> list[str]:
+        """Those of an array's names that are not remembered."""
+        key = key_of(array)
+        if key in self._arrays:
+            return []
+        names = array.to_pylist()
+        ids = self._remembered.ids_of(names)
+        unknown = [name for name, id_ in zip(names, ids, strict=True) if id_ is None]
+        if not unknown:
+            self._remember(key, pa.array(ids, pa.int32()))
+        return unknown
+
+    async def learn(self, array: pa.StringArray) -> None:
+        """Looks up those of an array's names that are not remembered, and adds what is missing. Raises DatabaseAway.
+
+        Arrays take turns, a piece each: one with few names does not wait until one with many is done.
+        """
+        for piece in _pieces(self.unknown_of(array), PIECE_NAMES):
+            async with self._turns:
+                await self.ids_of(piece)
+
     async def ids_of_all(
         self, names: Sequence[str], arrays: Sequence[pa.StringArray]
-    ) -> tuple[list[int], list[pa.Int32Array]]:
-        """The id of each name, and those of each array, in which none may be null; as ``ids_of``."""
+    ) -> tuple[list[int | None], list[pa.Int32Array]]:
+        """The id of each name, and those of each array, in which no name may be null; as ``ids_of``, and in an array
+        null for None.
+        """
         known = self._arrays
         keys = [key_of(array) for array in arrays]
         found = [known.get(key) for key in keys]
@@ -118,9 +245,13 @@ class SensorIds(NameIds[str]):
 
     def _remember(self, key: bytes, ids: pa.Int32Array) -> None:
         size_bytes = ARRAY_BYTES + len(key) + ids.nbytes
-        if key in self._arrays or len(ids) < MIN_REMEMBERED_NAMES or size_bytes > MAX_REMEMBERED_BYTES:
+        if key in self._arrays or len(ids) < MIN_REMEMBERED_NAMES or size_bytes > MAX_ARRAYS_BYTES or ids.null_count:
             return
         self._arrays_bytes += size_bytes
-        if self._arrays_bytes > MAX_REMEMBERED_BYTES:
+        if self._arrays_bytes > MAX_ARRAYS_BYTES:
             self._arrays, self._arrays_bytes = {}, size_bytes
         self._arrays[key] = ids
+
+
+def _pieces(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -5,6 +5,7 @@ Days (UTC) go as a whole, as they do by a policy, so that no bucket of an aggreg
 
 import asyncio
 import logging
+from datetime import UTC, datetime
 
 from app.errors import DatabaseAway
 from app.store.database import Database
@@ -17,8 +18,19 @@ RETRY_S = 60.0
 STEP_TIMEOUT_S = 300.0
 ROWS_AT_A_TIME = 20_000
 
-FIRST_KEPT = "date_trunc('day', now() - make_interval(secs => 86400 * %(days)s), 'UTC')"
-DROP_CHUNKS = f"SELECT drop_chunks('readings', {FIRST_KEPT}) WHERE pg_try_advisory_xact_lock({RETENTION_LOCK})"
+# By the clock that is further back: what a wrong one deletes is gone.
+FIRST_KEPT = "date_trunc('day', least(now(), %(now)s::timestamptz) - make_interval(secs => 86400 * %(days)s), 'UTC')"
+# Few at a time: a transaction holds the locks of all that it drops, of which all sessions share a fixed number.
+CHUNKS_AT_A_TIME = 20
+DROP_CHUNKS = f"""
+SELECT drop_chunks('readings', (
+    SELECT least(max(range_end), {FIRST_KEPT}) FROM (
+        SELECT range_end FROM timescaledb_information.chunks
+        WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
+        ORDER BY range_end LIMIT {CHUNKS_AT_A_TIME}
+    ) AS oldest
+)) WHERE pg_try_advisory_xact_lock({RETENTION_LOCK})
+"""
 # By the index, which begins with the sensor: there is none by time alone.
 DELETE_SOME = f"""
 DELETE FROM readings WHERE ctid = ANY (ARRAY(
@@ -34,11 +46,13 @@ DELETE FROM readings WHERE ctid = ANY (ARRAY(
 
 async def delete_old_readings(database: Database, *, days: float, has_chunks: bool) -> None:
     """Deletes what is older than so many days, in steps that hold nobody up. Raises DatabaseAway."""
-    deleted = ROWS_AT_A_TIME
-    while deleted >= ROWS_AT_A_TIME:
+    at_a_time = CHUNKS_AT_A_TIME if has_chunks else ROWS_AT_A_TIME
+    deleted = at_a_time
+    while deleted >= at_a_time:
         async with database.borrow(timeout_s=STEP_TIMEOUT_S) as connection:
-            cursor = await connection.execute(DROP_CHUNKS if has_chunks else DELETE_SOME, {"days": days})
-            deleted = 0 if has_chunks else cursor.rowcount
+            arguments = {"days": days, "now": datetime.now(UTC)}
+            cursor = await connection.execute(DROP_CHUNKS if has_chunks else DELETE_SOME, arguments)
+            deleted = cursor.rowcount
 
 
 async def keep_deleting(database: Database, *, days: float, has_chunks: bool) -> None:

@@ -23,11 +23,16 @@ FROM sensor_status v
 WHERE {condition} ORDER BY v.name LIMIT %(limit)s
 """
 ONE = SENSORS.format(condition="v.name = %(name)s")
-PAGE = SENSORS.format(condition="v.name > %(after)s AND (%(online)s::boolean IS NULL OR v.is_online = %(online)s)")
+PAGE = SENSORS.format(
+    condition="v.name > %(after)s AND v.name <= %(until)s AND (%(online)s::boolean IS NULL OR v.is_online = %(online)s)"
+)
 LATEST_PAGE = """
 SELECT name, last_seen_at, temperature, humidity, pressure FROM sensor_status
-WHERE name > %(after)s AND last_seen_at IS NOT NULL ORDER BY name LIMIT %(limit)s
+WHERE name > %(after)s AND name <= %(until)s AND last_seen_at IS NOT NULL ORDER BY name LIMIT %(limit)s
 """
+# Where few sensors of very many are asked for, a statement looks at some of them at a time.
+LONGEST_STRETCH = 20_000
+UNTIL = "SELECT max(name) FROM (SELECT name FROM sensors WHERE name > %s ORDER BY name LIMIT %s) AS stretch"
 
 # One who changes a sensor after the other; those who only refer to it, as new limits do, need not wait.
 LOCK = f"SELECT id, {SEND_WARNINGS} FROM sensors WHERE name = %s FOR NO KEY UPDATE"
@@ -53,11 +58,11 @@ class Sensors:
 
     async def page(self, *, after: str, limit: int, online: bool | None) -> list[Sensor]:
         """The sensors whose names come after one, by name; only those that are online, or are not, if it is said."""
-        return [_sensor(row) for row in await self._rows(PAGE, {"after": after, "limit": limit, "online": online})]
+        return [_sensor(row) for row in await self._page(PAGE, after=after, limit=limit, online=online)]
 
     async def latest(self, *, after: str, limit: int) -> list[LatestReading]:
         """The latest readings of the sensors that have one, likewise."""
-        return [_latest(row) for row in await self._rows(LATEST_PAGE, {"after": after, "limit": limit})]
+        return [_latest(row) for row in await self._page(LATEST_PAGE, after=after, limit=limit)]
 
     async def one(self, name: str) -> Sensor:
         """A sensor. Raises NotFound."""
@@ -101,6 +106,21 @@ class Sensors:
             with suppress(DatabaseAway):  # they are changed, and looked at again soon
                 await self._on_new_limits()
         return _sensor(changed), is_new
+
+    async def _page(self, query: str, *, after: str, limit: int, **arguments: object) -> list[dict[str, Any]]:
+        """The next rows by name, found stretch by stretch, each by statements of their own."""
+        found: list[dict[str, Any]] = []
+        stretch = limit
+        while len(found) < limit:
+            async with self._database.borrow_in_turn(timeout_s=TIMEOUT_S) as connection:
+                row = await (await connection.execute(UNTIL, [after, stretch])).fetchone()
+            if row is None or row[0] is None:
+                break
+            (until,) = row
+            left = limit - len(found)
+            found += await self._rows(query, {**arguments, "after": after, "until": until, "limit": left})
+            after, stretch = until, min(2 * stretch, LONGEST_STRETCH)
+        return found
 
     async def _rows(self, query: str, arguments: Mapping[str, object]) -> list[dict[str, Any]]:
         async with self._database.borrow_in_turn(timeout_s=TIMEOUT_S) as connection:

@@ -3,6 +3,7 @@
 Pure. Each tier is made of the one before it, and the first of ``readings``.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,11 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LATE_AFTER = timedelta(hours=1)
 """A reading whose own time is further back when it comes is refreshed by itself. Every policy's window begins well
 before, so whatever is not late passes through all of them."""
+
+
+def moment(time_us: float) -> str:
+    """A time, or infinity, in microseconds since 1970 UTC, as PostgreSQL reads it."""
+    return "infinity" if time_us == math.inf else str(EPOCH + timedelta(microseconds=time_us))
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,8 +52,10 @@ def pack_reading(reading: Reading, sensor_id: int, row_id: int, source_id: int) 
     return _ROW.pack(*keys, 8, temperature, 8, humidity, 8, pressure)
 
 
-def columns_of(batch: Batch, sensor_ids: pa.Int32Array, first_id: int, source_id: int) -> pa.RecordBatch:
-    """A batch with WIRE_SCHEMA: ``sensor_ids`` are those of its names, its rows have the ids from ``first_id`` on."""
+def columns_of(batch: Batch, sensor_ids: pa.Int32Array, first_id: int, source_id: int | None) -> pa.RecordBatch:
+    """A batch with WIRE_SCHEMA: ``sensor_ids`` are those of its names, its rows have the ids from ``first_id`` on. Ids
+    that are missing are null.
+    """
     time, sensor, *measures = batch.columns.columns
     columns = [
         time,

@@ -87,6 +87,7 @@ class Parent:
         max_subscribers_per_key: over all workers.
         max_messages, max_bytes: how many receipts, and bytes of them, may wait for each worker.
         stop_timeout_s: how long a worker may take to drain.
+        horizon_us: the latest time that a reading may have now, microseconds since 1970 UTC.
         announce: is told the database's edition once every worker takes readings.
     """
 
@@ -100,6 +101,7 @@ class Parent:
         max_messages: int,
         max_bytes: int,
         stop_timeout_s: float,
+        horizon_us: Callable[[], float],
         announce: Callable[[str], None],
     ) -> None:
         self._size = workers
@@ -110,7 +112,7 @@ class Parent:
         self._stop_timeout_s = stop_timeout_s
         self._announce = announce
         self._announced = False
-        self._switchboard = Switchboard(max_subscribers_per_key)
+        self._switchboard = Switchboard(max_subscribers_per_key, horizon_us)
         self._workers: dict[int, _Worker] = {}
         self._numbers = count(1)
         self._takers: list[_Worker] = []

@@ -11,7 +11,8 @@ Promises:
     * A worker forwards only while somebody listens on another.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from app.errors import TooManySubscribers
@@ -42,9 +43,15 @@ class _Line:
 
 
 class Switchboard:
-    """All workers of a server, by number."""
+    """All workers of a server, by number.
 
-    def __init__(self, max_subscribers_per_key: int) -> None:
+    Args:
+        max_subscribers_per_key: over all workers.
+        horizon_us: the latest time that a reading may have now, microseconds since 1970 UTC.
+    """
+
+    def __init__(self, max_subscribers_per_key: int, horizon_us: Callable[[], float] = lambda: math.inf) -> None:
+        self._horizon_us = horizon_us
         self._places = Places(max_subscribers_per_key)
         self._lines: dict[int, _Line] = {}
         self._waiting: dict[tuple[int, int], None] = {}
@@ -96,7 +103,7 @@ class Switchboard:
 
     def recall(self, latest: Receipt) -> None:
         """A worker knows of a reading committed earlier, perhaps by one that is gone and could not tell."""
-        self.latest = latest if self.latest is None else later(self.latest, latest)
+        self.latest = latest if self.latest is None else later(self.latest, latest, self._horizon_us())
 
     def heard(self, worker: int, number: int, latest: Receipt | None) -> Sequence[Order]:
         """A worker has acknowledged that it forwards, and says what was the latest reading before."""

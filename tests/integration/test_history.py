@@ -146,16 +146,56 @@ async def test_pages_have_every_row_once_in_order_and_go_on_after_any(filled: st
         for bucket, ids, metrics in product(Bucket, (None, [4, 1], [3]), (METRICS, ("humidity",))):
             asked = query(bucket, ids=ids, metrics=metrics)
             wanted = expected(asked)
-            for page_rows in (3, 1_000):
+            for page_rows, chunks in product((3, 7, 25, 1_000), (1, 16)):
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr(history, "PAGE_ROWS", page_rows)
+                    patch.setattr(history, "PAGE_CHUNKS", chunks)
                     found = await pages(there, asked)
                     assert same(rows_of(found), wanted)
                     assert all(0 < page.rows.num_rows <= page_rows for page in found)
                     assert all(page.rows.schema == there.schema(asked) for page in found)
-            for first in await pages(there, asked, limit=4):
-                rest = await pages(there, asked, after=first.last, limit=5)
-                assert same(rows_of(rest), wanted[4:9])
+            for chunks in (1, 16):
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(history, "PAGE_CHUNKS", chunks)
+                    found = await pages(there, asked, limit=4)
+                    if found:
+                        rest = await pages(there, asked, after=found[-1].last, limit=5)
+                        assert same(rows_of([*found, *rest]), wanted[:9])
+
+
+async def test_locks_of_a_query_are_bounded(community_database: str) -> None:
+    """However many chunks its span has: all sessions of a server share the room for locks."""
+    days = 100
+    with psycopg.connect(community_database, autocommit=True) as connection:
+        connection.execute("INSERT INTO sensors (name) SELECT i::text FROM generate_series(1, 5) i")
+        connection.execute(
+            "INSERT INTO readings SELECT %s::timestamptz + i * interval '4 h', s, i, 1, i, NULL, NULL"
+            " FROM generate_series(0, %s) i, generate_series(1, 5) s WHERE i %% s = 0",
+            [T0, days * 6 - 1],
+        )
+        connection.execute("SELECT compress_chunk(chunk) FROM show_chunks('readings') chunk")
+        wanted = connection.execute(
+            "SELECT sensor_id::text, (extract(epoch FROM time) * 1000000)::bigint FROM readings"
+            " ORDER BY sensor_id, time"
+        ).fetchall()
+    async with reading(community_database) as there:
+        asked = Query(None, 0, T0_US + 1_000 * DAY_US, Bucket.RAW, METRICS)
+        spans = await there._spans(asked)
+        assert len(spans) >= days // history.PAGE_CHUNKS
+        with psycopg.connect(community_database) as connection:
+            for span in spans:
+                connection.execute(history._statement(span, [1, 2, 3, 4, 5], None, 1_000))
+                found = connection.execute("SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid()").fetchone()
+                assert found is not None
+                assert found[0] <= 4 * history.PAGE_CHUNKS + 30
+                connection.rollback()
+        for page_rows in (100, 700, 20_000):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(history, "PAGE_ROWS", page_rows)
+                answer = await pages(there, asked)
+            names = [name for page in answer for name in page.rows["sensor_id"].to_pylist()]
+            times = [time for page in answer for time in page.rows["time"].cast("int64").to_pylist()]
+            assert list(zip(names, times, strict=True)) == wanted
 
 
 async def test_first_and_last_are_those_by_time(filled: str) -> None:

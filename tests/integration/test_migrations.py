@@ -189,3 +189,16 @@ def test_the_columnstore_is_there_exactly_where_the_licence_has_one(database: st
         if edition == "community":
             settings = connection.execute(COLUMNSTORE_SETTINGS).fetchall()
             assert settings == [("sensor_id", 1, None, None), ("time", None, 1, False)]
+
+
+def test_ids_that_no_name_has_are_given_back(empty_database: str) -> None:
+    """Older servers used them up: with 3 known sensors, 3 at each start."""
+    migrate(empty_database, "0003")
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        connection.execute("INSERT INTO sensors (name) VALUES ('a'), ('b')")
+        connection.execute("ALTER TABLE sensors ALTER id RESTART 2147483647")
+        migrate(empty_database)
+        add = "INSERT INTO sensors (name) VALUES ('c') RETURNING id"
+        assert connection.execute(add).fetchone() == (3,)
+        source = "INSERT INTO sources (key_name, client_ip) VALUES ('k', 'ip') RETURNING id"
+        assert connection.execute(source).fetchone() == (1,)

@@ -14,8 +14,8 @@ from app.errors import DatabaseAway, OutcomeUnknown
 from app.ingest.claim import Kept, Repeated
 from app.registry import SensorChange
 from app.store.database import Database, migrate
-from app.store.sensors import Sensors
 from tests.conftest import new_database
+from tests.integration.parts import sensors_of
 from tests.integration.test_writer import FIRST_ANSWER, count, execute, reading, rows, writing
 from tests.server import API_KEY, eventually, running
 from tests.standby import Pair, synchronous_pair
@@ -160,10 +160,6 @@ async def test_connect(pair: Pair) -> None:
                 await writer.connect()
 
 
-async def limits_are_not_looked_at() -> None:
-    pass
-
-
 async def test_sensor_change(pair: Pair) -> None:
     """A change of a sensor whose wait is cancelled is not called done, also where warnings are turned off."""
     execute(pair.url, "INSERT INTO sensors (name) VALUES ('a')")
@@ -173,8 +169,8 @@ async def test_sensor_change(pair: Pair) -> None:
         await database.prepare()
         pair.cut()
         async with ended(pair.url, CANCEL, "sensorflow reads"):
+            sensors = sensors_of(database)
             with pytest.raises(DatabaseAway):
-                sensors = Sensors(database, on_new_limits=limits_are_not_looked_at)
                 await sensors.change("a", SensorChange.model_validate({"label": "A"}))
     finally:
         await database.close()

@@ -567,6 +567,7 @@ async def test_the_latest_reading_is_the_latest_by_event_time(database: str) -> 
     async with writing(database) as writer:
         await write(writer, reading(9, sensor="old"), reading(50), reading(20, sensor="b"))
         flush = await write(writer, reading(10), batch_of([reading(50, sensor="b")], source=DASHBOARD))
+        await writer._latest.write()
     async with await psycopg.AsyncConnection.connect(database) as connection:
         assert await latest_reading(connection) == (reading(50, sensor="b"), flush.first_id + 1)
 
@@ -617,3 +618,101 @@ async def test_an_id_that_the_ledger_has_is_the_servers_trouble_and_not_the_send
         with pytest.raises(DatabaseAway, match="flushes_pkey"):
             await writer.write(second, dict)
     assert count(database, "readings") == 1
+
+
+def last_id(url: str, table: str) -> object:
+    """The last value that an identity has given out."""
+    return rows(url, f"SELECT last_value FROM {table}_id_seq")[0][0]
+
+
+async def test_known_names_use_up_no_ids(database: str) -> None:
+    """However often they are asked for: by new connections, by other processes, beside new ones."""
+    each = [reading(place, sensor=f"s{place}") for place in range(3)]
+    for _ in range(3):
+        async with writing(database) as writer:
+            await write(writer, *each, batch_of(each, source=SCRIPT))
+            kill_flusher(database)
+            with pytest.raises(DatabaseAway):
+                await writer.connect()
+            await writer.connect()
+            await write(writer, *each[::-1])
+    async with writing(database) as writer:
+        await write(writer, *each, reading(9, sensor="new"))
+    assert rows(database, "SELECT max(id) FROM sensors") == [(4,)]
+    assert (last_id(database, "sensors"), last_id(database, "sources")) == (4, 2)
+
+
+async def test_without_ids_left_known_sensors_go_on(database: str) -> None:
+    """The readings of new ones are refused with a reason that names the cause, and not the database's fault."""
+    known, new = reading(0, sensor="known"), reading(1, sensor="new")
+    execute(database, "ALTER TABLE sensors ALTER id RESTART 2147483647")
+    async with writing(database) as writer:
+        await write(writer, known)
+        contents: list[Content] = [
+            new,
+            known,
+            batch_of([known, new, known, new, known], source=SCRIPT),
+            batch_of([known, new], source=SCRIPT, is_whole=True),
+            batch_of([new], source=SCRIPT),
+        ]
+        flush = await write(writer, *contents)
+        assert flush.refused.keys() == {0, 3, 5, 7, 8, 9}
+        assert [place for place, why in flush.refused.items() if why is None] == [7]
+        assert all("2,147,483,647 ids" in why for why in flush.refused.values() if why)
+        refuse_heat(database)
+        second = await write(writer, *contents, reading(40, sensor="known"))
+        assert second.refused.keys() == {0, 3, 5, 7, 8, 9, 10}
+        assert not (await write(writer, known)).refused
+    assert {row[1] for row in stored(database)} == {"known"}
+    assert [row[-1] - flush.first_id for row in stored(database)[1:5]] == [1, 2, 4, 6]  # type: ignore[operator]
+    assert count(database, "readings") == 1 + 4 + 4 + 1
+
+
+async def test_without_ids_left_for_senders_known_ones_go_on(database: str) -> None:
+    execute(database, "ALTER TABLE sources ALTER id RESTART 2147483647")
+    async with writing(database) as writer:
+        await write(writer, reading(0))
+        flush = await write(writer, reading(1), batch(2, 3), reading(4, source=SCRIPT))
+    assert flush.refused.keys() == {1, 2, 3}
+    assert all("sources" in str(why) for why in flush.refused.values())
+    assert count(database, "readings") == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM sensors WHERE name = 'a'",
+        "TRUNCATE sensors RESTART IDENTITY CASCADE",
+        "UPDATE sensors SET name = 'renamed' WHERE name = 'a'",
+        "DELETE FROM sources",
+    ],
+)
+async def test_no_reading_gets_an_id_without_a_name(database: str, change: str) -> None:
+    """Whoever deletes, truncates or renames under a running server changes what it remembers."""
+    async with writing(database) as writer:
+        await write(writer, reading(0), reading(1, sensor="b"))
+        ahead = await writer.prepare([reading(2)])
+        execute(database, "TRUNCATE latest_readings, readings", change, "INSERT INTO sensors (name) VALUES ('another')")
+        with pytest.raises(DatabaseAway, match="deleted or renamed"):
+            await writer.write(ahead, dict)
+        await writer.connect()
+        await write(writer, reading(3), reading(4, sensor="b"))
+        await write(writer, reading(5))
+    assert [(row[1], row[5:7]) for row in stored(database)] == [("a", DASHBOARD), ("b", DASHBOARD), ("a", DASHBOARD)]
+
+
+async def test_a_deletion_waits_for_the_flush_that_is_under_way(database: str) -> None:
+    """So that none is committed with an id that is gone; until its COMMIT it holds up no flush."""
+    async with writing(database) as writer:
+        await write(writer, reading(0))
+        with psycopg.connect(database) as deleting:
+            deleting.execute("DELETE FROM sensors")
+            await write(writer, reading(1))
+            with psycopg.connect(database) as flushing:
+                flushing.execute("INSERT INTO flushes (flush_id, rows) VALUES (-1, 0)")
+                ended = asyncio.create_task(asyncio.to_thread(deleting.commit))
+                await until_somebody_waits_for_a_lock(database)
+                assert not ended.done()
+            await ended
+        with pytest.raises(DatabaseAway, match="deleted or renamed"):
+            await write(writer, reading(2))

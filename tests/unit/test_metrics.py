@@ -42,7 +42,7 @@ def registry(
     buffer: Buffer,
     *,
     statistics: Callable[[], DatabaseStatistics | None] = lambda: DatabaseStatistics(
-        size_bytes=7, connections=3, stale_ranges=2, aggregate_lag_s=61.5
+        size_bytes=7, connections=3, stale_ranges=2, aggregate_lag_s=61.5, clock_skew_s=-2.5
     ),
 ) -> CollectorRegistry:
     hub = Hub(bus=LocalBus(1), mailbox_messages=2, mailbox_bytes=1_000)
@@ -60,6 +60,7 @@ def registry(
         clock=lambda: NOW,
         pool_stats=lambda: {"pool_size": 4, "pool_available": 3},
         database_statistics=statistics,
+        latest_age_s=lambda: 1.5,
         ready=lambda: True,
     )
     registry.register(collector)
@@ -101,6 +102,8 @@ def test_a_scrape_says_what_the_parts_know() -> None:
         "sensorflow_database_up": 1,
         "sensorflow_database_size_bytes": 7,
         "sensorflow_database_connections": 3,
+        "sensorflow_database_clock_skew_seconds": -2.5,
+        "sensorflow_latest_readings_age_seconds": 1.5,
     }
     assert {name: said[name] for name in expected} == expected
 

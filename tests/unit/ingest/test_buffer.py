@@ -293,6 +293,7 @@ class BufferAgainstModel(RuleBasedStateMachine):
         self.waiting: list[int] = []
         self.aside: list[int] = []
         self.blocked: set[int] = set()
+        self.parked: list[int] = []
         self.flights: list[list[int]] = []
         self.ends: Counter[str] = Counter()
         self.expected: dict[int, Answer] = {}
@@ -300,7 +301,7 @@ class BufferAgainstModel(RuleBasedStateMachine):
 
     @property
     def held(self) -> list[int]:
-        return [*itertools.chain(*self.flights), *self.waiting, *self.aside]
+        return [*itertools.chain(*self.flights), *self.waiting, *self.aside, *self.parked]
 
     def rows_of(self, numbers: list[int]) -> int:
         return sum(self.sent[number].parcel.rows for number in numbers)
@@ -328,8 +329,11 @@ class BufferAgainstModel(RuleBasedStateMachine):
         key_name=st.sampled_from("ab"),
         claim_key=st.none() | st.sampled_from("xy"),
         is_awaited=st.booleans(),
+        is_parked=st.sampled_from([False, False, True]),
     )
-    def send(self, rows: int, size_bytes: int, key_name: str, claim_key: str | None, is_awaited: bool) -> None:
+    def send(
+        self, rows: int, size_bytes: int, key_name: str, claim_key: str | None, *, is_awaited: bool, is_parked: bool
+    ) -> None:
         number = next(self.numbers)
         sent = parcel(
             rows=rows,
@@ -343,11 +347,26 @@ class BufferAgainstModel(RuleBasedStateMachine):
         full = BufferFull if self.rows_of(self.held) + rows > self.max_rows else None
         if refusal := full or self.refusal(key_name, size_bytes):
             with pytest.raises(refusal):
-                self.buffer.add(sent, retry_after_s=1)
+                self.buffer.add(sent, retry_after_s=1, is_parked=is_parked)
         else:
-            self.buffer.add(sent, retry_after_s=1)
+            self.buffer.add(sent, retry_after_s=1, is_parked=is_parked)
             self.sent[number] = Sent(sent, key_name, claim_key)
+            (self.parked if is_parked else self.waiting).append(number)
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data())
+    def unpark(self, data: st.DataObject) -> None:
+        """Also what is not, or no longer, parked."""
+        number = data.draw(st.sampled_from([*self.sent]))
+        is_awaited = self.sent[number].parcel.deadline < math.inf
+        deadline = self.now + PATIENCE_S if is_awaited else math.inf
+        self.buffer.unpark(self.sent[number].parcel, self.now, deadline)
+        if number in self.parked:
+            self.parked.remove(number)
             self.waiting.append(number)
+
+    def arrived_at(self, number: int) -> float:
+        return self.sent[number].parcel.arrived_at
 
     @rule(key_name=st.sampled_from("ab"), size_bytes=st.integers(1, 12))
     def reserve(self, key_name: str, size_bytes: int) -> None:
@@ -451,10 +470,12 @@ class BufferAgainstModel(RuleBasedStateMachine):
     def expire_those(self, late: list[int], now: float) -> None:
         expire(self.buffer, now)
         for number in late:
-            self.tell(number, AWAY if number in self.waiting else BLOCKED if number in self.aside else UNKNOWN)
-        self.ends["given_back"] += self.rows_of([n for n in late if n in self.waiting or n in self.aside])
-        self.waiting = [number for number in self.waiting if number not in late]
-        self.aside = [number for number in self.aside if number not in late]
+            is_away = number in [*self.waiting, *self.parked]
+            self.tell(number, AWAY if is_away else BLOCKED if number in self.aside else UNKNOWN)
+        queues = (self.waiting, self.aside, self.parked)
+        self.ends["given_back"] += self.rows_of([n for n in late if any(n in queue for queue in queues)])
+        for queue in queues:
+            queue[:] = [number for number in queue if number not in late]
 
     @invariant()
     def every_accepted_row_is_held_or_ended_in_one_way(self) -> None:
@@ -479,7 +500,7 @@ class BufferAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def the_oldest_is_the_first(self) -> None:
-        first = min((self.sent[number].parcel.arrived_at for number in self.held), default=self.now)
+        first = min(map(self.arrived_at, self.held), default=self.now)
         assert self.buffer.oldest_age_s(self.now) == self.now - first
 
 

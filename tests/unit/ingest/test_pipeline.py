@@ -105,6 +105,13 @@ class FakeStore:
         self.attempts: list[list[str]] = []
         self.unprepared = 0
         """Preparations that were begun and given up."""
+        self.known: set[str] = set()
+        """Sensors that a batch may bring without being parked."""
+        self.learned = 0
+        """How often some were to be learnt."""
+        self.learning = asyncio.Event()
+        """Cleared, that comes to no end."""
+        self.learning.set()
         self._next_id = 1
         self._connection = 0
 
@@ -127,6 +134,16 @@ class FakeStore:
         if self.away:
             self._connection += 1
             raise DatabaseAway("the plug is pulled")
+
+    def new_names(self, batch: Batch) -> int:
+        return len(set(batch.sensors.to_pylist()) - self.known)
+
+    async def learn_names(self, batch: Batch) -> None:
+        await self.learning.wait()
+        self.learned += 1
+        if self.away:
+            raise DatabaseAway("the plug is pulled")
+        self.known |= set(batch.sensors.to_pylist())
 
     async def prepare(self, contents: Sequence[Content]) -> FakeFlush:
         connection = self._connection
@@ -1468,3 +1485,79 @@ def assert_audience_knows_what_is_stored(plant: Plant) -> None:
     }
     flushes = [flush_of[receipt.id] for receipt in plant.published]
     assert flushes == sorted(flushes)
+
+
+@contextmanager
+def new_names_at_most(names: int) -> Iterator[None]:
+    """While it lasts, a flush looks up so many sensors of batches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "MAX_NEW_NAMES", names)
+        yield
+
+
+async def test_many_new_sensors_keep_nobody_waiting() -> None:
+    """A batch that brings them is committed once they are known; others are meanwhile, also with a few new ones."""
+    plant = Plant()
+    plant.store.learning.clear()
+    async with plant.running():
+        with new_names_at_most(3):
+            many = plant.send(batch(*"abcd"))
+            others = [plant.send(what) for what in ("x", batch("y", "z"), "a")]
+            await asyncio.gather(*others)
+            assert not many.done()
+            plant.store.learning.set()
+            await many
+    assert plant.store.stored == ["x", "y", "z", "a", *"abcd"]
+    assert plant.store.learned == 1
+
+
+async def test_new_sensors_of_many_batches_are_counted_together() -> None:
+    """Until a flush begins; known ones don't count, however many they are."""
+    plant = Plant()
+    plant.store.known |= set("abcdef")
+    async with plant.running():
+        with new_names_at_most(3):
+            await asyncio.gather(*(plant.send(batch(*sensors)) for sensors in ("abcdef", "uv", "wx", "bcdefa", "yz")))
+            assert plant.store.learned == 2
+            await asyncio.gather(*(plant.send(batch(*sensors)) for sensors in ("kl",)))
+    assert plant.store.learned == 2
+
+
+async def test_what_waits_for_its_sensors_is_given_back_in_time() -> None:
+    plant = Plant()
+    plant.store.learning.clear()
+    async with plant.running():
+        with new_names_at_most(1):
+            parked = plant.send(batch("a", "b"))
+            unawaited = plant.send(batch("c", "d"), is_awaited=False)
+            began = now()
+            assert isinstance(await parked, DatabaseAway)
+            assert now() - began <= 2 * COMMIT_TIMEOUT_S + SWEEP_INTERVAL_S
+            plant.store.learning.set()
+            assert await unawaited == Stored(2, {})
+    assert plant.store.stored == ["c", "d"]
+
+
+async def test_sensors_that_cannot_be_learnt_are_left_to_the_flush() -> None:
+    """Where the database is found to be away, and all is tried again."""
+    plant = Plant()
+    async with plant.running():
+        with new_names_at_most(1):
+            plant.store.away = True
+            parked = plant.send(batch("a", "b"))
+            await asyncio.sleep(0.5)
+            plant.store.away = False
+            assert await parked == Stored(2, {})
+
+
+async def test_a_stop_waits_for_what_is_parked() -> None:
+    plant = Plant()
+    plant.store.learning.clear()
+    async with plant.running():
+        with new_names_at_most(1):
+            parked = plant.send(batch("a", "b"), is_awaited=False)
+        draining = asyncio.create_task(plant.pipeline.drain(2))
+        await asyncio.sleep(0.5)
+        plant.store.learning.set()
+        await draining
+        assert await parked == Stored(2, {})

@@ -34,6 +34,15 @@ def test_a_subscriber_gets_the_latest_first_and_then_each_once() -> None:
     assert list(subscriber.take()) == []
 
 
+def test_latest_gives_way_when_ahead() -> None:
+    """A reading that was stored while a clock was a year ahead is not the latest for a year."""
+    house = Hub(bus=LocalBus(1), mailbox_messages=9, mailbox_bytes=999, horizon_us=lambda: 1_000)
+    for reading_id, time_us, latest_id in ((1, 5_000, 1), (2, 6_000, 2), (3, 10, 3), (4, 7_000, 3), (5, 1_000, 5)):
+        house.publish([receipt(reading_id, time_us=time_us)])
+        assert house.latest is not None
+        assert house.latest.id == latest_id
+
+
 def test_it_is_listening_while_anybody_does() -> None:
     house = hub()
     assert not house.is_listening

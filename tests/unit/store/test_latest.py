@@ -1,8 +1,11 @@
 """The latest of many rows, without a database."""
 
 import asyncio
+import logging
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
@@ -29,27 +32,32 @@ def flushes(draw: st.DrawFn) -> list[list[Noted]]:
     sets = draw(st.lists(some_sensors, min_size=1, max_size=3))
     ids = iter(draw(st.permutations(range(1, 200))))
     return [
-        [Noted(sensor, draw(st.integers(0, 3)), next(ids), *draw(st.tuples(values, values, values))) for sensor in of]
+        [Noted(sensor, draw(st.integers(0, 5)), next(ids), *draw(st.tuples(values, values, values))) for sensor in of]
         for of in draw(st.lists(st.sampled_from(sets), min_size=1, max_size=12))
     ]
 
 
+def rank(row: Noted, horizon_us: float) -> tuple[bool, int, int]:
+    return row.time <= horizon_us, row.time, row.id
+
+
 @pytest.mark.parametrize("compact_rows", [0, 5, 100_000])
-@given(flushes=flushes())
+@given(flushes=flushes(), horizon_us=st.sampled_from([math.inf, 2, 0, -1]))
 def test_the_latest_of_each_sensor_is_kept_whatever_came_together(
-    flushes: list[list[Noted]], compact_rows: int
+    flushes: list[list[Noted]], compact_rows: int, horizon_us: float
 ) -> None:
-    """Later by time, and of one time by id."""
+    """Later by time, and of one time by id; what is beyond the horizon gives way to what is not."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latest, "COMPACT_ROWS", compact_rows)
         noted = LatestRows()
         for rows in flushes:
-            noted.note(batch_of(rows))
+            noted.note(batch_of(rows), horizon_us)
     expected: dict[int, Noted] = {}
     for row in (row for rows in flushes for row in rows):
-        if row.sensor_id not in expected or (row.time, row.id) > expected[row.sensor_id][1:3]:
+        known = expected.get(row.sensor_id)
+        if known is None or rank(row, horizon_us) > rank(known, horizon_us):
             expected[row.sensor_id] = row
-    found = noted.latest()
+    found = noted.latest(horizon_us)
     times = found["time"].cast(pa.int64())
     columns = (column.to_pylist() for column in (found["sensor_id"], times, *found.columns[2:]))
     assert list(map(Noted._make, zip(*columns, strict=True))) == [expected[sensor] for sensor in sorted(expected)]
@@ -87,3 +95,77 @@ def test_the_same_sensors_again_are_no_more_rows() -> None:
     for time_us in range(100):
         noted.note(batch_of([Noted(sensor, time_us, time_us, 1.5, None, None) for sensor in range(10)]))
     assert [batch.num_rows for batch in noted.batches()] == [10]
+
+
+class Table:
+    """The table, its connection and cursor: takes some statements, and is away then."""
+
+    edition = None
+
+    def __init__(self, takes: int) -> None:
+        self.takes = takes
+        self.written: list[list[int]] = []
+        """The sensors of each statement."""
+
+    @asynccontextmanager
+    async def borrow(self, **_: float) -> AsyncIterator["Table"]:
+        if len(self.written) == self.takes:
+            raise DatabaseAway("away")
+        yield self
+
+    async def execute(self, _: str, columns: dict[str, str]) -> None:
+        self.written.append([int(sensor) for sensor in columns["sensor_id"][1:-1].split(",")])
+
+
+def test_what_is_written_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much is noted: a database that fails now and then still gets all of it, in pieces that become smaller."""
+    monkeypatch.setattr(latest, "PIECE_ROWS", 400)
+    table = Table(3)
+    readings = LatestReadings(cast("Any", table))
+    readings.note([Noted(sensor, 1, sensor, 1.5, None, None) for sensor in range(700)], None)
+    readings.note([], batch_of([Noted(sensor, 1, sensor, 1.5, None, None) for sensor in range(1_000, 2_000)]))
+    with pytest.raises(DatabaseAway):
+        asyncio.run(readings.write())
+    assert [len(sensors) for sensors in table.written] == [400, 300, 400]
+    assert readings.age_s > 0
+    table.takes = 99
+    asyncio.run(readings.write())
+    assert [len(sensors) for sensors in table.written] == [400, 300, 400, 200, 200, 200]
+    assert [sensor for sensors in table.written for sensor in sensors] == [*range(700), *range(1_000, 2_000)]
+    assert readings.age_s == 0
+    asyncio.run(readings.write())
+    assert len(table.written) == 6
+
+
+def test_many_that_came_alone_are_not_held_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And are written all the same."""
+    monkeypatch.setattr(latest, "SINGLES", 10)
+    table = Table(99)
+    readings = LatestReadings(cast("Any", table))
+    for start in range(0, 100, 5):
+        readings.note([Noted(sensor, 1, sensor, 1.5, None, 2.5) for sensor in range(start + 5, start, -1)], None)
+    assert sum(batch.num_rows for batch in readings.unwritten.batches()) == 100
+    asyncio.run(readings.write())
+    assert table.written == [list(range(1, 101))]
+
+
+def test_an_age_that_grows_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """And that it has been caught up with."""
+    monkeypatch.setattr(latest, "INTERVAL_S", 0)
+    table, now = Table(0), iter(range(0, 10_000, 50))
+    readings = LatestReadings(cast("Any", table), clock=lambda: next(now))
+
+    async def work() -> None:
+        readings.note([Noted(1, 1, 1, 1.5, None, None)], None)
+        writing = asyncio.create_task(readings.run())
+        while "is" not in caplog.text:
+            await asyncio.sleep(0)
+        table.takes = 1
+        while "caught up" not in caplog.text:
+            await asyncio.sleep(0.001)
+        writing.cancel()
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(work())
+    told = [record for record in caplog.records if "behind" in record.message]
+    assert [(record.levelname, "away" in record.message) for record in told] == [("WARNING", True)]

@@ -3,19 +3,26 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import chain, repeat
 from typing import Any, cast
 
 import pyarrow as pa
+import pytest
+from psycopg import sql
 
-from app.store.names import MIN_REMEMBERED_NAMES, SensorIds
+from app.errors import DatabaseAway
+from app.store.names import MIN_REMEMBERED_NAMES, NAME_BYTES, PIECE_NAMES, Remembered, SensorIds
 
 
 class Sensors:
     """A table of sensors, its own connection and cursor; answers take as long as it is told, one after the other."""
 
-    def __init__(self, *delays_s: float) -> None:
+    def __init__(self, *delays_s: float, answers: int = 1_000_000) -> None:
         self.ids: dict[str, int] = {}
-        self._delays_s = iter(delays_s)
+        self.asked: list[Sequence[str]] = []
+        """The names in each statement."""
+        self._delays_s = chain(delays_s, repeat(0.0))
+        self._answers = answers
         self._rows: list[tuple[int, str]] = []
 
     @asynccontextmanager
@@ -23,8 +30,13 @@ class Sensors:
         await asyncio.sleep(next(self._delays_s))
         yield self
 
-    async def execute(self, _: object, lists: Sequence[Sequence[str]]) -> "Sensors":
-        self._rows = [(self.ids.setdefault(name, len(self.ids) + 1), name) for name in lists[0]]
+    async def execute(self, statement: sql.Composed, lists: Sequence[Sequence[str]]) -> "Sensors":
+        if len(self.asked) == self._answers:
+            raise DatabaseAway("away")
+        self.asked.append(lists[0])
+        if "INSERT" in statement.as_string():
+            self.ids |= {name: len(self.ids) + place for place, name in enumerate(lists[0], 1)}
+        self._rows = [(self.ids[name], name) for name in lists[0] if name in self.ids]
         return self
 
     async def fetchall(self) -> list[tuple[int, str]]:
@@ -44,3 +56,37 @@ async def test_an_array_that_becomes_known_while_another_is_asked_for_is_not_tak
         assert ids.to_pylist() == [table.ids[name] for name in array.to_pylist()]
     _, (again,) = await sensors.ids_of_all([], [second])
     assert again.equals(of_arrays[1])
+
+
+async def test_names_are_asked_for_in_pieces_that_are_kept() -> None:
+    """A database that is lost in the middle has not been asked in vain."""
+    table = Sensors(answers=4)
+    sensors = SensorIds(cast("Any", table), timeout_s=9)
+    names = [f"sensor {number}" for number in range(3 * PIECE_NAMES)]
+    with pytest.raises(DatabaseAway):
+        await sensors.ids_of(names)
+    assert len(table.ids) == 2 * PIECE_NAMES
+    assert len(sensors.unknown_of(pa.array(names))) == PIECE_NAMES
+    table = sensors._database = Sensors()  # type: ignore[assignment]
+    await sensors.ids_of(names)
+    assert [len(asked) for asked in table.asked] == [PIECE_NAMES, PIECE_NAMES]  # found, and added
+    assert sensors.unknown_of(pa.array([*names, "other"])) == ["other"]
+
+
+async def test_names_that_have_ids_are_only_looked_up() -> None:
+    table = Sensors()
+    table.ids = {"a": 1, "b": 2}
+    assert await SensorIds(cast("Any", table), timeout_s=9).ids_of(["b", "a", "b"]) == [2, 1, 2]
+    assert table.asked == [["a", "b"]]
+
+
+def test_what_is_remembered_is_bounded_and_the_longest_unused_goes() -> None:
+    """However many names come; those that are asked for again and again stay."""
+    bound = 1_000
+    remembered = Remembered[str](max_bytes=bound * (NAME_BYTES + 8))
+    remembered.update({f"{0:08}": 0})
+    for number in range(1, 10 * bound):
+        remembered.update({f"{number:08}": number})
+        assert remembered.ids_of([f"{0:08}"]) == [0]
+    assert bound // 2 <= len(remembered) <= bound + 2
+    assert remembered.ids_of([f"{1:08}", f"{10 * bound - 1:08}"]) == [None, 10 * bound - 1]

@@ -346,3 +346,12 @@ def check(listener: Listener, star: Star) -> None:
         of_worker = [each.id for worker, each in committed if worker == number]
         got = [id_ for id_ in heard[1:] if id_ in of_worker]
         assert got == [id_ for id_ in of_worker if got and got[0] <= id_ <= got[-1] and id_ != heard[0]], "a gap"
+
+
+def test_latest_gives_way_when_ahead() -> None:
+    """A reading that was stored while a clock was a year ahead is not the latest for a year."""
+    switch = Switchboard(1, lambda: 1_000)
+    for reading_id, time_us, latest_id in ((1, 5_000, 1), (2, 10, 2), (3, 7_000, 2)):
+        switch.recall(receipt(reading_id, time_us=time_us))
+        assert switch.latest is not None
+        assert switch.latest.id == latest_id

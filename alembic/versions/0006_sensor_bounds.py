@@ -6,8 +6,8 @@ of ``sensor_status`` that met the sensor failed.
 
 from alembic import op
 
-revision = "0011"
-down_revision = "0003"
+revision = "0006"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 

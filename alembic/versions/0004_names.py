@@ -1,0 +1,108 @@
+"""Ids of names last, whoever remembers them is told when they change, and ages do not go by a wrong clock.
+
+Servers before this revision took a value of the identity for every name that they asked for. Those that no row has are
+given back: the identities go on behind the highest id that is in use.
+"""
+
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+GIVE_BACK = """
+SELECT setval(pg_get_serial_sequence('{table}', 'id'), greatest(max(id), 1), max(id) IS NOT NULL) FROM {table}
+"""
+
+# A process remembers which ids names have. Whoever deletes or renames such a row leaves its transaction's id here, and
+# each flush looks whether that is still the one from before its ids were looked up. Both only in the order in which
+# they get the lock, so that no flush is under way with ids that are gone when the change is committed. It is taken at
+# COMMIT: a transaction that is left open holds up nobody. TRUNCATE knows no such trigger.
+CHANGES = """
+CREATE FUNCTION names_change() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    IF current_setting('sensorflow.prunes', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    IF NOT EXISTS (
+        SELECT FROM server_settings WHERE name = 'names_changed_by' AND value = pg_current_xact_id()::text
+    ) THEN
+        LOCK TABLE flushes IN SHARE MODE;
+        INSERT INTO server_settings (name, value) VALUES ('names_changed_by', pg_current_xact_id()::text)
+        ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+-- It is asked once the flush has its lock on flushes, and looks at what is committed by then: so it is volatile.
+CREATE FUNCTION if_names_are_as_of(remembered text, result integer) RETURNS integer LANGUAGE plpgsql AS $$
+BEGIN
+    IF coalesce((SELECT value FROM server_settings WHERE name = 'names_changed_by'), '') <> remembered THEN
+        RAISE EXCEPTION 'rows of sensors or sources were deleted or renamed since their ids were looked up';
+    END IF;
+    RETURN result;
+END
+$$;
+"""
+TRIGGERS = """
+CREATE CONSTRAINT TRIGGER names_change AFTER DELETE OR UPDATE OF {columns} ON {table}
+DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION names_change();
+CREATE TRIGGER names_truncated AFTER TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION names_change();
+"""
+DROP_TRIGGERS = """
+DROP TRIGGER names_change ON {table};
+DROP TRIGGER names_truncated ON {table};
+"""
+DROP_CHANGES = """
+DROP FUNCTION names_change();
+DROP FUNCTION if_names_are_as_of(text, integer);
+DELETE FROM server_settings WHERE name = 'names_changed_by';
+"""
+
+# The default tells, without a look at the rows, that all of them were in use until now.
+SOURCES = "ALTER TABLE sources ADD last_used_on date NOT NULL DEFAULT current_date"
+DROP_SOURCES = "ALTER TABLE sources DROP last_used_on"
+
+# As in 0003, but for the clock: ages go by the servers', which readings are held against when they come. How far the
+# database's is ahead of it they leave in server_settings.
+STATUS = """
+CREATE OR REPLACE VIEW sensor_status AS
+SELECT s.id AS sensor_id, s.name, s.label, s.location, s.latitude, s.longitude, s.expected_interval_s,
+       l.time AS last_seen_at,
+       extract(epoch FROM {now} - l.time)::double precision AS age_s,
+       -- One whose clock was ahead by more than a reading may be would be online for as long.
+       l.time < {now} + INTERVAL '1 hour' AND l.time > {now} - make_interval(secs => coalesce(
+           3 * s.expected_interval_s,
+           (SELECT value::double precision FROM server_settings WHERE name = 'offline_after_s')
+       )) AS is_online,
+       l.id, l.temperature, l.humidity, l.pressure
+FROM sensors s
+LEFT JOIN latest_readings l ON l.sensor_id = s.id
+"""
+SERVERS_NOW = """(now() - make_interval(secs => coalesce(
+           (SELECT value::double precision FROM server_settings WHERE name = 'clock_skew_s'), 0
+       )))"""
+DROP_SKEW = "DELETE FROM server_settings WHERE name = 'clock_skew_s'"
+
+TABLES = {"sensors": "id, name", "sources": "id, key_name, client_ip"}
+
+
+def upgrade() -> None:
+    op.execute(CHANGES)
+    op.execute(SOURCES)
+    for table, columns in TABLES.items():
+        op.execute(TRIGGERS.format(table=table, columns=columns))
+        op.execute(GIVE_BACK.format(table=table))
+    op.execute(STATUS.format(now=SERVERS_NOW))
+
+
+def downgrade() -> None:
+    op.execute(STATUS.format(now="now()"))
+    op.execute(DROP_SKEW)
+    for table in TABLES:
+        op.execute(DROP_TRIGGERS.format(table=table))
+    op.execute(DROP_SOURCES)
+    op.execute(DROP_CHANGES)
