@@ -47,8 +47,14 @@ RESERVE_IDS = "SELECT nextval('reading_ids')"
 ID_BLOCK_ROWS = 100_000
 """Ids that one nextval hands out: the increment of the sequence ``reading_ids``, and so the most rows of a flush."""
 
-BEGIN_FLUSH = "BEGIN; INSERT INTO flushes (flush_id, rows) VALUES ({first_id:d}, {rows:d}); "
-"""Goes out with COPY as one simple query; that kind takes several statements, but no parameters."""
+BEGIN_FLUSH = (
+    "BEGIN; INSERT INTO flushes (flush_id, rows) VALUES ({first_id:d}, {rows:d})"
+    " ON CONFLICT (flush_id) DO UPDATE SET rows = NULL; "
+)
+"""Goes out with COPY as one simple query; that kind takes several statements, but no parameters.
+
+By naming its key, a ledger without one, which a restore under way may have left, is an error; and so is, since ``rows``
+can't be null, a flush that is in it already."""
 ADD_STALE_RANGES = "INSERT INTO stale_ranges (starts_at, ends_at) VALUES {}; "
 """Likewise: as a statement of its own it took a round trip of each flush of late readings."""
 STALE_RANGE = "(to_timestamp({:.0f}), to_timestamp({:.0f}))"
@@ -61,7 +67,7 @@ SAVEPOINT_WHOLE = "SAVEPOINT whole"
 ROLLBACK_WHOLE = "ROLLBACK TO whole; RELEASE whole"
 PROBE = "BEGIN; INSERT INTO flushes (flush_id, rows) VALUES (0, 0); ROLLBACK"
 WAIT_FOR_LOST_FLUSH = """
-INSERT INTO flushes (flush_id, rows) VALUES (%s, 0) ON CONFLICT DO NOTHING RETURNING flush_id
+INSERT INTO flushes (flush_id, rows) VALUES (%s, 0) ON CONFLICT (flush_id) DO NOTHING RETURNING flush_id
 """
 
 ENCODE_IN_THREAD_ROWS = 2_000
@@ -439,7 +445,7 @@ class Writer:
     async def _step(self) -> AsyncIterator[Connection]:
         """A live connection for one step, within the timeout. After a failure none of the step is left behind."""
         if self._connection is None:
-            self._connection = await self._database.connect("sensorflow flusher")
+            self._connection = await self._database.connect_to_write("sensorflow flusher")
             # What was remembered is another server's, if this one took over after a failover.
             self._sensors.forget()
             self._sources.forget()
