@@ -223,18 +223,20 @@ class Server:
             logger.warning("subscribers begin without the latest reading: %s", error)
             return
         if latest is not None:
-            self.hub.remember(self._encode(*latest))
+            try:
+                receipt = self._encode(*latest)
+            except (ValueError, OverflowError) as error:  # stored by SQL, in a year that Python does not know
+                logger.warning("subscribers begin without the latest reading: %s", error)
+                return
+            self.hub.remember(receipt)
 
     async def _prepare(self) -> Edition:
         """Migrates and probes; tries until the database lets it."""
-        said = None
         while True:
             try:
                 edition = await self._database.prepare()
             except DatabaseAway as error:
-                if str(error) != said:
-                    said = str(error)
-                    logger.warning("the database can't be used yet, readings are refused: %s", said)
+                self.pipeline.note_unavailable(error)
                 await asyncio.sleep(PREPARE_INTERVAL_S)
                 continue
             for name in edition.weak_durability:
@@ -256,19 +258,18 @@ class Server:
         except DatabaseAway as error:
             raise DatabaseAway("Nothing is stored: the database can't be asked for this Idempotency-Key.") from error
 
-    async def readiness(self) -> Readiness:
-        """Looks at the pipeline, and asks the database for a sign of life."""
-        trouble = self.pipeline.trouble
+    async def readiness(self, *, detailed: bool) -> Readiness:
+        """Look at the pipeline, and ask the database for a sign of life; ``detailed`` in the database's own words."""
+        trouble, public = self.pipeline.trouble, self.pipeline.public_trouble
         if trouble is None:
             try:
-                async with self._database.borrow(timeout_s=READINESS_TIMEOUT_S) as connection:
-                    await connection.execute("SELECT 1")
+                await self._database.check_writable(timeout_s=READINESS_TIMEOUT_S)
             except DatabaseAway as error:
-                trouble = str(error)
+                trouble, public = str(error), error.public
         edition = self._database.edition
         return Readiness(
             ready=trouble is None,
-            trouble=trouble,
+            trouble=trouble if detailed else public,
             edition=str(edition) if edition else None,
             durability_off=list(edition.weak_durability) if edition else [],
         )
@@ -387,5 +388,5 @@ def create_app(
     app.include_router(reads_router(Reads(server.history, kept_us=_kept_us(settings), now_us=now_us), keyring=keyring))
     app.include_router(sensors_router(server.sensors, keyring=keyring))
     app.include_router(live_router(hub=server.hub, keyring=keyring, send_timeout_s=settings.live_send_timeout_s))
-    app.include_router(ops_router(readiness=server.readiness, scrape=scrape))
+    app.include_router(ops_router(readiness=server.readiness, keyring=keyring, scrape=scrape))
     return Measure(app, observe=observe, clock=time.perf_counter), endpoint

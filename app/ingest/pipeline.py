@@ -11,6 +11,8 @@ Promises:
       before anything of it is tried again. (4)
     * What was committed before under the same Idempotency-Key is answered as it was then, and not stored again. (5)
     * The audience is told after COMMIT, and in the order of commits. (7)
+    * What can't be made a flush, or be written, for a reason that nobody foresaw is found by halving and rejected: no
+      content ends the flusher. (14)
 """
 
 import asyncio
@@ -21,11 +23,12 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from app.errors import DatabaseAway, NotStored, OutcomeUnknown, RejectedByDatabase, ShuttingDown
+from app.errors import DatabaseAway, NotStored, OutcomeUnknown, RejectedByDatabase, SensorFlowError, ShuttingDown
 from app.ingest.batch import Batch, Content, Reading
 from app.ingest.buffer import Answer, Buffer, Parcel
 from app.ingest.claim import Claim, Repeated, Replay
 from app.ingest.receipt import Receipt, Stored
+from app.repeats import Repeats
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +103,25 @@ class Flight(Generic[AnyFlush]):
     started: float
 
 
+class _Unstorable(Exception):
+    """A flight failed before its commit, and not by the database's doing."""
+
+    def __init__(self, parcels: Sequence[Parcel]) -> None:
+        super().__init__(f"{len(parcels)} requests can't be stored together")
+        self.parcels = parcels
+
+
+@contextmanager
+def _unforeseen_errors(parcels: Sequence[Parcel]) -> Iterator[None]:
+    """Turn what a Store does not raise on purpose into _Unstorable."""
+    try:
+        yield
+    except (SensorFlowError, Repeated):
+        raise
+    except Exception as error:
+        raise _Unstorable(parcels) from error
+
+
 class Audience(Protocol):
     """Who is told of committed readings."""
 
@@ -168,6 +190,8 @@ class Pipeline(Generic[AnyFlush]):
         self._flight_max_rows = flush_max_rows
         """Halved while flushes fail, so that one which never could succeed does not stand in the way for ever."""
         self._trouble: str | None = "the database has not been reached yet"
+        self._public_trouble = "The database has not been reached yet."
+        self._repeats = Repeats()
         self._draining = False
         self.opened = asyncio.Event()
         """Set once readings have been taken for the first time."""
@@ -189,6 +213,19 @@ class Pipeline(Generic[AnyFlush]):
     def trouble(self) -> str | None:
         """Why nothing can be stored at the moment; None when all is well."""
         return "the server is shutting down" if self._draining else self._trouble
+
+    @property
+    def public_trouble(self) -> str | None:
+        """The same as far as anybody may know: without the database's own words, and its names of hosts and users."""
+        if self.trouble is None or self._draining:
+            return self.trouble
+        return self._public_trouble
+
+    def note_unavailable(self, error: DatabaseAway) -> None:
+        """Take note, and log now and then, why nothing can be stored."""
+        if self._repeats.is_due(str(error), self._clock()):
+            logger.warning("the database is unavailable, readings are refused: %s", error)
+        self._trouble, self._public_trouble = str(error), error.public
 
     def reserve(self, key_name: str, size_bytes: int) -> None:
         """Holds room in the buffer for what a key is about to send; negative gives room back.
@@ -247,7 +284,8 @@ class Pipeline(Generic[AnyFlush]):
         finally:
             if self._ahead is not None:
                 self._ahead.cancel()
-            self._trouble = self._trouble or "the flusher has stopped"
+            if self._trouble is None:
+                self._trouble, self._public_trouble = "the flusher has stopped", "The flusher has stopped."
             self._answer_everybody()
 
     async def drain(self, timeout_s: float) -> None:
@@ -287,10 +325,25 @@ class Pipeline(Generic[AnyFlush]):
                     # Perhaps it is the size: too many chunks, or too long for the database's patience.
                     self._flight_max_rows = max(1, self._flight_max_rows // 2)
                 await self._reach(self._store.connect)
+            except _Unstorable as error:
+                await self._forget_what_is_ahead()
+                self._set_aside(error)
+                await self._reach(self._store.connect)
             else:
                 failures = 0
                 self._backoff_s = FIRST_BACKOFF_S
                 self._flight_max_rows = min(2 * self._flight_max_rows, self._flush_max_rows)
+
+    def _set_aside(self, error: _Unstorable) -> None:
+        """Reject a request that failed alone; of several, try fewer."""
+        self.failed_flushes += 1
+        parcels = error.parcels
+        if len(parcels) == 1:
+            logger.critical("a request can't be stored, and is rejected", exc_info=error.__cause__)
+            self.buffer.reject(parcels[0], RejectedByDatabase(f"It can't be stored: {type(error.__cause__).__name__}"))
+        else:
+            self._flight_max_rows = max(1, sum(parcel.rows for parcel in parcels) // 2)
+        self.buffer.keep()
 
     async def _next_flight(self) -> Flight[AnyFlush]:
         """What is to be written next, prepared. Raises DatabaseAway; the parcels are in flight then."""
@@ -333,7 +386,9 @@ class Pipeline(Generic[AnyFlush]):
 
     async def _prepare(self, parcels: Sequence[Parcel]) -> Flight[AnyFlush]:
         started = self._clock()
-        return Flight(parcels, await self._store.prepare([parcel.content for parcel in parcels]), started)
+        with _unforeseen_errors(parcels):
+            flush = await self._store.prepare([parcel.content for parcel in parcels])
+        return Flight(parcels, flush, started)
 
     async def _let_neighbours_in(self) -> None:
         """Lets requests that have reached this process's sockets join the flush, for as long as every turn of the
@@ -356,7 +411,8 @@ class Pipeline(Generic[AnyFlush]):
         self._writing = True
         self._prepare_ahead()
         try:
-            await self._store.write(flush, lambda: self._answers_of_claims(flight))
+            with _unforeseen_errors(flight.parcels):
+                await self._store.write(flush, lambda: self._answers_of_claims(flight))
         except Repeated as error:
             for parcel in flight.parcels:
                 if parcel.claim is not None and (kept := error.kept.get(parcel.claim.name)) is not None:
@@ -452,13 +508,12 @@ class Pipeline(Generic[AnyFlush]):
                 if self._trouble is not None and self.opened.is_set():
                     logger.info("the database is back; readings are taken again")
                 self._trouble = None
+                self._repeats.forget()
                 self.opened.set()
                 return result
 
     async def _back_off(self, error: DatabaseAway) -> None:
-        if self._trouble is None:
-            logger.warning("the database is away, readings are refused: %s", error)
-        self._trouble = str(error)
+        self.note_unavailable(error)
         await asyncio.sleep(self._backoff_s)
         self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
 

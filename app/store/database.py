@@ -203,6 +203,7 @@ SET_FOR_VIEWS = """
 INSERT INTO server_settings (name, value) VALUES ('timezone', %s), ('offline_after_s', %s)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE server_settings.value <> excluded.value
 """
+IS_READ_ONLY = "SELECT current_setting('transaction_read_only') = 'on'"
 READER = "sensorflow_reader"
 
 
@@ -332,7 +333,8 @@ class Database:
         )
         self._readers = asyncio.Semaphore(READERS_SHARE)
         self._revision = ScriptDirectory.from_config(Config(ALEMBIC_INI)).get_current_head()
-        self._is_pooled = False
+        self.is_pooled = False
+        """Whether a pooler stands before it, by the last connection made."""
         self.edition: Edition | None = None
         """What answered when the schema was prepared; None until then."""
 
@@ -393,9 +395,9 @@ class Database:
             raise
         if session.is_pooled:
             connection.prepare_threshold = None
-            if not self._is_pooled:
+            if not self.is_pooled:
                 logger.info("a connection pooler stands before the database: nothing is prepared")
-        self._is_pooled = session.is_pooled
+        self.is_pooled = session.is_pooled
 
     async def _check_schema(self, connection: Connection) -> None:
         """Raise DatabaseAway unless all that keeps flushes apart is there."""
@@ -455,6 +457,13 @@ class Database:
             except psycopg.errors.ReadOnlySqlTransaction:
                 await connection.close()
                 raise
+
+    async def check_writable(self, *, timeout_s: float) -> None:
+        """Ask the database for a sign of life. Raise DatabaseAway if there is none, or nothing may be written."""
+        async with self.borrow(timeout_s=timeout_s) as connection:
+            row = await (await connection.execute(IS_READ_ONLY)).fetchone()
+            if row == (True,):
+                raise psycopg.errors.ReadOnlySqlTransaction("default_transaction_read_only is on for the session")
 
     def pool_stats(self) -> dict[str, int]:
         """The pool's own counters, by the names that psycopg_pool gives them."""

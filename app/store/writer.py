@@ -377,7 +377,7 @@ class Writer:
                 commit_is_out = False
                 if tag != "COMMIT":
                     raise DatabaseAway(f"COMMIT was answered with {tag}")
-        except (DatabaseAway, RejectedByDatabase) as error:
+        except Exception as error:
             if commit_is_out:
                 raise OutcomeUnknown(str(error)) from error
             raise
@@ -462,7 +462,7 @@ class Writer:
             except (psycopg.Error, TimeoutError):
                 await self.close()
             raise
-        except DatabaseAway:
+        except Exception:
             await self.close()
             raise
 

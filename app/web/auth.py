@@ -52,3 +52,7 @@ class Keyring:
         if found is None:
             raise Unauthorized(f"This API key is unknown, or not one to {scope.value} with.")
         return found.name
+
+    def knows(self, secret: bytes | None) -> bool:
+        """Whether this is one of the keys, whatever it may be used for."""
+        return secret is not None and sum(hmac.compare_digest(known, secret) for known, _ in self._keys) > 0
