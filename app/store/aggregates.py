@@ -42,14 +42,18 @@ LONGEST_PIECE = timedelta(days=64)
 QUICK_S = 1.0
 """What took less may be followed by a piece twice as long: a year of hourly readings takes 7 and not 365."""
 
+# Without the columnstore's policy of readings the schema has been made anew, or somebody removed it.
 IS_DUE = """
-SELECT EXISTS (SELECT FROM stale_ranges) OR NOT value::timestamptz BETWEEN now() - %s AND now()
+SELECT EXISTS (SELECT FROM stale_ranges) OR NOT value::timestamptz BETWEEN now() - %s AND now(),
+       NOT EXISTS (
+           SELECT FROM timescaledb_information.jobs
+           WHERE (hypertable_schema, hypertable_name, proc_name) = (current_schema, 'readings', 'policy_compression')
+       )
 FROM server_settings WHERE name = 'aggregates_refreshed_until'
 """
-# Of times that differ by zone only in the hour that comes twice, Python says that they are the same; a refresh may take
-# as long as it does; and to compile it takes 12 s where the refresh itself takes 0.2.
-OF_THIS_SESSION = "SET TIME ZONE 'UTC'; SET statement_timeout = 0; SET jit = off"
-TRY_LOCK = "SELECT pg_try_advisory_lock(%s), now()"
+# To compile it takes 12 s where the refresh itself takes 0.2.
+OF_THIS_SESSION = "SET jit = off"
+TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%s), now()"
 STALE = "SELECT starts_at, ends_at, array_agg(id) FROM stale_ranges GROUP BY 1, 2 ORDER BY 1 LIMIT 1000"
 FORGET = "DELETE FROM stale_ranges WHERE id = ANY(%s)"
 # In one go: by default it goes in steps of ten buckets, which takes 12 s for a month of minutes instead of 0.1.
@@ -108,24 +112,33 @@ class Aggregates:
     async def refresh(self) -> None:
         """Refreshes what is due, if no other process is at it. Raises DatabaseAway."""
         async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as pooled:
-            is_due = await (await pooled.execute(IS_DUE, [SWEEP_INTERVAL])).fetchone()
-        if is_due == (False,) and self._has_policies:
+            row = await (await pooled.execute(IS_DUE, [SWEEP_INTERVAL])).fetchone()
+        is_due, lacks_policies = row or (True, True)
+        self._has_policies &= not lacks_policies
+        if not is_due and self._has_policies:
             return
+        # A refresh may be in no transaction, and a lock had better be in one: a pooler gives a session to the next.
         with own_errors():
-            async with await self._database.connect("sensorflow aggregates") as connection:
-                await connection.execute(OF_THIS_SESSION)
-                row = await (await connection.execute(TRY_LOCK, [REFRESH_LOCK])).fetchone()
+            async with (
+                await self._database.connect("sensorflow aggregates lock") as guard,
+                guard.transaction(),
+                await self._database.connect("sensorflow aggregates") as connection,
+            ):
+                row = await (await guard.execute(TRY_LOCK, [REFRESH_LOCK])).fetchone()
                 assert row is not None  # a SELECT without FROM has one row
                 has_lock, now = row
-                if has_lock:
-                    # Before there are policies, and from the oldest on: until the last of it is refreshed, queries take
-                    # what is missing from the readings.
-                    is_all = await self._refresh_stale(connection)
-                    await self._sweep(connection, now)
-                    if is_all and not self._has_policies:
-                        await connection.execute(SET_DELETED_UNTIL)
-                        await apply_policies(connection, self._retention)
-                        self._has_policies = True
+                if not has_lock:
+                    return
+                if not self._database.is_pooled:
+                    await connection.execute(OF_THIS_SESSION)
+                # Before there are policies, and from the oldest on: until the last of it is refreshed, queries take
+                # what is missing from the readings.
+                is_all = await self._refresh_stale(connection)
+                await self._sweep(connection, now)
+                if is_all and not self._has_policies:
+                    await connection.execute(SET_DELETED_UNTIL)
+                    await apply_policies(connection, self._retention)
+                    self._has_policies = True
 
     async def _refresh_stale(self, connection: Connection) -> bool:
         """Whether all of it is refreshed. A span that can't be holds up no other, and is tried again."""
