@@ -78,6 +78,7 @@ def _database(settings: Settings, url: str) -> Database:
         timezone=settings.timezone,
         offline_after_s=settings.offline_after_s,
         reader_password=password.get_secret_value() if password else None,
+        reader_role=settings.reader_role,
     )
 
 

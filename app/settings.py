@@ -109,8 +109,13 @@ class Settings(BaseSettings):
     )
     reader_password: SecretStr | None = Field(
         None,
-        description="Password of the role `sensorflow_reader`, which may read and no more: Grafana's. Unset: it can't "
-        "log in.",
+        description="Password of the role that may read and no more: Grafana's. Unset: it can't log in.",
+    )
+    reader_role: str = Field(
+        "sensorflow_reader",
+        pattern=r"^[a-z_][a-z0-9_]{0,62}$",
+        description="Name of that role. Roles are the whole PostgreSQL server's: of two installations on one, give "
+        "each its own.",
     )
 
     buffer_max_rows: PositiveInt = Field(1_000_000, description="Rows held at most, queued and in flight; then 503.")

@@ -205,6 +205,27 @@ ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE server_settings.va
 """
 IS_READ_ONLY = "SELECT current_setting('transaction_read_only') = 'on'"
 READER = "sensorflow_reader"
+"""The role to which migrations grant what may be read."""
+FIND_READER = """
+SELECT coalesce(shobj_description(oid, 'pg_authid'), '') FROM pg_roles WHERE rolname = %s
+"""
+# Roles are the whole server's, and another database's installation may have the same one.
+READER_MARK = r"""
+SELECT format('SensorFlow: reads schema %%I of database %%s', current_schema, oid), %s <> '' AND EXISTS (
+    SELECT FROM pg_database WHERE oid::text = substring(%s FROM '^SensorFlow: reads schema .* of database (\d+)$')
+)
+FROM pg_database WHERE datname = current_database()
+"""
+CREATE_READER = """
+CREATE ROLE {role} NOLOGIN;
+ALTER ROLE {role} SET default_transaction_read_only = on;
+ALTER ROLE {role} SET statement_timeout = '30s'
+"""
+READABLE = """
+SELECT relname FROM pg_class c, aclexplode(relacl) AS granted
+WHERE relnamespace = current_schema::regnamespace AND granted.privilege_type = 'SELECT'
+    AND granted.grantee = (SELECT oid FROM pg_roles WHERE rolname = %s) AND NOT has_table_privilege(%s, c.oid, 'SELECT')
+"""
 
 
 def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
@@ -317,12 +338,22 @@ class Database:
         timezone: IANA name of the zone in which the view ``data`` gives its dates and times.
         offline_after_s: after how long a sensor without an expected interval is offline in the view ``sensor_status``.
         reader_password: lets the role that may only read log in; None: it is left as it is.
+        reader_role: that role.
     """
 
-    def __init__(self, url: str, *, timezone: str, offline_after_s: float, reader_password: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timezone: str,
+        offline_after_s: float,
+        reader_password: str | None = None,
+        reader_role: str = READER,
+    ) -> None:
         self._url = url
         self._for_views = [timezone, str(offline_after_s)]
         self._reader_password = reader_password
+        self._reader_role = reader_role
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             url,
             kwargs={"autocommit": True, **connection_arguments(url, "sensorflow reads")},
@@ -350,7 +381,7 @@ class Database:
         async with connection:
             with own_errors():
                 if self._reader_password is not None:
-                    await _let_reader_in(connection, self._reader_password)
+                    await _let_reader_in(connection, self._reader_role, self._reader_password)
                 self.edition = await _probe(connection)
         await self._pool.open()
         return self.edition
@@ -474,20 +505,57 @@ class Database:
         await self._pool.close(timeout=2)
 
 
-async def _let_reader_in(connection: Connection, password: str) -> None:
-    """Gives the reader its password, hashed here, so that no log of PostgreSQL's can hold it."""
-    hashed = connection.pgconn.encrypt_password(password.encode(), READER.encode(), b"scram-sha-256").decode()
+async def _let_reader_in(connection: Connection, role: str, password: str) -> None:
+    """Give the reader its password, hashed here, so that no log of PostgreSQL's can hold it, and what it may read.
+
+    A role that another installation has marked as its own is left as it is.
+    """
+    hashed = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
+    name = sql.Identifier(role)
     try:
         # Of two that alter a role at once PostgreSQL refuses one.
         async with connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock(%s)", [MIGRATION_LOCK])
-            await connection.execute(sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(READER), hashed))
+            found = await (await connection.execute(FIND_READER, [role])).fetchone()
+            if found is None and role != READER:
+                await connection.execute(sql.SQL(CREATE_READER).format(role=name))
+            marked = found[0] if found else ""
+            row = await (await connection.execute(READER_MARK, [marked, marked])).fetchone()
+            assert row is not None  # the database that is asked
+            mark, is_taken = row
+            if is_taken and marked != mark:
+                logger.error(
+                    "the role %s is another installation's (%s) and keeps its password: set READER_ROLE here to "
+                    "another name, and give that to Grafana",
+                    role,
+                    marked,
+                )
+                return
+            await connection.execute(sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(name, hashed))
+            await connection.execute(sql.SQL("COMMENT ON ROLE {} IS {}").format(name, mark))
+            await _let_reader_see(connection, role)
     except (psycopg.errors.UndefinedObject, psycopg.errors.InsufficientPrivilege) as error:
         raise ConfigurationError(
-            f"READER_PASSWORD is set, but the account in DATABASE_URL can't give it to the role {READER} "
+            f"READER_PASSWORD is set, but the account in DATABASE_URL can't give it to the role {role} "
             f"({first_line(error)}). Unset it, and let one that may make the role, give it a password, and grant it "
             "USAGE of the schema and SELECT on what it is to read"
         ) from error
+
+
+async def _let_reader_see(connection: Connection, role: str) -> None:
+    """Grant a role what migrations have granted to READER, and show it the schema."""
+    row = await (await connection.execute("SELECT current_schema, current_database()")).fetchone()
+    assert row is not None  # a SELECT without FROM has one row
+    schema, database, name = sql.Identifier(row[0]), sql.Identifier(row[1]), sql.Identifier(role)
+    if role != READER:
+        await connection.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(schema, name))
+        for (relation,) in await (await connection.execute(READABLE, [READER, role])).fetchall():
+            grant = sql.SQL("GRANT SELECT ON {} TO {}")
+            await connection.execute(grant.format(sql.Identifier(row[0], relation), name))
+    if row[0] != "public":
+        await connection.execute(
+            sql.SQL("ALTER ROLE {} IN DATABASE {} SET search_path = {}").format(name, database, schema)
+        )
 
 
 async def _probe(connection: Connection) -> Edition:
