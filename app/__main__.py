@@ -16,13 +16,16 @@ from app.imports.command import add_arguments, import_files
 from app.logs import configure_logging
 from app.serve import serve
 from app.settings import Keys, Settings, load_settings, strong_keys
-from app.store.database import checked_url, migrate
+from app.store.adoption import ZONE, adopt
+from app.store.database import KEPT_ORIGINAL, checked_url, migrate
 from app.store.embedded import embedded_database
 
 logger = logging.getLogger("app")
 
 KEY_FILES = ("api_key", "api_key_ws")
 """Below DATA_DIR, where the keys are kept that were made for an embedded database."""
+INCOMPLETE_STATUS = 3
+"""Exit status of an adoption that left rows out."""
 TCP_USER_TIMEOUT_MS = 5_000
 SEND_BUFFER_BYTES = 65_536
 LISTEN_BACKLOG = 2_048
@@ -36,6 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
     migration = commands.add_parser("migrate", help="bring the database's schema up to date, without serving")
     migration.add_argument(
         "--down", metavar="REVISION", help="go back to this revision instead; `base` removes everything"
+    )
+    migration.add_argument(
+        "--adopt",
+        nargs="?",
+        const=ZONE,
+        metavar="ZONE",
+        help=f"take over the readings of the original SensorFlow, whose times are of this zone ({ZONE})",
     )
     add_arguments(commands.add_parser("import", help="store the readings of CSV, NDJSON and Parquet files"))
     chosen = parser.parse_args(arguments)
@@ -54,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
                 return import_files(settings, chosen, url)
             if chosen.command == "serve":
                 _serve(settings, url)
+            elif chosen.adopt is not None:
+                return _adopt(url, chosen.adopt)
             else:
                 migrate(url, chosen.down or "head", down=chosen.down is not None)
     except SensorFlowError as error:
@@ -65,6 +77,26 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"sensorflow: stopped. {'Nothing is stored.' if chosen.dry_run else again}", file=sys.stderr)
         return 130
     return 0
+
+
+def _adopt(url: str, zone: str) -> int:
+    """Take over the original's readings and say what has become of them; the exit status."""
+    adoption = adopt(url, zone)
+    span = (
+        f", from {adoption.first:%Y-%m-%d %H:%M:%S} to {adoption.last:%Y-%m-%d %H:%M:%S} UTC" if adoption.rows else ""
+    )
+    print(
+        f"{adoption.rows:,} readings are taken over{span}; their times were read as those of {zone}. "
+        f"The original's table is kept as {KEPT_ORIGINAL}."
+    )
+    if not adoption.left_out:
+        return 0
+    print(
+        f"{adoption.left_out:,} rows are left out, since they have no time, no sensor or no finite value: the first "
+        f"are those with id {', '.join(map(str, adoption.ids_left_out))}.",
+        file=sys.stderr,
+    )
+    return INCOMPLETE_STATUS
 
 
 @contextmanager

@@ -172,6 +172,20 @@ SELECT to_regclass(format('%I.alembic_version', current_schema)) IS NOT NULL,
        to_regclass(format('%I.readings', current_schema)) IS NOT NULL
 """
 REVISION = "SELECT max(version_num) FROM alembic_version"
+COLUMNS_OF_TABLE = """
+SELECT ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
+       relkind IN ('r', 'p')
+FROM pg_class c
+WHERE relnamespace = current_schema::regnamespace AND relname = %s AND relkind IN ('r', 'p', 'v', 'm', 'f')
+"""
+ORIGINAL_COLUMNS = frozenset(
+    {"id", "temperature", "humidity", "pressure", "date_recorded", "time_recorded", "sensor_id", "client_ip"}
+)
+KEPT_ORIGINAL = "data_of_original"
+ADOPTION_IS_BEGUN = f"""
+SELECT to_regclass(format('%I.{KEPT_ORIGINAL}', current_schema)) IS NULL
+    OR EXISTS (SELECT FROM server_settings WHERE name = 'adopted_until_id')
+"""
 UNIQUE_KEYS: Mapping[str, tuple[str, ...]] = {
     "flushes": ("flush_id",),
     "sensors": ("name", "id"),
@@ -241,7 +255,7 @@ def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
             _check_revision(connection)
         engine = sqlalchemy.create_engine(
             "postgresql+psycopg://",
-            creator=lambda: _connect_to_migrate(url, autocommit=False),
+            creator=lambda: connect_to_migrate(url, autocommit=False),
             poolclass=sqlalchemy.NullPool,
         )
         sqlalchemy.event.listen(engine, "begin", _bound_lock_waits)
@@ -263,7 +277,7 @@ def migrating(url: str) -> Iterator[psycopg.Connection]:
 
     The lock is held by a transaction on a connection of its own: a pooler may give a session's lock to the next client.
     """
-    with own_errors(), _connect_to_migrate(url, autocommit=False) as guard, guard.transaction():
+    with own_errors(), connect_to_migrate(url, autocommit=False) as guard, guard.transaction():
         deadline = time.monotonic() + MIGRATION_WAIT_S
         said = False
         while guard.execute(TRY_MIGRATION_LOCK).fetchone() != (True,):
@@ -277,11 +291,12 @@ def migrating(url: str) -> Iterator[psycopg.Connection]:
                 said = True
                 logger.warning("waiting for another process that migrates the database: %s", holder)
             time.sleep(MIGRATION_POLL_S)
-        with _connect_to_migrate(url, autocommit=True) as connection:
+        with connect_to_migrate(url, autocommit=True) as connection:
             yield connection
 
 
-def _connect_to_migrate(url: str, *, autocommit: bool) -> psycopg.Connection:
+def connect_to_migrate(url: str, *, autocommit: bool) -> psycopg.Connection:
+    """A connection for what takes its time. Raises what the driver raises, and what ``inspected`` does."""
     connection = psycopg.connect(url, autocommit=True, **connection_arguments(url, "sensorflow migrate"))
     try:
         row = connection.execute(INSPECT, INSPECT_ARGUMENTS, prepare=False).fetchone()
@@ -312,10 +327,50 @@ def _create_extension(connection: psycopg.Connection) -> None:
             logger.warning("TimescaleDB is loaded but can't be used in this database: %s", first_line(error))
 
 
+def find_original(connection: psycopg.Connection, name: str) -> bool:
+    """Whether there is a table of this name that has the columns of the original SensorFlow's."""
+    row = connection.execute(COLUMNS_OF_TABLE, [name]).fetchone()
+    return row is not None and set(row[0]) >= ORIGINAL_COLUMNS and bool(row[1])  # ours is a view
+
+
+def has_continuous_aggregates(connection: psycopg.Connection) -> bool:
+    """Whether the schema's aggregates are continuous."""
+    row = connection.execute(
+        "SELECT to_regclass('timescaledb_information.continuous_aggregates') IS NOT NULL"
+    ).fetchone()
+    return row == (True,) and connection.execute(HAS_CONTINUOUS_AGGREGATES).fetchone() == (True,)
+
+
+def _check_names(connection: psycopg.Connection) -> None:
+    """Raise ConfigurationError if a schema that is not ours yet has tables where ours will be."""
+    if find_original(connection, "data"):
+        row = connection.execute("SELECT max(id), min(date_recorded), max(date_recorded) FROM data").fetchone()
+        last_id, first, last = row or (None, None, None)
+        raise ConfigurationError(
+            f"The database is one of the original SensorFlow: its table data has ids up to {last_id}, from {first} to "
+            f"{last}. Stop that server and take its readings over with: python -m app migrate --adopt. "
+            f"The table itself is kept, as {KEPT_ORIGINAL}"
+        )
+    found = [
+        name for name in ("data", "sensors", "sources", "flushes", "server_settings") if _is_there(connection, name)
+    ]
+    if found and not _is_there(connection, "readings"):
+        raise ConfigurationError(
+            f"The schema has tables of another program where SensorFlow's would be: {', '.join(found)}. Make one for "
+            "SensorFlow alone: CREATE SCHEMA sensorflow, and add ?options=-csearch_path%3Dsensorflow to DATABASE_URL"
+        )
+
+
+def _is_there(connection: psycopg.Connection, name: str) -> bool:
+    return connection.execute(COLUMNS_OF_TABLE, [name]).fetchone() is not None
+
+
 def _check_revision(connection: psycopg.Connection) -> None:
     """Raise ConfigurationError if the schema is newer than this code, DatabaseAway if it is being restored."""
     has_revision, has_readings = connection.execute(HAS_TABLES).fetchone() or (False, False)
     (revision,) = (connection.execute(REVISION).fetchone() if has_revision else None) or (None,)
+    if revision is None:
+        _check_names(connection)
     scripts = ScriptDirectory.from_config(Config(ALEMBIC_INI))
     if revision is None and has_readings:
         raise DatabaseAway(
@@ -439,6 +494,11 @@ class Database:
                 f"the schema has the revision {row[0]}, and {self._revision} is needed: run python -m app migrate, or "
                 "start the server anew",
                 public=INCOMPLETE,
+            )
+        # Its rows keep their ids, so it must set the sequence before a server draws from it.
+        if await (await connection.execute(ADOPTION_IS_BEGUN)).fetchone() == (False,):
+            raise ConfigurationError(
+                f"The original's readings, in {KEPT_ORIGINAL}, are not taken over: run python -m app migrate --adopt"
             )
         missing = await (await connection.execute(MISSING_KEYS, MISSING_KEYS_ARGUMENTS)).fetchall()
         if missing:
