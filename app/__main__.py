@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -15,7 +16,7 @@ from app.errors import ConfigurationError, SensorFlowError
 from app.imports.command import add_arguments, import_files
 from app.logs import configure_logging
 from app.serve import serve
-from app.settings import Keys, Settings, load_settings, strong_keys
+from app.settings import Keys, Settings, load_settings, strong_keys, unknown_settings
 from app.store.adoption import ZONE, adopt
 from app.store.database import KEPT_ORIGINAL, checked_url, migrate
 from app.store.embedded import embedded_database
@@ -54,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = load_settings()
         configure_logging(level=settings.log_level, as_json=settings.log_format == "json")
+        for sentence in unknown_settings(os.environ):
+            logger.warning(sentence)
         is_import = chosen.command == "import"
         if is_import:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # an import that is ended has not succeeded
