@@ -459,7 +459,7 @@ class Database:
         connection = await self.connect(application_name)
         try:
             with own_errors():
-                await self._check_schema(connection)
+                await self.check_schema(connection)
                 await connection.execute(SET_FOR_VIEWS, self._for_views)
         except BaseException:
             await connection.close()
@@ -485,7 +485,7 @@ class Database:
                 logger.info("a connection pooler stands before the database: nothing is prepared")
         self.is_pooled = session.is_pooled
 
-    async def _check_schema(self, connection: Connection) -> None:
+    async def check_schema(self, connection: Connection) -> None:
         """Raise DatabaseAway unless all that keeps flushes apart is there."""
         row = await (await connection.execute(REVISION)).fetchone()
         assert row is not None  # a SELECT without FROM has one row

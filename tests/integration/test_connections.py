@@ -145,12 +145,13 @@ async def test_half_restored_schema(database: str, table: str, constraint: str, 
             pass
 
 
-async def test_half_restored_under_a_flush(database: str) -> None:
-    """Also on the connection that it has, a flusher stores nothing into a ledger without its key."""
+async def test_half_restored_under_a_flusher(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on the connection that it has, a flusher finds within seconds that keys are missing, and stores nothing."""
+    monkeypatch.setattr("app.store.writer.CHECK_SCHEMA_EVERY_S", 0)
     async with writing(database) as (_, writer):
         await write(writer, reading(1))
-        execute(database, "ALTER TABLE flushes DROP CONSTRAINT flushes_pkey")
-        with pytest.raises(DatabaseAway, match="ON CONFLICT"):
+        execute(database, "ALTER TABLE sensors DROP CONSTRAINT sensors_name_key")
+        with pytest.raises(DatabaseAway, match=r"missing: sensors \(name\)"):
             await write(writer, reading(2))
     assert rows(database, "SELECT count(*) FROM readings") == [(1,)]
 
