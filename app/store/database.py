@@ -497,7 +497,8 @@ class Database:
             )
         # Its rows keep their ids, so it must set the sequence before a server draws from it.
         if await (await connection.execute(ADOPTION_IS_BEGUN)).fetchone() == (False,):
-            raise ConfigurationError(
+            error = ConfigurationError if self.edition is None else DatabaseAway  # a server that runs goes on
+            raise error(
                 f"The original's readings, in {KEPT_ORIGINAL}, are not taken over: run python -m app migrate --adopt"
             )
         missing = await (await connection.execute(MISSING_KEYS, MISSING_KEYS_ARGUMENTS)).fetchall()
