@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import os
 import secrets
 import shlex
 import signal
@@ -20,8 +21,9 @@ from app.errors import ConfigurationError, SensorFlowError
 from app.imports.command import add_arguments, import_files
 from app.logs import configure_logging
 from app.serve import serve
-from app.settings import Keys, Settings, load_settings, strong_keys
-from app.store.database import Database, checked_url, migrate
+from app.settings import Keys, Settings, load_settings, strong_keys, unknown_settings
+from app.store.adoption import ZONE, adopt
+from app.store.database import KEPT_ORIGINAL, Database, checked_url, migrate
 from app.store.embedded import embedded_database
 from app.store.move import move
 from app.store.policies import Retention
@@ -31,6 +33,8 @@ logger = logging.getLogger("app")
 
 KEY_FILES = ("api_key", "api_key_ws")
 """Below DATA_DIR, where the keys are kept that were made for an embedded database."""
+INCOMPLETE_STATUS = 3
+"""Exit status of an adoption that left rows out."""
 TCP_USER_TIMEOUT_MS = 5_000
 SEND_BUFFER_BYTES = 65_536
 LISTEN_BACKLOG = 2_048
@@ -44,6 +48,13 @@ def main(arguments: list[str] | None = None) -> int:
     migration = commands.add_parser("migrate", help="bring the database's schema up to date, without serving")
     migration.add_argument(
         "--down", metavar="REVISION", help="go back to this revision instead; `base` removes everything"
+    )
+    migration.add_argument(
+        "--adopt",
+        nargs="?",
+        const=ZONE,
+        metavar="ZONE",
+        help=f"take over the readings of the original SensorFlow, whose times are of this zone ({ZONE})",
     )
     add_arguments(
         commands.add_parser("import", help="store the readings of CSV, JSON, NDJSON, Arrow and Parquet files")
@@ -59,23 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = load_settings()
         configure_logging(level=settings.log_level, as_json=settings.log_format == "json")
-        is_import = chosen.command == "import"
-        if is_import:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # an import that is ended has not succeeded
-        if is_import and chosen.dry_run:
-            return import_files(settings, chosen, None)
-        if chosen.command == "move":
-            _move(settings, chosen.source)
-            return 0
-        with _database(settings, may_join=chosen.command in {"import", "refresh"}) as url:
-            if is_import:
-                return import_files(settings, chosen, url)
-            if chosen.command == "serve":
-                _serve(settings, url)
-            elif chosen.command == "refresh":
-                _refresh(settings, url, chosen.start, chosen.end or datetime.now(UTC))
-            else:
-                migrate(url, chosen.down or "head", down=chosen.down is not None)
+        for sentence in unknown_settings(os.environ):
+            logger.warning(sentence)
+        return _run(settings, chosen)
     except SensorFlowError as error:
         print(f"sensorflow: {error}", file=sys.stderr)
         return 1
@@ -84,7 +81,50 @@ def main(arguments: list[str] | None = None) -> int:
             again = "Import the same again, without --store-again, and it goes on: what is stored is found."
             print(f"sensorflow: stopped. {'Nothing is stored.' if chosen.dry_run else again}", file=sys.stderr)
         return 130
+
+
+def _run(settings: Settings, chosen: argparse.Namespace) -> int:
+    """Run the command that was chosen; the exit status."""
+    is_import = chosen.command == "import"
+    if is_import:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # an import that is ended has not succeeded
+        if chosen.dry_run:
+            return import_files(settings, chosen, None)
+    if chosen.command == "move":
+        _move(settings, chosen.source)
+        return 0
+    with _database(settings, may_join=chosen.command in {"import", "refresh"}) as url:
+        if is_import:
+            return import_files(settings, chosen, url)
+        if chosen.command == "serve":
+            _serve(settings, url)
+        elif chosen.command == "refresh":
+            _refresh(settings, url, chosen.start, chosen.end or datetime.now(UTC))
+        elif chosen.adopt is not None:
+            return _adopt(url, chosen.adopt)
+        else:
+            migrate(url, chosen.down or "head", down=chosen.down is not None)
     return 0
+
+
+def _adopt(url: str, zone: str) -> int:
+    """Take over the original's readings and say what has become of them; the exit status."""
+    adoption = adopt(url, zone)
+    span = (
+        f", from {adoption.first:%Y-%m-%d %H:%M:%S} to {adoption.last:%Y-%m-%d %H:%M:%S} UTC" if adoption.rows else ""
+    )
+    print(
+        f"{adoption.rows:,} readings are taken over{span}; their times were read as those of {zone}. "
+        f"The original's table is kept as {KEPT_ORIGINAL}."
+    )
+    if not adoption.left_out:
+        return 0
+    print(
+        f"{adoption.left_out:,} rows are left out, since they have no time, no sensor or no finite value: the first "
+        f"are those with id {', '.join(map(str, adoption.ids_left_out))}.",
+        file=sys.stderr,
+    )
+    return INCOMPLETE_STATUS
 
 
 @contextmanager

@@ -134,7 +134,20 @@ class KeyOverShare(NotStored):
 
 
 class DatabaseAway(NotStored):
-    """The database can't be reached, or did not commit in time; nothing of this was committed."""
+    """The database can't be reached, or did not commit in time; nothing of this was committed.
+
+    Its message may hold names of hosts and users. ``public`` says as much as anybody may know.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: int = 1,
+        public: str = "The database can't be reached, or does not let the server in.",
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.public = public
 
 
 class DatabaseLocked(DatabaseAway):

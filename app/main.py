@@ -95,6 +95,7 @@ def _database(settings: Settings, url: str) -> Database:
         timezone=settings.timezone,
         offline_after_s=settings.offline_after_s,
         reader_password=password.get_secret_value() if password else None,
+        reader_role=settings.reader_role,
     )
 
 
@@ -256,26 +257,23 @@ class Server:
                 async with self._database.borrow(timeout_s=REMEMBERING_TIMEOUT_S) as connection:
                     latest = await latest_reading(connection, horizon_us=self._horizon_us())
                     await confirm(connection)
-            except DatabaseAway as error:
-                logger.warning("subscribers begin without the latest reading: %s", error)
-            else:
                 if latest is not None:
                     self.hub.remember(self._encode(*latest))
+            # The latter of a reading stored by SQL, in a year that Python does not know.
+            except (DatabaseAway, ValueError, OverflowError) as error:
+                logger.warning("subscribers begin without the latest reading: %s", error)
             if is_all:
                 return
             await recovered.wait()
 
     async def _prepare(self) -> Edition:
         """Migrates and probes; tries until the database lets it."""
-        said = None
         while True:
             try:
                 edition = await self._database.prepare()
                 await fit(self._database, workers=self._workers)
             except DatabaseAway as error:
-                if str(error) != said:
-                    said = str(error)
-                    logger.warning("the database can't be used yet, readings are refused: %s", said)
+                self.pipeline.note_unavailable(error)
                 await asyncio.sleep(PREPARE_INTERVAL_S)
                 continue
             for name in edition.weak_durability:
@@ -305,19 +303,18 @@ class Server:
                 ) from error
             raise DatabaseAway("Nothing is stored: the database can't be asked for this Idempotency-Key.") from error
 
-    async def readiness(self) -> Readiness:
-        """Looks at the pipeline, and asks the database for a sign of life."""
-        trouble = self.pipeline.unavailable_reason
+    async def readiness(self, *, detailed: bool) -> Readiness:
+        """Look at the pipeline, and ask the database for a sign of life; ``detailed`` in the database's own words."""
+        trouble, public = self.pipeline.unavailable_reason, self.pipeline.public_reason
         if trouble is None:
             try:
-                async with self._database.borrow(timeout_s=READINESS_TIMEOUT_S) as connection:
-                    await connection.execute("SELECT 1")
+                await self._database.check_writable(timeout_s=READINESS_TIMEOUT_S)
             except DatabaseAway as error:
-                trouble = str(error)
+                trouble, public = str(error), error.public
         edition = self._database.edition
         return Readiness(
             ready=trouble is None,
-            trouble=trouble,
+            trouble=trouble if detailed else public,
             edition=str(edition) if edition else None,
             durability_off=list(edition.weak_durability) if edition else [],
         )
@@ -439,5 +436,5 @@ def create_app(
     app.include_router(sensors_router(server.sensors, keyring=keyring))
     app.include_router(live_router(hub=server.hub, keyring=keyring, send_timeout_s=settings.live_send_timeout_s))
     app.include_router(docs_router(title=app.title))
-    app.include_router(ops_router(readiness=server.readiness, scrape=scrape))
+    app.include_router(ops_router(readiness=server.readiness, keyring=keyring, scrape=scrape))
     return Measure(WholePaths(app), observe=observe, clock=time.perf_counter), endpoint

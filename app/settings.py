@@ -5,17 +5,25 @@ settings and the fields here are held equal by a test.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from dotenv import dotenv_values
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import ConfigurationError
 
 MIN_KEY_LENGTH = 16
+ENV_FILE = ".env"
+COMPOSE_VARIABLES = frozenset({"POSTGRES_PASSWORD", "GRAFANA_ADMIN_PASSWORD", "API_BIND"})
+"""In the same file for docker-compose.yml's other services."""
+SLIP_RATIO = 0.85
+"""By difflib: a letter too many or too few, two exchanged; not another word."""
 PLACEHOLDER_KEYS = frozenset({"change-me-to-a-long-random-key", "your-api-key-goes-here"})
 
 
@@ -43,7 +51,7 @@ Days = Annotated[NonNegativeFloat, Field(le=36_525)]
 class Settings(BaseSettings):
     """The server's configuration; an environment variable of the same name, in capitals, sets each field."""
 
-    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_file=ENV_FILE, env_ignore_empty=True, extra="ignore", frozen=True)
 
     database_url: str | None = Field(
         None,
@@ -117,8 +125,13 @@ class Settings(BaseSettings):
     )
     reader_password: SecretStr | None = Field(
         None,
-        description="Password of the role `sensorflow_reader`, which may read and no more: Grafana's. Unset: it can't "
-        "log in.",
+        description="Password of the role that may read and no more: Grafana's. Unset: it can't log in.",
+    )
+    reader_role: str = Field(
+        "sensorflow_reader",
+        pattern=r"^[a-z_][a-z0-9_]{0,62}$",
+        description="Name of that role. Roles are the whole PostgreSQL server's: of two installations on one, give "
+        "each its own.",
     )
 
     buffer_max_rows: PositiveInt = Field(1_000_000, description="Rows held at most, queued and in flight; then 503.")
@@ -201,6 +214,28 @@ def load_settings() -> Settings:
             ": ".join([*(str(name).upper() for name in fault["loc"]), fault["msg"]]) for fault in error.errors()
         )
         raise ConfigurationError(f"Settings that can't be used: {faults}") from None
+
+
+def _is_of_another_program(name: str, setting: str) -> bool:
+    """Whether a name is that of a setting behind a prefix which is not ours, like GF_LOG_LEVEL."""
+    return name.endswith(f"_{setting}") and not name.startswith("SENSORFLOW_")
+
+
+def unknown_settings(environment: Iterable[str]) -> list[str]:
+    """A sentence on each name that was probably meant for a setting: all unknown ones in ``.env``, and those of the
+    environment that differ from a setting's by a slip.
+    """
+    known = {name.upper() for name in Settings.model_fields}
+    in_file = {name.upper() for name in dotenv_values(ENV_FILE, interpolate=False)} - known - COMPOSE_VARIABLES
+    sentences = []
+    for name in sorted(in_file | ({name.upper() for name in environment} - known - COMPOSE_VARIABLES)):
+        near = get_close_matches(name.removeprefix("SENSORFLOW_"), known, n=1, cutoff=SLIP_RATIO)
+        where = f"{ENV_FILE} has {name}" if name in in_file else f"{name} is set"
+        if near and (name in in_file or not _is_of_another_program(name, near[0])):
+            sentences.append(f"{where}, which is no setting and has no effect; did you mean {near[0]}?")
+        elif name in in_file:
+            sentences.append(f"{where}, which is no setting and has no effect")
+    return sentences
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -12,6 +12,8 @@ Promises:
     * What was committed before under the same Idempotency-Key is answered as it was then, and not stored again. (5)
     * The audience is told after COMMIT, and in the order of commits. (7)
     * What another session's lock keeps out waits aside, for COMMIT_TIMEOUT_S at most; the rest goes on.
+    * What can't be made a flush, or be written, for a reason that nobody foresaw is found by halving and rejected: no
+      content ends the flusher. (14)
 """
 
 import asyncio
@@ -28,6 +30,7 @@ from app.errors import (
     NotStored,
     OutcomeUnknown,
     RejectedByDatabase,
+    SensorFlowError,
     ShuttingDown,
 )
 from app.ingest.batch import Batch, Content, Reading
@@ -35,6 +38,7 @@ from app.ingest.blocked import Blockage, Blocked
 from app.ingest.buffer import Answer, Buffer, Parcel
 from app.ingest.claim import Claim, Repeated, Replay
 from app.ingest.receipt import Receipt, Stored
+from app.repeats import Repeats
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +129,25 @@ class Flight(Generic[AnyFlush]):
     was_blocked: bool
 
 
+class _Unstorable(Exception):
+    """A flight failed before its commit, and not by the database's doing."""
+
+    def __init__(self, parcels: Sequence[Parcel]) -> None:
+        super().__init__(f"{len(parcels)} requests can't be stored together")
+        self.parcels = parcels
+
+
+@contextmanager
+def _unforeseen_errors(parcels: Sequence[Parcel]) -> Iterator[None]:
+    """Turn what a Store does not raise on purpose into _Unstorable."""
+    try:
+        yield
+    except (SensorFlowError, Repeated):
+        raise
+    except Exception as error:
+        raise _Unstorable(parcels) from error
+
+
 class Audience(Protocol):
     """Who is told of committed readings."""
 
@@ -197,6 +220,8 @@ class Pipeline(Generic[AnyFlush]):
         self._working_since: float | None = None
         """When what is under way was begun, or the flush before it ended."""
         self._trouble: str | None = "the database has not been reached yet"
+        self._public_trouble = "The database has not been reached yet."
+        self._repeats = Repeats()
         self._draining = False
         self.opened = asyncio.Event()
         """Set once readings have been taken for the first time."""
@@ -232,6 +257,19 @@ class Pipeline(Generic[AnyFlush]):
             if waited_s > self._commit_timeout_s:
                 return f"the database has not committed anything for {waited_s:.0f} s"
         return self.trouble
+
+    @property
+    def public_reason(self) -> str | None:
+        """The same as far as anybody may know: without the database's own words, and its names of hosts and users."""
+        if self.trouble is None or self._draining:
+            return self.unavailable_reason
+        return self._public_trouble
+
+    def note_unavailable(self, error: DatabaseAway) -> None:
+        """Take note, and log now and then, why nothing can be stored."""
+        if self._repeats.is_due(str(error), self._clock()):
+            logger.warning("the database is unavailable, readings are refused: %s", error)
+        self._trouble, self._public_trouble = str(error), error.public
 
     def reserve(self, key_name: str, size_bytes: int) -> None:
         """Holds room in the buffer for what a key is about to send; negative gives room back.
@@ -299,7 +337,8 @@ class Pipeline(Generic[AnyFlush]):
         finally:
             if self._ahead is not None:
                 self._ahead.cancel()
-            self._trouble = self._trouble or "the flusher has stopped"
+            if self._trouble is None:
+                self._trouble, self._public_trouble = "the flusher has stopped", "The flusher has stopped."
             self._answer_everybody()
 
     def _tell_arrival(self) -> None:
@@ -366,11 +405,26 @@ class Pipeline(Generic[AnyFlush]):
                     # Perhaps it is the size: too many chunks, or too long for the database's patience.
                     self._flight_max_rows = max(1, self._flight_max_rows // 2)
                 await self._reach(self._store.connect)
+            except _Unstorable as error:
+                await self._forget_what_is_ahead()
+                self._reject_or_divide(error)
+                await self._reach(self._store.connect)
             else:
                 failures = 0
                 self._backoff_s = FIRST_BACKOFF_S
                 self._flight_max_rows = min(2 * self._flight_max_rows, self._flush_max_rows)
             self._working_since = None
+
+    def _reject_or_divide(self, error: _Unstorable) -> None:
+        """Reject a request that failed alone; of several, try fewer."""
+        self.failed_flushes += 1
+        parcels = error.parcels
+        if len(parcels) == 1:
+            logger.critical("a request can't be stored, and is rejected", exc_info=error.__cause__)
+            self.buffer.reject(parcels[0], RejectedByDatabase(f"It can't be stored: {type(error.__cause__).__name__}"))
+        else:
+            self._flight_max_rows = max(1, sum(parcel.rows for parcel in parcels) // 2)
+        self.buffer.keep()
 
     async def _next_flight(self) -> Flight[AnyFlush]:
         """What is to be written next, prepared. Raises DatabaseAway; the parcels are in flight then."""
@@ -432,7 +486,8 @@ class Pipeline(Generic[AnyFlush]):
 
     async def _prepare(self, parcels: Sequence[Parcel], *, was_blocked: bool) -> Flight[AnyFlush]:
         started = self._clock()
-        flush = await self._store.prepare([parcel.content for parcel in parcels])
+        with _unforeseen_errors(parcels):
+            flush = await self._store.prepare([parcel.content for parcel in parcels])
         return Flight(parcels, flush, started, was_blocked)
 
     async def _let_neighbours_in(self) -> None:
@@ -456,7 +511,8 @@ class Pipeline(Generic[AnyFlush]):
         self._writing = True
         self._prepare_ahead()
         try:
-            await self._store.write(flush, lambda: self._answers_of_claims(flight), was_blocked=flight.was_blocked)
+            with _unforeseen_errors(flight.parcels):
+                await self._store.write(flush, lambda: self._answers_of_claims(flight), was_blocked=flight.was_blocked)
         except Blocked as error:
             await self._forget_what_is_ahead()
             self.buffer.keep()
@@ -577,13 +633,12 @@ class Pipeline(Generic[AnyFlush]):
                 if self._trouble is not None and self.opened.is_set():
                     logger.info("the database is back; readings are taken again")
                 self._trouble = None
+                self._repeats.forget()
                 self.opened.set()
                 return result
 
     async def _back_off(self, error: DatabaseAway) -> None:
-        if self._trouble is None:
-            logger.warning("the database is away, readings are refused: %s", error)
-        self._trouble = str(error)
+        self.note_unavailable(error)
         await asyncio.sleep(self._backoff_s)
         self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
 

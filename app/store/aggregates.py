@@ -54,17 +54,20 @@ LATEST_SPAN = timedelta(days=30)
 LATEST_SENSORS = 10_000
 SHOWN_IDS = 10
 
+# Without the columnstore's policy of readings the schema has been made anew, or somebody removed it.
 IS_DUE = """
 SELECT EXISTS (SELECT FROM stale_ranges)
     OR NOT coalesce((SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_refreshed_until')
-                    BETWEEN now() - %s AND now(), false)
+                    BETWEEN now() - %s AND now(), false),
+       NOT EXISTS (
+           SELECT FROM timescaledb_information.jobs
+           WHERE (hypertable_schema, hypertable_name, proc_name) = (current_schema, 'readings', 'policy_compression')
+       )
 """
-# Of times that differ by zone only in the hour that comes twice, Python says that they are the same; a refresh may take
-# as long as it does; and to compile it takes 12 s where the refresh itself takes 0.2.
-OF_THIS_SESSION = "SET TIME ZONE 'UTC'; SET statement_timeout = 0; SET jit = off"
-LOCK = "SELECT pg_advisory_lock(%s)"
-UNLOCK = "SELECT pg_advisory_unlock(%s)"
-TRY_LOCK = "SELECT pg_try_advisory_lock(%s), now()"
+# To compile it takes 12 s where the refresh itself takes 0.2.
+OF_THIS_SESSION = "SET jit = off"
+LOCK = "SELECT pg_advisory_xact_lock(%s)"
+TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%s), now()"
 STALE_SPANS = 1_000
 STALE = f"""
 SELECT starts_at, ends_at, array_agg(id) FROM stale_ranges
@@ -251,32 +254,42 @@ class Aggregates:
     async def refresh(self) -> None:
         """Refreshes what is due, if no other process is at it. Raises DatabaseAway."""
         async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as pooled:
-            is_due = await (await pooled.execute(IS_DUE, [SWEEP_INTERVAL])).fetchone()
+            row = await (await pooled.execute(IS_DUE, [SWEEP_INTERVAL])).fetchone()
+        assert row is not None  # a SELECT without FROM has one row
+        is_due, lacks_policies = row
+        self._has_policies &= not lacks_policies
         clock = asyncio.get_running_loop().time
         is_look = self._look_at is None or clock() >= self._look_at
-        if is_due == (False,) and self._has_policies and not is_look:
+        if not is_due and self._has_policies and not is_look:
             return
+        # A refresh may be in no transaction, and a lock had better be in one: a pooler gives a session to the next.
         with own_errors():
-            async with await self._database.connect("sensorflow aggregates") as connection:
-                await connection.execute(OF_THIS_SESSION)
-                row = await (await connection.execute(TRY_LOCK, [REFRESH_LOCK])).fetchone()
+            async with (
+                await self._database.connect("sensorflow aggregates lock") as guard,
+                guard.transaction(),
+                await self._database.connect("sensorflow aggregates") as connection,
+            ):
+                row = await (await guard.execute(TRY_LOCK, [REFRESH_LOCK])).fetchone()
                 assert row is not None  # a SELECT without FROM has one row
                 has_lock, now = row
-                if has_lock:
-                    # Before there are policies, and from the oldest on: until the last of it is refreshed, queries take
-                    # what is missing from the readings.
+                if not has_lock:
+                    return
+                if not self._database.is_pooled:
+                    await connection.execute(OF_THIS_SESSION)
+                # Before there are policies, and from the oldest on: until the last of it is refreshed, queries take
+                # what is missing from the readings.
+                is_all = await self._refresh_stale(connection)
+                found = await self._find_incomplete(connection, now) if is_look else None
+                if found:
                     is_all = await self._refresh_stale(connection)
-                    found = await self._find_incomplete(connection, now) if is_look else None
-                    if found:
-                        is_all = await self._refresh_stale(connection)
-                    await self._sweep(connection, now)
-                    if found is not None:
-                        await self._find_latest(connection, found, now)
-                        self._look_at = clock() + LOOK_INTERVAL_S
-                    if is_all and not self._has_policies:
-                        await connection.execute(SET_DELETED_UNTIL)
-                        await apply_policies(connection, self._retention)
-                        self._has_policies = True
+                await self._sweep(connection, now)
+                if found is not None:
+                    await self._find_latest(connection, found, now)
+                    self._look_at = clock() + LOOK_INTERVAL_S
+                if is_all and not self._has_policies:
+                    await connection.execute(SET_DELETED_UNTIL)
+                    await apply_policies(connection, self._retention)
+                    self._has_policies = True
 
     async def _refresh_stale(self, connection: Connection) -> bool:
         """Whether all of it is refreshed. A span that can't be holds up no other, and is tried again."""
@@ -363,14 +376,18 @@ class Aggregates:
             DatabaseAway: the rest is not refreshed.
         """
         with own_errors():
-            async with await self._database.connect("sensorflow refresh") as connection:
-                await connection.execute(OF_THIS_SESSION)
+            async with (
+                await self._database.connect("sensorflow refresh lock") as guard,
+                await self._database.connect("sensorflow refresh") as connection,
+            ):
+                if not self._database.is_pooled:
+                    await connection.execute(OF_THIS_SESSION)
                 spans = await (await connection.execute(CHUNKS, {"start": start, "end": end})).fetchall()
                 for first, last in merged(spans):
                     for piece in self._pieces(max(first, start), min(last, end)):
-                        await connection.execute(LOCK, [REFRESH_LOCK])
-                        await self._refresh(connection, piece, is_forced=True)
-                        await connection.execute(UNLOCK, [REFRESH_LOCK])
+                        async with guard.transaction():
+                            await guard.execute(LOCK, [REFRESH_LOCK])
+                            await self._refresh(connection, piece, is_forced=True)
                         on_piece(piece)
                 await find_latest(connection, start, end)
 

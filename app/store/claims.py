@@ -14,7 +14,7 @@ from app.store.durability import MARK, SEND_WARNINGS, confirmed
 INSERT = """
 INSERT INTO idempotency_keys (key_name, key, content_hash, status, answer, expires)
 SELECT * FROM unnest(%s::text[], %s::text[], %s::bytea[], %s::smallint[], %s::bytea[], %s::boolean[])
-ON CONFLICT DO NOTHING
+ON CONFLICT (key_name, key) DO NOTHING
 RETURNING key_name, key
 """
 FIND = """

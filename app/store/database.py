@@ -1,11 +1,14 @@
 """Connections to PostgreSQL, what kind of server answers, and driver errors as our own.
 
-Migrations run here too, when the server starts, each process under the same advisory lock.
+A connection is inspected when it is made (``app.store.session``), and once more before anything is written over it:
+whether the schema that it leads to is whole. What it finds may be another server than before, or one being restored.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+import re
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ import psycopg
 import sqlalchemy
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
@@ -22,6 +26,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from app.errors import ConfigurationError, DatabaseAway
 from app.store.locks import MIGRATION_LOCK
+from app.store.session import INSPECT, INSPECT_ARGUMENTS, PIN, inspected
 
 logger = logging.getLogger(__name__)
 
@@ -31,16 +36,29 @@ ALEMBIC_INI = Path(__file__).resolve().parents[2] / "alembic.ini"
 
 CONNECT_TIMEOUT_S = 5
 MIGRATION_LOCK_TIMEOUT = "10s"
-"""How long a migration waits for a lock at most before it begins anew: a stopping server waits for it."""
+"""How long a migration waits for a table's lock at most before it begins anew: a stopping server waits for it."""
+MIGRATION_WAIT_S = 5.0
+"""How long it waits for another process that is migrating; the server then says so, and begins anew."""
+MIGRATION_POLL_S = 0.2
 POOL_MAX_SIZE = 4
 READERS_SHARE = 2
 """So many of the pool's connections may be with those who read back: flushes need names and claims meanwhile."""
 
 
-def connection_arguments(application_name: str) -> dict[str, Any]:
-    """Arguments for psycopg.connect: a dead peer is noticed within seconds, also while nothing is sent."""
+SCHEME = re.compile(r"^postgres(ql)?(\+\w+)?://")
+"""Of a URL; SQLAlchemy's has the driver's name in it."""
+
+
+def connection_arguments(url: str, application_name: str) -> dict[str, Any]:
+    """Arguments for psycopg.connect beside the URL: a dead peer is noticed within seconds, also while nothing is sent,
+    text is UTF-8 whatever the role's settings say, and of several hosts the primary is taken.
+    """
+    target = conninfo_to_dict(url)
+    several = "," in str(target.get("host", "")) + str(target.get("hostaddr", ""))
     return {
         "application_name": application_name,
+        "client_encoding": "UTF8",
+        **({"target_session_attrs": "primary"} if several and "target_session_attrs" not in target else {}),
         "connect_timeout": CONNECT_TIMEOUT_S,
         "keepalives_idle": 5,
         "keepalives_interval": 2,
@@ -50,11 +68,12 @@ def connection_arguments(application_name: str) -> dict[str, Any]:
 
 
 def checked_url(url: str) -> str:
-    """The connection string, if it is one.
+    """The connection string as libpq reads it, if it is one; ``postgresql+psycopg://`` is SQLAlchemy's for the same.
 
     Raises:
         ConfigurationError: it is not; the message does not show it, since it holds a password.
     """
+    url = SCHEME.sub("postgresql://", url.strip(), count=1)
     try:
         conninfo_to_dict(url)
     except psycopg.ProgrammingError:
@@ -70,7 +89,30 @@ def own_errors() -> Iterator[None]:
     try:
         yield
     except (psycopg.Error, PoolTimeout, OSError) as error:
-        raise DatabaseAway(first_line(error)) from error
+        raise away(error) from error
+
+
+PUBLIC_REASONS = {
+    "25006": "The database is read-only.",
+    "42501": "The database's account lacks a permission.",
+    "42P01": "The database's schema is not there.",
+    "3F000": "The database's schema is not there.",
+    "53100": "The database's disk is full.",
+    "53300": "The database has no connection left.",
+    "55P03": "The database holds a lock for too long.",
+    "57014": "The database has cancelled a statement.",
+}
+"""What anybody may know of an error, by SQLSTATE. One of a connection that was not made has none."""
+
+
+def away(error: Exception) -> DatabaseAway:
+    """A driver's error as ours."""
+    sqlstate = error.sqlstate if isinstance(error, psycopg.Error) else None
+    if (reason := PUBLIC_REASONS.get(sqlstate or "")) is not None:
+        return DatabaseAway(first_line(error), public=reason)
+    if isinstance(error, PoolTimeout | TimeoutError):
+        return DatabaseAway(first_line(error), public="The database does not answer in time.")
+    return DatabaseAway(first_line(error))
 
 
 def first_line(error: Exception) -> str:
@@ -118,6 +160,60 @@ SELECT EXISTS (
 """
 TIMESCALEDB_IS_LOADED = "SELECT EXISTS (SELECT FROM pg_settings WHERE name LIKE 'timescaledb%')"
 CREATE_EXTENSION = "CREATE EXTENSION IF NOT EXISTS timescaledb"
+TRY_MIGRATION_LOCK = f"SELECT pg_try_advisory_xact_lock({MIGRATION_LOCK})"
+WHO_MIGRATES = f"""
+SELECT format('%s, process %s%s, %s for %s s', coalesce(nullif(application_name, ''), 'unnamed'), pid,
+              ' from ' || client_addr, coalesce(state, 'busy'), extract(epoch FROM now() - state_change)::integer)
+FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE locktype = 'advisory' AND (classid, objid, objsubid) = (0, {MIGRATION_LOCK}, 1) AND granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+HAS_TABLES = """
+SELECT to_regclass(format('%I.alembic_version', current_schema)) IS NOT NULL,
+       to_regclass(format('%I.readings', current_schema)) IS NOT NULL
+"""
+REVISION = "SELECT max(version_num) FROM alembic_version"
+COLUMNS_OF_TABLE = """
+SELECT ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
+       relkind IN ('r', 'p')
+FROM pg_class c
+WHERE relnamespace = current_schema::regnamespace AND relname = %s AND relkind IN ('r', 'p', 'v', 'm', 'f')
+"""
+ORIGINAL_COLUMNS = frozenset(
+    {"id", "temperature", "humidity", "pressure", "date_recorded", "time_recorded", "sensor_id", "client_ip"}
+)
+KEPT_ORIGINAL = "data_of_original"
+ADOPTION_IS_BEGUN = f"""
+SELECT to_regclass(format('%I.{KEPT_ORIGINAL}', current_schema)) IS NULL
+    OR EXISTS (SELECT FROM server_settings WHERE name = 'adopted_until_id')
+"""
+UNIQUE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "flushes": ("flush_id",),
+    "sensors": ("name", "id"),
+    "sources": ("key_name,client_ip", "id"),
+    "idempotency_keys": ("key_name,key",),
+    "latest_readings": ("sensor_id",),
+    "server_settings": ("name",),
+}
+"""By table, the keys without which a flush could be stored twice, or a name have two ids."""
+MISSING_KEYS = """
+SELECT format('%%s (%%s)', wanted.relation, wanted.key) FROM unnest(%s::text[], %s::text[]) AS wanted (relation, key)
+WHERE NOT EXISTS (
+    SELECT FROM pg_index i
+    WHERE i.indrelid = to_regclass(format('%%I.%%I', current_schema, wanted.relation))
+        AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
+        AND wanted.key = (
+            SELECT string_agg(a.attname, ',' ORDER BY k.place)
+            FROM unnest(i.indkey) WITH ORDINALITY AS k (attnum, place)
+            JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+        )
+)
+"""
+MISSING_KEYS_ARGUMENTS = [
+    [table for table, keys in UNIQUE_KEYS.items() for _ in keys],
+    [key for keys in UNIQUE_KEYS.values() for key in keys],
+]
+INCOMPLETE = "The database's schema is not whole."
 SET_FOR_VIEWS = """
 INSERT INTO server_settings (name, value) VALUES ('timezone', %s), ('offline_after_s', %s)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE server_settings.value <> excluded.value
@@ -125,46 +221,106 @@ ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE server_settings.va
 RESTORE_SETTINGS = """
 INSERT INTO server_settings (name, value)
 VALUES ('timezone', %s), ('offline_after_s', %s), ('aggregates_refreshed_until', now()::text)
-ON CONFLICT DO NOTHING
+ON CONFLICT (name) DO NOTHING
 """
+IS_READ_ONLY = "SELECT current_setting('transaction_read_only') = 'on'"
 READER = "sensorflow_reader"
+"""The role to which migrations grant what may be read."""
+FIND_READER = """
+SELECT coalesce(shobj_description(oid, 'pg_authid'), '') FROM pg_roles WHERE rolname = %s
+"""
+# Roles are the whole server's, and another database's installation may have the same one.
+READER_MARK = r"""
+SELECT format('SensorFlow: reads schema %%I of database %%s', current_schema, oid), %s <> '' AND EXISTS (
+    SELECT FROM pg_database WHERE oid::text = substring(%s FROM '^SensorFlow: reads schema .* of database (\d+)$')
+)
+FROM pg_database WHERE datname = current_database()
+"""
+CREATE_READER = """
+CREATE ROLE {role} NOLOGIN;
+ALTER ROLE {role} SET default_transaction_read_only = on;
+ALTER ROLE {role} SET statement_timeout = '30s'
+"""
+READABLE = """
+SELECT relname FROM pg_class c, aclexplode(relacl) AS granted
+WHERE relnamespace = current_schema::regnamespace AND granted.privilege_type = 'SELECT'
+    AND granted.grantee = (SELECT oid FROM pg_roles WHERE rolname = %s) AND NOT has_table_privilege(%s, c.oid, 'SELECT')
+"""
 
 
 def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
-    """Brings the schema to a revision; waits for another process that is at it.
+    """Bring the schema to a revision; wait for another process that is at it.
 
     Raises:
-        DatabaseAway: the database can't be reached or does not let us.
+        DatabaseAway: the database can't be reached or does not let us, or another process goes on migrating.
         ConfigurationError: its schema is of another, newer version of the server.
     """
-    with own_errors(), _connect_to_migrate(url, autocommit=True) as connection:
-        connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
+    with migrating(url) as connection:
         if not down:
             _create_extension(connection)
+            _check_revision(connection)
         engine = sqlalchemy.create_engine(
             "postgresql+psycopg://",
-            creator=lambda: _connect_to_migrate(url, autocommit=False),
+            creator=lambda: connect_to_migrate(url, autocommit=False),
             poolclass=sqlalchemy.NullPool,
         )
+        sqlalchemy.event.listen(engine, "begin", _bound_lock_waits)
         config = Config(ALEMBIC_INI)
         try:
             with engine.connect() as alembic_connection:
                 config.attributes["connection"] = alembic_connection
                 (command.downgrade if down else command.upgrade)(config, revision)
         except CommandError as error:
-            raise ConfigurationError(
-                f"The database's schema does not fit this version of the server: {error}"
-            ) from error
+            raise ConfigurationError(f"Can't migrate to {revision!r}: {error}") from error
         except sqlalchemy.exc.DBAPIError as error:
-            raise DatabaseAway(f"migration failed: {first_line(error.orig or error)}") from error
+            cause = error.orig if isinstance(error.orig, Exception) else error
+            raise DatabaseAway(f"migration failed: {first_line(cause)}", public=away(cause).public) from error
 
 
-def _connect_to_migrate(url: str, *, autocommit: bool) -> psycopg.Connection:
-    connection = psycopg.connect(url, autocommit=True, **connection_arguments("sensorflow migrate"))
-    # A statement and not a start-up option, which would take the place of the URL's own and which poolers refuse.
-    connection.execute(f"SET lock_timeout TO '{MIGRATION_LOCK_TIMEOUT}'")
+@contextmanager
+def migrating(url: str) -> Iterator[psycopg.Connection]:
+    """A connection in autocommit, while no other process migrates. Raises DatabaseAway, and what ``inspected`` does.
+
+    The lock is held by a transaction on a connection of its own: a pooler may give a session's lock to the next client.
+    """
+    with own_errors(), connect_to_migrate(url, autocommit=False) as guard, guard.transaction():
+        deadline = time.monotonic() + MIGRATION_WAIT_S
+        said = False
+        while guard.execute(TRY_MIGRATION_LOCK).fetchone() != (True,):
+            holder = (guard.execute(WHO_MIGRATES).fetchone() or ("it has just ended",))[0]
+            if time.monotonic() > deadline:
+                raise DatabaseAway(
+                    f"another process holds the lock of migrations ({holder})",
+                    public="The database is being migrated by another process.",
+                )
+            if not said:
+                said = True
+                logger.warning("waiting for another process that migrates the database: %s", holder)
+            time.sleep(MIGRATION_POLL_S)
+        with connect_to_migrate(url, autocommit=True) as connection:
+            yield connection
+
+
+def connect_to_migrate(url: str, *, autocommit: bool) -> psycopg.Connection:
+    """A connection for what takes its time. Raises what the driver raises, and what ``inspected`` does."""
+    connection = psycopg.connect(url, autocommit=True, **connection_arguments(url, "sensorflow migrate"))
+    try:
+        row = connection.execute(INSPECT, INSPECT_ARGUMENTS, prepare=False).fetchone()
+        assert row is not None  # a SELECT without FROM has one row
+        session = inspected(row, backend_pid=connection.info.backend_pid)
+        if session.to_pin:
+            connection.execute(PIN, session.pin_arguments, prepare=False)
+    except BaseException:
+        connection.close()
+        raise
+    connection.prepare_threshold = None
     connection.autocommit = autocommit
     return connection
+
+
+def _bound_lock_waits(connection: sqlalchemy.Connection) -> None:
+    """Let no migration keep others waiting behind it. In its transaction, since a pooler may have parted sessions."""
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout TO '{MIGRATION_LOCK_TIMEOUT}'")
 
 
 def _create_extension(connection: psycopg.Connection) -> None:
@@ -177,6 +333,64 @@ def _create_extension(connection: psycopg.Connection) -> None:
             logger.warning("TimescaleDB is loaded but can't be used in this database: %s", first_line(error))
 
 
+def find_original(connection: psycopg.Connection, name: str) -> bool:
+    """Whether there is a table of this name that has the columns of the original SensorFlow's."""
+    row = connection.execute(COLUMNS_OF_TABLE, [name]).fetchone()
+    return row is not None and set(row[0]) >= ORIGINAL_COLUMNS and bool(row[1])  # ours is a view
+
+
+def has_continuous_aggregates(connection: psycopg.Connection) -> bool:
+    """Whether the schema's aggregates are continuous."""
+    row = connection.execute(
+        "SELECT to_regclass('timescaledb_information.continuous_aggregates') IS NOT NULL"
+    ).fetchone()
+    return row == (True,) and connection.execute(HAS_CONTINUOUS_AGGREGATES).fetchone() == (True,)
+
+
+def _check_names(connection: psycopg.Connection) -> None:
+    """Raise ConfigurationError if a schema that is not ours yet has tables where ours will be."""
+    if find_original(connection, "data"):
+        row = connection.execute("SELECT max(id), min(date_recorded), max(date_recorded) FROM data").fetchone()
+        last_id, first, last = row or (None, None, None)
+        raise ConfigurationError(
+            f"The database is one of the original SensorFlow: its table data has ids up to {last_id}, from {first} to "
+            f"{last}. Stop that server and take its readings over with: python -m app migrate --adopt. "
+            f"The table itself is kept, as {KEPT_ORIGINAL}"
+        )
+    found = [
+        name for name in ("data", "sensors", "sources", "flushes", "server_settings") if _is_there(connection, name)
+    ]
+    if found and not _is_there(connection, "readings"):
+        raise ConfigurationError(
+            f"The schema has tables of another program where SensorFlow's would be: {', '.join(found)}. Make one for "
+            "SensorFlow alone: CREATE SCHEMA sensorflow, and add ?options=-csearch_path%3Dsensorflow to DATABASE_URL"
+        )
+
+
+def _is_there(connection: psycopg.Connection, name: str) -> bool:
+    return connection.execute(COLUMNS_OF_TABLE, [name]).fetchone() is not None
+
+
+def _check_revision(connection: psycopg.Connection) -> None:
+    """Raise ConfigurationError if the schema is newer than this code, DatabaseAway if it is being restored."""
+    has_revision, has_readings = connection.execute(HAS_TABLES).fetchone() or (False, False)
+    (revision,) = (connection.execute(REVISION).fetchone() if has_revision else None) or (None,)
+    if revision is None:
+        _check_names(connection)
+    scripts = ScriptDirectory.from_config(Config(ALEMBIC_INI))
+    if revision is None and has_readings:
+        raise DatabaseAway(
+            "the schema's tables are there, but its revision is not (alembic_version): it was restored in part",
+            public=INCOMPLETE,
+        )
+    if revision is not None and revision not in {script.revision for script in scripts.walk_revisions()}:
+        raise ConfigurationError(
+            f"The database's schema has the revision {revision}, which this version of SensorFlow does not know; it "
+            f"knows {scripts.get_current_head()} at most. A newer version has migrated it: run that one, or let it go "
+            f"back first with: python -m app migrate --down {scripts.get_current_head()}"
+        )
+
+
 class Database:
     """The database at a connection string: opened once, reached again whenever it comes back.
 
@@ -185,20 +399,34 @@ class Database:
         timezone: IANA name of the zone in which the view ``data`` gives its dates and times.
         offline_after_s: after how long a sensor without an expected interval is offline in the view ``sensor_status``.
         reader_password: lets the role that may only read log in; None: it is left as it is.
+        reader_role: that role.
     """
 
-    def __init__(self, url: str, *, timezone: str, offline_after_s: float, reader_password: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timezone: str,
+        offline_after_s: float,
+        reader_password: str | None = None,
+        reader_role: str = READER,
+    ) -> None:
         self._url = url
         self._for_views = [timezone, str(offline_after_s)]
         self._reader_password = reader_password
+        self._reader_role = reader_role
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             url,
-            kwargs={"autocommit": True, **connection_arguments("sensorflow reads")},
+            kwargs={"autocommit": True, **connection_arguments(url, "sensorflow reads")},
+            configure=self._inspect,
             min_size=1,
             max_size=POOL_MAX_SIZE,
             open=False,
         )
         self._readers = asyncio.Semaphore(READERS_SHARE)
+        self._revision = ScriptDirectory.from_config(Config(ALEMBIC_INI)).get_current_head()
+        self.is_pooled = False
+        """Whether a pooler stands before it, by the last connection made."""
         self.edition: Edition | None = None
         """What answered when the schema was prepared; None until then."""
 
@@ -210,12 +438,11 @@ class Database:
             ConfigurationError: something has to be changed first; the message says what.
         """
         await asyncio.to_thread(migrate, self._url)
-        connection = await self.connect("sensorflow start")
+        connection = await self.connect_to_write("sensorflow start")
         async with connection:
             with own_errors():
-                await connection.execute(SET_FOR_VIEWS, self._for_views)
                 if self._reader_password is not None:
-                    await _let_reader_in(connection, self._reader_password)
+                    await _let_reader_in(connection, self._reader_role, self._reader_password)
                 self.edition = await _probe(connection)
         await self._pool.open()
         return self.edition
@@ -227,17 +454,85 @@ class Database:
         await connection.execute(RESTORE_SETTINGS, self._for_views)
 
     async def connect(self, application_name: str) -> Connection:
-        """A connection of the caller's own, in autocommit. Raises DatabaseAway."""
+        """A connection of the caller's own, in autocommit. Raises DatabaseAway and, before ``prepare`` has succeeded,
+        ConfigurationError.
+        """
         with own_errors():
-            return await psycopg.AsyncConnection.connect(
-                self._url, autocommit=True, **connection_arguments(application_name)
+            connection = await psycopg.AsyncConnection.connect(
+                self._url, autocommit=True, **connection_arguments(self._url, application_name)
+            )
+            await self._inspect(connection)
+            return connection
+
+    async def connect_to_write(self, application_name: str) -> Connection:
+        """Likewise, to a schema that is whole and of this version: another server may have taken over, or a restore be
+        under way.
+        """
+        connection = await self.connect(application_name)
+        try:
+            with own_errors():
+                await self.check_schema(connection)
+                await connection.execute(SET_FOR_VIEWS, self._for_views)
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def _inspect(self, connection: Connection) -> None:
+        """Make a new connection fit for use, or close it and say why it can't be."""
+        try:
+            row = await (await connection.execute(INSPECT, INSPECT_ARGUMENTS, prepare=False)).fetchone()
+            assert row is not None  # a SELECT without FROM has one row
+            session = inspected(row, backend_pid=connection.info.backend_pid)
+            if session.to_pin:
+                await connection.execute(PIN, session.pin_arguments, prepare=False)
+        except BaseException as error:
+            await connection.close()
+            if isinstance(error, ConfigurationError) and self.edition is not None:
+                raise DatabaseAway(str(error)) from error  # the server goes on, until somebody has changed it
+            raise
+        if session.is_pooled:
+            connection.prepare_threshold = None
+            if not self.is_pooled:
+                logger.info("a connection pooler stands before the database: nothing is prepared")
+        self.is_pooled = session.is_pooled
+
+    async def check_schema(self, connection: Connection) -> None:
+        """Raise DatabaseAway unless all that keeps flushes apart is there."""
+        row = await (await connection.execute(REVISION)).fetchone()
+        assert row is not None  # a SELECT without FROM has one row
+        if row[0] != self._revision:
+            raise DatabaseAway(
+                f"the schema has the revision {row[0]}, and {self._revision} is needed: run python -m app migrate, or "
+                "start the server anew",
+                public=INCOMPLETE,
+            )
+        # Its rows keep their ids, so it must set the sequence before a server draws from it.
+        if await (await connection.execute(ADOPTION_IS_BEGUN)).fetchone() == (False,):
+            error = ConfigurationError if self.edition is None else DatabaseAway  # a server that runs goes on
+            raise error(
+                f"The original's readings, in {KEPT_ORIGINAL}, are not taken over: run python -m app migrate --adopt"
+            )
+        missing = await (await connection.execute(MISSING_KEYS, MISSING_KEYS_ARGUMENTS)).fetchall()
+        if missing:
+            keys = ", ".join(key for (key,) in missing)
+            raise DatabaseAway(
+                f"unique keys of the schema are missing: {keys}. A restore is under way, or has ended early",
+                public=INCOMPLETE,
+            )
+        before = self.edition
+        if before is not None and (before.kind == "plain") != ((await _probe(connection)).kind == "plain"):
+            raise DatabaseAway(
+                "readings has been a hypertable and is none now, or the other way round: a restore is under way, or "
+                "has ended early. If it is meant to be so, start the server anew",
+                public=INCOMPLETE,
             )
 
     @asynccontextmanager
     async def borrow(self, *, timeout_s: float) -> AsyncIterator[Connection]:
         """A pooled connection for a read. Driver errors inside, and a pool that has none in time, are DatabaseAway."""
         with own_errors():
-            async with asyncio.timeout(timeout_s), self._pool.connection(timeout_s) as connection:
+            async with asyncio.timeout(timeout_s), self._lend(timeout_s) as connection:
                 yield connection
 
     @asynccontextmanager
@@ -248,12 +543,31 @@ class Database:
                 async with (
                     asyncio.timeout(timeout_s),
                     self._readers,
-                    self._pool.connection(CONNECT_TIMEOUT_S) as connection,
+                    self._lend(CONNECT_TIMEOUT_S) as connection,
                 ):
                     yield connection
         except DatabaseAway as error:
             logger.warning("the database can't be read: %s", error)
-            raise DatabaseAway("The database can't be read at the moment.") from error
+            raise DatabaseAway("The database can't be read at the moment.", public=error.public) from error
+
+    @asynccontextmanager
+    async def _lend(self, timeout_s: float) -> AsyncIterator[Connection]:
+        """A pooled connection. One that turns out to lead to a server that takes no writes is not given back: a
+        balancer, or a setting of that moment, would keep it there for good.
+        """
+        async with self._pool.connection(timeout_s) as connection:
+            try:
+                yield connection
+            except psycopg.errors.ReadOnlySqlTransaction:
+                await connection.close()
+                raise
+
+    async def check_writable(self, *, timeout_s: float) -> None:
+        """Ask the database for a sign of life. Raise DatabaseAway if there is none, or nothing may be written."""
+        async with self.borrow(timeout_s=timeout_s) as connection:
+            row = await (await connection.execute(IS_READ_ONLY)).fetchone()
+            if row == (True,):
+                raise psycopg.errors.ReadOnlySqlTransaction("default_transaction_read_only is on for the session")
 
     async def resize(self, pool_size: int) -> None:
         """Bounds the pool, of which readers may have half."""
@@ -269,20 +583,57 @@ class Database:
         await self._pool.close(timeout=2)
 
 
-async def _let_reader_in(connection: Connection, password: str) -> None:
-    """Gives the reader its password, hashed here, so that no log of PostgreSQL's can hold it."""
-    hashed = connection.pgconn.encrypt_password(password.encode(), READER.encode(), b"scram-sha-256").decode()
+async def _let_reader_in(connection: Connection, role: str, password: str) -> None:
+    """Give the reader its password, hashed here, so that no log of PostgreSQL's can hold it, and what it may read.
+
+    A role that another installation has marked as its own is left as it is.
+    """
+    hashed = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
+    name = sql.Identifier(role)
     try:
         # Of two that alter a role at once PostgreSQL refuses one.
         async with connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock(%s)", [MIGRATION_LOCK])
-            await connection.execute(sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(READER), hashed))
+            found = await (await connection.execute(FIND_READER, [role])).fetchone()
+            if found is None and role != READER:
+                await connection.execute(sql.SQL(CREATE_READER).format(role=name))
+            marked = found[0] if found else ""
+            row = await (await connection.execute(READER_MARK, [marked, marked])).fetchone()
+            assert row is not None  # the database that is asked
+            mark, is_taken = row
+            if is_taken and marked != mark:
+                logger.error(
+                    "the role %s is another installation's (%s) and keeps its password: set READER_ROLE here to "
+                    "another name, and give that to Grafana",
+                    role,
+                    marked,
+                )
+                return
+            await connection.execute(sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(name, hashed))
+            await connection.execute(sql.SQL("COMMENT ON ROLE {} IS {}").format(name, mark))
+            await _let_reader_see(connection, role)
     except (psycopg.errors.UndefinedObject, psycopg.errors.InsufficientPrivilege) as error:
         raise ConfigurationError(
-            f"READER_PASSWORD is set, but the account in DATABASE_URL can't give it to the role {READER} "
+            f"READER_PASSWORD is set, but the account in DATABASE_URL can't give it to the role {role} "
             f"({first_line(error)}). Unset it, and let one that may make the role, give it a password, and grant it "
             "USAGE of the schema and SELECT on what it is to read"
         ) from error
+
+
+async def _let_reader_see(connection: Connection, role: str) -> None:
+    """Grant a role what migrations have granted to READER, and show it the schema."""
+    row = await (await connection.execute("SELECT current_schema, current_database()")).fetchone()
+    assert row is not None  # a SELECT without FROM has one row
+    schema, database, name = sql.Identifier(row[0]), sql.Identifier(row[1]), sql.Identifier(role)
+    if role != READER:
+        await connection.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(schema, name))
+        for (relation,) in await (await connection.execute(READABLE, [READER, role])).fetchall():
+            grant = sql.SQL("GRANT SELECT ON {} TO {}")
+            await connection.execute(grant.format(sql.Identifier(row[0], relation), name))
+    if row[0] != "public":
+        await connection.execute(
+            sql.SQL("ALTER ROLE {} IN DATABASE {} SET search_path = {}").format(name, database, schema)
+        )
 
 
 async def _probe(connection: Connection) -> Edition:

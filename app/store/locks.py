@@ -10,3 +10,5 @@ RECOVERY_LOCK = 7_367_004
 """The latest readings are looked up that a killed process had not written."""
 RETENTION_LOCK = 7_367_005
 """Old readings are deleted where no policy does it."""
+ADOPTION_LOCK = 7_367_020
+"""The readings of the original SensorFlow are taken over."""

@@ -73,11 +73,10 @@ def move(source_url: str, target_url: str, *, say: Callable[[str], None]) -> Non
     """
     migrate(source_url)
     migrate(target_url)
-    arguments = connection_arguments("sensorflow move")
     with (
         own_errors(),
-        psycopg.connect(source_url, **arguments) as source,
-        psycopg.connect(target_url, **arguments) as target,
+        psycopg.connect(source_url, **connection_arguments(source_url, "sensorflow move")) as source,
+        psycopg.connect(target_url, **connection_arguments(target_url, "sensorflow move")) as target,
     ):
         source.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         for connection in (source, target):

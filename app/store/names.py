@@ -111,8 +111,8 @@ class NameIds(Generic[Name]):
         arguments = {"table": sql.Identifier(table), "columns": columns, "lists": lists}
         # In the order of the names: two processes that add the same new names in two orders would deadlock.
         self._add = sql.SQL(
-            "INSERT INTO {table} ({columns}) SELECT * FROM unnest({lists}) ORDER BY {order} ON CONFLICT DO NOTHING"
-            " RETURNING id, {columns}"
+            "INSERT INTO {table} ({columns}) SELECT * FROM unnest({lists}) ORDER BY {order}"
+            " ON CONFLICT ({columns}) DO NOTHING RETURNING id, {columns}"
         ).format(order=sql.SQL(", ").join(sql.Literal(place + 1) for place in range(len(key))), **arguments)
         self._find = sql.SQL(
             "SELECT id, {columns} FROM {table} WHERE ({columns}) IN (SELECT * FROM unnest({lists}))"

@@ -7,13 +7,16 @@ Promises:
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any, Protocol
 
 import orjson
-from fastapi import APIRouter
+from fastapi import APIRouter, Security
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.responses import Response
+
+from app.web.access import KEY_HEADER, key_bytes
+from app.web.auth import Keyring
 
 SCRAPE_PAUSE = 9.0
 """Of metrics that took 5 ms to make, the next are begun 45 ms later: a tenth of the time."""
@@ -65,18 +68,25 @@ class Readiness(BaseModel):
 
     ready: bool
     trouble: str | None
-    """What is wrong, in words; null when all is well."""
+    """What is wrong, in words; null when all is well. The database's own words are for those who show a key."""
     edition: str | None
     """The database that answers; null until it has been reached."""
     durability_off: list[str]
     """PostgreSQL settings that let a crash lose committed readings: fsync, synchronous_commit, full_page_writes."""
 
 
-def ops_router(*, readiness: Callable[[], Awaitable[Readiness]], scrape: Callable[[], Awaitable[bytes]]) -> APIRouter:
+class LookAtReadiness(Protocol):
+    """Says whether this process takes readings; ``detailed`` as a holder of a key may know it."""
+
+    async def __call__(self, *, detailed: bool) -> Readiness: ...
+
+
+def ops_router(*, readiness: LookAtReadiness, keyring: Keyring, scrape: Callable[[], Awaitable[bytes]]) -> APIRouter:
     """The routes. Both callables look at the server each time they are asked.
 
     Args:
         readiness: whether this process takes readings.
+        keyring: who may read the database's own words.
         scrape: the metrics of the whole server, in Prometheus' text format; TimeoutError if they can't be had.
     """
     router = APIRouter(tags=["operations"])
@@ -92,8 +102,8 @@ def ops_router(*, readiness: Callable[[], Awaitable[Readiness]], scrape: Callabl
         response_model=Readiness,
         responses={503: {"model": Readiness, "description": "Readings are refused"}},
     )
-    async def ready() -> Any:
-        state = await readiness()
+    async def ready(key: Annotated[str | None, Security(KEY_HEADER)]) -> Any:
+        state = await readiness(detailed=keyring.knows(key_bytes(key)))
         return Response(orjson.dumps(state.model_dump()), 200 if state.ready else 503, media_type="application/json")
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from app.ingest.batch import Reading, Source
 from app.store.aggregates import Aggregates
-from app.store.database import Connection, Database
+from app.store.database import Connection, Database, migrate
 from app.store.latest import LatestReadings
 from app.store.policies import DROP_MARGIN, Retention, apply_policies
 from app.store.retention import delete_old_readings
@@ -344,6 +344,21 @@ async def test_jobs_that_are_as_they_should_be_are_left_alone(community_database
         jobs = rows(community_database, query)
         await parts.refresh(Retention(30, 90, 0, 0))
     assert rows(community_database, query) == jobs
+
+
+async def test_policies_of_a_schema_made_again(community_database: str) -> None:
+    """A schema that is removed and made again under a running server has its policies at the next turn."""
+    query = "SELECT proc_name, hypertable_name FROM timescaledb_information.jobs WHERE hypertable_name IS NOT NULL"
+    async with rig(community_database) as parts:
+        aggregates = Aggregates(parts.database, retention=Retention(30, 90, 0, 0))
+        await aggregates.refresh()
+        before = sorted(rows(community_database, query))
+        assert len(before) > 5
+        await asyncio.to_thread(migrate, community_database, "base", down=True)
+        assert rows(community_database, query) == []
+        await asyncio.to_thread(migrate, community_database)
+        await aggregates.refresh()
+        assert len(rows(community_database, query)) == len(before)
 
 
 async def test_aggregates_outlive_the_readings_that_they_are_of(community_database: str) -> None:

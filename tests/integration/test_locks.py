@@ -228,7 +228,7 @@ async def test_ready(database: str, tmp_path: Path, lock: str) -> None:
                 assert await client.send(time.time()) == 503
                 status, trouble = await client.ready()
                 assert status == 503
-                assert "another session has locked" in str(trouble)
+                assert "nother session has locked" in str(trouble)
             async with asyncio.timeout(10):
                 while (await client.ready())[0] != 200:
                     await asyncio.sleep(0.05)

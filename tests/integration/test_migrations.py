@@ -1,14 +1,17 @@
 """The schema in every edition: up, down, up again, and by many at once."""
 
 import asyncio
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from psycopg.conninfo import make_conninfo
 
 from app.errors import ConfigurationError, DatabaseAway
-from app.store.database import Database, migrate
+from app.store.database import ALEMBIC_INI, Database, migrate
 from app.store.locks import MIGRATION_LOCK
 
 TABLES = {"readings", "sensors", "sources", "flushes", "server_settings", "data", "idempotency_keys"}
@@ -125,23 +128,45 @@ def test_other_tables_may_be_in_the_schema_and_the_reader_sees_none_of_them(empt
             connection.execute("DROP ROLE owner_of_readings")
 
 
-def test_a_schema_newer_than_the_server_is_refused_in_words(database: str) -> None:
+def test_newer_schema(database: str) -> None:
+    """A schema from a newer version is refused with its revision, the newest known one, and what to run."""
+    head = ScriptDirectory.from_config(Config(ALEMBIC_INI)).get_current_head()
     with psycopg.connect(database) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(ConfigurationError, match="does not fit this version"):
+    with pytest.raises(
+        ConfigurationError, match=rf"revision 9999, which .*knows {head} at most.*migrate --down {head}"
+    ):
         migrate(database)
 
 
-def test_a_migration_that_waits_for_a_lock_gives_up_and_may_be_tried_again(
-    empty_database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.store.database.MIGRATION_LOCK_TIMEOUT", "100ms")
-    with psycopg.connect(empty_database) as connection:
+def test_unknown_revision(database: str) -> None:
+    """A revision that does not exist is named, and nothing changes."""
+    with pytest.raises(ConfigurationError, match="Can't migrate to 'nonesuch'"):
+        migrate(database, "nonesuch", down=True)
+    assert relations(database) >= TABLES
+
+
+def test_migration_lock(empty_database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A migration that waits for another one says for whom, gives up in time, and may be tried again."""
+    monkeypatch.setattr("app.store.database.MIGRATION_WAIT_S", 0.3)
+    with psycopg.connect(empty_database, application_name="the other one") as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
-        with pytest.raises(DatabaseAway, match="lock timeout"):
+        holder = rf"the other one, process {connection.info.backend_pid}\b"
+        with pytest.raises(DatabaseAway, match=holder):
             migrate(empty_database)
+    assert len([said for said in caplog.messages if re.search(holder, said)]) == 1
     migrate(empty_database)
     assert relations(empty_database) >= TABLES
+
+
+def test_migration_lock_of_tables(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A migration that waits for a table gives up in time, so that nobody waits behind it for long."""
+    monkeypatch.setattr("app.store.database.MIGRATION_LOCK_TIMEOUT", "100ms")
+    migrate(empty_database)
+    with psycopg.connect(empty_database) as connection:
+        connection.execute("LOCK sensors IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(DatabaseAway, match="lock timeout"):
+            migrate(empty_database, "base", down=True)
 
 
 def test_what_is_stored_stays_while_the_columnstore_comes_and_goes(empty_database: str, edition: str) -> None:

@@ -12,11 +12,12 @@ import yaml
 from dotenv import dotenv_values
 
 from app.errors import ConfigurationError
-from app.settings import Settings, strong_keys
+from app.settings import COMPOSE_VARIABLES, Settings, strong_keys
 
 REPOSITORY = Path(__file__).parents[2]
 COMPOSE_TEXT = (REPOSITORY / "docker-compose.yml").read_text()
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE_TEXT)["services"]
+ENV_EXAMPLE_TEXT = (REPOSITORY / ".env.example").read_text()
 ENV_EXAMPLE = dotenv_values(REPOSITORY / ".env.example", interpolate=False)
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text()
 
@@ -58,7 +59,25 @@ def test_the_compose_file_is_valid_by_the_compose_specification() -> None:
 
 def test_the_server_is_given_only_names_that_are_settings() -> None:
     """Settings ignores names that it does not know, so that a misspelt one would change nothing and say nothing."""
-    assert set(SERVICES["api"]["environment"]) <= SETTING_NAMES
+    environment = SERVICES["api"]["environment"]
+    assert set(environment) <= SETTING_NAMES | COMPOSE_VARIABLES
+    assert all(environment[name] == "" for name in set(environment) & COMPOSE_VARIABLES)
+
+
+def test_every_setting_reaches_the_server() -> None:
+    """All of .env does, and .env.example has every setting that compose does not fix, with the default of the code."""
+    assert SERVICES["api"]["env_file"] == ".env"
+    fixed = {"DATABASE_URL", "HOST", "PORT", "DATA_DIR"}
+    offered = dict(re.findall(r"^#([A-Z0-9_]+)=(.*)$", ENV_EXAMPLE_TEXT, re.MULTILINE))
+    assert offered.keys() | set(ENV_EXAMPLE) == SETTING_NAMES - fixed | COMPOSE_VARIABLES
+    assert not offered.keys() & set(ENV_EXAMPLE)
+    assert offered == {
+        name.upper(): "" if field.default is None else str(field.default)
+        for name, field in Settings.model_fields.items()
+        if name.upper() in offered
+    }
+    for name in set(ENV_EXAMPLE) & SETTING_NAMES - SECRETS - {"LOG_FORMAT"}:
+        assert ENV_EXAMPLE[name] == str(Settings.model_fields[name.lower()].default), name
 
 
 def test_the_image_sets_only_names_that_are_settings_or_pythons() -> None:
@@ -104,9 +123,10 @@ def test_the_server_may_drain_before_it_is_killed() -> None:
     assert seconds(SERVICES["api"]["stop_grace_period"]) > 2 * float(drain_timeout_s)
 
 
-def test_the_example_of_env_has_every_variable_that_compose_uses_and_no_other() -> None:
-    """Whoever fills in .env.example has filled in everything, and nothing in vain."""
-    assert set(ENV_EXAMPLE) == {match["name"] for match in VARIABLE.finditer(COMPOSE_TEXT)}
+def test_the_example_of_env_has_every_variable_that_compose_uses() -> None:
+    """Whoever fills in .env.example has filled in everything, and nothing in vain: the others are settings."""
+    used = {match["name"] for match in VARIABLE.finditer(COMPOSE_TEXT)}
+    assert used <= set(ENV_EXAMPLE) <= used | SETTING_NAMES
 
 
 def test_compose_refuses_to_start_without_a_secret_and_says_what_to_do() -> None:

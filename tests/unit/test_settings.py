@@ -8,7 +8,8 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from app.errors import ConfigurationError
-from app.settings import MIN_KEY_LENGTH, PLACEHOLDER_KEYS, Keys, Settings, load_settings, strong_keys
+from app.settings import MIN_KEY_LENGTH, PLACEHOLDER_KEYS, Keys, Settings, load_settings, strong_keys, unknown_settings
+from tests.server import run_command
 
 README = Path(__file__).parents[2] / "README.md"
 ROW = re.compile(r"^\| `([A-Z0-9_]+)` \| (.+?) \| (.+) \|$", re.MULTILINE)
@@ -161,3 +162,30 @@ def test_a_stopping_server_must_have_time_to_answer(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("COMMIT_TIMEOUT_S", "10")
     with pytest.raises(ConfigurationError, match=r"COMMIT_TIMEOUT_S should be below DRAIN_TIMEOUT_S"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("in_file", "in_environment", "said"),
+    [
+        ("RETENTION_RAW_DAY=5", "", [".env has RETENTION_RAW_DAY, .* did you mean RETENTION_RAW_DAYS?"]),
+        ("GRAFANA_PORT=3000", "", [".env has GRAFANA_PORT, which is no setting and has no effect"]),
+        ("", "RETENTOIN_RAW_DAYS", ["RETENTOIN_RAW_DAYS is set, .* did you mean RETENTION_RAW_DAYS?"]),
+        ("", "SENSORFLOW_WORKERS", ["SENSORFLOW_WORKERS is set, .* did you mean WORKERS?"]),
+        ("", "flush_timeouts", ["FLUSH_TIMEOUTS is set, .* did you mean FLUSH_TIMEOUT_S?"]),
+        ("API_BIND=0.0.0.0\nPOSTGRES_PASSWORD=x\nport=1\n#PROT=1", "workers", []),
+        ("", "PATH HOME HOSTNAME PGPORT PGHOST LOGNAME TZ XDG_DATA_DIRS LC_TIME TEST_DATABASE_URL GF_LOG_LEVEL", []),
+    ],
+)
+def test_misspelt_settings(tmp_path: Path, in_file: str, in_environment: str, said: list[str]) -> None:
+    """Names in .env that are no settings are told, and such in the environment that look like one."""
+    (tmp_path / ".env").write_text(in_file)
+    sentences = unknown_settings(in_environment.split())
+    assert len(sentences) == len(said), sentences
+    assert all(re.match(expected, sentence) for expected, sentence in zip(said, sentences, strict=True)), sentences
+
+
+def test_misspelt_setting_at_start(tmp_path: Path) -> None:
+    """Every command logs it."""
+    status, said = run_command(tmp_path, "migrate", DATABASE_URL="postgresql://127.0.0.1:1/d", RETENTION_RAW_DAY="5")
+    assert status == 1
+    assert "did you mean RETENTION_RAW_DAYS?" in said

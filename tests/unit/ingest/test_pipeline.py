@@ -70,6 +70,9 @@ def refused_of(content: Content) -> dict[int, str]:
     return dict.fromkeys(range(len(rows)) if bad and all_or_nothing else bad, "PostgreSQL would not take it")
 
 
+POISON = "яд"
+
+
 @dataclass(slots=True)
 class FakeFlush:
     """What the database was given to prepare."""
@@ -112,6 +115,8 @@ class FakeStore:
         self.learning = asyncio.Event()
         """Cleared, that comes to no end."""
         self.learning.set()
+        self.chokes_in = ""
+        """The step, prepare or write, that fails over a sensor called as POISON is."""
         self._next_id = 1
         self._connection = 0
 
@@ -152,6 +157,7 @@ class FakeStore:
         await self.preparing.wait()
         await asyncio.sleep(ROUND_TRIP_S)
         self.unprepared -= 1
+        self._choke("prepare", contents)
         if self.away:
             raise DatabaseAway("the plug is pulled")
         first_id = self._next_id
@@ -165,6 +171,7 @@ class FakeStore:
             raise DatabaseAway("prepared for another connection")
         self.attempts.append(sensors_of(flush.contents))
         await self.speaking.wait()
+        self._choke("write", flush.contents)
         if not was_blocked and self._is_locked(flush):
             await asyncio.sleep(LOCK_TIMEOUT_S)
         if spans := [
@@ -192,6 +199,10 @@ class FakeStore:
 
     def _is_locked(self, flush: FakeFlush) -> bool:
         return any(Blockage(self.locked).holds(each, None) for each in flush.contents)
+
+    def _choke(self, step: str, contents: Sequence[Content]) -> None:
+        if step == self.chokes_in and POISON in sensors_of(contents):
+            POISON.encode("ascii")
 
     async def was_committed(self, flush: FakeFlush) -> bool:
         await self.connect()
@@ -625,6 +636,23 @@ async def test_a_bug_ends_the_flusher_and_leaves_nobody_waiting(place: str) -> N
     assert in_flight.done(), "it is committed, and its sender hears nothing"
     assert isinstance(in_flight.result(), Receipt | OutcomeUnknown)
     assert plant.pipeline.trouble == "the flusher has stopped"
+
+
+@pytest.mark.parametrize("step", ["prepare", "write"])
+@pytest.mark.parametrize("ahead_rows", [2, 1_000])
+async def test_poison(step: str, ahead_rows: int) -> None:
+    """A request over which the store fails in an unforeseen way is rejected; its neighbours are stored in order."""
+    plant = Plant()
+    plant.store.chokes_in = step
+    sensors = [*"abcde", POISON, *"fgh", POISON, *"ijk"]
+    with worth_preparing(ahead_rows):
+        async with plant.running():
+            answers = await asyncio.gather(*(plant.send(sensor) for sensor in sensors))
+            assert isinstance(await plant.send("later"), Receipt)
+    for sensor, answer in zip(sensors, answers, strict=True):
+        assert isinstance(answer, RejectedByDatabase if sensor == POISON else Receipt), sensor
+    assert plant.store.stored == [*"abcdefghijk", "later"]
+    assert plant.pipeline.buffer.tally.rejected == 2
 
 
 async def test_a_batch_is_one_parcel_with_as_many_ids_as_rows() -> None:
