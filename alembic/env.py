@@ -23,6 +23,11 @@ def is_community() -> bool:
 connection = context.config.attributes.get("connection")
 if connection is None:
     raise SystemExit("Run migrations with: python -m app migrate")
-context.configure(connection=connection, transaction_per_migration=True, is_community=is_community)
+# Named, because another schema on the search path, the extension's, may hold an installation of its own.
+schema = connection.execute(sqlalchemy.text("SELECT current_schema")).scalar()
+connection.rollback()
+context.configure(
+    connection=connection, version_table_schema=schema, transaction_per_migration=True, is_community=is_community
+)
 with context.begin_transaction():
     context.run_migrations()

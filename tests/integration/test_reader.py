@@ -102,13 +102,18 @@ async def test_mark_of_a_database_that_is_gone(embedded_admin_url: str, embedded
     assert role(embedded_database_url, READER) != before
 
 
-async def test_two_schemas_in_one_database(edition_and_admin_url: tuple[str, str], empty_database: str) -> None:
+@pytest.mark.parametrize("of_extension", ["tools", "one", "public"])
+async def test_two_schemas_in_one_database(
+    edition_and_admin_url: tuple[str, str], empty_database: str, of_extension: str
+) -> None:
     """Two installations in two schemas keep apart, wherever the extension is, and each has its reader."""
     edition, _ = edition_and_admin_url
     with psycopg.connect(empty_database, autocommit=True) as connection:
         connection.execute("CREATE SCHEMA tools; CREATE SCHEMA one; CREATE SCHEMA two")
-        if edition in {"community", "apache"}:
-            connection.execute("CREATE EXTENSION timescaledb SCHEMA tools")
+        if edition != "embedded":
+            connection.execute(f"CREATE EXTENSION timescaledb SCHEMA {of_extension}")
+        if of_extension == "public":
+            migrate(empty_database)
         try:
             for schema in ("one", "two"):
                 url = make_conninfo(empty_database, options=f"-c search_path={schema}")
