@@ -518,7 +518,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Parse a slice; return whether there is more that may be parsed now."""
         if self._transport.is_closing() or self._last_answer is not None:
             self._unparsed = NOTHING
-        elif self._may_parse:
+        elif self._unparsed and self._may_parse:
             try:
                 self._parse_slice()
             except Exception as error:
