@@ -2,7 +2,7 @@
 
 Bodies are decoded by threads. glibc's malloc gives each an arena of its own, keeps there what the thread has freed, and
 can't trim the top of any but the first. After three bursts of sixteen bodies of 13 MB a process that needs 194 MiB kept
-338, with trimming alone 270 to 276, and with trimming and one arena for all threads 202. That arena costs 1 to 3 % of
+338, with trimming alone 270 to 276, with one arena for all threads as well 202 to 233. That arena costs 1 to 3 % of
 what pyarrow takes to decode in four threads, which is a fifth of what the server takes for a row.
 """
 
