@@ -286,6 +286,7 @@ class BulkIngest:
                     opened = await asyncio.to_thread(open_readings, body, format_, terms)
                     grow_to(len(body) + opened.inflated_bytes)
                     decoded = await asyncio.to_thread(decode_opened, opened, terms)
+                    del opened  # it has the body
             elif len(body) > DECODE_IN_THREAD_BYTES:
                 with self._intake.expect():
                     decoded = await asyncio.to_thread(decode_readings, body, format_, terms)
@@ -469,7 +470,8 @@ class Report:
             }
         if decoded.unknown_columns:
             report["unknown_columns"] = decoded.unknown_columns
-        if hints := [*decoded.hints, *self._hints_at_backfill(is_any_stored=rows > 0)]:
+        hints = [*(decoded.hints if rows else ()), *self._hints_at_backfill(is_any_stored=rows > 0)]
+        if hints:
             report["hints"] = hints
         return Replay(self._status(is_whole="errors" not in report), orjson.dumps(report))
 

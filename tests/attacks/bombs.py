@@ -168,6 +168,23 @@ def growing_dictionary() -> Bomb:
     return Bomb(sink.getvalue(), ARROW)
 
 
+def shared_dictionary(batches: int = 90) -> Bomb:
+    """A dictionary of 10 MB that every batch has, of a type that is converted."""
+    words = pa.array([f"{number:>01000}" for number in range(10_000)], pa.large_string())
+    sink = io.BytesIO()
+    schema = pa.schema({"sensor_id": pa.dictionary(pa.int32(), pa.large_string()), "temperature": pa.float64()})
+    with pa.ipc.new_stream(sink, schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        for number in range(batches):
+            names = pa.DictionaryArray.from_arrays(pa.array([number], pa.int32()), words)
+            writer.write_batch(pa.record_batch([names, pa.array([1.0])], schema=schema))
+    return Bomb(sink.getvalue(), ARROW)
+
+
+def shared_dictionary_of_many() -> Bomb:
+    """Likewise, of as many batches as may be."""
+    return shared_dictionary(5_000)
+
+
 def views_of_one_text() -> Bomb:
     """A text of 900 KB in each of 10,000 rows, all of them the same bytes."""
     text = b"x" * 900_000
@@ -199,6 +216,8 @@ BOMBS: Mapping[str, Callable[[], Bomb]] = {
     "Arrow: 8 streams at once that inflate to 250 MB each": inflating_streams,
     "Arrow: 8 streams at once, as large as they may be": inflating_streams_that_are_taken,
     "Arrow: a dictionary that grows with each of 400 batches": growing_dictionary,
+    "Arrow: a dictionary of 10 MB that 90 batches share": shared_dictionary,
+    "Arrow: a dictionary of 10 MB that 5,000 batches share": shared_dictionary_of_many,
     "Arrow: 10,000 views of a text of 900 KB": views_of_one_text,
     "Arrow: 50,000 batches of one row": tiny_batches,
 }

@@ -28,6 +28,8 @@ Result = TypeVar("Result")
 
 MAX_MESSAGES = 10_000
 """Batches and dictionaries: each takes 0.1 ms and 3 KB, however few its rows."""
+MAX_REPEATED_BYTES = 1 << 30
+"""Of dictionaries, each as often as there are batches: each batch's is validated, which takes 0.6 s a gigabyte."""
 MAX_SCHEMA_BYTES = 1 << 20
 """1,000 columns take some 200 KB."""
 
@@ -99,7 +101,7 @@ def _inflated_bytes(body: bytes) -> int:
     Compressed buffers are copied as they are inflated. A dictionary that has been added to is copied whole for the
     batches after it: that, too, is counted, for it grows with the square of the additions.
     """
-    copied = 0
+    copied = repeated = 0
     grown: dict[int, int] = {}
     changed: set[int] = set()
     for place, message in enumerate(pyarrow.ipc.MessageReader.open_stream(pa.BufferReader(body))):
@@ -115,6 +117,9 @@ def _inflated_bytes(body: bytes) -> int:
         if sizes.dictionary is None:
             copied += sum(grown[dictionary] for dictionary in changed)
             changed.clear()
+            repeated += sum(grown.values())
+            if repeated > MAX_REPEATED_BYTES:
+                raise MalformedBody("The Arrow stream has large dictionaries and many batches: write larger batches.")
         elif sizes.is_delta:
             grown[sizes.dictionary] = grown.get(sizes.dictionary, 0) + sizes.content_bytes
             changed.add(sizes.dictionary)

@@ -322,9 +322,23 @@ def test_dictionary_that_grows_with_every_batch() -> None:
     body = bombs.growing_dictionary().body
     assert len(body) < 1_000_000
     held = pa.total_allocated_bytes()
-    with pytest.raises(BodyTooLarge, match="when inflated"):
+    with pytest.raises((BodyTooLarge, MalformedBody), match=r"when inflated|larger batches"):
         decode(body, Format.ARROW_STREAM)
     assert pa.total_allocated_bytes() <= held
+
+
+def test_dictionary_that_many_batches_share() -> None:
+    """It is converted once, and not for each of them; for very many it is not even looked at as often."""
+    body = bombs.shared_dictionary().body
+    default = pa.default_memory_pool()
+    pa.set_memory_pool(pool := pa.proxy_memory_pool(default))
+    try:
+        assert decode(body, Format.ARROW_STREAM).rejected == 90
+    finally:
+        pa.set_memory_pool(default)
+    assert pool.max_memory() < 100_000_000
+    with pytest.raises(MalformedBody, match="write larger batches"):
+        decode(bombs.shared_dictionary_of_many().body, Format.ARROW_STREAM)
 
 
 def test_many_batches() -> None:
