@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Iterator
 
-from tests.attacks import connections, stop
+from tests.attacks import bombs, connections, stop
 from tests.attacks.report import Finding
 
 ROW = "{:<58} {:>10} {:<8} {:>10}  {}"
@@ -14,6 +14,7 @@ def findings() -> Iterator[Finding]:
     """All of them, as they come."""
     yield from connections.findings()
     yield from stop.findings()
+    yield from bombs.findings()
 
 
 def main() -> int:
