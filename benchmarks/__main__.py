@@ -307,9 +307,6 @@ class Race:
 
         contestants = []
         for server in self._servers(folder, stack):
-            if not server.takes_bulk:
-                self.leave_out("bulk by SensorFlow: it has no POST /api/readings")
-                continue
             for format_ in self._plan.formats:
                 name = server_name(server.workers, format_)
                 sender = partial(send, partial(server.bulk, format_), format_)

@@ -170,13 +170,6 @@ class SensorFlow:
         """Whether the setting WORKERS has had its effect."""
         return self.workers == 1 or len(family(self._server.process.pid)) > self.workers
 
-    @property
-    def takes_bulk(self) -> bool:
-        """Whether there is a POST /api/readings."""
-        target = self.bulk(Format.JSON)
-        url = f"http://127.0.0.1:{target.port}{target.path}"
-        return httpx.post(url, content=b"[]", headers=target.headers).status_code == target.expected_status
-
     def bulk(self, format_: Format) -> Target:
         """Where many readings go."""
         headers = {"X-API-Key": API_KEY, "Content-Type": CONTENT_TYPES[format_]}
