@@ -1274,6 +1274,20 @@ async def test_locked_without_a_waiting_sender() -> None:
         assert now() - began < RETRY_BLOCKED_S + 0.1
 
 
+async def test_lock_that_ends_unseen() -> None:
+    """A lock that ended when nothing waited for it keeps out nothing, whoever is the first to send again."""
+    plant = Plant()
+    async with plant.running():
+        plant.store.locked = [(LATE_US, LATE_US)]
+        assert isinstance(await plant.send(late("a")), DatabaseLocked)
+        plant.store.locked = []
+        await asyncio.sleep(RETRY_BLOCKED_S)
+        assert isinstance(await plant.send(late("b"), is_awaited=False), Receipt)
+        answers = [plant.send(late("c"), is_awaited=False), plant.send(late("d"), is_awaited=False)]
+        await asyncio.gather(*answers)
+    assert plant.store.stored == ["b", "c", "d"]
+
+
 async def test_locked_claim() -> None:
     """A request whose key an unended transaction has holds up no other."""
     plant = Plant()
