@@ -362,7 +362,7 @@ class Pipeline(Generic[AnyFlush]):
     async def _learn_names(self, parcel: Parcel, batch: Batch, patience_s: float) -> None:
         try:
             await self._store.learn_names(batch)
-        except DatabaseAway as error:
+        except Exception as error:  # its flush meets the same, and knows what to do about each kind
             logger.debug("the sensors of %d readings are left to their flush: %s", parcel.rows, error)
         parcel.is_aside = bool(self._blockage) and self._is_blocked(parcel)
         now = self._clock()
