@@ -444,6 +444,12 @@ class Database:
                 if self._reader_password is not None:
                     await _let_reader_in(connection, self._reader_role, self._reader_password)
                 self.edition = await _probe(connection)
+        if self.edition.kind == "plain" and self.edition.timescaledb_version is not None:
+            logger.warning(
+                "TimescaleDB is there, but readings is a plain table: the schema was made without the extension, or "
+                "restored from a dump of plain PostgreSQL. It is used as one; `python -m app move --from URL` copies "
+                "all of it into a new database, where it is a hypertable."
+            )
         await self._pool.open()
         return self.edition
 
@@ -644,12 +650,6 @@ async def _probe(connection: Connection) -> Edition:
     if timescaledb is not None:
         hypertable = await (await connection.execute(HYPERTABLE)).fetchone()
         continuous = await (await connection.execute(HAS_CONTINUOUS_AGGREGATES)).fetchone()
-        if hypertable is None:
-            logger.warning(
-                "TimescaleDB is there, but readings is a plain table: the schema was made without the extension, or "
-                "restored from a dump of plain PostgreSQL. It is used as one; `python -m app move --from URL` copies "
-                "all of it into a new database, where it is a hypertable."
-            )
     if continuous == (True,) and not direct_compress:  # which came with the refresh that the aggregates need
         raise ConfigurationError(f"TimescaleDB {timescaledb} is too old: update it to 2.21 or newer")
     names = ("fsync", "synchronous_commit", "full_page_writes")
