@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from app.errors import ConfigurationError
-from app.store.database import connection_arguments, migrate, own_errors
+from app.store.database import connect_to_migrate, migrate, own_errors
 
 NOT_MOVED = ["alembic_version", "server_settings", "metrics", "flushes", "stale_ranges", "checked_days"]
 """What each database has of its own: its schema's, what the settings say, and what was under way."""
@@ -75,8 +75,8 @@ def move(source_url: str, target_url: str, *, say: Callable[[str], None]) -> Non
     migrate(target_url)
     with (
         own_errors(),
-        psycopg.connect(source_url, **connection_arguments(source_url, "sensorflow move")) as source,
-        psycopg.connect(target_url, **connection_arguments(target_url, "sensorflow move")) as target,
+        connect_to_migrate(source_url, autocommit=False) as source,
+        connect_to_migrate(target_url, autocommit=False) as target,
     ):
         source.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         for connection in (source, target):
