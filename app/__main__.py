@@ -20,6 +20,7 @@ from app.addresses import urls_of
 from app.errors import ConfigurationError, SensorFlowError
 from app.imports.command import add_arguments, import_files
 from app.logs import configure_logging
+from app.main import horizon_us
 from app.serve import serve
 from app.settings import Keys, Settings, load_settings, strong_keys, unknown_settings
 from app.store.adoption import ZONE, adopt
@@ -99,7 +100,8 @@ def _run(settings: Settings, chosen: argparse.Namespace) -> int:
         if chosen.command == "serve":
             _serve(settings, url)
         elif chosen.command == "refresh":
-            _refresh(settings, url, chosen.start, chosen.end or datetime.now(UTC))
+            now = datetime.now(UTC)
+            _refresh(settings, url, chosen.start, min(chosen.end or now, now))
         elif chosen.adopt is not None:
             return _adopt(url, chosen.adopt)
         else:
@@ -157,7 +159,16 @@ def _refresh(settings: Settings, database_url: str, start: datetime, end: dateti
         settings.retention_1h_days,
         settings.retention_1d_days,
     )
-    asyncio.run(refresh(database, start=start, end=end, retention=retention, say=partial(print, flush=True)))
+    asyncio.run(
+        refresh(
+            database,
+            start=start,
+            end=end,
+            retention=retention,
+            horizon_us=partial(horizon_us, settings),
+            say=partial(print, flush=True),
+        )
+    )
 
 
 def _move(settings: Settings, source: str | None) -> None:
