@@ -45,7 +45,8 @@ SELECT current_setting('max_locks_per_transaction')::bigint,
        current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint
 """
 IDENTITIES = """
-SELECT attname::text, pg_get_serial_sequence(quote_ident(%(table)s), attname) FROM pg_attribute
+SELECT relname::text FROM pg_attribute
+JOIN pg_class c ON c.oid = pg_get_serial_sequence(quote_ident(%(table)s), attname)::regclass
 WHERE attrelid = quote_ident(%(table)s)::regclass AND attidentity <> '' AND NOT attisdropped
 """
 HAS_CONTINUOUS_AGGREGATES = "SELECT to_regclass('timescaledb_information.continuous_aggregates') IS NOT NULL"
@@ -154,11 +155,11 @@ def _copy(
 
 
 def _continue_ids(source: Connection, target: Connection, tables: Sequence[str]) -> None:
+    """Goes on behind the last ids given out, and not the last in use: readings may have a deleted sensor's."""
+    sequences = ["reading_ids"]
     for table in tables:
-        for column, sequence in target.execute(IDENTITIES, {"table": table}).fetchall():
-            last = sql.SQL("SELECT setval({}, greatest(max({}), 1), max({}) IS NOT NULL) FROM {}").format(
-                sql.Literal(sequence), *2 * [sql.Identifier(column)], sql.Identifier(table)
-            )
-            target.execute(last)
-    row = source.execute("SELECT last_value, is_called FROM reading_ids").fetchone()
-    target.execute("SELECT setval('reading_ids', %s, %s)", row)
+        sequences += [name for (name,) in source.execute(IDENTITIES, {"table": table}).fetchall()]
+    for name in sequences:
+        state = source.execute(sql.SQL("SELECT last_value, is_called FROM {}").format(sql.Identifier(name))).fetchone()
+        assert state is not None  # a sequence has one row
+        target.execute("SELECT setval(quote_ident(%s), %s, %s)", [name, *state])

@@ -243,6 +243,15 @@ def test_move_is_all_or_nothing(
     assert rows(community_database, count) == rows(embedded_database_url, count)
 
 
+def test_move_of_a_deleted_sensor(embedded_database_url: str, database: str) -> None:
+    """Its readings, which nobody has deleted, become no new sensor's."""
+    migrate(embedded_database_url)
+    execute(embedded_database_url, INSERT, "DELETE FROM sensors WHERE id = 3")
+    move.move(embedded_database_url, database, say=print)
+    for url in (embedded_database_url, database):
+        assert rows(url, "INSERT INTO sensors (name) VALUES ('new') RETURNING id") == [(4,)]
+
+
 def test_move_by_way_of_a_pooler(embedded_database_url: str, database: str) -> None:
     """It leaves nothing in the pooler's sessions that another client could meet."""
     migrate(embedded_database_url)
