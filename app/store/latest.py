@@ -297,13 +297,13 @@ class LatestReadings:
                 piece = batch.slice(0, self._piece_rows)
                 await self._write_piece(await asyncio.to_thread(_arrays_of_rows, piece), horizon_us)
                 batch = batch.slice(piece.num_rows)
-        except BaseException:
+        except BaseException as error:
             self._piece_rows = max(self._piece_rows // 2, MIN_PIECE_ROWS)
             for unwritten in rows.batches() if batch is None else [batch]:
                 self.unwritten.note(unwritten, horizon_us)
             self.note(singles, None)
             self._noted_since = self._writing_since
-            self._is_stuck = True
+            self._is_stuck = isinstance(error, Exception)  # a process that ends cancels it, and then leaves
             raise
         finally:
             self._writing_since = None
