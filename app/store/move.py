@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from app.errors import ConfigurationError
-from app.store.database import connect_to_migrate, migrate, own_errors
+from app.store.database import connect_to_migrate, has_continuous_aggregates, migrate, own_errors
 
 NOT_MOVED = ["alembic_version", "server_settings", "metrics", "flushes", "stale_ranges", "checked_days"]
 """What each database has of its own: its schema's, what the settings say, and what was under way."""
@@ -49,14 +49,10 @@ SELECT relname::text FROM pg_attribute
 JOIN pg_class c ON c.oid = pg_get_serial_sequence(quote_ident(%(table)s), attname)::regclass
 WHERE attrelid = quote_ident(%(table)s)::regclass AND attidentity <> '' AND NOT attisdropped
 """
-HAS_CONTINUOUS_AGGREGATES = "SELECT to_regclass('timescaledb_information.continuous_aggregates') IS NOT NULL"
 ALL_CHUNKS_ARE_STALE = """
 INSERT INTO stale_ranges (starts_at, ends_at)
 SELECT range_start, range_end FROM timescaledb_information.chunks
-WHERE hypertable_schema = current_schema AND hypertable_name = 'readings' AND EXISTS (
-    SELECT FROM timescaledb_information.continuous_aggregates
-    WHERE view_schema = current_schema AND view_name = 'readings_1m'
-)
+WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
 """
 
 
@@ -97,7 +93,7 @@ def move(source_url: str, target_url: str, *, say: Callable[[str], None]) -> Non
             rows = _copy(source, target, table, columns, say)
             say(f"{table}: {rows:,} rows")
         _continue_ids(source, target, [table for table in tables if table in known])
-        if target.execute(HAS_CONTINUOUS_AGGREGATES).fetchone() == (True,):
+        if has_continuous_aggregates(target):
             target.execute(ALL_CHUNKS_ARE_STALE)
 
 
