@@ -3,12 +3,14 @@
 import argparse
 import asyncio
 import logging
+import math
 import os
 import secrets
 import shlex
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
@@ -20,7 +22,6 @@ from app.addresses import urls_of
 from app.errors import ConfigurationError, SensorFlowError
 from app.imports.command import add_arguments, import_files
 from app.logs import configure_logging
-from app.main import horizon_us
 from app.serve import serve
 from app.settings import Keys, Settings, load_settings, strong_keys, unknown_settings
 from app.store.adoption import ZONE, adopt
@@ -159,16 +160,10 @@ def _refresh(settings: Settings, database_url: str, start: datetime, end: dateti
         settings.retention_1h_days,
         settings.retention_1d_days,
     )
-    asyncio.run(
-        refresh(
-            database,
-            start=start,
-            end=end,
-            retention=retention,
-            horizon_us=partial(horizon_us, settings),
-            say=partial(print, flush=True),
-        )
-    )
+    minutes = settings.accept_future_minutes
+    horizon_us = time.time() * 1e6 + minutes * 60e6 if minutes else math.inf
+    say = partial(print, flush=True)
+    asyncio.run(refresh(database, start=start, end=end, retention=retention, horizon_us=horizon_us, say=say))
 
 
 def _move(settings: Settings, source: str | None) -> None:

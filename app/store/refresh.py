@@ -18,7 +18,7 @@ async def refresh(
     start: datetime,
     end: datetime,
     retention: Retention,
-    horizon_us: Callable[[], float],
+    horizon_us: float,
     say: Callable[[str], None],
 ) -> None:
     """Refreshes the days of a span in which there are readings, piece by piece; beside a server that runs, too.
@@ -44,7 +44,7 @@ async def refresh(
             await Aggregates(database, retention=retention).recompute(start, end, on_piece=on_piece)
         else:
             say("The aggregates of this database are views of its readings: there is nothing to refresh.")
-        await LatestReadings(database, horizon_us=horizon_us).recover()
+        await LatestReadings(database, horizon_us=lambda: horizon_us).recover()
         say("Latest readings: looked up.")
         async with database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
             if ids := await nameless_sensors(connection, TIERS[-1].floor(start), TIERS[-1].ceil(end)):
