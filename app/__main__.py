@@ -3,12 +3,14 @@
 import argparse
 import asyncio
 import logging
+import math
 import os
 import secrets
 import shlex
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
@@ -99,7 +101,8 @@ def _run(settings: Settings, chosen: argparse.Namespace) -> int:
         if chosen.command == "serve":
             _serve(settings, url)
         elif chosen.command == "refresh":
-            _refresh(settings, url, chosen.start, chosen.end or datetime.now(UTC))
+            now = datetime.now(UTC)
+            _refresh(settings, url, chosen.start, min(chosen.end or now, now))
         elif chosen.adopt is not None:
             return _adopt(url, chosen.adopt)
         else:
@@ -157,7 +160,10 @@ def _refresh(settings: Settings, database_url: str, start: datetime, end: dateti
         settings.retention_1h_days,
         settings.retention_1d_days,
     )
-    asyncio.run(refresh(database, start=start, end=end, retention=retention, say=partial(print, flush=True)))
+    minutes = settings.accept_future_minutes
+    horizon_us = time.time() * 1e6 + minutes * 60e6 if minutes else math.inf
+    say = partial(print, flush=True)
+    asyncio.run(refresh(database, start=start, end=end, retention=retention, horizon_us=horizon_us, say=say))
 
 
 def _move(settings: Settings, source: str | None) -> None:

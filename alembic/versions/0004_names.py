@@ -1,7 +1,8 @@
 """Ids of names last, whoever remembers them is told when they change, and ages do not go by a wrong clock.
 
-Servers before this revision took a value of the identity for every name that they asked for. Those that no row has are
-given back: the identities go on behind the highest id that is in use.
+Servers before this revision took a value of the identity for every name that they asked for. Where more than half of
+the values are gone, those above the highest id of a row are given back. Elsewhere none is: readings may have them, of a
+sensor that was deleted by hand, and would be the next new sensor's.
 """
 
 from alembic import op
@@ -12,7 +13,9 @@ branch_labels = None
 depends_on = None
 
 GIVE_BACK = """
-SELECT setval(pg_get_serial_sequence('{table}', 'id'), greatest(max(id), 1), max(id) IS NOT NULL) FROM {table}
+SELECT setval(pg_get_serial_sequence('{table}', 'id'), greatest(highest, 1), highest IS NOT NULL)
+FROM (SELECT max(id) AS highest FROM {table}) AS used
+WHERE pg_sequence_last_value(pg_get_serial_sequence('{table}', 'id')::regclass) > (1 << 30)
 """
 
 # A process remembers which ids names have. Whoever deletes or renames such a row leaves its transaction's id here, and

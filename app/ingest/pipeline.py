@@ -316,7 +316,8 @@ class Pipeline(Generic[AnyFlush]):
         patience_s = self._commit_timeout_s if is_awaited else math.inf
         parcel = Parcel(content, content.rows, content.size_bytes, now, now + patience_s, settle, claim)
         if self._blockage and self._is_blocked(parcel):
-            if not is_awaited:
+            # It would be held until the lock is gone. One is taken, to find out, where nothing else is about to.
+            if not is_awaited and (self.buffer.has_aside or now < self._retry_blocked_at):
                 raise self._locked()
             parcel.is_aside = True
         if self._tasks is not None and isinstance(content, Batch) and self._has_too_many_new_names(content):
@@ -361,7 +362,7 @@ class Pipeline(Generic[AnyFlush]):
     async def _learn_names(self, parcel: Parcel, batch: Batch, patience_s: float) -> None:
         try:
             await self._store.learn_names(batch)
-        except DatabaseAway as error:
+        except Exception as error:  # its flush meets the same, and knows what to do about each kind
             logger.debug("the sensors of %d readings are left to their flush: %s", parcel.rows, error)
         parcel.is_aside = bool(self._blockage) and self._is_blocked(parcel)
         now = self._clock()

@@ -258,38 +258,37 @@ class Aggregates:
         assert row is not None  # a SELECT without FROM has one row
         is_due, lacks_policies = row
         self._has_policies &= not lacks_policies
-        clock = asyncio.get_running_loop().time
-        is_look = self._look_at is None or clock() >= self._look_at
+        is_look = self._look_at is None or asyncio.get_running_loop().time() >= self._look_at
         if not is_due and self._has_policies and not is_look:
             return
         # A refresh may be in no transaction, and a lock had better be in one: a pooler gives a session to the next.
         with own_errors():
-            async with (
-                await self._database.connect("sensorflow aggregates lock") as guard,
-                guard.transaction(),
-                await self._database.connect("sensorflow aggregates") as connection,
-            ):
+            async with await self._database.connect("sensorflow aggregates lock") as guard, guard.transaction():
                 row = await (await guard.execute(TRY_LOCK, [REFRESH_LOCK])).fetchone()
                 assert row is not None  # a SELECT without FROM has one row
                 has_lock, now = row
-                if not has_lock:
-                    return
-                if not self._database.is_pooled:
-                    await connection.execute(OF_THIS_SESSION)
-                # Before there are policies, and from the oldest on: until the last of it is refreshed, queries take
-                # what is missing from the readings.
+                if has_lock:
+                    await self._refresh_all(now, is_look=is_look)
+
+    async def _refresh_all(self, now: datetime, *, is_look: bool) -> None:
+        """Refreshes what is due, under the lock; ``is_look``: and looks for days that are not right."""
+        async with await self._database.connect("sensorflow aggregates") as connection:
+            if not self._database.is_pooled:
+                await connection.execute(OF_THIS_SESSION)
+            # Before there are policies, and from the oldest on: until the last of it is refreshed, queries take what is
+            # missing from the readings.
+            is_all = await self._refresh_stale(connection)
+            found = await self._find_incomplete(connection, now) if is_look else None
+            if found:
                 is_all = await self._refresh_stale(connection)
-                found = await self._find_incomplete(connection, now) if is_look else None
-                if found:
-                    is_all = await self._refresh_stale(connection)
-                await self._sweep(connection, now)
-                if found is not None:
-                    await self._find_latest(connection, found, now)
-                    self._look_at = clock() + LOOK_INTERVAL_S
-                if is_all and not self._has_policies:
-                    await connection.execute(SET_DELETED_UNTIL)
-                    await apply_policies(connection, self._retention)
-                    self._has_policies = True
+            await self._sweep(connection, now)
+            if found is not None:
+                await self._find_latest(connection, found, now)
+                self._look_at = asyncio.get_running_loop().time() + LOOK_INTERVAL_S
+            if is_all and not self._has_policies:
+                await connection.execute(SET_DELETED_UNTIL)
+                await apply_policies(connection, self._retention)
+                self._has_policies = True
 
     async def _refresh_stale(self, connection: Connection) -> bool:
         """Whether all of it is refreshed. A span that can't be holds up no other, and is tried again."""

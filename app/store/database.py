@@ -443,9 +443,21 @@ class Database:
             with own_errors():
                 if self._reader_password is not None:
                     await _let_reader_in(connection, self._reader_role, self._reader_password)
-                self.edition = await _probe(connection)
+                edition = await _probe(connection)
+        # Which came with the refresh that the aggregates need.
+        if edition.continuous_aggregates and not edition.direct_compress:
+            raise ConfigurationError(
+                f"TimescaleDB {edition.timescaledb_version} is too old: update it to 2.21 or newer"
+            )
+        if edition.kind == "plain" and edition.timescaledb_version is not None:
+            logger.warning(
+                "TimescaleDB is there, but readings is a plain table: the schema was made without the extension, or "
+                "restored from a dump of plain PostgreSQL. It is used as one; `python -m app move --from URL` copies "
+                "all of it into a new database, where it is a hypertable."
+            )
+        self.edition = edition
         await self._pool.open()
-        return self.edition
+        return edition
 
     async def restore_settings(self, connection: Connection) -> None:
         """Adds the rows of ``server_settings`` that views need and somebody has deleted. Raises what the driver
@@ -644,14 +656,6 @@ async def _probe(connection: Connection) -> Edition:
     if timescaledb is not None:
         hypertable = await (await connection.execute(HYPERTABLE)).fetchone()
         continuous = await (await connection.execute(HAS_CONTINUOUS_AGGREGATES)).fetchone()
-        if hypertable is None:
-            logger.warning(
-                "TimescaleDB is there, but readings is a plain table: the schema was made without the extension, or "
-                "restored from a dump of plain PostgreSQL. It is used as one; `python -m app move --from URL` copies "
-                "all of it into a new database, where it is a hypertable."
-            )
-    if continuous == (True,) and not direct_compress:  # which came with the refresh that the aggregates need
-        raise ConfigurationError(f"TimescaleDB {timescaledb} is too old: update it to 2.21 or newer")
     names = ("fsync", "synchronous_commit", "full_page_writes")
     return Edition(
         kind="plain" if hypertable is None else "community" if license_ == "timescale" else "apache",

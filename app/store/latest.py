@@ -76,11 +76,13 @@ WHERE hypertable_schema = current_schema AND hypertable_name = 'readings' ORDER 
 # Of the sensors whose latest reading is not known to be in the span or after it. The span's bounds stand in the text:
 # so PostgreSQL plans without the other chunks, and locks none of them.
 RECOVER = sql.SQL(f"""
-WITH part AS (
+WITH turn AS MATERIALIZED (
+    SELECT pg_try_advisory_xact_lock({RECOVERY_LOCK}) AS is_ours
+), part AS (
     SELECT s.id, CASE WHEN known.time <= {{horizon}} THEN known.time ELSE '-infinity' END AS known
     FROM sensors s LEFT JOIN latest_readings known ON known.sensor_id = s.id
     WHERE s.id > {{after}} AND (known.time < {{end}} OR known.time > {{horizon}} OR known.time IS NULL)
-        AND (SELECT pg_try_advisory_xact_lock({RECOVERY_LOCK}))
+        AND (SELECT is_ours FROM turn)
     ORDER BY s.id LIMIT {{sensors}}
 ), found AS (
     INSERT INTO latest_readings AS l (sensor_id, time, id, temperature, humidity, pressure)
@@ -95,7 +97,7 @@ WITH part AS (
     ORDER BY part.id
     {NEWER}
 )
-SELECT max(id) FROM part
+SELECT (SELECT is_ours FROM turn), max(id) FROM part
 """)
 
 
@@ -295,13 +297,13 @@ class LatestReadings:
                 piece = batch.slice(0, self._piece_rows)
                 await self._write_piece(await asyncio.to_thread(_arrays_of_rows, piece), horizon_us)
                 batch = batch.slice(piece.num_rows)
-        except BaseException:
+        except BaseException as error:
             self._piece_rows = max(self._piece_rows // 2, MIN_PIECE_ROWS)
             for unwritten in rows.batches() if batch is None else [batch]:
                 self.unwritten.note(unwritten, horizon_us)
             self.note(singles, None)
             self._noted_since = self._writing_since
-            self._is_stuck = True
+            self._is_stuck = isinstance(error, Exception)  # a process that ends cancels it, and then leaves
             raise
         finally:
             self._writing_since = None
@@ -335,7 +337,10 @@ class LatestReadings:
                 await asyncio.sleep(INTERVAL_S)
                 continue
             assert row is not None  # an aggregate has one row
-            place, after = (place, row[0]) if row[0] is not None else (place + 1, 0)
+            is_ours, last = row
+            if not is_ours:  # another process is at it, and goes on to the end
+                break
+            place, after = (place, last) if last is not None else (place + 1, 0)
             sensors, failures = min(2 * sensors, RECOVERY_SENSORS), 0
             await asyncio.sleep(self._clock() - began)  # others use the database, too
         self.recovered.set()

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from app.errors import ConfigurationError
-from app.store.database import connection_arguments, migrate, own_errors
+from app.store.database import connect_to_migrate, has_continuous_aggregates, migrate, own_errors
 
 NOT_MOVED = ["alembic_version", "server_settings", "metrics", "flushes", "stale_ranges", "checked_days"]
 """What each database has of its own: its schema's, what the settings say, and what was under way."""
@@ -45,17 +45,14 @@ SELECT current_setting('max_locks_per_transaction')::bigint,
        current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint
 """
 IDENTITIES = """
-SELECT attname::text, pg_get_serial_sequence(quote_ident(%(table)s), attname) FROM pg_attribute
+SELECT relname::text FROM pg_attribute
+JOIN pg_class c ON c.oid = pg_get_serial_sequence(quote_ident(%(table)s), attname)::regclass
 WHERE attrelid = quote_ident(%(table)s)::regclass AND attidentity <> '' AND NOT attisdropped
 """
-HAS_CONTINUOUS_AGGREGATES = "SELECT to_regclass('timescaledb_information.continuous_aggregates') IS NOT NULL"
 ALL_CHUNKS_ARE_STALE = """
 INSERT INTO stale_ranges (starts_at, ends_at)
 SELECT range_start, range_end FROM timescaledb_information.chunks
-WHERE hypertable_schema = current_schema AND hypertable_name = 'readings' AND EXISTS (
-    SELECT FROM timescaledb_information.continuous_aggregates
-    WHERE view_schema = current_schema AND view_name = 'readings_1m'
-)
+WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
 """
 
 
@@ -75,8 +72,8 @@ def move(source_url: str, target_url: str, *, say: Callable[[str], None]) -> Non
     migrate(target_url)
     with (
         own_errors(),
-        psycopg.connect(source_url, **connection_arguments(source_url, "sensorflow move")) as source,
-        psycopg.connect(target_url, **connection_arguments(target_url, "sensorflow move")) as target,
+        connect_to_migrate(source_url, autocommit=False) as source,
+        connect_to_migrate(target_url, autocommit=False) as target,
     ):
         source.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         for connection in (source, target):
@@ -96,7 +93,7 @@ def move(source_url: str, target_url: str, *, say: Callable[[str], None]) -> Non
             rows = _copy(source, target, table, columns, say)
             say(f"{table}: {rows:,} rows")
         _continue_ids(source, target, [table for table in tables if table in known])
-        if target.execute(HAS_CONTINUOUS_AGGREGATES).fetchone() == (True,):
+        if has_continuous_aggregates(target):
             target.execute(ALL_CHUNKS_ARE_STALE)
 
 
@@ -154,11 +151,11 @@ def _copy(
 
 
 def _continue_ids(source: Connection, target: Connection, tables: Sequence[str]) -> None:
+    """Goes on behind the last ids given out, and not the last in use: readings may have a deleted sensor's."""
+    sequences = ["reading_ids"]
     for table in tables:
-        for column, sequence in target.execute(IDENTITIES, {"table": table}).fetchall():
-            last = sql.SQL("SELECT setval({}, greatest(max({}), 1), max({}) IS NOT NULL) FROM {}").format(
-                sql.Literal(sequence), *2 * [sql.Identifier(column)], sql.Identifier(table)
-            )
-            target.execute(last)
-    row = source.execute("SELECT last_value, is_called FROM reading_ids").fetchone()
-    target.execute("SELECT setval('reading_ids', %s, %s)", row)
+        sequences += [name for (name,) in source.execute(IDENTITIES, {"table": table}).fetchall()]
+    for name in sequences:
+        state = source.execute(sql.SQL("SELECT last_value, is_called FROM {}").format(sql.Identifier(name))).fetchone()
+        assert state is not None  # a sequence has one row
+        target.execute("SELECT setval(quote_ident(%s), %s, %s)", [name, *state])

@@ -13,7 +13,13 @@ QUERY_TIMEOUT_S = 300.0
 
 
 async def refresh(
-    database: Database, *, start: datetime, end: datetime, retention: Retention, say: Callable[[str], None]
+    database: Database,
+    *,
+    start: datetime,
+    end: datetime,
+    retention: Retention,
+    horizon_us: float,
+    say: Callable[[str], None],
 ) -> None:
     """Refreshes the days of a span in which there are readings, piece by piece; beside a server that runs, too.
 
@@ -22,6 +28,7 @@ async def refresh(
         start: the start of the span.
         end: its end; what is younger than the aggregates reach is left to the server.
         retention: how long readings and aggregates are kept.
+        horizon_us: the latest time that a reading may have now, microseconds since 1970 UTC.
         say: is told how far it has come.
 
     Raises:
@@ -37,7 +44,7 @@ async def refresh(
             await Aggregates(database, retention=retention).recompute(start, end, on_piece=on_piece)
         else:
             say("The aggregates of this database are views of its readings: there is nothing to refresh.")
-        await LatestReadings(database).recover()
+        await LatestReadings(database, horizon_us=lambda: horizon_us).recover()
         say("Latest readings: looked up.")
         async with database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
             if ids := await nameless_sensors(connection, TIERS[-1].floor(start), TIERS[-1].ceil(end)):

@@ -419,12 +419,15 @@ class Writer:
         return row is None
 
     def _note(self, flush: Flush) -> None:
-        """Lets the latest readings know of a flush that is committed."""
-        if flush.refused:
-            alone, rows = _taken(flush)
-            self._latest.note(alone, None if rows is None else latest_of_each_sensor(rows))
-        else:
-            self._latest.note(flush.alone(), flush.latest)
+        """Lets the latest readings know of a flush that is committed. A failure must not make it look uncommitted."""
+        try:
+            if flush.refused:
+                alone, rows = _taken(flush)
+                self._latest.note(alone, None if rows is None else latest_of_each_sensor(rows))
+            else:
+                self._latest.note(flush.alone(), flush.latest)
+        except Exception:
+            logger.exception("the latest readings of flush %d are not known until the next start", flush.first_id)
 
     def _stale(self, contents: Sequence[Content]) -> Sequence[Span]:
         """The hours of the readings that come so late that no policy would refresh the aggregates of them."""

@@ -79,7 +79,7 @@ def test_move_into_a_database_in_use(folder: Path, embedded_database_url: str) -
 
 
 def test_refresh_command(folder: Path, empty_database: str, edition: str) -> None:
-    """It says what it does, brings the latest readings up to date, and takes nothing that is no time."""
+    """It says what it does, finds the latest readings but for those from ahead, and takes nothing that is no time."""
     status, output = run_command(folder, "refresh", "--from", "yesterday", DATABASE_URL=empty_database)
     assert status == 2
     assert "'yesterday' is not ISO 8601" in output
@@ -89,8 +89,10 @@ def test_refresh_command(folder: Path, empty_database: str, edition: str) -> Non
         connection.execute(
             "INSERT INTO readings (time, sensor_id, id, source_id, temperature)"
             " SELECT now() - number * interval '1 day', 1, number, 1, 20 FROM generate_series(1, 50) AS number"
+            " UNION ALL SELECT now() + interval '1 year', 1, 99, 1, 20"
         )
-    status, output = run_command(folder, "refresh", "--from", "2020-01-01", DATABASE_URL=empty_database)
+    arguments = "--from", "2020-01-01", "--to", "2200-01-01"
+    status, output = run_command(folder, "refresh", *arguments, DATABASE_URL=empty_database)
     assert status == 0, output
     assert (": refreshed" in output) == (edition == "community")
     assert ("there is nothing to refresh" in output) == (edition != "community")

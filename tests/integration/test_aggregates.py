@@ -3,12 +3,13 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
 import psycopg
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from app.ingest.batch import Reading, Source
 from app.store.aggregates import Aggregates
 from app.store.database import Connection, Database, migrate
 from app.store.latest import LatestReadings
+from app.store.locks import REFRESH_LOCK
 from app.store.policies import DROP_MARGIN, Retention, apply_policies
 from app.store.retention import delete_old_readings
 from app.store.tiers import TIERS, Span
@@ -224,6 +226,24 @@ def test_aggregates_are_a_plain_count_whatever_comes_late_and_whatever_is_cut_sh
 
     with new_database(admin_url) as url:
         check()
+
+
+async def test_another_process_refreshes(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meanwhile a process takes one connection, to find that out, and no second one to refresh with."""
+    async with rig(community_database) as parts:
+        connect, names = parts.database.connect, list[str]()
+
+        def connect_by_name(name: str) -> Awaitable[Connection]:
+            names.append(name)
+            return connect(name)
+
+        monkeypatch.setattr(parts.database, "connect", connect_by_name)
+        with psycopg.connect(community_database) as other:
+            other.execute("SELECT pg_advisory_xact_lock(%s)", [REFRESH_LOCK])
+            await parts.refresh()
+            assert names == ["sensorflow aggregates lock"]
+        await parts.refresh()
+    assert names[1:] == ["sensorflow aggregates lock", "sensorflow aggregates"]
 
 
 async def test_before_the_first_refresh_the_aggregates_are_right_already(database: str) -> None:

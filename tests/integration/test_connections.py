@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from app.errors import ConfigurationError, DatabaseAway
 from app.ingest.batch import Reading, Source
+from app.store import database as database_module
 from app.store.database import Database, migrate
 from app.store.latest import LatestReadings
 from app.store.session import PINNED
@@ -155,6 +156,20 @@ async def test_half_restored_under_a_flusher(database: str, monkeypatch: pytest.
         with pytest.raises(DatabaseAway, match=r"missing: sensors \(name\)"):
             await write(writer, reading(2))
     assert rows(database, "SELECT count(*) FROM readings") == [(1,)]
+
+
+async def test_extension_that_is_too_old(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends a start, and not a server that runs."""
+    opened = Database(community_database, timezone="UTC", offline_after_s=300)
+    try:
+        await opened.prepare()
+        older = database_module.EDITION.replace("enable_direct_compress_copy", "no_such_setting")
+        monkeypatch.setattr(database_module, "EDITION", older)
+        await (await opened.connect_to_write("test")).close()
+        with pytest.raises(ConfigurationError, match="too old"):
+            await opened.prepare()
+    finally:
+        await opened.close()
 
 
 async def test_schema_removed_and_made_again(database: str) -> None:

@@ -114,6 +114,23 @@ async def test_locks_of_a_start_are_bounded(database: str, edition: str) -> None
         await opened.close()
 
 
+async def test_two_starts_at_once(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them looks up everything; where they meet, neither leaves anything to the other that it will not do."""
+    monkeypatch.setattr(latest, "RECOVERY_CHUNKS", 1)
+    monkeypatch.setattr(latest, "RECOVERY_SENSORS", 1)
+    opened = Database(community_database, timezone="UTC", offline_after_s=300)
+    try:
+        await opened.prepare()
+        fill(community_database, days=5)
+        with psycopg.connect(community_database, autocommit=True) as connection:
+            connection.execute("INSERT INTO sensors (name) SELECT i::text FROM generate_series(4, 40) i")
+            connection.execute("INSERT INTO readings SELECT now(), id, id, 1, 20 FROM sensors WHERE id > 3")
+        await asyncio.gather(*(LatestReadings(opened).recover() for _ in range(3)))
+        assert rows(community_database, "SELECT count(*) FROM latest_readings") == [(39,)]
+    finally:
+        await opened.close()
+
+
 async def test_a_start_that_cannot_look_up_still_writes(database: str) -> None:
     """What is committed meanwhile does not wait for what was before."""
     opened = Database(database, timezone="UTC", offline_after_s=300)

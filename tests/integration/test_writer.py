@@ -572,6 +572,15 @@ async def test_the_latest_reading_is_the_latest_by_event_time(database: str) -> 
         assert await latest_reading(connection) == (reading(50, sensor="b"), flush.first_id + 1)
 
 
+async def test_latest_readings_that_fail(embedded_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flush is committed once, whatever fails behind its COMMIT."""
+    monkeypatch.setattr(LatestReadings, "note", lambda *_: 1 / 0)
+    async with writing(embedded_database_url) as writer:
+        flush = await write(writer, reading(1))
+        assert await writer.was_committed(flush)
+    assert stored(embedded_database_url) == as_stored([reading(1)], flush.first_id)
+
+
 async def test_another_server_behind_a_new_connection_is_asked_for_its_own_ids(database: str) -> None:
     """As after a failover that lost sensors, or a restore."""
     gateway = batch(*range(MIN_REMEMBERED_NAMES), sensors=MIN_REMEMBERED_NAMES)

@@ -116,7 +116,7 @@ class FakeStore:
         """Cleared, that comes to no end."""
         self.learning.set()
         self.chokes_in = ""
-        """The step, prepare or write, that fails over a sensor called as POISON is."""
+        """The steps, of learn_names, prepare and write, that fail over a sensor called as POISON is."""
         self._next_id = 1
         self._connection = 0
 
@@ -145,6 +145,7 @@ class FakeStore:
 
     async def learn_names(self, batch: Batch) -> None:
         await self.learning.wait()
+        self._choke("learn_names", [batch])
         self.learned += 1
         if self.away:
             raise DatabaseAway("the plug is pulled")
@@ -201,7 +202,7 @@ class FakeStore:
         return any(Blockage(self.locked).holds(each, None) for each in flush.contents)
 
     def _choke(self, step: str, contents: Sequence[Content]) -> None:
-        if step == self.chokes_in and POISON in sensors_of(contents):
+        if step in self.chokes_in and POISON in sensors_of(contents):
             POISON.encode("ascii")
 
     async def was_committed(self, flush: FakeFlush) -> bool:
@@ -1274,6 +1275,20 @@ async def test_locked_without_a_waiting_sender() -> None:
         assert now() - began < RETRY_BLOCKED_S + 0.1
 
 
+async def test_lock_that_ends_unseen() -> None:
+    """A lock that ended when nothing waited for it keeps out nothing, whoever is the first to send again."""
+    plant = Plant()
+    async with plant.running():
+        plant.store.locked = [(LATE_US, LATE_US)]
+        assert isinstance(await plant.send(late("a")), DatabaseLocked)
+        plant.store.locked = []
+        await asyncio.sleep(RETRY_BLOCKED_S)
+        assert isinstance(await plant.send(late("b"), is_awaited=False), Receipt)
+        answers = [plant.send(late("c"), is_awaited=False), plant.send(late("d"), is_awaited=False)]
+        await asyncio.gather(*answers)
+    assert plant.store.stored == ["b", "c", "d"]
+
+
 async def test_locked_claim() -> None:
     """A request whose key an unended transaction has holds up no other."""
     plant = Plant()
@@ -1576,6 +1591,19 @@ async def test_sensors_that_cannot_be_learnt_are_left_to_the_flush() -> None:
             await asyncio.sleep(0.5)
             plant.store.away = False
             assert await parked == Stored(2, {})
+
+
+async def test_poison_among_new_sensors() -> None:
+    """A batch over whose sensors the store fails in an unforeseen way is left to its flush, and is rejected there."""
+    plant = Plant()
+    plant.store.chokes_in = "learn_names, prepare"
+    async with plant.running():
+        with new_names_at_most(1):
+            poisoned = plant.send(batch("a", POISON))
+            assert isinstance(await plant.send("b"), Receipt)
+            assert isinstance(await poisoned, RejectedByDatabase)
+            assert isinstance(await plant.send(batch("c", "d")), Stored)
+    assert plant.store.stored == ["b", "c", "d"]
 
 
 async def test_a_stop_waits_for_what_is_parked() -> None:

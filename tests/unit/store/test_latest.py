@@ -63,6 +63,35 @@ def test_the_latest_of_each_sensor_is_kept_whatever_came_together(
     assert list(map(Noted._make, zip(*columns, strict=True))) == [expected[sensor] for sensor in sorted(expected)]
 
 
+async def test_a_process_that_ends_while_it_writes() -> None:
+    """It writes when it leaves what was under way, and what was noted meanwhile."""
+
+    class Recording:
+        def __init__(self) -> None:
+            self.executed: list[str] = []
+            self.answering = asyncio.Event()
+
+        @asynccontextmanager
+        async def borrow(self, **_: float) -> AsyncIterator["Recording"]:
+            yield self
+
+        async def execute(self, _: str, columns: dict[str, str]) -> None:
+            await self.answering.wait()
+            self.executed.append(columns["sensor_id"])
+
+    database = Recording()
+    readings = LatestReadings(cast("Any", database))
+    readings.note([Noted(1, 0, 1, 1.5, None, None)], None)
+    writing = asyncio.create_task(readings.write())
+    await asyncio.sleep(0)
+    readings.note([Noted(2, 0, 2, 1.5, None, None)], None)
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    database.answering.set()
+    await readings.leave()
+    assert database.executed == ["{1,2}"]
+
+
 def test_no_rows_are_nothing_noted() -> None:
     """All of a flush may have been refused."""
     noted = LatestRows()
