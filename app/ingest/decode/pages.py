@@ -364,10 +364,17 @@ def _values_of(page: _Page, content: bytes, codec: int, *, is_optional: bool) ->
     content = content[page.level_bytes :]
     if size < 0:
         raise ValueError("a page of more levels than bytes")
-    if codec and page.is_compressed and content:
+    if codec and content:
         if codec not in _CODECS:
             raise ValueError("a codec that text in DELTA encoding can't be inflated with")
-        content = pa.decompress(content, decompressed_size=size, codec=_CODECS[codec], asbytes=True)
+        try:
+            inflated = pa.decompress(content, decompressed_size=size, codec=_CODECS[codec], asbytes=True)
+        except (OSError, pa.ArrowException):
+            inflated = None
+        # pyarrow inflates a page that says it is not compressed where the file says it is by a pyarrow before 3.0.
+        if page.is_compressed is (inflated is None):
+            raise ValueError("a page that is compressed, and says it is not, or the other way round")
+        content = content if inflated is None else inflated
     if page.kind == _DATA_PAGE_V2 or not is_optional:
         return content
     if page.level_encoding != _RLE:

@@ -189,6 +189,24 @@ def test_more_lengths_than_values(encoding: str) -> None:
         decode(body.replace(lengths + b"\2", lengths + b"\x7f"), Format.PARQUET)
 
 
+def test_compression_that_a_page_denies() -> None:
+    """Pyarrow inflates such a page where an old pyarrow is said to have written the file, so its lengths are others."""
+    lengths = bytes([0x80, 1, 4]) + b"\xff\xff\x7f" + bytes(94)  # two million, to who inflates them
+    as_they_are = bytes([len(lengths), 20]) + lengths[:6] + bytes(2 * 94)  # 128, as they are
+    assert pa.decompress(as_they_are, decompressed_size=len(lengths), codec="snappy", asbytes=True) == lengths
+    with pytest.raises(ValueError, match="says it is not"):
+        look_at(_in_delta_encoding(as_they_are, len(lengths)))
+    assert look_at(_in_delta_encoding(lengths[:3] + bytes(97), 100)).rows == 200
+
+
+def _in_delta_encoding(content: bytes, inflated_bytes: int) -> bytes:
+    numbers = [handmade.i32(number, value) for number, value in enumerate((200, 0, 200, 6, 0, 0), 1)]
+    own = handmade.fields(*numbers, (7, 2, b""))
+    sizes = [handmade.i32(number, value) for number, value in enumerate((3, inflated_bytes, len(content)), 1)]
+    pages = handmade.fields(*sizes, (8, handmade.STRUCT, own)) + content
+    return handmade.written([handmade.Leaf(b"sensor_id", handmade.BYTE_ARRAY, pages, codec=1)], rows=200)
+
+
 @pytest.mark.parametrize(
     "written",
     [
