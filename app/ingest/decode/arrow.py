@@ -58,7 +58,7 @@ def _open(body: bytes, terms: Terms) -> Opened:
     require_small(len(body) + inflated_bytes, terms)
     with pyarrow.ipc.open_stream(pa.BufferReader(body)) as reader:
         schema = reader.schema
-    require_few_columns(len(schema.names))
+    require_few_columns(len(schema.names), terms.max_columns)
     unknown = require_columns(schema.names, terms)
     known = [name for name in COLUMNS if name in schema.names]
     for name in known:
