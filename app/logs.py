@@ -28,7 +28,8 @@ WINDOW_S = 60.0
 BURST = 5
 """Lines of a kind that are written in a window."""
 MAX_KINDS = 100
-"""Kinds that are told apart in a window; the lines of all others are one kind."""
+"""Kinds that are told apart in a window; beyond, all lines of a logger and a level are one kind, so that a hundred
+senders that are refused keep no other logger's error from being written."""
 
 
 @dataclass(slots=True)
@@ -51,7 +52,7 @@ class Throttle:
         kind, burst = _kind_of(record)
         window = self._windows.get(kind)
         if window is None and len(self._windows) >= MAX_KINDS:
-            kind = None
+            kind = record.name, record.levelno
             window = self._windows.get(kind)
         if window is None or (now >= window.ends_at and not window.left_out):
             window = self._windows[kind] = _Window(now + WINDOW_S)

@@ -350,7 +350,8 @@ class _TableFile:
         if batch is None:
             return None
         sink = pa.BufferOutputStream()
-        renamed = batch.rename_columns(self.ours)
+        # Without what pandas says of each column: a stream's schema is bounded.
+        renamed = batch.rename_columns(self.ours).replace_schema_metadata()
         with pa.ipc.new_stream(sink, renamed.schema) as stream:
             stream.write_batch(renamed)
         return Block(sink.getvalue().to_pybytes(), Format.ARROW_STREAM, progress)

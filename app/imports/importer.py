@@ -214,6 +214,7 @@ class Importer:
             max_rows=BLOCK_BYTES,
             max_chunks=BLOCK_BYTES,
             max_errors=BLOCK_BYTES,
+            max_columns=BLOCK_BYTES,
             is_time_required=True,
             is_sensor_required=self._layout.sensor_name is None,
             renames=self._layout.renames,

@@ -372,7 +372,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by httptools with each header, and each trailer."""
-        self.headers.append((name.lower(), value.rstrip(b" \t")))
+        if not self._in_body:  # a trailer would be a header that no proxy has seen (RFC 9110, 6.5.1)
+            self.headers.append((name.lower(), value.rstrip(b" \t")))
         self._head_bytes += len(name) + len(value) + HEADER_BYTES
         if self._head_bytes > MAX_HEAD_BYTES:
             self._cut_off()

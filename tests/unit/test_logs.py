@@ -107,9 +107,15 @@ def test_a_library_that_writes_keys_speaks_only_of_warnings(
     assert capsys.readouterr().err.endswith("WARNING this is one\n")
 
 
-def record(message: str, *arguments: object, level: int = logging.WARNING, kind: object = None) -> logging.LogRecord:
+def record(
+    message: str,
+    *arguments: object,
+    level: int = logging.WARNING,
+    kind: object = None,
+    name: str = "app.somewhere",
+) -> logging.LogRecord:
     """A log line; of a kind of its own, if that is given."""
-    made = logging.LogRecord("app.somewhere", level, __file__, 1, message, arguments, None)
+    made = logging.LogRecord(name, level, __file__, 1, message, arguments, None)
     if kind is not None:
         made.kind = kind
     return made
@@ -142,6 +148,15 @@ def test_kinds_are_bounded() -> None:
     written = sum(throttle.admits(record("refused", kind=n), n / 1_000) for n in range(10_000))
     assert written <= MAX_KINDS + BURST
     assert sum(count for _, count in throttle.ended(math.inf)) == 10_000 - written
+
+
+def test_many_kinds_hide_no_error() -> None:
+    """What one logger says of however many senders keeps no other's error from being written, nor its own."""
+    throttle = Throttle()
+    for sender in range(10_000):
+        throttle.admits(record("refused", kind=sender), 0.0)
+    assert throttle.admits(record("the database is away", name="app.elsewhere"), 0.0)
+    assert throttle.admits(record("it broke", level=logging.ERROR), 0.0)
 
 
 def test_good_news_is_told_one_by_one() -> None:

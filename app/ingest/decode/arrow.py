@@ -58,7 +58,7 @@ def _open(body: bytes, terms: Terms) -> Opened:
     require_small(len(body) + inflated_bytes, terms)
     with pyarrow.ipc.open_stream(pa.BufferReader(body)) as reader:
         schema = reader.schema
-    require_few_columns(len(schema.names))
+    require_few_columns(len(schema.names), terms.max_columns)
     unknown = require_columns(schema.names, terms)
     known = [name for name in COLUMNS if name in schema.names]
     for name in known:
@@ -89,7 +89,9 @@ def _open(body: bytes, terms: Terms) -> Opened:
 # flatbuffers, whose tables are in https://github.com/apache/arrow/blob/main/format/Message.fbs.
 
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
-_MESSAGE_HEADER_TYPE, _MESSAGE_HEADER = 1, 2
+_MESSAGE_VERSION, _MESSAGE_HEADER_TYPE, _MESSAGE_HEADER, _MESSAGE_METADATA = 0, 1, 2, 4
+_VERSION_5 = 4
+"""Of the format, since Arrow 1.0."""
 _DICTIONARY_BATCH_ID, _DICTIONARY_BATCH_DATA, _DICTIONARY_BATCH_IS_DELTA = 0, 1, 2
 _RECORD_BATCH_BUFFERS, _RECORD_BATCH_COMPRESSION = 2, 3
 _NOT_INFLATED = -1
@@ -143,6 +145,9 @@ class _Sizes(NamedTuple):
 def _sizes_of_message(metadata: pa.Buffer, body: pa.Buffer | None) -> _Sizes:
     message = _Flatbuffer(metadata)
     table = message.offset(0)
+    version = message.field(table, _MESSAGE_VERSION)
+    if message.field(table, _MESSAGE_METADATA) and not (version and message.read("<h", version) >= _VERSION_5):
+        raise ValueError("metadata of a message from before Arrow 1.0")  # pyarrow looks there for a compression
     kind = message.field(table, _MESSAGE_HEADER_TYPE)
     if not kind or not (header := message.field(table, _MESSAGE_HEADER)):
         return _Sizes()

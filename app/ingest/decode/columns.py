@@ -101,6 +101,8 @@ class Terms:
     """Days (UTC) that the readings of one request may lie in. The newest are kept."""
     max_errors: int
     """Bad rows that are described; all are counted."""
+    max_columns: int = MAX_COLUMNS
+    """Of an Arrow stream, those that are not known included."""
     max_inflated_bytes: int = 1 << 30
     """What an Arrow stream or Parquet may take together with what comes out of it when it is inflated."""
     is_time_required: bool = False
@@ -167,10 +169,10 @@ def require_few_rows(rows: int, terms: Terms) -> None:
         raise TooManyRows(rows, terms.max_rows)
 
 
-def require_few_columns(count: int) -> None:
+def require_few_columns(count: int, max_columns: int = MAX_COLUMNS) -> None:
     """Raise MalformedBody if a table has more columns than it may."""
-    if count > MAX_COLUMNS:
-        raise MalformedBody(f"The body has {count:,} columns, and may have {MAX_COLUMNS:,}: leave out unknown ones.")
+    if count > max_columns:
+        raise MalformedBody(f"The body has {count:,} columns, and may have {max_columns:,}: leave out unknown ones.")
 
 
 def require_small(inflated_bytes: int, terms: Terms) -> None:

@@ -21,6 +21,8 @@ MAX_CHUNKS = 20_000
 """Row groups, each times its columns: pyarrow takes a kilobyte for each."""
 MAX_PAGES = 20_000
 """Of all columns that are known."""
+MAX_PAGE_HEADER_BYTES = 16_384
+"""The least and the greatest value stand in it, which writers leave out beyond 4 KB."""
 MAX_FIXED_BYTES = 32
 """The width of a decimal of 76 digits, the widest that a number has."""
 
@@ -32,6 +34,8 @@ _TAIL_BYTES = 8
 _BYTE_ARRAY, _FIXED_LEN_BYTE_ARRAY = 6, 7
 _OPTIONAL, _REPEATED = 1, 2
 _DATA_PAGE, _INDEX_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = range(4)
+_HEADER_OF = {_DATA_PAGE: 5, _DICTIONARY_PAGE: 7, _DATA_PAGE_V2: 8}
+"""Which field of a page's header says what is in a page of its kind: all others are read by nobody."""
 _PLAIN, _PLAIN_DICTIONARY, _RLE_DICTIONARY = 0, 2, 8
 _DELTAS = {6: 1, 7: 2}
 """DELTA_LENGTH_BYTE_ARRAY and DELTA_BYTE_ARRAY, and how many runs of lengths each begins with."""
@@ -84,7 +88,6 @@ class _Chunk:
 
     codec: int = 0
     values: int = 0
-    size_bytes: int = 0
     data_at: int = 0
     dictionary_at: int = 0
 
@@ -100,6 +103,7 @@ class _Page:
     """A page's header."""
 
     kind: int = -1
+    header_bytes: int = 0
     inflated_bytes: int = -1
     size_bytes: int = -1
     values: int = 0
@@ -128,7 +132,7 @@ def pages_of(body: bytes, known: Set[str]) -> Pages:
         )
     start = len(body) - _TAIL_BYTES - size
     pages, groups = _footer(CompactReader(body, start, start + size), known)
-    headers = 0
+    headers = read_bytes = 0
     for group in groups:
         for column in pages.columns.values():
             chunk = group.chunks.get(column.place)
@@ -136,8 +140,11 @@ def pages_of(body: bytes, known: Set[str]) -> Pages:
                 raise ValueError("a column without a value for each row")
             for page, at in _pages_of_chunk(body, start, chunk):
                 headers += 1
+                read_bytes += page.header_bytes + page.size_bytes
                 if headers > MAX_PAGES:
                     raise MalformedBody(f"The Parquet file has more than {MAX_PAGES:,} pages: write larger ones.")
+                if read_bytes > len(body):  # 20,000 chunks of one page took as many times its length, here and there
+                    raise ValueError("pages that overlap")
                 _count(column, page, chunk)
                 if page.kind in (_DATA_PAGE, _DATA_PAGE_V2) and page.encoding in _DELTAS:
                     _require_sound_lengths(page, body[at : at + page.size_bytes], chunk, column)
@@ -164,7 +171,7 @@ def _footer(reader: CompactReader, known: Set[str]) -> tuple[Pages, Sequence[_Gr
                 raise MalformedBody(
                     f"The Parquet file has {count:,} row groups of {leaves:,} columns: write fewer row groups."
                 )
-            groups = [_group(reader, wanted) for _ in range(count)]
+            groups = [_group(reader, leaves, wanted) for _ in range(count)]
         else:
             reader.skip(type_)
     if rows != sum(group.rows for group in groups):
@@ -196,6 +203,8 @@ def _schema(reader: CompactReader, known: Set[str]) -> tuple[Sequence[str], dict
             columns[element.name] = Column(leaves, element.kind == _BYTE_ARRAY, element.repetition == _OPTIONAL)
         if element.children:
             to_come.append(element.children)
+        elif element.kind < 0:  # to pyarrow it is a group, and has no place among the leaves
+            raise ValueError("a column without a type")
         else:
             leaves += 1
     return names, columns, leaves
@@ -228,11 +237,13 @@ def _require_flat(element: _Element, name: str, *, is_at_top: bool) -> None:
         raise MalformedBody(f"The column {name} should not be of binary values of {element.width_bytes:,} bytes.")
 
 
-def _group(reader: CompactReader, wanted: Set[int]) -> _Group:
+def _group(reader: CompactReader, leaves: int, wanted: Set[int]) -> _Group:
     group = _Group()
     for number, type_ in reader.fields():
         if (number, type_) == (1, LIST):
-            for place in range(reader.elements(STRUCT)):
+            if reader.elements(STRUCT) != leaves:
+                raise ValueError("a row group of other columns than the schema's")
+            for place in range(leaves):
                 if place in wanted:
                     group.chunks[place] = _chunk(reader)
                 else:
@@ -253,12 +264,10 @@ def _chunk(reader: CompactReader) -> _Chunk:
         for inner, inner_type in reader.fields():
             if (inner, inner_type) == (4, I32):
                 chunk.codec = reader.integer(bits=32)
-            elif inner_type == I64 and inner in (5, 7, 9, 11):
+            elif inner_type == I64 and inner in (5, 9, 11):
                 value = _not_negative(reader.integer())
                 if inner == 5:
                     chunk.values = value
-                elif inner == 7:
-                    chunk.size_bytes = value
                 elif inner == 9:
                     chunk.data_at = value
                 else:
@@ -272,13 +281,14 @@ def _pages_of_chunk(body: bytes, end: int, chunk: _Chunk) -> Iterator[tuple[_Pag
     """The pages that pyarrow reads for a chunk, which stops with the last value, and where their content begins."""
     at = min(chunk.dictionary_at or chunk.data_at, chunk.data_at)
     seen = 0
-    reader = CompactReader(body, at, end)
     while seen < chunk.values:
+        reader = CompactReader(body, at, min(at + MAX_PAGE_HEADER_BYTES, end))
         page = _page(reader)
+        page.header_bytes = reader.at - at
         if reader.at + page.size_bytes > end:
             raise ValueError("a page that is cut off")
         yield page, reader.at
-        reader.at += page.size_bytes
+        at = reader.at + page.size_bytes
         if page.kind in (_DATA_PAGE, _DATA_PAGE_V2):
             seen += page.values
 
@@ -294,8 +304,8 @@ def _page(reader: CompactReader) -> _Page:
                 page.inflated_bytes = value
             else:
                 page.size_bytes = value
-        elif type_ == STRUCT and number in (5, 7, 8):
-            _page_values(reader, page, is_v2=number == 8)
+        elif type_ == STRUCT and number == _HEADER_OF.get(page.kind):
+            _page_values(reader, page, is_v2=page.kind == _DATA_PAGE_V2)
         else:
             reader.skip(type_)
     if min(page.kind, page.inflated_bytes, page.size_bytes) < 0:
@@ -354,10 +364,17 @@ def _values_of(page: _Page, content: bytes, codec: int, *, is_optional: bool) ->
     content = content[page.level_bytes :]
     if size < 0:
         raise ValueError("a page of more levels than bytes")
-    if codec and page.is_compressed and content:
+    if codec and content:
         if codec not in _CODECS:
             raise ValueError("a codec that text in DELTA encoding can't be inflated with")
-        content = pa.decompress(content, decompressed_size=size, codec=_CODECS[codec], asbytes=True)
+        try:
+            inflated = pa.decompress(content, decompressed_size=size, codec=_CODECS[codec], asbytes=True)
+        except (OSError, pa.ArrowException):
+            inflated = None
+        # pyarrow inflates a page that says it is not compressed where the file says it is by a pyarrow before 3.0.
+        if page.is_compressed is (inflated is None):
+            raise ValueError("a page that is compressed, and says it is not, or the other way round")
+        content = content if inflated is None else inflated
     if page.kind == _DATA_PAGE_V2 or not is_optional:
         return content
     if page.level_encoding != _RLE:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
 MAX_DEPTH = 16
 """Parquet's structures are at most seven deep."""
+MAX_FIELD = 32_767
+"""Of the fields of a struct: beyond it, what counts in 16 bits would begin anew, and read a field again."""
 
 _FIXED_BYTES = {BYTE: 1, DOUBLE: 8}
 _VARINTS = frozenset({I16, I32, I64})
@@ -87,6 +89,8 @@ class CompactReader:
                 number = explicit
             else:
                 raise ValueError("a field that comes twice, or not in order")
+            if number > MAX_FIELD:
+                raise ValueError("a field beyond all numbers")
             yield number, head & 15
 
     def elements(self, type_: int) -> int:

@@ -118,6 +118,15 @@ def row(number: int) -> bytes:
     return b"a,%d,%d\n" % (1_000_000_000 + number, number)
 
 
+def test_wide_file(tmp_path: Path) -> None:
+    """What bounds a request's columns, and what is said of them, bounds no file's."""
+    columns = {"sensor_id": ["a"], "time": [1_000_000_000], "temperature": [21.0]}
+    table = pa.table(columns | {f"channel {number}": [1.0] for number in range(2_000)})
+    (tmp_path / "a.parquet").write_bytes(bodies.parquet(table.replace_schema_metadata({"pandas": "x" * (1 << 20)})))
+    outcome = imported(tmp_path / "a.parquet", Layout())
+    assert (outcome.stored, outcome.rejected) == (1, 0)
+
+
 @pytest.mark.parametrize("steps", [[3, 5, 5, 9], [0, 1, 2], [7, 7]])
 def test_a_log_that_grows(tmp_path: Path, steps: list[int]) -> None:
     """A log is imported from where it ended before, under another name and compressed too; nothing is stored twice."""

@@ -251,7 +251,7 @@ async def test_the_path_counts_however_it_is_written(target: bytes) -> None:
         post(target=b"/reading/"),
         post(target=b"/readin%"),
         post(b"x" * 1_000, target=b"/other"),
-        CHUNKED.replace(b"/reading", b"/"),
+        CHUNKED.replace(b"/reading", b"/").replace(b"X-Trailer: 1\r\n", b""),
         b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )
@@ -919,6 +919,17 @@ async def test_header_that_comes_twice(target: bytes) -> None:
         assert connection.desk.opened[0].headers[b"x-api-key"] == b"k, k"
     else:
         assert b"(b'x-api-key', b'k, k')" in connection.sent
+
+
+async def test_trailer_is_no_header() -> None:
+    """What comes behind a body says nothing of the request, also where it comes before the request is looked at."""
+    connection = Connection(proxies="192.0.2.7")
+    body = b"3\r\nabc\r\n0\r\nX-API-Key: k\r\nX-Forwarded-For: 192.0.2.9\r\n\r\n"
+    connection.feed(b"POST /other HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+    await a_few_turns()
+    assert connection.statuses == [200]
+    assert b"x-api-key" not in connection.sent
+    assert b"192.0.2.9" not in connection.sent
 
 
 async def test_dripping_body_is_cut() -> None:

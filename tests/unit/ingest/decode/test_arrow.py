@@ -405,6 +405,24 @@ def test_text_in_delta_encodings(options: dict[str, object], names: list[str | N
     compare(reference.judge(rows, [], rules()), body, Format.PARQUET, rules())
 
 
+def test_compression_that_stands_in_metadata() -> None:
+    """Pyarrow still reads how Arrow 0.17 said that it had compressed: 8 KB that came to 400 MB were counted as none."""
+    inflated_bytes = 30 << 20
+    compressed = inflated_bytes.to_bytes(8, "little") + pa.compress(bytes(inflated_bytes), codec="zstd", asbytes=True)
+    values = pa.Array.from_buffers(pa.float64(), len(compressed) // 8, [None, pa.py_buffer(compressed)])
+    content = pa.record_batch({"sensor_id": pa.array(["a"] * len(values)).dictionary_encode(), "temperature": values})
+    options = pa.ipc.IpcWriteOptions(metadata_version=pa.ipc.MetadataVersion.V4)
+    for metadata in (None, {"ARROW:experimental_compression": "zstd"}):
+        sink = io.BytesIO()
+        with pa.ipc.new_stream(sink, content.schema, options=options) as writer:
+            writer.write_batch(content, custom_metadata=metadata)
+        if metadata is None:
+            decode(sink.getvalue(), Format.ARROW_STREAM)
+        else:
+            with pytest.raises(MalformedBody, match=r"before Arrow 1\.0"):
+                decode(sink.getvalue(), Format.ARROW_STREAM)
+
+
 def test_text_that_is_the_same_in_every_row_but_for_its_end() -> None:
     """In DELTA_BYTE_ARRAY 10,000 times 900 KB are 100 KB: it is refused when 24 MB have come out."""
     options: dict[str, object] = {"use_dictionary": False, "column_encoding": {"sensor_id": "DELTA_BYTE_ARRAY"}}

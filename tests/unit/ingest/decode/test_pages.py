@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import struct
 from contextlib import suppress
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from app.ingest.decode.pages import Pages, pages_of
 from app.ingest.decode.readings import Format
 from app.ingest.decode.thrift import STRUCT, CompactReader
 from tests.attacks import bombs
+from tests.unit.ingest.decode import handmade
 from tests.unit.ingest.decode.bodies import decode, parquet
 
 PAGE_HEADER_BYTES = 100
@@ -114,6 +116,65 @@ def test_page_that_is_larger_than_its_row_group_says() -> None:
     assert look_at(body).columns["sensor_id"].inflated_bytes > 30 << 20
 
 
+NUMBERS = handmade.Leaf(b"temperature", handmade.DOUBLE, handmade.page(struct.pack("<dd", 1.0, 2.0), values=2))
+LARGE_BYTES = 30 << 20
+LARGE = handmade.page(
+    pa.compress(struct.pack("<I", LARGE_BYTES) + bytes(LARGE_BYTES), codec="zstd", asbytes=True),
+    values=1,
+    inflated_bytes=LARGE_BYTES + 4,
+)
+A_NAME = pa.compress(b"\1\0\0\0a", codec="zstd", asbytes=True)
+
+
+def names(*pages: bytes) -> handmade.Leaf:
+    return handmade.Leaf(b"sensor_id", handmade.BYTE_ARRAY, b"".join(pages), handmade.ZSTD)
+
+
+def test_page_that_counts_twice() -> None:
+    """A page has as many values as pyarrow sees in it: else the pages behind it would not be seen here."""
+    other = handmade.fields(*[handmade.i32(number, 2) for number in range(1, 7)])
+    first = handmade.page(A_NAME, values=1, inflated_bytes=5, more=[(8, handmade.STRUCT, other)])
+    body = handmade.written([names(first, LARGE), NUMBERS], rows=2)
+    assert pq.read_table(io.BytesIO(body), columns=["sensor_id"]).nbytes > LARGE_BYTES
+    assert look_at(body).columns["sensor_id"].inflated_bytes > LARGE_BYTES
+
+
+def test_field_that_comes_again() -> None:
+    """No field is read twice, be it by a number that has 16 bits in other readers."""
+    again = handmade.page(A_NAME, values=2, inflated_bytes=5, more=[(5, handmade.STRUCT, handmade.of_values(1))])
+    body = handmade.written([names(again, LARGE), NUMBERS], rows=2)
+    assert pq.read_table(io.BytesIO(body), columns=["sensor_id"]).nbytes > LARGE_BYTES
+    with pytest.raises(ValueError, match="beyond all numbers"):
+        look_at(body)
+
+
+def test_column_without_a_type() -> None:
+    """It is no leaf to pyarrow, and would have others looked at in place of those that are read."""
+    body = handmade.written([NUMBERS], rows=2, before=handmade.element(b"empty", children=0))
+    assert pq.read_schema(io.BytesIO(body)).names == ["empty", "temperature"]
+    with pytest.raises(ValueError, match="without a type"):
+        look_at(body)
+
+
+def test_row_group_of_many_columns() -> None:
+    """A row group has as many as the schema: pyarrow took a kilobyte for each of 240,000."""
+    with pytest.raises(ValueError, match="other columns"):
+        look_at(handmade.written([NUMBERS], rows=2, more_chunks=100))
+
+
+def test_pages_that_overlap() -> None:
+    """No page is read for two chunks, and no long header at all: 20 chunks of one of a megabyte took 3 s."""
+    text = handmade.page(struct.pack("<I", 10_000) + bytes(10_000), values=1)
+    leaf = handmade.Leaf(b"sensor_id", handmade.BYTE_ARRAY, text)
+    assert look_at(handmade.written([leaf], rows=1)).rows == 1
+    with pytest.raises(ValueError, match="overlap"):
+        look_at(handmade.written([leaf], rows=1, groups=20))
+    filler = 100, handmade.BINARY, b"\x80\x80\x01" + bytes(16_384)
+    long_header = handmade.page(struct.pack("<dd", 1.0, 2.0), values=2, more=[filler])
+    with pytest.raises(ValueError, match="early"):
+        look_at(handmade.written([NUMBERS._replace(pages=long_header)], rows=2))
+
+
 @pytest.mark.parametrize("encoding", ["DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"])
 def test_more_lengths_than_values(encoding: str) -> None:
     """Pyarrow makes room for as many as a page says it has."""
@@ -126,6 +187,24 @@ def test_more_lengths_than_values(encoding: str) -> None:
     assert decode(body, Format.PARQUET).batch.rows == 2
     with pytest.raises(MalformedBody, match="more lengths than values"):
         decode(body.replace(lengths + b"\2", lengths + b"\x7f"), Format.PARQUET)
+
+
+def test_compression_that_a_page_denies() -> None:
+    """Pyarrow inflates such a page where an old pyarrow is said to have written the file, so its lengths are others."""
+    lengths = bytes([0x80, 1, 4]) + b"\xff\xff\x7f" + bytes(94)  # two million, to who inflates them
+    as_they_are = bytes([len(lengths), 20]) + lengths[:6] + bytes(2 * 94)  # 128, as they are
+    assert pa.decompress(as_they_are, decompressed_size=len(lengths), codec="snappy", asbytes=True) == lengths
+    with pytest.raises(ValueError, match="says it is not"):
+        look_at(_in_delta_encoding(as_they_are, len(lengths)))
+    assert look_at(_in_delta_encoding(lengths[:3] + bytes(97), 100)).rows == 200
+
+
+def _in_delta_encoding(content: bytes, inflated_bytes: int) -> bytes:
+    numbers = [handmade.i32(number, value) for number, value in enumerate((200, 0, 200, 6, 0, 0), 1)]
+    own = handmade.fields(*numbers, (7, 2, b""))
+    sizes = [handmade.i32(number, value) for number, value in enumerate((3, inflated_bytes, len(content)), 1)]
+    pages = handmade.fields(*sizes, (8, handmade.STRUCT, own)) + content
+    return handmade.written([handmade.Leaf(b"sensor_id", handmade.BYTE_ARRAY, pages, codec=1)], rows=200)
 
 
 @pytest.mark.parametrize(
