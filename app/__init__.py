@@ -41,13 +41,14 @@ Around a connection::
       -> its own server    store.embedded        without DATABASE_URL; store.postmaster tells its process
     a locked part          ingest.blocked        its readings wait aside, the others are stored
 
-Commands: ``imports`` reads files, which take the same way from the buffer on; ``store.adoption`` is ``migrate --adopt``,
-``store.move`` is ``move``, ``store.refresh`` is ``refresh``.
+Commands: ``imports`` reads files, which take the same way from the buffer on; ``migrate --adopt``, ``move`` and
+``refresh`` are ``store.adoption``, ``store.move`` and ``store.refresh``.
 
 What is known of a sensor beside its readings is in ``registry``, ``store.sensors`` and ``web.sensors``.
 
 Imports run downward only: ``serve`` makes one process of it all, or several; ``imports`` knows ``main``, which puts a
 process's parts together; ``workers`` knows ``live``; ``web`` and ``live`` know ``ingest``; ``web`` and ``store`` know
-``history`` and ``registry``; ``ingest`` and ``store`` know ``errors``; nothing runs back up. Failures are in ``errors``;
-what they become on the wire is in ``web.problems``. ``settings`` is read once; components take plain values.
+``history`` and ``registry``; ``ingest`` and ``store`` know ``errors``; nothing runs back up. Failures are in
+``errors``; what they become on the wire is in ``web.problems``. ``settings`` is read once; components take plain
+values.
 """
