@@ -111,7 +111,9 @@ def format_of(path: Path) -> Format:
     is_packed = bool(suffixes) and suffixes[-1] in CODECS
     format_ = FORMATS.get(suffixes[-1 - is_packed]) if len(suffixes) > is_packed else None
     if format_ is None or (is_packed and format_ not in _TEXTS):
-        raise ConfigurationError(f"{path} should be named *{', *'.join(FORMATS)}, or a text with .gz or .zst after it.")
+        raise ConfigurationError(
+            f"{path} should be named *{', *'.join(FORMATS)}; a text may also have .gz or .zst after it."
+        )
     return format_
 
 
@@ -249,8 +251,8 @@ class _TextFile:
             return True
         line = ahead[: cut.size].rpartition(b"\n")[2][:80].decode(errors="replace")
         self.notes.append(
-            f"the line that began with {line!r} was imported before it was whole: now it is stored whole, and what was "
-            "stored of it before is still there"
+            f"the line that began with {line!r} was imported before it was complete: it is now stored in full, and "
+            "its earlier part is still stored too"
         )
         return False
 
@@ -265,7 +267,7 @@ class _TextFile:
             if end := self._end_of_record(ahead[:limit]):
                 return end
             if limit > MAX_LINE_BYTES + BLOCK_BYTES:
-                raise ConfigurationError(f"{text.path} has a line of more than {MAX_LINE_BYTES:,} bytes.")
+                raise ConfigurationError(f"{text.path} has a line of more than {MAX_LINE_BYTES:,} bytes: split it.")
             limit += BLOCK_BYTES
 
 

@@ -119,7 +119,7 @@ def _line_starts(text: bytes, layout: Layout) -> Iterator[int]:
 def _after_lines(text: bytes, count: int) -> int:
     ends = [line_end.end() for line_end in islice(_LINE_END.finditer(text), count)]
     if len(ends) < count:
-        raise MalformedBody(f"--skip-lines {count}: the file has only {len(ends)} lines in its first megabyte.")
+        raise MalformedBody(f"--skip-lines {count} is too many: the file has {len(ends)} lines in its first megabyte.")
     return ends[-1] if ends else 0
 
 
@@ -157,7 +157,7 @@ def _has_decimal_comma(text: bytes, at: int, names: Sequence[str], layout: Layou
     with_point = next(filter(_WITH_POINT.fullmatch, numbers), None)
     if with_comma and with_point:
         raise MalformedBody(
-            f"Numbers are written like {with_comma!r} and like {with_point!r}: say which of them is a number with "
-            "--decimal comma or --decimal point; rows with the other one are rejected then."
+            f"The file has numbers like {with_comma!r} and like {with_point!r}. Choose with --decimal comma or "
+            "--decimal point; rows with the other kind are rejected."
         )
     return with_comma is not None

@@ -89,7 +89,7 @@ class Layout:
         free = [name for name in near if name not in self.columns.values()]
         if not free:
             return otherwise
-        return f"if {free[0]!r} is it, say {_OPTIONS[ours]}{_quoted(free[0])}; if not, {otherwise}"
+        return f"if {free[0]!r} is it, give {_OPTIONS[ours]}{_quoted(free[0])}; if not, {otherwise}"
 
 
 def _quoted(name: str) -> str:

@@ -55,7 +55,7 @@ def require_time_format(time_format: str) -> None:
             f"--time-format {time_format!r} can't be read: {error}. It should be like '%d.%m.%Y %H:%M:%S', or 'excel'."
         ) from error
     if read.date() != moment.date():
-        raise ConfigurationError(f"--time-format {time_format!r} should have the day, the month and the year.")
+        raise ConfigurationError(f"--time-format {time_format!r} should have a day, a month and a year.")
 
 
 def localize(sent: Sent, layout: Layout) -> Localized:
@@ -156,7 +156,7 @@ def _excel(value: object) -> datetime:
     try:
         return _EXCEL_EPOCH + timedelta(milliseconds=round(float(str(value)) * 86_400_000))
     except (ValueError, OverflowError) as error:
-        raise ValueError("time should be a number of days, as Excel has it") from error
+        raise ValueError("time should be a number of days, as in Excel") from error
 
 
 def _in_zone(local: datetime, zone: ZoneInfo) -> tuple[int, bool]:
@@ -165,5 +165,5 @@ def _in_zone(local: datetime, zone: ZoneInfo) -> tuple[int, bool]:
     assert first is not None
     assert second is not None
     if first < second:
-        raise ValueError(f"time is one that clocks in {zone.key} skipped, when they were put forward")
+        raise ValueError(f"time does not exist in {zone.key}: the clocks were put forward")
     return (local - first - _LOCAL_EPOCH) // _MICROSECOND, first > second

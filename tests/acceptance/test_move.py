@@ -82,7 +82,7 @@ def test_refresh_command(folder: Path, empty_database: str, edition: str) -> Non
     """It says what it does, brings the latest readings up to date, and takes nothing that is no time."""
     status, output = run_command(folder, "refresh", "--from", "yesterday", DATABASE_URL=empty_database)
     assert status == 2
-    assert "'yesterday' is not ISO 8601" in output
+    assert "'yesterday' should be ISO 8601" in output
     assert run_command(folder, "migrate", DATABASE_URL=empty_database)[0] == 0
     with psycopg.connect(empty_database) as connection:
         connection.execute("INSERT INTO sensors (name) VALUES ('a')")

@@ -150,6 +150,6 @@ def test_command(embedded_database_url: str, tmp_path: Path) -> None:
     assert (status, "is not an IANA time zone" in said) == (1, True), said
     status, said = run_command(tmp_path, "migrate", "--adopt", "Europe/Madrid", DATABASE_URL=embedded_database_url)
     assert status == 3, said
-    assert "121 readings are taken over, from 2024-01-06 13:30:45 to" in said
+    assert "121 readings taken over, from 2024-01-06 13:30:45 to" in said
     assert "read as those of Europe/Madrid" in said
-    assert "id 121, 122, 123" in said
+    assert "ids: 121, 122, 123" in said
