@@ -452,6 +452,6 @@ def nameless_message(ids: Sequence[int]) -> str:
     """What is to be done about readings of these sensors."""
     shown = ", ".join(map(str, ids)) + (" and others" if len(ids) == SHOWN_IDS else "")
     return (
-        f"There are readings of sensors without a name (sensor_id {shown}), which no query by name finds. "
-        "Give each its row: INSERT INTO sensors (id, name) OVERRIDING SYSTEM VALUE VALUES (id, 'name')."
+        f"Readings of sensors without a name (sensor_id {shown}) are in no query by name. "
+        "Give each a row: INSERT INTO sensors (id, name) OVERRIDING SYSTEM VALUE VALUES (id, 'name')."
     )

@@ -79,7 +79,7 @@ def pool_size(room: Room, workers: int) -> int:
         at_most = room.most // needed
         remedy = f"Set WORKERS to {at_most} at most, or raise the limit" if at_most else "Raise the limit"
         raise ConfigurationError(
-            f"WORKERS = {workers} needs {workers * needed} connections to PostgreSQL, {needed} for each, and it has "
+            f"WORKERS = {workers} needs {workers * needed} connections, {needed} for each, and PostgreSQL allows "
             f"{room.most} ({limits}). {remedy}"
         )
     return max(MIN_POOL_SIZE, min(room.left // workers - OF_ITS_OWN, POOL_MAX_SIZE))
@@ -103,13 +103,13 @@ async def fit(database: Database, *, workers: int) -> None:
             # A pooler shares its connections to PostgreSQL among more of its clients'.
             if backend == connection.info.backend_pid:
                 raise
-            logger.warning("%s; unless the pooler that DATABASE_URL leads to shares them well", error)
+            logger.warning("%s, unless the pooler at DATABASE_URL shares its connections well", error)
             size = MIN_POOL_SIZE
         await warn_of_locks(database, connection)
     if workers * (OF_ITS_OWN + size) > room.left:
         logger.warning(
-            "PostgreSQL has %d connections left and this server needs up to %d: others use %d of max_connections = %d. "
-            "Flushes and queries may be refused.",
+            "PostgreSQL has %d connections left, and this server needs up to %d; others use %d of max_connections = %d."
+            " Flushes and queries may fail. Raise max_connections.",
             room.left,
             workers * (OF_ITS_OWN + size),
             room.others,
@@ -118,7 +118,7 @@ async def fit(database: Database, *, workers: int) -> None:
     elif size < POOL_MAX_SIZE:
         logger.warning(
             "Each worker's pool has %d connections instead of %d, because max_connections = %d allows no more for %d "
-            "workers. Readers wait longer.",
+            "workers. Readers wait longer; raise max_connections.",
             size,
             POOL_MAX_SIZE,
             room.max_connections,

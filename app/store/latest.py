@@ -260,9 +260,9 @@ class LatestReadings:
         is_behind = self.age_s > BEHIND_S
         if is_behind and not self._is_behind:
             logger.warning(
-                "latest_readings is %.0f s behind, and so are dashboards, alerts and whether sensors are online: %s",
+                "latest_readings is %.0f s behind, and so are dashboards, alerts and the sensors' online status: %s",
                 self.age_s,
-                reason or "writing it takes too long",
+                reason or "writes to it take too long",
             )
         elif self._is_behind and not is_behind:
             logger.info("latest_readings has caught up")
@@ -331,7 +331,7 @@ class LatestReadings:
                 failures += 1
                 sensors = max(sensors // 2, 1)
                 log = logger.warning if failures == RECOVERY_FAILURES else logger.debug
-                log("the latest readings from before the start are still to be looked up: %s", error)
+                log("can't look up the latest readings from before the start yet: %s", error)
                 await asyncio.sleep(INTERVAL_S)
                 continue
             assert row is not None  # an aggregate has one row

@@ -136,7 +136,7 @@ class Maintenance:
                             await warn_of_locks(self._database, connection)
                         prune_sources_from = clock() + PRUNE_SOURCES_EVERY_S
                 except DatabaseAway as error:
-                    logger.warning("what is old can't be pruned for now: %s", error)
+                    logger.warning("can't delete expired rows for now: %s", error)
             await asyncio.sleep(INTERVAL_S)
 
     async def look(self) -> None:

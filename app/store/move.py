@@ -91,7 +91,7 @@ def move(source_url: str, target_url: str, *, say: Callable[[str], None]) -> Non
         known = {name for name, *_ in target.execute(TABLES, [NOT_MOVED])}
         for table, columns in tables.items():
             if table not in known:
-                say(f"{table}: not ours, left out")
+                say(f"{table}: not a table of SensorFlow's, left out")
                 continue
             rows = _copy(source, target, table, columns, say)
             say(f"{table}: {rows:,} rows")
@@ -106,8 +106,8 @@ def _keep_servers_out(connection: Connection) -> None:
         connection.execute(KEEP_SERVERS_OUT)
     except psycopg.errors.LockNotAvailable as error:
         raise ConfigurationError(
-            f"A server is writing to the database {connection.info.dbname!r} at {connection.info.host}. Stop it, and "
-            "begin anew."
+            f"A server is writing to the database {connection.info.dbname!r} at {connection.info.host}. Stop it, then "
+            "run move again."
         ) from error
 
 
@@ -120,9 +120,9 @@ def _check_locks(source: Connection, target: Connection) -> None:
     needed = LOCKS_A_DAY * days + OTHER_LOCKS
     if needed > per_transaction * transactions:
         raise ConfigurationError(
-            f"The readings are of {days:,} days, and the database at DATABASE_URL has too few locks for so many in one "
-            f"transaction. Set max_locks_per_transaction to {needed // transactions + 1} there, restart it, and begin "
-            "anew."
+            f"The readings span {days:,} days, and the database at DATABASE_URL has too few locks for so many in one "
+            f"transaction. Set its max_locks_per_transaction to {needed // transactions + 1}, restart it, then run "
+            "move again."
         )
 
 

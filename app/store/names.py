@@ -118,8 +118,8 @@ class NameIds(Generic[Name]):
             "SELECT id, {columns} FROM {table} WHERE ({columns}) IN (SELECT * FROM unnest({lists}))"
         ).format(**arguments)
         self.no_id_left = (
-            f"The table {table} has given out all of its 2,147,483,647 ids, so that nothing new gets one. What has one "
-            "is stored as ever."
+            f"The table {table} has used up its 2,147,483,647 ids, so new names are rejected. Readings of known names "
+            "are still stored."
         )
         """Why a name has no id."""
         self._database = database
@@ -179,7 +179,7 @@ class NameIds(Generic[Name]):
                 if missing := [name for name in new if name not in found]:
                     found |= await ids_by(self._find, missing)
                 if missing := [name for name in missing if name not in found]:
-                    raise DatabaseAway(f"no id came back for {missing[0]!r}")
+                    raise DatabaseAway(f"the database returned no id for {missing[0]!r}")
         return found
 
 

@@ -36,9 +36,9 @@ async def refresh(
 
             await Aggregates(database, retention=retention).recompute(start, end, on_piece=on_piece)
         else:
-            say("The aggregates of this database are views of its readings: there is nothing to refresh.")
+            say("aggregates: nothing to refresh, because in this database they are views of the readings")
         await LatestReadings(database).recover()
-        say("Latest readings: looked up.")
+        say("latest readings: updated")
         async with database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
             if ids := await nameless_sensors(connection, TIERS[-1].floor(start), TIERS[-1].ceil(end)):
                 say(nameless_message(ids))

@@ -85,12 +85,12 @@ def inspected(row: Sequence[Any], *, backend_pid: int) -> Session:
         raise DatabaseAway("The server is a standby in recovery; connect to the primary.", public=STANDBY)
     if encoding != "UTF8":
         raise ConfigurationError(
-            f"The database {database!r} has the encoding {encoding}, which can't hold every name. Make one that can: "
+            f"The database {database!r} has the encoding {encoding}, which can't hold every name. Make a new one: "
             "CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
         )
     if schema is None:
         raise ConfigurationError(
-            f"No schema of the search path {search_path!r} exists, or none may be used by {user}. Create it, or: "
+            f"The search path {search_path!r} has no schema that {user} may use. Create one, or run: "
             f"ALTER ROLE {user} IN DATABASE … SET search_path = public"
         )
     if restoring == "on":
@@ -101,8 +101,8 @@ def inspected(row: Sequence[Any], *, backend_pid: int) -> Session:
         )
     if disabled == "on":
         raise ConfigurationError(
-            f"timescaledb.disable_load is on. Run: ALTER ROLE {user} RESET timescaledb.disable_load, "
-            "and the same for the database"
+            f"timescaledb.disable_load is on, so TimescaleDB is off. Run: ALTER ROLE {user} RESET "
+            "timescaledb.disable_load, and the same for the database"
         )
     to_pin = {name: PINNED[name] for name in differing}
     if extension is not None:
@@ -116,8 +116,8 @@ def inspected(row: Sequence[Any], *, backend_pid: int) -> Session:
             for name in sorted(untracked)
         )
         raise ConfigurationError(
-            f"A connection pooler stands before the database, so {', '.join(sorted(untracked))} can't be set for a "
-            f"session. Run: {commands}; and RECONNECT on the pooler's console"
+            f"{', '.join(sorted(untracked))} can't be set for a session behind a connection pooler. "
+            f"Run: {commands}; then RECONNECT on the pooler's console"
         )
     return Session(is_pooled=is_pooled, to_pin=to_pin)
 

@@ -54,7 +54,7 @@ def test_transaction_mode(pooled_database: str, empty_database: str, tmp_path: P
             with ThreadPoolExecutor(SENDERS) as pool:
                 for answered in pool.map(partial(send, server, start), range(SENDERS)):
                     statuses += answered
-            assert any("a connection pooler stands before the database" in line for line in server.messages)
+            assert any("connected through a pooler" in line for line in server.messages)
     assert {status: statuses.count(status) for status in set(statuses)} == {
         201: 2 * SENDERS * REQUESTS,
         409: 2 * SENDERS * REQUESTS,

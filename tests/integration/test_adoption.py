@@ -122,7 +122,7 @@ def test_adoption_goes_on(original: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_adoption_that_has_only_renamed(original: str) -> None:
     """A server does not start between the first step and the copy, which sets the ids of new readings."""
     execute(original, "ALTER TABLE data RENAME TO data_of_original")
-    with pytest.raises(ConfigurationError, match="not taken over: run python -m app migrate --adopt"):
+    with pytest.raises(ConfigurationError, match="not taken over yet: run python -m app migrate --adopt"):
         prepare(original)
     assert adopt(original).rows == 120
     prepare(original)
@@ -132,7 +132,7 @@ def test_adoption_that_has_only_renamed(original: str) -> None:
 def test_tables_of_another_program(empty_database: str) -> None:
     """Tables that are neither ours nor the original's are named, and left alone."""
     execute(empty_database, "CREATE TABLE data (x integer)", "CREATE TABLE sensors (name text)")
-    with pytest.raises(ConfigurationError, match=r"tables of another program .*: data, sensors.* CREATE SCHEMA"):
+    with pytest.raises(ConfigurationError, match=r"another program's tables .*: data, sensors.* CREATE SCHEMA"):
         migrate(empty_database)
     with pytest.raises(ConfigurationError, match="There is nothing to adopt"):
         adopt(empty_database)

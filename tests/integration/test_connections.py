@@ -182,7 +182,7 @@ async def test_hypertable_lost(database: str, edition: str) -> None:
             "ALTER TABLE of_a_restore RENAME TO readings",
         )
         await lose_connection(database, writer)
-        with pytest.raises(DatabaseAway, match="readings has been a hypertable and is none now"):
+        with pytest.raises(DatabaseAway, match="readings was a hypertable and is a plain table now"):
             await writer.connect()
 
 
@@ -332,5 +332,5 @@ async def test_encoding_of_the_database(edition_and_admin_url: tuple[str, str]) 
 def test_search_path_to_nowhere(empty_database: str) -> None:
     """A search path without a schema is a sentence at start."""
     set_for_database(empty_database, {"search_path": "nonesuch"})
-    with pytest.raises(ConfigurationError, match="No schema of the search path 'nonesuch'"):
+    with pytest.raises(ConfigurationError, match="The search path 'nonesuch' has no schema"):
         migrate(empty_database)

@@ -45,7 +45,7 @@ async def test_many_processes_may_let_the_reader_in_at_once(embedded_database_ur
 
 async def test_a_password_that_can_not_be_given_ends_the_start_in_words(url_of_a_plain_role: str) -> None:
     """Tried again and again it would refuse readings for ever."""
-    with pytest.raises(ConfigurationError, match="READER_PASSWORD is set, but"):
+    with pytest.raises(ConfigurationError, match="can't give READER_PASSWORD to the role"):
         await prepare(url_of_a_plain_role, PASSWORD)
 
 

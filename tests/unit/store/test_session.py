@@ -32,7 +32,7 @@ def test_nothing_to_pin() -> None:
         ({"is_standby": True}, DatabaseAway, "standby"),
         ({"restoring": "on"}, DatabaseAway, r"run: SELECT timescaledb_post_restore\(\)"),
         ({"encoding": "LATIN1"}, ConfigurationError, "'readings' has the encoding LATIN1"),
-        ({"schema": None}, ConfigurationError, "No schema of the search path"),
+        ({"schema": None}, ConfigurationError, "The search path .* has no schema"),
         ({"disabled": "on"}, ConfigurationError, "RESET timescaledb.disable_load"),
     ],
 )
