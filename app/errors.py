@@ -144,7 +144,7 @@ class DatabaseAway(NotStored):
         message: str,
         *,
         retry_after_s: int = 1,
-        public: str = "The database can't be reached, or does not let the server in.",
+        public: str = "The database can't be reached, or refuses the server's connection.",
     ) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.public = public

@@ -234,9 +234,9 @@ def unknown_settings(environment: Iterable[str]) -> list[str]:
         near = get_close_matches(name.removeprefix("SENSORFLOW_"), known, n=1, cutoff=SLIP_RATIO)
         where = f"{ENV_FILE} has {name}" if name in in_file else f"{name} is set"
         if near and (name in in_file or not _is_of_another_program(name, near[0])):
-            sentences.append(f"{where}, which is no setting and has no effect; did you mean {near[0]}?")
+            sentences.append(f"{where}, which is not a setting and has no effect. Did you mean {near[0]}?")
         elif name in in_file:
-            sentences.append(f"{where}, which is no setting and has no effect")
+            sentences.append(f"{where}, which is not a setting and has no effect")
     return sentences
 
 

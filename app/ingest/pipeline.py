@@ -133,7 +133,7 @@ class _Unstorable(Exception):
     """A flight failed before its commit, and not by the database's doing."""
 
     def __init__(self, parcels: Sequence[Parcel]) -> None:
-        super().__init__(f"{len(parcels)} requests can't be stored together")
+        super().__init__(f"can't store {len(parcels)} requests together")
         self.parcels = parcels
 
 
@@ -268,7 +268,7 @@ class Pipeline(Generic[AnyFlush]):
     def note_unavailable(self, error: DatabaseAway) -> None:
         """Take note, and log now and then, why nothing can be stored."""
         if self._repeats.is_due(str(error), self._clock()):
-            logger.warning("the database is unavailable, readings are refused: %s", error)
+            logger.warning("database unavailable; rejecting readings: %s", error)
         self._trouble, self._public_trouble = str(error), error.public
 
     def reserve(self, key_name: str, size_bytes: int) -> None:
@@ -362,7 +362,7 @@ class Pipeline(Generic[AnyFlush]):
         try:
             await self._store.learn_names(batch)
         except DatabaseAway as error:
-            logger.debug("the sensors of %d readings are left to their flush: %s", parcel.rows, error)
+            logger.debug("leaving the new sensors of %d readings to their flush: %s", parcel.rows, error)
         parcel.is_aside = bool(self._blockage) and self._is_blocked(parcel)
         now = self._clock()
         self.buffer.unpark(parcel, now, now + patience_s)
@@ -420,8 +420,13 @@ class Pipeline(Generic[AnyFlush]):
         self.failed_flushes += 1
         parcels = error.parcels
         if len(parcels) == 1:
-            logger.critical("a request can't be stored, and is rejected", exc_info=error.__cause__)
-            self.buffer.reject(parcels[0], RejectedByDatabase(f"It can't be stored: {type(error.__cause__).__name__}"))
+            logger.critical("unexpected error while storing a request; rejecting it", exc_info=error.__cause__)
+            self.buffer.reject(
+                parcels[0],
+                RejectedByDatabase(
+                    f"This request can't be stored ({type(error.__cause__).__name__}); the server's log has details."
+                ),
+            )
         else:
             self._flight_max_rows = max(1, sum(parcel.rows for parcel in parcels) // 2)
         self.buffer.keep()
@@ -546,7 +551,7 @@ class Pipeline(Generic[AnyFlush]):
     def _await_locks(self, flight: Flight[AnyFlush], blocked: Blocked) -> None:
         """What another session's lock keeps out waits until it is tried again; the rest waits for the next flush."""
         if not self._blockage:
-            logger.warning("some readings wait, their part of the tables is locked: %s", blocked.holders)
+            logger.warning("some readings are waiting for a lock on their part of the tables: %s", blocked.holders)
         self._blockage.lift((parcel.content, parcel.claim) for parcel in flight.parcels)
         self._blockage.add(blocked)
         self.buffer.sort_out(self._is_blocked)
@@ -556,7 +561,7 @@ class Pipeline(Generic[AnyFlush]):
         self._blockage.lift((parcel.content, parcel.claim) for parcel in flight.parcels)
         self.buffer.sort_out(self._is_blocked)
         if not self._blockage:
-            logger.info("no readings wait for a lock any more")
+            logger.info("no readings are waiting for a lock any more")
 
     def _is_blocked(self, parcel: Parcel) -> bool:
         return self._blockage.holds(parcel.content, parcel.claim)
@@ -666,7 +671,7 @@ class Pipeline(Generic[AnyFlush]):
     @staticmethod
     def _locked() -> NotStored:
         return DatabaseLocked(
-            "The reading is not stored: another session has locked its part of the tables.",
+            "Nothing is stored: another session has locked this part of the tables.",
             retry_after_s=math.ceil(RETRY_BLOCKED_S),
         )
 

@@ -193,9 +193,9 @@ class _Cluster:
         if running is None:
             return False
         if not (self._socket_dir / SOCKET).exists():
-            logger.warning("The PostgreSQL that runs in %s has no socket in %s: restarting it.", *self._places)
+            logger.warning("The PostgreSQL of %s has no socket in %s: restarting it.", *self._places)
             if not self._end():
-                raise ConfigurationError(f"The PostgreSQL of process {running.pid} does not stop. End it.")
+                raise ConfigurationError(f"The embedded PostgreSQL (process {running.pid}) does not stop: end it.")
             return False
         logger.info("taking over the PostgreSQL that runs in %s", self._folder)
         self._wait_until_ready()
@@ -250,7 +250,7 @@ class _Cluster:
         while not self._stopping.wait(CHECK_INTERVAL_S):
             now = time.monotonic()
             if (full := self._full_disk()) and (full_said_at is None or now - full_said_at >= DISK_FULL_INTERVAL_S):
-                logger.error("%s Readings are refused while PostgreSQL can't write.", full)
+                logger.error("%s Until then readings are rejected.", full)
                 full_said_at = now
             if self._runs_here() or postmaster_of(self._folder) is not None:
                 if now - started_at > STEADY_AFTER_S:
@@ -326,7 +326,7 @@ class _Cluster:
         else:
             # It may be in a folder that is open to all.
             if not stat.S_ISDIR(found.st_mode) or found.st_uid not in {owner, os.geteuid()} or found.st_mode & 0o077:
-                raise ConfigurationError(f"{self._socket_dir} is somebody else's. Remove it.")
+                raise ConfigurationError(f"{self._socket_dir} belongs to another user: remove it.")
             shutil.rmtree(self._socket_dir)
         self._socket_dir.mkdir(mode=0o700)
         self._hand_over(self._socket_dir)
