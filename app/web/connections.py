@@ -67,7 +67,7 @@ class ConnectionLimit:
         if self._clock() - self._warned_at >= WARNING_INTERVAL_S:
             self._warned_at = self._clock()
             logger.warning(
-                "all %d connections are in use: each new one closes the oldest that has shown no API key. Raise the "
-                "limit of open files (ulimit -n), or MAX_CONNECTIONS",
+                "all %d connections are in use: each new one closes the oldest idle one that has shown no API key. "
+                "Raise MAX_CONNECTIONS or the limit of open files (ulimit -n)",
                 self._most,
             )

@@ -28,5 +28,5 @@ async def respond(request: Request, error: Exception) -> Response:
     allow = ", ".join(allowed(request))
     if request.method == "OPTIONS":
         return Response(status_code=204, headers={"Allow": allow})
-    detail = f"{request.method[:20]} is not allowed here: {allow} are."
+    detail = f"{request.method[:20]} is not allowed here. Allowed: {allow}."
     return JSONResponse({"detail": detail}, 405, {"Allow": allow})

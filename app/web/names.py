@@ -86,7 +86,7 @@ def names_in(values: Sequence[str]) -> list[str]:
     """
     names = [name for value in values for name in _fields(value)]
     if any("\0" in name for name in names):
-        raise InvalidParameter("sensor_id: no name has a NUL in it.")
+        raise InvalidParameter("sensor_id should have no NUL character.")
     return names
 
 

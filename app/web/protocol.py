@@ -304,7 +304,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_due = self.loop.time() + HEAD_TIMEOUT_S
         self._patience = self.loop.call_at(self._head_due, self._look)
         if not self._limit.admit(self, count=len(self.connections)):
-            self._end(503, "All connections are in use. Nothing is stored; send again.", (b"retry-after", b"5"))
+            self._end(
+                503, "All connections are in use. Nothing is stored: send the request again.", (b"retry-after", b"5")
+            )
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop when the peer has gone."""
@@ -522,7 +524,7 @@ class HttpProtocol(HttpToolsProtocol):
             try:
                 self._parse_slice()
             except Exception as error:
-                logger.error("what a peer has sent could not be parsed", exc_info=error)
+                logger.error("unexpected error while parsing a request", exc_info=error)
                 self._transport.abort()
                 self._unparsed = NOTHING
         if self._unparsed and self._may_parse:
@@ -559,7 +561,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_replayed = False
         if self._should_upgrade():
             if self.is_owed or self.pipeline:
-                self._end(400, "A WebSocket handshake should not follow a request that has not been answered.")
+                self._end(400, "A WebSocket handshake should wait for the answer to the request before it.")
             else:
                 unparsed, self._unparsed = self._unparsed, NOTHING
                 self.handle_websocket_upgrade(_joined(rest, unparsed))
@@ -652,7 +654,7 @@ class HttpProtocol(HttpToolsProtocol):
         if (unfinished := self._unfinished) is not None:
             unfinished.refuse(stalled())
         elif self._in_message and not self._in_body:
-            self._end(408, f"The head of the request did not come within {HEAD_TIMEOUT_S:g} seconds.")
+            self._end(408, f"The request's headers did not come within {HEAD_TIMEOUT_S:g} seconds.")
         else:
             self._transport.close()
 
@@ -706,8 +708,8 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self._end(
                 431,
-                f"The head of the request is larger than {MAX_HEAD_BYTES:,} bytes, where each header counts "
-                f"{HEADER_BYTES} more than its text.",
+                f"The request's headers are larger than {MAX_HEAD_BYTES:,} bytes, where each counts {HEADER_BYTES} "
+                "more than its text.",
             )
         raise ValueError("the head of the request is too long")  # ends the parsing of what has arrived
 

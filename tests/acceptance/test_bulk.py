@@ -260,7 +260,7 @@ def test_time_by_another_name(shared: Site) -> None:
     assert not rows(shared.url, "timestamp")
     answer = shared.send(sent)
     assert (answer.status_code, answer.json()["stored"], answer.json()["unknown_columns"]) == (201, 1, ["timestamp"])
-    assert "'timestamp' is not read as the time" in answer.json()["hints"][0]
+    assert "'timestamp' looks like a time but is ignored" in answer.json()["hints"][0]
 
 
 @pytest.mark.parametrize("time_", [20230712, "20230712143000", 45119.60417, 848_000_000])
@@ -537,7 +537,7 @@ def test_backfill_where_nothing_is_missing(shared: Site) -> None:
         assert (stored.status_code, stored.content) == (201, b'{"stored":3}')
     assert len(rows(shared.url, "nothing missing")) == len(rows(shared.url, "all missing")) == 3
     without_key = shared.send(*old, *whole).json()
-    assert "Send the rows in rejected_rows again, and only those" in without_key["hints"][0]
+    assert "Send only the rows in rejected_rows again" in without_key["hints"][0]
 
 
 SINGLE = "/api/temperature_reading"

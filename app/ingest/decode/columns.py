@@ -170,7 +170,7 @@ def require_few_rows(rows: int, terms: Terms) -> None:
 def require_few_columns(count: int) -> None:
     """Raise MalformedBody if a table has more columns than it may."""
     if count > MAX_COLUMNS:
-        raise MalformedBody(f"The body has {count:,} columns, and may have {MAX_COLUMNS:,}: leave out unknown ones.")
+        raise MalformedBody(f"The body has {count:,} columns and may have {MAX_COLUMNS:,}: leave out unknown columns.")
 
 
 def require_small(inflated_bytes: int, terms: Terms) -> None:
@@ -390,14 +390,14 @@ def _object_to_missing_times(sent: Sent, times: pa.Array, terms: Terms, objectio
     if terms.is_time_required or (terms.is_backfill and like_time):
         if like_time and times.null_count == sent.rows and not sent.faults.get("time"):
             raise MalformedBody(
-                f"There is no time. The column {in_words(like_time[:1])} looks like one of times: name it time."
+                f"There is no column time. The column {in_words(like_time[:1])} looks like it: rename it to time."
             )
         reason = f"{NO_TIME}: a column {in_words(like_time[:1])} is not read as one" if like_time else NO_TIME
         _object(objections, "time", pc.is_null(times), _always(reason))
         return ()
     return [
-        f"The column {in_words([name])} is not read as the time: name it time. "
-        "Readings without a time were given that of their arrival."
+        f"The column {in_words([name])} looks like a time but is ignored: rename it to time. "
+        "Readings without a time got their time of arrival."
         for name in like_time[:1]
     ]
 
@@ -421,8 +421,8 @@ def _object_to_days(moments: pa.Array, unwanted: pa.Array | None, terms: Terms, 
         return
     beyond = pc.less(days, distinct[-terms.max_chunks]).fill_null(False)
     reason = (
-        f"the readings of one request may lie in {terms.max_chunks} days (UTC) at most, and these lie in "
-        f"{len(distinct)}: the newest are kept; send the others in requests of fewer days, or with python -m app import"
+        f"a request may span {terms.max_chunks} distinct days (UTC), and this one spans {len(distinct)}: the newest "
+        "days are stored; send the others in requests of fewer days, or use python -m app import"
     )
     _object(objections, "time", beyond, _always(reason))
 

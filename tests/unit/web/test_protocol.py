@@ -594,7 +594,7 @@ async def test_an_endless_head_is_cut_off(begin: bytes, more: bytes) -> None:
         assert connection.statuses == []
         connection.desk.answer()
     assert (connection.statuses[-1], connection.wire.ended) == (431, "closed")
-    assert b'{"detail":"The head of the request is larger than 65,536 bytes' in connection.sent
+    assert b'{"detail":"The request\'s headers are larger than 65,536 bytes' in connection.sent
 
 
 async def test_many_headers() -> None:

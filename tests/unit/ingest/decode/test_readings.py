@@ -387,8 +387,8 @@ def test_the_newest_days_are_kept_and_the_others_told_the_cap() -> None:
     decoded = decode(ndjson(rows), Format.NDJSON, rules(max_chunks=2))
     assert [T0_US - row[1] for row in rows_of(decoded)] == [day * 86_400_000_000 for day in (1, 2, 1)]
     assert places(decoded) == [(1, "time"), (5, "time")]
-    assert "2 days (UTC) at most" in decoded.errors[0].reason
-    assert "these lie in 4" in decoded.errors[0].reason
+    assert "may span 2 distinct days (UTC)" in decoded.errors[0].reason
+    assert "this one spans 4" in decoded.errors[0].reason
     assert "python -m app import" in decoded.errors[0].reason
     assert decoded.errors[0].value == T0_US - 3 * 86_400_000_000
 
@@ -676,13 +676,13 @@ def test_time_by_another_name(form: Format, write: Callable[[object], bytes]) ->
     """Where old readings are expected, a column like a time's refuses the body; elsewhere the answer hints at it."""
     body = write(TIME_BY_ANOTHER_NAME)
     for is_backfill in (True, False):
-        with pytest.raises(MalformedBody, match="The column 'timestamp' looks like one of times: name it time"):
+        with pytest.raises(MalformedBody, match="The column 'timestamp' looks like it: rename it to time"):
             decode(body, form, is_backfill=is_backfill, is_time_required=not is_backfill)
     decoded = decode(body, form)
     assert [row[1] for row in rows_of(decoded)] == [T0_US, T0_US]
     assert decoded.hints == [
-        "The column 'timestamp' is not read as the time: name it time. "
-        "Readings without a time were given that of their arrival."
+        "The column 'timestamp' looks like a time but is ignored: rename it to time. "
+        "Readings without a time got their time of arrival."
     ]
 
 
