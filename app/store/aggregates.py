@@ -349,8 +349,8 @@ class Aggregates:
         found.sort()
         if found:
             logger.warning(
-                "the aggregates of %d days from %s to %s are not those of their readings, which came or were changed "
-                "by another way than this server; they are refreshed now",
+                "refreshing the aggregates of %d days from %s to %s: they differ from the readings, which another "
+                "program has written or changed",
                 len(found),
                 f"{found[0][0]:%Y-%m-%d}",
                 f"{found[-1][0]:%Y-%m-%d}",

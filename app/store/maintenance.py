@@ -162,9 +162,8 @@ class Maintenance:
         is_skewed = abs(skew_s) - uncertainty_s > MAX_SKEW_S
         if is_skewed and not self._is_skewed:
             logger.warning(
-                "The database's clock is %.1f s %s this server's. One of them is wrong: set it by NTP. Until then "
-                '"online", "offline" and the age of readings go by this server\'s; aggregates and retention go by the '
-                "database's.",
+                "The database's clock is %.1f s %s this server's: synchronize both by NTP. Until then the online "
+                "status and the age of readings follow this server's clock; aggregates and retention follow the database's.",
                 abs(skew_s),
                 "ahead of" if skew_s > 0 else "behind",
             )
