@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(settings: Settings, chosen: argparse.Namespace) -> int:
-    """Run the command that was chosen; the exit status."""
+    """Run the chosen command; return the exit status."""
     is_import = chosen.command == "import"
     if is_import:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # an import that is ended has not succeeded
@@ -119,7 +119,7 @@ def _run(settings: Settings, chosen: argparse.Namespace) -> int:
 
 
 def _adopt(url: str, zone: str) -> int:
-    """Take over the original's readings and say what has become of them; the exit status."""
+    """Take over the original's readings and print the result; return the exit status."""
     adoption = adopt(url, zone)
     span = (
         f", from {adoption.first:%Y-%m-%d %H:%M:%S} to {adoption.last:%Y-%m-%d %H:%M:%S} UTC" if adoption.rows else ""
@@ -151,7 +151,7 @@ def _database(settings: Settings, *, may_join: bool = False) -> Iterator[str]:
 
 
 def _moment(argument: str) -> datetime:
-    """A time of the command line; without an offset it is UTC."""
+    """Return a time of the command line; without an offset it is UTC."""
     try:
         moment = datetime.fromisoformat(argument)
     except ValueError:

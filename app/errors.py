@@ -151,8 +151,8 @@ class DatabaseAway(NotStored):
 
 
 class DatabaseLocked(DatabaseAway):
-    """Another session holds a lock, or waits for one, and did not make way in time; nothing of this was committed.
-    ``holders`` says whose locks they are, once that is known.
+    """Another session holds or awaits a lock and did not make way in time; nothing of this was committed. ``holders``
+    names those sessions, once known.
     """
 
     holders = ""

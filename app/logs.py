@@ -47,7 +47,7 @@ class Throttle:
         self._windows: dict[Hashable, _Window] = {}
 
     def admits(self, record: logging.LogRecord, now: float) -> bool:
-        """Whether a line is to be written; if not, it is counted."""
+        """Return whether a line is to be written; count it if not."""
         kind, burst = _kind_of(record)
         window = self._windows.get(kind)
         if window is None and len(self._windows) >= MAX_KINDS:

@@ -83,7 +83,7 @@ def _share_of_key(settings: Settings) -> int:
 
 
 def horizon_us(settings: Settings) -> float:
-    """The latest time that a reading may have now, microseconds since 1970 UTC."""
+    """Return the latest time that a reading may have now, microseconds since 1970 UTC."""
     minutes = settings.accept_future_minutes
     return now_us() + minutes * 60e6 if minutes else math.inf
 

@@ -219,7 +219,7 @@ def load_settings() -> Settings:
 
 
 def _is_of_another_program(name: str, setting: str) -> bool:
-    """Whether a name is that of a setting behind a prefix which is not ours, like GF_LOG_LEVEL."""
+    """Return whether a name is that of a setting behind a prefix which is not ours, like GF_LOG_LEVEL."""
     return name.endswith(f"_{setting}") and not name.startswith("SENSORFLOW_")
 
 

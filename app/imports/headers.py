@@ -93,7 +93,7 @@ def _counted(lines: int) -> str:
 def _find(
     text: bytes, layout: Layout, separators: Sequence[str], is_header: Callable[[Sequence[str]], bool]
 ) -> tuple[int, str] | None:
-    """Where the first line starts that is a header, and what separates its fields; of several, what finds most."""
+    """Return where the first header line starts, and its separator; of several separators, the one with most fields."""
     for at in _line_starts(text, layout):
         names_by = {separator: _names_at(text, at, separator) for separator in separators}
         if fitting := [separator for separator, names in names_by.items() if names and is_header(names)]:
@@ -102,7 +102,7 @@ def _find(
 
 
 def _first_line(text: bytes, layout: Layout, separators: Sequence[str]) -> tuple[int, str]:
-    """Where the first line starts, and what separates most fields there."""
+    """Return where the first line starts, and the separator that gives most fields there."""
     at = next(_line_starts(text, layout))
     return at, max(separators, key=lambda separator: len(_names_at(text, at, separator)))
 
@@ -134,7 +134,7 @@ MAX_HEADER_BYTES = 65_536
 
 
 def _unit_lines(text: bytes, at: int, names: Sequence[str], layout: Layout, dialect: CsvDialect) -> list[int]:
-    """The ends of the lines below the header of a logger that have no digit where a reading has its time and values."""
+    """Return the ends of a logger's lines below the header that have no digit in the time or in any value."""
     places = [place for place, name in enumerate(names) if layout.renames.get(name, name) in {"time", *METRICS}]
     ends: list[int] = []
     for fields, _, end in islice(records(text, at, dialect, names), MAX_UNIT_LINES):

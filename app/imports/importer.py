@@ -165,7 +165,7 @@ class Importer:
             return await forget(path, file, self._layout, self._log)
 
     async def run(self, path: Path) -> Outcome:
-        """Import a file. What is rejected stands in a CSV at ``report_path``.
+        """Import a file. Rejected rows go into a CSV at ``report_path``.
 
         Raises:
             ConfigurationError: the file can't be read, or the report not be written.
@@ -322,14 +322,14 @@ class _Storing:
 
 
 def _claim(claims: Claims, number: int, part: Part, parts: int) -> Claim:
-    """The claim of a block's part, of so many."""
+    """Return the claim of one of a block's parts."""
     fingerprint = Fingerprint(SOURCE.key_name, claims.key(number), claims.content_hash(part.batch.rows))
     replay = Replay(201, claims.answer(number, parts))
     return Claim(fingerprint, lambda _: replay, expires=False)
 
 
 def _of_one_sensor(sent: Sent, name: str, path: Path) -> Sent:
-    """The columns, all of a sensor. Raises ConfigurationError if they have others."""
+    """Return the columns with one sensor for all rows. Raises ConfigurationError if they have sensors of their own."""
     sensors = sent.columns.get("sensor_id")
     if (sensors is not None and sensors.null_count < sent.rows) or sent.faults.get("sensor_id"):
         raise ConfigurationError(f"{path} has readings with their own sensor_id: leave --sensor-name out.")

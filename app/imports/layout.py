@@ -85,7 +85,7 @@ class Layout:
             )
 
     def _either(self, ours: str, near: Sequence[str], otherwise: str) -> str:
-        """What to do about a column that is missing: take one that looks like it, if one does."""
+        """Return the advice on a missing column: the option for one that looks like it, if one does."""
         free = [name for name in near if name not in self.columns.values()]
         if not free:
             return otherwise

@@ -24,7 +24,7 @@ OWN_COLUMNS = ("rejected_row", "rejected_reason", "rejected_text")
 
 
 def report_path(path: Path) -> Path:
-    """Tell where a file's rejected rows are reported."""
+    """Return the path of the CSV of a file's rejected rows."""
     return path.with_name(f"{path.name}.rejected.csv")
 
 
@@ -52,7 +52,7 @@ class Report:
             self._output.close()
 
     def write(self, faults: Sequence[RowFault], block: Block, rows_before: int) -> None:
-        """Add rows of a block that begins after ``rows_before`` others."""
+        """Add rejected rows of a block that begins after ``rows_before`` others."""
         if not faults:
             return
         originals = _originals(block, self._file, {fault.row for fault in faults})

@@ -29,7 +29,7 @@ async def import_file(
     now_us: Callable[[], int],
     store_again: bool,
 ) -> Outcome:
-    """Import a file as Importer does, before the eyes of who watches a terminal, and print what became of it."""
+    """Import a file as Importer does, show its progress on a terminal, and print the result."""
     console = Console(highlight=False)
     bar = Progress(
         TextColumn("{task.description}"),

@@ -44,7 +44,7 @@ class Localized:
 
 
 def require_time_format(time_format: str) -> None:
-    """Raise ConfigurationError if a format doesn't say day, month and year."""
+    """Raise ConfigurationError unless a format has day, month and year."""
     if time_format == EXCEL:
         return
     moment = datetime(2023, 7, 12, 14, 30, 45, tzinfo=UTC)
@@ -59,7 +59,7 @@ def require_time_format(time_format: str) -> None:
 
 
 def localize(sent: Sent, layout: Layout) -> Localized:
-    """Read times in the format of a layout, and those without an offset in its zone.
+    """Parse times by a layout's format, and those without an offset in its zone.
 
     A time that the format doesn't fit, and one that the zone has not, where clocks are put forward, are faults.
     """
@@ -107,7 +107,7 @@ def _is_moment(type_: pa.DataType) -> bool:
 
 
 def _plain(values: pa.Array) -> pa.Array:
-    """The values, those that are moments as the numbers that they are kept as."""
+    """Return the values; those that are moments already, as the numbers that are stored."""
     if not _is_moment(values.type):
         return values
     return values.cast(pa.int32() if pa.types.is_date32(values.type) else pa.int64())
@@ -118,7 +118,7 @@ _Read = Callable[[object], int | datetime]
 
 
 def _reader_of(type_: pa.DataType, layout: Layout) -> _Read | None:
-    """What reads values of a type; None: the decoders do, since these are moments already."""
+    """Return a reader for values of a type; None if they are moments already and the decoders read them."""
     if _is_moment(type_):
         if pa.types.is_timestamp(type_) and type_.tz is not None:
             return None
@@ -160,7 +160,7 @@ def _excel(value: object) -> datetime:
 
 
 def _in_zone(local: datetime, zone: ZoneInfo) -> tuple[int, bool]:
-    """Microseconds since 1970 of a local time, and whether it comes twice."""
+    """Return a local time in microseconds since 1970, and whether the clocks show it twice."""
     first, second = (local.replace(tzinfo=zone, fold=fold).utcoffset() for fold in (0, 1))
     assert first is not None
     assert second is not None

@@ -94,10 +94,10 @@ class Store(Protocol[AnyFlush]):
         """Makes sure of a connection that can write; DatabaseAway if there is none."""
 
     def new_names(self, batch: Batch) -> int:
-        """How many of a batch's sensors are not known here."""
+        """Return how many of a batch's sensors are not remembered here."""
 
     async def learn_names(self, batch: Batch) -> None:
-        """Looks those up, and adds what is missing, without keeping others waiting. DatabaseAway if it can't ask."""
+        """Look up a batch's unknown sensors and add missing ones, without delaying others. Raises DatabaseAway."""
 
     async def prepare(self, contents: Sequence[Content]) -> AnyFlush:
         """A flush of these, valid until the connection is lost. DatabaseAway if it can't ask what it needs to know."""
@@ -114,9 +114,7 @@ class Store(Protocol[AnyFlush]):
         """
 
     async def was_committed(self, flush: AnyFlush) -> bool:
-        """Whether that flush is committed, and durable; waits for a lost transaction to end. DatabaseAway if it can't
-        ask.
-        """
+        """Return whether a flush is committed and durable; wait for a lost transaction to end. Raises DatabaseAway."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -299,7 +297,7 @@ class Pipeline(Generic[AnyFlush]):
         claim: Claim | None = None,
         is_awaited: bool = True,
     ) -> None:
-        """Takes readings in; ``settle`` gets their answer, once, at the latest when the commit timeout has passed; or
+        """Take readings in; ``settle`` gets their answer, once, at the latest when the commit timeout has passed; or
         three times that, where many new sensors must be added first.
 
         Args:
@@ -347,8 +345,8 @@ class Pipeline(Generic[AnyFlush]):
             self._prepare_ahead()
 
     def _has_too_many_new_names(self, batch: Batch) -> bool:
-        """Whether the next flush would keep others waiting for this batch's sensors. They are only looked at when there
-        are many, or many have come.
+        """Return whether adding this batch's sensors would delay the next flush. Looks at them only where there are
+        many, or many have come.
         """
         new = len(batch.sensors)
         if self._new_names + new > MAX_NEW_NAMES:

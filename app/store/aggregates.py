@@ -320,7 +320,7 @@ class Aggregates:
         await connection.execute(SET_SWEPT, [now])
 
     async def _find_incomplete(self, connection: Connection, now: datetime) -> list[Span]:
-        """Adds to the stale ranges the days whose aggregates are not those of their readings, and gives them back."""
+        """Add to the stale ranges the days whose aggregates are not those of their readings, and gives them back."""
         end = TIERS[-1].ceil(await _swept(connection, now) - SWEEP_BACK)  # what is younger, the sweep refreshes
         _, deleted_until = await _reach(connection)
         start = None if deleted_until is None else deleted_until + DROP_MARGIN
@@ -358,7 +358,7 @@ class Aggregates:
         return found
 
     async def _find_latest(self, connection: Connection, found: Sequence[Span], now: datetime) -> None:
-        """Looks among days that were found, and in what a sweep refreshes, for readings later than is known."""
+        """Look for unknown latest readings among the days found, and in what a sweep refreshes."""
         hour = TIERS[1]
         recent = hour.floor(now - SWEEP_BACK), hour.floor(now - hour.end_offset)
         for start, end in merged([*found, recent]):
@@ -368,7 +368,7 @@ class Aggregates:
                 logger.warning(nameless_message(ids))
 
     async def recompute(self, start: datetime, end: datetime, *, on_piece: Callable[[Span], None]) -> None:
-        """Refreshes the days of a span that have readings, whatever TimescaleDB knows of their changes.
+        """Refresh the days of a span that have readings, whatever TimescaleDB knows of their changes.
 
         One piece at a time: in between, a server that runs has its turn.
 
@@ -416,7 +416,7 @@ class Aggregates:
 
 
 async def _reach(connection: Connection) -> tuple[datetime, datetime | None]:
-    """The time, and until when readings have been deleted."""
+    """Return the time, and until when readings have been deleted."""
     row = await (await connection.execute(REACH)).fetchone()
     assert row is not None  # a SELECT without FROM has one row
     now, deleted_until = row
@@ -443,7 +443,7 @@ async def find_latest(connection: Connection, start: datetime, end: datetime) ->
 
 
 async def nameless_sensors(connection: Connection, start: datetime, end: datetime) -> list[int]:
-    """The first ids of sensors that have readings in these days and no name. Raises what the driver raises."""
+    """Return the first ids of sensors that have readings in these days and no name. Raises what the driver raises."""
     cursor = await connection.execute(NAMELESS, [start, end, SHOWN_IDS])
     return [sensor_id for (sensor_id,) in await cursor.fetchall()]
 

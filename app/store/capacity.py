@@ -66,7 +66,7 @@ class Room(NamedTuple):
 
 
 def pool_size(room: Room, workers: int) -> int:
-    """How many connections the pool of each worker may have, from MIN_POOL_SIZE to POOL_MAX_SIZE.
+    """Return how many connections the pool of each worker may have, from MIN_POOL_SIZE to POOL_MAX_SIZE.
 
     Raises:
         ConfigurationError: so many workers can't have what they need, even if nobody else is connected.
@@ -86,7 +86,7 @@ def pool_size(room: Room, workers: int) -> int:
 
 
 async def fit(database: Database, *, workers: int) -> None:
-    """Fits the pool into the connections that PostgreSQL allows, and warns of what is too little.
+    """Fit the pool into the connections that PostgreSQL allows, and warn of what is too little.
 
     Raises:
         ConfigurationError: as ``pool_size``.
@@ -128,7 +128,7 @@ async def fit(database: Database, *, workers: int) -> None:
 
 
 async def warn_of_locks(database: Database, connection: Connection) -> None:
-    """Warns if queries over all readings can't have the locks that they take. Raises what the driver raises."""
+    """Warn if queries over all readings can't have the locks that they take. Raises what the driver raises."""
     edition = database.edition
     if edition is None or edition.kind == "plain":
         return
@@ -150,7 +150,7 @@ async def warn_of_locks(database: Database, connection: Connection) -> None:
 
 
 def lacking_locks(chunks: int, per_transaction: int, transactions: int) -> int | None:
-    """What max_locks_per_transaction should be, if it is too little for so many chunks."""
+    """Return what max_locks_per_transaction should be; None if it is enough for so many chunks."""
     needed = chunks * LOCKS_OF_A_CHUNK * WHOLE_QUERIES
     if needed <= per_transaction * transactions:
         return None

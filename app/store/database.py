@@ -68,7 +68,7 @@ def connection_arguments(url: str, application_name: str) -> dict[str, Any]:
 
 
 def checked_url(url: str) -> str:
-    """The connection string as libpq reads it, if it is one; ``postgresql+psycopg://`` is SQLAlchemy's for the same.
+    """Return a connection string as libpq reads it; ``postgresql+psycopg://`` is SQLAlchemy's form of the same.
 
     Raises:
         ConfigurationError: it is not; the message does not show it, since it holds a password.
@@ -334,13 +334,13 @@ def _create_extension(connection: psycopg.Connection) -> None:
 
 
 def find_original(connection: psycopg.Connection, name: str) -> bool:
-    """Whether there is a table of this name that has the columns of the original SensorFlow's."""
+    """Return whether there is a table of this name that has the columns of the original SensorFlow's."""
     row = connection.execute(COLUMNS_OF_TABLE, [name]).fetchone()
     return row is not None and set(row[0]) >= ORIGINAL_COLUMNS and bool(row[1])  # ours is a view
 
 
 def has_continuous_aggregates(connection: psycopg.Connection) -> bool:
-    """Whether the schema's aggregates are continuous."""
+    """Return whether the schema's aggregates are continuous."""
     row = connection.execute(
         "SELECT to_regclass('timescaledb_information.continuous_aggregates') IS NOT NULL"
     ).fetchone()
@@ -448,7 +448,7 @@ class Database:
         return self.edition
 
     async def restore_settings(self, connection: Connection) -> None:
-        """Adds the rows of ``server_settings`` that views need and somebody has deleted. Raises what the driver
+        """Add the rows of ``server_settings`` that views need and somebody has deleted. Raises what the driver
         raises.
         """
         await connection.execute(RESTORE_SETTINGS, self._for_views)
@@ -570,7 +570,7 @@ class Database:
                 raise psycopg.errors.ReadOnlySqlTransaction("default_transaction_read_only is on for the session")
 
     async def resize(self, pool_size: int) -> None:
-        """Bounds the pool, of which readers may have half."""
+        """Bound the pool, of which readers may have half."""
         await self._pool.resize(1, pool_size)
         self._readers = asyncio.Semaphore(max(1, pool_size * READERS_SHARE // POOL_MAX_SIZE))
 

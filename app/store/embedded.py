@@ -188,7 +188,7 @@ class _Cluster:
         return True
 
     def _take_over(self) -> bool:
-        """Whether one runs that a killed server has left, and can be reached where this one looks for it."""
+        """Return whether one runs that a killed server has left, and can be reached where this one looks for it."""
         running = postmaster_of(self._folder)
         if running is None:
             return False
@@ -240,7 +240,7 @@ class _Cluster:
             time.sleep(POLL_INTERVAL_S)
 
     def _runs_here(self) -> bool:
-        """Whether the process that was started here runs."""
+        """Return whether the process that was started here runs."""
         return self._process is not None and self._process.poll() is None
 
     def _supervise(self) -> None:
@@ -308,7 +308,7 @@ class _Cluster:
         )
 
     def _last_words(self, lines: int) -> str:
-        """The last lines of the log since the last start."""
+        """Return the last lines of the log since the last start."""
         try:
             with self._log.open("rb") as log:
                 log.seek(max(self._log_start, self._log.stat().st_size - LAST_WORDS_BYTES))
@@ -378,8 +378,8 @@ class _Cluster:
             os.chown(path, self._account.pw_uid, self._account.pw_gid)
 
     def _usable_socket_dir(self) -> Path:
-        """The cluster's folder, or one in the temporary folder where that name is too long for a Unix socket, or has a
-        comma, at which libpq parts hosts.
+        """Return the cluster's folder; a folder in the temporary one where its path is too long for a Unix socket, or
+        has a comma, which separates hosts for libpq.
         """
         beside = self._folder.parent / "socket"
         if len(os.fsencode(beside / SOCKET)) <= MAX_SOCKET_PATH_BYTES and "," not in str(beside):

@@ -276,7 +276,7 @@ class LatestReadings:
                     await self.write()
 
     async def write(self) -> None:
-        """Writes what has been noted, in pieces. Raises DatabaseAway; what is not written is still noted then."""
+        """Write what has been noted, in pieces. Raises DatabaseAway; what is not written is still noted then."""
         noted, self._noted = self._noted, {}
         rows, self.unwritten = self.unwritten, LatestRows()
         if not noted and not rows.batches():
@@ -314,7 +314,7 @@ class LatestReadings:
             await connection.execute(WRITE, arguments)
 
     async def recover(self) -> None:
-        """Looks up what a process may have committed, and not written before it was killed: in the newest chunks first,
+        """Look up what a process may have committed, and not written before it was killed: in the newest chunks first,
         and in older ones for the sensors of which nothing was found.
         """
         spans: list[tuple[str, str]] | None = None
@@ -351,7 +351,7 @@ class LatestReadings:
 
 
 def recovery_of(span: tuple[str, str], after: int, sensors: int, horizon_us: float) -> sql.Composed:
-    """The statement that looks up the latest readings in a span of the next sensors after an id."""
+    """Return the statement that looks up the latest readings in a span of the next sensors after an id."""
     start, end = span
     return RECOVER.format(after=after, start=start, end=end, horizon=moment(horizon_us), sensors=sensors)
 
@@ -364,8 +364,8 @@ def _columns_of(singles: Collection[Noted]) -> pa.RecordBatch:
 
 
 def _arrays_of_singles(singles: Sequence[Noted]) -> list[str]:
-    """The columns of a statement, as PostgreSQL writes arrays. They don't become Arrow in between: to make columns of
-    Python's values it imports pandas, if there is one, for 0.3 s.
+    """Return a statement's columns as PostgreSQL writes arrays. Not by Arrow: to make columns of Python values it
+    imports pandas, if installed, for 0.3 s.
     """
     return [_array(column) for column in zip(*singles, strict=True)]
 

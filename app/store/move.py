@@ -60,7 +60,7 @@ WHERE hypertable_schema = current_schema AND hypertable_name = 'readings' AND EX
 
 
 def move(source_url: str, target_url: str, *, say: Callable[[str], None]) -> None:
-    """Copies everything; the source stays as it is.
+    """Copy everything; the source stays as it is.
 
     Args:
         source_url: the connection string of the database that has the readings.
@@ -112,7 +112,7 @@ def _keep_servers_out(connection: Connection) -> None:
 
 
 def _check_locks(source: Connection, target: Connection) -> None:
-    """Each day is a chunk, and each chunk that is written to takes locks until the transaction ends."""
+    """Raise ConfigurationError if the target lacks locks: each day is a chunk, locked until the transaction ends."""
     if target.execute(IS_HYPERTABLE).fetchone() != (True,):
         return
     ((days,),) = source.execute(DAYS).fetchall()
@@ -127,7 +127,7 @@ def _check_locks(source: Connection, target: Connection) -> None:
 
 
 def _in_order_of_references(source: Connection) -> list[tuple[str, list[str], list[str]]]:
-    """The tables with their columns and those that they refer to, which come first."""
+    """Return the tables with their columns and those that they refer to, which come first."""
     left = source.execute(TABLES, [NOT_MOVED]).fetchall()
     ordered: list[tuple[str, list[str], list[str]]] = []
     while left:

@@ -15,7 +15,7 @@ QUERY_TIMEOUT_S = 300.0
 async def refresh(
     database: Database, *, start: datetime, end: datetime, retention: Retention, say: Callable[[str], None]
 ) -> None:
-    """Refreshes the days of a span in which there are readings, piece by piece; beside a server that runs, too.
+    """Refresh the days of a span that have readings, piece by piece; also beside a running server.
 
     Args:
         database: is opened here, and closed.

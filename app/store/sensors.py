@@ -72,7 +72,7 @@ class Sensors:
         return _sensor(rows[0])
 
     async def change(self, name: str, change: SensorChange) -> tuple[Sensor, bool]:
-        """Change a sensor, or create it; give back what it has become, and whether it is new.
+        """Change a sensor, or create it; return what it has become, and whether it is new.
 
         Raises:
             InvalidSensor: its limits would be of a metric that there is not, or the lower would be above the upper.
@@ -108,7 +108,7 @@ class Sensors:
         return _sensor(changed), is_new
 
     async def _page(self, query: str, *, after: str, limit: int, **arguments: object) -> list[dict[str, Any]]:
-        """The next rows by name, found stretch by stretch, each by statements of their own."""
+        """Return the next rows by name, found stretch by stretch, each by statements of their own."""
         found: list[dict[str, Any]] = []
         stretch = limit
         while len(found) < limit:

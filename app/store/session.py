@@ -59,7 +59,7 @@ RESTORING = "The database is being restored."
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What became of an inspection that found nothing to refuse."""
+    """The result of an inspection that found nothing to refuse."""
 
     is_pooled: bool
     """Whether a pooler stands in between: then a statement may run on another server connection than the one before,
@@ -74,7 +74,7 @@ class Session:
 
 
 def inspected(row: Sequence[Any], *, backend_pid: int) -> Session:
-    """Judge INSPECT's answer; ``backend_pid`` is the one that the connection was told when it was made.
+    """Judge the answer to INSPECT; ``backend_pid`` is the number that the connection was told at its start.
 
     Raises:
         DatabaseAway: this server can't be used now; another connection, or a later one, may be.

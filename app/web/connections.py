@@ -18,7 +18,7 @@ MAX_LOOKED_AT = 100
 
 
 class Connection(Protocol):
-    """What the limit needs of a connection."""
+    """A connection, as far as the limit needs to know it."""
 
     @property
     def is_owed(self) -> bool:
@@ -29,7 +29,7 @@ class Connection(Protocol):
 
 
 class ConnectionLimit:
-    """The bound of one process.
+    """The limit of one process's connections.
 
     Args:
         most: connections at a time.
@@ -43,7 +43,7 @@ class ConnectionLimit:
         self._warned_at = -math.inf
 
     def admit(self, connection: Connection, *, count: int) -> bool:
-        """Admit a connection, the ``count``-th, if need be in another's place; False if none gives way."""
+        """Admit a connection, the ``count``-th, if need be by dropping another; return False if none gives way."""
         if count > self._most:
             self._warn()
             if (oldest := self._oldest_idle()) is None:
@@ -54,7 +54,7 @@ class ConnectionLimit:
         return True
 
     def forget(self, connection: Connection) -> None:
-        """Forget a connection that has shown a key, or is gone: it does not give way any more."""
+        """Forget a connection that has shown a key or is gone, so that it can't be dropped for another."""
         self._keyless.pop(connection, None)
 
     def _oldest_idle(self) -> Connection | None:

@@ -19,7 +19,7 @@ CACHED = {"cache-control": "max-age=86400"}
 
 
 def docs_router(*, title: str) -> APIRouter:
-    """The page and its files."""
+    """Serve the page and its files."""
     router = APIRouter(prefix=DOCS_URL, include_in_schema=False)
     folder = _files()
     page = get_swagger_ui_html(

@@ -23,7 +23,7 @@ def allowed(request: Request) -> list[str]:
 
 
 async def respond(request: Request, error: Exception) -> Response:
-    """Answer where the path has routes, and none for the method."""
+    """Answer a request whose path has routes, but none for its method."""
     assert isinstance(error, HTTPException)  # it is registered for 405
     allow = ", ".join(allowed(request))
     if request.method == "OPTIONS":

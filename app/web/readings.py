@@ -314,8 +314,8 @@ class BulkIngest:
     async def _repeated(
         self, identify: Callable[[Options], Fingerprint], options: Options
     ) -> tuple[Fingerprint, Replay | None, pa.Array | None]:
-        """Find what a request with an Idempotency-Key is stored under, its answer if it has been answered before, and
-        the rows that are left of it if it was rejected in part, and now comes as backfill.
+        """Find how a request with an Idempotency-Key is identified, its stored answer if there is one, and the rows
+        that are left if it was rejected in part and now comes as backfill.
 
         Of two that come at once both may be told to go on: they have one name, and its second commit finds the first.
         """
@@ -377,12 +377,12 @@ class BulkIngest:
             self._intake.reserve(key_name, -held)
 
     def _require_room(self, key_name: str, body_bytes: int) -> None:
-        """Raise what reserving room for so much of a body would raise now, and hold none."""
+        """Raise what reserving so much room for a body would raise now, without reserving it."""
         self._intake.reserve(key_name, body_bytes * DECODING_FACTOR)
         self._intake.reserve(key_name, -body_bytes * DECODING_FACTOR)
 
     async def _body(self, request: Request, key_name: str, codec: str | None, grow_to: Callable[[int], None]) -> bytes:
-        """The body, inflated; room is held for each part that has come."""
+        """Return the body, inflated, reserving room for each part that has come."""
         limit = min(self._limits.body_bytes, self._limits.held_bytes // DECODING_FACTOR)
         self._require_room(key_name, announced_bytes(request, limit_bytes=limit))
         parts: list[bytes] = []
@@ -446,7 +446,7 @@ def _log_loss(answer: Answer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the sender is told of a body."""
+    """The result of a body, as its sender is told."""
 
     decoded: Decoded
     is_awaited: bool
@@ -457,7 +457,7 @@ class Report:
     """Whether it has an Idempotency-Key."""
 
     def answer(self, rows: int, outcome: Stored | None = None) -> Replay:
-        """The answer where ``rows`` are stored, or accepted; ``outcome`` has those that PostgreSQL refused."""
+        """Return the answer where ``rows`` are stored, or accepted; ``outcome`` has those that PostgreSQL refused."""
         decoded = self.decoded
         refused = {row: why for row, why in outcome.refused.items() if why is not None} if outcome is not None else {}
         report: dict[str, object] = {"stored" if self.is_awaited else "accepted": rows}

@@ -117,8 +117,8 @@ def sensors_router(registry: Registry, *, keyring: auth.Keyring) -> APIRouter:
         },
     )
     async def patch_sensor(name: Name, change: Annotated[SensorChange, Depends(_change)], response: Response) -> Sensor:
-        """A JSON merge patch: what is left out stays, null removes. Wants a key that may send. A sensor that has sent
-        nothing yet is created: its limits and its place can be set before it is mounted.
+        """Apply a JSON merge patch: absent fields stay, null removes. Needs a key that may send readings. A sensor that
+        has sent nothing yet is created, so that its limits and place can be set before it is mounted.
         """
         _require_usable(name)
         sensor, is_new = await registry.change(name, change)

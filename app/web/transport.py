@@ -101,7 +101,7 @@ class OneWriteATurn:
 
 
 class _Farewell(asyncio.Protocol):
-    """A connection that has been answered for the last time: what still comes is dropped, then it is closed."""
+    """A connection after its last answer: it drops what still comes, then closes."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport

@@ -37,7 +37,7 @@ NOTHING = memoryview(b"")
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """One connection.
+    """One WebSocket connection.
 
     Args:
         config, server_state, app_state, _loop: uvicorn's.

@@ -143,7 +143,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A body that has been looked at, and of which nothing is inflated yet."""
+    """A body that has been looked at but not inflated."""
 
     inflated_bytes: int
     """What ``read`` takes beside the body itself."""
@@ -168,13 +168,13 @@ def require_few_rows(rows: int, terms: Terms) -> None:
 
 
 def require_few_columns(count: int) -> None:
-    """Raise MalformedBody if a table has more columns than it may."""
+    """Raise MalformedBody if a table has too many columns."""
     if count > MAX_COLUMNS:
         raise MalformedBody(f"The body has {count:,} columns and may have {MAX_COLUMNS:,}: leave out unknown columns.")
 
 
 def require_small(inflated_bytes: int, terms: Terms) -> None:
-    """Raise BodyTooLarge if a body takes more once it is inflated than it may."""
+    """Raise BodyTooLarge if a body would take too much once inflated."""
     if inflated_bytes > terms.max_inflated_bytes:
         raise BodyTooLarge(terms.max_inflated_bytes, inflated=True)
 
@@ -210,7 +210,7 @@ _TIME_LIKE = re.compile(
 
 
 def columns_like_time(names: Sequence[str]) -> Sequence[str]:
-    """Return the names that a column of times usually has, without ``time`` itself: timestamp, ts, Time, _time, …
+    """Return the names that look like a column of times, without ``time`` itself: timestamp, ts, Time, _time, …
 
     Whoever sends one of these beside no ``time`` means it, and would have every reading stored as of its arrival.
     """
@@ -344,7 +344,7 @@ def _object_to_names(sensors: pa.DictionaryArray, objections: list[_Objection]) 
 
 
 def _object_to_times(times: pa.Array, moments: pa.Array, terms: Terms, objections: list[_Objection]) -> bool:
-    """Whether some are rejected only because this is no backfill."""
+    """Reject rows by their times. Return whether some are rejected only because this is no backfill."""
 
     def unreadable(row: int) -> str:
         value = scalar_value(times[row])
@@ -381,7 +381,7 @@ def _object_to_times(times: pa.Array, moments: pa.Array, terms: Terms, objection
 
 
 def _object_to_missing_times(sent: Sent, times: pa.Array, terms: Terms, objections: list[_Objection]) -> Sequence[str]:
-    """Say what becomes of rows without a time; hints for the sender where they are taken.
+    """Reject rows without a time, or return hints for the sender where such rows are taken.
 
     Raises:
         MalformedBody: no row may be taken, since a column that looks like one of times has another name.

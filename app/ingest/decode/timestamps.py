@@ -165,7 +165,7 @@ _USUAL_US = range(EARLIEST_GUESSED_US, 2_524_608_000_000_000)
 
 
 def _looks_like(number: float, time_us: int) -> str | None:
-    """The likeliest meaning of a number that is no plausible time since 1970; None if none is likely."""
+    """Return the likeliest meaning of a number that is no plausible time since 1970; None if none is likely."""
     digits = str(int(number))
     if (form := _DIGITS_OF_DATES.get(len(digits))) and number == int(number):
         try:
