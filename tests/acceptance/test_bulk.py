@@ -482,7 +482,7 @@ def test_a_request_of_which_nothing_was_stored_leaves_its_key_free(shared: Site)
 
 
 def offline(sensor: str, hours: int = 960) -> list[dict[str, object]]:
-    """What a device sends that was offline for so long; one of its readings is bad."""
+    """Return a body of a device that was offline for long; one of its readings is bad."""
     sent = [reading(sensor, ago=timedelta(hours=hour)) for hour in range(hours)]
     return [*sent[:3], reading(sensor, temperature="x"), *sent[3:]]
 
@@ -511,7 +511,7 @@ def test_backfill_of_what_was_rejected(shared: Site) -> None:
 
 @pytest.mark.parametrize("prefer", [{}, {"Prefer": "respond-async"}], ids=["awaited", "not awaited"])
 def test_eight_backfills_at_once(shared: Site, prefer: dict[str, str]) -> None:
-    """Of eight that come at once one is stored, and all are answered alike."""
+    """Eight backfills at once store their readings once, and get the same answer."""
     sent = offline(f"at once {len(prefer)}")
     key = {"Idempotency_Key": f"at once {len(prefer)}", **prefer}
     assert shared.send(*sent, **key).status_code == 422

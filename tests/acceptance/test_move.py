@@ -64,7 +64,7 @@ def test_move_to_another_database(folder: Path, empty_database: str, edition: st
 
 
 def test_move_into_a_database_in_use(folder: Path, embedded_database_url: str) -> None:
-    """What is in use is left as it is, and the answer says what to do; so is a source that is in use."""
+    """A database in use, as target or source, is left as it is, and the message says what to do."""
     with running(folder, API_KEY=API_KEY):
         status, output = run_command(folder, "move", DATABASE_URL=embedded_database_url)
         assert status == 1
@@ -79,7 +79,7 @@ def test_move_into_a_database_in_use(folder: Path, embedded_database_url: str) -
 
 
 def test_refresh_command(folder: Path, empty_database: str, edition: str) -> None:
-    """It says what it does, brings the latest readings up to date, and takes nothing that is no time."""
+    """The command reports its work, updates the latest readings, and rejects arguments that are no times."""
     status, output = run_command(folder, "refresh", "--from", "yesterday", DATABASE_URL=empty_database)
     assert status == 2
     assert "'yesterday' should be ISO 8601" in output

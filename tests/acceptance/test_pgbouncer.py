@@ -66,7 +66,9 @@ def test_transaction_mode(pooled_database: str, empty_database: str, tmp_path: P
 
 
 def test_settings_that_a_pooler_parts(pooled_database: str, empty_database: str, tmp_path: Path) -> None:
-    """What no session can set behind a pooler ends the start with the command that sets it; then the server works."""
+    """A setting that no session can set behind a pooler ends the start with the command for it; after that command the
+    server works.
+    """
     parameters = conninfo_to_dict(empty_database)
     database, user = (sql.Identifier(str(parameters[name])) for name in ("dbname", "user"))
     with psycopg.connect(empty_database, autocommit=True) as connection:

@@ -106,7 +106,7 @@ def test_adoption(original: str, edition: str) -> None:
 
 
 def test_adoption_goes_on(original: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was cut short goes on where it was: nothing is lost, and nothing comes twice."""
+    """An adoption that was cut short continues: it loses nothing and stores nothing twice."""
     monkeypatch.setattr(adoption, "PIECE_ENDS", adoption.PIECE_ENDS.replace("OFFSET 50", "OFFSET 7"))
     with monkeypatch.context() as cut_short:
         fails = "DELETE FROM adopted WHERE 1 / (CASE WHEN id > 60 THEN 0 ELSE 1 END) = 0 RETURNING id"
@@ -139,7 +139,7 @@ def test_tables_of_another_program(empty_database: str) -> None:
 
 
 def test_command(embedded_database_url: str, tmp_path: Path) -> None:
-    """The command says what it has taken over, in which zone it has read the times, and what it left out."""
+    """The command reports what it took over, the zone of the times, and the rows that it left out."""
     execute(embedded_database_url, ORIGINAL, BAD)
     keys = {"API_KEY": "", "API_KEY_WS": ""}
     status, said = run_command(tmp_path, "serve", DATABASE_URL=embedded_database_url)

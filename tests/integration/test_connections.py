@@ -147,7 +147,7 @@ async def test_half_restored_schema(database: str, table: str, constraint: str, 
 
 
 async def test_half_restored_under_a_flusher(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also on the connection that it has, a flusher finds within seconds that keys are missing, and stores nothing."""
+    """A flusher finds within seconds that keys are missing, also on its existing connection, and stores nothing."""
     monkeypatch.setattr("app.store.writer.CHECK_SCHEMA_EVERY_S", 0)
     async with writing(database) as (_, writer):
         await write(writer, reading(1))
@@ -249,7 +249,7 @@ async def test_standby_is_refused(standby_and_primary: tuple[str, str]) -> None:
 
 
 async def test_primary_of_several_hosts(standby_and_primary: tuple[str, str]) -> None:
-    """Of the hosts in a URL the primary is taken, wherever in it it stands."""
+    """The primary is used wherever it stands among a URL's hosts."""
     standby, primary = (str(conninfo_to_dict(url)["host"]) for url in standby_and_primary)
     url = make_conninfo(standby_and_primary[1], host=f"{standby},{primary}")
     async with opened(url) as database, database.borrow(timeout_s=5) as connection:
@@ -301,7 +301,7 @@ STRANGE = {
     "names", [[name] for name in STRANGE] + [list(STRANGE)], ids=lambda names: "+".join(names)[:30]
 )
 async def test_settings_of_the_database(empty_database: str, names: list[str]) -> None:
-    """Whatever a database sets for its sessions, readings are stored and read back bit for bit, names and all."""
+    """Readings are stored and read back bit for bit whatever a database sets for its sessions."""
     set_for_database(empty_database, {name: STRANGE[name] for name in names})
     name = "Теплица 'ü' \\ €"
     async with writing(empty_database) as (database, writer):

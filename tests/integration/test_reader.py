@@ -67,7 +67,9 @@ WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'p') AND h
 async def test_two_installations(
     embedded_admin_url: str, embedded_database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of two databases on one server the second leaves the first one's reader alone, says so, and may have its own."""
+    """The second installation on a server leaves the first one's reader alone, says so, and may have a reader of its
+    own.
+    """
     with new_database(embedded_admin_url) as second:
         await prepare(embedded_database_url, "first")
         before = role(second, READER)

@@ -177,7 +177,7 @@ def test_a_stopping_server_must_have_time_to_answer(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_misspelt_settings(tmp_path: Path, in_file: str, in_environment: str, said: list[str]) -> None:
-    """Names in .env that are no settings are told, and such in the environment that look like one."""
+    """Unknown names in .env are reported, and names in the environment that look like a setting."""
     (tmp_path / ".env").write_text(in_file)
     sentences = unknown_settings(in_environment.split())
     assert len(sentences) == len(said), sentences
@@ -185,7 +185,7 @@ def test_misspelt_settings(tmp_path: Path, in_file: str, in_environment: str, sa
 
 
 def test_misspelt_setting_at_start(tmp_path: Path) -> None:
-    """Every command logs it."""
+    """Every command logs a misspelt setting."""
     status, said = run_command(tmp_path, "migrate", DATABASE_URL="postgresql://127.0.0.1:1/d", RETENTION_RAW_DAY="5")
     assert status == 1
     assert "Did you mean RETENTION_RAW_DAYS?" in said

@@ -71,7 +71,7 @@ def test_a_reason_without_a_value(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_what_was_detected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What was detected of a file is said, and where its times were taken to be."""
+    """The summary shows what was detected, and the zone of the times."""
     (tmp_path / "a.csv").write_text(
         "exported\nsensor_id;time;temperature\na;2023-10-29 02:30;21,5\na;2023-10-29 03:30;1\na;2023-03-26 02:30;1\n"
     )

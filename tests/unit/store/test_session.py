@@ -37,7 +37,7 @@ def test_nothing_to_pin() -> None:
     ],
 )
 def test_refusals(found: dict[str, object], error: type[Exception], message: str) -> None:
-    """What can't be used is refused, with what to do."""
+    """A session that can't be used is refused with what to do."""
     with pytest.raises(error, match=message):
         inspected([*(GOOD | found).values()], backend_pid=7)
 

@@ -276,7 +276,7 @@ async def test_every_other_request_goes_to_asgi_as_uvicorn_hands_it_over(request
     ],
 )
 async def test_what_is_not_http(request_: bytes) -> None:
-    """What can't be parsed is answered 400 once, after the answers that are owed, and closed."""
+    """Bytes that are not HTTP are answered 400 once, after the answers that are owed, and the connection is closed."""
     connection = Connection()
     connection.feed(request_)
     assert (connection.statuses, connection.wire.ended) == ([400], "closed")
