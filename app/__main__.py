@@ -98,7 +98,7 @@ def _run(settings: Settings, chosen: argparse.Namespace) -> int:
     """Run the chosen command; return the exit status."""
     is_import = chosen.command == "import"
     if is_import:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # an import that is ended has not succeeded
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # an interrupted import has not succeeded
         if chosen.dry_run:
             return import_files(settings, chosen, None)
     if chosen.command == "move":

@@ -87,7 +87,7 @@ def _kind_of(record: logging.LogRecord) -> tuple[Hashable, int]:
     if (kind := getattr(record, "kind", None)) is not None:
         return kind, 1
     error = record.exc_info[0] if record.exc_info else None
-    # What goes well is told one by one, like workers that start; but an outage may end every second.
+    # Good news comes one by one, like workers that start; but an outage may end every second.
     told_apart = record.args if record.levelno < logging.WARNING else None
     return (record.name, record.msg, error, str(told_apart)), BURST
 

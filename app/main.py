@@ -259,7 +259,7 @@ class Server:
                     await confirm(connection)
                 if latest is not None:
                     self.hub.remember(self._encode(*latest))
-            # The latter of a reading stored by SQL, in a year that Python does not know.
+            # The latter for a reading stored by SQL, in a year that Python does not support.
             except (DatabaseAway, ValueError, OverflowError) as error:
                 logger.warning("can't load the latest reading; subscribers start without it: %s", error)
             if is_all:

@@ -62,7 +62,7 @@ DROP FUNCTION if_names_are_as_of(text, integer);
 DELETE FROM server_settings WHERE name = 'names_changed_by';
 """
 
-# The default tells, without a look at the rows, that all of them were in use until now.
+# The default marks all existing rows as in use until now, without rewriting them.
 SOURCES = "ALTER TABLE sources ADD last_used_on date NOT NULL DEFAULT current_date"
 DROP_SOURCES = "ALTER TABLE sources DROP last_used_on"
 

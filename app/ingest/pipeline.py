@@ -448,7 +448,7 @@ class Pipeline(Generic[AnyFlush]):
                     await self._let_batches_in()
                 self._new_names = 0
                 parcels, was_blocked = self.buffer.begin(self._flight_max_rows), False
-            if parcels:  # else they have expired meanwhile, or it is time for what is set aside
+            if parcels:  # otherwise they have expired meanwhile, or parcels set aside have their turn
                 self._working_since = self._clock()
                 return await self._prepare(parcels, was_blocked=was_blocked)
 

@@ -38,7 +38,7 @@ KEY_NAME = "original SensorFlow"
 
 TRY_LOCK = f"SELECT pg_try_advisory_xact_lock({ADOPTION_LOCK})"
 ADOPTED_UNTIL = "SELECT value::bigint FROM server_settings WHERE name = 'adopted_until_id'"
-# Rows keep their ids; those of new readings go on behind the last, by whole blocks of the sequence.
+# Rows keep their ids; new readings continue after the last, by whole blocks of the sequence.
 BEGIN = f"""
 WITH original AS (SELECT coalesce(min(id), 1) - 1 AS before, coalesce(max(id), 0)::bigint AS last FROM {KEPT_ORIGINAL}),
      ours AS (SELECT setval('reading_ids', greatest(nextval('reading_ids'), (last / 100000 + 1) * 100000 + 1), false)

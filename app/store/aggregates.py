@@ -262,7 +262,7 @@ class Aggregates:
         is_look = self._look_at is None or clock() >= self._look_at
         if not is_due and self._has_policies and not is_look:
             return
-        # A refresh may be in no transaction, and a lock had better be in one: a pooler gives a session to the next.
+        # A refresh can't run in a transaction, but a lock should: a pooler gives the session to the next client.
         with own_errors():
             async with (
                 await self._database.connect("sensorflow aggregates lock") as guard,
@@ -336,12 +336,12 @@ class Aggregates:
         found: list[Span] = []
         clock = asyncio.get_running_loop().time
         ends = clock() + CHECK_S
-        # Days without any aggregates first, and all of them: what a sweep refreshes would hide them from queries.
+        # All days without any aggregates come first: a sweep's refresh of later ones would hide them from queries.
         for day in sorted(days, key=lambda day: (day in known, day in checked, day)):
             if day in known and clock() > ends:
                 break
             span = day, day + TIERS[-1].width
-            # Planned with these times, and never for any: PostgreSQL would lock every chunk there is.
+            # Planned with these times, never with parameters: PostgreSQL would lock every chunk.
             times = {"start": span[0], "end": span[1]}
             cursor = await connection.execute(check, {**times, "changes": changed[day]}, prepare=False)
             if await cursor.fetchone() == (False,):

@@ -100,7 +100,7 @@ async def fit(database: Database, *, workers: int) -> None:
         try:
             size = pool_size(room, workers)
         except ConfigurationError as error:
-            # A pooler shares its connections to PostgreSQL among more of its clients'.
+            # A pooler serves more clients than it has connections.
             if backend == connection.info.backend_pid:
                 raise
             logger.warning("%s, unless the pooler at DATABASE_URL shares its connections well", error)

@@ -229,7 +229,7 @@ READER = "sensorflow_reader"
 FIND_READER = """
 SELECT coalesce(shobj_description(oid, 'pg_authid'), '') FROM pg_roles WHERE rolname = %s
 """
-# Roles are the whole server's, and another database's installation may have the same one.
+# Roles belong to the whole server, and another database's installation may use the same one.
 READER_MARK = r"""
 SELECT format('SensorFlow: reads schema %%I of database %%s', current_schema, oid), %s <> '' AND EXISTS (
     SELECT FROM pg_database WHERE oid::text = substring(%s FROM '^SensorFlow: reads schema .* of database (\d+)$')
@@ -489,7 +489,7 @@ class Database:
         except BaseException as error:
             await connection.close()
             if isinstance(error, ConfigurationError) and self.edition is not None:
-                raise DatabaseAway(str(error)) from error  # the server goes on, until somebody has changed it
+                raise DatabaseAway(str(error)) from error  # a running server continues, and tries again
             raise
         if session.is_pooled:
             connection.prepare_threshold = None
@@ -507,9 +507,9 @@ class Database:
                 "the server",
                 public=INCOMPLETE,
             )
-        # Its rows keep their ids, so it must set the sequence before a server draws from it.
+        # Adopted rows keep their ids, so adoption must set the sequence before a server draws from it.
         if await (await connection.execute(ADOPTION_IS_BEGUN)).fetchone() == (False,):
-            error = ConfigurationError if self.edition is None else DatabaseAway  # a server that runs goes on
+            error = ConfigurationError if self.edition is None else DatabaseAway  # a running server continues
             raise error(
                 f"The original's readings in {KEPT_ORIGINAL} are not taken over yet: run python -m app migrate --adopt"
             )

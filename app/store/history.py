@@ -77,7 +77,7 @@ FROM (
 LATEST_KNOWN = """
 SELECT sensor_id, time, id FROM latest_readings WHERE time <= %s::timestamptz ORDER BY time DESC, id DESC LIMIT 10
 """
-# Its time stands in the text, so that PostgreSQL plans with one chunk, and locks one.
+# The time stands in the text, so that PostgreSQL plans with one chunk and locks one.
 READING = sql.SQL("""
 SELECT (extract(epoch FROM r.time) * 1000000)::bigint, s.name, r.temperature, r.humidity, r.pressure,
        o.key_name, o.client_ip, r.id

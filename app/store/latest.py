@@ -337,7 +337,7 @@ class LatestReadings:
             assert row is not None  # an aggregate has one row
             place, after = (place, row[0]) if row[0] is not None else (place + 1, 0)
             sensors, failures = min(2 * sensors, RECOVERY_SENSORS), 0
-            await asyncio.sleep(self._clock() - began)  # others use the database, too
+            await asyncio.sleep(self._clock() - began)  # leave as much time to other users of the database
         self.recovered.set()
 
     async def spans(self, connection: Connection) -> list[tuple[str, str]]:

@@ -33,7 +33,7 @@ FROM pg_class c
 WHERE c.relnamespace = current_schema::regnamespace AND c.relkind IN ('r', 'p') AND c.relname <> ALL(%s)
 ORDER BY c.relname
 """
-# A server that writes would be in the way, and have ids of its own.
+# A writing server would interfere, and hands out ids of its own.
 KEEP_SERVERS_OUT = "LOCK TABLE flushes, sensors, sources IN EXCLUSIVE MODE"
 IS_IN_USE = """
 SELECT EXISTS (SELECT FROM readings) OR EXISTS (SELECT FROM sensors) OR EXISTS (SELECT FROM sources)

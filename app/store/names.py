@@ -175,7 +175,7 @@ class NameIds(Generic[Name]):
                     found |= await ids_by(self._add, new)
                 except SequenceGeneratorLimitExceeded:
                     return found
-                # What is still missing, another process has added meanwhile.
+                # Names that are still missing were added by another process meanwhile.
                 if missing := [name for name in new if name not in found]:
                     found |= await ids_by(self._find, missing)
                 if missing := [name for name in missing if name not in found]:

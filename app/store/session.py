@@ -25,7 +25,7 @@ PINNED: Mapping[str, str] = {
     "transform_null_equals": "off",
     "session_replication_role": "origin",
     "default_transaction_isolation": "read committed",
-    # What may take how long is said by timeouts of ours, and each has an answer.
+    # The server has timeouts of its own, each with an answer.
     "statement_timeout": "0",
     "lock_timeout": "0",
     "transaction_timeout": "0",
@@ -108,7 +108,7 @@ def inspected(row: Sequence[Any], *, backend_pid: int) -> Session:
     if extension is not None:
         # Where its functions are not found, neither are the tables' chunks.
         to_pin["search_path"] = f'{search_path}, "{extension}"'
-    # A pooler answers with a number of its own, so that a request to cancel comes back to it.
+    # A pooler reports a number of its own, so that requests to cancel come back to it.
     is_pooled = pid != backend_pid
     if is_pooled and (untracked := to_pin.keys() - TRACKED):
         commands = "; ".join(

@@ -28,7 +28,7 @@ def docs_router(*, title: str) -> APIRouter:
         swagger_js_url=f"{DOCS_URL}/{SCRIPT}",
         swagger_css_url=f"{DOCS_URL}/{STYLE}",
         swagger_favicon_url=f"{DOCS_URL}/{ICON}",
-        swagger_ui_parameters={"validatorUrl": None},  # a badge from another server
+        swagger_ui_parameters={"validatorUrl": None},  # it would load a badge from another server
     )
 
     @router.get("")

@@ -42,7 +42,7 @@ class SharedScrapes:
         if self._next is None:
             self._next = asyncio.create_task(self._make())
             self._next.add_done_callback(_hear_its_error)
-        return await asyncio.shield(self._next)  # one who goes away does not end it for the others
+        return await asyncio.shield(self._next)  # a caller who goes away does not end it for the others
 
     async def _make(self) -> bytes:
         clock = asyncio.get_running_loop().time

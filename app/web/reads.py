@@ -309,7 +309,7 @@ def _pieces(part: bytes | memoryview) -> Iterator[bytes | memoryview]:
 
 
 def _time_us(name: str, text: str) -> int:
-    if text == "0":  # usual for "from the beginning", though no measurement is so old
+    if text == "0":  # usual for "from the beginning", though no reading is so old
         return 0
     try:
         return parse_time_us(text)

@@ -100,7 +100,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def shutdown(self) -> None:
         """End the connection: the server is stopping."""
-        if self.transport.is_closing():  # which uvicorn would answer with another close frame, and an InvalidState
+        if self.transport.is_closing():  # uvicorn would answer with another close frame, and raise InvalidState
             return
         try:
             super().shutdown()

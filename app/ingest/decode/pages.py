@@ -190,7 +190,7 @@ def _schema(reader: CompactReader, known: Set[str]) -> tuple[Sequence[str], dict
         element = _element(reader)
         if len(to_come) == 1:
             names.append(element.name)
-        # pyarrow takes a name for a path: "time.x" would be read as a part of time.
+        # pyarrow reads a name as a path: "time.x" would be a part of time.
         if names[-1].partition(".")[0] in known:
             _require_flat(element, names[-1], is_at_top=len(to_come) == 1 and names[-1] in known)
             columns[element.name] = Column(leaves, element.kind == _BYTE_ARRAY, element.repetition == _OPTIONAL)

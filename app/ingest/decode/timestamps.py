@@ -235,7 +235,7 @@ def _numbers(numbers: pa.Array, precision: Precision) -> pa.Array:
         units = [unit for limit, unit in _LIMITS if low < limit and high < limit]
         if units and not any(low < limit <= high for limit, _ in _LIMITS):
             found = in_unit(numbers, units[0])
-            # A second more, for the product is rounded.
+            # A second more, because the product is rounded.
             is_plausible = low * _SCALES_US[units[0]] > EARLIEST_GUESSED_US + 1_000_000
             return found if is_plausible else _plausible(found)
     magnitudes = pc.abs(numbers)
