@@ -1,4 +1,4 @@
-"""Messages that come again and again: which are worth a line in the log. Pure."""
+"""Repeated messages: which of them are worth a line in the log. Pure."""
 
 import re
 

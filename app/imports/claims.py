@@ -1,10 +1,10 @@
-"""By which names a file's readings are found again when it is imported again.
+"""The names by which a file's readings are recognised when it is imported again.
 
-A text is known by its beginning: each block's claims are named by the digest of all that comes before it, and say how
-long it is. So a log that has grown is found as far as it was imported, and goes on there; under which name it lies and
-whether it is compressed does not matter. Other files are known by the digest of the whole.
+A text is recognised by its beginning: each block's claims are named by the digest of everything before it, and hold its
+length. So a log that has grown is recognised as far as it was imported, and continues there; its name and its
+compression do not matter. Other files are recognised by the digest of the whole.
 
-The options that decide what is stored are part of both. Claims never expire.
+The options that decide what is stored are part of both names. Claims never expire.
 """
 
 import asyncio

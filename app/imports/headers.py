@@ -1,4 +1,4 @@
-"""Where a CSV's header is, and how the CSV is written: by what its first lines look like, unless it has been said.
+"""Detection of a CSV's header and of how the CSV is written, from its first lines, unless options say it.
 
 It sees the start of a file's text, and reads no file.
 """

@@ -1,4 +1,4 @@
-"""What a file's columns are, and how they are written, as far as whoever imports it has said.
+"""The columns of a file and how they are written, as the options of an import say.
 
 It knows names and options, and reads no file.
 """

@@ -1,6 +1,6 @@
-"""The rows of a file that are rejected, as a CSV beside it: each as the file has it, with its number and the reason.
+"""The rejected rows of a file, as a CSV beside it: each row as in the file, with its number and the reason.
 
-So they can be corrected there and imported from it, with the options that the file was imported with.
+Rows can be corrected there, and the CSV imported with the same options as the file.
 """
 
 import csv

@@ -1,7 +1,7 @@
-"""Times of files: in a format that is said, and without an offset, in a zone.
+"""Times of files: in a given format, and in a time zone if they have no offset.
 
-It has columns as the decoders read them, and gives them back with times that are moments. Without a format, and in UTC,
-the decoders read times as quickly and it has nothing to do.
+It takes columns as the decoders read them, and returns them with times that are moments. Without a format and in UTC it
+has nothing to do: the decoders read such times as fast.
 """
 
 import re

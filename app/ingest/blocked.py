@@ -1,7 +1,7 @@
-"""What can't be stored at the moment because another session has locked its part of the tables. Pure.
+"""Readings that can't be stored now because another session has locked their part of the tables. Pure.
 
-TimescaleDB keeps each day of readings in a table of its own, a chunk. One that is being compressed, or waits for a long
-reader so that it can be, takes nothing; the others do.
+TimescaleDB keeps each day of readings in a table of its own, a chunk. A chunk that is being compressed, or waits for a
+long reader to end, accepts nothing; the others do.
 """
 
 from collections.abc import Collection, Iterable, Sequence

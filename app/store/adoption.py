@@ -1,7 +1,7 @@
-"""Taking over the readings of the original SensorFlow, whose one table ``data`` has the name of a view of ours.
+"""Adoption of the original SensorFlow's readings; its only table ``data`` has the name of a view of ours.
 
-The table is renamed and kept. Its rows are copied in pieces, each in a transaction that also notes how far it went, so
-that what was cut short goes on. Rows that are no readings stay behind and are counted.
+The table is renamed and kept. Its rows are copied in pieces; each piece's transaction also notes how far it went, so
+that an interrupted adoption continues. Rows that are no readings stay behind and are counted.
 
 The original wrote wall clock times of America/Sao_Paulo, whatever the machine's zone was.
 """

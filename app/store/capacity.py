@@ -1,4 +1,4 @@
-"""What PostgreSQL has room for, held against what this server may need: connections and locks."""
+"""The connections and locks that PostgreSQL has room for, compared with what this server may need."""
 
 import logging
 import math

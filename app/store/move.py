@@ -1,7 +1,7 @@
-"""``python -m app move``: everything that one database of ours has into another, empty one.
+"""``python -m app move``: copy everything from one SensorFlow database into another, empty one.
 
-It is one transaction: the other database has all of it or nothing. Rows go over as PostgreSQL's binary COPY, bit for
-bit, whatever kind of database either is; ids stay, and what hands them out goes on behind them.
+The copy is one transaction: the other database has all of it or nothing. Rows go over as PostgreSQL's binary COPY, bit
+for bit, whatever kind of database either is. Ids stay, and the sequences continue after them.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,8 @@
-"""Which process serves a PostgreSQL data folder, told without trusting its ``postmaster.pid`` alone.
+"""The process that serves a PostgreSQL data folder, found without trusting its ``postmaster.pid`` alone.
 
-That file outlives a killed machine and is copied with the folder, so the process of that number may be anybody's: a
-signal to it would hit a stranger, or the PostgreSQL of the folder that was copied. A process is believed to be the
-folder's postmaster only if it runs ``postgres`` in that very folder.
+That file outlives a killed machine and is copied with the folder, so its process number may belong to anything: a
+signal to it would hit a stranger, or the PostgreSQL of the original folder. A process counts as the folder's postmaster
+only if it runs ``postgres`` in that very folder.
 """
 
 import os

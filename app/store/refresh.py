@@ -1,4 +1,4 @@
-"""``python -m app refresh``: aggregates and latest readings made anew, whatever way the readings have come."""
+"""``python -m app refresh``: recompute aggregates and latest readings, however the readings were written."""
 
 from collections.abc import Callable
 from datetime import datetime

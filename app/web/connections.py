@@ -1,7 +1,7 @@
-"""How many connections a process has, and which of them gives way when one too many comes.
+"""The number of connections that a process holds, and which one gives way to a new one.
 
-Each takes a file descriptor, also before any key has been shown. With none left the kernel's queue fills, and nobody
-new gets in; so there is a bound below that, and whoever comes beyond it takes the place of the one that has been
+Each connection takes a file descriptor, even before it has shown a key. Without any left the kernel's queue fills, and
+no new connection gets in. So there is a limit below that: at the limit, a new connection replaces the one that has been
 silent longest without a key.
 """
 

@@ -1,6 +1,6 @@
-"""/docs: the API's page, with all that it loads from this server: a farm or a plant may have no way to the Internet.
+"""/docs: the API's page, loaded from this server alone, because a farm or a plant may have no Internet access.
 
-The scripts are those of the package ``fastapi-offline``, of which only the files are used.
+Of the package ``fastapi-offline`` only the static files are used.
 """
 
 from importlib.util import find_spec

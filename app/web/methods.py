@@ -1,6 +1,6 @@
-"""What a path may be asked by another method: 405 with all of them in Allow, and 204 to OPTIONS.
+"""Answers to methods that a path does not support: 405 with the supported ones in Allow, and 204 to OPTIONS.
 
-Starlette looks at the first route of a path only, so that ``/api/readings`` claimed to allow POST and nothing else.
+Starlette looks at a path's first route only, so that ``/api/readings`` claimed to allow POST and nothing else.
 """
 
 from fastapi import Request

@@ -1,8 +1,8 @@
-"""Sensors' names in a URL: exactly what the URL says, whatever character it is.
+"""Sensor names in a URL: exactly what the URL says, whatever characters they have.
 
-Three things on the way would change a name. A route's pattern ends in ``$``, which lets one line feed follow, and its
+Three things on the way would change a name. A route's pattern ends in ``$``, which allows a line feed after it, and its
 ``.`` matches none. A path that is not UTF-8 is decoded with replacement characters, which a name may have. And ``csv``
-drops the line ends around a field. Each of them lets a request about one sensor read or change another.
+drops the line ends around a field. Each of them would let a request about one sensor read or change another.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""A log line for each sender that is refused, so that an operator finds the sender that an alert is about.
+"""A log line for each refused sender, so that an operator finds the sender behind an alert.
 
-One a minute for each sender, status and reason, with the number of those left out: ``app.logs`` sees to it. No line has
-a query, a key or a value that was sent.
+``app.logs`` bounds them to one a minute for each sender, status and reason, with the number left out. No line has a
+query, a key or a value that was sent.
 """
 
 import logging
