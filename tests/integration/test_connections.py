@@ -139,7 +139,7 @@ async def test_half_restored_schema(database: str, table: str, constraint: str, 
     async with writing(database) as (_, writer):
         execute(database, f"ALTER TABLE {table} DROP CONSTRAINT {constraint} CASCADE")
         await lose_connection(database, writer)
-        with pytest.raises(DatabaseAway, match=rf"missing: {key}\. A restore"):
+        with pytest.raises(DatabaseAway, match=rf"lacks unique keys: {key}\. A restore"):
             await writer.connect()
     with pytest.raises(DatabaseAway, match=key):
         async with opened(database):
@@ -152,7 +152,7 @@ async def test_half_restored_under_a_flusher(database: str, monkeypatch: pytest.
     async with writing(database) as (_, writer):
         await write(writer, reading(1))
         execute(database, "ALTER TABLE sensors DROP CONSTRAINT sensors_name_key")
-        with pytest.raises(DatabaseAway, match=r"missing: sensors \(name\)"):
+        with pytest.raises(DatabaseAway, match=r"lacks unique keys: sensors \(name\)"):
             await write(writer, reading(2))
     assert rows(database, "SELECT count(*) FROM readings") == [(1,)]
 

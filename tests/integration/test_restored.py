@@ -229,7 +229,7 @@ def test_move_is_all_or_nothing(
     migrate(embedded_database_url)
     execute(embedded_database_url, INSERT)
     monkeypatch.setattr(move, "LOCKS_A_DAY", 1_000_000)
-    with pytest.raises(ConfigurationError, match=r"40[01] days, .* Set max_locks_per_transaction to \d+"):
+    with pytest.raises(ConfigurationError, match=r"40[01] days, .* Set its max_locks_per_transaction to \d+"):
         move.move(embedded_database_url, community_database, say=print)
     monkeypatch.undo()
     execute(community_database, "ALTER TABLE readings ADD CONSTRAINT cold CHECK (temperature < 35)")
