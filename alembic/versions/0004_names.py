@@ -1,7 +1,7 @@
-"""Ids of names last, whoever remembers them is told when they change, and ages do not go by a wrong clock.
+"""Saves ids of names, tells servers when names change, and computes ages without a wrong clock.
 
-Servers before this revision took a value of the identity for every name that they asked for. Those that no row has are
-given back: the identities go on behind the highest id that is in use.
+Earlier servers used up an identity value for every name that they looked up. Unused values are given back: the
+identities continue after the highest id in use.
 """
 
 from alembic import op

@@ -1,7 +1,7 @@
-"""An expected interval is at most ten years, as the API has it.
+"""Limits expected intervals to ten years, as the API does.
 
-One of a trillion seconds put the moment before which a sensor is offline beyond PostgreSQL's calendar, and every query
-of ``sensor_status`` that met the sensor failed.
+An interval of a trillion seconds put the moment before which a sensor is offline beyond PostgreSQL's calendar, so that
+every query of ``sensor_status`` that met the sensor failed.
 """
 
 from alembic import op

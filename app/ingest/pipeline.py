@@ -662,7 +662,7 @@ class Pipeline(Generic[AnyFlush]):
 
     def _away(self) -> NotStored:
         return DatabaseAway(
-            "The reading is not stored: the database is away, or did not commit it in time.",
+            "Nothing is stored: the database is unavailable, or did not commit in time.",
             retry_after_s=math.ceil(LONGEST_BACKOFF_S),
         )
 

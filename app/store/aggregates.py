@@ -238,7 +238,7 @@ class Aggregates:
         """When days are looked for next; at the first turn."""
 
     async def run(self) -> None:
-        """Works until cancelled; a database that is away, or busy with the same, is left for the next turn."""
+        """Work until cancelled; skip a turn if the database is unavailable, or busy with the same."""
         clock = asyncio.get_running_loop().time
         while True:
             began = clock()

@@ -225,7 +225,7 @@ class SensorLimits:
         return self._snapshot
 
     async def run(self) -> None:
-        """Look for changes until cancelled; a database that is away is left for the next turn."""
+        """Look for changes until cancelled; skip a turn if the database is unavailable."""
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
             try:

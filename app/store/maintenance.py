@@ -117,7 +117,7 @@ class Maintenance:
         """None until the first look, and while the database is away."""
 
     async def run(self) -> None:
-        """Works until cancelled; a database that is away is left for the next turn."""
+        """Work until cancelled; skip a turn if the database is unavailable."""
         clock = asyncio.get_running_loop().time
         prune_from = prune_sources_from = clock() + PRUNE_PAUSE_S
         while True:

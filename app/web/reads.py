@@ -83,7 +83,7 @@ class ReadingsQuery(BaseModel):
         examples=["2023-07-12T00:00:00Z"],
     )
     to: str | None = Field(
-        None, description="The first moment that is left out, likewise. Left out: now.", examples=["1689206400"]
+        None, description="The end, which is exclusive, in the same forms. Default: now.", examples=["1689206400"]
     )
     bucket: str = Field(
         AUTO,
