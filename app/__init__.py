@@ -25,14 +25,30 @@ As time goes by::
 
     the latest readings    store.latest          of each sensor, some seconds behind
     aggregates             store.aggregates      by minute, hour and day (store.tiers), refreshed by store.policies too
+    readings out of limits store.limits          found in each flush, and logged in its transaction
     old readings           store.retention       deleted, where no policy does it
+    old senders and claims store.maintenance     deleted; it also compares the clocks
+
+Around a connection::
+
+    to a client            web.protocol          HTTP, and web.websocket; both parse in turns, by web.slices
+      -> its bounds        web.connections       how many there are; web.bodies has the deadlines
+      -> its end           web.transport         no answer is lost by a close; draining orders a stop
+      -> its refusals      web.refusals          a log line for each sender (logs)
+    to the database        store.database        pool, schema and roles; store.session inspects each new connection
+      -> what it may use   store.capacity        connections and locks, compared at the start
+      -> what it promises  store.durability      whether a commit that is seen is confirmed
+      -> its own server    store.embedded        without DATABASE_URL; store.postmaster tells its process
+    a locked part          ingest.blocked        its readings wait aside, the others are stored
+
+Commands: ``imports`` reads files, which take the same way from the buffer on; ``migrate --adopt``, ``move`` and
+``refresh`` are ``store.adoption``, ``store.move`` and ``store.refresh``.
 
 What is known of a sensor beside its readings is in ``registry``, ``store.sensors`` and ``web.sensors``.
 
-Files take the same way from the buffer on: ``imports`` reads them, and the decoders don't know the difference.
-
-Imports run downward only: ``serve`` makes one process of it all, or several; ``main`` puts a process's parts together;
-``workers`` knows ``live``; ``web`` and ``live`` know ``ingest``; ``web`` and ``store`` know ``history`` and
-``registry``; ``ingest`` and ``store`` know ``errors``; nothing runs back up. Failures are in ``errors``; what they
-become on the wire is in ``web.problems``. ``settings`` is read once; the parts take plain values.
+Imports run downward only: ``serve`` makes one process of it all, or several; ``imports`` knows ``main``, which puts a
+process's parts together; ``workers`` knows ``live``; ``web`` and ``live`` know ``ingest``; ``web`` and ``store`` know
+``history`` and ``registry``; ``ingest`` and ``store`` know ``errors``; nothing runs back up. Failures are in
+``errors``; what they become on the wire is in ``web.problems``. ``settings`` is read once; components take plain
+values.
 """

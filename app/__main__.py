@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the process's exit status."""
     parser = argparse.ArgumentParser(prog="python -m app", description="SensorFlow: ingestion of sensor readings.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("serve", help="start the server; without DATABASE_URL, with a PostgreSQL of its own")
+    commands.add_parser("serve", help="start the server; without DATABASE_URL, with an embedded PostgreSQL")
     migration = commands.add_parser("migrate", help="bring the database's schema up to date, without serving")
     migration.add_argument(
         "--down", metavar="REVISION", help="go back to this revision instead; `base` removes everything"
@@ -56,16 +56,27 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="?",
         const=ZONE,
         metavar="ZONE",
-        help=f"take over the readings of the original SensorFlow, whose times are of this zone ({ZONE})",
+        help=f"take over the readings of the original SensorFlow; ZONE is the time zone of its times (default: {ZONE})",
     )
     add_arguments(
         commands.add_parser("import", help="store the readings of CSV, JSON, NDJSON, Arrow and Parquet files")
     )
-    refreshing = commands.add_parser("refresh", help="make aggregates and latest readings anew")
-    refreshing.add_argument("--from", dest="start", required=True, type=_moment, metavar="TIME", help="ISO 8601; UTC")
-    refreshing.add_argument("--to", dest="end", type=_moment, metavar="TIME", help="likewise; left out, now")
-    moving = commands.add_parser("move", help="copy all that a database has into the empty one at DATABASE_URL")
-    moving.add_argument("--from", dest="source", metavar="URL", help="left out, the embedded database in DATA_DIR")
+    refreshing = commands.add_parser("refresh", help="recompute aggregates and latest readings")
+    refreshing.add_argument(
+        "--from",
+        dest="start",
+        required=True,
+        type=_moment,
+        metavar="TIME",
+        help="start of the span, ISO 8601; without an offset: UTC",
+    )
+    refreshing.add_argument(
+        "--to", dest="end", type=_moment, metavar="TIME", help="end of the span, ISO 8601; default: now"
+    )
+    moving = commands.add_parser("move", help="copy everything from a database into the empty one at DATABASE_URL")
+    moving.add_argument(
+        "--from", dest="source", metavar="URL", help="the database to copy from; default: the embedded one in DATA_DIR"
+    )
     chosen = parser.parse_args(arguments)
     # Both end in an exception, so that every `with` on the way out does its work: the embedded database is stopped.
     signal.signal(signal.SIGTERM, _exit)
@@ -80,16 +91,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         if chosen.command == "import":
-            again = "Import the same again, without --store-again, and it goes on: what is stored is found."
+            again = "Run the same import again, without --store-again, to continue: stored readings are recognised."
             print(f"sensorflow: stopped. {'Nothing is stored.' if chosen.dry_run else again}", file=sys.stderr)
         return 130
 
 
 def _run(settings: Settings, chosen: argparse.Namespace) -> int:
-    """Run the command that was chosen; the exit status."""
+    """Run the chosen command; return the exit status."""
     is_import = chosen.command == "import"
     if is_import:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # an import that is ended has not succeeded
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # an interrupted import has not succeeded
         if chosen.dry_run:
             return import_files(settings, chosen, None)
     if chosen.command == "move":
@@ -111,20 +122,20 @@ def _run(settings: Settings, chosen: argparse.Namespace) -> int:
 
 
 def _adopt(url: str, zone: str) -> int:
-    """Take over the original's readings and say what has become of them; the exit status."""
+    """Take over the original's readings and print the result; return the exit status."""
     adoption = adopt(url, zone)
     span = (
         f", from {adoption.first:%Y-%m-%d %H:%M:%S} to {adoption.last:%Y-%m-%d %H:%M:%S} UTC" if adoption.rows else ""
     )
     print(
-        f"{adoption.rows:,} readings are taken over{span}; their times were read as those of {zone}. "
-        f"The original's table is kept as {KEPT_ORIGINAL}."
+        f"{adoption.rows:,} readings taken over{span}; their times were read as those of {zone}. "
+        f"The original table is kept as {KEPT_ORIGINAL}."
     )
     if not adoption.left_out:
         return 0
     print(
-        f"{adoption.left_out:,} rows are left out, since they have no time, no sensor or no finite value: the first "
-        f"are those with id {', '.join(map(str, adoption.ids_left_out))}.",
+        f"{adoption.left_out:,} rows left out, because they have no valid time, sensor or finite value. "
+        f"The first have these ids: {', '.join(map(str, adoption.ids_left_out))}.",
         file=sys.stderr,
     )
     return INCOMPLETE_STATUS
@@ -143,11 +154,11 @@ def _database(settings: Settings, *, may_join: bool = False) -> Iterator[str]:
 
 
 def _moment(argument: str) -> datetime:
-    """A time of the command line; without an offset it is UTC."""
+    """Return a time of the command line; without an offset it is UTC."""
     try:
         moment = datetime.fromisoformat(argument)
     except ValueError:
-        message = f"{argument!r} is not ISO 8601, like 2023-07-12 or 2023-07-12T14:30:00Z"
+        message = f"{argument!r} should be ISO 8601, like 2023-07-12 or 2023-07-12T14:30:00Z"
         raise argparse.ArgumentTypeError(message) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
@@ -172,7 +183,7 @@ def _move(settings: Settings, source: str | None) -> None:
     target_url = checked_url(settings.database_url)
     with nullcontext(checked_url(source)) if source else embedded_database(settings.data_dir) as source_url:
         move(source_url, target_url, say=partial(print, flush=True))
-    print("All is moved. Start the server with this DATABASE_URL; it makes the aggregates of what was moved.")
+    print("Everything is moved. Start the server with this DATABASE_URL; it computes the aggregates.")
 
 
 def _keys(settings: Settings) -> Keys:

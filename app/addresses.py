@@ -16,8 +16,8 @@ _DOCUMENTATION = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 
 
 def urls_of(host: str, port: int) -> list[str]:
-    """``http://…`` for each address of a listening socket's: for one that listens on all of the machine's, those that
-    others can use, the one on the way to the Internet first; the loopback's where there is no other.
+    """Return ``http://…`` for each address of a listening socket. For one that listens on all addresses: those that
+    others can reach, the one towards the Internet first; loopback if there is no other.
     """
     hosts = [host]
     if host in ANY:

@@ -30,7 +30,7 @@ class DrainingServer(uvicorn.Server):
             self._tell_all("shutdown")
             await self._answer_all()
         except Exception as error:
-            logger.error("connections could not be ended as they should", exc_info=error)
+            logger.error("unexpected error while closing connections", exc_info=error)
         finally:
             if not self.force_exit:
                 await self.lifespan.shutdown()
@@ -43,12 +43,12 @@ class DrainingServer(uvicorn.Server):
         self._tell_all("refuse_unfinished")
         if await self._all_ended(patience_s - unfinished_s):
             return
-        logger.error("stopping with %d requests that are not answered in time", len(self.server_state.tasks))
+        logger.error("stopping with %d requests unanswered", len(self.server_state.tasks))
         for task in list(self.server_state.tasks):
             task.cancel()
 
     async def _all_ended(self, timeout_s: float) -> bool:
-        """Wait until there are no connections and no tasks; return whether that was in time."""
+        """Wait until all connections and tasks have ended; return whether they did in time."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._wait_tasks_to_complete()
@@ -62,5 +62,5 @@ class DrainingServer(uvicorn.Server):
             try:
                 getattr(connection, method)()
             except Exception as error:
-                logger.error("a connection could not be ended as it should", exc_info=error)
+                logger.error("unexpected error while closing a connection", exc_info=error)
                 connection.transport.abort()

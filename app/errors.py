@@ -144,15 +144,15 @@ class DatabaseAway(NotStored):
         message: str,
         *,
         retry_after_s: int = 1,
-        public: str = "The database can't be reached, or does not let the server in.",
+        public: str = "The database can't be reached, or refuses the server's connection.",
     ) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.public = public
 
 
 class DatabaseLocked(DatabaseAway):
-    """Another session holds a lock, or waits for one, and did not make way in time; nothing of this was committed.
-    ``holders`` says whose locks they are, once that is known.
+    """Another session holds or awaits a lock and did not make way in time; nothing of this was committed. ``holders``
+    names those sessions, once known.
     """
 
     holders = ""

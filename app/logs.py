@@ -48,7 +48,7 @@ class Throttle:
         self._windows: dict[Hashable, _Window] = {}
 
     def admits(self, record: logging.LogRecord, now: float) -> bool:
-        """Whether a line is to be written; if not, it is counted."""
+        """Return whether a line is to be written; count it if not."""
         kind, burst = _kind_of(record)
         window = self._windows.get(kind)
         if window is None and len(self._windows) >= MAX_KINDS:
@@ -88,7 +88,7 @@ def _kind_of(record: logging.LogRecord) -> tuple[Hashable, int]:
     if (kind := getattr(record, "kind", None)) is not None:
         return kind, 1
     error = record.exc_info[0] if record.exc_info else None
-    # What goes well is told one by one, like workers that start; but an outage may end every second.
+    # Good news comes one by one, like workers that start; but an outage may end every second.
     told_apart = record.args if record.levelno < logging.WARNING else None
     return (record.name, record.msg, error, str(told_apart)), BURST
 

@@ -83,7 +83,7 @@ def _share_of_key(settings: Settings) -> int:
 
 
 def horizon_us(settings: Settings) -> float:
-    """The latest time that a reading may have now, microseconds since 1970 UTC."""
+    """Return the latest time that a reading may have now, microseconds since 1970 UTC."""
     minutes = settings.accept_future_minutes
     return now_us() + minutes * 60e6 if minutes else math.inf
 
@@ -259,9 +259,9 @@ class Server:
                     await confirm(connection)
                 if latest is not None:
                     self.hub.remember(self._encode(*latest))
-            # The latter of a reading stored by SQL, in a year that Python does not know.
+            # The latter for a reading stored by SQL, in a year that Python does not support.
             except (DatabaseAway, ValueError, OverflowError) as error:
-                logger.warning("subscribers begin without the latest reading: %s", error)
+                logger.warning("can't load the latest reading; subscribers start without it: %s", error)
             if is_all:
                 return
             await recovered.wait()
@@ -298,8 +298,8 @@ class Server:
         except DatabaseAway as error:
             if is_there:
                 raise OutcomeUnknown(
-                    "This Idempotency-Key was used before, and the database does not confirm yet that its readings are "
-                    "stored: send it again."
+                    "The database has not confirmed yet that the readings under this Idempotency-Key are stored: send "
+                    "the request again."
                 ) from error
             raise DatabaseAway("Nothing is stored: the database can't be asked for this Idempotency-Key.") from error
 

@@ -1,4 +1,4 @@
-"""Messages that come again and again: which are worth a line in the log. Pure."""
+"""Repeated messages: which of them are worth a line in the log. Pure."""
 
 import re
 
@@ -14,7 +14,9 @@ class Repeats:
         self._logged_at = 0.0
 
     def is_due(self, message: str, now: float) -> bool:
-        """Whether to log this one at a time (seconds, monotonic). What differs in numbers only is the same message."""
+        """Return whether to log a message at a time (seconds, monotonic). Messages that differ in numbers only are the
+        same.
+        """
         message = _NUMBER.sub("", message)
         if message == self._last and now - self._logged_at < INTERVAL_S:
             return False

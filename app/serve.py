@@ -209,7 +209,7 @@ def _max_connections(settings: Settings) -> int:
         return possible
     if settings.max_connections > possible:
         logger.warning(
-            "MAX_CONNECTIONS is %d, and %d is used: a process may open %d files",
+            "MAX_CONNECTIONS is %d, but only %d are used, because a process may open %d files: raise ulimit -n",
             settings.max_connections,
             possible,
             files,

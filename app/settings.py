@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     workers: PositiveInt = Field(1, le=64, description="Processes that share the port; one for each core at most.")
     max_connections: PositiveInt | None = Field(
         None,
-        description="Connections that a process may have at a time; one more takes the place of the oldest idle one "
+        description="Connections that one process holds at most. At the limit a new one closes the oldest idle one "
         "that has shown no key. Unset: as many as the limit of open files allows.",
     )
     forwarded_allow_ips: Annotated[str, AfterValidator(_named_proxies)] = Field(
@@ -91,11 +91,13 @@ class Settings(BaseSettings):
     )
     max_bulk_inflated_bytes: PositiveInt = Field(
         25_165_824,
-        description="Largest body of POST /api/readings after it has been inflated, bytes; and never more than a "
-        "quarter of a key's share of a worker's buffer, where it counts four times while it is decoded.",
+        description="Largest body of POST /api/readings once inflated, bytes. Never more than a quarter of a key's "
+        "share of a worker's buffer, because a body counts four times while it is decoded.",
     )
     max_bulk_days: PositiveInt = Field(
-        100, description="Distinct days that the readings of one request may be of: each is a chunk of the table."
+        100,
+        description="Distinct days that one request may span; readings of older days are rejected. Each day is a "
+        "chunk of the table.",
     )
     idempotency_window_hours: PositiveFloat = Field(
         24, le=876_600, description="How long an Idempotency-Key is remembered, hours."
@@ -103,35 +105,35 @@ class Settings(BaseSettings):
 
     retention_raw_days: Days = Field(
         0,
-        description="How long readings are kept, days; 0 = for ever. Whole days (UTC) go at a time; older readings are "
-        "refused.",
+        description="How long readings are kept, days; 0 = no limit. Whole days (UTC) are deleted at a time; older "
+        "readings are rejected.",
     )
     retention_1m_days: Days = Field(
         0,
-        description="How long aggregates of a minute are kept, days; 0 = for ever. Ten days go at a time. On "
+        description="How long 1-minute aggregates are kept, days; 0 = no limit. Ten days are deleted at a time. On "
         "TimescaleDB Community; elsewhere aggregates last as long as the readings.",
     )
     retention_1h_days: Days = Field(
-        0, description="How long aggregates of an hour are kept, likewise; 30 days go at a time."
+        0, description="How long 1-hour aggregates are kept, days; 0 = no limit. 30 days are deleted at a time."
     )
     retention_1d_days: Days = Field(
-        0, description="How long aggregates of a day are kept, likewise; 90 days go at a time."
+        0, description="How long 1-day aggregates are kept, days; 0 = no limit. 90 days are deleted at a time."
     )
     offline_after_s: PositiveFloat = Field(
         300,
         le=315_576_000,
-        description="A sensor that has been silent for so long is offline, seconds; one with an expected interval, "
-        "after three of those.",
+        description="Silence after which a sensor counts as offline, seconds. A sensor with an expected interval: "
+        "three intervals.",
     )
     reader_password: SecretStr | None = Field(
         None,
-        description="Password of the role that may read and no more: Grafana's. Unset: it can't log in.",
+        description="Password of the read-only role, which Grafana uses. Unset: the role can't log in.",
     )
     reader_role: str = Field(
         "sensorflow_reader",
         pattern=r"^[a-z_][a-z0-9_]{0,62}$",
-        description="Name of that role. Roles are the whole PostgreSQL server's: of two installations on one, give "
-        "each its own.",
+        description="Name of the read-only role. Roles belong to the whole PostgreSQL server: give each of two "
+        "installations on one server its own.",
     )
 
     buffer_max_rows: PositiveInt = Field(1_000_000, description="Rows held at most, queued and in flight; then 503.")
@@ -154,8 +156,8 @@ class Settings(BaseSettings):
     )
     commit_timeout_s: PositiveFloat = Field(
         4,
-        description="Longest that a request waits for its commit, seconds; then 503, or 504 if in a flush. One that "
-        "brings thousands of new sensors may wait for those twice as long before.",
+        description="Longest that a request waits for its commit, seconds; then 503, or 504 if it is in a flush. A "
+        "request with thousands of new sensors may wait for those first, twice as long.",
     )
     drain_timeout_s: PositiveFloat = Field(
         10,
@@ -167,7 +169,7 @@ class Settings(BaseSettings):
         description="Messages that may wait for a slow subscriber before they are conflated to the latest per sensor.",
     )
     live_mailbox_bytes: PositiveInt = Field(
-        4_194_304, description="Bytes that may wait for a slow subscriber, likewise."
+        4_194_304, description="Bytes that may wait for a slow subscriber before they are conflated."
     )
     live_send_timeout_s: PositiveFloat = Field(
         10, description="Longest that one send to a subscriber may take, seconds; then it is disconnected."
@@ -217,7 +219,7 @@ def load_settings() -> Settings:
 
 
 def _is_of_another_program(name: str, setting: str) -> bool:
-    """Whether a name is that of a setting behind a prefix which is not ours, like GF_LOG_LEVEL."""
+    """Return whether a name is that of a setting behind a prefix which is not ours, like GF_LOG_LEVEL."""
     return name.endswith(f"_{setting}") and not name.startswith("SENSORFLOW_")
 
 
@@ -232,9 +234,9 @@ def unknown_settings(environment: Iterable[str]) -> list[str]:
         near = get_close_matches(name.removeprefix("SENSORFLOW_"), known, n=1, cutoff=SLIP_RATIO)
         where = f"{ENV_FILE} has {name}" if name in in_file else f"{name} is set"
         if near and (name in in_file or not _is_of_another_program(name, near[0])):
-            sentences.append(f"{where}, which is no setting and has no effect; did you mean {near[0]}?")
+            sentences.append(f"{where}, which is not a setting and has no effect. Did you mean {near[0]}?")
         elif name in in_file:
-            sentences.append(f"{where}, which is no setting and has no effect")
+            sentences.append(f"{where}, which is not a setting and has no effect")
     return sentences
 
 

@@ -62,8 +62,8 @@ rate = stat(
 
 out_of_limits = stat(
     "Out of limits",
-    """Sensors of which a reading of the last hour is beyond one of their limits, or the latest one, as a share of those
-    that have sent any. Every reading counts, in the hour after it came.""",
+    """Share of the sensors with readings that are out of limits: by any reading that arrived in the last hour, or by
+    the latest one.""",
     sql("""
         SELECT (SELECT count(DISTINCT sensor_id)::double precision FROM limit_violations) / nullif(count(*), 0)
                    AS "Share"
@@ -85,9 +85,9 @@ oldest = stat(
 
 every_sensor = table(
     "Sensors and their latest readings",
-    """The latest reading of each sensor by its own time, a few seconds behind; those out of limits in the last hour and
-    those offline first, 1,000 at most. A click on a sensor opens it. Limits, label, location and expected interval are
-    set with PATCH /api/sensors/{name}.""",
+    """The latest reading of each sensor by its own time, a few seconds behind. First those out of limits in the last
+    hour, then those offline; 1,000 at most. A click on a sensor opens it. Limits, label, location and expected interval
+    are set with PATCH /api/sensors/{name}.""",
     sql(
         """
         SELECT s.sensor_id::text AS id, s.name AS "Sensor", s.label AS "Label", s.location AS "Location",
@@ -131,9 +131,9 @@ every_sensor = table(
 
 violations = table(
     "Limit violations now",
-    """The furthest reading beyond a limit of those that came in the last hour, for each sensor and metric. A latest
-    reading beyond it counts until it is older than an hour and than three expected intervals. Empty when all is well;
-    also when no limits are set: PATCH /api/sensors/{name} does.""",
+    """For each sensor and metric, the reading furthest beyond its limit of those that arrived in the last hour. A
+    latest reading beyond its limit counts until it is older than an hour and three expected intervals. Empty when all
+    is well, and when no limits are set: set them with PATCH /api/sensors/{name}.""",
     sql("""
         SELECT v.sensor_id::text AS id, s.name AS "Sensor", m.title AS "Metric", v.value AS "Value",
                v.lower AS "Lower limit", v.upper AS "Upper limit",

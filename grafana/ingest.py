@@ -213,7 +213,7 @@ BUFFER = [
     ),
     timeseries(
         "Oldest reading held",
-        "How long the oldest reading in the buffer has waited. It grows while the database is away.",
+        "How long the oldest reading in the buffer has waited. It grows while the database is unavailable.",
         promqls(age="max(sensorflow_buffer_oldest_age_seconds)"),
         size=(8, 8),
         unit="s",

@@ -29,8 +29,8 @@ unit, with_unit = unit_from("SELECT unit FROM metrics WHERE name = ${metric:sqls
 
 latest = stat(
     "Latest reading",
-    """Each metric of the latest reading by its own time; red where a reading of the last hour is out of the sensor's
-    limits, or this one.""",
+    """Each metric of the latest reading by its own time; red where it, or a reading of the last hour, is out of the
+    sensor's limits.""",
     sql(
         """
         SELECT m.title AS metric, p.value, m.unit, CASE WHEN v.metric IS NULL THEN 'green' ELSE 'red' END AS color
@@ -69,8 +69,8 @@ registered = table(
 
 violations = table(
     "Readings out of limits in this range",
-    """Every committed reading that was beyond a limit of the sensor when it came, by its own time: how many, and the
-    furthest of them. From the log of the flushes, which is kept for 90 days.""",
+    """Committed readings that were beyond a limit of the sensor when they arrived, by their own time: how many, and the
+    furthest. The log keeps them for 90 days.""",
     sql("""
         SELECT m.title AS "Metric", CASE WHEN v.is_above THEN 'above' ELSE 'below' END AS "Side", v.bound AS "Limit",
                sum(v.readings) AS "Readings",

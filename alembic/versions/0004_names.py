@@ -1,8 +1,8 @@
-"""Ids of names last, whoever remembers them is told when they change, and ages do not go by a wrong clock.
+"""Saves ids of names, tells servers when names change, and computes ages without a wrong clock.
 
-Servers before this revision took a value of the identity for every name that they asked for. Where more than half of
-the values are gone, those above the highest id of a row are given back. Elsewhere none is: readings may have them, of a
-sensor that was deleted by hand, and would be the next new sensor's.
+Earlier servers used up an identity value for every name that they looked up. Where more than half of the values are
+gone, those above the highest id of a row are given back. Elsewhere none is: the readings of a sensor that was deleted by
+hand may have them, and the next new sensor would get those readings.
 """
 
 from alembic import op
@@ -65,7 +65,7 @@ DROP FUNCTION if_names_are_as_of(text, integer);
 DELETE FROM server_settings WHERE name = 'names_changed_by';
 """
 
-# The default tells, without a look at the rows, that all of them were in use until now.
+# The default marks all existing rows as in use until now, without rewriting them.
 SOURCES = "ALTER TABLE sources ADD last_used_on date NOT NULL DEFAULT current_date"
 DROP_SOURCES = "ALTER TABLE sources DROP last_used_on"
 

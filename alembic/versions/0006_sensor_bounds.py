@@ -1,7 +1,7 @@
-"""An expected interval is at most ten years, as the API has it.
+"""Limits expected intervals to ten years, as the API does.
 
-One of a trillion seconds put the moment before which a sensor is offline beyond PostgreSQL's calendar, and every query
-of ``sensor_status`` that met the sensor failed.
+An interval of a trillion seconds put the moment before which a sensor is offline beyond PostgreSQL's calendar, so that
+every query of ``sensor_status`` that met the sensor failed.
 """
 
 from alembic import op
@@ -13,7 +13,7 @@ depends_on = None
 
 MAX_INTERVAL_S = 315_576_000
 
-# What is longer means that the sensor is never offline, and still does. NaN is longer than all numbers to PostgreSQL.
+# A longer interval means "never offline", and still does. PostgreSQL sorts NaN above all numbers.
 SHORTEN = f"UPDATE sensors SET expected_interval_s = {MAX_INTERVAL_S} WHERE expected_interval_s > {MAX_INTERVAL_S}"
 ADD = f"""
 ALTER TABLE sensors

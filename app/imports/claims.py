@@ -1,10 +1,10 @@
-"""By which names a file's readings are found again when it is imported again.
+"""The names by which a file's readings are recognised when it is imported again.
 
-A text is known by its beginning: each block's claims are named by the digest of all that comes before it, and say how
-long it is. So a log that has grown is found as far as it was imported, and goes on there; under which name it lies and
-whether it is compressed does not matter. Other files are known by the digest of the whole.
+A text is recognised by its beginning: each block's claims are named by the digest of everything before it, and hold its
+length. So a log that has grown is recognised as far as it was imported, and continues there; its name and its
+compression do not matter. Other files are recognised by the digest of the whole.
 
-The options that decide what is stored are part of both. Claims never expire.
+The options that decide what is stored are part of both names. Claims never expire.
 """
 
 import asyncio
@@ -88,7 +88,7 @@ class ClaimsOfBeginning:
         self._name = ""
 
     async def cuts(self) -> Sequence[Cut]:
-        """The first part of a block says where it ends; of several blocks with one beginning, each has a number."""
+        """Return where blocks that began here ended in earlier imports; the first part of each says so."""
         self._cuts = []
         while self._log is not None:
             keys = [self._key_of_cut(len(self._cuts) + number) for number in range(CUTS_AT_A_TIME)]
@@ -122,7 +122,7 @@ class ClaimsOfBeginning:
 
 
 async def claims_of(path: Path, file: InputFile, layout: Layout, log: ImportLog | None) -> Claims:
-    """Tell by which names a file's readings are claimed.
+    """Return the claims of a file's readings, by which they are found again.
 
     A text that was imported when all files were known by their whole content still is.
     """
@@ -167,8 +167,8 @@ def _old_options(layout: Layout) -> bytes:
 
 
 def _options(layout: Layout) -> bytes:
-    """What makes other readings of the same file. What only decides how many of its rows are rejected does not: those
-    that were stored should not be stored again because of it.
+    """Return the options that change what a file's readings are. Those that only change how many of its rows are
+    rejected are left out: rows that were stored should not be stored again because of them.
     """
     return json.dumps(
         {
@@ -183,7 +183,7 @@ def _options(layout: Layout) -> bytes:
 
 
 def _digest(path: Path, options: bytes) -> str:
-    """What the claims of a whole file begin with: its content, and what is made of it."""
+    """Return the beginning of the claims of a whole file: the digest of its content and of the options."""
     try:
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256")

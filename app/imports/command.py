@@ -33,23 +33,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files", nargs="+", type=Path, metavar="FILE", help=f"*{', *'.join(FORMATS)}; texts also .gz, .zst"
     )
     sensor = parser.add_mutually_exclusive_group()
-    sensor.add_argument("--sensor", metavar="COLUMN", help="the file's column that is sensor_id")
-    sensor.add_argument("--sensor-name", metavar="NAME", help="the sensor of all readings, if there is no such column")
-    parser.add_argument("--time", metavar="COLUMN", help="the file's column that is time")
+    sensor.add_argument("--sensor", metavar="COLUMN", help="the file's column of sensors")
+    sensor.add_argument(
+        "--sensor-name", metavar="NAME", help="the sensor of all readings, for a file without such a column"
+    )
+    parser.add_argument("--time", metavar="COLUMN", help="the file's column of times")
     parser.add_argument(
         "--column",
         action="append",
         default=[],
         type=_metric_and_column,
         metavar="METRIC=COLUMN",
-        help=f"the file's column that is one of {metrics}; may be given for each",
+        help=f"the file's column of a metric ({metrics}); may be repeated",
     )
     parser.add_argument(
         "--fahrenheit",
         action="append",
         default=[],
         choices=["temperature"],
-        help="the file has it in °F; stored in °C",
+        help="convert this metric from °F to °C",
     )
     parser.add_argument(
         "--precision",
@@ -60,34 +62,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--time-format",
         metavar="FORMAT",
-        help="how times are written, like '%%d.%%m.%%Y %%H:%%M:%%S' (as Python's strptime takes it); excel: as Excel's "
+        help="how times are written, in Python's strptime format, like '%%d.%%m.%%Y %%H:%%M:%%S'; excel for Excel's "
         "numbers of days",
     )
     parser.add_argument(
         "--time-zone", metavar="ZONE", help="zone of times without an offset, like Europe/Madrid; default: TIMEZONE"
     )
+    parser.add_argument("--separator", choices=SEPARATORS, help="separator of a CSV's fields; default: detected")
     parser.add_argument(
-        "--separator", choices=SEPARATORS, help="what is between a CSV's fields; default: what its header looks like"
-    )
-    parser.add_argument(
-        "--decimal", choices=["point", "comma"], help="decimal point or comma of a CSV; default: what it looks like"
+        "--decimal", choices=["point", "comma"], help="decimal mark of a CSV's numbers; default: detected"
     )
     parser.add_argument(
         "--missing",
         action="append",
         default=[],
         metavar="MARK",
-        help="what a CSV has for a missing value, beside NA, NaN and the like; may be given again",
+        help="mark of a missing value in a CSV, beside NA, NaN and the like; may be repeated",
     )
     parser.add_argument(
-        "--skip-lines", type=_line_count, metavar="N", help="lines before a CSV's header; default: what it looks like"
+        "--skip-lines", type=_line_count, metavar="N", help="lines before a CSV's header; default: detected"
     )
     parser.add_argument(
         "--store-again",
         action="store_true",
-        help="store also what was imported before; for readings that have been deleted since",
+        help="store again what was imported before, for readings that have been deleted since",
     )
-    parser.add_argument("--dry-run", action="store_true", help="read and check only; nothing is stored")
+    parser.add_argument("--dry-run", action="store_true", help="only check the files; store nothing")
 
 
 def _metric_and_column(argument: str) -> tuple[str, str]:
@@ -99,7 +99,7 @@ def _metric_and_column(argument: str) -> tuple[str, str]:
 
 def _line_count(argument: str) -> int:
     if not argument.isdecimal():
-        raise argparse.ArgumentTypeError(f"{argument!r} should be a number of lines")
+        raise argparse.ArgumentTypeError(f"{argument!r} should be a number of lines, like 3")
     return int(argument)
 
 
@@ -140,7 +140,7 @@ def _columns(chosen: argparse.Namespace) -> dict[str, str]:
     named = [(ours, theirs) for ours, theirs in named if theirs]
     for names in zip(*named, strict=True):
         if twice := [name for name, times in Counter(names).items() if times > 1]:
-            raise ConfigurationError(f"The options have {twice[0]!r} twice: a column of the file can be one of ours.")
+            raise ConfigurationError(f"{twice[0]!r} is mapped twice: map each column of the file to one of ours.")
     return dict(named)
 
 

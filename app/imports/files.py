@@ -49,14 +49,14 @@ _TEXTS = {Format.CSV, Format.NDJSON, Format.JSON}
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Where a block ended that was read from the same place before: its size in bytes, and the digest of these."""
+    """The end of a block that was read from the same place before: its size in bytes, and the digest of these."""
 
     size: int
     digest: bytes
 
     @classmethod
     def of(cls, content: bytes) -> "Cut":
-        """The one at the end of a content."""
+        """Return the cut at the end of a content."""
         return cls(len(content), hashlib.sha256(content).digest())
 
 
@@ -111,7 +111,9 @@ def format_of(path: Path) -> Format:
     is_packed = bool(suffixes) and suffixes[-1] in CODECS
     format_ = FORMATS.get(suffixes[-1 - is_packed]) if len(suffixes) > is_packed else None
     if format_ is None or (is_packed and format_ not in _TEXTS):
-        raise ConfigurationError(f"{path} should be named *{', *'.join(FORMATS)}, or a text with .gz or .zst after it.")
+        raise ConfigurationError(
+            f"{path} should be named *{', *'.join(FORMATS)}; a text may also have .gz or .zst after it."
+        )
     return format_
 
 
@@ -145,7 +147,7 @@ def _opened(path: Path, layout: Layout, stack: ExitStack) -> InputFile:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Whatever can't be read within is a ConfigurationError."""
+    """Turn whatever can't be read inside the block into a ConfigurationError."""
     try:
         yield
     except (OSError, pa.ArrowException, MalformedBody) as error:
@@ -204,7 +206,7 @@ class _Text:
 
 
 def _is_ndjson(text: _Text) -> bool:
-    """Whether a file that should be a JSON document has a reading a line, as many programs write it."""
+    """Return whether a file named like a JSON document has one reading a line, as many programs write it."""
     lines = without_bom(text.look(SAMPLE_BYTES)).strip().split(b"\n", 2)
     return len(lines) > 1 and all(line.strip().startswith(b"{") and line.strip().endswith(b"}") for line in lines[:2])
 
@@ -233,11 +235,11 @@ class _TextFile:
     _format = Format.NDJSON
 
     def _end_of_record(self, text: bytes) -> int:
-        """Where the last record ends that is whole; 0 if there is none."""
+        """Return where the last whole record ends; 0 if there is none."""
         raise NotImplementedError
 
     def _has(self, cut: Cut) -> bool:
-        """Whether an earlier block is there again, and ends where a record does now."""
+        """Return whether the file still has an earlier block, and a record ends where that block does."""
         ahead = self._text.look(cut.size + 1)
         if len(ahead) < cut.size or Cut.of(ahead[: cut.size]) != cut:
             return False
@@ -249,13 +251,13 @@ class _TextFile:
             return True
         line = ahead[: cut.size].rpartition(b"\n")[2][:80].decode(errors="replace")
         self.notes.append(
-            f"the line that began with {line!r} was imported before it was whole: now it is stored whole, and what was "
-            "stored of it before is still there"
+            f"the line that began with {line!r} was imported before it was complete: it is now stored in full, and "
+            "its earlier part is still stored too"
         )
         return False
 
     def _next_cut(self) -> int:
-        """How long the next block is that has not been read before: up to a multiple of BLOCK_BYTES in the file."""
+        """Return the length of the next block that was not read before: up to a multiple of BLOCK_BYTES in the file."""
         text = self._text
         limit = BLOCK_BYTES - text.position % BLOCK_BYTES
         while True:
@@ -265,7 +267,7 @@ class _TextFile:
             if end := self._end_of_record(ahead[:limit]):
                 return end
             if limit > MAX_LINE_BYTES + BLOCK_BYTES:
-                raise ConfigurationError(f"{text.path} has a line of more than {MAX_LINE_BYTES:,} bytes.")
+                raise ConfigurationError(f"{text.path} has a line of more than {MAX_LINE_BYTES:,} bytes: split it.")
             limit += BLOCK_BYTES
 
 

@@ -1,4 +1,4 @@
-"""Where a CSV's header is, and how the CSV is written: by what its first lines look like, unless it has been said.
+"""Detection of a CSV's header and of how the CSV is written, from its first lines, unless options say it.
 
 It sees the start of a file's text, and reads no file.
 """
@@ -93,7 +93,7 @@ def _counted(lines: int) -> str:
 def _find(
     text: bytes, layout: Layout, separators: Sequence[str], is_header: Callable[[Sequence[str]], bool]
 ) -> tuple[int, str] | None:
-    """Where the first line starts that is a header, and what separates its fields; of several, what finds most."""
+    """Return where the first header line starts, and its separator; of several separators, the one with most fields."""
     for at in _line_starts(text, layout):
         names_by = {separator: _names_at(text, at, separator) for separator in separators}
         if fitting := [separator for separator, names in names_by.items() if names and is_header(names)]:
@@ -102,7 +102,7 @@ def _find(
 
 
 def _first_line(text: bytes, layout: Layout, separators: Sequence[str]) -> tuple[int, str]:
-    """Where the first line starts, and what separates most fields there."""
+    """Return where the first line starts, and the separator that gives most fields there."""
     at = next(_line_starts(text, layout))
     return at, max(separators, key=lambda separator: len(_names_at(text, at, separator)))
 
@@ -119,7 +119,7 @@ def _line_starts(text: bytes, layout: Layout) -> Iterator[int]:
 def _after_lines(text: bytes, count: int) -> int:
     ends = [line_end.end() for line_end in islice(_LINE_END.finditer(text), count)]
     if len(ends) < count:
-        raise MalformedBody(f"--skip-lines {count}: the file has only {len(ends)} lines in its first megabyte.")
+        raise MalformedBody(f"--skip-lines {count} is too many: the file has {len(ends)} lines in its first megabyte.")
     return ends[-1] if ends else 0
 
 
@@ -134,7 +134,7 @@ MAX_HEADER_BYTES = 65_536
 
 
 def _unit_lines(text: bytes, at: int, names: Sequence[str], layout: Layout, dialect: CsvDialect) -> list[int]:
-    """The ends of the lines below the header of a logger that have no digit where a reading has its time and values."""
+    """Return the ends of a logger's lines below the header that have no digit in the time or in any value."""
     places = [place for place, name in enumerate(names) if layout.renames.get(name, name) in {"time", *METRICS}]
     ends: list[int] = []
     for fields, _, end in islice(records(text, at, dialect, names), MAX_UNIT_LINES):
@@ -157,7 +157,7 @@ def _has_decimal_comma(text: bytes, at: int, names: Sequence[str], layout: Layou
     with_point = next(filter(_WITH_POINT.fullmatch, numbers), None)
     if with_comma and with_point:
         raise MalformedBody(
-            f"Numbers are written like {with_comma!r} and like {with_point!r}: say which of them is a number with "
-            "--decimal comma or --decimal point; rows with the other one are rejected then."
+            f"The file has numbers like {with_comma!r} and like {with_point!r}. Choose with --decimal comma or "
+            "--decimal point; rows with the other kind are rejected."
         )
     return with_comma is not None

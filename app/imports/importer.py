@@ -48,8 +48,9 @@ PARTS_UNDER_WAY = 4
 """Enough to have one decoded and one prepared while one is written."""
 MAX_EXAMPLES = 1_000
 CHANGED = (
-    "Of this file, some readings were imported that would now be refused, or the other way round; nothing was stored "
-    "twice. Import what is missing from a file of its own; or delete the file's readings and use --store-again."
+    "Some readings of this file were imported before and would be rejected now, or the other way round; nothing was "
+    "stored twice. Import the missing readings from a file of their own, or delete the file's readings and use "
+    "--store-again."
 )
 LONGEST_WAIT_S = 60.0
 """How long a database that is away is waited for."""
@@ -164,7 +165,7 @@ class Importer:
             return await forget(path, file, self._layout, self._log)
 
     async def run(self, path: Path) -> Outcome:
-        """Import a file. What is rejected stands in a CSV at ``report_path``.
+        """Import a file. Rejected rows go into a CSV at ``report_path``.
 
         Raises:
             ConfigurationError: the file can't be read, or the report not be written.
@@ -268,7 +269,7 @@ class Importer:
                 return await answered
         except TimeoutError:
             raise DatabaseAway(
-                "The database has been away for too long. Import the file again: what is there will be found."
+                "The database was unavailable for too long. Import the file again: stored readings are recognised."
             ) from None
 
     @staticmethod
@@ -322,17 +323,17 @@ class _Storing:
 
 
 def _claim(claims: Claims, number: int, part: Part, parts: int) -> Claim:
-    """The claim of a block's part, of so many."""
+    """Return the claim of one of a block's parts."""
     fingerprint = Fingerprint(SOURCE.key_name, claims.key(number), claims.content_hash(part.batch.rows))
     replay = Replay(201, claims.answer(number, parts))
     return Claim(fingerprint, lambda _: replay, expires=False)
 
 
 def _of_one_sensor(sent: Sent, name: str, path: Path) -> Sent:
-    """The columns, all of a sensor. Raises ConfigurationError if they have others."""
+    """Return the columns with one sensor for all rows. Raises ConfigurationError if they have sensors of their own."""
     sensors = sent.columns.get("sensor_id")
     if (sensors is not None and sensors.null_count < sent.rows) or sent.faults.get("sensor_id"):
-        raise ConfigurationError(f"{path} has readings with a sensor_id of their own: leave --sensor-name out.")
+        raise ConfigurationError(f"{path} has readings with their own sensor_id: leave --sensor-name out.")
     names = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), sent.rows), pa.array([name]))
     return replace(sent, columns={**sent.columns, "sensor_id": names})
 

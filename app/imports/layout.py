@@ -1,4 +1,4 @@
-"""What a file's columns are, and how they are written, as far as whoever imports it has said.
+"""The columns of a file and how they are written, as the options of an import say.
 
 It knows names and options, and reads no file.
 """
@@ -85,11 +85,11 @@ class Layout:
             )
 
     def _either(self, ours: str, near: Sequence[str], otherwise: str) -> str:
-        """What to do about a column that is missing: take one that looks like it, if one does."""
+        """Return the advice on a missing column: the option for one that looks like it, if one does."""
         free = [name for name in near if name not in self.columns.values()]
         if not free:
             return otherwise
-        return f"if {free[0]!r} is it, say {_OPTIONS[ours]}{_quoted(free[0])}; if not, {otherwise}"
+        return f"if {free[0]!r} is it, give {_OPTIONS[ours]}{_quoted(free[0])}; if not, {otherwise}"
 
 
 def _quoted(name: str) -> str:

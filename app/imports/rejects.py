@@ -1,6 +1,6 @@
-"""The rows of a file that are rejected, as a CSV beside it: each as the file has it, with its number and the reason.
+"""The rejected rows of a file, as a CSV beside it: each row as in the file, with its number and the reason.
 
-So they can be corrected there and imported from it, with the options that the file was imported with.
+Rows can be corrected there, and the CSV imported with the same options as the file.
 """
 
 import csv
@@ -24,7 +24,7 @@ OWN_COLUMNS = ("rejected_row", "rejected_reason", "rejected_text")
 
 
 def report_path(path: Path) -> Path:
-    """Tell where a file's rejected rows are reported."""
+    """Return the path of the CSV of a file's rejected rows."""
     return path.with_name(f"{path.name}.rejected.csv")
 
 
@@ -52,7 +52,7 @@ class Report:
             self._output.close()
 
     def write(self, faults: Sequence[RowFault], block: Block, rows_before: int) -> None:
-        """Add rows of a block that begins after ``rows_before`` others."""
+        """Add rejected rows of a block that begins after ``rows_before`` others."""
         if not faults:
             return
         originals = _originals(block, self._file, {fault.row for fault in faults})

@@ -29,7 +29,7 @@ async def import_file(
     now_us: Callable[[], int],
     store_again: bool,
 ) -> Outcome:
-    """Import a file as Importer does, before the eyes of who watches a terminal, and print what became of it."""
+    """Import a file as Importer does, show its progress on a terminal, and print the result."""
     console = Console(highlight=False)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -54,7 +54,7 @@ async def import_file(
         importer = Importer(intake=intake, log=log, layout=layout, window=window, now_us=now_us, on_progress=move)
         if store_again and await importer.forget(path):
             console.print(
-                f"{path.name}: what is known of earlier imports is forgotten. If this one is stopped, go on without "
+                f"{path.name}: records of earlier imports deleted. If this import is interrupted, continue it without "
                 "--store-again.",
                 soft_wrap=True,
             )
@@ -88,7 +88,7 @@ def _remarks(outcome: Outcome, layout: Layout) -> Iterator[str]:
             f"clocks were put back (first in row {outcome.first_repeated_row:,}): the earlier of the two is taken"
         )
     if outcome.found:
-        yield "if what was imported before has been deleted, --store-again stores it again"
+        yield "to store readings again that have been deleted since, use --store-again"
     if outcome.unknown_columns:
         yield f"columns not stored: {in_words(list(outcome.unknown_columns))}"
     if outcome.reasons:
@@ -98,7 +98,7 @@ def _remarks(outcome: Outcome, layout: Layout) -> Iterator[str]:
         where = f", first row {example.row:,}{value}" if example else ""
         yield f"most often rejected because {reason} ({rows:,} {'row' if rows == 1 else 'rows'}{where})"
         if example and example.column == "time" and outcome.rows == outcome.rejected and layout.time_format is None:
-            yield "how the file's times are written can be said with --time-format"
+            yield "give the format of the file's times with --time-format"
 
 
 def _moment(time_us: int) -> str:

@@ -1,7 +1,7 @@
-"""Times of files: in a format that is said, and without an offset, in a zone.
+"""Times of files: in a given format, and in a time zone if they have no offset.
 
-It has columns as the decoders read them, and gives them back with times that are moments. Without a format, and in UTC,
-the decoders read times as quickly and it has nothing to do.
+It takes columns as the decoders read them, and returns them with times that are moments. Without a format and in UTC it
+has nothing to do: the decoders read such times as fast.
 """
 
 import re
@@ -44,7 +44,7 @@ class Localized:
 
 
 def require_time_format(time_format: str) -> None:
-    """Raise ConfigurationError if a format doesn't say day, month and year."""
+    """Raise ConfigurationError unless a format has day, month and year."""
     if time_format == EXCEL:
         return
     moment = datetime(2023, 7, 12, 14, 30, 45, tzinfo=UTC)
@@ -55,11 +55,11 @@ def require_time_format(time_format: str) -> None:
             f"--time-format {time_format!r} can't be read: {error}. It should be like '%d.%m.%Y %H:%M:%S', or 'excel'."
         ) from error
     if read.date() != moment.date():
-        raise ConfigurationError(f"--time-format {time_format!r} should have the day, the month and the year.")
+        raise ConfigurationError(f"--time-format {time_format!r} should have a day, a month and a year.")
 
 
 def localize(sent: Sent, layout: Layout) -> Localized:
-    """Read times in the format of a layout, and those without an offset in its zone.
+    """Parse times by a layout's format, and those without an offset in its zone.
 
     A time that the format doesn't fit, and one that the zone has not, where clocks are put forward, are faults.
     """
@@ -107,7 +107,7 @@ def _is_moment(type_: pa.DataType) -> bool:
 
 
 def _plain(values: pa.Array) -> pa.Array:
-    """The values, those that are moments as the numbers that they are kept as."""
+    """Return the values; those that are moments already, as the numbers that are stored."""
     if not _is_moment(values.type):
         return values
     return values.cast(pa.int32() if pa.types.is_date32(values.type) else pa.int64())
@@ -118,7 +118,7 @@ _Read = Callable[[object], int | datetime]
 
 
 def _reader_of(type_: pa.DataType, layout: Layout) -> _Read | None:
-    """What reads values of a type; None: the decoders do, since these are moments already."""
+    """Return a reader for values of a type; None if they are moments already and the decoders read them."""
     if _is_moment(type_):
         if pa.types.is_timestamp(type_) and type_.tz is not None:
             return None
@@ -156,14 +156,14 @@ def _excel(value: object) -> datetime:
     try:
         return _EXCEL_EPOCH + timedelta(milliseconds=round(float(str(value)) * 86_400_000))
     except (ValueError, OverflowError) as error:
-        raise ValueError("time should be a number of days, as Excel has it") from error
+        raise ValueError("time should be a number of days, as in Excel") from error
 
 
 def _in_zone(local: datetime, zone: ZoneInfo) -> tuple[int, bool]:
-    """Microseconds since 1970 of a local time, and whether it comes twice."""
+    """Return a local time in microseconds since 1970, and whether the clocks show it twice."""
     first, second = (local.replace(tzinfo=zone, fold=fold).utcoffset() for fold in (0, 1))
     assert first is not None
     assert second is not None
     if first < second:
-        raise ValueError(f"time is one that clocks in {zone.key} skipped, when they were put forward")
+        raise ValueError(f"time does not exist in {zone.key}: the clocks were put forward")
     return (local - first - _LOCAL_EPOCH) // _MICROSECOND, first > second

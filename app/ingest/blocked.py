@@ -1,7 +1,7 @@
-"""What can't be stored at the moment because another session has locked its part of the tables. Pure.
+"""Readings that can't be stored now because another session has locked their part of the tables. Pure.
 
-TimescaleDB keeps each day of readings in a table of its own, a chunk. One that is being compressed, or waits for a long
-reader so that it can be, takes nothing; the others do.
+TimescaleDB keeps each day of readings in a table of its own, a chunk. A chunk that is being compressed, or waits for a
+long reader to end, accepts nothing; the others do.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -19,7 +19,7 @@ Span = tuple[int, int]
 
 
 class Blocked(DatabaseLocked):
-    """Locks keep some contents of a flush from being stored. None of the flush is stored, and the others can be.
+    """Locks keep some contents of a flush from being stored. Nothing of the flush is stored; the rest can be.
 
     Args:
         spans: the times whose readings can't be stored.
@@ -34,7 +34,7 @@ class Blocked(DatabaseLocked):
 
 @dataclass(slots=True)
 class Blockage:
-    """What is known to be blocked."""
+    """The readings and claims that are known to be blocked."""
 
     spans: Sequence[Span] = ()
     claims: frozenset[tuple[str, str]] = frozenset()
@@ -44,13 +44,13 @@ class Blockage:
         return bool(self.spans or self.claims or self.is_every_claim)
 
     def holds(self, content: Content, claim: Claim | None) -> bool:
-        """Say whether readings are blocked. A batch is by any of its readings."""
+        """Return whether readings are blocked; a batch is blocked by any of its readings."""
         if claim is not None and (self.is_every_claim or claim.name in self.claims):
             return True
         return any(_reaches(content, span) for span in self.spans)
 
     def add(self, blocked: Blocked) -> None:
-        """Take in what a flush has found."""
+        """Add what a flush has found to be blocked."""
         self.spans = list(dict.fromkeys([*self.spans, *blocked.spans]))
         if blocked.claims is None:
             self.is_every_claim = True
@@ -58,7 +58,7 @@ class Blockage:
             self.claims |= frozenset(blocked.claims)
 
     def lift(self, tried: Iterable[tuple[Content, Claim | None]]) -> None:
-        """Forget what was in the way of these, which are about to be tried again, or have been stored."""
+        """Forget what blocked these contents, which are about to be tried again or have been stored."""
         for content, claim in tried:
             self.spans = [span for span in self.spans if not _reaches(content, span)]
             if claim is not None:
@@ -67,7 +67,7 @@ class Blockage:
 
 
 def _reaches(content: Content, span: Span) -> bool:
-    """Whether any of these readings lies in a span."""
+    """Return whether any of these readings lies in a span."""
     first, last = content.time_range_us()
     if last < span[0] or first > span[1]:
         return False

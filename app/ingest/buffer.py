@@ -116,7 +116,7 @@ class Buffer:
         self._bytes_of_key[key_name] += size_bytes
 
     def add(self, parcel: Parcel, *, retry_after_s: int, is_parked: bool = False) -> None:
-        """Takes a parcel in, at the end of the queue, or aside if it says so; or beside both, until ``unpark``.
+        """Take a parcel in: at the end of the queue, aside if the parcel says so, or parked until ``unpark``.
 
         Raises:
             KeyOverShare, BufferFull: it would not fit, and has not been taken.
@@ -132,8 +132,8 @@ class Buffer:
             self._append(parcel)
 
     def unpark(self, parcel: Parcel, now: float, deadline: float) -> None:
-        """Puts a parked parcel at the end of the queue, or aside if it says so, as if it came now and with a new
-        deadline; unless it has been given back.
+        """Put a parked parcel at the end of the queue, or aside if it says so, as if it arrived now and with a new
+        deadline. Does nothing if it was given back.
         """
         if parcel in self._parked:
             del self._parked[parcel]
@@ -163,7 +163,7 @@ class Buffer:
         return self._launch(flight)
 
     def sort_out(self, is_blocked: Callable[[Parcel], bool]) -> None:
-        """Set aside what is blocked, and let wait what is not, in the order of arrival. Flights stay as they are."""
+        """Set blocked parcels aside and let the others wait, in the order of arrival. Flights stay as they are."""
         for parcel in chain(self._aside, self._waiting):
             parcel.is_aside = is_blocked(parcel)
         self._queue(chain(self._aside, self._waiting))
@@ -185,7 +185,7 @@ class Buffer:
         parcel.answer(answer)
 
     def keep(self) -> None:
-        """Nothing of any flight is stored: all goes back to where it was, at the front, to be tried again.
+        """Put every flight back to the front of where it came from, to be tried again; nothing of it is stored.
 
         A parcel whose sender was told "unknown" is given back instead: the sender has been asked to send it again.
         """
@@ -205,7 +205,7 @@ class Buffer:
         unknown: Callable[[], SensorFlowError],
         blocked: Callable[[], NotStored] | None = None,
     ) -> None:
-        """Answers every parcel whose deadline has come; finite deadlines must be in the order of the queue.
+        """Answer every parcel whose deadline has come; finite deadlines must be in the order of the queue.
 
         One that waits is given back with ``error``, one that is set aside with ``blocked`` if there is such. One in
         flight may be committed at this moment: its sender is told ``unknown``, and it stays until the flight ends.
@@ -235,7 +235,7 @@ class Buffer:
             self.waiting_rows += parcel.rows
 
     def _queue(self, parcels: Iterable[Parcel]) -> None:
-        """Lets all these wait, and nothing else, in the order of arrival: here or aside."""
+        """Replace the waiting parcels by these, in the order of arrival: in the queue or aside."""
         ordered = sorted(parcels, key=attrgetter("arrived_at"))
         self._aside = [parcel for parcel in ordered if parcel.is_aside]
         self._waiting = deque(parcel for parcel in ordered if not parcel.is_aside)
@@ -256,7 +256,7 @@ class Buffer:
 
 
 def _taken(queue: deque[Parcel], max_rows: int) -> tuple[list[Parcel], int]:
-    """Parcels from the front of a queue, and their rows."""
+    """Return parcels from the front of a queue, and their rows."""
     rows = 0
     taken: list[Parcel] = []
     claims: set[tuple[str, str]] = set()

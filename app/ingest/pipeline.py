@@ -94,10 +94,10 @@ class Store(Protocol[AnyFlush]):
         """Makes sure of a connection that can write; DatabaseAway if there is none."""
 
     def new_names(self, batch: Batch) -> int:
-        """How many of a batch's sensors are not known here."""
+        """Return how many of a batch's sensors are not remembered here."""
 
     async def learn_names(self, batch: Batch) -> None:
-        """Looks those up, and adds what is missing, without keeping others waiting. DatabaseAway if it can't ask."""
+        """Look up a batch's unknown sensors and add missing ones, without delaying others. Raises DatabaseAway."""
 
     async def prepare(self, contents: Sequence[Content]) -> AnyFlush:
         """A flush of these, valid until the connection is lost. DatabaseAway if it can't ask what it needs to know."""
@@ -114,9 +114,7 @@ class Store(Protocol[AnyFlush]):
         """
 
     async def was_committed(self, flush: AnyFlush) -> bool:
-        """Whether that flush is committed, and durable; waits for a lost transaction to end. DatabaseAway if it can't
-        ask.
-        """
+        """Return whether a flush is committed and durable; wait for a lost transaction to end. Raises DatabaseAway."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,7 +131,7 @@ class _Unstorable(Exception):
     """A flight failed before its commit, and not by the database's doing."""
 
     def __init__(self, parcels: Sequence[Parcel]) -> None:
-        super().__init__(f"{len(parcels)} requests can't be stored together")
+        super().__init__(f"can't store {len(parcels)} requests together")
         self.parcels = parcels
 
 
@@ -268,7 +266,7 @@ class Pipeline(Generic[AnyFlush]):
     def note_unavailable(self, error: DatabaseAway) -> None:
         """Take note, and log now and then, why nothing can be stored."""
         if self._repeats.is_due(str(error), self._clock()):
-            logger.warning("the database is unavailable, readings are refused: %s", error)
+            logger.warning("database unavailable; rejecting readings: %s", error)
         self._trouble, self._public_trouble = str(error), error.public
 
     def reserve(self, key_name: str, size_bytes: int) -> None:
@@ -299,7 +297,7 @@ class Pipeline(Generic[AnyFlush]):
         claim: Claim | None = None,
         is_awaited: bool = True,
     ) -> None:
-        """Takes readings in; ``settle`` gets their answer, once, at the latest when the commit timeout has passed; or
+        """Take readings in; ``settle`` gets their answer, once, at the latest when the commit timeout has passed; or
         three times that, where many new sensors must be added first.
 
         Args:
@@ -348,8 +346,8 @@ class Pipeline(Generic[AnyFlush]):
             self._prepare_ahead()
 
     def _has_too_many_new_names(self, batch: Batch) -> bool:
-        """Whether the next flush would keep others waiting for this batch's sensors. They are only looked at when there
-        are many, or many have come.
+        """Return whether adding this batch's sensors would delay the next flush. Looks at them only where there are
+        many, or many have come.
         """
         new = len(batch.sensors)
         if self._new_names + new > MAX_NEW_NAMES:
@@ -363,7 +361,7 @@ class Pipeline(Generic[AnyFlush]):
         try:
             await self._store.learn_names(batch)
         except Exception as error:  # its flush meets the same, and knows what to do about each kind
-            logger.debug("the sensors of %d readings are left to their flush: %s", parcel.rows, error)
+            logger.debug("leaving the new sensors of %d readings to their flush: %s", parcel.rows, error)
         parcel.is_aside = bool(self._blockage) and self._is_blocked(parcel)
         now = self._clock()
         self.buffer.unpark(parcel, now, now + patience_s)
@@ -421,8 +419,13 @@ class Pipeline(Generic[AnyFlush]):
         self.failed_flushes += 1
         parcels = error.parcels
         if len(parcels) == 1:
-            logger.critical("a request can't be stored, and is rejected", exc_info=error.__cause__)
-            self.buffer.reject(parcels[0], RejectedByDatabase(f"It can't be stored: {type(error.__cause__).__name__}"))
+            logger.critical("unexpected error while storing a request; rejecting it", exc_info=error.__cause__)
+            self.buffer.reject(
+                parcels[0],
+                RejectedByDatabase(
+                    f"This request can't be stored ({type(error.__cause__).__name__}); the server's log has details."
+                ),
+            )
         else:
             self._flight_max_rows = max(1, sum(parcel.rows for parcel in parcels) // 2)
         self.buffer.keep()
@@ -446,7 +449,7 @@ class Pipeline(Generic[AnyFlush]):
                     await self._let_batches_in()
                 self._new_names = 0
                 parcels, was_blocked = self.buffer.begin(self._flight_max_rows), False
-            if parcels:  # else they have expired meanwhile, or it is time for what is set aside
+            if parcels:  # otherwise they have expired meanwhile, or parcels set aside have their turn
                 self._working_since = self._clock()
                 return await self._prepare(parcels, was_blocked=was_blocked)
 
@@ -547,7 +550,7 @@ class Pipeline(Generic[AnyFlush]):
     def _await_locks(self, flight: Flight[AnyFlush], blocked: Blocked) -> None:
         """What another session's lock keeps out waits until it is tried again; the rest waits for the next flush."""
         if not self._blockage:
-            logger.warning("some readings wait, their part of the tables is locked: %s", blocked.holders)
+            logger.warning("some readings are waiting for a lock on their part of the tables: %s", blocked.holders)
         self._blockage.lift((parcel.content, parcel.claim) for parcel in flight.parcels)
         self._blockage.add(blocked)
         self.buffer.sort_out(self._is_blocked)
@@ -557,7 +560,7 @@ class Pipeline(Generic[AnyFlush]):
         self._blockage.lift((parcel.content, parcel.claim) for parcel in flight.parcels)
         self.buffer.sort_out(self._is_blocked)
         if not self._blockage:
-            logger.info("no readings wait for a lock any more")
+            logger.info("no readings are waiting for a lock any more")
 
     def _is_blocked(self, parcel: Parcel) -> bool:
         return self._blockage.holds(parcel.content, parcel.claim)
@@ -660,14 +663,14 @@ class Pipeline(Generic[AnyFlush]):
 
     def _away(self) -> NotStored:
         return DatabaseAway(
-            "The reading is not stored: the database is away, or did not commit it in time.",
+            "Nothing is stored: the database is unavailable, or did not commit in time.",
             retry_after_s=math.ceil(LONGEST_BACKOFF_S),
         )
 
     @staticmethod
     def _locked() -> NotStored:
         return DatabaseLocked(
-            "The reading is not stored: another session has locked its part of the tables.",
+            "Nothing is stored: another session has locked this part of the tables.",
             retry_after_s=math.ceil(RETRY_BLOCKED_S),
         )
 

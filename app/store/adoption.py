@@ -1,7 +1,7 @@
-"""Taking over the readings of the original SensorFlow, whose one table ``data`` has the name of a view of ours.
+"""Adoption of the original SensorFlow's readings; its only table ``data`` has the name of a view of ours.
 
-The table is renamed and kept. Its rows are copied in pieces, each in a transaction that also notes how far it went, so
-that what was cut short goes on. Rows that are no readings stay behind and are counted.
+The table is renamed and kept. Its rows are copied in pieces; each piece's transaction also notes how far it went, so
+that an interrupted adoption continues. Rows that are no readings stay behind and are counted.
 
 The original wrote wall clock times of America/Sao_Paulo, whatever the machine's zone was.
 """
@@ -38,7 +38,7 @@ KEY_NAME = "original SensorFlow"
 
 TRY_LOCK = f"SELECT pg_try_advisory_xact_lock({ADOPTION_LOCK})"
 ADOPTED_UNTIL = "SELECT value::bigint FROM server_settings WHERE name = 'adopted_until_id'"
-# Rows keep their ids; those of new readings go on behind the last, by whole blocks of the sequence.
+# Rows keep their ids; new readings continue after the last, by whole blocks of the sequence.
 BEGIN = f"""
 WITH original AS (SELECT coalesce(min(id), 1) - 1 AS before, coalesce(max(id), 0)::bigint AS last FROM {KEPT_ORIGINAL}),
      ours AS (SELECT setval('reading_ids', greatest(nextval('reading_ids'), (last / 100000 + 1) * 100000 + 1), false)
@@ -127,18 +127,18 @@ def adopt(url: str, zone: str = ZONE) -> Adoption:
     try:
         ZoneInfo(zone)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise ConfigurationError(f"{zone!r} is not an IANA time zone, like {ZONE}") from error
+        raise ConfigurationError(f"{zone!r} is not an IANA time zone. Give one like {ZONE}") from error
     with migrating(url) as connection:
         if find_original(connection, "data"):
             if find_original(connection, KEPT_ORIGINAL):
-                raise ConfigurationError(f"There is a table data and one {KEPT_ORIGINAL}: rename one of them first")
+                raise ConfigurationError(f"The tables data and {KEPT_ORIGINAL} both exist: rename one of them first")
             connection.execute(f"ALTER TABLE data RENAME TO {KEPT_ORIGINAL}")
         elif not find_original(connection, KEPT_ORIGINAL):
-            raise ConfigurationError("There is nothing to adopt: the schema has no table data of the original's")
+            raise ConfigurationError("There is nothing to adopt: the schema lacks the original SensorFlow's table data")
     migrate(url)
     with own_errors(), connect_to_migrate(url, autocommit=False) as guard, guard.transaction():
         if guard.execute(TRY_LOCK).fetchone() != (True,):
-            raise ConfigurationError("Another process is adopting the original's readings")
+            raise ConfigurationError("Another process is adopting the original's readings: wait for it to end")
         with connect_to_migrate(url, autocommit=True) as connection:
             return _copy_all(connection, zone)
 
@@ -170,4 +170,4 @@ def _copy_all(connection: psycopg.Connection, zone: str) -> Adoption:
         after = until
         if time.monotonic() - said_at > SAY_EVERY_S:
             said_at = time.monotonic()
-            logger.info("%d readings of the original are taken over", adoption.rows)
+            logger.info("took over %d readings of the original so far", adoption.rows)

@@ -238,7 +238,7 @@ class Aggregates:
         """When days are looked for next; at the first turn."""
 
     async def run(self) -> None:
-        """Works until cancelled; a database that is away, or busy with the same, is left for the next turn."""
+        """Work until cancelled; skip a turn if the database is unavailable, or busy with the same."""
         clock = asyncio.get_running_loop().time
         while True:
             began = clock()
@@ -261,7 +261,7 @@ class Aggregates:
         is_look = self._look_at is None or asyncio.get_running_loop().time() >= self._look_at
         if not is_due and self._has_policies and not is_look:
             return
-        # A refresh may be in no transaction, and a lock had better be in one: a pooler gives a session to the next.
+        # A refresh can't run in a transaction, but a lock should: a pooler gives the session to the next client.
         with own_errors():
             async with await self._database.connect("sensorflow aggregates lock") as guard, guard.transaction():
                 row = await (await guard.execute(TRY_LOCK, [REFRESH_LOCK])).fetchone()
@@ -319,7 +319,7 @@ class Aggregates:
         await connection.execute(SET_SWEPT, [now])
 
     async def _find_incomplete(self, connection: Connection, now: datetime) -> list[Span]:
-        """Adds to the stale ranges the days whose aggregates are not those of their readings, and gives them back."""
+        """Add to the stale ranges the days whose aggregates are not those of their readings, and gives them back."""
         end = TIERS[-1].ceil(await _swept(connection, now) - SWEEP_BACK)  # what is younger, the sweep refreshes
         _, deleted_until = await _reach(connection)
         start = None if deleted_until is None else deleted_until + DROP_MARGIN
@@ -335,12 +335,12 @@ class Aggregates:
         found: list[Span] = []
         clock = asyncio.get_running_loop().time
         ends = clock() + CHECK_S
-        # Days without any aggregates first, and all of them: what a sweep refreshes would hide them from queries.
+        # All days without any aggregates come first: a sweep's refresh of later ones would hide them from queries.
         for day in sorted(days, key=lambda day: (day in known, day in checked, day)):
             if day in known and clock() > ends:
                 break
             span = day, day + TIERS[-1].width
-            # Planned with these times, and never for any: PostgreSQL would lock every chunk there is.
+            # Planned with these times, never with parameters: PostgreSQL would lock every chunk.
             times = {"start": span[0], "end": span[1]}
             cursor = await connection.execute(check, {**times, "changes": changed[day]}, prepare=False)
             if await cursor.fetchone() == (False,):
@@ -348,8 +348,8 @@ class Aggregates:
         found.sort()
         if found:
             logger.warning(
-                "the aggregates of %d days from %s to %s are not those of their readings, which came or were changed "
-                "by another way than this server; they are refreshed now",
+                "refreshing the aggregates of %d days from %s to %s: they differ from the readings, which another "
+                "program has written or changed",
                 len(found),
                 f"{found[0][0]:%Y-%m-%d}",
                 f"{found[-1][0]:%Y-%m-%d}",
@@ -357,7 +357,7 @@ class Aggregates:
         return found
 
     async def _find_latest(self, connection: Connection, found: Sequence[Span], now: datetime) -> None:
-        """Looks among days that were found, and in what a sweep refreshes, for readings later than is known."""
+        """Look for unknown latest readings among the days found, and in what a sweep refreshes."""
         hour = TIERS[1]
         recent = hour.floor(now - SWEEP_BACK), hour.floor(now - hour.end_offset)
         for start, end in merged([*found, recent]):
@@ -367,7 +367,7 @@ class Aggregates:
                 logger.warning(nameless_message(ids))
 
     async def recompute(self, start: datetime, end: datetime, *, on_piece: Callable[[Span], None]) -> None:
-        """Refreshes the days of a span that have readings, whatever TimescaleDB knows of their changes.
+        """Refresh the days of a span that have readings, whatever TimescaleDB knows of their changes.
 
         One piece at a time: in between, a server that runs has its turn.
 
@@ -415,7 +415,7 @@ class Aggregates:
 
 
 async def _reach(connection: Connection) -> tuple[datetime, datetime | None]:
-    """The time, and until when readings have been deleted."""
+    """Return the time, and until when readings have been deleted."""
     row = await (await connection.execute(REACH)).fetchone()
     assert row is not None  # a SELECT without FROM has one row
     now, deleted_until = row
@@ -442,7 +442,7 @@ async def find_latest(connection: Connection, start: datetime, end: datetime) ->
 
 
 async def nameless_sensors(connection: Connection, start: datetime, end: datetime) -> list[int]:
-    """The first ids of sensors that have readings in these days and no name. Raises what the driver raises."""
+    """Return the first ids of sensors that have readings in these days and no name. Raises what the driver raises."""
     cursor = await connection.execute(NAMELESS, [start, end, SHOWN_IDS])
     return [sensor_id for (sensor_id,) in await cursor.fetchall()]
 
@@ -451,6 +451,6 @@ def nameless_message(ids: Sequence[int]) -> str:
     """What is to be done about readings of these sensors."""
     shown = ", ".join(map(str, ids)) + (" and others" if len(ids) == SHOWN_IDS else "")
     return (
-        f"There are readings of sensors without a name (sensor_id {shown}), which no query by name finds. "
-        "Give each its row: INSERT INTO sensors (id, name) OVERRIDING SYSTEM VALUE VALUES (id, 'name')."
+        f"Readings of sensors without a name (sensor_id {shown}) are in no query by name. "
+        "Give each a row: INSERT INTO sensors (id, name) OVERRIDING SYSTEM VALUE VALUES (id, 'name')."
     )

@@ -1,4 +1,4 @@
-"""What PostgreSQL has room for, held against what this server may need: connections and locks."""
+"""The connections and locks that PostgreSQL has room for, compared with what this server may need."""
 
 import logging
 import math
@@ -66,7 +66,7 @@ class Room(NamedTuple):
 
 
 def pool_size(room: Room, workers: int) -> int:
-    """How many connections the pool of each worker may have, from MIN_POOL_SIZE to POOL_MAX_SIZE.
+    """Return how many connections the pool of each worker may have, from MIN_POOL_SIZE to POOL_MAX_SIZE.
 
     Raises:
         ConfigurationError: so many workers can't have what they need, even if nobody else is connected.
@@ -79,14 +79,14 @@ def pool_size(room: Room, workers: int) -> int:
         at_most = room.most // needed
         remedy = f"Set WORKERS to {at_most} at most, or raise the limit" if at_most else "Raise the limit"
         raise ConfigurationError(
-            f"WORKERS = {workers} needs {workers * needed} connections to PostgreSQL, {needed} for each, and it has "
+            f"WORKERS = {workers} needs {workers * needed} connections, {needed} for each, and PostgreSQL allows "
             f"{room.most} ({limits}). {remedy}"
         )
     return max(MIN_POOL_SIZE, min(room.left // workers - OF_ITS_OWN, POOL_MAX_SIZE))
 
 
 async def fit(database: Database, *, workers: int) -> None:
-    """Fits the pool into the connections that PostgreSQL allows, and warns of what is too little.
+    """Fit the pool into the connections that PostgreSQL allows, and warn of what is too little.
 
     Raises:
         ConfigurationError: as ``pool_size``.
@@ -100,16 +100,16 @@ async def fit(database: Database, *, workers: int) -> None:
         try:
             size = pool_size(room, workers)
         except ConfigurationError as error:
-            # A pooler shares its connections to PostgreSQL among more of its clients'.
+            # A pooler serves more clients than it has connections.
             if backend == connection.info.backend_pid:
                 raise
-            logger.warning("%s; unless the pooler that DATABASE_URL leads to shares them well", error)
+            logger.warning("%s, unless the pooler at DATABASE_URL shares its connections well", error)
             size = MIN_POOL_SIZE
         await warn_of_locks(database, connection)
     if workers * (OF_ITS_OWN + size) > room.left:
         logger.warning(
-            "PostgreSQL has %d connections left and this server needs up to %d: others use %d of max_connections = %d. "
-            "Flushes and queries may be refused.",
+            "PostgreSQL has %d connections left, and this server needs up to %d; others use %d of max_connections = %d."
+            " Flushes and queries may fail. Raise max_connections.",
             room.left,
             workers * (OF_ITS_OWN + size),
             room.others,
@@ -118,7 +118,7 @@ async def fit(database: Database, *, workers: int) -> None:
     elif size < POOL_MAX_SIZE:
         logger.warning(
             "Each worker's pool has %d connections instead of %d, because max_connections = %d allows no more for %d "
-            "workers. Readers wait longer.",
+            "workers. Readers wait longer; raise max_connections.",
             size,
             POOL_MAX_SIZE,
             room.max_connections,
@@ -128,7 +128,7 @@ async def fit(database: Database, *, workers: int) -> None:
 
 
 async def warn_of_locks(database: Database, connection: Connection) -> None:
-    """Warns if queries over all readings can't have the locks that they take. Raises what the driver raises."""
+    """Warn if queries over all readings can't have the locks that they take. Raises what the driver raises."""
     edition = database.edition
     if edition is None or edition.kind == "plain":
         return
@@ -150,7 +150,7 @@ async def warn_of_locks(database: Database, connection: Connection) -> None:
 
 
 def lacking_locks(chunks: int, per_transaction: int, transactions: int) -> int | None:
-    """What max_locks_per_transaction should be, if it is too little for so many chunks."""
+    """Return what max_locks_per_transaction should be; None if it is enough for so many chunks."""
     needed = chunks * LOCKS_OF_A_CHUNK * WHOLE_QUERIES
     if needed <= per_transaction * transactions:
         return None

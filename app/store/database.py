@@ -68,7 +68,7 @@ def connection_arguments(url: str, application_name: str) -> dict[str, Any]:
 
 
 def checked_url(url: str) -> str:
-    """The connection string as libpq reads it, if it is one; ``postgresql+psycopg://`` is SQLAlchemy's for the same.
+    """Return a connection string as libpq reads it; ``postgresql+psycopg://`` is SQLAlchemy's form of the same.
 
     Raises:
         ConfigurationError: it is not; the message does not show it, since it holds a password.
@@ -99,8 +99,8 @@ PUBLIC_REASONS = {
     "3F000": "The database's schema is not there.",
     "53100": "The database's disk is full.",
     "53300": "The database has no connection left.",
-    "55P03": "The database holds a lock for too long.",
-    "57014": "The database has cancelled a statement.",
+    "55P03": "A lock in the database was held for too long.",
+    "57014": "The database cancelled a statement.",
 }
 """What anybody may know of an error, by SQLSTATE. One of a connection that was not made has none."""
 
@@ -213,7 +213,7 @@ MISSING_KEYS_ARGUMENTS = [
     [table for table, keys in UNIQUE_KEYS.items() for _ in keys],
     [key for keys in UNIQUE_KEYS.values() for key in keys],
 ]
-INCOMPLETE = "The database's schema is not whole."
+INCOMPLETE = "The database's schema is incomplete."
 SET_FOR_VIEWS = """
 INSERT INTO server_settings (name, value) VALUES ('timezone', %s), ('offline_after_s', %s)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE server_settings.value <> excluded.value
@@ -229,7 +229,7 @@ READER = "sensorflow_reader"
 FIND_READER = """
 SELECT coalesce(shobj_description(oid, 'pg_authid'), '') FROM pg_roles WHERE rolname = %s
 """
-# Roles are the whole server's, and another database's installation may have the same one.
+# Roles belong to the whole server, and another database's installation may use the same one.
 READER_MARK = r"""
 SELECT format('SensorFlow: reads schema %%I of database %%s', current_schema, oid), %s <> '' AND EXISTS (
     SELECT FROM pg_database WHERE oid::text = substring(%s FROM '^SensorFlow: reads schema .* of database (\d+)$')
@@ -287,15 +287,15 @@ def migrating(url: str) -> Iterator[psycopg.Connection]:
         deadline = time.monotonic() + MIGRATION_WAIT_S
         said = False
         while guard.execute(TRY_MIGRATION_LOCK).fetchone() != (True,):
-            holder = (guard.execute(WHO_MIGRATES).fetchone() or ("it has just ended",))[0]
+            holder = (guard.execute(WHO_MIGRATES).fetchone() or ("already gone",))[0]
             if time.monotonic() > deadline:
                 raise DatabaseAway(
-                    f"another process holds the lock of migrations ({holder})",
-                    public="The database is being migrated by another process.",
+                    f"another process is migrating the database ({holder})",
+                    public="Another process is migrating the database.",
                 )
             if not said:
                 said = True
-                logger.warning("waiting for another process that migrates the database: %s", holder)
+                logger.warning("waiting for another process to finish migrating the database: %s", holder)
             time.sleep(MIGRATION_POLL_S)
         with connect_to_migrate(url, autocommit=True) as connection:
             yield connection
@@ -334,13 +334,13 @@ def _create_extension(connection: psycopg.Connection) -> None:
 
 
 def find_original(connection: psycopg.Connection, name: str) -> bool:
-    """Whether there is a table of this name that has the columns of the original SensorFlow's."""
+    """Return whether there is a table of this name that has the columns of the original SensorFlow's."""
     row = connection.execute(COLUMNS_OF_TABLE, [name]).fetchone()
     return row is not None and set(row[0]) >= ORIGINAL_COLUMNS and bool(row[1])  # ours is a view
 
 
 def has_continuous_aggregates(connection: psycopg.Connection) -> bool:
-    """Whether the schema's aggregates are continuous."""
+    """Return whether the schema's aggregates are continuous."""
     row = connection.execute(
         "SELECT to_regclass('timescaledb_information.continuous_aggregates') IS NOT NULL"
     ).fetchone()
@@ -353,16 +353,16 @@ def _check_names(connection: psycopg.Connection) -> None:
         row = connection.execute("SELECT max(id), min(date_recorded), max(date_recorded) FROM data").fetchone()
         last_id, first, last = row or (None, None, None)
         raise ConfigurationError(
-            f"The database is one of the original SensorFlow: its table data has ids up to {last_id}, from {first} to "
+            f"The database belongs to the original SensorFlow: its table data has ids up to {last_id}, from {first} to "
             f"{last}. Stop that server and take its readings over with: python -m app migrate --adopt. "
-            f"The table itself is kept, as {KEPT_ORIGINAL}"
+            f"The table is kept as {KEPT_ORIGINAL}"
         )
     found = [
         name for name in ("data", "sensors", "sources", "flushes", "server_settings") if _is_there(connection, name)
     ]
     if found and not _is_there(connection, "readings"):
         raise ConfigurationError(
-            f"The schema has tables of another program where SensorFlow's would be: {', '.join(found)}. Make one for "
+            f"The schema has another program's tables under SensorFlow's names: {', '.join(found)}. Make a schema for "
             "SensorFlow alone: CREATE SCHEMA sensorflow, and add ?options=-csearch_path%3Dsensorflow to DATABASE_URL"
         )
 
@@ -380,14 +380,14 @@ def _check_revision(connection: psycopg.Connection) -> None:
     scripts = ScriptDirectory.from_config(Config(ALEMBIC_INI))
     if revision is None and has_readings:
         raise DatabaseAway(
-            "the schema's tables are there, but its revision is not (alembic_version): it was restored in part",
+            "the schema has its tables but no revision (alembic_version): it was restored in part",
             public=INCOMPLETE,
         )
     if revision is not None and revision not in {script.revision for script in scripts.walk_revisions()}:
         raise ConfigurationError(
-            f"The database's schema has the revision {revision}, which this version of SensorFlow does not know; it "
-            f"knows {scripts.get_current_head()} at most. A newer version has migrated it: run that one, or let it go "
-            f"back first with: python -m app migrate --down {scripts.get_current_head()}"
+            f"The database's schema has revision {revision}, and this version of SensorFlow knows revisions up to "
+            f"{scripts.get_current_head()}. A newer version has migrated it: run that version, or go back with it by: "
+            f"python -m app migrate --down {scripts.get_current_head()}"
         )
 
 
@@ -451,16 +451,16 @@ class Database:
             )
         if edition.kind == "plain" and edition.timescaledb_version is not None:
             logger.warning(
-                "TimescaleDB is there, but readings is a plain table: the schema was made without the extension, or "
-                "restored from a dump of plain PostgreSQL. It is used as one; `python -m app move --from URL` copies "
-                "all of it into a new database, where it is a hypertable."
+                "TimescaleDB is installed, but readings is a plain table: the schema was made without the extension, "
+                "or restored from a dump of plain PostgreSQL. It is used as a plain table. To make it a hypertable, "
+                "copy everything into a new database: python -m app move --from URL"
             )
         self.edition = edition
         await self._pool.open()
         return edition
 
     async def restore_settings(self, connection: Connection) -> None:
-        """Adds the rows of ``server_settings`` that views need and somebody has deleted. Raises what the driver
+        """Add the rows of ``server_settings`` that views need and somebody has deleted. Raises what the driver
         raises.
         """
         await connection.execute(RESTORE_SETTINGS, self._for_views)
@@ -501,12 +501,12 @@ class Database:
         except BaseException as error:
             await connection.close()
             if isinstance(error, ConfigurationError) and self.edition is not None:
-                raise DatabaseAway(str(error)) from error  # the server goes on, until somebody has changed it
+                raise DatabaseAway(str(error)) from error  # a running server continues, and tries again
             raise
         if session.is_pooled:
             connection.prepare_threshold = None
             if not self.is_pooled:
-                logger.info("a connection pooler stands before the database: nothing is prepared")
+                logger.info("connected through a pooler: statements are not prepared")
         self.is_pooled = session.is_pooled
 
     async def check_schema(self, connection: Connection) -> None:
@@ -515,28 +515,28 @@ class Database:
         assert row is not None  # a SELECT without FROM has one row
         if row[0] != self._revision:
             raise DatabaseAway(
-                f"the schema has the revision {row[0]}, and {self._revision} is needed: run python -m app migrate, or "
-                "start the server anew",
+                f"the schema has revision {row[0]} and needs {self._revision}: run python -m app migrate, or restart "
+                "the server",
                 public=INCOMPLETE,
             )
-        # Its rows keep their ids, so it must set the sequence before a server draws from it.
+        # Adopted rows keep their ids, so adoption must set the sequence before a server draws from it.
         if await (await connection.execute(ADOPTION_IS_BEGUN)).fetchone() == (False,):
-            error = ConfigurationError if self.edition is None else DatabaseAway  # a server that runs goes on
+            error = ConfigurationError if self.edition is None else DatabaseAway  # a running server continues
             raise error(
-                f"The original's readings, in {KEPT_ORIGINAL}, are not taken over: run python -m app migrate --adopt"
+                f"The original's readings in {KEPT_ORIGINAL} are not taken over yet: run python -m app migrate --adopt"
             )
         missing = await (await connection.execute(MISSING_KEYS, MISSING_KEYS_ARGUMENTS)).fetchall()
         if missing:
             keys = ", ".join(key for (key,) in missing)
             raise DatabaseAway(
-                f"unique keys of the schema are missing: {keys}. A restore is under way, or has ended early",
+                f"the schema lacks unique keys: {keys}. A restore is under way, or ended early",
                 public=INCOMPLETE,
             )
         before = self.edition
         if before is not None and (before.kind == "plain") != ((await _probe(connection)).kind == "plain"):
             raise DatabaseAway(
-                "readings has been a hypertable and is none now, or the other way round: a restore is under way, or "
-                "has ended early. If it is meant to be so, start the server anew",
+                "readings was a hypertable and is a plain table now, or the other way round: a restore is under way, "
+                "or ended early. If this is intended, restart the server",
                 public=INCOMPLETE,
             )
 
@@ -582,7 +582,7 @@ class Database:
                 raise psycopg.errors.ReadOnlySqlTransaction("default_transaction_read_only is on for the session")
 
     async def resize(self, pool_size: int) -> None:
-        """Bounds the pool, of which readers may have half."""
+        """Bound the pool, of which readers may have half."""
         await self._pool.resize(1, pool_size)
         self._readers = asyncio.Semaphore(max(1, pool_size * READERS_SHARE // POOL_MAX_SIZE))
 
@@ -615,8 +615,8 @@ async def _let_reader_in(connection: Connection, role: str, password: str) -> No
             mark, is_taken = row
             if is_taken and marked != mark:
                 logger.error(
-                    "the role %s is another installation's (%s) and keeps its password: set READER_ROLE here to "
-                    "another name, and give that to Grafana",
+                    "the role %s belongs to another installation (%s), so its password is not changed: set READER_ROLE "
+                    "to another name here and in Grafana",
                     role,
                     marked,
                 )
@@ -626,9 +626,9 @@ async def _let_reader_in(connection: Connection, role: str, password: str) -> No
             await _let_reader_see(connection, role)
     except (psycopg.errors.UndefinedObject, psycopg.errors.InsufficientPrivilege) as error:
         raise ConfigurationError(
-            f"READER_PASSWORD is set, but the account in DATABASE_URL can't give it to the role {role} "
-            f"({first_line(error)}). Unset it, and let one that may make the role, give it a password, and grant it "
-            "USAGE of the schema and SELECT on what it is to read"
+            f"The account in DATABASE_URL can't give READER_PASSWORD to the role {role} ({first_line(error)}). "
+            "Unset READER_PASSWORD. With an account that may: create the role, give it a password, and grant it USAGE "
+            "of the schema and SELECT on the tables and views to read"
         ) from error
 
 

@@ -188,14 +188,14 @@ class _Cluster:
         return True
 
     def _take_over(self) -> bool:
-        """Whether one runs that a killed server has left, and can be reached where this one looks for it."""
+        """Return whether one runs that a killed server has left, and can be reached where this one looks for it."""
         running = postmaster_of(self._folder)
         if running is None:
             return False
         if not (self._socket_dir / SOCKET).exists():
-            logger.warning("The PostgreSQL that runs in %s has no socket in %s: restarting it.", *self._places)
+            logger.warning("The PostgreSQL of %s has no socket in %s: restarting it.", *self._places)
             if not self._end():
-                raise ConfigurationError(f"The PostgreSQL of process {running.pid} does not stop. End it.")
+                raise ConfigurationError(f"The embedded PostgreSQL (process {running.pid}) does not stop: end it.")
             return False
         logger.info("taking over the PostgreSQL that runs in %s", self._folder)
         self._wait_until_ready()
@@ -240,7 +240,7 @@ class _Cluster:
             time.sleep(POLL_INTERVAL_S)
 
     def _runs_here(self) -> bool:
-        """Whether the process that was started here runs."""
+        """Return whether the process that was started here runs."""
         return self._process is not None and self._process.poll() is None
 
     def _supervise(self) -> None:
@@ -250,7 +250,7 @@ class _Cluster:
         while not self._stopping.wait(CHECK_INTERVAL_S):
             now = time.monotonic()
             if (full := self._full_disk()) and (full_said_at is None or now - full_said_at >= DISK_FULL_INTERVAL_S):
-                logger.error("%s Readings are refused while PostgreSQL can't write.", full)
+                logger.error("%s Until then readings are rejected.", full)
                 full_said_at = now
             if self._runs_here() or postmaster_of(self._folder) is not None:
                 if now - started_at > STEADY_AFTER_S:
@@ -308,7 +308,7 @@ class _Cluster:
         )
 
     def _last_words(self, lines: int) -> str:
-        """The last lines of the log since the last start."""
+        """Return the last lines of the log since the last start."""
         try:
             with self._log.open("rb") as log:
                 log.seek(max(self._log_start, self._log.stat().st_size - LAST_WORDS_BYTES))
@@ -326,7 +326,7 @@ class _Cluster:
         else:
             # It may be in a folder that is open to all.
             if not stat.S_ISDIR(found.st_mode) or found.st_uid not in {owner, os.geteuid()} or found.st_mode & 0o077:
-                raise ConfigurationError(f"{self._socket_dir} is somebody else's. Remove it.")
+                raise ConfigurationError(f"{self._socket_dir} belongs to another user: remove it.")
             shutil.rmtree(self._socket_dir)
         self._socket_dir.mkdir(mode=0o700)
         self._hand_over(self._socket_dir)
@@ -378,8 +378,8 @@ class _Cluster:
             os.chown(path, self._account.pw_uid, self._account.pw_gid)
 
     def _usable_socket_dir(self) -> Path:
-        """The cluster's folder, or one in the temporary folder where that name is too long for a Unix socket, or has a
-        comma, at which libpq parts hosts.
+        """Return the cluster's folder; a folder in the temporary one where its path is too long for a Unix socket, or
+        has a comma, which separates hosts for libpq.
         """
         beside = self._folder.parent / "socket"
         if len(os.fsencode(beside / SOCKET)) <= MAX_SOCKET_PATH_BYTES and "," not in str(beside):

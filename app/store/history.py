@@ -77,7 +77,7 @@ FROM (
 LATEST_KNOWN = """
 SELECT sensor_id, time, id FROM latest_readings WHERE time <= %s::timestamptz ORDER BY time DESC, id DESC LIMIT 10
 """
-# Its time stands in the text, so that PostgreSQL plans with one chunk, and locks one.
+# The time stands in the text, so that PostgreSQL plans with one chunk and locks one.
 READING = sql.SQL("""
 SELECT (extract(epoch FROM r.time) * 1000000)::bigint, s.name, r.temperature, r.humidity, r.pressure,
        o.key_name, o.client_ip, r.id
@@ -147,8 +147,8 @@ class History:
                 yield page
 
     async def _spans(self, query: Query) -> list[Query]:
-        """The query in parts that each ask few chunks: readings by PAGE_CHUNKS, since PostgreSQL locks each with its
-        indexes, and all of its sessions share the room for locks.
+        """Return the query in parts of few chunks each: readings by PAGE_CHUNKS, since PostgreSQL locks each chunk with
+        its indexes, and all its sessions share the room for locks.
         """
         edition = self._database.edition
         has_chunks = edition is not None and edition.kind != "plain"
@@ -164,7 +164,7 @@ class History:
     async def _page(
         self, spans: Sequence[Query], sensors: Mapping[int, str], after: Position | None, max_rows: int
     ) -> tuple[Mapping[int, str], Page | None, bool]:
-        """The rows of so many of the sensors, the first of them, as a page has room for in all spans.
+        """Return the rows of so many of the sensors, the first of them, as a page has room for in all spans.
 
         Returns:
             Those sensors, their rows if there are any, and whether the page is full: then it ends within its last
@@ -203,8 +203,8 @@ class History:
 
 
 async def latest_reading(connection: Connection, *, horizon_us: float = math.inf) -> tuple[Reading, int] | None:
-    """The latest reading by event time of those that ``latest_readings`` has and that are not beyond the horizon, and
-    its id; None where there is none. Raises what the driver raises.
+    """Return the latest reading by event time in ``latest_readings`` that is not beyond the horizon, and its id; None
+    if there is none. Raises what the driver raises.
     """
     known = await (await connection.execute(LATEST_KNOWN, [moment(horizon_us)])).fetchall()
     for sensor_id, time, id_ in known:  # the first of them, unless it has been deleted since
@@ -310,7 +310,7 @@ def _first(sensors: Mapping[int, str], count: int) -> Mapping[int, str]:
 
 
 def _page_of(sensors: Mapping[int, str], parts: Sequence[_Rows]) -> Page:
-    """The rows of parts that follow each other in time, sensor by sensor."""
+    """Return the rows of parts that follow each other in time, sensor by sensor."""
     places, ids, rows = parts[0]
     if len(parts) > 1:
         places = pa.concat_arrays([part.places for part in parts])

@@ -1,4 +1,4 @@
-"""The claims of imported readings: looked up before a file is stored, and forgotten when it is to be stored again."""
+"""The claims of imported readings: looked up before a file is stored, and deleted when it is to be stored again."""
 
 from collections.abc import Collection, Mapping
 

@@ -262,9 +262,9 @@ class LatestReadings:
         is_behind = self.age_s > BEHIND_S
         if is_behind and not self._is_behind:
             logger.warning(
-                "latest_readings is %.0f s behind, and so are dashboards, alerts and whether sensors are online: %s",
+                "latest_readings is %.0f s behind, and so are dashboards, alerts and the sensors' online status: %s",
                 self.age_s,
-                reason or "writing it takes too long",
+                reason or "writes to it take too long",
             )
         elif self._is_behind and not is_behind:
             logger.info("latest_readings has caught up")
@@ -278,7 +278,7 @@ class LatestReadings:
                     await self.write()
 
     async def write(self) -> None:
-        """Writes what has been noted, in pieces. Raises DatabaseAway; what is not written is still noted then."""
+        """Write what has been noted, in pieces. Raises DatabaseAway; what is not written is still noted then."""
         noted, self._noted = self._noted, {}
         rows, self.unwritten = self.unwritten, LatestRows()
         if not noted and not rows.batches():
@@ -316,7 +316,7 @@ class LatestReadings:
             await connection.execute(WRITE, arguments)
 
     async def recover(self) -> None:
-        """Looks up what a process may have committed, and not written before it was killed: in the newest chunks first,
+        """Look up what a process may have committed, and not written before it was killed: in the newest chunks first,
         and in older ones for the sensors of which nothing was found.
         """
         spans: list[tuple[str, str]] | None = None
@@ -333,7 +333,7 @@ class LatestReadings:
                 failures += 1
                 sensors = max(sensors // 2, 1)
                 log = logger.warning if failures == RECOVERY_FAILURES else logger.debug
-                log("the latest readings from before the start are still to be looked up: %s", error)
+                log("can't look up the latest readings from before the start yet: %s", error)
                 await asyncio.sleep(INTERVAL_S)
                 continue
             assert row is not None  # an aggregate has one row
@@ -342,7 +342,7 @@ class LatestReadings:
                 break
             place, after = (place, last) if last is not None else (place + 1, 0)
             sensors, failures = min(2 * sensors, RECOVERY_SENSORS), 0
-            await asyncio.sleep(self._clock() - began)  # others use the database, too
+            await asyncio.sleep(self._clock() - began)  # leave as much time to other users of the database
         self.recovered.set()
 
     async def spans(self, connection: Connection) -> list[tuple[str, str]]:
@@ -356,7 +356,7 @@ class LatestReadings:
 
 
 def recovery_of(span: tuple[str, str], after: int, sensors: int, horizon_us: float) -> sql.Composed:
-    """The statement that looks up the latest readings in a span of the next sensors after an id."""
+    """Return the statement that looks up the latest readings in a span of the next sensors after an id."""
     start, end = span
     return RECOVER.format(after=after, start=start, end=end, horizon=moment(horizon_us), sensors=sensors)
 
@@ -369,8 +369,8 @@ def _columns_of(singles: Collection[Noted]) -> pa.RecordBatch:
 
 
 def _arrays_of_singles(singles: Sequence[Noted]) -> list[str]:
-    """The columns of a statement, as PostgreSQL writes arrays. They don't become Arrow in between: to make columns of
-    Python's values it imports pandas, if there is one, for 0.3 s.
+    """Return a statement's columns as PostgreSQL writes arrays. Not by Arrow: to make columns of Python values it
+    imports pandas, if installed, for 0.3 s.
     """
     return [_array(column) for column in zip(*singles, strict=True)]
 

@@ -110,7 +110,7 @@ class LimitSnapshot:
     """Of those whose readings have come alone: to look into the columns takes 2.2 µs a reading, and into this 1.2."""
 
     def violations(self, readings: Iterable[Noted], rows: pa.RecordBatch | None) -> list[bytes]:
-        """The rows of the log as a binary COPY in pieces; none if all readings are within their limits.
+        """Return the rows of the log as a binary COPY in pieces; none if all readings are within their limits.
 
         Args:
             readings: those that came alone.
@@ -153,7 +153,9 @@ class LimitSnapshot:
         return found
 
     def _found(self, rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Limits are looked up once for each run of a sensor's rows: 10,000 rows of 1,000 sensors take 0.25 ms."""
+        """Find violations, looking the limits up once for each run of a sensor's rows: 10,000 rows of 1,000 sensors
+        take 0.25 ms.
+        """
         runs = pc.run_end_encode(rows["sensor_id"])
         known, sensor_ids = _column(self.sensor_ids, pa.int64()), runs.values.cast(pa.int64())
         places = pc.search_sorted(known, sensor_ids)
@@ -216,14 +218,14 @@ class SensorLimits:
         self._version: str | None = None
 
     async def current(self) -> LimitSnapshot:
-        """The limits that hold. Raises DatabaseAway: they are not known yet, and the database can't be asked."""
+        """Return the limits that hold. Raises DatabaseAway: they are not known yet, and the database can't be asked."""
         if self._snapshot is None:
             await self.check()
         assert self._snapshot is not None  # it has just been loaded
         return self._snapshot
 
     async def run(self) -> None:
-        """Looks for changes until cancelled; a database that is away is left for the next turn."""
+        """Look for changes until cancelled; skip a turn if the database is unavailable."""
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
             try:
@@ -232,7 +234,7 @@ class SensorLimits:
                 logger.debug("the limits wait to be looked at: %s", error)
 
     async def check(self) -> None:
-        """Loads the limits if they are not those that are known. Raises DatabaseAway."""
+        """Load the limits if they are not those that are known. Raises DatabaseAway."""
         async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
             row = await (await connection.execute(VERSION)).fetchone()
             version = None if row is None else row[0]
@@ -245,7 +247,7 @@ class SensorLimits:
 
 
 async def prune(connection: Connection) -> bool:
-    """Deletes some of the log's oldest rows that are too old or too many; whether there may be more. Raises what the
+    """Delete some of the log's oldest rows that are too old or too many; whether there may be more. Raises what the
     driver raises.
     """
     return (await connection.execute(PRUNE)).rowcount == PRUNED_ROWS

@@ -91,7 +91,7 @@ class DatabaseStatistics:
 
 
 class Maintenance:
-    """Runs beside the flusher, on pooled connections, and never in its way.
+    """Background work beside the flusher, on pooled connections, never in its way.
 
     Args:
         database: what is maintained.
@@ -117,7 +117,7 @@ class Maintenance:
         """None until the first look, and while the database is away."""
 
     async def run(self) -> None:
-        """Works until cancelled; a database that is away is left for the next turn."""
+        """Work until cancelled; skip a turn if the database is unavailable."""
         clock = asyncio.get_running_loop().time
         prune_from = prune_sources_from = clock() + PRUNE_PAUSE_S
         while True:
@@ -136,11 +136,11 @@ class Maintenance:
                             await warn_of_locks(self._database, connection)
                         prune_sources_from = clock() + PRUNE_SOURCES_EVERY_S
                 except DatabaseAway as error:
-                    logger.warning("what is old can't be pruned for now: %s", error)
+                    logger.warning("can't delete expired rows for now: %s", error)
             await asyncio.sleep(INTERVAL_S)
 
     async def look(self) -> None:
-        """Looks at the database and at its clock. Raises DatabaseAway."""
+        """Look at the database and at its clock. Raises DatabaseAway."""
         async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
             await self._database.restore_settings(connection)
             skew_s = await self._measure_skew(connection)
@@ -150,7 +150,7 @@ class Maintenance:
         self.statistics = DatabaseStatistics(size_bytes, connections, stale_ranges, lag_s, skew_s)
 
     async def _measure_skew(self, connection: Connection) -> float:
-        """How far the database's clock is ahead of this process's, seconds. The views take it into account."""
+        """Return how far the database's clock is ahead of this process's, seconds. The views take it into account."""
         looks: list[tuple[float, float]] = []
         for _ in range(CLOCK_LOOKS):
             before = self._now_us()
@@ -162,9 +162,8 @@ class Maintenance:
         is_skewed = abs(skew_s) - uncertainty_s > MAX_SKEW_S
         if is_skewed and not self._is_skewed:
             logger.warning(
-                "The database's clock is %.1f s %s this server's. One of them is wrong: set it by NTP. Until then "
-                '"online", "offline" and the age of readings go by this server\'s; aggregates and retention go by the '
-                "database's.",
+                "The database's clock is %.1f s %s this server's: synchronize both by NTP. Until then the online "
+                "status and the age of readings follow this server's clock, aggregates and retention the database's.",
                 abs(skew_s),
                 "ahead of" if skew_s > 0 else "behind",
             )
@@ -175,7 +174,7 @@ class Maintenance:
         return skew_s
 
     async def prune(self) -> None:
-        """Deletes old rows of the ledger and of the log of violations, and old claims. Raises DatabaseAway."""
+        """Delete old rows of the ledger and of the log of violations, and old claims. Raises DatabaseAway."""
 
         async def ledger(connection: Connection) -> bool:
             return (await connection.execute(PRUNE_LEDGER)).rowcount == PRUNE_PIECE_ROWS
@@ -188,7 +187,7 @@ class Maintenance:
         await self._in_pieces(limits.prune)
 
     async def prune_sources(self) -> None:
-        """Deletes the senders of which no reading is stored, as far as that is certain. Raises DatabaseAway."""
+        """Delete the senders of which no reading is stored, as far as that is certain. Raises DatabaseAway."""
         if not self._accept_future_minutes:
             return
         edition = self._database.edition
@@ -208,7 +207,7 @@ class Maintenance:
         await self._in_pieces(senders)
 
     async def _in_pieces(self, delete_piece: Callable[[Connection], Awaitable[bool]]) -> None:
-        """Deletes piece by piece, each on a connection for itself, until one was the last or the turn is over."""
+        """Delete piece by piece, each on a connection for itself, until one was the last or the turn is over."""
         clock = asyncio.get_running_loop().time
         ends = clock() + PRUNE_TURN_S
         is_more = True

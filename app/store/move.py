@@ -1,7 +1,7 @@
-"""``python -m app move``: everything that one database of ours has into another, empty one.
+"""``python -m app move``: copy everything from one SensorFlow database into another, empty one.
 
-It is one transaction: the other database has all of it or nothing. Rows go over as PostgreSQL's binary COPY, bit for
-bit, whatever kind of database either is; ids stay, and what hands them out goes on behind them.
+The copy is one transaction: the other database has all of it or nothing. Rows go over as PostgreSQL's binary COPY, bit
+for bit, whatever kind of database either is. Ids stay, and the sequences continue after them.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ FROM pg_class c
 WHERE c.relnamespace = current_schema::regnamespace AND c.relkind IN ('r', 'p') AND c.relname <> ALL(%s)
 ORDER BY c.relname
 """
-# A server that writes would be in the way, and have ids of its own.
+# A writing server would interfere, and hands out ids of its own.
 KEEP_SERVERS_OUT = "LOCK TABLE flushes, sensors, sources IN EXCLUSIVE MODE"
 IS_IN_USE = """
 SELECT EXISTS (SELECT FROM readings) OR EXISTS (SELECT FROM sensors) OR EXISTS (SELECT FROM sources)
@@ -57,7 +57,7 @@ WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
 
 
 def move(source_url: str, target_url: str, *, say: Callable[[str], None]) -> None:
-    """Copies everything; the source stays as it is.
+    """Copy everything; the source stays as it is.
 
     Args:
         source_url: the connection string of the database that has the readings.
@@ -88,7 +88,7 @@ def move(source_url: str, target_url: str, *, say: Callable[[str], None]) -> Non
         known = {name for name, *_ in target.execute(TABLES, [NOT_MOVED])}
         for table, columns in tables.items():
             if table not in known:
-                say(f"{table}: not ours, left out")
+                say(f"{table}: not a table of SensorFlow's, left out")
                 continue
             rows = _copy(source, target, table, columns, say)
             say(f"{table}: {rows:,} rows")
@@ -103,13 +103,13 @@ def _keep_servers_out(connection: Connection) -> None:
         connection.execute(KEEP_SERVERS_OUT)
     except psycopg.errors.LockNotAvailable as error:
         raise ConfigurationError(
-            f"A server is writing to the database {connection.info.dbname!r} at {connection.info.host}. Stop it, and "
-            "begin anew."
+            f"A server is writing to the database {connection.info.dbname!r} at {connection.info.host}. Stop it, then "
+            "run move again."
         ) from error
 
 
 def _check_locks(source: Connection, target: Connection) -> None:
-    """Each day is a chunk, and each chunk that is written to takes locks until the transaction ends."""
+    """Raise ConfigurationError if the target lacks locks: each day is a chunk, locked until the transaction ends."""
     if target.execute(IS_HYPERTABLE).fetchone() != (True,):
         return
     ((days,),) = source.execute(DAYS).fetchall()
@@ -117,14 +117,14 @@ def _check_locks(source: Connection, target: Connection) -> None:
     needed = LOCKS_A_DAY * days + OTHER_LOCKS
     if needed > per_transaction * transactions:
         raise ConfigurationError(
-            f"The readings are of {days:,} days, and the database at DATABASE_URL has too few locks for so many in one "
-            f"transaction. Set max_locks_per_transaction to {needed // transactions + 1} there, restart it, and begin "
-            "anew."
+            f"The readings span {days:,} days, and the database at DATABASE_URL has too few locks for so many in one "
+            f"transaction. Set its max_locks_per_transaction to {needed // transactions + 1}, restart it, then run "
+            "move again."
         )
 
 
 def _in_order_of_references(source: Connection) -> list[tuple[str, list[str], list[str]]]:
-    """The tables with their columns and those that they refer to, which come first."""
+    """Return the tables with their columns and those that they refer to, which come first."""
     left = source.execute(TABLES, [NOT_MOVED]).fetchall()
     ordered: list[tuple[str, list[str], list[str]]] = []
     while left:

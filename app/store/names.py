@@ -55,11 +55,11 @@ class Remembered(Generic[Name]):
         self._older: dict[Name, int] = {}
 
     def __len__(self) -> int:
-        """How many names there are; of one in both generations, two."""
+        """Return the number of names; a name in both generations counts twice."""
         return len(self._recent) + len(self._older)
 
     def ids_of(self, names: Sequence[Name]) -> list[int | None]:
-        """The id of each, in their order; None where it is not remembered."""
+        """Return the id of each, in their order; None where it is not remembered."""
         ids: list[int | None] = list(map(self._recent.get, names))
         if None in ids and self._older:
             older = self._older
@@ -70,7 +70,7 @@ class Remembered(Generic[Name]):
         return ids
 
     def update(self, ids: Mapping[Name, int]) -> None:
-        """Remembers these."""
+        """Remember these ids of names."""
         for name, id_ in ids.items():
             self._add(name, id_)
 
@@ -118,8 +118,8 @@ class NameIds(Generic[Name]):
             "SELECT id, {columns} FROM {table} WHERE ({columns}) IN (SELECT * FROM unnest({lists}))"
         ).format(**arguments)
         self.no_id_left = (
-            f"The table {table} has given out all of its 2,147,483,647 ids, so that nothing new gets one. What has one "
-            "is stored as ever."
+            f"The table {table} has used up its 2,147,483,647 ids, so new names are rejected. Readings of known names "
+            "are still stored."
         )
         """Why a name has no id."""
         self._database = database
@@ -137,8 +137,8 @@ class NameIds(Generic[Name]):
         self._forget_at = asyncio.get_running_loop().time() + self._touch_every_s
 
     async def ids_of(self, names: Sequence[Name]) -> list[int | None]:
-        """The id of each, in their order. New ones are added, and committed, at once. None: there is no id left for it,
-        and ``no_id_left`` says so.
+        """Return the id of each name, in order; add and commit new names at once. None: the ids are used up, and
+        ``no_id_left`` says so.
 
         Raises:
             DatabaseAway: there are some that are not remembered, and the database can't be asked. Those that it has
@@ -159,7 +159,7 @@ class NameIds(Generic[Name]):
         return [found.get(name) if id_ is None else id_ for name, id_ in zip(names, ids, strict=True)]
 
     async def _ids_of_piece(self, names: Sequence[Name]) -> dict[Name, int]:
-        """The ids of names that are not remembered, as far as they could be had."""
+        """Return the ids of names that are not remembered, as far as they could be had."""
         async with self._database.borrow(timeout_s=self._timeout_s) as connection:
 
             async def ids_by(statement: sql.Composed, names: Sequence[Name]) -> dict[Name, int]:
@@ -175,11 +175,11 @@ class NameIds(Generic[Name]):
                     found |= await ids_by(self._add, new)
                 except SequenceGeneratorLimitExceeded:
                     return found
-                # What is still missing, another process has added meanwhile.
+                # Names that are still missing were added by another process meanwhile.
                 if missing := [name for name in new if name not in found]:
                     found |= await ids_by(self._find, missing)
                 if missing := [name for name in missing if name not in found]:
-                    raise DatabaseAway(f"no id came back for {missing[0]!r}")
+                    raise DatabaseAway(f"the database returned no id for {missing[0]!r}")
         return found
 
 
@@ -214,7 +214,7 @@ class SensorIds(NameIds[str]):
         return unknown
 
     async def learn(self, array: pa.StringArray) -> None:
-        """Looks up those of an array's names that are not remembered, and adds what is missing. Raises DatabaseAway.
+        """Look up an array's names that are not remembered, and add missing ones. Raises DatabaseAway.
 
         Arrays take turns, a piece each: one with few names does not wait until one with many is done.
         """
@@ -225,8 +225,8 @@ class SensorIds(NameIds[str]):
     async def ids_of_all(
         self, names: Sequence[str], arrays: Sequence[pa.StringArray]
     ) -> tuple[list[int | None], list[pa.Int32Array]]:
-        """The id of each name, and those of each array, in which no name may be null; as ``ids_of``, and in an array
-        null for None.
+        """Return the id of each name, and the ids of each array, in which no name may be null; like ``ids_of``, with
+        null for None in an array.
         """
         known = self._arrays
         keys = [key_of(array) for array in arrays]

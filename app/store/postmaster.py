@@ -1,8 +1,8 @@
-"""Which process serves a PostgreSQL data folder, told without trusting its ``postmaster.pid`` alone.
+"""The process that serves a PostgreSQL data folder, found without trusting its ``postmaster.pid`` alone.
 
-That file outlives a killed machine and is copied with the folder, so the process of that number may be anybody's: a
-signal to it would hit a stranger, or the PostgreSQL of the folder that was copied. A process is believed to be the
-folder's postmaster only if it runs ``postgres`` in that very folder.
+That file outlives a killed machine and is copied with the folder, so its process number may belong to anything: a
+signal to it would hit a stranger, or the PostgreSQL of the original folder. A process counts as the folder's postmaster
+only if it runs ``postgres`` in that very folder.
 """
 
 import os
@@ -24,7 +24,7 @@ class Postmaster:
 
 
 def postmaster_of(folder: Path) -> Postmaster | None:
-    """The process that serves a data folder; None if there is none."""
+    """Return the process that serves a data folder; None if there is none."""
     try:
         lines = (folder / PID_FILE).read_text(errors="surrogateescape").splitlines()
         pid = int(lines[0])
@@ -36,7 +36,7 @@ def postmaster_of(folder: Path) -> Postmaster | None:
 
 
 def remove_stale_pid_file(folder: Path) -> None:
-    """Remove a pid file that names a process which is not this folder's: PostgreSQL would not start for it.
+    """Remove a pid file that names a process of another folder; PostgreSQL would refuse to start.
 
     One that names no process, or another account's, stays: PostgreSQL sees that itself, and looks by it for what a
     killed postmaster has left running.
@@ -70,7 +70,7 @@ def _is_postmaster(pid: int, folder: Path) -> bool:
 
 
 def _is_postmaster_by_ps(pid: int, folder: Path) -> bool:
-    """Where there is no /proc, as on macOS."""
+    """Ask ``ps``, where there is no /proc, as on macOS."""
     command = ["ps", "-ww", "-o", "command=", "-p", str(pid)]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return f"postgres -D {folder} " in found.stdout

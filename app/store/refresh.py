@@ -1,4 +1,4 @@
-"""``python -m app refresh``: aggregates and latest readings made anew, whatever way the readings have come."""
+"""``python -m app refresh``: recompute aggregates and latest readings, however the readings were written."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -21,7 +21,7 @@ async def refresh(
     horizon_us: float,
     say: Callable[[str], None],
 ) -> None:
-    """Refreshes the days of a span in which there are readings, piece by piece; beside a server that runs, too.
+    """Refresh the days of a span that have readings, piece by piece; also beside a running server.
 
     Args:
         database: is opened here, and closed.
@@ -43,9 +43,9 @@ async def refresh(
 
             await Aggregates(database, retention=retention).recompute(start, end, on_piece=on_piece)
         else:
-            say("The aggregates of this database are views of its readings: there is nothing to refresh.")
+            say("aggregates: nothing to refresh, because in this database they are views of the readings")
         await LatestReadings(database, horizon_us=lambda: horizon_us).recover()
-        say("Latest readings: looked up.")
+        say("latest readings: updated")
         async with database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
             if ids := await nameless_sensors(connection, TIERS[-1].floor(start), TIERS[-1].ceil(end)):
                 say(nameless_message(ids))

@@ -18,9 +18,9 @@ RETRY_S = 60.0
 STEP_TIMEOUT_S = 300.0
 ROWS_AT_A_TIME = 20_000
 
-# By the clock that is further back: what a wrong one deletes is gone.
+# By the clock that is further back, because deleted rows are gone for good.
 FIRST_KEPT = "date_trunc('day', least(now(), %(now)s::timestamptz) - make_interval(secs => 86400 * %(days)s), 'UTC')"
-# Few at a time: a transaction holds the locks of all that it drops, of which all sessions share a fixed number.
+# Few at a time: a transaction holds locks on all that it drops, and all sessions share a fixed number.
 CHUNKS_AT_A_TIME = 20
 DROP_CHUNKS = f"""
 SELECT drop_chunks('readings', (

@@ -72,7 +72,7 @@ class Sensors:
         return _sensor(rows[0])
 
     async def change(self, name: str, change: SensorChange) -> tuple[Sensor, bool]:
-        """Change a sensor, or create it; give back what it has become, and whether it is new.
+        """Change a sensor, or create it; return what it has become, and whether it is new.
 
         Raises:
             InvalidSensor: its limits would be of a metric that there is not, or the lower would be above the upper.
@@ -83,7 +83,7 @@ class Sensors:
             connection.transaction(),
         ):
             row, is_new = await (await connection.execute(LOCK, [name])).fetchone(), False
-            # Looked for first: INSERT takes a value of the identity for a known name, too.
+            # Looked up first: INSERT uses up an identity value for a known name too.
             if row is None:
                 row = await (await connection.execute(CREATE, [name])).fetchone()
                 is_new = row is not None
@@ -100,15 +100,15 @@ class Sensors:
                 await connection.execute(UPDATE.format(changes=changes), {**columns, "id": sensor_id})
             if "limits" in change.model_fields_set:
                 await _change_limits(connection, sensor_id, change)
-            # Before COMMIT: what can't be read back is not kept.
+            # Before COMMIT, so that nothing is stored that can't be read back.
             (changed,) = await _read(connection, ONE, {"name": name, "limit": 1})
         if "limits" in change.model_fields_set:
-            with suppress(DatabaseAway):  # they are changed, and looked at again soon
+            with suppress(DatabaseAway):  # the change is stored, and loaded again soon
                 await self._on_new_limits()
         return _sensor(changed), is_new
 
     async def _page(self, query: str, *, after: str, limit: int, **arguments: object) -> list[dict[str, Any]]:
-        """The next rows by name, found stretch by stretch, each by statements of their own."""
+        """Return the next rows by name, found stretch by stretch, each by statements of their own."""
         found: list[dict[str, Any]] = []
         stretch = limit
         while len(found) < limit:

@@ -25,7 +25,7 @@ PINNED: Mapping[str, str] = {
     "transform_null_equals": "off",
     "session_replication_role": "origin",
     "default_transaction_isolation": "read committed",
-    # What may take how long is said by timeouts of ours, and each has an answer.
+    # The server has timeouts of its own, each with an answer.
     "statement_timeout": "0",
     "lock_timeout": "0",
     "transaction_timeout": "0",
@@ -59,7 +59,7 @@ RESTORING = "The database is being restored."
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What became of an inspection that found nothing to refuse."""
+    """The result of an inspection that found nothing to refuse."""
 
     is_pooled: bool
     """Whether a pooler stands in between: then a statement may run on another server connection than the one before,
@@ -74,7 +74,7 @@ class Session:
 
 
 def inspected(row: Sequence[Any], *, backend_pid: int) -> Session:
-    """Judge INSPECT's answer; ``backend_pid`` is the one that the connection was told when it was made.
+    """Judge the answer to INSPECT; ``backend_pid`` is the number that the connection was told at its start.
 
     Raises:
         DatabaseAway: this server can't be used now; another connection, or a later one, may be.
@@ -85,12 +85,12 @@ def inspected(row: Sequence[Any], *, backend_pid: int) -> Session:
         raise DatabaseAway("The server is a standby in recovery; connect to the primary.", public=STANDBY)
     if encoding != "UTF8":
         raise ConfigurationError(
-            f"The database {database!r} has the encoding {encoding}, which can't hold every name. Make one that can: "
+            f"The database {database!r} has the encoding {encoding}, which can't hold every name. Make a new one: "
             "CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
         )
     if schema is None:
         raise ConfigurationError(
-            f"No schema of the search path {search_path!r} exists, or none may be used by {user}. Create it, or: "
+            f"The search path {search_path!r} has no schema that {user} may use. Create one, or run: "
             f"ALTER ROLE {user} IN DATABASE … SET search_path = public"
         )
     if restoring == "on":
@@ -101,14 +101,14 @@ def inspected(row: Sequence[Any], *, backend_pid: int) -> Session:
         )
     if disabled == "on":
         raise ConfigurationError(
-            f"timescaledb.disable_load is on. Run: ALTER ROLE {user} RESET timescaledb.disable_load, "
-            "and the same for the database"
+            f"timescaledb.disable_load is on, so TimescaleDB is off. Run: ALTER ROLE {user} RESET "
+            "timescaledb.disable_load, and the same for the database"
         )
     to_pin = {name: PINNED[name] for name in differing}
     if extension is not None:
         # Where its functions are not found, neither are the tables' chunks.
         to_pin["search_path"] = f'{search_path}, "{extension}"'
-    # A pooler answers with a number of its own, so that a request to cancel comes back to it.
+    # A pooler reports a number of its own, so that requests to cancel come back to it.
     is_pooled = pid != backend_pid
     if is_pooled and (untracked := to_pin.keys() - TRACKED):
         commands = "; ".join(
@@ -116,8 +116,8 @@ def inspected(row: Sequence[Any], *, backend_pid: int) -> Session:
             for name in sorted(untracked)
         )
         raise ConfigurationError(
-            f"A connection pooler stands before the database, so {', '.join(sorted(untracked))} can't be set for a "
-            f"session. Run: {commands}; and RECONNECT on the pooler's console"
+            f"{', '.join(sorted(untracked))} can't be set for a session behind a connection pooler. "
+            f"Run: {commands}; then RECONNECT on the pooler's console"
         )
     return Session(is_pooled=is_pooled, to_pin=to_pin)
 

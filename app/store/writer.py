@@ -137,7 +137,7 @@ def content_errors() -> Iterator[None]:
 
 @contextmanager
 def lock_errors() -> Iterator[None]:
-    """A lock that is not to be had in time becomes DatabaseLocked; other errors pass."""
+    """Turn a lock that is not granted in time into DatabaseLocked; pass other errors on."""
     try:
         yield
     except LockNotAvailable as error:
@@ -293,7 +293,7 @@ class Writer:
         times 10 cost. The rowstore takes them as they come, and had better be kept busy."""
 
     async def connect(self) -> None:
-        """Makes sure of a connection that can commit: a live one is tried, a dead one replaced. Raises DatabaseAway."""
+        """Ensure a connection that can commit: test a live one, replace a dead one. Raises DatabaseAway."""
         async with self._step() as connection, confirmed(connection):
             begin = _begin(0, 0, self._lock_timeout_s, self._names_changed_by or "")
             await connection.execute(PROBE.format(begin=begin), prepare=False)
@@ -305,11 +305,13 @@ class Writer:
             self._connection = None
 
     def new_names(self, batch: Batch) -> int:
-        """How many of a batch's sensors are not known here."""
+        """Return how many of a batch's sensors are not remembered here."""
         return len(self._sensors.unknown_of(batch.sensors))
 
     async def learn_names(self, batch: Batch) -> None:
-        """Looks those up, and adds what is missing, piece by piece in turn with other batches. Raises DatabaseAway."""
+        """Look up a batch's unknown sensors and add missing ones, piece by piece in turn with other batches. Raises
+        DatabaseAway.
+        """
         await self._sensors.learn(batch.sensors)
 
     async def prepare(self, contents: Sequence[Content]) -> Flush:
@@ -403,7 +405,7 @@ class Writer:
         raise last
 
     async def was_committed(self, flush: Flush) -> bool:
-        """Whether that flush is in the ledger, and durable. Waits until a lost transaction that writes it has ended.
+        """Return whether a flush is in the ledger, and durable. Waits for a lost transaction that writes it to end.
 
         Raises:
             DatabaseAway: the ledger can't be asked now, the lost transaction has not ended in time, or what the ledger
@@ -452,7 +454,7 @@ class Writer:
         ]
 
     def _unnamed(self, identified: Sequence[Identified]) -> dict[int, str | None]:
-        """The rows of which the sensor or the sender has no id, by their place in the flush, and why."""
+        """Return the rows whose sensor or sender has no id, by position in the flush, and why."""
         unnamed: dict[int, str | None] = {}
         start = 0
         for content, sensor_ids, source_id in identified:
@@ -570,7 +572,7 @@ class Writer:
                     refused.update(await self._reasons(connection, pieces[0], str(error), parting_ends))
 
     async def _copy_by_day(self, connection: Connection, flush: Flush) -> None:
-        """All rows, each day (UTC) apart and none into the columnstore, with little patience for locks.
+        """Write all rows, each day (UTC) by its own COPY into the rowstore, waiting little for locks.
 
         Raises:
             Blocked: some days are locked; how the transaction stands is of no use then.
@@ -666,7 +668,7 @@ class Writer:
 
 
 async def _unless_locked(work: Awaitable[object]) -> bool:
-    """Whether some work got its locks; its savepoint is to be rolled back if not."""
+    """Return whether some work got its locks; if not, its savepoint must be rolled back."""
     try:
         await work
     except LockNotAvailable:
@@ -675,7 +677,7 @@ async def _unless_locked(work: Awaitable[object]) -> bool:
 
 
 async def _claim(connection: Connection, answers: Mapping[Claim, Replay], *, is_brief: bool) -> None:
-    """Claims these keys. Raises Repeated if some have been claimed before; if it is to be brief, Blocked if some have
+    """Claim these keys. Raises Repeated if some have been claimed before; if it is to be brief, Blocked if some have
     been by a transaction that has not ended.
     """
     if not answers:
@@ -692,7 +694,7 @@ async def _claim(connection: Connection, answers: Mapping[Claim, Replay], *, is_
 
 
 async def _log_violations(connection: Connection, flush: Flush) -> None:
-    """Logs which of the rows that PostgreSQL has taken are beyond their limits."""
+    """Log which of the rows that PostgreSQL has taken are beyond their limits."""
     violations = flush.limits.violations(*_taken(flush)) if flush.refused else flush.violations
     if violations:
         await connection.wait(begin_copy(connection.pgconn, COPY_VIOLATIONS.encode()))
@@ -700,7 +702,7 @@ async def _log_violations(connection: Connection, flush: Flush) -> None:
 
 
 def _taken(flush: Flush) -> tuple[list[Noted], pa.RecordBatch | None]:
-    """Of a flush some of whose rows are refused, the others: those that came alone, and those of batches, by sensor."""
+    """Return what is left of a flush without its refused rows: single readings, and batches by sensor."""
     refused = {flush.first_id + place for place in flush.refused}
     alone = [reading for reading in flush.alone() if reading.id not in refused]
     batches = [piece.rows for piece in flush.pieces() if isinstance(piece.rows, pa.RecordBatch)]
@@ -711,7 +713,7 @@ def _taken(flush: Flush) -> tuple[list[Noted], pa.RecordBatch | None]:
 
 
 async def _insert_claims_briefly(connection: Connection, answers: Mapping[Claim, Replay]) -> Sequence[tuple[str, str]]:
-    """As ``claims.insert``, in halves, each under a savepoint. Raises Blocked."""
+    """Insert claims like ``claims.insert``, in halves, each under a savepoint. Raises Blocked."""
     if not await _unless_locked(connection.execute(LOCK_CLAIMS, prepare=False)):
         raise Blocked((), None)
     repeated: list[tuple[str, str]] = []
@@ -737,7 +739,7 @@ async def _insert_claims_briefly(connection: Connection, answers: Mapping[Claim,
 
 
 def _by_day(flush: Flush) -> Mapping[int, Sequence[Rows]]:
-    """Its rows by the day (UTC) that they are of, in days since 1970."""
+    """Return a flush's rows by day (UTC), in days since 1970."""
     days: dict[int, list[Rows]] = defaultdict(list)
     starts_of = accumulate((content.rows for content in flush.contents), initial=0)
     singles = {
@@ -774,12 +776,12 @@ def _encoded(identified: Sequence[Identified], row_id: int) -> Iterator[Rows]:
 
 
 def _has_ids(sensor_ids: pa.Int32Array, source_id: int | None) -> bool:
-    """Whether every row of a batch can be written."""
+    """Return whether every row of a batch can be written."""
     return source_id is not None and not sensor_ids.null_count
 
 
 def _with_ids(rows: pa.RecordBatch, *, is_whole: bool) -> pa.RecordBatch:
-    """Those of a batch's rows that have both ids; none, if all is stored or nothing."""
+    """Return the rows of a batch that have both ids; none, if a batch that is all or nothing lacks one."""
     if is_whole:
         return rows.slice(0, 0)
     return rows.filter(pc.and_(pc.is_valid(rows["sensor_id"]), pc.is_valid(rows["source_id"])))

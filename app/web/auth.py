@@ -38,7 +38,7 @@ class Keyring:
         self._keys = [(key.secret.encode(), key) for key in keys]
 
     def knows(self, secret: bytes | None) -> bool:
-        """Return whether this is one of the keys, whatever it may be used for."""
+        """Return whether this is one of the keys, for whatever use."""
         found = False
         for known, _ in self._keys:
             found |= bool(known) and hmac.compare_digest(known, secret or b"")

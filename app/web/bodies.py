@@ -33,10 +33,10 @@ def due_at(since: float, piece_at: float, received_bytes: int) -> float:
 
 
 def stalled() -> BodyStalled:
-    """Return what is said when that time has come."""
+    """Return the error for a body that is not there in time."""
     return BodyStalled(
-        f"The body came too slowly: after {STALLED_AFTER_S:g} seconds it should have {MIN_BYTES_PER_S} bytes for each "
-        f"second more, and no pause longer than {STALLED_AFTER_S:g} seconds."
+        f"The body came too slowly. After its first {STALLED_AFTER_S:g} seconds it should average {MIN_BYTES_PER_S} "
+        f"bytes/s, without a pause of {STALLED_AFTER_S:g} seconds."
     )
 
 

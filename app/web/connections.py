@@ -1,7 +1,7 @@
-"""How many connections a process has, and which of them gives way when one too many comes.
+"""The number of connections that a process holds, and which one gives way to a new one.
 
-Each takes a file descriptor, also before any key has been shown. With none left the kernel's queue fills, and nobody
-new gets in; so there is a bound below that, and whoever comes beyond it takes the place of the one that has been
+Each connection takes a file descriptor, even before it has shown a key. Without any left the kernel's queue fills, and
+no new connection gets in. So there is a limit below that: at the limit, a new connection replaces the one that has been
 silent longest without a key.
 """
 
@@ -18,7 +18,7 @@ MAX_LOOKED_AT = 100
 
 
 class Connection(Protocol):
-    """What the limit needs of a connection."""
+    """A connection, as far as the limit needs to know it."""
 
     @property
     def is_owed(self) -> bool:
@@ -29,7 +29,7 @@ class Connection(Protocol):
 
 
 class ConnectionLimit:
-    """The bound of one process.
+    """The limit of one process's connections.
 
     Args:
         most: connections at a time.
@@ -43,7 +43,7 @@ class ConnectionLimit:
         self._warned_at = -math.inf
 
     def admit(self, connection: Connection, *, count: int) -> bool:
-        """Admit a connection, the ``count``-th, if need be in another's place; False if none gives way."""
+        """Admit a connection, the ``count``-th, if need be by dropping another; return False if none gives way."""
         if count > self._most:
             self._warn()
             if (oldest := self._oldest_idle()) is None:
@@ -54,7 +54,7 @@ class ConnectionLimit:
         return True
 
     def forget(self, connection: Connection) -> None:
-        """Forget a connection that has shown a key, or is gone: it does not give way any more."""
+        """Forget a connection that has shown a key or is gone, so that it can't be dropped for another."""
         self._keyless.pop(connection, None)
 
     def _oldest_idle(self) -> Connection | None:
@@ -67,7 +67,7 @@ class ConnectionLimit:
         if self._clock() - self._warned_at >= WARNING_INTERVAL_S:
             self._warned_at = self._clock()
             logger.warning(
-                "all %d connections are in use: each new one closes the oldest that has shown no API key. Raise the "
-                "limit of open files (ulimit -n), or MAX_CONNECTIONS",
+                "all %d connections are in use: each new one closes the oldest idle one that has shown no API key. "
+                "Raise MAX_CONNECTIONS or the limit of open files (ulimit -n)",
                 self._most,
             )

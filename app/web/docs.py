@@ -1,6 +1,6 @@
-"""/docs: the API's page, with all that it loads from this server: a farm or a plant may have no way to the Internet.
+"""/docs: the API's page, loaded from this server alone, because a farm or a plant may have no Internet access.
 
-The scripts are those of the package ``fastapi-offline``, of which only the files are used.
+Of the package ``fastapi-offline`` only the static files are used.
 """
 
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ CACHED = {"cache-control": "max-age=86400"}
 
 
 def docs_router(*, title: str) -> APIRouter:
-    """The page and its files."""
+    """Serve the page and its files."""
     router = APIRouter(prefix=DOCS_URL, include_in_schema=False)
     folder = _files()
     page = get_swagger_ui_html(
@@ -28,7 +28,7 @@ def docs_router(*, title: str) -> APIRouter:
         swagger_js_url=f"{DOCS_URL}/{SCRIPT}",
         swagger_css_url=f"{DOCS_URL}/{STYLE}",
         swagger_favicon_url=f"{DOCS_URL}/{ICON}",
-        swagger_ui_parameters={"validatorUrl": None},  # a badge from another server
+        swagger_ui_parameters={"validatorUrl": None},  # it would load a badge from another server
     )
 
     @router.get("")

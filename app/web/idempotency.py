@@ -44,7 +44,7 @@ OF_REJECTED = "\trejected"
 
 
 def for_rejected(request: Fingerprint) -> Fingerprint:
-    """What stands for the rejected readings of a request, sent again under the same key."""
+    """Return the identity of a request's rejected readings, sent again under the same key."""
     return request._replace(key=request.key + OF_REJECTED)
 
 

@@ -94,7 +94,7 @@ class ReadingEndpoint:
         self._recalling: set[asyncio.Future[None]] = set()
 
     def knows(self, key: bytes | None) -> bool:
-        """Whether this is an API key, whatever it may be used for."""
+        """Return whether this is an API key, whatever it may be used for."""
         return self._keyring.knows(key)
 
     def open(self, exchange: Exchange) -> TakeBody:

@@ -29,7 +29,7 @@ class Measure:
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hands on, observes what comes of it, and logs a refusal."""
+        """Pass a request on, observe its result, and log a refusal."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

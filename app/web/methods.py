@@ -1,6 +1,6 @@
-"""What a path may be asked by another method: 405 with all of them in Allow, and 204 to OPTIONS.
+"""Answers to methods that a path does not support: 405 with the supported ones in Allow, and 204 to OPTIONS.
 
-Starlette looks at the first route of a path only, so that ``/api/readings`` claimed to allow POST and nothing else.
+Starlette looks at a path's first route only, so that ``/api/readings`` claimed to allow POST and nothing else.
 """
 
 from fastapi import Request
@@ -23,10 +23,10 @@ def allowed(request: Request) -> list[str]:
 
 
 async def respond(request: Request, error: Exception) -> Response:
-    """Answer where the path has routes, and none for the method."""
+    """Answer a request whose path has routes, but none for its method."""
     assert isinstance(error, HTTPException)  # it is registered for 405
     allow = ", ".join(allowed(request))
     if request.method == "OPTIONS":
         return Response(status_code=204, headers={"Allow": allow})
-    detail = f"{request.method[:20]} is not allowed here: {allow} are."
+    detail = f"{request.method[:20]} is not allowed here. Allowed: {allow}."
     return JSONResponse({"detail": detail}, 405, {"Allow": allow})

@@ -1,8 +1,8 @@
-"""Sensors' names in a URL: exactly what the URL says, whatever character it is.
+"""Sensor names in a URL: exactly what the URL says, whatever characters they have.
 
-Three things on the way would change a name. A route's pattern ends in ``$``, which lets one line feed follow, and its
+Three things on the way would change a name. A route's pattern ends in ``$``, which allows a line feed after it, and its
 ``.`` matches none. A path that is not UTF-8 is decoded with replacement characters, which a name may have. And ``csv``
-drops the line ends around a field. Each of them lets a request about one sensor read or change another.
+drops the line ends around a field. Each of them would let a request about one sensor read or change another.
 """
 
 import re
@@ -45,19 +45,21 @@ class WholePaths:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hands on; a second line feed is one that ``$`` does not let pass. Names are read from the raw path."""
+        """Pass a request on, with a second line feed that ``$`` does not let pass. Names are read from the raw path."""
         if scope["type"] != "lifespan" and scope["path"].endswith("\n"):
             scope["path"] += "\n"
         await self._app(scope, receive, send)
 
 
 def ends_like(request: Request, segment: str) -> bool:
-    """Whether the path's last segment is this one: a slash before it that is written ``%2F`` belongs to a name."""
+    """Return whether this is the path's last segment: a slash before it that is written ``%2F`` belongs to a name."""
     return unquote_to_bytes(request.scope["raw_path"].rpartition(b"/")[2]) == segment.encode()
 
 
 def _exact_name(request: Request, name: Annotated[str, Path(pattern="^[^\0]+$", examples=["greenhouse-1"])]) -> str:
-    """The sensor's name, of the path as it was sent; ``name`` documents it, and has neither NUL nor nothing."""
+    """Return the sensor's name from the path as it was sent. ``name`` only documents it; it is never empty and has no
+    NUL.
+    """
     del name
     try:
         path = unquote_to_bytes(request.scope["raw_path"]).decode()
@@ -71,7 +73,7 @@ Name = Annotated[str, Depends(_exact_name)]
 
 
 def utf8_query(request: Request) -> None:
-    """A dependency of routes with names in their query. Raises InvalidParameter where it is not UTF-8."""
+    """Require a UTF-8 query, for routes with names in it. Raises InvalidParameter."""
     try:
         unquote_to_bytes(request.scope["query_string"]).decode()
     except UnicodeDecodeError:
@@ -79,14 +81,14 @@ def utf8_query(request: Request) -> None:
 
 
 def names_in(values: Sequence[str]) -> list[str]:
-    """The names in the values of ``sensor_id``: separated by commas, in quotation marks where one needs them.
+    """Return the names in the values of ``sensor_id``: separated by commas, in quotation marks where one needs them.
 
     Raises:
         InvalidParameter: a quotation mark is not closed, or closed within a name; or a name has a NUL in it.
     """
     names = [name for value in values for name in _fields(value)]
     if any("\0" in name for name in names):
-        raise InvalidParameter("sensor_id: no name has a NUL in it.")
+        raise InvalidParameter("sensor_id should have no NUL character.")
     return names
 
 

@@ -24,7 +24,7 @@ MAX_SCRAPE_PAUSE_S = 1.0
 
 
 class SharedScrapes:
-    """Makes metrics now and then, for all who have asked meanwhile.
+    """Make metrics now and then, for everybody who has asked meanwhile.
 
     Args:
         scrape: makes them; its TimeoutError goes to all of those.
@@ -38,11 +38,11 @@ class SharedScrapes:
         self._not_before = 0.0
 
     async def __call__(self) -> bytes:
-        """The metrics of a moment between the call and its end."""
+        """Return the metrics of a moment between the call and its end."""
         if self._next is None:
             self._next = asyncio.create_task(self._make())
             self._next.add_done_callback(_hear_its_error)
-        return await asyncio.shield(self._next)  # one who goes away does not end it for the others
+        return await asyncio.shield(self._next)  # a caller who goes away does not end it for the others
 
     async def _make(self) -> bytes:
         clock = asyncio.get_running_loop().time
@@ -58,13 +58,13 @@ class SharedScrapes:
 
 
 def _hear_its_error(made: asyncio.Task[bytes]) -> None:
-    """All who asked may have gone, and then asyncio would log what nobody heard."""
+    """Retrieve the error: when every caller has gone, asyncio would log that it was never retrieved."""
     if not made.cancelled():
         made.exception()
 
 
 class Readiness(BaseModel):
-    """Whether readings are taken, and if not, why."""
+    """Whether readings are accepted, and if not, why."""
 
     ready: bool
     trouble: str | None
@@ -76,7 +76,7 @@ class Readiness(BaseModel):
 
 
 class LookAtReadiness(Protocol):
-    """Says whether this process takes readings; ``detailed`` as a holder of a key may know it."""
+    """Report whether this process accepts readings; ``detailed`` for the holder of a key."""
 
     async def __call__(self, *, detailed: bool) -> Readiness: ...
 

@@ -85,7 +85,7 @@ class Endpoint(Protocol):
     clock: Callable[[], float]
 
     def knows(self, key: bytes | None) -> bool:
-        """Whether this is an API key, whatever it may be used for."""
+        """Return whether this is an API key, whatever it may be used for."""
 
     def open(self, exchange: "Exchange") -> TakeBody:
         """Looks at a request's head, and returns what takes its body: called once, if the whole of it comes.
@@ -304,7 +304,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_due = self.loop.time() + HEAD_TIMEOUT_S
         self._patience = self.loop.call_at(self._head_due, self._look)
         if not self._limit.admit(self, count=len(self.connections)):
-            self._end(503, "All connections are in use. Nothing is stored; send again.", (b"retry-after", b"5"))
+            self._end(
+                503, "All connections are in use. Nothing is stored: send the request again.", (b"retry-after", b"5")
+            )
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop when the peer has gone."""
@@ -475,7 +477,7 @@ class HttpProtocol(HttpToolsProtocol):
             protocol.data_received(rest.tobytes())
 
     def refuse_unfinished(self) -> None:
-        """Refuse the request whose body has not come whole, if it is its turn: the server is stopping."""
+        """Refuse the request whose turn it is if its body is incomplete: the server is stopping."""
         if self._in_body and self._receiving is not None and self._receiving.awaits_body:
             self._receiving.refuse(ShuttingDown("Nothing is stored: the server is shutting down.", retry_after_s=5))
         elif self._in_body and self._receiving is None and self._task is not None and self._running is self.cycle:
@@ -523,7 +525,7 @@ class HttpProtocol(HttpToolsProtocol):
             try:
                 self._parse_slice()
             except Exception as error:
-                logger.error("what a peer has sent could not be parsed", exc_info=error)
+                logger.error("unexpected error while parsing a request", exc_info=error)
                 self._transport.abort()
                 self._unparsed = NOTHING
         if self._unparsed and self._may_parse:
@@ -553,14 +555,14 @@ class HttpProtocol(HttpToolsProtocol):
             self._piece_at = self.loop.time()
 
     def _ignore_or_accept(self, rest: memoryview) -> None:
-        """Go on behind a head that offers another protocol."""
+        """Continue after a head that offers another protocol."""
         if not self._is_replayed:  # CONNECT, which has been refused
             self._unparsed = _joined(rest, self._unparsed)
             return
         self._is_replayed = False
         if self._should_upgrade():
             if self.is_owed or self.pipeline:
-                self._end(400, "A WebSocket handshake should not follow a request that has not been answered.")
+                self._end(400, "A WebSocket handshake should wait for the answer to the request before it.")
             else:
                 unparsed, self._unparsed = self._unparsed, NOTHING
                 self.handle_websocket_upgrade(_joined(rest, unparsed))
@@ -572,7 +574,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._parse(head)
 
     def _should_upgrade(self) -> bool:
-        """Whether the head is a WebSocket's handshake: no body may follow it, and nothing but GET begins one."""
+        """Return whether the head is a WebSocket handshake: only a GET begins one, and no body may follow it."""
         headers = dict(self.headers)
         return (
             self.ws_protocol_class is not None
@@ -597,7 +599,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     @property
     def _rest_of_body(self) -> int:
-        """How much is missing of a body whose length was announced."""
+        """Return how much is missing of a body whose length was announced."""
         if not self._in_body:
             return 0
         length = next((value for name, value in self.headers if name == b"content-length"), b"0")
@@ -607,14 +609,14 @@ class HttpProtocol(HttpToolsProtocol):
         return not self._has_ended and (self._in_message or self._is_upgraded or bool(self._unparsed))
 
     def _drop_unfinished(self) -> None:
-        """Forget a request that has not come whole, if it stands in line."""
+        """Forget an incomplete request that stands in line."""
         if self._in_body and self.pipeline and self.pipeline[0][0] is self.cycle:
             self.pipeline.popleft()
             self._in_body = False
             self.cycle = self.pipeline[0][0] if self.pipeline else self._running
 
     def _end(self, status: int, detail: str, *headers: tuple[bytes, bytes]) -> None:
-        """Answer what nothing can follow, after the answers that are owed, and close."""
+        """Answer, after the answers that are owed, and close: nothing can follow this answer."""
         if self._transport.is_closing() or self._last_answer is not None:
             return
         self._unparsed = NOTHING
@@ -643,7 +645,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._transport.write(json_answer(status, headers, body, common_lines=self._lines_of_every_answer()))
 
     def _look(self) -> None:
-        """Close the connection if what is expected of the peer is due, and no answer is owed to it."""
+        """Close the connection if the peer is late with what is due, and no answer is owed to it."""
         now = self.loop.time()
         due = self._due(now)
         if due > now:
@@ -653,12 +655,12 @@ class HttpProtocol(HttpToolsProtocol):
         if (unfinished := self._unfinished) is not None:
             unfinished.refuse(stalled())
         elif self._in_message and not self._in_body:
-            self._end(408, f"The head of the request did not come within {HEAD_TIMEOUT_S:g} seconds.")
+            self._end(408, f"The request's headers did not come within {HEAD_TIMEOUT_S:g} seconds.")
         else:
             self._transport.close()
 
     def _due(self, now: float) -> float:
-        """Return when what is expected of the peer has to be there; never earlier than it said before."""
+        """Return when the peer must have sent what is expected of it; never earlier than said before."""
         if (unfinished := self._unfinished) is not None:
             since = unfinished.body_since
             return due_at(since, max(since, self._piece_at), unfinished.body_bytes)
@@ -668,7 +670,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     @property
     def _unfinished(self) -> Exchange | None:
-        """The exchange whose turn it is and the rest of whose body has to come, if there is one."""
+        """Return the exchange whose turn it is and whose body is incomplete, if there is one."""
         return self._receiving if self._receiving is not None and self._receiving.awaits_body else None
 
     def _let_go(self) -> None:
@@ -707,14 +709,14 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self._end(
                 431,
-                f"The head of the request is larger than {MAX_HEAD_BYTES:,} bytes, where each header counts "
-                f"{HEADER_BYTES} more than its text.",
+                f"The request's headers are larger than {MAX_HEAD_BYTES:,} bytes, where each counts {HEADER_BYTES} "
+                "more than its text.",
             )
         raise ValueError("the head of the request is too long")  # ends the parsing of what has arrived
 
 
 def _disconnect(cycle: Any) -> None:
-    """Tell what answers a request, past uvicorn, that its peer has gone."""
+    """Tell the code that answers a request, bypassing uvicorn, that its peer has gone."""
     if not cycle.response_complete:
         cycle.disconnected = True
     cycle.message_event.set()

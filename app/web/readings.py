@@ -78,15 +78,15 @@ PARAMETERS = [
         "in": "query",
         "name": "partial",
         "schema": {"enum": ["true", "false", "ok"], "default": "true"},
-        "description": "Whether the good readings are stored where some are bad; false: all or none; ok: they are, and "
-        "the answer is 200 (202 for respond-async) and not 422, for senders that repeat whatever is answered 4xx.",
+        "description": "Whether good readings are stored where others are bad. false: all or none. ok: as true, and "
+        "the answer is 200 (202 for respond-async), not 422, for senders that repeat any 4xx.",
     },
     {
         "in": "query",
         "name": "backfill",
         "schema": {"type": "boolean", "default": False},
-        "description": "Whether readings may be older than ACCEPT_PAST_DAYS. A request that was answered without it, "
-        "sent again with it and the same Idempotency-Key, has its rejected readings stored and no others.",
+        "description": "Whether readings may be older than ACCEPT_PAST_DAYS. A request that was rejected in part, sent "
+        "again with backfill=true and the same Idempotency-Key, has only its rejected readings stored.",
     },
     IDEMPOTENCY_KEY,
     {
@@ -165,11 +165,11 @@ def bulk_router(bulk: "BulkIngest") -> APIRouter:
         responses={
             200: {
                 "model": SomeRejected,
-                "description": "Some readings are bad and named, the others are stored, and partial=ok was asked for",
+                "description": "With partial=ok: some readings are bad and named, the others are stored",
             },
             202: {
                 "model": AcceptedReadings,
-                "description": "In memory, as was asked for; a crash may lose them",
+                "description": "With respond-async: in memory; a crash may lose them",
             },
             401: {"model": Problem, "description": "The API key is missing or wrong"},
             408: {"model": Problem, "description": "The body stopped coming"},
@@ -299,7 +299,7 @@ class BulkIngest:
                 decoded.batch.rows, decoded.batch.rows * self._limits.held_bytes // decoded.batch.size_bytes
             )
         if not decoded.batch.rows and not decoded.rejected:
-            raise MalformedBody("The body has no reading in it: nothing is stored.")
+            raise MalformedBody("The body has no readings; nothing is stored.")
         report = Report(decoded, is_awaited=is_awaited, is_ok=options.partial == "ok", has_key=identity is not None)
         if not decoded.batch.rows or (decoded.rejected and not options.partial):
             return report.answer(0)
@@ -314,8 +314,8 @@ class BulkIngest:
     async def _repeated(
         self, identify: Callable[[Options], Fingerprint], options: Options
     ) -> tuple[Fingerprint, Replay | None, pa.Array | None]:
-        """Find what a request with an Idempotency-Key is stored under, its answer if it has been answered before, and
-        the rows that are left of it if it was rejected in part, and now comes as backfill.
+        """Find how a request with an Idempotency-Key is identified, its stored answer if there is one, and the rows
+        that are left if it was rejected in part and now comes as backfill.
 
         Of two that come at once both may be told to go on: they have one name, and its second commit finds the first.
         """
@@ -377,12 +377,12 @@ class BulkIngest:
             self._intake.reserve(key_name, -held)
 
     def _require_room(self, key_name: str, body_bytes: int) -> None:
-        """Raise what reserving room for so much of a body would raise now, and hold none."""
+        """Raise what reserving so much room for a body would raise now, without reserving it."""
         self._intake.reserve(key_name, body_bytes * DECODING_FACTOR)
         self._intake.reserve(key_name, -body_bytes * DECODING_FACTOR)
 
     async def _body(self, request: Request, key_name: str, codec: str | None, grow_to: Callable[[int], None]) -> bytes:
-        """The body, inflated; room is held for each part that has come."""
+        """Return the body, inflated, reserving room for each part that has come."""
         limit = min(self._limits.body_bytes, self._limits.held_bytes // DECODING_FACTOR)
         self._require_room(key_name, announced_bytes(request, limit_bytes=limit))
         parts: list[bytes] = []
@@ -411,7 +411,7 @@ def _options(request: Request) -> Options:
     query = request.query_params
     for name in query:
         if name not in Options.model_fields:
-            raise InvalidParameter(f"{name[:100]!r} is not known in the query: {', '.join(Options.model_fields)} are.")
+            raise InvalidParameter(f"Unknown query parameter {name[:100]!r}. Known: {', '.join(Options.model_fields)}.")
     try:
         return Options.model_validate(dict(query))
     except ValidationError as error:
@@ -431,7 +431,7 @@ def _format(content_type: str) -> Format:
         return Format(media_type)
     except ValueError:
         raise UnsupportedFormat(
-            f"Content-Type {media_type!r} is not taken: send {', '.join(format_.value for format_ in Format)}."
+            f"Content-Type {media_type!r} is not supported. Send {', '.join(format_.value for format_ in Format)}."
         ) from None
 
 
@@ -446,7 +446,7 @@ def _log_loss(answer: Answer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the sender is told of a body."""
+    """The result of a body, as its sender is told."""
 
     decoded: Decoded
     is_awaited: bool
@@ -457,7 +457,7 @@ class Report:
     """Whether it has an Idempotency-Key."""
 
     def answer(self, rows: int, outcome: Stored | None = None) -> Replay:
-        """The answer where ``rows`` are stored, or accepted; ``outcome`` has those that PostgreSQL refused."""
+        """Return the answer where ``rows`` are stored, or accepted; ``outcome`` has those that PostgreSQL refused."""
         decoded = self.decoded
         refused = {row: why for row, why in outcome.refused.items() if why is not None} if outcome is not None else {}
         report: dict[str, object] = {"stored" if self.is_awaited else "accepted": rows}
@@ -485,16 +485,16 @@ class Report:
         if not self.decoded.is_backfill_wanted:
             return
         if not is_any_stored:
-            how = "Send the same again with backfill=true."
+            how = "Send the request again with backfill=true."
         elif self.has_key:
             how = (
-                "Send the same again with the same Idempotency-Key and backfill=true: "
-                "only what is missing is stored then."
+                "Send the request again with the same Idempotency-Key and backfill=true: "
+                "only the missing readings are then stored."
             )
         else:
             how = (
-                "Send the rows in rejected_rows again, and only those, with backfill=true: the others are stored. "
-                "With an Idempotency-Key, the whole could be sent again."
+                "Send only the rows in rejected_rows again, with backfill=true: the others are stored. "
+                "With an Idempotency-Key you could send the whole request again."
             )
         yield f"Some readings are older than ACCEPT_PAST_DAYS. {how}"
 

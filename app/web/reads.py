@@ -83,7 +83,7 @@ class ReadingsQuery(BaseModel):
         examples=["2023-07-12T00:00:00Z"],
     )
     to: str | None = Field(
-        None, description="The first moment that is left out, likewise. Left out: now.", examples=["1689206400"]
+        None, description="The end, which is exclusive, in the same forms. Default: now.", examples=["1689206400"]
     )
     bucket: str = Field(
         AUTO,
@@ -309,7 +309,7 @@ def _pieces(part: bytes | memoryview) -> Iterator[bytes | memoryview]:
 
 
 def _time_us(name: str, text: str) -> int:
-    if text == "0":  # usual for "from the beginning", though no measurement is so old
+    if text == "0":  # usual for "from the beginning", though no reading is so old
         return 0
     try:
         return parse_time_us(text)

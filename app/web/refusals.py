@@ -1,7 +1,7 @@
-"""A log line for each sender that is refused, so that an operator finds the sender that an alert is about.
+"""A log line for each refused sender, so that an operator finds the sender behind an alert.
 
-One a minute for each sender, status and reason, with the number of those left out: ``app.logs`` sees to it. No line has
-a query, a key or a value that was sent.
+``app.logs`` bounds them to one a minute for each sender, status and reason, with the number left out. No line has a
+query, a key or a value that was sent.
 """
 
 import logging
@@ -17,12 +17,12 @@ _PARTICULARS = re.compile(r" \(and [\d,]+ more\)|[+-]?\d[\d.,:TZ-]*|'[^']*'|\"[^
 
 
 def is_refusal(status: int) -> bool:
-    """Whether it is the sender who has to change something: other failures have log lines of their own."""
+    """Return whether the sender must change something; other failures have log lines of their own."""
     return 400 <= status < 500
 
 
 def log_refusal(what: str, sender: str, status: int, reason: str) -> None:
-    """Log that ``what`` (a method and a path, say), which ``sender`` has sent, was refused, and why."""
+    """Log that a request ``what`` (like a method and a path) of ``sender`` was refused, and why."""
     kind = (sender, status, _PARTICULARS.sub("", reason)[:MAX_SHOWN_LENGTH])
     logger.warning(
         "refused %s from %s: %d, %s",
@@ -32,7 +32,7 @@ def log_refusal(what: str, sender: str, status: int, reason: str) -> None:
 
 
 def reason_in(body: bytes) -> str:
-    """The first reason that the JSON body of a refusal gives, and how many more it has."""
+    """Return the first reason that the JSON body of a refusal gives, and how many more it has."""
     try:
         said = orjson.loads(body)
         errors = said.get("errors") or said["detail"]
@@ -49,5 +49,5 @@ def reason_in(body: bytes) -> str:
 
 
 def _shown(text: str) -> str:
-    """A text in a log line: cut short, and no character in it that a terminal would obey."""
+    """Return a text for a log line: cut short, without characters that a terminal would obey."""
     return repr(text[:MAX_SHOWN_LENGTH])[1:-1]

@@ -95,7 +95,7 @@ def sensors_router(registry: Registry, *, keyring: auth.Keyring) -> APIRouter:
             return await registry.one(name)
         sensor = await registry.one(name.removesuffix(f"/{LATEST}"))
         if sensor.latest is None:
-            raise NotFound(f"Nothing of {sensor.sensor_id!r} is there yet: what comes is seen here some seconds later.")
+            raise NotFound(f"No reading from {sensor.sensor_id!r} yet. New readings appear here within a few seconds.")
         return sensor.latest
 
     @router.get(f"/sensors/{NAME}", summary="A sensor, and how it is", responses=UNKNOWN, dependencies=reader)
@@ -104,9 +104,9 @@ def sensors_router(registry: Registry, *, keyring: auth.Keyring) -> APIRouter:
 
     @router.patch(
         f"/sensors/{NAME}",
-        summary="Change what is known of a sensor, or create it",
+        summary="Change a sensor's label, place and limits, or create it",
         responses={
-            201: {"model": Sensor, "description": "The sensor was not known, and is now"},
+            201: {"model": Sensor, "description": "The sensor is created"},
             408: {"model": Problem, "description": "The body stopped coming"},
             413: {"model": Problem, "description": "The body is too large"},
             422: {"description": "The sensor can't become that"},
@@ -117,8 +117,8 @@ def sensors_router(registry: Registry, *, keyring: auth.Keyring) -> APIRouter:
         },
     )
     async def patch_sensor(name: Name, change: Annotated[SensorChange, Depends(_change)], response: Response) -> Sensor:
-        """A JSON merge patch: what is left out stays, null removes. Wants a key that may send. A sensor that has sent
-        nothing yet is created: its limits and its place can be set before it is mounted.
+        """Apply a JSON merge patch: absent fields stay, null removes. Needs a key that may send readings. A sensor that
+        has sent nothing yet is created, so that its limits and place can be set before it is mounted.
         """
         _require_usable(name)
         sensor, is_new = await registry.change(name, change)

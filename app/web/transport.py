@@ -55,7 +55,7 @@ class OneWriteATurn:
         self._expects_more = expects_more
         self._pending: list[bytes] = []
         self._pending_bytes = 0
-        self.is_closing = transport.is_closing  # asked three times a request: 0.1 µs each, and 0.7 by __getattr__
+        self.is_closing = transport.is_closing  # called three times a request: 0.1 µs each, and 0.7 by __getattr__
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -101,7 +101,7 @@ class OneWriteATurn:
 
 
 class _Farewell(asyncio.Protocol):
-    """A connection that has been answered for the last time: what still comes is dropped, then it is closed."""
+    """A connection after its last answer: it drops what still comes, then closes."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport

@@ -37,7 +37,7 @@ NOTHING = memoryview(b"")
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """One connection.
+    """One WebSocket connection.
 
     Args:
         config, server_state, app_state, _loop: uvicorn's.
@@ -84,7 +84,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self._may_send >= 0:
             super().handle_events()
         elif not self.close_sent:
-            self.conn.fail(problems.TOO_MUCH_CLOSE_CODE, "This client sends too much.")
+            self.conn.fail(problems.TOO_MUCH_CLOSE_CODE, f"Send at most {FRAMES_PER_S:g} frames a second.")
             self.handle_parser_exception()
 
     async def send(self, message: Any) -> None:
@@ -100,12 +100,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def shutdown(self) -> None:
         """End the connection: the server is stopping."""
-        if self.transport.is_closing():  # which uvicorn would answer with another close frame, and an InvalidState
+        if self.transport.is_closing():  # uvicorn would answer with another close frame, and raise InvalidState
             return
         try:
             super().shutdown()
         except Exception as error:  # the library asserts that it is in one of the states it expects
-            logger.debug("a WebSocket was ended without a close frame", exc_info=error)
+            logger.debug("closing a WebSocket without a close frame", exc_info=error)
             self.transport.abort()
 
     def refuse_unfinished(self) -> None:
@@ -142,7 +142,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             try:
                 super().data_received(slice_.tobytes())
             except Exception as error:
-                logger.error("what a subscriber has sent could not be parsed", exc_info=error)
+                logger.error("unexpected error while parsing a subscriber's frames", exc_info=error)
                 self.transport.abort()
                 self._unparsed = NOTHING
         if self._unparsed:

@@ -260,7 +260,7 @@ def test_time_by_another_name(shared: Site) -> None:
     assert not rows(shared.url, "timestamp")
     answer = shared.send(sent)
     assert (answer.status_code, answer.json()["stored"], answer.json()["unknown_columns"]) == (201, 1, ["timestamp"])
-    assert "'timestamp' is not read as the time" in answer.json()["hints"][0]
+    assert "'timestamp' looks like a time but is ignored" in answer.json()["hints"][0]
 
 
 @pytest.mark.parametrize("time_", [20230712, "20230712143000", 45119.60417, 848_000_000])
@@ -482,7 +482,7 @@ def test_a_request_of_which_nothing_was_stored_leaves_its_key_free(shared: Site)
 
 
 def offline(sensor: str, hours: int = 960) -> list[dict[str, object]]:
-    """What a device sends that was offline for so long; one of its readings is bad."""
+    """Return a body of a device that was offline for long; one of its readings is bad."""
     sent = [reading(sensor, ago=timedelta(hours=hour)) for hour in range(hours)]
     return [*sent[:3], reading(sensor, temperature="x"), *sent[3:]]
 
@@ -511,7 +511,7 @@ def test_backfill_of_what_was_rejected(shared: Site) -> None:
 
 @pytest.mark.parametrize("prefer", [{}, {"Prefer": "respond-async"}], ids=["awaited", "not awaited"])
 def test_eight_backfills_at_once(shared: Site, prefer: dict[str, str]) -> None:
-    """Of eight that come at once one is stored, and all are answered alike."""
+    """Eight backfills at once store their readings once, and get the same answer."""
     sent = offline(f"at once {len(prefer)}")
     key = {"Idempotency_Key": f"at once {len(prefer)}", **prefer}
     assert shared.send(*sent, **key).status_code == 422
@@ -537,7 +537,7 @@ def test_backfill_where_nothing_is_missing(shared: Site) -> None:
         assert (stored.status_code, stored.content) == (201, b'{"stored":3}')
     assert len(rows(shared.url, "nothing missing")) == len(rows(shared.url, "all missing")) == 3
     without_key = shared.send(*old, *whole).json()
-    assert "Send the rows in rejected_rows again, and only those" in without_key["hints"][0]
+    assert "Send only the rows in rejected_rows again" in without_key["hints"][0]
 
 
 SINGLE = "/api/temperature_reading"

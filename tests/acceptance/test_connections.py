@@ -162,7 +162,7 @@ def test_broken_handshakes_are_answered_and_closed(server: Server, broken: str) 
         connection.settimeout(5)
         answer = answers(connection)
     assert statuses(answer) == [431]
-    assert re.search("handshake|head of the request", json.loads(answer.partition(b"\r\n\r\n")[2])["detail"])
+    assert re.search("handshake|request's headers", json.loads(answer.partition(b"\r\n\r\n")[2])["detail"])
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -187,7 +187,9 @@ ROUTES = [("POST", PATH), ("POST", "/api/readings"), ("GET", "/api/sensors"), ("
 
 
 def status_for(server: Server, method: str, path: str, *key_lines: bytes) -> int:
-    """What a request is answered with these lines about the key; of a WebSocket, 401 stands for a close with 1008."""
+    """Return the status of a request with these header lines about the key; of a WebSocket, 401 stands for a close with
+    1008.
+    """
     lines = [b"%s %s HTTP/1.1" % (method.encode(), path.encode()), b"Host: x", *key_lines]
     if path.startswith("/ws"):
         lines += [b"Connection: Upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13"]

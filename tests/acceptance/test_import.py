@@ -320,7 +320,7 @@ def test_ndjson_of_other_names_and_nan(url: str, tmp_path: Path) -> None:
 
 
 def test_deleted_readings_are_stored_again(database: str, tmp_path: Path) -> None:
-    """What was imported and then deleted by hand is said to be known, and is stored again where that is asked for."""
+    """Readings that were imported and then deleted by hand are reported as known, and --store-again stores them."""
     (tmp_path / "a.ndjson").write_bytes(bodies.ndjson(readings(500)))
     assert run_command(tmp_path, "import", "a.ndjson", DATABASE_URL=database)[0] == 0
     with psycopg.connect(database, autocommit=True) as connection:
@@ -424,7 +424,7 @@ def test_numbers_that_are_no_epoch(url: str, tmp_path: Path, time: str, options:
 
 
 def test_our_own_export(folder: Path) -> None:
-    """What GET /api/readings gives is imported as it is, in each of its formats."""
+    """Each format of GET /api/readings can be imported as it is."""
     sent = readings(50)
     key = {"X-API-Key": API_KEY}
     with running(folder, API_KEY=API_KEY) as server:

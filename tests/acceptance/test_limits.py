@@ -13,7 +13,9 @@ LOGGED = "SELECT coalesce(sum(readings), 0)::int FROM limit_violation_log"
 
 
 def test_hourly_batch_alerts(tmp_path: Path, embedded_database_url: str) -> None:
-    """Of 60 readings 19 are beyond, the last is fine; the server is killed as soon as it has answered."""
+    """A batch of 60 with 19 readings beyond a limit alerts though its last is fine and the server is killed after its
+    answer.
+    """
     with site(tmp_path, embedded_database_url) as to:
         now_s = time.time()
         assert to.send({"sensor_id": "a", "temperature": 20}).status_code == 201

@@ -64,7 +64,7 @@ def test_move_to_another_database(folder: Path, empty_database: str, edition: st
 
 
 def test_move_into_a_database_in_use(folder: Path, embedded_database_url: str) -> None:
-    """What is in use is left as it is, and the answer says what to do; so is a source that is in use."""
+    """A database in use, as target or source, is left as it is, and the message says what to do."""
     with running(folder, API_KEY=API_KEY):
         status, output = run_command(folder, "move", DATABASE_URL=embedded_database_url)
         assert status == 1
@@ -79,10 +79,10 @@ def test_move_into_a_database_in_use(folder: Path, embedded_database_url: str) -
 
 
 def test_refresh_command(folder: Path, empty_database: str, edition: str) -> None:
-    """It says what it does, finds the latest readings but for those from ahead, and takes nothing that is no time."""
+    """The command reports its work, updates the latest readings except from ahead, and rejects what is no time."""
     status, output = run_command(folder, "refresh", "--from", "yesterday", DATABASE_URL=empty_database)
     assert status == 2
-    assert "'yesterday' is not ISO 8601" in output
+    assert "'yesterday' should be ISO 8601" in output
     assert run_command(folder, "migrate", DATABASE_URL=empty_database)[0] == 0
     with psycopg.connect(empty_database) as connection:
         connection.execute("INSERT INTO sensors (name) VALUES ('a')")
@@ -95,6 +95,6 @@ def test_refresh_command(folder: Path, empty_database: str, edition: str) -> Non
     status, output = run_command(folder, "refresh", *arguments, DATABASE_URL=empty_database)
     assert status == 0, output
     assert (": refreshed" in output) == (edition == "community")
-    assert ("there is nothing to refresh" in output) == (edition != "community")
+    assert ("nothing to refresh" in output) == (edition != "community")
     assert rows(empty_database, "SELECT count(*) FROM latest_readings WHERE id = 1") == [(1,)]
     assert rows(empty_database, COUNTS) == [(True,)]

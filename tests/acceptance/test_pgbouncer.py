@@ -54,7 +54,7 @@ def test_transaction_mode(pooled_database: str, empty_database: str, tmp_path: P
             with ThreadPoolExecutor(SENDERS) as pool:
                 for answered in pool.map(partial(send, server, start), range(SENDERS)):
                     statuses += answered
-            assert any("a connection pooler stands before the database" in line for line in server.messages)
+            assert any("connected through a pooler" in line for line in server.messages)
     assert {status: statuses.count(status) for status in set(statuses)} == {
         201: 2 * SENDERS * REQUESTS,
         409: 2 * SENDERS * REQUESTS,
@@ -66,7 +66,9 @@ def test_transaction_mode(pooled_database: str, empty_database: str, tmp_path: P
 
 
 def test_settings_that_a_pooler_parts(pooled_database: str, empty_database: str, tmp_path: Path) -> None:
-    """What no session can set behind a pooler ends the start with the command that sets it; then the server works."""
+    """A setting that no session can set behind a pooler ends the start with the command for it; after that command the
+    server works.
+    """
     parameters = conninfo_to_dict(empty_database)
     database, user = (sql.Identifier(str(parameters[name])) for name in ("dbname", "user"))
     with psycopg.connect(empty_database, autocommit=True) as connection:

@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.server import API_KEY, API_KEY_WS, eventually, running, starting
 
-UNREACHABLE = "The database can't be reached, or does not let the server in."
+UNREACHABLE = "The database can't be reached, or refuses the server's connection."
 
 
 def execute(url: str, *statements: str) -> None:

@@ -339,7 +339,7 @@ def test_the_latest_reading_of_one_sensor_and_of_all(site: Site) -> None:
     nothing = site.get("/api/sensors/silent/latest")
     assert (nothing.status_code, nothing.json()) == (
         404,
-        {"detail": "Nothing of 'silent' is there yet: what comes is seen here some seconds later."},
+        {"detail": "No reading from 'silent' yet. New readings appear here within a few seconds."},
     )
 
 

@@ -184,7 +184,7 @@ NUMBERS = [
 )
 @pytest.mark.parametrize("number", NUMBERS)
 def test_patched_number_is_readable(twins: httpx.Client, change: str, number: str) -> None:
-    """Whatever number a PATCH takes, all lists that have the sensor can be read; what it does not take is 422."""
+    """Lists stay readable whatever number a PATCH accepts; it answers 422 to the others."""
     content = change % number
     answer = twins.patch(path_of("TWIN"), content=content)
     assert answer.status_code in {200, 422}, answer.text

@@ -11,14 +11,14 @@ ROW = "{:<58} {:>10} {:<8} {:>10}  {}"
 
 
 def findings() -> Iterator[Finding]:
-    """All of them, as they come."""
+    """Yield all findings as they come."""
     yield from connections.findings()
     yield from stop.findings()
     yield from bombs.findings()
 
 
 def main() -> int:
-    """Prints the table; the exit status."""
+    """Print the table; return the exit status."""
     logging.getLogger("app").setLevel(logging.ERROR)
     print(ROW.format("attack", "figure", "", "bound", ""), flush=True)
     broken = 0

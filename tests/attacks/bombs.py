@@ -181,7 +181,7 @@ def shared_dictionary(batches: int = 90) -> Bomb:
 
 
 def shared_dictionary_of_many() -> Bomb:
-    """Likewise, of as many batches as may be."""
+    """Return an Arrow stream whose dictionary is shared by as many batches as are allowed."""
     return shared_dictionary(5_000)
 
 

@@ -69,8 +69,8 @@ BROKEN_HANDSHAKES = {
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """What one connection sends: ``opening`` once, then ``flood`` again and again, in pieces of ``piece_bytes``; one
-    that ``is_short`` ends after the opening.
+    """Bytes that one connection sends: ``opening`` once, then ``flood`` repeatedly, in pieces of ``piece_bytes``; a
+    short attack ends after the opening.
     """
 
     opening: bytes
@@ -163,8 +163,8 @@ def under_attack(run: Callable[[], None]) -> Iterator[None]:
 
 
 def cost_ms(server: Server, kind: Attack, *, windows: int) -> float:
-    """What an attack adds to the worst latency of another client: of medians over windows of a second, with and without
-    it in turns, since whatever else the machine does has its own worst moments.
+    """Return what an attack adds to another client's worst latency: the difference of medians over windows of a second,
+    with and without it in turns, since other work on the machine has bad moments of its own.
     """
     host, port = server.url.removeprefix("http://").split(":")
     address = host, int(port)
@@ -181,7 +181,7 @@ def cost_ms(server: Server, kind: Attack, *, windows: int) -> float:
 
 
 def findings() -> Iterator[Finding]:
-    """One finding an attack."""
+    """Yield one finding for each attack."""
     with (
         cluster("embedded") as url,
         TemporaryDirectory() as folder,

@@ -33,7 +33,7 @@ HALF_HEAD = b"POST /api/readings HTTP/1.1\r\nHost: x\r\n"
 
 
 class Stop(NamedTuple):
-    """What came of it."""
+    """The result of a stop."""
 
     seconds: float
     status: int

@@ -106,7 +106,7 @@ def test_adoption(original: str, edition: str) -> None:
 
 
 def test_adoption_goes_on(original: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was cut short goes on where it was: nothing is lost, and nothing comes twice."""
+    """An adoption that was cut short continues: it loses nothing and stores nothing twice."""
     monkeypatch.setattr(adoption, "PIECE_ENDS", adoption.PIECE_ENDS.replace("OFFSET 50", "OFFSET 7"))
     with monkeypatch.context() as cut_short:
         fails = "DELETE FROM adopted WHERE 1 / (CASE WHEN id > 60 THEN 0 ELSE 1 END) = 0 RETURNING id"
@@ -122,7 +122,7 @@ def test_adoption_goes_on(original: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_adoption_that_has_only_renamed(original: str) -> None:
     """A server does not start between the first step and the copy, which sets the ids of new readings."""
     execute(original, "ALTER TABLE data RENAME TO data_of_original")
-    with pytest.raises(ConfigurationError, match="not taken over: run python -m app migrate --adopt"):
+    with pytest.raises(ConfigurationError, match="not taken over yet: run python -m app migrate --adopt"):
         prepare(original)
     assert adopt(original).rows == 120
     prepare(original)
@@ -132,14 +132,14 @@ def test_adoption_that_has_only_renamed(original: str) -> None:
 def test_tables_of_another_program(empty_database: str) -> None:
     """Tables that are neither ours nor the original's are named, and left alone."""
     execute(empty_database, "CREATE TABLE data (x integer)", "CREATE TABLE sensors (name text)")
-    with pytest.raises(ConfigurationError, match=r"tables of another program .*: data, sensors.* CREATE SCHEMA"):
+    with pytest.raises(ConfigurationError, match=r"another program's tables .*: data, sensors.* CREATE SCHEMA"):
         migrate(empty_database)
     with pytest.raises(ConfigurationError, match="There is nothing to adopt"):
         adopt(empty_database)
 
 
 def test_command(embedded_database_url: str, tmp_path: Path) -> None:
-    """The command says what it has taken over, in which zone it has read the times, and what it left out."""
+    """The command reports what it took over, the zone of the times, and the rows that it left out."""
     execute(embedded_database_url, ORIGINAL, BAD)
     keys = {"API_KEY": "", "API_KEY_WS": ""}
     status, said = run_command(tmp_path, "serve", DATABASE_URL=embedded_database_url)
@@ -150,6 +150,6 @@ def test_command(embedded_database_url: str, tmp_path: Path) -> None:
     assert (status, "is not an IANA time zone" in said) == (1, True), said
     status, said = run_command(tmp_path, "migrate", "--adopt", "Europe/Madrid", DATABASE_URL=embedded_database_url)
     assert status == 3, said
-    assert "121 readings are taken over, from 2024-01-06 13:30:45 to" in said
+    assert "121 readings taken over, from 2024-01-06 13:30:45 to" in said
     assert "read as those of Europe/Madrid" in said
-    assert "id 121, 122, 123" in said
+    assert "ids: 121, 122, 123" in said

@@ -140,7 +140,7 @@ async def test_half_restored_schema(database: str, table: str, constraint: str, 
     async with writing(database) as (_, writer):
         execute(database, f"ALTER TABLE {table} DROP CONSTRAINT {constraint} CASCADE")
         await lose_connection(database, writer)
-        with pytest.raises(DatabaseAway, match=rf"missing: {key}\. A restore"):
+        with pytest.raises(DatabaseAway, match=rf"lacks unique keys: {key}\. A restore"):
             await writer.connect()
     with pytest.raises(DatabaseAway, match=key):
         async with opened(database):
@@ -148,12 +148,12 @@ async def test_half_restored_schema(database: str, table: str, constraint: str, 
 
 
 async def test_half_restored_under_a_flusher(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also on the connection that it has, a flusher finds within seconds that keys are missing, and stores nothing."""
+    """A flusher finds within seconds that keys are missing, also on its existing connection, and stores nothing."""
     monkeypatch.setattr("app.store.writer.CHECK_SCHEMA_EVERY_S", 0)
     async with writing(database) as (_, writer):
         await write(writer, reading(1))
         execute(database, "ALTER TABLE sensors DROP CONSTRAINT sensors_name_key")
-        with pytest.raises(DatabaseAway, match=r"missing: sensors \(name\)"):
+        with pytest.raises(DatabaseAway, match=r"lacks unique keys: sensors \(name\)"):
             await write(writer, reading(2))
     assert rows(database, "SELECT count(*) FROM readings") == [(1,)]
 
@@ -197,7 +197,7 @@ async def test_hypertable_lost(database: str, edition: str) -> None:
             "ALTER TABLE of_a_restore RENAME TO readings",
         )
         await lose_connection(database, writer)
-        with pytest.raises(DatabaseAway, match="readings has been a hypertable and is none now"):
+        with pytest.raises(DatabaseAway, match="readings was a hypertable and is a plain table now"):
             await writer.connect()
 
 
@@ -264,7 +264,7 @@ async def test_standby_is_refused(standby_and_primary: tuple[str, str]) -> None:
 
 
 async def test_primary_of_several_hosts(standby_and_primary: tuple[str, str]) -> None:
-    """Of the hosts in a URL the primary is taken, wherever in it it stands."""
+    """The primary is used wherever it stands among a URL's hosts."""
     standby, primary = (str(conninfo_to_dict(url)["host"]) for url in standby_and_primary)
     url = make_conninfo(standby_and_primary[1], host=f"{standby},{primary}")
     async with opened(url) as database, database.borrow(timeout_s=5) as connection:
@@ -316,7 +316,7 @@ STRANGE = {
     "names", [[name] for name in STRANGE] + [list(STRANGE)], ids=lambda names: "+".join(names)[:30]
 )
 async def test_settings_of_the_database(empty_database: str, names: list[str]) -> None:
-    """Whatever a database sets for its sessions, readings are stored and read back bit for bit, names and all."""
+    """Readings are stored and read back bit for bit whatever a database sets for its sessions."""
     set_for_database(empty_database, {name: STRANGE[name] for name in names})
     name = "Теплица 'ü' \\ €"
     async with writing(empty_database) as (database, writer):
@@ -347,5 +347,5 @@ async def test_encoding_of_the_database(edition_and_admin_url: tuple[str, str]) 
 def test_search_path_to_nowhere(empty_database: str) -> None:
     """A search path without a schema is a sentence at start."""
     set_for_database(empty_database, {"search_path": "nonesuch"})
-    with pytest.raises(ConfigurationError, match="No schema of the search path 'nonesuch'"):
+    with pytest.raises(ConfigurationError, match="The search path 'nonesuch' has no schema"):
         migrate(empty_database)

@@ -132,7 +132,7 @@ async def test_two_starts_at_once(community_database: str, monkeypatch: pytest.M
 
 
 async def test_a_start_that_cannot_look_up_still_writes(database: str) -> None:
-    """What is committed meanwhile does not wait for what was before."""
+    """New commits are written even if earlier ones can't be looked up."""
     opened = Database(database, timezone="UTC", offline_after_s=300)
     readings = LatestReadings(opened)
     try:
@@ -157,7 +157,7 @@ async def test_a_start_that_cannot_look_up_still_writes(database: str) -> None:
 
 
 async def test_a_locked_row_holds_up_its_piece_only(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes before it is written, and is not tried again."""
+    """Pieces before a locked row are written, and not tried again."""
     monkeypatch.setattr(latest, "PIECE_ROWS", 10)
     monkeypatch.setattr(latest, "MIN_PIECE_ROWS", 1)
     monkeypatch.setattr(latest, "QUERY_TIMEOUT_S", 1.0)

@@ -50,7 +50,7 @@ async def test_spike_between_two_looks(database: str) -> None:
 
 
 async def test_refused_readings_do_not_count(database: str) -> None:
-    """What PostgreSQL refuses was never stored, alone or in a batch."""
+    """Readings that PostgreSQL refuses are not logged, alone or in a batch."""
     execute(database, LIMIT, "ALTER TABLE readings ADD CONSTRAINT cool CHECK (temperature < 50)")
     async with rig(database) as parts:
         now_s = parts.clock_s[0]
@@ -123,7 +123,9 @@ async def test_violation_ends(database: str, correction: str, is_over: bool) -> 
 
 @pytest.mark.parametrize(("expected_s", "is_over"), [(None, True), (HOUR, True), (3 * HOUR, False), (1e12, False)])
 async def test_latest_reading_beyond(database: str, expected_s: float | None, is_over: bool) -> None:
-    """It counts for an hour or three expected intervals; then the sensor is offline, and that is another alert."""
+    """A latest reading beyond a limit counts for an hour or three expected intervals; then the sensor is offline, which
+    is another alert.
+    """
     execute(database, LIMIT)
     async with rig(database) as parts:
         await parts.write(reading(parts.clock_s[0] - 5 * HOUR, 30))

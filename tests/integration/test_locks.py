@@ -103,7 +103,7 @@ async def test_entire_table(database: str, lock: str) -> None:
 
 
 async def test_claims(database: str) -> None:
-    """Where no claim can be stored, readings without one can."""
+    """Readings without a claim are stored while no claim can be."""
     async with writing(database, lock_timeout_s=0.2) as writer:
         with holding(database, "LOCK TABLE idempotency_keys"):
             with pytest.raises(Blocked) as blocked:
@@ -128,7 +128,7 @@ async def test_claim_of_another_transaction(database: str) -> None:
 
 
 async def test_stale_ranges(community_database: str) -> None:
-    """Where late readings can't be written down as such, the others are stored."""
+    """Other readings are stored while late ones can't be noted as late."""
     late = reading(-DAY_S)
     async with writing(community_database, lock_timeout_s=0.2) as writer:
         with holding(community_database, "LOCK TABLE stale_ranges"):

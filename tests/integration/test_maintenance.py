@@ -95,7 +95,7 @@ async def test_pruning_goes_in_pieces(database: str, monkeypatch: pytest.MonkeyP
 
 
 async def test_senders_without_a_stored_reading_are_pruned(database: str) -> None:
-    """One that a stored reading may have stays, and so does one that was heard lately."""
+    """Only senders that were long silent and can have no stored reading are deleted."""
     oldest = datetime.now(UTC) - timedelta(days=30)
     execute(
         database,

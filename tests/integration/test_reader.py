@@ -45,7 +45,7 @@ async def test_many_processes_may_let_the_reader_in_at_once(embedded_database_ur
 
 async def test_a_password_that_can_not_be_given_ends_the_start_in_words(url_of_a_plain_role: str) -> None:
     """Tried again and again it would refuse readings for ever."""
-    with pytest.raises(ConfigurationError, match="READER_PASSWORD is set, but"):
+    with pytest.raises(ConfigurationError, match="can't give READER_PASSWORD to the role"):
         await prepare(url_of_a_plain_role, PASSWORD)
 
 
@@ -67,7 +67,9 @@ WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'p') AND h
 async def test_two_installations(
     embedded_admin_url: str, embedded_database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of two databases on one server the second leaves the first one's reader alone, says so, and may have its own."""
+    """The second installation on a server leaves the first one's reader alone, says so, and may have a reader of its
+    own.
+    """
     with new_database(embedded_admin_url) as second:
         await prepare(embedded_database_url, "first")
         before = role(second, READER)

@@ -46,7 +46,7 @@ COUNTS = "SELECT (SELECT count(*) FROM readings)::int, (SELECT sum(count) FROM r
 
 
 async def test_readings_inserted_by_sql(community_database: str, caplog: pytest.LogCaptureFixture) -> None:
-    """They become aggregates and latest readings at the next look, and the log says so."""
+    """Readings inserted by SQL reach aggregates and latest readings at the next look, and the log says so."""
     async with rig(community_database) as parts:
         await parts.write(*(reading(parts.clock_s[0] - age_s, 1) for age_s in range(60, 5 * DAY, HOUR)))
         await parts.refresh()
@@ -66,7 +66,7 @@ async def test_readings_inserted_by_sql(community_database: str, caplog: pytest.
 
 @pytest.mark.parametrize("age_s", [10 * DAY, 5 * HOUR])
 async def test_latest_reading_by_sql(community_database: str, age_s: int) -> None:
-    """One that is later than what the server had, by half an hour, is the latest; of old days and of today."""
+    """A reading inserted by SQL becomes its sensor's latest if it is later by half an hour, on old days and today."""
     async with rig(community_database) as parts:
         hour_s = (parts.clock_s[0] - age_s) // HOUR * HOUR
         await parts.write(reading(hour_s + 300, 1))
@@ -82,7 +82,7 @@ async def test_latest_reading_by_sql(community_database: str, age_s: int) -> Non
 
 
 async def test_readings_of_a_dump(community_database: str) -> None:
-    """They are there before the first server: at no moment does an aggregate that was right lack them."""
+    """Readings restored before the first start are never missing from an aggregate that had them."""
     execute(community_database, INSERT)
     async with rig(community_database) as parts:
         seen: list[tuple[int, int]] = []
@@ -99,7 +99,7 @@ async def test_readings_of_a_dump(community_database: str) -> None:
 
 
 async def test_changed_readings(community_database: str) -> None:
-    """What was corrected or deleted by hand is so in the aggregates, too."""
+    """Aggregates follow readings that were corrected or deleted by hand."""
     async with rig(community_database) as parts:
         await parts.write(*(reading(parts.clock_s[0] - age_s, 1) for age_s in range(0, 30 * DAY, HOUR)))
         await parts.refresh()
@@ -188,7 +188,7 @@ async def test_aggregates_of_deleted_days_stay(community_database: str) -> None:
 
 
 async def test_refresh_by_hand(community_database: str) -> None:
-    """It mends what TimescaleDB does not know of, in pieces that are told."""
+    """A refresh by hand corrects what TimescaleDB does not know of, and reports its pieces."""
     async with rig(community_database) as parts:
         await parts.write(*(reading(parts.clock_s[0] - age_s, 1) for age_s in range(0, 40 * DAY, 5 * HOUR)))
         await parts.refresh()
@@ -226,11 +226,11 @@ async def test_more_stale_spans_than_one_query_gives(community_database: str) ->
 def test_move_is_all_or_nothing(
     embedded_database_url: str, community_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What can't be moved as a whole leaves the other database empty, and says why."""
+    """A move that fails leaves the other database empty, and says why."""
     migrate(embedded_database_url)
     execute(embedded_database_url, INSERT)
     monkeypatch.setattr(move, "LOCKS_A_DAY", 1_000_000)
-    with pytest.raises(ConfigurationError, match=r"40[01] days, .* Set max_locks_per_transaction to \d+"):
+    with pytest.raises(ConfigurationError, match=r"40[01] days, .* Set its max_locks_per_transaction to \d+"):
         move.move(embedded_database_url, community_database, say=print)
     monkeypatch.undo()
     execute(community_database, "ALTER TABLE readings ADD CONSTRAINT cold CHECK (temperature < 35)")

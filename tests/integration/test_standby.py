@@ -199,7 +199,7 @@ class Client:
 
 @pytest.mark.parametrize("how", [CANCEL, TERMINATE, None], ids=["cancelled", "terminated", "timed out"])
 async def test_failover(mortal_pair: Pair, tmp_path: Path, how: str | None) -> None:
-    """Of what was answered 201, at first or on being sent again, nothing is missing after a failover."""
+    """No reading that was answered 201, at first or when sent again, is lost by a failover."""
     pair = mortal_pair
     settings = {"DATABASE_URL": pair.url, "COMMIT_TIMEOUT_S": "2", "FLUSH_TIMEOUT_S": "3"}
     with running(tmp_path, **settings) as server, running(tmp_path, **settings) as other_server:

@@ -697,7 +697,7 @@ async def test_without_ids_left_for_senders_known_ones_go_on(database: str) -> N
     ],
 )
 async def test_no_reading_gets_an_id_without_a_name(database: str, change: str) -> None:
-    """Whoever deletes, truncates or renames under a running server changes what it remembers."""
+    """A server forgets names that are deleted, truncated or renamed under it."""
     async with writing(database) as writer:
         await write(writer, reading(0), reading(1, sensor="b"))
         ahead = await writer.prepare([reading(2)])
@@ -711,7 +711,7 @@ async def test_no_reading_gets_an_id_without_a_name(database: str, change: str) 
 
 
 async def test_a_deletion_waits_for_the_flush_that_is_under_way(database: str) -> None:
-    """So that none is committed with an id that is gone; until its COMMIT it holds up no flush."""
+    """A deletion waits at its COMMIT for the flush under way, and delays no flush until then."""
     async with writing(database) as writer:
         await write(writer, reading(0))
         with psycopg.connect(database) as deleting:

@@ -72,7 +72,7 @@ async def test_idle_server_ends_at_once() -> None:
 
 
 async def test_unfinished_requests_are_refused() -> None:
-    """What is still coming is refused after a moment, what is being answered is waited for."""
+    """Incomplete requests are refused after a moment; requests being answered are waited for."""
     server = Stopping()
     idle, slow = server.connect(ends_at="shutdown"), server.connect(ends_at="refuse_unfinished")
     ended_at = await server.stop()
@@ -103,7 +103,7 @@ async def test_connection_that_fails() -> None:
 
 
 async def test_anything_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever goes wrong before, the application is ended."""
+    """The application ends whatever fails before."""
     server = Stopping()
 
     def fail(_: str) -> None:

@@ -122,7 +122,7 @@ def record(
 
 
 def test_alike_lines_are_bounded() -> None:
-    """Of alike lines a few are written in a window, then one a window with how many were left out."""
+    """A few of many alike lines are written in a window, then one a window with the number left out."""
     throttle = Throttle()
     assert [throttle.admits(record("row %d", n), 0.0) for n in range(100)] == [True] * BURST + [False] * (100 - BURST)
     assert throttle.admits(record("another"), 0.0)
@@ -167,7 +167,7 @@ def test_good_news_is_told_one_by_one() -> None:
 
 
 def test_left_out_lines_are_told_at_the_end() -> None:
-    """What was left out when the process ends is told then."""
+    """The end of the process reports the lines that were left out."""
     stream = io.StringIO()
     handler = ThrottledHandler(stream, clock=lambda: 0.0)
     for number in range(1_000 + BURST):
@@ -178,7 +178,7 @@ def test_left_out_lines_are_told_at_the_end() -> None:
 
 
 def test_left_out_lines_are_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was left out is told a window later, though nothing more is logged."""
+    """Lines that were left out are reported a window later, though nothing more is logged."""
     monkeypatch.setattr("app.logs.WINDOW_S", 0.05)
     stream = io.StringIO()
     handler = ThrottledHandler(stream)

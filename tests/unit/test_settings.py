@@ -167,17 +167,17 @@ def test_a_stopping_server_must_have_time_to_answer(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("in_file", "in_environment", "said"),
     [
-        ("RETENTION_RAW_DAY=5", "", [".env has RETENTION_RAW_DAY, .* did you mean RETENTION_RAW_DAYS?"]),
-        ("GRAFANA_PORT=3000", "", [".env has GRAFANA_PORT, which is no setting and has no effect"]),
-        ("", "RETENTOIN_RAW_DAYS", ["RETENTOIN_RAW_DAYS is set, .* did you mean RETENTION_RAW_DAYS?"]),
-        ("", "SENSORFLOW_WORKERS", ["SENSORFLOW_WORKERS is set, .* did you mean WORKERS?"]),
-        ("", "flush_timeouts", ["FLUSH_TIMEOUTS is set, .* did you mean FLUSH_TIMEOUT_S?"]),
+        ("RETENTION_RAW_DAY=5", "", [".env has RETENTION_RAW_DAY, .* Did you mean RETENTION_RAW_DAYS?"]),
+        ("GRAFANA_PORT=3000", "", [".env has GRAFANA_PORT, which is not a setting and has no effect"]),
+        ("", "RETENTOIN_RAW_DAYS", ["RETENTOIN_RAW_DAYS is set, .* Did you mean RETENTION_RAW_DAYS?"]),
+        ("", "SENSORFLOW_WORKERS", ["SENSORFLOW_WORKERS is set, .* Did you mean WORKERS?"]),
+        ("", "flush_timeouts", ["FLUSH_TIMEOUTS is set, .* Did you mean FLUSH_TIMEOUT_S?"]),
         ("API_BIND=0.0.0.0\nPOSTGRES_PASSWORD=x\nport=1\n#PROT=1", "workers", []),
         ("", "PATH HOME HOSTNAME PGPORT PGHOST LOGNAME TZ XDG_DATA_DIRS LC_TIME TEST_DATABASE_URL GF_LOG_LEVEL", []),
     ],
 )
 def test_misspelt_settings(tmp_path: Path, in_file: str, in_environment: str, said: list[str]) -> None:
-    """Names in .env that are no settings are told, and such in the environment that look like one."""
+    """Unknown names in .env are reported, and names in the environment that look like a setting."""
     (tmp_path / ".env").write_text(in_file)
     sentences = unknown_settings(in_environment.split())
     assert len(sentences) == len(said), sentences
@@ -185,7 +185,7 @@ def test_misspelt_settings(tmp_path: Path, in_file: str, in_environment: str, sa
 
 
 def test_misspelt_setting_at_start(tmp_path: Path) -> None:
-    """Every command logs it."""
+    """Every command logs a misspelt setting."""
     status, said = run_command(tmp_path, "migrate", DATABASE_URL="postgresql://127.0.0.1:1/d", RETENTION_RAW_DAY="5")
     assert status == 1
-    assert "did you mean RETENTION_RAW_DAYS?" in said
+    assert "Did you mean RETENTION_RAW_DAYS?" in said

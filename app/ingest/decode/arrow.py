@@ -98,7 +98,7 @@ _NOT_INFLATED = -1
 
 
 def _inflated_bytes(body: bytes) -> int:
-    """What a stream takes beside itself once it has been read.
+    """Return what a stream takes in memory beside its own bytes.
 
     Compressed buffers are copied as they are inflated. A dictionary that has been added to is copied whole for the
     batches after it: that, too, is counted, for it grows with the square of the additions.

@@ -145,7 +145,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A body that has been looked at, and of which nothing is inflated yet."""
+    """A body that has been looked at but not inflated."""
 
     inflated_bytes: int
     """What ``read`` takes beside the body itself."""
@@ -170,13 +170,13 @@ def require_few_rows(rows: int, terms: Terms) -> None:
 
 
 def require_few_columns(count: int, max_columns: int = MAX_COLUMNS) -> None:
-    """Raise MalformedBody if a table has more columns than it may."""
+    """Raise MalformedBody if a table has too many columns."""
     if count > max_columns:
-        raise MalformedBody(f"The body has {count:,} columns, and may have {max_columns:,}: leave out unknown ones.")
+        raise MalformedBody(f"The body has {count:,} columns and may have {max_columns:,}: leave out unknown columns.")
 
 
 def require_small(inflated_bytes: int, terms: Terms) -> None:
-    """Raise BodyTooLarge if a body takes more once it is inflated than it may."""
+    """Raise BodyTooLarge if a body would take too much once inflated."""
     if inflated_bytes > terms.max_inflated_bytes:
         raise BodyTooLarge(terms.max_inflated_bytes, inflated=True)
 
@@ -212,7 +212,7 @@ _TIME_LIKE = re.compile(
 
 
 def columns_like_time(names: Sequence[str]) -> Sequence[str]:
-    """Return the names that a column of times usually has, without ``time`` itself: timestamp, ts, Time, _time, …
+    """Return the names that look like a column of times, without ``time`` itself: timestamp, ts, Time, _time, …
 
     Whoever sends one of these beside no ``time`` means it, and would have every reading stored as of its arrival.
     """
@@ -346,7 +346,7 @@ def _object_to_names(sensors: pa.DictionaryArray, objections: list[_Objection]) 
 
 
 def _object_to_times(times: pa.Array, moments: pa.Array, terms: Terms, objections: list[_Objection]) -> bool:
-    """Whether some are rejected only because this is no backfill."""
+    """Reject rows by their times. Return whether some are rejected only because this is no backfill."""
 
     def unreadable(row: int) -> str:
         value = scalar_value(times[row])
@@ -383,7 +383,7 @@ def _object_to_times(times: pa.Array, moments: pa.Array, terms: Terms, objection
 
 
 def _object_to_missing_times(sent: Sent, times: pa.Array, terms: Terms, objections: list[_Objection]) -> Sequence[str]:
-    """Say what becomes of rows without a time; hints for the sender where they are taken.
+    """Reject rows without a time, or return hints for the sender where such rows are taken.
 
     Raises:
         MalformedBody: no row may be taken, since a column that looks like one of times has another name.
@@ -392,14 +392,14 @@ def _object_to_missing_times(sent: Sent, times: pa.Array, terms: Terms, objectio
     if terms.is_time_required or (terms.is_backfill and like_time):
         if like_time and times.null_count == sent.rows and not sent.faults.get("time"):
             raise MalformedBody(
-                f"There is no time. The column {in_words(like_time[:1])} looks like one of times: name it time."
+                f"There is no column time. The column {in_words(like_time[:1])} looks like it: rename it to time."
             )
         reason = f"{NO_TIME}: a column {in_words(like_time[:1])} is not read as one" if like_time else NO_TIME
         _object(objections, "time", pc.is_null(times), _always(reason))
         return ()
     return [
-        f"The column {in_words([name])} is not read as the time: name it time. "
-        "Readings without a time were given that of their arrival."
+        f"The column {in_words([name])} looks like a time but is ignored: rename it to time. "
+        "Readings without a time got their time of arrival."
         for name in like_time[:1]
     ]
 
@@ -423,8 +423,8 @@ def _object_to_days(moments: pa.Array, unwanted: pa.Array | None, terms: Terms, 
         return
     beyond = pc.less(days, distinct[-terms.max_chunks]).fill_null(False)
     reason = (
-        f"the readings of one request may lie in {terms.max_chunks} days (UTC) at most, and these lie in "
-        f"{len(distinct)}: the newest are kept; send the others in requests of fewer days, or with python -m app import"
+        f"a request may span {terms.max_chunks} distinct days (UTC), and this one spans {len(distinct)}: the newest "
+        "days are stored; send the others in requests of fewer days, or use python -m app import"
     )
     _object(objections, "time", beyond, _always(reason))
 

@@ -154,7 +154,7 @@ def end_of_records(text: bytes, dialect: CsvDialect, names: Sequence[str], *, ma
 
 
 def _reaches_the_end(text: bytes, start: int, dialect: CsvDialect) -> bool:
-    """Whether a record that starts there may go on beyond the text."""
+    """Return whether a record that starts there may continue beyond the text."""
     pattern, separator = _field_pattern(dialect.separator), dialect.separator.encode()
     while (found := pattern.match(text, start)) and found[3] == separator:
         start = found.end()
@@ -171,7 +171,7 @@ def _field_pattern(separator: str) -> re.Pattern[bytes]:
 
 @cache
 def _fields_pattern(separator: str, *, line_breaks: bool) -> str:
-    """A text of nothing but fields, with line breaks in quotes or without."""
+    """Return the pattern of a text that has only fields, with line breaks in quotes or without."""
     of = re.escape(separator)
     quoted = r'[^"]' if line_breaks else r'[^"\r\n]'
     each = rf'(?:[^"\r\n{of}]*|"(?:{quoted}|"")*")'

@@ -1,6 +1,6 @@
-"""How a CSV is written. Pure.
+"""The dialect of a CSV. Pure.
 
-A request's CSV is as RFC 4180 says. A file's may have another separator, a decimal comma, and marks of its own.
+A request's CSV follows RFC 4180. A file's may have another separator, a decimal comma, and marks of its own.
 """
 
 from dataclasses import dataclass

@@ -180,7 +180,7 @@ def _footer(reader: CompactReader, known: Set[str]) -> tuple[Pages, Sequence[_Gr
 
 
 def _schema(reader: CompactReader, known: Set[str]) -> tuple[Sequence[str], dict[str, Column], int]:
-    """The names at the top, the columns that are known, and how many leaves there are."""
+    """Return the top-level names, the known columns, and the number of leaves."""
     count = reader.elements(STRUCT)
     require_few_columns(count - 1)
     names: list[str] = []
@@ -197,7 +197,7 @@ def _schema(reader: CompactReader, known: Set[str]) -> tuple[Sequence[str], dict
         element = _element(reader)
         if len(to_come) == 1:
             names.append(element.name)
-        # pyarrow takes a name for a path: "time.x" would be read as a part of time.
+        # pyarrow reads a name as a path: "time.x" would be a part of time.
         if names[-1].partition(".")[0] in known:
             _require_flat(element, names[-1], is_at_top=len(to_come) == 1 and names[-1] in known)
             columns[element.name] = Column(leaves, element.kind == _BYTE_ARRAY, element.repetition == _OPTIONAL)
@@ -278,7 +278,7 @@ def _chunk(reader: CompactReader) -> _Chunk:
 
 
 def _pages_of_chunk(body: bytes, end: int, chunk: _Chunk) -> Iterator[tuple[_Page, int]]:
-    """The pages that pyarrow reads for a chunk, which stops with the last value, and where their content begins."""
+    """Yield the pages that pyarrow reads for a chunk, up to its last value, and where their content begins."""
     at = min(chunk.dictionary_at or chunk.data_at, chunk.data_at)
     seen = 0
     while seen < chunk.values:
@@ -359,7 +359,7 @@ def _require_sound_lengths(page: _Page, content: bytes, chunk: _Chunk, column: C
 
 
 def _values_of(page: _Page, content: bytes, codec: int, *, is_optional: bool) -> bytes:
-    """The values of a data page of a flat column, inflated, without the levels before them."""
+    """Return the inflated values of a flat column's data page, without the levels before them."""
     size = page.inflated_bytes - page.level_bytes
     content = content[page.level_bytes :]
     if size < 0:
@@ -383,7 +383,9 @@ def _values_of(page: _Page, content: bytes, codec: int, *, is_optional: bool) ->
 
 
 def _require_few_lengths(reader: CompactReader, values: int) -> None:
-    """Pass over a run of numbers in DELTA_BINARY_PACKED: pyarrow makes room for as many as it says that it has."""
+    """Pass over a run of DELTA_BINARY_PACKED numbers; raise if it declares too many, since pyarrow allocates what it
+    declares.
+    """
     if reader.at == reader.end:
         return
     block, parts, count = reader.varint(), reader.varint(), reader.varint()

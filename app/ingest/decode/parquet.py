@@ -46,7 +46,7 @@ def _unreadable(error: BaseException) -> MalformedBody:
 
 
 def _table(body: bytes, pages: Pages, terms: Terms) -> pa.Table:
-    """The known columns, each flat."""
+    """Return the known columns, each flat."""
     # As a dictionary, a long text that is in every row is there once.
     as_dictionary = [name for name, column in pages.columns.items() if column.is_text and column.is_dictionary_readable]
     with pyarrow.parquet.ParquetFile(pa.BufferReader(body), read_dictionary=as_dictionary) as file:

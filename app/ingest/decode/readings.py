@@ -42,7 +42,7 @@ COMPACT_FORMATS = frozenset(_OPENERS)
 
 
 def open_readings(body: bytes, format_: Format, terms: Terms) -> Opened:
-    """Look at a body, before it is decoded, for what it takes then; what a text takes is in proportion to the body.
+    """Look at a body before it is decoded: what it will take. For a text, in proportion to its size.
 
     Raises:
         MalformedBody, TooManyRows, BodyTooLarge: as ``decode_readings``.
@@ -71,5 +71,5 @@ def decode_readings(body: bytes, format_: Format, terms: Terms) -> Decoded:
 
 
 def decode_opened(opened: Opened, terms: Terms) -> Decoded:
-    """Likewise of a body that has been looked at on the same terms."""
+    """Decode a body that ``open_readings`` has looked at, on the same terms."""
     return check(opened.read(), terms)

@@ -77,7 +77,7 @@ class CompactReader:
         return self.data[self.at - size : self.at]
 
     def fields(self) -> Iterator[tuple[int, int]]:
-        """The id and type of each field of a struct; its value must be read or skipped before the next is asked for."""
+        """Yield the id and type of each field of a struct; read or skip its value before asking for the next."""
         number = 0
         while True:
             head = self.byte()
@@ -94,7 +94,7 @@ class CompactReader:
             yield number, head & 15
 
     def elements(self, type_: int) -> int:
-        """Begin a list whose elements have a type; how many there are."""
+        """Begin a list of elements of one type; return how many there are."""
         head = self.byte()
         if head & 15 != type_:
             raise ValueError("a list of another type")
@@ -134,5 +134,5 @@ class CompactReader:
             self._skip_element(type_, depth - 1)
 
     def _skip_element(self, type_: int, depth: int) -> None:
-        """Unlike a field, an element has a boolean in a byte of its own."""
+        """Skip an element of a list. Unlike a field, it has a boolean in a byte of its own."""
         self.skip(BYTE if type_ in (TRUE, FALSE) else type_, depth)

@@ -165,7 +165,7 @@ _USUAL_US = range(EARLIEST_GUESSED_US, 2_524_608_000_000_000)
 
 
 def _looks_like(number: float, time_us: int) -> str | None:
-    """The likeliest meaning of a number that is no plausible time since 1970; None if none is likely."""
+    """Return the likeliest meaning of a number that is no plausible time since 1970; None if none is likely."""
     digits = str(int(number))
     if (form := _DIGITS_OF_DATES.get(len(digits))) and number == int(number):
         try:
@@ -235,7 +235,7 @@ def _numbers(numbers: pa.Array, precision: Precision) -> pa.Array:
         units = [unit for limit, unit in _LIMITS if low < limit and high < limit]
         if units and not any(low < limit <= high for limit, _ in _LIMITS):
             found = in_unit(numbers, units[0])
-            # A second more, for the product is rounded.
+            # A second more, because the product is rounded.
             is_plausible = low * _SCALES_US[units[0]] > EARLIEST_GUESSED_US + 1_000_000
             return found if is_plausible else _plausible(found)
     magnitudes = pc.abs(numbers)

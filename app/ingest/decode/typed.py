@@ -22,7 +22,7 @@ _Read = Callable[[pa.Array], pa.Array]
 
 
 def in_short(error: BaseException) -> str:
-    """The first line of an error."""
+    """Return the first line of an error."""
     return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
@@ -41,7 +41,7 @@ def require_flat(name: str, type_: pa.DataType) -> None:
 
 
 def columns_of_table(table: pa.Table, known: Sequence[str], unknown: Sequence[str], terms: Terms) -> Sent:
-    """The columns of a table whose known ones are flat.
+    """Return the columns of a table whose known ones are flat.
 
     Raises:
         MalformedBody, BodyTooLarge
@@ -71,7 +71,7 @@ _TIMES = (
 
 
 def is_text(type_: pa.DataType) -> bool:
-    """Whether it is text, or bytes that may be."""
+    """Return whether it is text, or bytes that may be."""
     return any(is_one(type_) for is_one in _TEXTS)
 
 

@@ -31,14 +31,14 @@ def test_units_of_times_are_shown_as_they_are_said(capsys: pytest.CaptureFixture
     ],
 )
 def test_options_that_would_override_each_other_are_refused(options: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigurationError, match=r"'temp.*' twice"):
+    with pytest.raises(ConfigurationError, match=r"'temp.*' is mapped twice"):
         import_files(Settings(), parser().parse_args(["a.csv", *options]), None)
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--time-format", "%d.%m."), "the day, the month and the year"),
+        (("--time-format", "%d.%m."), "a day, a month and a year"),
         (("--time-format", "%Q"), "like '%d.%m.%Y %H:%M:%S'"),
         (("--time-zone", "Berlin"), "IANA time zone, like Europe/Madrid"),
         (("--sensor-name", " "), "1 to 255 characters"),

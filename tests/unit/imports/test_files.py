@@ -200,14 +200,14 @@ def test_time_by_another_name(tmp_path: Path, file: str, name: str) -> None:
         (tmp_path / file).write_bytes((bodies.parquet if "parquet" in file else bodies.arrow_stream)(table))
     with pytest.raises(ConfigurationError) as raised:
         read(tmp_path / file)
-    assert f"has no column 'time': if {name!r} is it, say --time " in str(raised.value)
+    assert f"has no column 'time': if {name!r} is it, give --time " in str(raised.value)
     assert read(tmp_path / file, Layout({"time": name}))
 
 
 def test_columns_that_no_reading_is_without(tmp_path: Path) -> None:
     """A file without sensors, times or values is refused, with the options that would help."""
     for header, said in (
-        ("Station,time,temperature", "no column 'sensor_id': if 'Station' is it, say --sensor Station"),
+        ("Station,time,temperature", "no column 'sensor_id': if 'Station' is it, give --sensor Station"),
         ("x,time,temperature", "no column 'sensor_id': name it with --sensor COLUMN, or its only sensor with"),
         ("sensor_id,x,temperature", "no column 'time': name it with --time COLUMN"),
         ("sensor_id,time,temp", "none of temperature, humidity, pressure: name at least one"),

@@ -23,7 +23,7 @@ def test_separators(separator: str, before: str) -> None:
 
 
 def test_commas_in_names() -> None:
-    """What finds the columns that a reading needs is the separator, and of several what finds most."""
+    """The separator that finds the needed columns is chosen; of several, the one that finds most."""
     found = find_header(b"Lufttemperatur, innen;time;sensor_id\n21,5;1;a\n", Layout())
     assert found.names == ["Lufttemperatur, innen", "time", "sensor_id"]
     found = find_header(b'sensor_id;x,time,temperature,"a;b"\n', Layout({"sensor_id": "sensor_id;x"}))
@@ -49,15 +49,15 @@ def test_decimal_comma(values: list[str], has_comma: bool) -> None:
 
 
 def test_points_and_commas() -> None:
-    """Where some numbers have commas and some have points, it has to be said."""
+    """A file that has numbers with commas and with points needs an option."""
     text = b"sensor_id;time;temperature\na;1;1,5\na;1;1.5\n"
-    with pytest.raises(MalformedBody, match=r"'1,5' and like '1\.5': .*--decimal comma or --decimal point"):
+    with pytest.raises(MalformedBody, match=r"'1,5' and like '1\.5'\. Choose with --decimal comma or --decimal point"):
         find_header(text, Layout())
     assert find_header(text, Layout(has_decimal_comma=True)).dialect.decimal_comma
 
 
 def test_lines_that_are_skipped() -> None:
-    """What is said counts; a logger's units are skipped, and a row that may be a reading never is."""
+    """The option for skipped lines holds; a logger's units are skipped, and a possible reading never is."""
     text = b"x\nsensor_id,time,temperature\n,,C\n,,Avg\na,b,c\n"
     found = find_header(text, Layout())
     assert (text[found.end :], found.notes) == (
@@ -72,6 +72,6 @@ def test_lines_that_are_skipped() -> None:
 
 
 def test_a_header_by_other_names() -> None:
-    """Where the columns have other names, those of the line with a time are shown, and not those of the preamble."""
+    """A missing column's message shows the names of the line with a time, not those of the preamble."""
     found = find_header(b'"TOA5","CR1000","roof"\n"TIMESTAMP","RECORD"\n"TS","RN"\n', Layout())
     assert found.names == ["TIMESTAMP", "RECORD"]

@@ -78,7 +78,7 @@ def importer(layout: Layout, intake: Taken | None) -> Importer:
 
 
 def imported(path: Path, layout: Layout, intake: Taken | None = None) -> Outcome:
-    """What becomes of a file, in real time: it is read in threads."""
+    """Import a file in real time, since it is read in threads."""
     return asyncio.run(importer(layout, intake).run(path))
 
 
@@ -159,7 +159,7 @@ def test_a_log_cut_within_a_line(tmp_path: Path) -> None:
 
 
 def test_logs_with_one_beginning(tmp_path: Path) -> None:
-    """Of two logs that begin alike, each has its own rest stored."""
+    """Two logs that begin alike each have their own rest stored."""
     intake = Taken()
     for rest in (b"b,1000000000,1\n", b"c,1000000000,1\n", b"b,1000000000,1\n"):
         (tmp_path / "a.csv").write_bytes(CSV + row(0))
@@ -211,7 +211,7 @@ def test_what_options_make_another_file(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_no_longer_rejected(tmp_path: Path) -> None:
-    """What an option would now let in is not stored beside what was; the rejected rows can be imported with it."""
+    """Rows that an option would now accept are not stored beside the others; their own file can be imported with it."""
     text = b"sensor_id,time,temperature,humidity\na,1000000000,1,50\na,1000000001,--,51\n"
     (tmp_path / "a.csv").write_bytes(text)
     intake, layout = Taken(), Layout(missing=frozenset(["--"]))
@@ -222,7 +222,7 @@ def test_rows_that_are_no_longer_rejected(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", [b"a,x,%d\n", b"a,,\n", b'a,1,"\n'])
 def test_a_tail_of_nothing_but_rejected_rows(tmp_path: Path, line: bytes) -> None:
-    """What grows after a rejected tail is stored once."""
+    """Rows added after a rejected tail are stored once."""
     intake = Taken()
     tail = line % 7 if b"%d" in line else line
     (tmp_path / "a.csv").write_bytes(CSV + tail)
@@ -255,7 +255,7 @@ class Full(Taken):
 
 
 def test_a_full_buffer_keeps_the_order(tmp_path: Path) -> None:
-    """What could not be taken at once is taken before what follows it in the file."""
+    """A part that did not fit is stored before the parts that follow it in the file."""
     (tmp_path / "a.csv").write_bytes(CSV + b"".join(map(row, range(3))) + row(3)[:-1])
     intake = Full()
     assert imported(tmp_path / "a.csv", Layout(), intake).stored == 4

@@ -64,7 +64,7 @@ def test_rows_as_the_file_has_them(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_rows_without_columns(tmp_path: Path, name: str, lines: list[str], texts: list[str]) -> None:
-    """What can't be shown in columns is shown as it is."""
+    """Rows that have no columns are reported as they are."""
     (tmp_path / name).write_text("\n".join(lines))
     imported(tmp_path / name, LAYOUT)
     assert [(row["rejected_text"], row["station"]) for row in report_of(tmp_path / name)] == [

@@ -59,7 +59,7 @@ def test_why_rows_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str
     *_, reason, advice = printed(tmp_path / "a.csv", capsys)
     assert reason.startswith("a.csv: most often rejected because time should be ISO 8601")
     assert reason.endswith("(2 rows, first row 2: '12.07.2023')")
-    assert advice == "a.csv: how the file's times are written can be said with --time-format"
+    assert advice == "a.csv: give the format of the file's times with --time-format"
 
 
 def test_a_reason_without_a_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +71,7 @@ def test_a_reason_without_a_value(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_what_was_detected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What was detected of a file is said, and where its times were taken to be."""
+    """The summary shows what was detected, and the zone of the times."""
     (tmp_path / "a.csv").write_text(
         "exported\nsensor_id;time;temperature\na;2023-10-29 02:30;21,5\na;2023-10-29 03:30;1\na;2023-03-26 02:30;1\n"
     )
@@ -84,6 +84,6 @@ def test_what_was_detected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         "a.csv: 2 times without an offset are taken to be in Europe/Berlin",
         "a.csv: 1 of them comes twice there, when clocks were put back (first in row 1): "
         "the earlier of the two is taken",
-        "a.csv: most often rejected because time is one that clocks in Europe/Berlin skipped, when they were put "
-        "forward (1 row, first row 3: '2023-03-26 02:30')",
+        "a.csv: most often rejected because time does not exist in Europe/Berlin: the clocks were put forward "
+        "(1 row, first row 3: '2023-03-26 02:30')",
     ]

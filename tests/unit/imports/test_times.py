@@ -15,7 +15,7 @@ TERMS = terms_of(rules(window=ANY_TIME))
 
 
 def moments(times: pa.Array, layout: Layout) -> list[str | None]:
-    """What becomes of times: moments in UTC, or None."""
+    """Return times as moments in UTC, or None."""
     sent = localize(Sent(len(times), {"time": times}), layout).sent
     return [
         time and f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}".rstrip("0").rstrip(".")
@@ -49,7 +49,7 @@ def test_dates() -> None:
 
 
 def test_moments_are_left_alone() -> None:
-    """What is a moment already stays what it is, and so does everything in UTC without a format."""
+    """Moments stay as they are, and so does everything in UTC without a format."""
     for times in (pa.array([LOCAL], pa.timestamp("s", "UTC")), pa.array([1], pa.int64()), pa.array([1.5])):
         sent = Sent(1, {"time": times})
         assert localize(sent, BERLIN).sent is sent
@@ -58,7 +58,7 @@ def test_moments_are_left_alone() -> None:
 
 
 def test_clocks_that_are_put_back_and_forward() -> None:
-    """Of a time that comes twice the first is taken and the row named; one that clocks skipped is a fault."""
+    """A time that comes twice is the first, and its row is named; a time that the clocks skipped is a fault."""
     times = pa.array(
         ["2023-10-29T01:59:59", "2023-10-29T02:30", "2023-10-29T03:00", "2023-03-26T02:30", "2023-03-26T03:00"]
     )

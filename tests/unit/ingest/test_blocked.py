@@ -35,7 +35,7 @@ def test_claims() -> None:
 
 
 def test_lift() -> None:
-    """What has been tried is forgotten, and nothing else is."""
+    """Only contents that have been tried are forgotten."""
     other = (T0_US + 100, T0_US + 109)
     known = blockage(Blocked([SPAN, other]), Blocked((), [claim("x").name, claim("y").name]))
     known.lift([(reading(), claim("x"))])

@@ -1212,7 +1212,7 @@ async def test_locked_day() -> None:
 
 
 async def test_lock_that_ends() -> None:
-    """What waits for a lock is stored soon after it is gone, in the order in which it came."""
+    """Readings that wait for a lock are stored soon after it ends, in their order of arrival."""
     plant = Plant()
     async with plant.running():
         plant.store.locked = [(LATE_US, LATE_US)]
@@ -1229,7 +1229,7 @@ async def test_lock_that_ends() -> None:
 
 
 async def test_lock_that_ends_on_a_busy_server() -> None:
-    """What waits for a lock gets its turn even though another flush is always ready."""
+    """Readings that wait for a lock get their turn even though another flush is always ready."""
     plant = Plant()
     with worth_preparing(rows=1):
         async with plant.running():
@@ -1246,7 +1246,7 @@ async def test_lock_that_ends_on_a_busy_server() -> None:
 
 
 async def test_two_locked_days() -> None:
-    """Of two locked days, the one that is free again is not held up by the other."""
+    """The first of two locked days to be free does not wait for the other."""
     plant = Plant()
     other = LATE_US - 86_400_000_000
     async with plant.running():
@@ -1259,7 +1259,7 @@ async def test_two_locked_days() -> None:
 
 
 async def test_locked_without_a_waiting_sender() -> None:
-    """What nobody waits for stays until the lock is gone, and no more of it is taken meanwhile."""
+    """Readings without a waiting sender stay until the lock ends, and no more of them are accepted meanwhile."""
     plant = Plant()
     async with plant.running():
         plant.store.locked = [(LATE_US, LATE_US)]
@@ -1582,7 +1582,7 @@ async def test_what_waits_for_its_sensors_is_given_back_in_time() -> None:
 
 
 async def test_sensors_that_cannot_be_learnt_are_left_to_the_flush() -> None:
-    """Where the database is found to be away, and all is tried again."""
+    """New sensors that can't be added are left to the flush, which tries them again."""
     plant = Plant()
     async with plant.running():
         with new_names_at_most(1):

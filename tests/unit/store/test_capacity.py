@@ -26,8 +26,12 @@ def test_pool_fits_into_what_is_left(room: Room, workers: int, size: int) -> Non
 @pytest.mark.parametrize(
     ("room", "workers", "said"),
     [
-        (Room(30, 3, None, 0), 12, "WORKERS = 12 needs 48 .* has 27 .*max_connections = 30.*Set WORKERS to 6 at most"),
-        (Room(100, 3, 8, 0), 3, "has 8 .*account in DATABASE_URL may have 8.*Set WORKERS to 2"),
+        (
+            Room(30, 3, None, 0),
+            12,
+            "WORKERS = 12 needs 48 .* allows 27 .*max_connections = 30.*Set WORKERS to 6 at most",
+        ),
+        (Room(100, 3, 8, 0), 3, "allows 8 .*account in DATABASE_URL may have 8.*Set WORKERS to 2"),
         (Room(5, 3, None, 0), 1, "Raise the limit"),
     ],
 )

@@ -24,7 +24,7 @@ def test_schemes(scheme: str) -> None:
 
 
 def test_several_hosts() -> None:
-    """Of several hosts the primary is asked for, unless the URL says otherwise."""
+    """A URL of several hosts asks for the primary, unless it says otherwise."""
     assert connection_arguments("postgresql://a,b/d", "x")["target_session_attrs"] == "primary"
     assert "target_session_attrs" not in connection_arguments("postgresql://a,b/d?target_session_attrs=any", "x")
     assert "target_session_attrs" not in connection_arguments("postgresql://a/d", "x")

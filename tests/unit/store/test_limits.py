@@ -115,14 +115,14 @@ READINGS = st.lists(
 
 @given(limits=LIMITS, readings=READINGS)
 def test_batch_violations(limits: Limits, readings: list[Noted]) -> None:
-    """Of a batch, each sensor, metric and side has one row that counts every reading beyond."""
+    """A batch has one row for each sensor, metric and side, which counts every reading beyond."""
     found = snapshot(limits).violations([], batch_of(readings))
     assert {*(decoded(found) if found else [])} == expected(limits, readings)
 
 
 @given(limits=LIMITS, readings=READINGS)
 def test_single_violations(limits: Limits, readings: list[Noted]) -> None:
-    """Of readings that came alone, each that is beyond has a row of its own."""
+    """Each single reading beyond a limit has a row of its own."""
     found = snapshot(limits).violations(readings, None)
     each = [row for reading in readings for row in expected(limits, [reading])]
     assert sorted(decoded(found) if found else []) == sorted(each)

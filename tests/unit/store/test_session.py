@@ -32,12 +32,12 @@ def test_nothing_to_pin() -> None:
         ({"is_standby": True}, DatabaseAway, "standby"),
         ({"restoring": "on"}, DatabaseAway, r"run: SELECT timescaledb_post_restore\(\)"),
         ({"encoding": "LATIN1"}, ConfigurationError, "'readings' has the encoding LATIN1"),
-        ({"schema": None}, ConfigurationError, "No schema of the search path"),
+        ({"schema": None}, ConfigurationError, "The search path .* has no schema"),
         ({"disabled": "on"}, ConfigurationError, "RESET timescaledb.disable_load"),
     ],
 )
 def test_refusals(found: dict[str, object], error: type[Exception], message: str) -> None:
-    """What can't be used is refused, with what to do."""
+    """A session that can't be used is refused with what to do."""
     with pytest.raises(error, match=message):
         inspected([*(GOOD | found).values()], backend_pid=7)
 

@@ -32,7 +32,7 @@ def test_oldest_gives_way() -> None:
 
 
 def test_no_room() -> None:
-    """Where nobody gives way, the new connection is not let in."""
+    """A new connection is refused where none gives way."""
     limit = ConnectionLimit(1, clock=lambda: 0.0)
     first, second = Peer(), Peer()
     assert limit.admit(first, count=1)

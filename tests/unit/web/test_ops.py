@@ -42,7 +42,7 @@ async def test_flood_takes_a_tenth_of_the_time() -> None:
 
 
 async def test_single_scrape_does_not_wait() -> None:
-    """Who asks seldom is answered at once."""
+    """A rare scrape is answered at once."""
     metrics = Metrics()
     scrape = SharedScrapes(metrics)
     for number in range(5):
@@ -60,7 +60,7 @@ async def test_slow_scrape_delays_the_next_a_second_at_most() -> None:
 
 
 async def test_error_reaches_all_who_asked() -> None:
-    """What could not be made fails for everybody who waits for it, and is tried again for the next."""
+    """A failed scrape fails for all who wait for it, and the next one tries again."""
     scrape = SharedScrapes(Metrics(fails=True))
     for _ in range(2):
         answers = await asyncio.gather(*(scrape() for _ in range(3)), return_exceptions=True)

@@ -276,7 +276,7 @@ async def test_every_other_request_goes_to_asgi_as_uvicorn_hands_it_over(request
     ],
 )
 async def test_what_is_not_http(request_: bytes) -> None:
-    """What can't be parsed is answered 400 once, after the answers that are owed, and closed."""
+    """Bytes that are not HTTP are answered 400 once, after the answers that are owed, and the connection is closed."""
     connection = Connection()
     connection.feed(request_)
     assert (connection.statuses, connection.wire.ended) == ([400], "closed")
@@ -594,7 +594,7 @@ async def test_an_endless_head_is_cut_off(begin: bytes, more: bytes) -> None:
         assert connection.statuses == []
         connection.desk.answer()
     assert (connection.statuses[-1], connection.wire.ended) == (431, "closed")
-    assert b'{"detail":"The head of the request is larger than 65,536 bytes' in connection.sent
+    assert b'{"detail":"The request\'s headers are larger than 65,536 bytes' in connection.sent
 
 
 async def test_many_headers() -> None:

@@ -208,7 +208,7 @@ def microseconds(sent: object, precision: Precision) -> int:
 
 
 def microseconds_of_iso(text: str) -> int:
-    """What datetime reads, also with a z for Z, 24:00 for the end of a day, and a second 60 at the end of a UTC day."""
+    """Return what datetime reads, and z for Z, 24:00 at the end of a day, and a second 60 at the end of a UTC day."""
     text = text[:-1] + "Z" if text.endswith("z") else text
     with suppress(ValueError):
         return microseconds(datetime.fromisoformat(text), Precision.S)

@@ -184,7 +184,7 @@ def test_metrics_of_any_number(column: pa.Array, read: list[float | None]) -> No
 
 
 def reinterpreted(numbers: list[int], type_: pa.DataType) -> pa.Array:
-    """Whole numbers as the digits of decimals, with a scale that Arrow can't write them with."""
+    """Return whole numbers as the digits of decimals, with a scale that Arrow can't write."""
     digits = pa.array(numbers, pa.decimal128(38, 0))
     return pa.Array.from_buffers(type_, len(digits), digits.buffers())
 
@@ -227,7 +227,7 @@ ODD_TIMES = [
 
 @pytest.mark.parametrize("times", [*ODD_TIMES, ODD_TIMES[0].dictionary_encode()], ids=lambda times: str(times.type))
 def test_time_beyond_the_years_of_python(times: pa.Array) -> None:
-    """Whatever a column of times has, its rows are taken, or rejected with a value that JSON can show."""
+    """Rows with any time are stored, or rejected with a value that JSON can show."""
     content = pa.table({"sensor_id": ["a"] * len(times), "time": times, "temperature": [1.0] * len(times)})
     bodies = [(arrow_stream(content), Format.ARROW_STREAM)]
     with suppress(pa.ArrowException):  # Parquet can't hold all of them
@@ -318,7 +318,7 @@ def test_a_stream_that_would_swell_is_refused_before_it_does(compression: str) -
 
 
 def test_dictionary_that_grows_with_every_batch() -> None:
-    """What each batch would have a copy of is counted before the first is made."""
+    """A dictionary that every batch would copy is counted before the first copy."""
     body = bombs.growing_dictionary().body
     assert len(body) < 1_000_000
     held = pa.total_allocated_bytes()
@@ -328,7 +328,7 @@ def test_dictionary_that_grows_with_every_batch() -> None:
 
 
 def test_dictionary_that_many_batches_share() -> None:
-    """It is converted once, and not for each of them; for very many it is not even looked at as often."""
+    """A dictionary that many batches share is converted once, and for very many it is not looked at for each."""
     body = bombs.shared_dictionary().body
     default = pa.default_memory_pool()
     pa.set_memory_pool(pool := pa.proxy_memory_pool(default))

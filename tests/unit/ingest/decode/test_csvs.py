@@ -55,7 +55,7 @@ def test_stray_quotes(stray: str) -> None:
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("mark", ["NAN", "N/A", "#N/A", "None", "-nan", "n/a", "<NA>"])
 def test_marks_for_missing(mark: str) -> None:
-    """What loggers and programs write for a missing value costs no row its other values."""
+    """A usual mark for a missing value costs a row no other value."""
     decoded = decode(f"sensor_id,temperature,humidity\na,{mark},50\n".encode(), Format.CSV)
     assert [row[2:4] for row in rows_of(decoded)] == [(None, 50.0)]
 

@@ -47,7 +47,7 @@ def look_at(body: bytes) -> Pages:
 )
 @settings(max_examples=50)
 def test_pages_add_up_to_what_the_writer_counted(rows: int, distinct: int, options: dict[str, object]) -> None:
-    """Whoever wrote the file counted its pages together with their headers."""
+    """The pages add up to the writer's totals, headers included."""
     content = pa.table(
         {
             "unknown": [{"x": [1, 2], "y": "z"}] * rows,
@@ -94,7 +94,7 @@ def test_many_columns() -> None:
     names = ["sensor_id", "temperature", *map(str, range(998))]
     content = pa.table({name: ["a"] if name == "sensor_id" else [1.0] for name in names})
     assert decode(parquet(content), Format.PARQUET).batch.rows == 1
-    with pytest.raises(MalformedBody, match="1,001 columns, and may have 1,000"):
+    with pytest.raises(MalformedBody, match="1,001 columns and may have 1,000"):
         look_at(parquet(content.append_column("more", [[1.0]])))
     with pytest.raises(MalformedBody, match="20,000 columns"):
         look_at(gzip.decompress(bombs.many_columns(20_000).body))
@@ -110,7 +110,7 @@ def test_many_row_groups() -> None:
 
 
 def test_page_that_is_larger_than_its_row_group_says() -> None:
-    """What counts is what the page's own header says."""
+    """The page's own header counts."""
     body = bombs.large_page(30 << 20).body
     assert pq.read_metadata(io.BytesIO(body)).row_group(0).total_byte_size == 1
     assert look_at(body).columns["sensor_id"].inflated_bytes > 30 << 20
@@ -222,7 +222,7 @@ def _in_delta_encoding(content: bytes, inflated_bytes: int) -> bytes:
     ],
 )
 def test_thrift_that_is_none(written: bytes) -> None:
-    """What is cut off, too wide, too deep or out of order is refused, and takes no more than its bytes."""
+    """Thrift that is cut off, too wide, too deep or out of order is refused, and takes no more than its bytes."""
     with pytest.raises(ValueError, match=r"early|bits|deeply|twice|no type"):
         CompactReader(written, 0, len(written)).skip(STRUCT)
 
@@ -230,7 +230,7 @@ def test_thrift_that_is_none(written: bytes) -> None:
 @given(st.data())
 @settings(max_examples=300)
 def test_damaged_footer(data: st.DataObject) -> None:
-    """It is read, or refused in one of two ways, whatever is in it."""
+    """A damaged footer is read, or refused in one of two ways."""
     body = bytearray(parquet(pa.table({"sensor_id": ["a"] * 3, "temperature": [1.0] * 3}), store_schema=False))
     for _ in range(data.draw(st.integers(1, 3))):
         body[data.draw(st.integers(0, len(body) - 9))] = data.draw(st.integers(0, 255))

@@ -387,8 +387,8 @@ def test_the_newest_days_are_kept_and_the_others_told_the_cap() -> None:
     decoded = decode(ndjson(rows), Format.NDJSON, rules(max_chunks=2))
     assert [T0_US - row[1] for row in rows_of(decoded)] == [day * 86_400_000_000 for day in (1, 2, 1)]
     assert places(decoded) == [(1, "time"), (5, "time")]
-    assert "2 days (UTC) at most" in decoded.errors[0].reason
-    assert "these lie in 4" in decoded.errors[0].reason
+    assert "may span 2 distinct days (UTC)" in decoded.errors[0].reason
+    assert "this one spans 4" in decoded.errors[0].reason
     assert "python -m app import" in decoded.errors[0].reason
     assert decoded.errors[0].value == T0_US - 3 * 86_400_000_000
 
@@ -673,21 +673,21 @@ FORMATS_OF_ROWS = {
 
 @pytest.mark.parametrize(("form", "write"), FORMATS_OF_ROWS.values(), ids=FORMATS_OF_ROWS)
 def test_time_by_another_name(form: Format, write: Callable[[object], bytes]) -> None:
-    """Where old readings are expected, a column like a time's refuses the body; elsewhere the answer hints at it."""
+    """A column that looks like a time refuses a backfill; otherwise the answer has a hint."""
     body = write(TIME_BY_ANOTHER_NAME)
     for is_backfill in (True, False):
-        with pytest.raises(MalformedBody, match="The column 'timestamp' looks like one of times: name it time"):
+        with pytest.raises(MalformedBody, match="The column 'timestamp' looks like it: rename it to time"):
             decode(body, form, is_backfill=is_backfill, is_time_required=not is_backfill)
     decoded = decode(body, form)
     assert [row[1] for row in rows_of(decoded)] == [T0_US, T0_US]
     assert decoded.hints == [
-        "The column 'timestamp' is not read as the time: name it time. "
-        "Readings without a time were given that of their arrival."
+        "The column 'timestamp' looks like a time but is ignored: rename it to time. "
+        "Readings without a time got their time of arrival."
     ]
 
 
 def test_row_with_its_time_by_another_name() -> None:
-    """One among rows that have a time is refused alone, and with its own reason."""
+    """A row whose time has another name is rejected alone, with its own reason."""
     decoded = decode(ndjson([GOOD, *TIME_BY_ANOTHER_NAME]), Format.NDJSON, is_backfill=True)
     assert places(decoded) == [(2, "time"), (3, "time")]
     assert decoded.errors[0].reason == "time is missing: a column 'timestamp' is not read as one"
@@ -741,7 +741,7 @@ def test_nan_is_no_value(way: str, form: Format, write: Callable[[object], bytes
 
 @pytest.mark.parametrize("text", ["", "NA", "N/A", "#N/A", "None", "NaN", "NAN", "-nan", "null"])
 def test_mark_for_a_missing_value(text: str) -> None:
-    """What programs write where a value is missing is none, as text in JSON and as a field of a CSV."""
+    """Usual marks for a missing value are missing values, as text in JSON and as CSV fields."""
     row = {"sensor_id": "a", "temperature": text, "humidity": 1.5}
     for form, body in (
         (Format.JSON, json_array([row])),
@@ -757,7 +757,7 @@ def test_mark_for_a_missing_value(text: str) -> None:
 @given(st.lists(any_rows, max_size=12), st.sets(st.integers(1, 12)), st.integers(1, 3))
 @settings(max_examples=50)
 def test_only_some_rows(sent: list[dict[str, object]], wanted: set[int], max_chunks: int) -> None:
-    """Of the rows that are wanted becomes what becomes of them alone; the others are neither taken nor rejected."""
+    """Wanted rows are decoded as they would be alone; the others are neither stored nor rejected."""
     held_to = rules(max_chunks=max_chunks)
     only = [number for number in range(1, len(sent) + 1) if number in wanted]
     alone = decode(ndjson([sent[number - 1] for number in only]), Format.NDJSON, held_to)
@@ -781,6 +781,6 @@ def test_only_some_rows(sent: list[dict[str, object]], wanted: set[int], max_chu
     ],
 )
 def test_backfill_is_wanted_where_it_would_help(times: list[str], window: TimeWindow, is_wanted: bool) -> None:
-    """What is ahead, or older than what is kept, would be rejected then, too."""
+    """Backfill is not suggested for times that it would reject too: ahead, or older than the retention."""
     rows = [GOOD | {"time": time} for time in times]
     assert decode(ndjson(rows), Format.NDJSON, rules(window=window)).is_backfill_wanted is is_wanted

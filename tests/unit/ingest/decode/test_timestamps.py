@@ -167,7 +167,7 @@ def test_number_before_2000(sent: float) -> None:
 @given(number=st.integers(0, 946_684_799))
 @example(number=20230712)
 def test_named_precision_is_believed(precision: Precision, number: int) -> None:
-    """Also where the number is as small as a date in digits."""
+    """A named precision holds even for a number as small as a date in digits."""
     time_us = number * NANOSECONDS_A[{"us": "µs"}.get(precision.value, precision.value)] // 1_000
     assert parse_time_us(number, precision=precision) == time_us
     assert read(pa.array([number]), precision) == [time_us]
