@@ -1,8 +1,8 @@
 """Saves ids of names, tells servers when names change, and computes ages without a wrong clock.
 
 Earlier servers used up an identity value for every name that they looked up. Where more than half of the values are
-gone, those above the highest id of a row are given back. Elsewhere none is: the readings of a sensor that was deleted by
-hand may have them, and the next new sensor would get those readings.
+gone, those above the highest id of a row are given back. Elsewhere none is: the readings of a sensor that was deleted
+by hand may have them, and the next new sensor would get those readings.
 """
 
 from alembic import op
