@@ -16,6 +16,7 @@ What uvicorn lacks, and is here:
 * uvicorn closes at once when a peer has sent its last, though it may still read: here it is answered first.
 * httptools takes what follows an ``Upgrade`` for another protocol, also a body. Here every offer but a WebSocket
   handshake is ignored, as RFC 9110 (7.8) allows.
+* uvicorn takes a trailer for a header if it comes in one read with the head. Here it is dropped.
 * Blanks and tabs after a header's value are not part of it, and one that comes twice is one value with a comma (RFC
   9110, 5.3 and 5.5), on all routes.
 

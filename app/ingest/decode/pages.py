@@ -143,7 +143,7 @@ def pages_of(body: bytes, known: Set[str]) -> Pages:
                 read_bytes += page.header_bytes + page.size_bytes
                 if headers > MAX_PAGES:
                     raise MalformedBody(f"The Parquet file has more than {MAX_PAGES:,} pages: write larger ones.")
-                if read_bytes > len(body):  # 20,000 chunks of one page took as many times its length, here and there
+                if read_bytes > len(body):  # a page that 20 chunks shared was inflated 20 times
                     raise ValueError("pages that overlap")
                 _count(column, page, chunk)
                 if page.kind in (_DATA_PAGE, _DATA_PAGE_V2) and page.encoding in _DELTAS:

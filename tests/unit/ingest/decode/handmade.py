@@ -1,4 +1,4 @@
-"""Parquet files of one row group, written field by field: what no writer writes, and a reader may still believe."""
+"""Parquet files, written field by field: what no writer writes, and a reader may still believe."""
 
 import struct
 from collections.abc import Sequence
