@@ -319,7 +319,7 @@ class Aggregates:
         await connection.execute(SET_SWEPT, [now])
 
     async def _find_incomplete(self, connection: Connection, now: datetime) -> list[Span]:
-        """Add to the stale ranges the days whose aggregates are not those of their readings, and gives them back."""
+        """Add the days whose aggregates differ from their readings to the stale ranges; return these days."""
         end = TIERS[-1].ceil(await _swept(connection, now) - SWEEP_BACK)  # what is younger, the sweep refreshes
         _, deleted_until = await _reach(connection)
         start = None if deleted_until is None else deleted_until + DROP_MARGIN

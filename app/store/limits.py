@@ -247,7 +247,7 @@ class SensorLimits:
 
 
 async def prune(connection: Connection) -> bool:
-    """Delete some of the log's oldest rows that are too old or too many; whether there may be more. Raises what the
+    """Delete some of the log's rows that are too old or too many; return whether there may be more. Raises what the
     driver raises.
     """
     return (await connection.execute(PRUNE)).rowcount == PRUNED_ROWS

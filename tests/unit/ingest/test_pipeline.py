@@ -450,7 +450,7 @@ async def test_while_the_database_is_away_readings_are_refused_and_then_taken_ag
         sent_at = now()
         answer = plant.send("waits in vain")
         await asyncio.sleep(COMMIT_TIMEOUT_S / 2)
-        with pytest.raises(DatabaseAway, match="the database is away") as refusal:
+        with pytest.raises(DatabaseAway, match="the database is unavailable") as refusal:
             plant.send("refused")
         assert refusal.value.retry_after_s == LONGEST_BACKOFF_S
         assert plant.pipeline.trouble == "the plug is pulled"
@@ -616,7 +616,7 @@ async def test_a_cancelled_flusher_leaves_nobody_waiting() -> None:
         await work
     assert isinstance(in_flight.result(), OutcomeUnknown)
     assert isinstance(waits.result(), DatabaseAway)
-    with pytest.raises(DatabaseAway, match="the database is away"):
+    with pytest.raises(DatabaseAway, match="the database is unavailable"):
         plant.send("too late")
 
 
