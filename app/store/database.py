@@ -214,9 +214,12 @@ MISSING_KEYS_ARGUMENTS = [
     [key for keys in UNIQUE_KEYS.values() for key in keys],
 ]
 INCOMPLETE = "The database's schema is incomplete."
+# To update a row under a condition that does not hold would lock it, and so commit, and wait for a synchronous standby.
 SET_FOR_VIEWS = """
-INSERT INTO server_settings (name, value) VALUES ('timezone', %s), ('offline_after_s', %s)
-ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE server_settings.value <> excluded.value
+INSERT INTO server_settings (name, value)
+SELECT name, value FROM (VALUES ('timezone', %s::text), ('offline_after_s', %s::text)) AS wanted (name, value)
+WHERE NOT EXISTS (SELECT FROM server_settings s WHERE (s.name, s.value) = (wanted.name, wanted.value))
+ON CONFLICT (name) DO UPDATE SET value = excluded.value
 """
 RESTORE_SETTINGS = """
 INSERT INTO server_settings (name, value)

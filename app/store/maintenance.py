@@ -65,9 +65,13 @@ DELETE FROM sources WHERE id IN (
 """
 CLOCK = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 SET_SKEW = """
-INSERT INTO server_settings AS s (name, value) VALUES ('clock_skew_s', %s)
+INSERT INTO server_settings (name, value)
+SELECT 'clock_skew_s', %(skew_s)s
+WHERE NOT EXISTS (
+    SELECT FROM server_settings
+    WHERE name = 'clock_skew_s' AND abs(value::double precision - %(skew_s)s::double precision) <= 1
+)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
-WHERE abs(s.value::double precision - excluded.value::double precision) > 1
 """
 STATISTICS = """
 SELECT pg_database_size(current_database()),
@@ -170,7 +174,7 @@ class Maintenance:
         elif self._is_skewed and not is_skewed:
             logger.info("The database's clock agrees with this server's again.")
         self._is_skewed = is_skewed
-        await connection.execute(SET_SKEW, [str(round(skew_s, 1) if is_skewed else 0)])
+        await connection.execute(SET_SKEW, {"skew_s": str(round(skew_s, 1) if is_skewed else 0)})
         return skew_s
 
     async def prune(self) -> None:

@@ -633,7 +633,9 @@ class Writer:
     async def _step(self) -> AsyncIterator[Connection]:
         """A live connection for one step, within the timeout. After a failure none of the step is left behind."""
         if is_new := self._connection is None:
-            self._connection = await self._database.connect_to_write("sensorflow flusher")
+            with own_errors():
+                async with asyncio.timeout(self._flush_timeout_s):
+                    self._connection = await self._database.connect_to_write("sensorflow flusher")
             # What was remembered is another server's, if this one took over after a failover.
             self._sensors.forget()
             self._sources.forget()
