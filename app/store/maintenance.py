@@ -66,10 +66,10 @@ DELETE FROM sources WHERE id IN (
 CLOCK = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 SET_SKEW = """
 INSERT INTO server_settings (name, value)
-SELECT 'clock_skew_s', %(skew_s)s
+SELECT 'clock_skew_s', %(skew_s)s::text
 WHERE NOT EXISTS (
     SELECT FROM server_settings
-    WHERE name = 'clock_skew_s' AND abs(value::double precision - %(skew_s)s::double precision) <= 1
+    WHERE name = 'clock_skew_s' AND abs(value::double precision - %(skew_s)s::text::double precision) <= 1
 )
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
 """

@@ -44,7 +44,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from app.errors import BodyTooLarge, SensorFlowError, ShuttingDown
+from app.errors import BodyTooLarge, OutcomeUnknown, SensorFlowError, ShuttingDown
 from app.web import problems
 from app.web.bodies import due_at, stalled
 from app.web.connections import ConnectionLimit
@@ -213,8 +213,10 @@ class Exchange:
         self.answer(*problems.answer(error))
 
     def fail_with(self, work: "asyncio.Future[None]") -> None:
-        """Answers with the error, if there is one, of work that was to answer."""
-        if not work.cancelled() and isinstance(error := work.exception(), Exception):
+        """Answer with the error, if there is one, of work that was to answer; unknown if it was cancelled."""
+        if work.cancelled():
+            self.refuse(OutcomeUnknown("The request was interrupted: the reading may be stored, or not."))
+        elif isinstance(error := work.exception(), Exception):
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:

@@ -121,7 +121,9 @@ async def test_violation_ends(database: str, correction: str, is_over: bool) -> 
     assert rows(database, NOW_BEYOND) == [] if is_over else rows(database, NOW_BEYOND) != []
 
 
-@pytest.mark.parametrize(("expected_s", "is_over"), [(None, True), (HOUR, True), (3 * HOUR, False), (1e12, False)])
+@pytest.mark.parametrize(
+    ("expected_s", "is_over"), [(None, True), (HOUR, True), (3 * HOUR, False), (315_576_000, False)]
+)
 async def test_latest_reading_beyond(database: str, expected_s: float | None, is_over: bool) -> None:
     """A latest reading beyond a limit counts for an hour or three expected intervals; then the sensor is offline, which
     is another alert.

@@ -336,6 +336,17 @@ async def test_an_offer_without_a_body() -> None:
         assert b"upgrade" not in connection.sent
 
 
+async def test_cancelled_work_is_answered() -> None:
+    """Work that was to answer and is cancelled leaves nobody waiting: the outcome is unknown."""
+    connection = Connection()
+    connection.feed(post())
+    [(exchange, _)] = connection.desk.taken
+    work: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    work.cancel()
+    exchange.fail_with(work)
+    assert connection.statuses == [504]
+
+
 async def test_answers_come_in_the_order_of_the_requests() -> None:
     connection = Connection()
     connection.feed(post(b"a") + GET + post(b"bb") + post(b"ccc") + post(key=b"wrong") + GET)
