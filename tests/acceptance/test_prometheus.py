@@ -103,7 +103,7 @@ def _send_all(run: Watched, proxy: FaultyProxy) -> None:
             for round_ in range(ROUNDS):
                 _send(run, next(turns))
                 if round_ % 5 == 0:
-                    _announce_too_much(run)
+                    _send_too_much(run)
 
         def is_missed() -> bool:
             _send(run, next(turns))
@@ -126,14 +126,14 @@ def _send(run: Watched, client: httpx.Client) -> None:
     time.sleep(ROUND_S)
 
 
-def _announce_too_much(run: Watched) -> None:
-    """Requests whose bodies never come; half of them are refused at once."""
+def _send_too_much(run: Watched) -> None:
+    """Send requests whose bodies lack their last byte; half of them are refused for want of room."""
     head = f"POST {MANY} HTTP/1.1\r\nHost: x\r\nX-API-Key: {API_KEY}\r\nContent-Length: {BODY_BYTES}\r\n"
     head += "Content-Type: application/json\r\n\r\n"
     with ExitStack() as stack:
         waiting = [stack.enter_context(connection_to(run.server)) for _ in range(BODIES)]
         for connection in waiting:
-            connection.sendall(head.encode())
+            connection.sendall(head.encode() + b" " * (BODY_BYTES - 1))
         while len(waiting) > BODIES // 2:
             answered, _, _ = select.select(waiting, [], [], 5)
             assert answered
