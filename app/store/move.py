@@ -11,6 +11,7 @@ import psycopg
 from psycopg import sql
 
 from app.errors import ConfigurationError
+from app.store.capacity import LOCKS
 from app.store.database import connect_to_migrate, has_continuous_aggregates, migrate, own_errors
 
 NOT_MOVED = ["alembic_version", "server_settings", "metrics", "flushes", "stale_ranges", "checked_days"]
@@ -40,10 +41,6 @@ SELECT EXISTS (SELECT FROM readings) OR EXISTS (SELECT FROM sensors) OR EXISTS (
 """
 IS_HYPERTABLE = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')"
 DAYS = "SELECT count(DISTINCT date_bin('1 day', time, TIMESTAMPTZ 'epoch')) FROM readings"
-LOCKS = """
-SELECT current_setting('max_locks_per_transaction')::bigint,
-       current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint
-"""
 IDENTITIES = """
 SELECT relname::text FROM pg_attribute
 JOIN pg_class c ON c.oid = pg_get_serial_sequence(quote_ident(%(table)s), attname)::regclass
