@@ -569,8 +569,16 @@ class Database:
     async def _lend(self, timeout_s: float) -> AsyncIterator[Connection]:
         """A pooled connection. One that turns out to lead to a server that takes no writes is not given back: a
         balancer, or a setting of that moment, would keep it there for good.
+
+        Before Python 3.12, asyncio.wait_for, by which the pool waits, drops a cancellation that comes together with the
+        connection: a deadline would pass without effect.
         """
+        task = asyncio.current_task()
+        assert task is not None  # a coroutine runs in one
+        cancellations = task.cancelling()
         async with self._pool.connection(timeout_s) as connection:
+            if task.cancelling() > cancellations:
+                raise asyncio.CancelledError
             try:
                 yield connection
             except psycopg.errors.ReadOnlySqlTransaction:

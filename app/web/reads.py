@@ -263,7 +263,8 @@ class Reads:
     async def _turn(self) -> AsyncIterator[None]:
         """One of the answers that may be under way. Raises TooManyReads."""
         try:
-            await asyncio.wait_for(self._turns.acquire(), WAIT_FOR_TURN_S)
+            async with asyncio.timeout(WAIT_FOR_TURN_S):
+                await self._turns.acquire()
         except TimeoutError:
             raise TooManyReads from None
         try:

@@ -1,5 +1,6 @@
 """What a connection leads to, and how it is set: restores, half a schema, standbys, settings of a database."""
 
+import asyncio
 import os
 import pwd
 import subprocess
@@ -329,6 +330,30 @@ async def test_settings_of_the_database(empty_database: str, names: list[str]) -
             for pinned, value in PINNED.items():
                 assert (await (await connection.execute(CURRENT, [pinned])).fetchone() or ())[0] in {value, None}
     assert rows(empty_database, "SELECT count(*) FROM readings") == [(2,)]
+
+
+@pytest.mark.parametrize("turns", range(3))
+async def test_cancelled_while_a_connection_comes(database: str, turns: int) -> None:
+    """Who waits for a pooled connection and is cancelled as it comes does not go on with it."""
+    async with opened(database) as opened_database:
+        await opened_database.resize(1)
+        began = asyncio.Event()
+
+        async def wait() -> None:
+            async with opened_database.borrow(timeout_s=5):
+                began.set()
+
+        async with opened_database.borrow(timeout_s=5):
+            waiting = asyncio.create_task(wait())
+            await asyncio.sleep(0.1)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert not began.is_set()
+        async with opened_database.borrow(timeout_s=5):
+            """The connection is back."""
 
 
 async def test_encoding_of_the_database(edition_and_admin_url: tuple[str, str]) -> None:
