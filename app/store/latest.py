@@ -227,7 +227,11 @@ class LatestReadings:
         noted, horizon_us = self._noted, self._horizon_us()
         for reading in readings:
             known = noted.get(reading.sensor_id)
-            if known is None or _rank(reading, horizon_us) > _rank(known, horizon_us):
+            if (
+                known is None
+                or known.time < reading.time <= horizon_us  # nearly always
+                or _rank(reading, horizon_us) > _rank(known, horizon_us)
+            ):
                 noted[reading.sensor_id] = reading
         if len(noted) >= SINGLES:
             self.unwritten.note(_columns_of(noted.values()), horizon_us)

@@ -12,7 +12,8 @@ What uvicorn lacks, and is here:
   Here nothing is read or parsed while any waits: 5 MB.
 * uvicorn parses all that a read has brought in one turn of the event loop, and libuv reads up to 8 MB in one: a single
   connection stopped the process for 13 s. Here it is parsed in slices, in turns with everybody else's.
-* uvicorn waits for a head for ever: here it has HEAD_TIMEOUT_S, and a body has to keep coming.
+* uvicorn waits for a head for ever, and sets a timer at each answer for what follows: here one timer a connection looks
+  now and then, a head has HEAD_TIMEOUT_S, and a body has to keep coming.
 * uvicorn closes at once when a peer has sent its last, though it may still read: here it is answered first.
 * httptools takes what follows an ``Upgrade`` for another protocol, also a body. Here every offer but a WebSocket
   handshake is ignored, as RFC 9110 (7.8) allows.
@@ -324,7 +325,6 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop with what the peer has sent."""
-        self._unset_keepalive_if_required()
         if self._last_answer is not None:
             return
         if self._unparsed:  # a transport may deliver what it had read when it was paused
@@ -361,7 +361,6 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Called by httptools where a request begins."""
-        self._unset_keepalive_if_required()  # which a refusal earlier in the same data may have set
         self.url = b""
         self.headers = []
         self._head_bytes = 0
@@ -453,7 +452,11 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Called when a request has been answered: the next one in line begins."""
         self._head_due = self.loop.time() + HEAD_TIMEOUT_S
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if not self._transport.is_closing():
+            self.flow.resume_reading()
+            if self.pipeline:
+                self._start_asgi_task(*self.pipeline.pop())
         if self.pipeline:
             self.flow.pause_reading()
         if (self._last_answer is not None or self._has_ended) and not self.is_owed:

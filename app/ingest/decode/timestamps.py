@@ -10,6 +10,7 @@ object a row, and gives null where ``parse_time_us`` would raise: the tests hold
 """
 
 import re
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -50,6 +51,8 @@ class Precision(Enum):
 _BEYOND_ANY_UNIT = 1e19
 _LIMITS = ((5e9, Precision.S), (5e12, Precision.MS), (5e15, Precision.US), (_BEYOND_ANY_UNIT, Precision.NS))
 _SCALES_US = {Precision.S: 1_000_000.0, Precision.MS: 1_000.0, Precision.US: 1.0, Precision.NS: 0.001}
+_BOUNDS = [limit for limit, _ in _LIMITS]
+_SCALES = [_SCALES_US[unit] for _, unit in _LIMITS]
 _INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
 _ZONE = re.compile(r"[T ].*(Z|[+-]\d\d(:?\d\d)?)$", re.ASCII)
 _CLOCK_ZONE = r"(?P<zone>(?:Z|[+-][\d:]+)?)"
@@ -117,17 +120,16 @@ def _from_number(number: float, precision: Precision) -> int:
     magnitude = abs(number)
     if not magnitude < _BEYOND_ANY_UNIT:  # nor is NaN
         raise ValueError("time should be a number of seconds, ms, µs or ns since 1970")
-    if precision is Precision.AUTO:
-        precision = next(unit for limit, unit in _LIMITS if magnitude < limit)
-        time_us = _in_us(number, precision)
-        if EARLIEST_US <= time_us < EARLIEST_GUESSED_US:
-            raise ValueError(_implausible(number, time_us, precision))
-        return time_us
-    return _in_us(number, precision)
+    if precision is not Precision.AUTO:
+        return _in_us(number, _SCALES_US[precision])
+    place = bisect_right(_BOUNDS, magnitude)
+    time_us = _in_us(number, _SCALES[place])
+    if EARLIEST_US <= time_us < EARLIEST_GUESSED_US:
+        raise ValueError(_implausible(number, time_us, _LIMITS[place][1]))
+    return time_us
 
 
-def _in_us(number: float, unit: Precision) -> int:
-    scale = _SCALES_US[unit]
+def _in_us(number: float, scale: float) -> int:
     if isinstance(number, int):
         return number * int(scale) if scale >= 1 else number // 1_000
     return round(number * scale)

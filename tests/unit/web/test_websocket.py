@@ -66,6 +66,7 @@ class Connection:
             ws=partial(WebSocketProtocol, slices=slices),  # type: ignore[arg-type]
             ws_max_size=MAX_MESSAGE_BYTES,
             ws_per_message_deflate=False,
+            ws_ping_interval=None,  # its random bytes may look like any frame
             log_config=None,
         )
         config.load()
