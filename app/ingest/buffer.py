@@ -98,8 +98,8 @@ class Buffer:
         queues = (*self._flights, self._waiting, self._aside, self._parked)
         return now - min((next(iter(parcels)).arrived_at for parcels in queues if parcels), default=now)
 
-    def reserve(self, key_name: str, size_bytes: int, *, retry_after_s: int) -> None:
-        """Holds room for what a key is about to send; negative gives room back.
+    def reserve(self, key_name: str, size_bytes: int, *, retry_after_s: Callable[[], int]) -> None:
+        """Hold room for what a key is about to send; negative gives room back. ``retry_after_s`` is asked for an error.
 
         Raises:
             KeyOverShare, BufferFull: there is not so much room, for this key or at all; nothing has changed.
@@ -108,21 +108,20 @@ class Buffer:
             if self._bytes_of_key[key_name] + size_bytes > self.max_bytes_per_key:
                 raise KeyOverShare(
                     "This key holds its share of the buffer: it sends faster than the database commits.",
-                    retry_after_s=retry_after_s,
+                    retry_after_s=retry_after_s(),
                 )
             if self.size_bytes + size_bytes > self.max_bytes:
-                raise _full(retry_after_s)
-        self.size_bytes += size_bytes
-        self._bytes_of_key[key_name] += size_bytes
+                raise _full(retry_after_s())
+        self._hold(key_name, size_bytes)
 
-    def add(self, parcel: Parcel, *, retry_after_s: int, is_parked: bool = False) -> None:
+    def add(self, parcel: Parcel, *, retry_after_s: Callable[[], int], is_parked: bool = False) -> None:
         """Take a parcel in: at the end of the queue, aside if the parcel says so, or parked until ``unpark``.
 
         Raises:
             KeyOverShare, BufferFull: it would not fit, and has not been taken.
         """
         if self.rows + parcel.rows > self.max_rows:
-            raise _full(retry_after_s)
+            raise _full(retry_after_s())
         self.reserve(parcel.content.source.key_name, parcel.size_bytes, retry_after_s=retry_after_s)
         self.rows += parcel.rows
         self.tally.accepted += parcel.rows
@@ -227,6 +226,10 @@ class Buffer:
             for parcel in _due(flight, now):
                 parcel.answer(unknown())
 
+    def _hold(self, key_name: str, size_bytes: int) -> None:
+        self.size_bytes += size_bytes
+        self._bytes_of_key[key_name] += size_bytes
+
     def _append(self, parcel: Parcel) -> None:
         if parcel.is_aside:
             self._aside.append(parcel)
@@ -252,7 +255,7 @@ class Buffer:
 
     def _let_go(self, parcel: Parcel) -> None:
         self.rows -= parcel.rows
-        self.reserve(parcel.content.source.key_name, -parcel.size_bytes, retry_after_s=0)
+        self._hold(parcel.content.source.key_name, -parcel.size_bytes)
 
 
 def _taken(queue: deque[Parcel], max_rows: int) -> tuple[list[Parcel], int]:

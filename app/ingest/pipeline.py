@@ -277,7 +277,7 @@ class Pipeline(Generic[AnyFlush]):
         """
         if size_bytes > 0:
             self._raise_trouble()
-        self.buffer.reserve(key_name, size_bytes, retry_after_s=self._seconds_to_drain())
+        self.buffer.reserve(key_name, size_bytes, retry_after_s=self._seconds_to_drain)
 
     @contextmanager
     def expect(self) -> Iterator[None]:
@@ -320,10 +320,10 @@ class Pipeline(Generic[AnyFlush]):
             parcel.is_aside = True
         if self._tasks is not None and isinstance(content, Batch) and self._has_too_many_new_names(content):
             parcel.deadline += patience_s
-            self.buffer.add(parcel, retry_after_s=self._seconds_to_drain(), is_parked=True)
+            self.buffer.add(parcel, retry_after_s=self._seconds_to_drain, is_parked=True)
             self._tasks.create_task(self._learn_names(parcel, content, patience_s))
         else:
-            self.buffer.add(parcel, retry_after_s=self._seconds_to_drain())
+            self.buffer.add(parcel, retry_after_s=self._seconds_to_drain)
             self._tell_arrival()
 
     async def run(self) -> None:

@@ -28,13 +28,15 @@ def buffer_with_everything() -> Buffer:
     for place, rows in enumerate([5, 1, 2, 1, 2, 1, 2, 3]):
         deadline = 10.0 if place in {4, 5} else 1_000.0
         content = batch_of([reading()] * rows) if rows > 1 else reading()
-        buffer.add(Parcel(content, rows, content.size_bytes, 90.0 + place, deadline, lambda _: None), retry_after_s=1)
+        buffer.add(
+            Parcel(content, rows, content.size_bytes, 90.0 + place, deadline, lambda _: None), retry_after_s=lambda: 1
+        )
     flight = buffer.begin(9)
     buffer.reject(flight[1], RejectedByDatabase("no"))
     buffer.accept(refused_rows=1)
     buffer.expire(NOW, lambda: DatabaseAway("away"), lambda: DatabaseAway("away"))
     buffer.begin(2)
-    buffer.reserve("API_KEY", 1_000, retry_after_s=1)
+    buffer.reserve("API_KEY", 1_000, retry_after_s=lambda: 1)
     return buffer
 
 

@@ -45,7 +45,7 @@ def parcel(
 def filled(*parcels: Parcel, max_rows: int = PLENTY) -> Buffer:
     buffer = Buffer(max_rows, max_bytes=PLENTY, max_bytes_per_key=PLENTY)
     for each in parcels:
-        buffer.add(each, retry_after_s=1)
+        buffer.add(each, retry_after_s=lambda: 1)
     return buffer
 
 
@@ -72,55 +72,55 @@ def test_rows_and_bytes_are_bounded_those_in_flight_included(
 ) -> None:
     buffer = Buffer(max_rows, max_bytes, max_bytes_per_key=PLENTY)
     for _ in range(fit):
-        buffer.add(parcel(rows=2), retry_after_s=1)
+        buffer.add(parcel(rows=2), retry_after_s=lambda: 1)
     buffer.begin(in_flight)
     with pytest.raises(BufferFull) as refusal:
-        buffer.add(parcel(rows=2), retry_after_s=7)
+        buffer.add(parcel(rows=2), retry_after_s=lambda: 7)
     assert refusal.value.retry_after_s == 7
     assert (buffer.rows, buffer.size_bytes, buffer.tally.accepted) == (2 * fit, fit * ROW, 2 * fit)
 
 
 def test_a_key_has_its_share_and_the_others_have_theirs() -> None:
     buffer = Buffer(PLENTY, max_bytes=10, max_bytes_per_key=6)
-    buffer.add(parcel(size_bytes=4, key_name="a"), retry_after_s=1)
+    buffer.add(parcel(size_bytes=4, key_name="a"), retry_after_s=lambda: 1)
     buffer.begin(1)
     with pytest.raises(KeyOverShare) as refusal:
-        buffer.add(parcel(size_bytes=3, key_name="a"), retry_after_s=7)
+        buffer.add(parcel(size_bytes=3, key_name="a"), retry_after_s=lambda: 7)
     assert refusal.value.retry_after_s == 7
-    buffer.add(parcel(size_bytes=2, key_name="a"), retry_after_s=1)
-    buffer.add(parcel(size_bytes=4, key_name="b"), retry_after_s=1)
+    buffer.add(parcel(size_bytes=2, key_name="a"), retry_after_s=lambda: 1)
+    buffer.add(parcel(size_bytes=4, key_name="b"), retry_after_s=lambda: 1)
     with pytest.raises(BufferFull) as full:
-        buffer.add(parcel(size_bytes=1, key_name="b"), retry_after_s=8)
+        buffer.add(parcel(size_bytes=1, key_name="b"), retry_after_s=lambda: 8)
     assert full.value.retry_after_s == 8
     assert (buffer.rows, buffer.size_bytes, buffer.tally.accepted) == (3, 10, 3)
     buffer.accept()
-    buffer.add(parcel(size_bytes=2, key_name="b"), retry_after_s=1)
+    buffer.add(parcel(size_bytes=2, key_name="b"), retry_after_s=lambda: 1)
     with pytest.raises(KeyOverShare):
-        buffer.add(parcel(size_bytes=5, key_name="a"), retry_after_s=1)
+        buffer.add(parcel(size_bytes=5, key_name="a"), retry_after_s=lambda: 1)
 
 
 def test_a_reservation_counts_like_what_is_held_until_it_is_given_back() -> None:
     buffer = Buffer(PLENTY, max_bytes=10, max_bytes_per_key=6)
-    buffer.reserve("a", 5, retry_after_s=1)
+    buffer.reserve("a", 5, retry_after_s=lambda: 1)
     with pytest.raises(KeyOverShare) as share:
-        buffer.reserve("a", 2, retry_after_s=7)
+        buffer.reserve("a", 2, retry_after_s=lambda: 7)
     with pytest.raises(BufferFull) as full:
-        buffer.reserve("b", 6, retry_after_s=8)
+        buffer.reserve("b", 6, retry_after_s=lambda: 8)
     assert (share.value.retry_after_s, full.value.retry_after_s) == (7, 8)
     assert (buffer.size_bytes, buffer.rows) == (5, 0)
-    buffer.add(parcel(size_bytes=1, key_name="a"), retry_after_s=1)
+    buffer.add(parcel(size_bytes=1, key_name="a"), retry_after_s=lambda: 1)
     with pytest.raises(KeyOverShare):
-        buffer.add(parcel(size_bytes=1, key_name="a"), retry_after_s=1)
-    buffer.reserve("a", -5, retry_after_s=1)
-    buffer.add(parcel(size_bytes=5, key_name="a"), retry_after_s=1)
+        buffer.add(parcel(size_bytes=1, key_name="a"), retry_after_s=lambda: 1)
+    buffer.reserve("a", -5, retry_after_s=lambda: 1)
+    buffer.add(parcel(size_bytes=5, key_name="a"), retry_after_s=lambda: 1)
     assert (buffer.size_bytes, buffer.rows) == (6, 2)
 
 
 def test_room_may_be_given_back_while_there_is_none() -> None:
     buffer = Buffer(PLENTY, max_bytes=10, max_bytes_per_key=10)
-    buffer.reserve("a", 10, retry_after_s=1)
-    buffer.reserve("a", -3, retry_after_s=1)
-    buffer.reserve("a", 3, retry_after_s=1)
+    buffer.reserve("a", 10, retry_after_s=lambda: 1)
+    buffer.reserve("a", -3, retry_after_s=lambda: 1)
+    buffer.reserve("a", 3, retry_after_s=lambda: 1)
     assert buffer.size_bytes == 10
 
 
@@ -142,7 +142,7 @@ def test_kept_parcels_keep_their_places_and_always_fit() -> None:
     assert list(buffer.begin(3)) == early[:1]
     assert list(buffer.begin(3)) == early[1:3]
     buffer.accept()
-    buffer.add(late, retry_after_s=1)
+    buffer.add(late, retry_after_s=lambda: 1)
     assert list(buffer.begin(5)) == early[3:]
     buffer.keep()
     assert (buffer.rows, buffer.waiting_rows) == (11, 11)
@@ -173,7 +173,7 @@ def test_flights_end_in_the_order_in_which_they_began() -> None:
 def test_a_flight_that_took_nothing_is_none() -> None:
     buffer = filled()
     assert not buffer.begin(10)
-    buffer.add(parcel(), retry_after_s=1)
+    buffer.add(parcel(), retry_after_s=lambda: 1)
     buffer.begin(10)
     buffer.accept()
     assert (buffer.rows, buffer.tally.committed) == (0, 1)
@@ -347,9 +347,9 @@ class BufferAgainstModel(RuleBasedStateMachine):
         full = BufferFull if self.rows_of(self.held) + rows > self.max_rows else None
         if refusal := full or self.refusal(key_name, size_bytes):
             with pytest.raises(refusal):
-                self.buffer.add(sent, retry_after_s=1, is_parked=is_parked)
+                self.buffer.add(sent, retry_after_s=lambda: 1, is_parked=is_parked)
         else:
-            self.buffer.add(sent, retry_after_s=1, is_parked=is_parked)
+            self.buffer.add(sent, retry_after_s=lambda: 1, is_parked=is_parked)
             self.sent[number] = Sent(sent, key_name, claim_key)
             (self.parked if is_parked else self.waiting).append(number)
 
@@ -372,15 +372,15 @@ class BufferAgainstModel(RuleBasedStateMachine):
     def reserve(self, key_name: str, size_bytes: int) -> None:
         if refusal := self.refusal(key_name, size_bytes):
             with pytest.raises(refusal):
-                self.buffer.reserve(key_name, size_bytes, retry_after_s=1)
+                self.buffer.reserve(key_name, size_bytes, retry_after_s=lambda: 1)
         else:
-            self.buffer.reserve(key_name, size_bytes, retry_after_s=1)
+            self.buffer.reserve(key_name, size_bytes, retry_after_s=lambda: 1)
             self.reserved[key_name] += size_bytes
 
     @rule(key_name=st.sampled_from("ab"), data=st.data())
     def give_room_back(self, key_name: str, data: st.DataObject) -> None:
         size_bytes = data.draw(st.integers(0, self.reserved[key_name]))
-        self.buffer.reserve(key_name, -size_bytes, retry_after_s=1)
+        self.buffer.reserve(key_name, -size_bytes, retry_after_s=lambda: 1)
         self.reserved[key_name] -= size_bytes
 
     @precondition(lambda self: len(self.flights) < 2)
