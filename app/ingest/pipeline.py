@@ -137,11 +137,18 @@ class _Unstorable(Exception):
 
 @contextmanager
 def _unforeseen_errors(parcels: Sequence[Parcel]) -> Iterator[None]:
-    """Turn what a Store does not raise on purpose into _Unstorable."""
+    """Turn what a Store does not raise on purpose into _Unstorable.
+
+    A lack of memory is not the content's fault: it becomes DatabaseAway, so that less is tried at once, and again.
+    """
     try:
         yield
     except (SensorFlowError, Repeated):
         raise
+    except MemoryError as error:
+        raise DatabaseAway(
+            "this server has too little memory for a flush", public="The server is out of memory."
+        ) from error
     except Exception as error:
         raise _Unstorable(parcels) from error
 

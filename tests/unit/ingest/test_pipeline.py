@@ -115,6 +115,8 @@ class FakeStore:
         self.learning = asyncio.Event()
         """Cleared, that comes to no end."""
         self.learning.set()
+        self.memory_rows = math.inf
+        """So many rows are prepared, or written, at once; more are a MemoryError."""
         self.chokes_in = ""
         """The steps, of learn_names, prepare and write, that fail over a sensor called as POISON is."""
         self._next_id = 1
@@ -202,6 +204,8 @@ class FakeStore:
         return any(Blockage(self.locked).holds(each, None) for each in flush.contents)
 
     def _choke(self, step: str, contents: Sequence[Content]) -> None:
+        if len(sensors_of(contents)) > self.memory_rows:
+            raise MemoryError
         if step in self.chokes_in and POISON in sensors_of(contents):
             POISON.encode("ascii")
 
@@ -654,6 +658,16 @@ async def test_poison(step: str, ahead_rows: int) -> None:
         assert isinstance(answer, RejectedByDatabase if sensor == POISON else Receipt), sensor
     assert plant.store.stored == [*"abcdefghijk", "later"]
     assert plant.pipeline.buffer.tally.rejected == 2
+
+
+async def test_too_little_memory() -> None:
+    """What there is no memory for is no fault of the request: less is tried at once, and a single one is given back."""
+    plant = Plant()
+    plant.store.memory_rows = 2
+    async with plant.running():
+        answers = await asyncio.gather(*map(plant.send, "abcdefgh"), plant.send(batch(*"ijk")), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [Receipt] * 8 + [DatabaseAway]
+    assert plant.store.stored == [*"abcdefgh"]
 
 
 async def test_a_batch_is_one_parcel_with_as_many_ids_as_rows() -> None:
