@@ -7,15 +7,10 @@ import httpx
 import psycopg
 
 from tests.acceptance.bulk import scalar, site
+from tests.acceptance.test_aggregates import COUNTS
 from tests.server import API_KEY, eventually, run_command, running
 
 DAY = 86_400
-COUNTS = """
-SELECT (SELECT count(*) FROM readings) = ALL (ARRAY[
-    (SELECT coalesce(sum(count), 0) FROM readings_1m), (SELECT coalesce(sum(count), 0) FROM readings_1h),
-    (SELECT coalesce(sum(count), 0) FROM readings_1d)
-]) AND NOT EXISTS (SELECT FROM stale_ranges)
-"""
 EVERYTHING = """
 SELECT name, time, r.id, key_name, temperature, humidity, pressure
 FROM readings r JOIN sensors s ON s.id = sensor_id JOIN sources o ON o.id = source_id ORDER BY r.id
