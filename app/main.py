@@ -218,6 +218,7 @@ class Server:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
             await self._latest.leave()
+            await self._writer.limits.leave()
             await self._writer.close()
             await self._database.close()
 
@@ -358,6 +359,7 @@ async def importing(settings: Settings, database_url: str, key_name: str) -> Asy
             task.cancel()
         await asyncio.gather(opened, work, return_exceptions=True)
         await latest.leave()
+        await writer.limits.leave()
         await writer.close()
         await database.close()
 

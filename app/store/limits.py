@@ -5,6 +5,8 @@ and counts once, as the ledger has it; a row that PostgreSQL refuses does not.
 
 The limits of all sensors are columns in memory. They are loaded again when a trigger of the table says that it has
 changed, which is asked every CHECK_INTERVAL_S, and at once by the process that changed one.
+
+A lock on the log holds no reading up. What it keeps out is held in memory, and logged once the lock is gone.
 """
 
 import asyncio
@@ -13,6 +15,7 @@ import struct
 import sys
 from array import array
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -23,6 +26,7 @@ import pyarrow.compute as pc
 from pgpq import ArrowToPostgresBinaryEncoder
 
 from app.errors import DatabaseAway
+from app.store.copy import begin_copy, copy_rows
 from app.store.database import Connection, Database
 from app.store.latest import Noted
 from app.store.locks import PRUNE_LOCK
@@ -55,10 +59,16 @@ SELECT string_agg(int8send(sensor_id), '' ORDER BY sensor_id), {", ".join(_VALUE
 FROM (SELECT sensor_id, {", ".join(_BOUNDS)} FROM sensor_limits GROUP BY sensor_id) AS limits
 """
 
-COPY_VIOLATIONS = (
+LOG_LOCK_TIMEOUT_S = 0.1
+"""How long a flush waits for a lock on the log."""
+LOG_VIOLATIONS = (
+    f"SAVEPOINT log; SET LOCAL lock_timeout = {LOG_LOCK_TIMEOUT_S * 1_000:.0f}; "
     "COPY limit_violation_log (sensor_id, metric, is_above, readings, first_time, last_time, time, value, bound)"
     " FROM STDIN (FORMAT BINARY)"
 )
+ROLLBACK_LOG = "ROLLBACK TO log"
+MAX_HELD_BYTES = 16 << 20
+"""Of violations that could not be logged yet; some 150,000 rows."""
 KEPT_DAYS = 90
 MAX_ROWS = 1_000_000
 """Rows of the log; some 200 MB."""
@@ -216,6 +226,8 @@ class SensorLimits:
         self._database = database
         self._snapshot: LimitSnapshot | None = None
         self._version: str | None = None
+        self._held: deque[Sequence[bytes]] = deque()
+        self._held_bytes = 0
 
     async def current(self) -> LimitSnapshot:
         """Return the limits that hold. Raises DatabaseAway: they are not known yet, and the database can't be asked."""
@@ -230,6 +242,7 @@ class SensorLimits:
             await asyncio.sleep(CHECK_INTERVAL_S)
             try:
                 await self.check()
+                await self.log_held()
             except DatabaseAway as error:
                 logger.debug("the limits wait to be looked at: %s", error)
 
@@ -244,6 +257,46 @@ class SensorLimits:
         assert values is not None  # an aggregate has one row
         self._snapshot = await asyncio.to_thread(_snapshot, values)
         self._version = version
+
+    def hold(self, violations: Sequence[bytes]) -> None:
+        """Hold the violations of a committed flush, which a lock has kept out of the log; too many are dropped."""
+        if not self._held:
+            logger.warning("limit_violation_log is locked: violations are held in memory until it is free")
+        size_bytes = sum(map(len, violations))
+        if self._held_bytes + size_bytes > MAX_HELD_BYTES:
+            logger.error("limit_violation_log is still locked, and no more can be held: violations are not logged")
+            return
+        self._held.append(violations)
+        self._held_bytes += size_bytes
+
+    async def log_held(self) -> None:
+        """Log the violations that are held. Raises DatabaseAway; those that are not known to be logged are still held
+        then.
+        """
+        while self._held:
+            violations = self._held[0]
+            async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection, connection.transaction():
+                await log_violations(connection, violations)
+            self._held.popleft()
+            self._held_bytes -= sum(map(len, violations))
+
+    async def leave(self) -> None:
+        """Log what is held, or say that it is lost."""
+        try:
+            await self.log_held()
+        except DatabaseAway as error:
+            logger.error("the violations of %d flushes are not logged: %s", len(self._held), error)
+
+
+async def log_violations(connection: Connection, violations: Sequence[bytes]) -> None:
+    """Log violations as ``LimitSnapshot.violations`` gives them, under a savepoint of the caller's transaction.
+
+    Raises:
+        LockNotAvailable: the log is locked; the transaction stands as before once it is rolled back to the savepoint.
+        psycopg.Error: what the driver raises.
+    """
+    await connection.wait(begin_copy(connection.pgconn, LOG_VIOLATIONS.encode()))
+    await connection.wait(copy_rows(connection.pgconn, violations))
 
 
 async def prune(connection: Connection) -> bool:

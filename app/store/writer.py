@@ -40,7 +40,7 @@ from app.store.copy import begin_copy, commit, copy_rows
 from app.store.database import Connection, Database, first_line, own_errors
 from app.store.durability import CONFIRM, confirmed, hear_warnings
 from app.store.latest import LatestReadings, Noted
-from app.store.limits import COPY_VIOLATIONS, LimitSnapshot, SensorLimits
+from app.store.limits import ROLLBACK_LOG, LimitSnapshot, SensorLimits, log_violations
 from app.store.names import NameIds, SensorIds
 from app.store.tiers import EPOCH, LATE_AFTER, Span, merged
 from app.store.wire import (
@@ -93,7 +93,7 @@ FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
 WHERE mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock') AND relation IN (
     SELECT inhrelid FROM pg_inherits WHERE inhparent = 'readings'::regclass
     UNION ALL
-    SELECT unnest('{readings,flushes,stale_ranges,limit_violation_log,idempotency_keys}'::regclass[])
+    SELECT unnest('{readings,flushes,stale_ranges,idempotency_keys}'::regclass[])
 )
 ORDER BY granted DESC, pid LIMIT 3
 """
@@ -221,6 +221,8 @@ class Flush:
     refused: dict[int, str | None] = field(default_factory=dict)
     """The rows that are not stored, by their place, and why PostgreSQL did not take them; None where it would have, and
     another row of a request that is all or nothing is at fault. Known once it is committed."""
+    unlogged: Sequence[bytes] = ()
+    """Its violations, if a lock has kept them out of the log. Known once it is committed."""
 
     def begin(self, lock_timeout_s: float) -> str:
         """What its transaction begins with."""
@@ -421,7 +423,11 @@ class Writer:
         return row is None
 
     def _note(self, flush: Flush) -> None:
-        """Lets the latest readings know of a flush that is committed. A failure must not make it look uncommitted."""
+        """Lets the latest readings, and the limits, know of a flush that is committed. A failure must not make it look
+        uncommitted.
+        """
+        if flush.unlogged:
+            self.limits.hold(flush.unlogged)
         try:
             if flush.refused:
                 alone, rows = _taken(flush)
@@ -515,8 +521,8 @@ class Writer:
         try:
             async with self._step() as connection:
                 await copy(connection, flush)
-                await _log_violations(connection, flush)
                 await _claim(connection, answers(), is_brief=copy == self._copy_by_day)
+                await _log_violations(connection, flush)
                 commit_is_out = True
                 try:
                     with content_errors(), hear_warnings(connection) as warnings:
@@ -696,11 +702,12 @@ async def _claim(connection: Connection, answers: Mapping[Claim, Replay], *, is_
 
 
 async def _log_violations(connection: Connection, flush: Flush) -> None:
-    """Log which of the rows that PostgreSQL has taken are beyond their limits."""
+    """Log which of the rows that PostgreSQL has taken are beyond their limits, unless the log is locked."""
     violations = flush.limits.violations(*_taken(flush)) if flush.refused else flush.violations
-    if violations:
-        await connection.wait(begin_copy(connection.pgconn, COPY_VIOLATIONS.encode()))
-        await connection.wait(copy_rows(connection.pgconn, violations))
+    flush.unlogged = ()
+    if violations and not await _unless_locked(log_violations(connection, violations)):
+        await connection.execute(ROLLBACK_LOG, prepare=False)
+        flush.unlogged = violations
 
 
 def _taken(flush: Flush) -> tuple[list[Noted], pa.RecordBatch | None]:

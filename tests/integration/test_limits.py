@@ -3,12 +3,14 @@
 import psycopg
 import pytest
 
+from app.errors import DatabaseAway
 from app.ingest.batch import Reading
 from app.ingest.claim import Repeated, Replay
 from app.registry import SensorChange
 from app.store import limits
 from app.store.sensors import Sensors
 from tests.integration.test_aggregates import execute, reading, rig, rows
+from tests.integration.test_locks import holding
 from tests.unit.samples import batch_of, claim
 
 MINUTE, HOUR = 60, 3_600
@@ -59,6 +61,23 @@ async def test_refused_readings_do_not_count(database: str) -> None:
         flush = await parts.writer.prepare([batch, reading(now_s - 9, 80), reading(now_s - 8, 35)])
         await parts.writer.write(flush, dict)
     assert rows(database, LOG) == [(True, 1, 35, 21), (True, 2, 40, 21)]
+
+
+async def test_log_that_is_locked(database: str) -> None:
+    """A lock on the log holds no reading up, and what it keeps out is logged once it is gone, once."""
+    execute(database, LIMIT)
+    async with rig(database) as parts:
+        now_s = parts.clock_s[0]
+        with holding(database, "LOCK TABLE limit_violation_log IN SHARE MODE"):
+            await parts.write(reading(now_s - 2, 30))
+            await parts.write(*(reading(now_s - 1 + place / 10, 40 + place) for place in range(3)))
+            with pytest.raises(DatabaseAway):
+                await parts.writer.limits.log_held()
+        await parts.write(reading(now_s, 50))
+        await parts.writer.limits.leave()
+        await parts.writer.limits.log_held()
+    assert rows(database, "SELECT count(*)::int FROM readings") == [(5,)]
+    assert sorted(rows(database, LOG)) == [(True, 1, 30, 21), (True, 1, 50, 21), (True, 3, 42, 21)]
 
 
 async def test_flush_that_is_rolled_back_does_not_count(database: str) -> None:
