@@ -101,6 +101,11 @@ def thresholds(base: str, *steps: tuple[float, str]) -> Json:
     return {"mode": "absolute", "steps": colors}
 
 
+def from_zero(color: str, *steps: tuple[float, str]) -> Json:
+    """Colours of values that are never below zero; grey, the base, is thus the colour of no data."""
+    return thresholds(GREY, (0, color), *steps)
+
+
 def words(meanings: Mapping[str, tuple[str, str]]) -> list[Json]:
     """Mappings of values to words in colours."""
     options = {
