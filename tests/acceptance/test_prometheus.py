@@ -202,7 +202,10 @@ def test_every_metric_is_shown(watched: Watched) -> None:
 
 
 def test_health_of_a_dead_server(embedded_admin_url: str, tmp_path: Path) -> None:
-    """As soon as a scrape fails no stat has a figure any more, and the server's says that it is down."""
+    """As soon as a scrape fails no stat has a figure any more, and the server's says that it is down.
+
+    Before, one that was sent nothing has no share of failed requests, and one that answers well has a share of 0.
+    """
     stats = {
         target["expr"]: panel
         for panel in panels(DASHBOARDS["ingest-and-server.json"])
@@ -215,9 +218,20 @@ def test_health_of_a_dead_server(embedded_admin_url: str, tmp_path: Path) -> Non
         running(folder, DATABASE_URL=url) as server,
         prometheus(tmp_path / "prometheus", target=server.url.removeprefix("http://")) as watcher,
     ):
-        for _ in range(3):
+        ready, failed = (
+            expanded(expression)
+            for title in ("Server", "Requests that failed")
+            for expression, panel in stats.items()
+            if panel["title"] == title
+        )
+        eventually(lambda: [watcher.value(each) for each in (ready, failed)] == [1, -1])
+
+        def is_counted() -> bool:
             httpx.post(f"{server.url}{ONE}", json=READING, headers={"X-API-Key": API_KEY})
-        eventually(lambda: all(watcher.ask(expanded(expression)) for expression in stats))
+            return watcher.value(failed) == 0
+
+        eventually(is_counted)
+        assert all(watcher.ask(expanded(expression)) for expression in stats)
         server.stop(signal.SIGKILL)
         eventually(lambda: bool(watcher.ask("up == 0")))
         answers = {expression: watcher.ask(expanded(expression)) for expression in stats}

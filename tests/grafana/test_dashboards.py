@@ -254,7 +254,7 @@ def test_legends_have_room(dashboard: Node) -> None:
     """Two rows fit below the lines; more, or as many as there are labels, stand beside them."""
     for panel in panels(dashboard):
         if panel["type"] == "timeseries":
-            is_of_labels = any("{{" in target["legendFormat"] for target in panel["targets"])
+            is_of_labels = any("{{" in target.get("legendFormat", "") for target in panel["targets"])
             legend = panel["options"]["legend"]
             if is_of_labels or len(panel["targets"]) > 2:
                 assert (legend["placement"], legend["width"] > 0) == ("right", True), panel["title"]
