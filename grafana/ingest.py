@@ -30,12 +30,12 @@ NO_DATA = "no data"
 
 
 def current(rate: str) -> str:
-    """A rate by instance, only of servers that answered the last scrape: a window still has what a dead one did."""
+    """Keep of a rate by instance the servers that answered the last scrape: a window still has what a dead one did."""
     return f"({rate} and on (job, instance) sensorflow_ready)"
 
 
 def requests(selector: str) -> str:
-    """Requests per second in the last two minutes, without those of Prometheus."""
+    """Ask for requests per second in the last two minutes, without those of Prometheus."""
     series = f'sensorflow_http_request_duration_seconds_count{{route!="/metrics"{selector}}}'
     return f"sum({current(f'rate({series}[2m])')})"
 
@@ -46,7 +46,7 @@ def rate(counter: str) -> str:
 
 
 def of_workers(function: str, counter: str) -> str:
-    """The growth of a counter that a server has only with several workers; 0 for one of a single process."""
+    """Ask for the growth of a counter that a server has only with several workers; 0 for one of a single process."""
     return f"sum({function}(sensorflow_{counter}_total[$__rate_interval])) or 0 * max(sensorflow_ready)"
 
 
@@ -64,7 +64,7 @@ def health(
     steps: Json | None = None,
     defaults: Json | None = None,
 ) -> Json:
-    """How the server is at the end of the range, and no longer: a query over the range would show what it was like."""
+    """Show how the server is at the end of the range; a query over the range would show what it was last like."""
     return stat(
         title,
         description,
@@ -178,7 +178,7 @@ REQUESTS = [
                 "{{method}} {{route}}",
             )
         ],
-        size=(24, 9),
+        size=(24, 11),
         unit="reqps",
         legend_width=ROUTES_LEGEND,
         soft_max=1,
@@ -214,7 +214,7 @@ REQUESTS = [
         "Latency by route (p95)",
         "The time within which 95 % of the requests to each route were answered.",
         [promql(quantiles("http_request_duration_seconds", by=", method, route")["p95"], "{{method}} {{route}}")],
-        size=(24, 9),
+        size=(24, 11),
         unit="s",
         legend_width=ROUTES_LEGEND,
         soft_max=0.01,
@@ -238,7 +238,7 @@ REQUESTS = [
                 "{{method}} {{route}}",
             )
         ],
-        size=(24, 9),
+        size=(24, 11),
         unit="percentunit",
         legend_width=ROUTES_LEGEND,
         soft_max=0.1,

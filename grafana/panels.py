@@ -64,7 +64,7 @@ def promqls(**expressions: str) -> list[Json]:
 
 
 def instant(targets: Sequence[Json]) -> list[Json]:
-    """The same queries of Prometheus as of the end of the range, and of nothing before it."""
+    """Ask the same queries of Prometheus as of the end of the range, and of nothing before it."""
     return [{**target, "instant": True, "range": False} for target in targets]
 
 
@@ -91,7 +91,7 @@ def fixed(color: str) -> Json:
 
 
 def shades(color: str) -> Json:
-    """One colour in as many shades as there are series of it."""
+    """Give each series a shade of one colour."""
     return {"mode": "shades", "fixedColor": color}
 
 
@@ -102,7 +102,7 @@ def thresholds(base: str, *steps: tuple[float, str]) -> Json:
 
 
 def from_zero(color: str, *steps: tuple[float, str]) -> Json:
-    """Colours of values that are never below zero; grey, the base, is thus the colour of no data."""
+    """Colour values that are never below zero; grey, the base, is thus the colour of no data."""
     return thresholds(GREY, (0, color), *steps)
 
 
