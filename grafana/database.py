@@ -3,16 +3,20 @@
 from grafana.panels import (
     BLUE,
     GREEN,
+    GREY,
     ORANGE,
     RED,
     colored_text,
     dashboard,
     fixed,
+    from_zero,
     override,
+    promqls,
+    row,
     sql,
     stat,
     table,
-    thresholds,
+    timeseries,
 )
 
 HEALTH = [
@@ -30,7 +34,7 @@ HEALTH = [
             SELECT sum(before_bytes)::double precision / nullif(sum(after_bytes), 0) AS "Ratio" FROM table_sizes
         """),
         unit="suffix: ×",
-        defaults={"color": fixed(BLUE), "decimals": 1, "noValue": "none"},
+        defaults={"color": fixed(BLUE), "decimals": 1, "noValue": "none yet"},
     ),
     stat(
         "Connections",
@@ -48,7 +52,7 @@ HEALTH = [
         "Ranges of which late readings came, and whose aggregates wait to be refreshed; 0 is all done.",
         sql("""SELECT count(*) AS "Ranges" FROM stale_ranges"""),
         unit="short",
-        defaults={"thresholds": thresholds(GREEN, (1, ORANGE), (1000, RED))},
+        defaults={"thresholds": from_zero(GREEN, (1, ORANGE), (1000, RED))},
     ),
 ]
 
@@ -63,11 +67,13 @@ sizes = table(
         FROM table_sizes
         ORDER BY size_bytes DESC
     """),
-    size=(14, 8),
+    size=(14, 7),
     unit="none",
     overrides=[
-        *(override(column, unit="bytes") for column in ("Size", "Before", "After")),
-        override("Ratio", decimals=1),
+        *(override(column, unit="bytes", custom__width=95) for column in ("Size", "Before", "After")),
+        override("Chunks", custom__width=85),
+        override("In columnstore", custom__width=125),
+        override("Ratio", decimals=1, custom__width=75),
     ],
 )
 
@@ -80,7 +86,7 @@ lag = table(
         FROM aggregate_lag
         ORDER BY aggregate DESC
     """),
-    size=(10, 8),
+    size=(10, 7),
     overrides=[override("Lag", unit="s", decimals=0)],
 )
 
@@ -88,24 +94,31 @@ jobs = table(
     "Background jobs",
     """TimescaleDB's policies: refresh, columnstore, retention. With some versions of PostgreSQL (TimescaleDB 2.28 on
     15.20, 2.29 on 17.12 among them) jobs do their work and are then marked as failed: look at the lag before you worry.
-    Empty without the Community edition.""",
+    Never run: the scheduler has not begun it, or can't. There are none without the Community edition.""",
     sql("""
-        SELECT job_id AS "Job", job AS "Name", table_name AS "Table", last_status AS "Last status",
-               last_started_at AS "Last started", last_run_s AS "Took", next_start_at AS "Next start", runs AS "Runs",
-               failures AS "Failures"
+        SELECT job_id AS "Job", job AS "Name", table_name AS "Table",
+               coalesce(last_status, 'never run') AS "Last status",
+               CASE WHEN isfinite(last_started_at) THEN last_started_at END AS "Last started",
+               last_run_s AS "Took",
+               CASE WHEN isfinite(next_start_at) THEN next_start_at END AS "Next start",
+               runs AS "Runs", failures AS "Failures"
         FROM database_jobs
         ORDER BY job_id
     """),
-    size=(24, 9),
+    size=(24, 8),
     unit="none",
-    defaults={"noValue": "No jobs"},
+    empty="No jobs",
     overrides=[
         override(
             "Last status",
-            mappings=colored_text({"Success": GREEN, "Failed": ORANGE}),
+            color=fixed(GREY),
+            mappings=colored_text({"Success": GREEN, "Failed": ORANGE, "never run": ORANGE}),
             custom__cellOptions={"type": "color-text"},
+            custom__width=110,
         ),
-        override("Took", unit="s", decimals=2),
+        override("Took", unit="s", decimals=2, custom__width=80),
+        *(override(column, unit="dateTimeAsIso", custom__width=170) for column in ("Last started", "Next start")),
+        *(override(column, custom__width=90) for column in ("Job", "Runs", "Failures")),
     ],
 )
 
@@ -122,6 +135,7 @@ connections = table(
     """),
     size=(10, 8),
     unit="none",
+    overrides=[override(column, custom__width=115) for column in ("User", "Connections")],
 )
 
 activity = stat(
@@ -130,17 +144,17 @@ activity = stat(
     transactions that were rolled back, deadlocks, and bytes that queries put into temporary files.""",
     sql("""
         SELECT blks_hit::double precision / nullif(blks_hit + blks_read, 0) AS "Pages found in memory",
-               xact_rollback::double precision / nullif(xact_commit + xact_rollback, 0) AS "Rolled back",
+               xact_rollback::double precision / nullif(xact_commit + xact_rollback, 0) AS "Transactions rolled back",
                deadlocks AS "Deadlocks", temp_bytes AS "Temporary files"
         FROM pg_stat_database
         WHERE datname = current_database()
     """),
-    size=(14, 4),
+    size=(7, 8),
     unit="short",
     defaults={"color": fixed(BLUE)},
     overrides=[
         override("Pages found in memory", unit="percentunit", decimals=1),
-        override("Rolled back", unit="percentunit", decimals=1),
+        override("Transactions rolled back", unit="percentunit", decimals=1),
         override("Temporary files", unit="bytes"),
     ],
 )
@@ -155,15 +169,80 @@ ledger = stat(
                extract(epoch FROM now() - max(committed_at)) AS "Since the last"
         FROM flushes
     """),
-    size=(14, 4),
-    unit="short",
+    size=(7, 8),
+    unit="locale",
     defaults={"color": fixed(BLUE), "decimals": 0},
-    overrides=[override("Since the last", unit="s")],
+    overrides=[override("Since the last", unit="s", decimals=1)],
 )
+
+OVER_TIME = [
+    timeseries(
+        "Size",
+        "The whole database on disk, indexes included. It falls when chunks go to the columnstore or are dropped.",
+        promqls(size="max(sensorflow_database_size_bytes)"),
+        size=(8, 7),
+        unit="bytes",
+        soft_max=1,
+    ),
+    timeseries(
+        "Growth in a day",
+        """By how much the database has grown in the 24 hours before, or since Prometheus watches it if that is less.
+        Below zero it has shrunk.""",
+        promqls(growth="max(delta(sensorflow_database_size_bytes[1d]))"),
+        size=(8, 7),
+        unit="bytes",
+        soft_max=1,
+    ),
+    timeseries(
+        "Connections over time",
+        "Connections to this database by anybody.",
+        promqls(connections="max(sensorflow_database_connections)"),
+        size=(8, 7),
+        unit="short",
+        defaults={"decimals": 0},
+        soft_max=10,
+    ),
+    timeseries(
+        "Aggregate lag over time",
+        "How long ago the aggregates were last brought up to date. What came late since then may be missing in them.",
+        promqls(lag="max(sensorflow_aggregate_lag_seconds)"),
+        size=(8, 7),
+        unit="s",
+        soft_max=60,
+    ),
+    timeseries(
+        "Late ranges over time",
+        "Ranges of time of which late readings came, and whose aggregates wait to be refreshed.",
+        promqls(ranges="max(sensorflow_stale_ranges)"),
+        size=(8, 7),
+        unit="short",
+        defaults={"decimals": 0},
+        soft_max=10,
+    ),
+    timeseries(
+        "Clock skew",
+        "How far the database's clock is ahead of the server's; below zero it is behind.",
+        promqls(skew="max(sensorflow_database_clock_skew_seconds)"),
+        size=(8, 7),
+        unit="s",
+        soft_max=1,
+    ),
+]
 
 DASHBOARD = dashboard(
     "sensorflow-database",
     "Database",
     "What is stored, how far the aggregates are, and what the database does in the background.",
-    [*HEALTH, sizes, lag, jobs, connections, activity, ledger],
+    [
+        *HEALTH,
+        sizes,
+        lag,
+        row("Over time, as the server saw it"),
+        *OVER_TIME,
+        row("PostgreSQL"),
+        connections,
+        activity,
+        ledger,
+        jobs,
+    ],
 )

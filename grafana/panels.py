@@ -16,6 +16,8 @@ PROMETHEUS: Json = {"type": "prometheus", "uid": "sensorflow-prometheus"}
 GREEN, YELLOW, ORANGE, RED, BLUE, PURPLE, GREY = "green", "yellow", "orange", "red", "blue", "purple", "#8e8e8e"
 
 GRID_COLUMNS = 24
+NO_CELL = "–"
+"""What stands in a table's cell that has no value."""
 TAG = "sensorflow"
 
 
@@ -61,10 +63,24 @@ def promqls(**expressions: str) -> list[Json]:
     ]
 
 
+def instant(targets: Sequence[Json]) -> list[Json]:
+    """Ask the same queries of Prometheus as of the end of the range, and of nothing before it."""
+    return [{**target, "instant": True, "range": False} for target in targets]
+
+
 def override(field: str, **properties: object) -> Json:
     """What is different for the field of a name. A dot in a property's name is written as two underscores."""
+    return _override("byName", field, properties)
+
+
+def override_matching(pattern: str, **properties: object) -> Json:
+    """Override the fields whose whole name matches a regular expression."""
+    return _override("byRegexp", f"/^{pattern}$/", properties)
+
+
+def _override(matcher: str, field: str, properties: Mapping[str, object]) -> Json:
     return {
-        "matcher": {"id": "byName", "options": field},
+        "matcher": {"id": matcher, "options": field},
         "properties": [{"id": name.replace("__", "."), "value": value} for name, value in properties.items()],
     }
 
@@ -74,10 +90,20 @@ def fixed(color: str) -> Json:
     return {"mode": "fixed", "fixedColor": color}
 
 
+def shades(color: str) -> Json:
+    """Give each series a shade of one colour."""
+    return {"mode": "shades", "fixedColor": color}
+
+
 def thresholds(base: str, *steps: tuple[float, str]) -> Json:
     """Colours by value: the first from below, each other one from its value on."""
     colors = [{"value": None, "color": base}, *({"value": value, "color": color} for value, color in steps)]
     return {"mode": "absolute", "steps": colors}
+
+
+def from_zero(color: str, *steps: tuple[float, str]) -> Json:
+    """Colour values that are never below zero; grey, the base, is thus the colour of no data."""
+    return thresholds(GREY, (0, color), *steps)
 
 
 def words(meanings: Mapping[str, tuple[str, str]]) -> list[Json]:
@@ -162,11 +188,20 @@ def timeseries(
     defaults: Json | None = None,
     custom: Json | None = None,
     calcs: Sequence[str] = ("lastNotNull", "max"),
+    legend_width: int | None = None,
+    soft_max: float | None = None,
     overrides: Sequence[Json] = (),
     transformations: Sequence[Json] = (),
     points: int | None = None,
 ) -> Json:
-    """Lines over time. ``calcs`` are the figures in the legend."""
+    """Lines over time. ``calcs`` are the figures in the legend.
+
+    The legend stands below the lines, where Grafana cuts it after two rows or so; with ``legend_width``, in pixels, it
+    stands beside them. With ``soft_max`` the axis begins at 0 and reaches at least so far: left alone, Grafana draws a
+    line of zeros on an axis up to 100.
+    """
+    soft: Json = {} if soft_max is None else {"axisSoftMin": 0, "axisSoftMax": soft_max}
+    place: Json = {"placement": "bottom"} if legend_width is None else {"placement": "right", "width": legend_width}
     return panel(
         "timeseries",
         title,
@@ -175,9 +210,9 @@ def timeseries(
         size=size,
         unit=unit,
         defaults={"color": {"mode": "palette-classic"}, **(defaults or {})},
-        custom={"lineWidth": 1, "fillOpacity": 10, "showPoints": "auto", "spanNulls": False, **(custom or {})},
+        custom={"lineWidth": 1, "fillOpacity": 10, "showPoints": "auto", "spanNulls": False, **soft, **(custom or {})},
         options={
-            "legend": {"displayMode": "table", "placement": "bottom", "showLegend": True, "calcs": list(calcs)},
+            "legend": {"displayMode": "table", **place, "showLegend": True, "calcs": list(calcs)},
             "tooltip": {"mode": "multi", "sort": "desc"},
         },
         overrides=overrides,
@@ -198,7 +233,8 @@ def stat(
     transformations: Sequence[Json] = (),
     points: int | None = None,
 ) -> Json:
-    """Large figures, one a field; a series shows its course behind its last value."""
+    """Large figures, one a field; a series shows its course behind its last value, an instant has none."""
+    has_course = not target.get("instant")
     return panel(
         "stat",
         title,
@@ -209,7 +245,7 @@ def stat(
         defaults=defaults,
         options={
             "colorMode": "value",
-            "graphMode": "area",
+            "graphMode": "area" if has_course else "none",
             "justifyMode": "auto",
             "orientation": "auto",
             "percentChangeColorMode": "standard",
@@ -235,8 +271,15 @@ def table(
     overrides: Sequence[Json] = (),
     transformations: Sequence[Json] = (),
     points: int | None = None,
+    empty: str | None = None,
 ) -> Json:
-    """Rows as the query orders them."""
+    """Rows as the query orders them; ``empty`` is what stands there when the query has none.
+
+    To Grafana that is a value of the panel's fields, so each field gets another one for its own cells without a value.
+    """
+    if empty is not None:
+        defaults = {**(defaults or {}), "noValue": empty}
+        overrides = [override_matching(".*", noValue=NO_CELL), *overrides]
     return panel(
         "table",
         title,

@@ -4,6 +4,7 @@ import math
 import re
 import select
 import shutil
+import signal
 import subprocess
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import cycle
+from pathlib import Path
 
 import httpx
 import psycopg
@@ -177,11 +179,67 @@ def test_every_panel_that_asks_prometheus_shows_something(watched: Watched) -> N
     targets = list(prometheus_targets())
     assert targets
     for place, target in targets:
-        found = watched.prometheus.ask_range(expanded(target["expr"]), start=watched.started_at, end=end)
-        values = [float(value) for series in found for _, value in series["values"]]
+        if target.get("instant"):
+            found = watched.prometheus.ask(expanded(target["expr"]))
+            values = [float(series["value"][1]) for series in found]
+        else:
+            found = watched.prometheus.ask_range(expanded(target["expr"]), start=watched.started_at, end=end)
+            values = [float(value) for series in found for _, value in series["values"]]
         assert not all(map(math.isnan, values)), f"{place}: {target['expr']}"
         for label in re.findall(r"\{\{\s*(\w+)\s*\}\}", target.get("legendFormat", "")):
             assert all(label in series["metric"] for series in found), f"{place}: {label}"
+
+
+def test_every_metric_is_shown(watched: Watched) -> None:
+    """Whatever the server counts stands on a dashboard or in an alert."""
+    asked = [target["expr"] for _, target in prometheus_targets()]
+    asked += [rule["query"] for group in watched.prometheus.get("/rules")["groups"] for rule in group["rules"]]
+    shown = set(re.findall(r"\bsensorflow_\w+", " ".join(asked)))
+    for name in watched.prometheus.get("/label/__name__/values"):
+        if name.startswith("sensorflow_"):
+            histogram = re.sub("_(?:bucket|count|sum)$", "", name)
+            assert {name, f"{histogram}_bucket", f"{histogram}_count"} & shown, name
+
+
+def test_health_of_a_dead_server(embedded_admin_url: str, tmp_path: Path) -> None:
+    """As soon as a scrape fails no stat has a figure any more, and the server's says that it is down.
+
+    Before, one that was sent nothing has no share of failed requests, and one that answers well has a share of 0.
+    """
+    stats = {
+        target["expr"]: panel
+        for panel in panels(DASHBOARDS["ingest-and-server.json"])
+        for target in panel["targets"]
+        if panel["type"] == "stat"
+    }
+    (folder := tmp_path / "server").mkdir()
+    with (
+        new_database(embedded_admin_url) as url,
+        running(folder, DATABASE_URL=url) as server,
+        prometheus(tmp_path / "prometheus", target=server.url.removeprefix("http://")) as watcher,
+    ):
+        ready, failed = (
+            expanded(expression)
+            for title in ("Server", "Requests that failed")
+            for expression, panel in stats.items()
+            if panel["title"] == title
+        )
+        eventually(lambda: [watcher.value(each) for each in (ready, failed)] == [1, -1])
+
+        def is_counted() -> bool:
+            httpx.post(f"{server.url}{ONE}", json=READING, headers={"X-API-Key": API_KEY})
+            return watcher.value(failed) == 0
+
+        eventually(is_counted)
+        assert all(watcher.ask(expanded(expression)) for expression in stats)
+        server.stop(signal.SIGKILL)
+        eventually(lambda: bool(watcher.ask("up == 0")))
+        answers = {expression: watcher.ask(expanded(expression)) for expression in stats}
+    said = {stats[expression]["title"]: found for expression, found in answers.items() if found}
+    assert said.keys() == {"Server"}
+    ((series,),) = said.values()
+    (mapping,) = next(iter(stats.values()))["fieldConfig"]["defaults"]["mappings"]
+    assert mapping["options"][series["value"][1]] == {"text": "down", "color": "red", "index": 2}
 
 
 def test_every_rule_is_evaluated_and_asks_for_what_is_there(watched: Watched) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from grafana.panels import BLUE, GREEN, GREY, ORANGE, RED
 from tests.grafana.dashboards import (
     ALERT_RULES,
     DASHBOARDS,
@@ -28,6 +29,8 @@ from tests.grafana.dashboards import (
 from tests.grafana.expansion import VARIABLE, seconds
 from tests.grafana.schema import dashboard_schema
 
+LOOKED_AT = {name: DASHBOARDS[name] for name in ("database.json", "ingest-and-server.json")}
+"""Dashboards that keep what some tests ask for."""
 UIDS = {dashboard["uid"] for dashboard in DASHBOARDS.values()}
 EXPRESSION = "__expr__"
 """The datasource of a rule's steps that work on other steps."""
@@ -39,6 +42,11 @@ OF_GRAFANA = re.compile(r"__\w+")
 def each_dashboard() -> pytest.MarkDecorator:
     """Runs a test once for every dashboard."""
     return pytest.mark.parametrize("dashboard", DASHBOARDS.values(), ids=DASHBOARDS.keys())
+
+
+def each_looked_at() -> pytest.MarkDecorator:
+    """Run a test once for every dashboard of ``LOOKED_AT``."""
+    return pytest.mark.parametrize("dashboard", LOOKED_AT.values(), ids=LOOKED_AT.keys())
 
 
 def each_rule() -> pytest.MarkDecorator:
@@ -156,13 +164,125 @@ def test_links_lead_to_dashboards_that_exist_and_set_variables_that_they_have(da
 
 
 def test_every_override_is_of_a_field_that_its_queries_name() -> None:
-    """An override of no field changes nothing. Fields of SQL are looked for as text, those of PromQL as legends."""
+    """An override of no field changes nothing. Fields of SQL are looked for as text, those of PromQL as legends.
+
+    An override by a pattern is of fields that only the data names.
+    """
     for dashboard in DASHBOARDS.values():
         for panel in panels(dashboard):
             texts = "\n".join(target.get("rawSql", "") + target.get("legendFormat", "") for target in panel["targets"])
             for override in panel["fieldConfig"]["overrides"]:
+                if override["matcher"]["id"] == "byRegexp":
+                    assert panel["type"] == "table" or re.search(r"\{\{\w+\}\}", texts), override
+                    continue
                 assert override["matcher"]["id"] == "byName"
                 assert re.search(rf"\b{re.escape(override['matcher']['options'])}\b", texts), override
+
+
+def prometheus_panels(dashboard: Node) -> Iterator[Node]:
+    """The panels that ask Prometheus."""
+    return (panel for panel in panels(dashboard) if panel["datasource"]["type"] == "prometheus")
+
+
+def color_of_nothing(panel: Node) -> str:
+    """The colour of a stat that has no value: the one from below all thresholds, unless it has only one."""
+    defaults = panel["fieldConfig"]["defaults"]
+    color = defaults["color"]
+    found: str = color["fixedColor"] if color["mode"] == "fixed" else defaults["thresholds"]["steps"][0]["color"]
+    return found
+
+
+@each_dashboard()
+def test_prometheus_stats_are_instant(dashboard: Node) -> None:
+    """A stat of Prometheus shows what is, not what was last seen, and nothing at all is grey."""
+    for panel in prometheus_panels(dashboard):
+        if panel["type"] != "stat":
+            continue
+        for target in panel["targets"]:
+            assert (target["instant"], target["range"]) == (True, False), panel["title"]
+            # Of a long range it is hours, in which a server that is down still had requests.
+            assert "$__rate_interval" not in target["expr"], panel["title"]
+        words = panel["fieldConfig"]["defaults"]["noValue"]
+        assert (words, color_of_nothing(panel)) == ("no data", GREY), panel["title"]
+
+
+@each_looked_at()
+def test_no_data_is_not_green(dashboard: Node) -> None:
+    """A stat of a database that does not answer looks no better than one of a server that doesn't."""
+    for panel in panels(dashboard):
+        if panel["type"] == "stat":
+            assert color_of_nothing(panel) != GREEN, panel["title"]
+
+
+@each_dashboard()
+def test_no_series_is_not_good_news(dashboard: Node) -> None:
+    """A panel without series says so, and not what that would mean if the server were up."""
+    for panel in prometheus_panels(dashboard):
+        assert panel["fieldConfig"]["defaults"].get("noValue", "no data") == "no data", panel["title"]
+
+
+@each_looked_at()
+def test_empty_cells_have_words_of_their_own(dashboard: Node) -> None:
+    """What an empty table says never stands in a cell: Grafana would put it into every NULL."""
+    for panel in panels(dashboard):
+        if panel["type"] == "table" and panel["fieldConfig"]["defaults"].get("noValue"):
+            first = panel["fieldConfig"]["overrides"][0]
+            assert first["matcher"] == {"id": "byRegexp", "options": "/^.*$/"}, panel["title"]
+            assert first["properties"] == [{"id": "noValue", "value": "–"}], panel["title"]
+
+
+@each_looked_at()
+def test_layout_has_no_holes(dashboard: Node) -> None:
+    """Panels cover the grid."""
+    places = [panel["gridPos"] for panel in dashboard["panels"]]
+    height = max(place["y"] + place["h"] for place in places)
+    assert sum(place["w"] * place["h"] for place in places) == 24 * height
+
+
+@each_looked_at()
+def test_axes_have_a_scale_for_zeros(dashboard: Node) -> None:
+    """An axis of a constant 0 would go up to 100, which is 1.67 min. One that is logarithmic has no 0."""
+    for panel in panels(dashboard):
+        if panel["type"] == "timeseries":
+            custom = panel["fieldConfig"]["defaults"]["custom"]
+            is_logarithmic = custom.get("scaleDistribution", {}).get("type") == "log"
+            assert is_logarithmic or (custom["axisSoftMin"] == 0 and 0 < custom["axisSoftMax"] < 100), panel["title"]
+
+
+@each_looked_at()
+def test_legends_have_room(dashboard: Node) -> None:
+    """Two rows fit below the lines; more, or as many as there are labels, stand beside them."""
+    for panel in panels(dashboard):
+        if panel["type"] == "timeseries":
+            is_of_labels = any("{{" in target.get("legendFormat", "") for target in panel["targets"])
+            legend = panel["options"]["legend"]
+            if is_of_labels or len(panel["targets"]) > 2:
+                assert (legend["placement"], legend["width"] > 0) == ("right", True), panel["title"]
+
+
+@each_looked_at()
+def test_units_are_words(dashboard: Node) -> None:
+    """Not Grafana's "c/s" for counts per second; and a count of things has no decimals on its axis."""
+    for panel in panels(dashboard):
+        assert panel["fieldConfig"]["defaults"].get("unit") not in {"cps", "ops"}, panel["title"]
+        if panel["type"] == "timeseries" and re.search("connections|ranges|pool_", str(panel["targets"])):
+            defaults = panel["fieldConfig"]["defaults"]
+            assert (defaults["unit"], defaults["decimals"]) == ("short", 0), panel["title"]
+
+
+@pytest.mark.parametrize(
+    ("status", "color"),
+    [("200", GREEN), ("204", GREEN), ("304", BLUE), ("404", ORANGE), ("429", ORANGE), ("503", RED)],
+)
+def test_statuses_have_the_colour_of_their_class(status: str, color: str) -> None:
+    """And not of their place among those that there happen to be."""
+    (panel,) = (each for each in panels(DASHBOARDS["ingest-and-server.json"]) if each["title"] == "Requests by status")
+    (found,) = (
+        each["properties"]
+        for each in panel["fieldConfig"]["overrides"]
+        if re.search(each["matcher"]["options"].strip("/"), status)
+    )
+    assert found == [{"id": "color", "value": {"mode": "shades", "fixedColor": color}}]
 
 
 def test_datasources_are_fixed() -> None:

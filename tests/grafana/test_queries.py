@@ -55,6 +55,12 @@ MAY_BE_EMPTY = {
     "sensorflow-database: Connections by user": "WebAssembly's one connection is nobody's",
 }
 
+JOB_WITHOUT_A_RUN = """
+(
+    VALUES (1, 'compression', 'readings', NULL, timestamptz '-infinity', NULL::float8, timestamptz '-infinity', 0, 0)
+) AS database_jobs (job_id, job, table_name, last_status, last_started_at, last_run_s, next_start_at, runs, failures)
+"""
+
 Test = Callable[[Stored, Query], None]
 OF_MANY_UNITS = {"sensorflow-fleet: Limit violations now", "sensorflow-sensor: Readings out of limits in this range"}
 """Tables whose rows are of different metrics, and say of which."""
@@ -156,6 +162,13 @@ def test_only_the_tier_that_suits_the_range_is_read(stored: Stored, query: Query
         is_materialized = not stored.is_community or look.end == WEATHER_UNTIL
         assert read
         assert read <= ({tier} if is_materialized else {tier} | finer)
+
+
+@each({name: query for name, query in QUERIES.items() if str(query) == "sensorflow-database: Background jobs"})
+def test_jobs_without_a_run(stored: Stored, query: Query) -> None:
+    """A job that has never run is shown: TimescaleDB's times of it are -infinity, which no panel can draw."""
+    answer = stored.ask(query.sql.replace("FROM database_jobs", f"FROM {JOB_WITHOUT_A_RUN}"))
+    assert answer.rows == [(1, "compression", "readings", "never run", None, None, None, 0, 0)]
 
 
 @each({name: query for name, query in QUERIES.items() if name in OF_POSTGRESQL})
