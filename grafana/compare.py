@@ -11,7 +11,7 @@ FIRST_BY_NAME = 5
 FIRST = "0"
 """Stands among the values of the variable for the first sensors by name. It is no sensor's id."""
 ZOOM = """Readings below 70 minutes, buckets of a minute below 70 hours, of an hour below 75 days, of a day above; in
-place of the bucket that is not whole yet, its readings."""
+place of the bucket that is not whole yet, finer ones."""
 
 unit, with_unit = unit_from("SELECT unit FROM metrics WHERE name = ${metric:sqlstring}")
 

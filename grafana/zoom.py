@@ -12,8 +12,7 @@ from textwrap import indent
 class Points(IntEnum):
     """maxDataPoints of a panel. With the bounds below it makes the ranges.
 
-    Of each sensor, a reading a second is drawn as 4,200 points at most and as 3,600 in place of the hour of now. A
-    coarser aggregate begins with 70 points.
+    Of each sensor, a reading a second is drawn as 4,200 points at most, and a coarser aggregate begins with 70.
     """
 
     SENSORS = 1_200
@@ -29,18 +28,25 @@ RAW_MS, MINUTES_MS, HOURS_MS = 2_000, 120_000, 3_600_000
 def points(where: str) -> str:
     """A query of values: time, width_s (0: a reading), sensor_id, count, sum, min, max, first, last.
 
-    The bucket of now is not whole yet. In its place come its readings and, in that of a day, the hours before, so that
-    a line ends where its sensor's readings do and its last value is no mean of a part.
+    The bucket of now is not whole yet. In its place come finer ones: of a day its hours, of an hour its minutes, of a
+    minute its readings. So a line ends where its sensor's readings do, and its last value is no mean of a part. The
+    minutes are made here, for a condition on a view's buckets would not reach the index of the readings.
     """
     return f"""\
 SELECT time, 0 AS width_s, sensor_id, 1 AS count, value AS sum,
        value AS min, value AS max, value AS first, value AS last
 FROM points
-WHERE {where}
+WHERE $__interval_ms <= {MINUTES_MS} AND {where}
   AND time >= CASE WHEN $__interval_ms <= {RAW_MS} THEN TIMESTAMPTZ $__timeFrom()
-                   WHEN $__interval_ms <= {MINUTES_MS} THEN greatest($__timeFrom(), {bucket_of_now("1 minute")})
-                   ELSE greatest($__timeFrom(), {bucket_of_now("1 hour")}) END
+                   ELSE greatest($__timeFrom(), {bucket_of_now("1 minute")}) END
   AND time <= $__timeTo()
+UNION ALL
+SELECT date_bin('1 minute', time, TIMESTAMPTZ 'epoch'), 60, sensor_id, count(*), sum(value), min(value), max(value),
+       (array_agg(value ORDER BY time))[1], (array_agg(value ORDER BY time DESC))[1]
+FROM points
+WHERE $__interval_ms > {MINUTES_MS} AND {where}
+  AND time >= greatest($__timeFrom(), {bucket_of_now("1 hour")}) AND time <= $__timeTo()
+GROUP BY 1, 3
 UNION ALL
 SELECT bucket, 60, sensor_id, count, sum, min, max, first, last
 FROM points_1m

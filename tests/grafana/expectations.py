@@ -68,14 +68,15 @@ class Beyond(NamedTuple):
 def buckets(look: Look, metric: str, sensors: list[str], now: pd.Timestamp) -> pd.DataFrame:
     """A row a reading or bucket that touches the range, by time and sensor: width_s, count, sum, min, max, first, last.
 
-    The bucket of now is not whole: of it, the readings are there; of a day, its whole hours and then the readings.
+    The bucket of now is not whole: in its place are the hours of a day, minutes of an hour, readings of a minute.
     """
     readings = look.stored.readings
     chosen = readings[readings["sensor"].isin(sensors)].dropna(subset=[metric]).sort_values("time", kind="stable")
-    width_s = pd.Series(0, index=chosen.index)
-    widths_s = [3_600, 86_400] if look.tier == "readings_1d" else [WIDTHS_S[look.tier]]
+    widths_s = {"readings_1h": [60, 3_600], "readings_1d": [60, 3_600, 86_400]}.get(look.tier, [WIDTHS_S[look.tier]])
+    width_s = pd.Series(60 if 3_600 in widths_s else 0, index=chosen.index)
     for each_s in filter(None, widths_s):
-        width_s[chosen["time"] < now.floor(timedelta(seconds=each_s))] = each_s
+        if each_s != 60 or look.tier == "readings_1m":
+            width_s[chosen["time"] < now.floor(timedelta(seconds=each_s))] = each_s
     floors = {each_s: chosen["time"].dt.floor(timedelta(seconds=each_s)) for each_s in filter(None, widths_s)}
     starts = {each_s: look.start.floor(timedelta(seconds=each_s)) for each_s in floors}
     time, start = chosen["time"].copy(), pd.Series(look.start, index=chosen.index)

@@ -175,14 +175,16 @@ def test_a_series_has_times_and_numbers_and_at_most_one_name(stored: Stored, que
 
 @each(ZOOMED)
 def test_only_the_tier_that_suits_the_range_is_read(stored: Stored, query: Query) -> None:
-    """On Community, what is not materialized yet comes from the finer ones."""
+    """And what stands for the bucket of now. On Community, what is not materialized yet comes from the finer ones."""
     for look, sql in looks(stored, query):
         tier = "readings_1m" if "points_1m" not in query.sql and look.tier == "readings" else look.tier
         finer = {each for each in WIDTHS_S if WIDTHS_S[each] < WIDTHS_S[tier]}
         read = stored.tiers_read(sql)
         is_past = look.end == WEATHER_UNTIL
         is_materialized = not stored.is_community or is_past
-        of_bucket_of_now = {"readings", "readings_1h"} if tier == "readings_1d" else {"readings"}
+        of_bucket_of_now = {"readings", *(["readings_1h"] if tier == "readings_1d" else [])}
+        if not stored.is_community and tier != "readings_1m":
+            of_bucket_of_now.add("readings_1m")  # minutes that the query makes of readings are told by their width
         assert read
         assert read <= ({tier} | of_bucket_of_now if is_materialized else {tier} | finer)
 
