@@ -1,19 +1,36 @@
 """Compare sensors: one metric of many sensors, side by side."""
 
+from grafana.choices import CHOICES_IN_WORDS, SENSOR_CHOICES
 from grafana.fleet import HIDDEN, TO_SENSOR
 from grafana.panels import dashboard, override, sql, table, timeseries, unit_from, variable
 from grafana.zoom import Points, curves, points
 
 MOST_CURVES = 50
-ZOOM = "Readings below 17 minutes, buckets of a minute below 17 hours, of an hour below 18 days, of a day above."
+FIRST_BY_NAME = 5
+"""How many sensors are shown before any is chosen."""
+FIRST = "0"
+"""Stands among the values of the variable for the first sensors by name. It is no sensor's id."""
+ZOOM = """Readings below 70 minutes, buckets of a minute below 70 hours, of an hour below 75 days, of a day above; in
+place of the bucket that is not whole yet, finer ones."""
 
 unit, with_unit = unit_from("SELECT unit FROM metrics WHERE name = ${metric:sqlstring}")
 
 # As an array, and not as a subquery of its own, the ids reach the index and the columnstore.
-FIRST_CHOSEN = f"ARRAY(SELECT id FROM sensors WHERE id IN (${{sensor:sqlstring}}) ORDER BY name LIMIT {MOST_CURVES})"
+FIRST_CHOSEN = f"""ARRAY(
+    SELECT id
+    FROM (
+        SELECT id, name FROM sensors WHERE id IN (${{sensor:sqlstring}})
+        UNION
+        (SELECT id, name FROM sensors WHERE '{FIRST}' IN (${{sensor:sqlstring}}) ORDER BY name LIMIT {FIRST_BY_NAME})
+    ) AS chosen
+    ORDER BY name
+    LIMIT {MOST_CURVES}
+)"""
 
+# Frames come in the order of their first rows, and colours by the order of frames. So rows are ordered by sensor, and a
+# silent sensor has one, too: before the first bucket, where it breaks no line.
 chart = timeseries(
-    "$metric by sensor",
+    f"$metric by sensor, {MOST_CURVES} at most",
     f"The mean of each sensor; of more than {MOST_CURVES} chosen, the first {MOST_CURVES} by name. {ZOOM}",
     [
         sql(
@@ -22,9 +39,12 @@ chart = timeseries(
             FROM (
                 {curves}
             ) AS curves
-            ORDER BY time
+            UNION ALL
+            SELECT TIMESTAMPTZ $__timeFrom() - INTERVAL '1 day', name, NULL FROM sensors WHERE id = ANY({chosen})
+            ORDER BY sensor, time
             """,
             curves=curves(f"metric = ${{metric:sqlstring}} AND sensor_id = ANY({FIRST_CHOSEN})"),
+            chosen=FIRST_CHOSEN,
         ),
         unit,
     ],
@@ -40,13 +60,13 @@ chart = timeseries(
             "options": {"fields": ["sensor"], "keepFields": False, "naming": {"asLabels": True}},
         },
     ],
-    points=Points.SEVERAL_SENSORS,
+    points=Points.SENSORS,
 )
 
 figures = table(
-    "$metric in this range",
-    f"""Over what the chart shows, of every chosen sensor. Means are those of readings and not of buckets; the
-    difference is to the mean of all readings of the chosen sensors. {ZOOM}""",
+    f"$metric in this range, {MOST_CURVES} sensors at most",
+    f"""Over what the chart shows, of the same sensors. Means are those of readings and not of buckets; the
+    difference is to the mean of all readings of these sensors. {ZOOM}""",
     sql(
         """
         SELECT f.sensor_id::text AS id, s.name AS "Sensor", f.readings AS "Readings", f.lowest AS "Lowest",
@@ -63,7 +83,7 @@ figures = table(
         JOIN sensors s ON s.id = f.sensor_id
         ORDER BY s.name
         """,
-        points=points("metric = ${metric:sqlstring} AND sensor_id IN (${sensor:sqlstring})"),
+        points=points(f"metric = ${{metric:sqlstring}} AND sensor_id = ANY({FIRST_CHOSEN})"),
     ),
     unit,
     size=(24, 10),
@@ -74,7 +94,7 @@ figures = table(
         override("Readings", unit="short", decimals=0),
     ],
     transformations=[with_unit],
-    points=Points.SEVERAL_SENSORS,
+    points=Points.SENSORS,
 )
 
 DASHBOARD = dashboard(
@@ -82,13 +102,23 @@ DASHBOARD = dashboard(
     "Compare sensors",
     "One metric of many sensors in one chart and one table.",
     [chart, figures],
+    refresh="1m",
     variables=[
         variable(
             "sensor",
-            "Sensors",
-            "The sensors that are compared.",
-            "SELECT name AS __text, id::text AS __value FROM sensors ORDER BY 1",
+            "Sensors (type to search)",
+            f"""The sensors that are compared, {MOST_CURVES} at most. {CHOICES_IN_WORDS}""",
+            f"""
+            SELECT __text, __value
+            FROM (
+                SELECT 0 AS place, 'First {FIRST_BY_NAME} by name' AS __text, '{FIRST}' AS __value
+                UNION ALL
+                (SELECT 1, __text, __value FROM ({SENSOR_CHOICES}) AS found)
+            ) AS choices
+            ORDER BY place, __text
+            """,
             multi=True,
+            has_all=False,
         ),
         variable(
             "metric",

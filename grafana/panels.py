@@ -302,8 +302,13 @@ def row(title: str, *, repeat: str | None = None) -> Json:
     return made | {"repeat": repeat} if repeat else made
 
 
-def variable(name: str, label: str, description: str, query: str, *, multi: bool = False) -> Json:
-    """A choice at the dashboard's head, from a query of ``__text`` and ``__value``; ``multi`` has All, too."""
+def variable(
+    name: str, label: str, description: str, query: str, *, multi: bool = False, has_all: bool | None = None
+) -> Json:
+    """A choice at the dashboard's head, from a query of ``__text`` and ``__value``; ``multi`` has All, too.
+
+    Without a choice Grafana takes All or, where ``has_all`` is false, the query's first row.
+    """
     return {
         "type": "query",
         "name": name,
@@ -315,7 +320,7 @@ def variable(name: str, label: str, description: str, query: str, *, multi: bool
         "sort": 0,
         "regex": "",
         "multi": multi,
-        "includeAll": multi,
+        "includeAll": multi if has_all is None else has_all,
         "hide": 0,
         "options": [],
     }

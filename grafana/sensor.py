@@ -1,5 +1,6 @@
 """Sensor detail: one sensor at every zoom, from a year down to single readings."""
 
+from grafana.choices import CHOICES_IN_WORDS, SENSOR_CHOICES
 from grafana.fleet import STATUS, STATUS_COLORS
 from grafana.panels import (
     BLUE,
@@ -116,7 +117,7 @@ chart = timeseries(
             CROSS JOIN LATERAL (VALUES ('upper limit', upper), ('lower limit', lower)) AS l (name, value)
             CROSS JOIN (VALUES (TIMESTAMPTZ $__timeFrom()), (TIMESTAMPTZ $__timeTo())) AS t (time)
             WHERE {values} AND l.value IS NOT NULL
-            ORDER BY t.time
+            ORDER BY t.time, l.name
             """,
             values=VALUES,
             ref="limits",
@@ -147,7 +148,7 @@ chart = timeseries(
         ),
     ],
     transformations=[with_unit],
-    points=Points.ONE_SENSOR,
+    points=Points.SENSORS,
 )
 
 figures = stat(
@@ -169,7 +170,7 @@ figures = stat(
     defaults={"color": fixed(BLUE), "decimals": 2},
     overrides=[override("Readings", unit="short", decimals=0)],
     transformations=[with_unit],
-    points=Points.ONE_SENSOR,
+    points=Points.SENSORS,
 )
 
 DASHBOARD = dashboard(
@@ -180,9 +181,9 @@ DASHBOARD = dashboard(
     variables=[
         variable(
             "sensor",
-            "Sensor",
-            "The sensor that is looked at.",
-            "SELECT name AS __text, id::text AS __value FROM sensors ORDER BY 1",
+            "Sensor (type to search)",
+            f"The sensor that is looked at. {CHOICES_IN_WORDS}",
+            SENSOR_CHOICES,
         ),
         variable(
             "metric",

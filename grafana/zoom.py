@@ -10,15 +10,13 @@ from textwrap import indent
 
 
 class Points(IntEnum):
-    """maxDataPoints of a panel, by how many sensors it reads. With the bounds below it makes the ranges.
+    """maxDataPoints of a panel. With the bounds below it makes the ranges.
 
-    At one sensor a reading a second is drawn as 4,200 points at most, and a coarser aggregate begins with 70.
+    Of each sensor, a reading a second is drawn as 4,200 points at most, and a coarser aggregate begins with 70.
     """
 
-    ONE_SENSOR = 1_200
-    """Readings below 70 minutes, 1m below 70 hours, 1h below 75 days, then 1d."""
-    SEVERAL_SENSORS = 300
-    """Readings below 17 minutes, 1m below 17 hours, 1h below 18 days, then 1d."""
+    SENSORS = 1_200
+    """Of one sensor or of several. Readings below 70 minutes, 1m below 70 hours, 1h below 75 days, then 1d."""
     FLEET = 100
     """1m below 5 hours, 1h below 6 days, then 1d."""
 
@@ -28,28 +26,43 @@ RAW_MS, MINUTES_MS, HOURS_MS = 2_000, 120_000, 3_600_000
 
 
 def points(where: str) -> str:
-    """A query of values: time, width_s (0: a reading), sensor_id, count, sum, min, max, first, last."""
+    """A query of values: time, width_s (0: a reading), sensor_id, count, sum, min, max, first, last.
+
+    The bucket of now is not whole yet. In its place come finer ones: of a day its hours, of an hour its minutes, of a
+    minute its readings. So a line ends where its sensor's readings do, and its last value is no mean of a part. The
+    minutes are made here, for a condition on a view's buckets would not reach the index of the readings.
+    """
     return f"""\
 SELECT time, 0 AS width_s, sensor_id, 1 AS count, value AS sum,
        value AS min, value AS max, value AS first, value AS last
 FROM points
-WHERE $__interval_ms <= {RAW_MS} AND {where}
-  AND $__timeFilter(time)
+WHERE $__interval_ms <= {MINUTES_MS} AND {where}
+  AND time >= CASE WHEN $__interval_ms <= {RAW_MS} THEN TIMESTAMPTZ $__timeFrom()
+                   ELSE greatest($__timeFrom(), {bucket_of_now("1 minute")}) END
+  AND time <= $__timeTo()
+UNION ALL
+SELECT date_bin('1 minute', time, TIMESTAMPTZ 'epoch'), 60, sensor_id, count(*), sum(value), min(value), max(value),
+       (array_agg(value ORDER BY time))[1], (array_agg(value ORDER BY time DESC))[1]
+FROM points
+WHERE $__interval_ms > {MINUTES_MS} AND {where}
+  AND time >= greatest($__timeFrom(), {bucket_of_now("1 hour")}) AND time <= $__timeTo()
+GROUP BY 1, 3
 UNION ALL
 SELECT bucket, 60, sensor_id, count, sum, min, max, first, last
 FROM points_1m
 WHERE $__interval_ms > {RAW_MS} AND $__interval_ms <= {MINUTES_MS} AND {where}
-  AND {in_range("1 minute")}
+  AND {in_range("1 minute")} AND bucket < {bucket_of_now("1 minute")}
 UNION ALL
 SELECT bucket, 3600, sensor_id, count, sum, min, max, first, last
 FROM points_1h
-WHERE $__interval_ms > {MINUTES_MS} AND $__interval_ms <= {HOURS_MS} AND {where}
-  AND {in_range("1 hour")}
+WHERE $__interval_ms > {MINUTES_MS} AND {where}
+  AND {in_range("1 hour")} AND bucket < {bucket_of_now("1 hour")}
+  AND ($__interval_ms <= {HOURS_MS} OR bucket >= {bucket_of_now("1 day")})
 UNION ALL
 SELECT bucket, 86400, sensor_id, count, sum, min, max, first, last
 FROM points_1d
 WHERE $__interval_ms > {HOURS_MS} AND {where}
-  AND {in_range("1 day")}"""
+  AND {in_range("1 day")} AND bucket < {bucket_of_now("1 day")}"""
 
 
 def curves(where: str) -> str:
@@ -67,6 +80,8 @@ WITH zoomed AS (
 ), usual AS (
     SELECT sensor_id, percentile_disc(0.5) WITHIN GROUP (ORDER BY step_s) AS step_s
     FROM stepped
+    WHERE width_s = CASE WHEN $__interval_ms <= {RAW_MS} THEN 0 WHEN $__interval_ms <= {MINUTES_MS} THEN 60
+                         WHEN $__interval_ms <= {HOURS_MS} THEN 3600 ELSE 86400 END
     GROUP BY sensor_id
 ), drawn AS (
     SELECT p.time, s.name AS sensor, p.sum / p.count AS mean, p.min, p.max,
@@ -74,7 +89,7 @@ WITH zoomed AS (
                p.width_s, 3 * coalesce(s.expected_interval_s, nullif(u.step_s, p.width_s))
            ) AS ends_at_gap
     FROM stepped p
-    JOIN usual u ON u.sensor_id = p.sensor_id
+    LEFT JOIN usual u ON u.sensor_id = p.sensor_id
     JOIN sensors s ON s.id = p.sensor_id
 )
 SELECT time, sensor, mean, min, max
@@ -107,3 +122,8 @@ WHERE $__interval_ms > {HOURS_MS}
 def in_range(width: str) -> str:
     """The condition on buckets. The one in which the range begins is among them; $__timeFilter would drop it."""
     return f"bucket BETWEEN date_bin('{width}', TIMESTAMPTZ $__timeFrom(), TIMESTAMPTZ 'epoch') AND $__timeTo()"
+
+
+def bucket_of_now(width: str) -> str:
+    """The start of the bucket that is not whole yet."""
+    return f"date_bin('{width}', now(), TIMESTAMPTZ 'epoch')"

@@ -230,6 +230,7 @@ def _globals(request: Request) -> dict[str, Value]:
         "__range_s": str(length_ms // 1_000),
         "__range_ms": str(length_ms),
         "__timezone": "UTC",
+        "__searchFilter": "%",
     }
 
 

@@ -65,18 +65,29 @@ class Beyond(NamedTuple):
     time: pd.Timestamp
 
 
-def buckets(look: Look, metric: str, sensors: list[str]) -> pd.DataFrame:
-    """A row a reading or bucket that touches the range, by time and sensor: count, sum, min, max, first, last."""
+def buckets(look: Look, metric: str, sensors: list[str], now: pd.Timestamp) -> pd.DataFrame:
+    """A row a reading or bucket that touches the range, by time and sensor: width_s, count, sum, min, max, first, last.
+
+    The bucket of now is not whole: in its place are the hours of a day, minutes of an hour, readings of a minute.
+    """
     readings = look.stored.readings
     chosen = readings[readings["sensor"].isin(sensors)].dropna(subset=[metric]).sort_values("time", kind="stable")
-    width = timedelta(seconds=WIDTHS_S[look.tier])
-    if width:
-        chosen = chosen.assign(time=chosen["time"].dt.floor(width))
-    start = look.start.floor(width) if width else look.start
-    chosen = chosen[(chosen["time"] >= start) & (chosen["time"] <= look.end)]
-    by = ["time", "sensor"] if width else ["time", "sensor", chosen.index]
+    widths_s = {"readings_1h": [60, 3_600], "readings_1d": [60, 3_600, 86_400]}.get(look.tier, [WIDTHS_S[look.tier]])
+    width_s = pd.Series(60 if 3_600 in widths_s else 0, index=chosen.index)
+    for each_s in filter(None, widths_s):
+        if each_s != 60 or look.tier == "readings_1m":
+            width_s[chosen["time"] < now.floor(timedelta(seconds=each_s))] = each_s
+    floors = {each_s: chosen["time"].dt.floor(timedelta(seconds=each_s)) for each_s in filter(None, widths_s)}
+    starts = {each_s: look.start.floor(timedelta(seconds=each_s)) for each_s in floors}
+    time, start = chosen["time"].copy(), pd.Series(look.start, index=chosen.index)
+    for each_s, floor in floors.items():
+        time = time.mask(width_s == each_s, floor)
+        start = start.mask(width_s == each_s, starts[each_s])
+    alone = pd.Series(chosen.index, index=chosen.index).where(width_s == 0, -1)
+    chosen = chosen.assign(time=time, width_s=width_s, alone=alone)[(time >= start) & (time <= look.end)]
+    by = ["time", "sensor", "width_s", "alone"]
     figures = chosen.groupby(by, sort=True)[metric].agg(["count", "sum", "min", "max", "first", "last"])
-    return figures.reset_index(["time", "sensor"])
+    return figures.reset_index(["time", "sensor", "width_s"])
 
 
 def statuses(stored: Stored, now: pd.Timestamp) -> list[Status]:
@@ -203,26 +214,29 @@ def sensor_violations(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
     return sorted(rows, key=lambda row: row[6], reverse=True)
 
 
-def curve(look: Look, sensor: str) -> Iterator[tuple[Any, ...]]:
+def curve(look: Look, sensor: str, now: pd.Timestamp) -> Iterator[tuple[Any, ...]]:
     """Time, sensor, mean, min, max; and after the last before a gap, a row without values."""
-    found = list(buckets(look, look.metric, [sensor]).itertuples())
-    steps = sorted(later.time - earlier.time for earlier, later in pairwise(found))
+    found = list(buckets(look, look.metric, [sensor], now).itertuples())
+    steps = sorted(
+        later.time - earlier.time for earlier, later in pairwise(found) if earlier.width_s == WIDTHS_S[look.tier]
+    )
     usual = steps[(len(steps) - 1) // 2] if steps else timedelta(0)
-    width, expected_s = timedelta(seconds=WIDTHS_S[look.tier]), REGISTERED[sensor].expected_interval_s
-    if expected_s:
-        allowed = max(width, timedelta(seconds=3 * expected_s))
-    elif usual == width:  # its interval is shorter than a bucket
-        allowed = width
-    else:
-        allowed = 3 * usual
+    expected_s = REGISTERED[sensor].expected_interval_s
     for each, later in zip_longest(found, found[1:]):
+        width = timedelta(seconds=each.width_s)
+        if expected_s:
+            allowed = max(width, timedelta(seconds=3 * expected_s))
+        elif usual == width:  # its interval is shorter than a bucket
+            allowed = width
+        else:
+            allowed = max(width, 3 * usual)
         yield each.time, sensor, each.sum / each.count, each.min, each.max
         if later and later.time - each.time > allowed:
             yield each.time + timedelta(milliseconds=1), sensor, None, None, None
 
 
-def sensor_curve(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
-    return [(time, *values) for time, _, *values in curve(look, look.sensor)]
+def sensor_curve(look: Look, now: pd.Timestamp) -> Rows:
+    return [(time, *values) for time, _, *values in curve(look, look.sensor, now)]
 
 
 def sensor_limits(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
@@ -235,8 +249,8 @@ def sensor_limits(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
     ]
 
 
-def sensor_figures(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
-    found = buckets(look, look.metric, [look.sensor])
+def sensor_figures(look: Look, now: pd.Timestamp) -> Rows:
+    found = buckets(look, look.metric, [look.sensor], now)
     if found.empty:
         return []
     mean = found["sum"].sum() / found["count"].sum()
@@ -252,12 +266,13 @@ def sensor_figures(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
     ]
 
 
-def compare_curves(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
-    return [row[:3] for sensor in look.sensors for row in curve(look, sensor)]
+def compare_curves(look: Look, now: pd.Timestamp) -> Rows:
+    before = look.start - timedelta(days=1)
+    return [row[:3] for sensor in look.sensors for row in [(before, sensor, None), *curve(look, sensor, now)]]
 
 
-def compare_figures(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
-    found = buckets(look, look.metric, look.sensors)
+def compare_figures(look: Look, now: pd.Timestamp) -> Rows:
+    found = buckets(look, look.metric, look.sensors, now)
     mean_of_all = found["sum"].sum() / found["count"].sum()
     rows = []
     for name, of_one in found.groupby("sensor", sort=True):
@@ -273,6 +288,10 @@ def unit(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
 
 def choice_of_sensors(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
     return [(sensor.name, look.stored.ids[sensor.name]) for sensor in SENSORS]
+
+
+def choice_of_compared(look: Look, now: pd.Timestamp) -> Rows:
+    return [("First 5 by name", "0"), *choice_of_sensors(look, now)]
 
 
 def choice_of_metrics(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
@@ -338,11 +357,11 @@ EXPECTED: dict[str, Callable[[Look, pd.Timestamp], Rows]] = {
     "sensorflow-sensor: $metric in this range unit": unit,
     "sensorflow-sensor: variable sensor": choice_of_sensors,
     "sensorflow-sensor: variable metric": choice_of_metrics,
-    "sensorflow-compare: $metric by sensor": compare_curves,
-    "sensorflow-compare: $metric by sensor unit": unit,
-    "sensorflow-compare: $metric in this range": compare_figures,
-    "sensorflow-compare: $metric in this range unit": unit,
-    "sensorflow-compare: variable sensor": choice_of_sensors,
+    "sensorflow-compare: $metric by sensor, 50 at most": compare_curves,
+    "sensorflow-compare: $metric by sensor, 50 at most unit": unit,
+    "sensorflow-compare: $metric in this range, 50 sensors at most": compare_figures,
+    "sensorflow-compare: $metric in this range, 50 sensors at most unit": unit,
+    "sensorflow-compare: variable sensor": choice_of_compared,
     "sensorflow-compare: variable metric": choice_of_metrics,
     "sensorflow-database: Late ranges to refresh": database_late_ranges,
     "sensorflow-database: Aggregate lag": database_lag,

@@ -123,6 +123,16 @@ def assert_same(found: Answer, expected: list[tuple[Any, ...]], *, in_order: boo
                 assert math.isclose(value, expected_value, rel_tol=1e-9, abs_tol=1e-9), (column, value, expected_value)
 
 
+def series_of(answer: Answer) -> dict[str, list[pd.Timestamp]]:
+    """The times of each series in the order of first rows, by the text that names it."""
+    found: dict[str, list[pd.Timestamp]] = {}
+    for row in answer.rows:
+        found.setdefault(" ".join(value for value in row if isinstance(value, str)), []).append(
+            row[answer.columns.index("time")]
+        )
+    return found
+
+
 def test_every_query_of_readings_has_numbers_to_be_held_against() -> None:
     assert QUERIES.keys() == EXPECTED.keys() | OF_POSTGRESQL
 
@@ -135,10 +145,27 @@ def test_every_number_is_what_pandas_computes(stored: Stored, query: Query) -> N
         expected = EXPECTED[str(query)](look, answer.now)
         assert_same(answer, expected, in_order="time" not in answer.columns)
         if "time" in answer.columns:
-            times = [row[answer.columns.index("time")] for row in answer.rows]
-            assert times == sorted(times)
+            by_series = series_of(answer)
+            assert all(times == sorted(times) for times in by_series.values())
         has_rows = has_rows or bool(expected)
     assert has_rows
+
+
+@each({name: query for name, query in QUERIES.items() if query.of_panel.get("type") == "timeseries"})
+def test_series_keep_their_order(stored: Stored, query: Query) -> None:
+    """Colours and the legend follow the order of series, whichever sensor sent first in the range."""
+    orders = set()
+    for look, sql in looks(stored, query):
+        answer = stored.ask(sql)
+        if "time" in answer.columns:
+            names = list(series_of(answer))
+            assert names == sorted(names)
+            if query.is_time_series:
+                keys = [(row[0], *texts(row)[1:]) for row in answer.rows]
+                assert keys == sorted(keys)
+            elif len(names) > 1:
+                orders.add((tuple(look.sensors), tuple(names)))
+    assert len(dict(orders)) == len(orders), "a series comes and goes, and colours move"
 
 
 @each({name: query for name, query in QUERIES.items() if query.is_time_series})
@@ -154,14 +181,18 @@ def test_a_series_has_times_and_numbers_and_at_most_one_name(stored: Stored, que
 
 @each(ZOOMED)
 def test_only_the_tier_that_suits_the_range_is_read(stored: Stored, query: Query) -> None:
-    """On Community, what is not materialized yet comes from the finer ones."""
+    """And what stands for the bucket of now. On Community, what is not materialized yet comes from the finer ones."""
     for look, sql in looks(stored, query):
         tier = "readings_1m" if "points_1m" not in query.sql and look.tier == "readings" else look.tier
         finer = {each for each in WIDTHS_S if WIDTHS_S[each] < WIDTHS_S[tier]}
         read = stored.tiers_read(sql)
-        is_materialized = not stored.is_community or look.end == WEATHER_UNTIL
+        is_past = look.end == WEATHER_UNTIL
+        is_materialized = not stored.is_community or is_past
+        of_bucket_of_now = {"readings", *(["readings_1h"] if tier == "readings_1d" else [])}
+        if not stored.is_community and tier != "readings_1m":
+            of_bucket_of_now.add("readings_1m")  # minutes that the query makes of readings are told by their width
         assert read
-        assert read <= ({tier} if is_materialized else {tier} | finer)
+        assert read <= ({tier} | of_bucket_of_now if is_materialized else {tier} | finer)
 
 
 @each({name: query for name, query in QUERIES.items() if str(query) == "sensorflow-database: Background jobs"})
