@@ -10,13 +10,13 @@ from grafana.panels import (
     colored_text,
     dashboard,
     fixed,
+    from_zero,
     link,
     override,
     panel,
     sql,
     stat,
     table,
-    thresholds,
     timeseries,
 )
 from grafana.zoom import Points, counts
@@ -40,9 +40,10 @@ sensors = stat(
     """),
     size=(9, 4),
     unit="short",
+    defaults={"thresholds": from_zero(BLUE)},
     overrides=[
         override("Online", color=fixed(GREEN)),
-        override("Offline", thresholds=thresholds(GREEN, (1, RED))),
+        override("Offline", thresholds=from_zero(GREEN, (1, RED))),
         override("Never seen", color=fixed(GREY)),
     ],
 )
@@ -56,7 +57,7 @@ rate = stat(
         WHERE committed_at > now() - INTERVAL '1 minute'
     """),
     size=(5, 4),
-    unit="cps",
+    unit="count:/s",
     defaults={"color": fixed(BLUE)},
 )
 
@@ -71,7 +72,7 @@ out_of_limits = stat(
     """),
     size=(5, 4),
     unit="percentunit",
-    defaults={"decimals": 1, "thresholds": thresholds(GREEN, (0.000001, ORANGE), (0.1, RED))},
+    defaults={"decimals": 1, "thresholds": from_zero(GREEN, (0.000001, ORANGE), (0.1, RED))},
 )
 
 oldest = stat(
@@ -146,7 +147,8 @@ violations = table(
     """),
     size=(12, 10),
     unit="none",
-    defaults={"decimals": 2, "noValue": "No reading is out of limits"},
+    defaults={"decimals": 2},
+    empty="No reading is out of limits",
     overrides=[
         override("id", custom__hideFrom=HIDDEN),
         override("Sensor", links=TO_SENSOR),
@@ -228,9 +230,10 @@ over_time = timeseries(
         )
     ],
     size=(24, 7),
-    unit="cps",
+    unit="count:/s",
     defaults={"color": fixed(BLUE), "min": 0},
     custom={"drawStyle": "bars", "fillOpacity": 60, "lineWidth": 0},
+    soft_max=1,
     calcs=["lastNotNull", "mean", "max"],
     points=Points.FLEET,
 )

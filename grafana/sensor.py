@@ -4,6 +4,7 @@ from grafana.choices import CHOICES_IN_WORDS, SENSOR_CHOICES
 from grafana.fleet import STATUS, STATUS_COLORS
 from grafana.panels import (
     BLUE,
+    GREY,
     RED,
     Json,
     colored_text,
@@ -14,6 +15,7 @@ from grafana.panels import (
     sql,
     stat,
     table,
+    thresholds,
     timeseries,
     unit_from,
     variable,
@@ -43,7 +45,7 @@ latest = stat(
         """
     ),
     size=(12, 4),
-    defaults={"decimals": 2},
+    defaults={"decimals": 2, "thresholds": thresholds(GREY)},
     # The first text is the field's name, the number its value; columns named unit and color are what they say.
     transformations=[{"id": "rowsToFields", "options": {}}],
 )
@@ -86,7 +88,8 @@ violations = table(
     """),
     size=(24, 5),
     unit="none",
-    defaults={"decimals": 2, "noValue": "No reading was out of limits"},
+    defaults={"decimals": 2},
+    empty="No reading was out of limits",
     overrides=[
         override("Readings", unit="short", decimals=0),
         override("Furthest", color=fixed(RED), custom__cellOptions={"type": "color-text"}),

@@ -29,8 +29,8 @@ from tests.grafana.dashboards import (
 from tests.grafana.expansion import VARIABLE, seconds
 from tests.grafana.schema import dashboard_schema
 
-LOOKED_AT = {name: DASHBOARDS[name] for name in ("database.json", "ingest-and-server.json")}
-"""Dashboards that keep what some tests ask for."""
+OF_COUNTS = {name: DASHBOARDS[name] for name in ("database.json", "ingest-and-server.json", "fleet-overview.json")}
+"""Dashboards whose axes are of rates, sizes and durations; those of the others are of a sensor's values."""
 UIDS = {dashboard["uid"] for dashboard in DASHBOARDS.values()}
 EXPRESSION = "__expr__"
 """The datasource of a rule's steps that work on other steps."""
@@ -44,9 +44,9 @@ def each_dashboard() -> pytest.MarkDecorator:
     return pytest.mark.parametrize("dashboard", DASHBOARDS.values(), ids=DASHBOARDS.keys())
 
 
-def each_looked_at() -> pytest.MarkDecorator:
-    """Run a test once for every dashboard of ``LOOKED_AT``."""
-    return pytest.mark.parametrize("dashboard", LOOKED_AT.values(), ids=LOOKED_AT.keys())
+def each_of_counts() -> pytest.MarkDecorator:
+    """Run a test once for every dashboard of ``OF_COUNTS``."""
+    return pytest.mark.parametrize("dashboard", OF_COUNTS.values(), ids=OF_COUNTS.keys())
 
 
 def each_rule() -> pytest.MarkDecorator:
@@ -230,7 +230,7 @@ def test_prometheus_stats_are_instant(dashboard: Node) -> None:
         assert (words, color_of_nothing(panel)) == ("no data", GREY), panel["title"]
 
 
-@each_looked_at()
+@each_dashboard()
 def test_no_data_is_not_green(dashboard: Node) -> None:
     """A stat of a database that does not answer looks no better than one of a server that doesn't."""
     for panel in panels(dashboard):
@@ -245,7 +245,7 @@ def test_no_series_is_not_good_news(dashboard: Node) -> None:
         assert panel["fieldConfig"]["defaults"].get("noValue", "no data") == "no data", panel["title"]
 
 
-@each_looked_at()
+@each_dashboard()
 def test_empty_cells_have_words_of_their_own(dashboard: Node) -> None:
     """What an empty table says never stands in a cell: Grafana would put it into every NULL."""
     for panel in panels(dashboard):
@@ -255,7 +255,7 @@ def test_empty_cells_have_words_of_their_own(dashboard: Node) -> None:
             assert first["properties"] == [{"id": "noValue", "value": "–"}], panel["title"]
 
 
-@each_looked_at()
+@each_dashboard()
 def test_layout_has_no_holes(dashboard: Node) -> None:
     """Panels cover the grid."""
     places = [panel["gridPos"] for panel in dashboard["panels"]]
@@ -263,7 +263,7 @@ def test_layout_has_no_holes(dashboard: Node) -> None:
     assert sum(place["w"] * place["h"] for place in places) == 24 * height
 
 
-@each_looked_at()
+@each_of_counts()
 def test_axes_have_a_scale_for_zeros(dashboard: Node) -> None:
     """An axis of a constant 0 would go up to 100, which is 1.67 min. One that is logarithmic has no 0."""
     for panel in panels(dashboard):
@@ -273,7 +273,7 @@ def test_axes_have_a_scale_for_zeros(dashboard: Node) -> None:
             assert is_logarithmic or (custom["axisSoftMin"] == 0 and 0 < custom["axisSoftMax"] < 100), panel["title"]
 
 
-@each_looked_at()
+@each_of_counts()
 def test_legends_have_room(dashboard: Node) -> None:
     """Two rows fit below the lines; more, or as many as there are labels, stand beside them."""
     for panel in panels(dashboard):
@@ -284,7 +284,7 @@ def test_legends_have_room(dashboard: Node) -> None:
                 assert (legend["placement"], legend["width"] > 0) == ("right", True), panel["title"]
 
 
-@each_looked_at()
+@each_dashboard()
 def test_units_are_words(dashboard: Node) -> None:
     """Not Grafana's "c/s" for counts per second; and a count of things has no decimals on its axis."""
     for panel in panels(dashboard):
