@@ -91,7 +91,7 @@ figures = table(
     overrides=[
         override("id", custom__hideFrom=HIDDEN),
         override("Sensor", links=TO_SENSOR),
-        override("Readings", unit="short", decimals=0),
+        override("Readings", unit="locale"),
     ],
     transformations=[with_unit],
     points=Points.SENSORS,

@@ -89,9 +89,9 @@ violations = table(
     size=(24, 5),
     unit="none",
     defaults={"decimals": 2},
-    empty="No reading was out of limits",
+    empty="No reading was out of limits when it came",
     overrides=[
-        override("Readings", unit="short", decimals=0),
+        override("Readings", unit="locale"),
         override("Furthest", color=fixed(RED), custom__cellOptions={"type": "color-text"}),
     ],
 )
@@ -171,7 +171,7 @@ figures = stat(
     unit,
     size=(5, 10),
     defaults={"color": fixed(BLUE), "decimals": 2},
-    overrides=[override("Readings", unit="short", decimals=0)],
+    overrides=[override("Readings", unit="locale")],
     transformations=[with_unit],
     points=Points.SENSORS,
 )

@@ -286,8 +286,13 @@ def test_legends_have_room(dashboard: Node) -> None:
 
 @each_dashboard()
 def test_units_are_words(dashboard: Node) -> None:
-    """Not Grafana's "c/s" for counts per second; and a count of things has no decimals on its axis."""
+    """Not Grafana's "c/s" for counts per second; a count of things has no decimals on its axis, one of readings all of
+    its digits: 8,006 and 8,697 would both be 8 K.
+    """
     for panel in panels(dashboard):
+        for override in panel["fieldConfig"]["overrides"]:
+            if override["matcher"]["options"] == "Readings":
+                assert {"id": "unit", "value": "locale"} in override["properties"], panel["title"]
         assert panel["fieldConfig"]["defaults"].get("unit") not in {"cps", "ops"}, panel["title"]
         if panel["type"] == "timeseries" and re.search("connections|ranges|pool_", str(panel["targets"])):
             defaults = panel["fieldConfig"]["defaults"]
