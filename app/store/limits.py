@@ -67,6 +67,7 @@ LOG_VIOLATIONS = (
     " FROM STDIN (FORMAT BINARY)"
 )
 ROLLBACK_LOG = "ROLLBACK TO log"
+LEAVING_TIMEOUT_S = 2.0
 MAX_HELD_BYTES = 16 << 20
 """Of violations that could not be logged yet; some 150,000 rows."""
 KEPT_DAYS = 90
@@ -283,8 +284,9 @@ class SensorLimits:
     async def leave(self) -> None:
         """Log what is held, or say that it is lost."""
         try:
-            await self.log_held()
-        except DatabaseAway as error:
+            async with asyncio.timeout(LEAVING_TIMEOUT_S):
+                await self.log_held()
+        except (DatabaseAway, TimeoutError) as error:
             logger.error("the violations of %d flushes are not logged: %s", len(self._held), error)
 
 

@@ -426,9 +426,9 @@ class Writer:
         """Lets the latest readings, and the limits, know of a flush that is committed. A failure must not make it look
         uncommitted.
         """
-        if flush.unlogged:
-            self.limits.hold(flush.unlogged)
         try:
+            if flush.unlogged:
+                self.limits.hold(flush.unlogged)
             if flush.refused:
                 alone, rows = _taken(flush)
                 self._latest.note(alone, None if rows is None else latest_of_each_sensor(rows))
