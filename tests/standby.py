@@ -54,15 +54,16 @@ class Pair:
 
     def join(self) -> None:
         """Starts the standby, unless it runs."""
-        if self._runs:
-            return
-        log = self._folder / "log"
-        self._run("pg_ctl", "start", "-w", "-D", self._standby, "-l", log, "-o", self._options)
+        if not self._runs:
+            self._start(self._options)
 
     def fail_over(self) -> str:
-        """Loses the primary; the connection string of the standby, which has been cut and now takes over."""
+        """Loses the primary; the connection string of the standby, which has been cut and now takes over.
+
+        An embedded primary is started again by its supervisor: the standby must not follow it once more.
+        """
         self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", self._primary)
-        self.join()
+        self._start(f"{self._options} -c primary_conninfo=''")
         self._run("pg_ctl", "promote", "-w", "-D", self._standby)
         url = make_conninfo(self.url, host=str(self._folder))
         with psycopg.connect(url, autocommit=True) as connection:
@@ -74,6 +75,9 @@ class Pair:
         """Stops the standby, if it runs."""
         if self._runs:
             self.cut()
+
+    def _start(self, options: str) -> None:
+        self._run("pg_ctl", "start", "-w", "-D", self._standby, "-l", self._folder / "log", "-o", options)
 
     @property
     def _runs(self) -> bool:
