@@ -60,9 +60,10 @@ class Pair:
     def fail_over(self) -> str:
         """Loses the primary; the connection string of the standby, which has been cut and now takes over.
 
-        An embedded primary is started again by its supervisor: the standby must not follow it once more.
+        An embedded primary is started again by its supervisor: its end can't be waited for, and the standby must not
+        follow it once more.
         """
-        self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", self._primary)
+        self._run("pg_ctl", "stop", "-W", "-m", "immediate", "-D", self._primary)
         self._start(f"{self._options} -c primary_conninfo=''")
         self._run("pg_ctl", "promote", "-w", "-D", self._standby)
         url = make_conninfo(self.url, host=str(self._folder))
