@@ -17,7 +17,7 @@ What can't be stored for now, while the rest can, is set aside: it stays held, a
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import attrgetter
@@ -140,9 +140,14 @@ class Buffer:
             self._append(parcel)
 
     @property
-    def has_aside(self) -> bool:
-        """Whether anything is set aside."""
-        return bool(self._aside)
+    def aside(self) -> Sequence[Parcel]:
+        """The parcels that are set aside, in the order of arrival."""
+        return self._aside
+
+    @property
+    def in_flight(self) -> Iterator[Parcel]:
+        """The parcels of all flights, the earliest first."""
+        return chain.from_iterable(self._flights)
 
     def begin(self, max_rows: int) -> Sequence[Parcel]:
         """Takes parcels from the front into a flight, ``max_rows`` at most but always one; they stay held.
@@ -189,7 +194,7 @@ class Buffer:
         A parcel whose sender was told "unknown" is given back instead: the sender has been asked to send it again.
         """
         kept: list[Parcel] = []
-        for parcel in chain.from_iterable(self._flights):
+        for parcel in self.in_flight:
             if parcel.answered:
                 self._give_back(parcel)
             else:

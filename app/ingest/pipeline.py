@@ -96,11 +96,19 @@ class Store(Protocol[AnyFlush]):
     def new_names(self, batch: Batch) -> int:
         """Return how many of a batch's sensors are not remembered here."""
 
+    def has_new_names(self, content: Content) -> bool:
+        """Return whether a sensor or the sender of some readings is not remembered here."""
+
     async def learn_names(self, batch: Batch) -> None:
         """Look up a batch's unknown sensors and add missing ones, without delaying others. Raises DatabaseAway."""
 
-    async def prepare(self, contents: Sequence[Content]) -> AnyFlush:
-        """A flush of these, valid until the connection is lost. DatabaseAway if it can't ask what it needs to know."""
+    async def prepare(self, contents: Sequence[Content], *, was_blocked: bool) -> AnyFlush:
+        """A flush of these, valid until the connection is lost. Is short with locks if they ``was_blocked`` by one.
+
+        Raises:
+            DatabaseAway: it can't ask what it needs to know.
+            Blocked: likewise; another session's lock is in the way of new names.
+        """
 
     async def write(self, flush: AnyFlush, answers: Callable[[], Mapping[Claim, Replay]], *, was_blocked: bool) -> None:
         """Commits a flush, with the claims that ``answers`` gives once the refused rows are known. Is short with locks
@@ -322,7 +330,7 @@ class Pipeline(Generic[AnyFlush]):
         parcel = Parcel(content, content.rows, content.size_bytes, now, now + patience_s, settle, claim)
         if self._blockage and self._is_blocked(parcel):
             # It would be held until the lock is gone. One is taken, to find out, where nothing else is about to.
-            if not is_awaited and (self.buffer.has_aside or now < self._retry_blocked_at):
+            if not is_awaited and (self.buffer.aside or now < self._retry_blocked_at):
                 raise self._locked()
             parcel.is_aside = True
         if self._tasks is not None and isinstance(content, Batch) and self._has_too_many_new_names(content):
@@ -400,6 +408,8 @@ class Pipeline(Generic[AnyFlush]):
             try:
                 flight = await self._next_flight()
                 await self._fly(flight)
+            except Blocked as error:
+                await self._await_locks(error)
             except DatabaseAway as error:
                 await self._forget_what_is_ahead()
                 self.buffer.keep()
@@ -461,12 +471,12 @@ class Pipeline(Generic[AnyFlush]):
                 return await self._prepare(parcels, was_blocked=was_blocked)
 
     def _is_time_for_aside(self) -> bool:
-        return self.buffer.has_aside and self._clock() >= self._retry_blocked_at
+        return bool(self.buffer.aside) and self._clock() >= self._retry_blocked_at
 
     async def _wait_for_arrival(self) -> None:
         """Wait until something comes, or until what is set aside should be tried again."""
         self._arrived.clear()
-        pause_s = self._retry_blocked_at - self._clock() if self.buffer.has_aside else None
+        pause_s = self._retry_blocked_at - self._clock() if self.buffer.aside else None
         with suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 await self._arrived.wait()
@@ -498,7 +508,7 @@ class Pipeline(Generic[AnyFlush]):
     async def _prepare(self, parcels: Sequence[Parcel], *, was_blocked: bool) -> Flight[AnyFlush]:
         started = self._clock()
         with _unforeseen_errors(parcels):
-            flush = await self._store.prepare([parcel.content for parcel in parcels])
+            flush = await self._store.prepare([parcel.content for parcel in parcels], was_blocked=was_blocked)
         return Flight(parcels, flush, started, was_blocked)
 
     async def _let_neighbours_in(self) -> None:
@@ -516,7 +526,7 @@ class Pipeline(Generic[AnyFlush]):
         """Commits a flight, the earliest in the buffer, and ends it; what turns out to be a repetition leaves it.
 
         Raises:
-            DatabaseAway: what is still in flight is not committed.
+            DatabaseAway, Blocked: what is still in flight is not committed.
         """
         flush = flight.flush
         self._writing = True
@@ -524,11 +534,6 @@ class Pipeline(Generic[AnyFlush]):
         try:
             with _unforeseen_errors(flight.parcels):
                 await self._store.write(flush, lambda: self._answers_of_claims(flight), was_blocked=flight.was_blocked)
-        except Blocked as error:
-            await self._forget_what_is_ahead()
-            self.buffer.keep()
-            self._await_locks(flight, error)
-            return
         except Repeated as error:
             for parcel in flight.parcels:
                 if parcel.claim is not None and (kept := error.kept.get(parcel.claim.name)) is not None:
@@ -554,23 +559,27 @@ class Pipeline(Generic[AnyFlush]):
             self._lift_blockage(flight)
         await self._publish(flight, outcomes)
 
-    def _await_locks(self, flight: Flight[AnyFlush], blocked: Blocked) -> None:
+    async def _await_locks(self, blocked: Blocked) -> None:
         """What another session's lock keeps out waits until it is tried again; the rest waits for the next flush."""
         if not self._blockage:
             logger.warning("some readings are waiting for a lock on their part of the tables: %s", blocked.holders)
-        self._blockage.lift((parcel.content, parcel.claim) for parcel in flight.parcels)
+        await self._forget_what_is_ahead()
+        self._blockage.lift((parcel.content, parcel.claim) for parcel in self.buffer.in_flight)
+        self.buffer.keep()
         self._blockage.add(blocked)
         self.buffer.sort_out(self._is_blocked)
         self._retry_blocked_at = self._clock() + RETRY_BLOCKED_S
 
     def _lift_blockage(self, flight: Flight[AnyFlush]) -> None:
         self._blockage.lift((parcel.content, parcel.claim) for parcel in flight.parcels)
+        self._blockage.of_new_names &= any(self._store.has_new_names(parcel.content) for parcel in self.buffer.aside)
         self.buffer.sort_out(self._is_blocked)
         if not self._blockage:
             logger.info("no readings are waiting for a lock any more")
 
     def _is_blocked(self, parcel: Parcel) -> bool:
-        return self._blockage.holds(parcel.content, parcel.claim)
+        has_new_names = self._blockage.of_new_names and self._store.has_new_names(parcel.content)
+        return self._blockage.holds(parcel.content, parcel.claim, has_new_names=has_new_names)
 
     def _outcomes(self, flight: Flight[AnyFlush]) -> list[Receipt | Stored | RejectedByDatabase]:
         """What became of each parcel, if the flight is committed."""

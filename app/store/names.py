@@ -7,21 +7,23 @@ Promises:
     * No statement is about more than PIECE_NAMES names, and each piece is committed and remembered by itself: whatever
       ends the work, what was done of it is not done again.
     * What is remembered takes a bounded number of bytes. The names that were not asked for longest go first.
+    * A table that another session has locked is waited for as long as the caller says.
 """
 
 import asyncio
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain, islice
 from typing import Generic, TypeVar, cast
 
 import pyarrow as pa
 from psycopg import sql
-from psycopg.errors import SequenceGeneratorLimitExceeded
+from psycopg.errors import LockNotAvailable, SequenceGeneratorLimitExceeded
 
-from app.errors import DatabaseAway
+from app.errors import DatabaseAway, DatabaseLocked
 from app.store.arrays import key_of
-from app.store.database import Database
+from app.store.database import Connection, Database
 
 PIECE_NAMES = 5_000
 """As many as PostgreSQL adds in a tenth of a second, and finds in a hundredth."""
@@ -36,6 +38,7 @@ MIN_REMEMBERED_NAMES = 100
 """Smaller arrays gain little, and may be of very many kinds."""
 ARRAY_BYTES = 800
 """What remembering an array takes beside its bytes and its ids."""
+SET_LOCK_TIMEOUT = "SELECT set_config('lock_timeout', %s || 'ms', true)"
 
 Name = TypeVar("Name", str, tuple[str, ...])
 Item = TypeVar("Item")
@@ -122,6 +125,7 @@ class NameIds(Generic[Name]):
             "are still stored."
         )
         """Why a name has no id."""
+        self._table = table
         self._database = database
         self._timeout_s = timeout_s
         self._touch = touch
@@ -136,13 +140,18 @@ class NameIds(Generic[Name]):
         self._remembered = Remembered(self._max_bytes)  # and not cleared: the one before may be in use
         self._forget_at = asyncio.get_running_loop().time() + self._touch_every_s
 
-    async def ids_of(self, names: Sequence[Name]) -> list[int | None]:
+    def has_new(self, name: Name) -> bool:
+        """Return whether a name is not remembered."""
+        return None in self._remembered.ids_of([name])
+
+    async def ids_of(self, names: Sequence[Name], *, lock_timeout_s: float) -> list[int | None]:
         """Return the id of each name, in order; add and commit new names at once. None: the ids are used up, and
         ``no_id_left`` says so.
 
         Raises:
             DatabaseAway: there are some that are not remembered, and the database can't be asked. Those that it has
                 answered for are remembered all the same.
+            DatabaseLocked: likewise, because another session has locked the table, or a name in it, for too long.
         """
         if self._touch and asyncio.get_running_loop().time() > self._forget_at:
             self.forget()
@@ -153,34 +162,41 @@ class NameIds(Generic[Name]):
         new = sorted({name for name, id_ in zip(names, ids, strict=True) if id_ is None})
         found: dict[Name, int] = {}
         for piece in _pieces(new, PIECE_NAMES):
-            of_piece = await self._ids_of_piece(piece)
+            of_piece = await self._ids_of_piece(piece, lock_timeout_s)
             remembered.update(of_piece)
             found |= of_piece
         return [found.get(name) if id_ is None else id_ for name, id_ in zip(names, ids, strict=True)]
 
-    async def _ids_of_piece(self, names: Sequence[Name]) -> dict[Name, int]:
+    async def _ids_of_piece(self, names: Sequence[Name], lock_timeout_s: float) -> dict[Name, int]:
         """Return the ids of names that are not remembered, as far as they could be had."""
+        found: dict[Name, int] = {}
         async with self._database.borrow(timeout_s=self._timeout_s) as connection:
-
-            async def ids_by(statement: sql.Composed, names: Sequence[Name]) -> dict[Name, int]:
-                lists = [names] if self._is_one_column else list(map(list, zip(*names, strict=True)))
-                rows = await (await connection.execute(statement, lists)).fetchall()
-                return {cast("Name", name[0] if self._is_one_column else tuple(name)): id_ for id_, *name in rows}
-
-            found = await ids_by(self._find, names)
-            if found and self._touch:
-                await connection.execute(self._touch, [list(found.values())])
-            if new := [name for name in names if name not in found]:
-                try:
-                    found |= await ids_by(self._add, new)
-                except SequenceGeneratorLimitExceeded:
-                    return found
-                # Names that are still missing were added by another process meanwhile.
-                if missing := [name for name in new if name not in found]:
-                    found |= await ids_by(self._find, missing)
-                if missing := [name for name in missing if name not in found]:
-                    raise DatabaseAway(f"the database returned no id for {missing[0]!r}")
+            try:
+                async with connection.transaction():
+                    await connection.execute(SET_LOCK_TIMEOUT, [max(1, round(lock_timeout_s * 1_000))])
+                    found = await self._ids_by(connection, self._find, names)
+                    if found and self._touch:
+                        with suppress(LockNotAvailable):  # another hour will do
+                            async with connection.transaction():
+                                await connection.execute(self._touch, [list(found.values())])
+                    if new := [name for name in names if name not in found]:
+                        added = await self._ids_by(connection, self._add, new)
+                        # Names that are still missing were added by another process meanwhile.
+                        if missing := [name for name in new if name not in added]:
+                            added |= await self._ids_by(connection, self._find, missing)
+                        if missing := [name for name in missing if name not in added]:
+                            raise DatabaseAway(f"the database returned no id for {missing[0]!r}")
+                        found |= added
+            except LockNotAvailable as error:
+                raise DatabaseLocked(f"another session has locked the table {self._table}") from error
+            except SequenceGeneratorLimitExceeded:
+                pass
         return found
+
+    async def _ids_by(self, connection: Connection, statement: sql.Composed, names: Sequence[Name]) -> dict[Name, int]:
+        lists = [names] if self._is_one_column else list(map(list, zip(*names, strict=True)))
+        rows = await (await connection.execute(statement, lists)).fetchall()
+        return {cast("Name", name[0] if self._is_one_column else tuple(name)): id_ for id_, *name in rows}
 
 
 class SensorIds(NameIds[str]):
@@ -213,17 +229,17 @@ class SensorIds(NameIds[str]):
             self._remember(key, pa.array(ids, pa.int32()))
         return unknown
 
-    async def learn(self, array: pa.StringArray) -> None:
+    async def learn(self, array: pa.StringArray, *, lock_timeout_s: float) -> None:
         """Look up an array's names that are not remembered, and add missing ones. Raises DatabaseAway.
 
         Arrays take turns, a piece each: one with few names does not wait until one with many is done.
         """
         for piece in _pieces(self.unknown_of(array), PIECE_NAMES):
             async with self._turns:
-                await self.ids_of(piece)
+                await self.ids_of(piece, lock_timeout_s=lock_timeout_s)
 
     async def ids_of_all(
-        self, names: Sequence[str], arrays: Sequence[pa.StringArray]
+        self, names: Sequence[str], arrays: Sequence[pa.StringArray], *, lock_timeout_s: float
     ) -> tuple[list[int | None], list[pa.Int32Array]]:
         """Return the id of each name, and the ids of each array, in which no name may be null; like ``ids_of``, with
         null for None in an array.
@@ -232,7 +248,8 @@ class SensorIds(NameIds[str]):
         keys = [key_of(array) for array in arrays]
         found = [known.get(key) for key in keys]
         unknown = [array for array, of_array in zip(arrays, found, strict=True) if of_array is None]
-        ids = iter(await self.ids_of([*names, *chain.from_iterable(array.to_pylist() for array in unknown)]))
+        listed = [*names, *chain.from_iterable(array.to_pylist() for array in unknown)]
+        ids = iter(await self.ids_of(listed, lock_timeout_s=lock_timeout_s))
         of_names = list(islice(ids, len(names)))
         of_arrays = [
             pa.array(list(islice(ids, len(array))), pa.int32()) if of_array is None else of_array

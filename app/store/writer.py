@@ -6,7 +6,7 @@ Promises:
     * The ledger row is in the flush's own transaction, so it is there exactly if the rows are. (4)
     * A claim is in the transaction of the readings that it speaks for. (5)
     * One bad row never sinks its neighbours: what PostgreSQL refuses is found by halving, under savepoints. (6)
-    * No lock of another session holds up more than it covers: its days, or its claims, are found and named.
+    * No lock of another session holds up more than it covers: its days, its claims, or new names are found and named.
 
 The ledger, and not pg_xact_status, is the proof: after a crash before the WAL was flushed, the same transaction id may
 be given out again and then reads "committed" for somebody else's work.
@@ -93,7 +93,7 @@ FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
 WHERE mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock') AND relation IN (
     SELECT inhrelid FROM pg_inherits WHERE inhparent = 'readings'::regclass
     UNION ALL
-    SELECT unnest('{readings,flushes,stale_ranges,idempotency_keys}'::regclass[])
+    SELECT unnest('{readings,flushes,stale_ranges,idempotency_keys,sensors,sources}'::regclass[])
 )
 ORDER BY granted DESC, pid LIMIT 3
 """
@@ -310,23 +310,35 @@ class Writer:
         """Return how many of a batch's sensors are not remembered here."""
         return len(self._sensors.unknown_of(batch.sensors))
 
+    def has_new_names(self, content: Content) -> bool:
+        """Return whether a sensor or the sender of some readings is not remembered here."""
+        if self._sources.has_new(content.source):
+            return True
+        if isinstance(content, Reading):
+            return self._sensors.has_new(content.sensor)
+        return self.new_names(content) > 0
+
     async def learn_names(self, batch: Batch) -> None:
         """Look up a batch's unknown sensors and add missing ones, piece by piece in turn with other batches. Raises
         DatabaseAway.
         """
-        await self._sensors.learn(batch.sensors)
+        await self._sensors.learn(batch.sensors, lock_timeout_s=self._lock_timeout_s)
 
-    async def prepare(self, contents: Sequence[Content]) -> Flush:
-        """Makes a flush of these, in their order: names become ids, every row gets one, all is encoded.
+    async def prepare(self, contents: Sequence[Content], *, was_blocked: bool = False) -> Flush:
+        """Makes a flush of these, in their order: names become ids, every row gets one, all is encoded. Where it
+        ``was_blocked``, is short with locks.
 
         It holds for the connection that there is now: if that is lost, prepare anew.
 
         Raises:
             DatabaseAway: the database is needed for it, and can't be asked.
+            Blocked: likewise, since another session has locked the tables of names.
         """
         connection, names = self._connection, self._names_changed_by
         rows = sum(content.rows for content in contents)
-        identified = await self._identified(contents)
+        identified = await self._identified(
+            contents, lock_timeout_s=BRIEF_LOCK_TIMEOUT_S if was_blocked else self._lock_timeout_s
+        )
         unnamed = self._unnamed(identified)
         first_id = await self._reserve_ids(rows)
         limits = await self.limits.current()
@@ -449,11 +461,20 @@ class Writer:
                 hours |= _hours_before(content, late_us)
         return list(merged((hour, hour + HOUR) for hour in sorted(hours)))
 
-    async def _identified(self, contents: Sequence[Content]) -> list[Identified]:
+    async def _identified(self, contents: Sequence[Content], *, lock_timeout_s: float) -> list[Identified]:
         names = [content.sensor for content in contents if isinstance(content, Reading)]
         arrays = [content.sensors for content in contents if isinstance(content, Batch)]
-        of_names, of_arrays = map(iter, await self._sensors.ids_of_all(names, arrays))
-        source_ids = await self._sources.ids_of([content.source for content in contents])
+        try:
+            source_ids = await self._sources.ids_of(
+                [content.source for content in contents], lock_timeout_s=lock_timeout_s
+            )
+            of_sensors = await self._sensors.ids_of_all(names, arrays, lock_timeout_s=lock_timeout_s)
+        except DatabaseLocked as error:
+            blocked = Blocked((), of_new_names=True)
+            async with self._database.borrow(timeout_s=self._flush_timeout_s) as connection:
+                blocked.holders = await _lock_holders(connection)
+            raise blocked from error
+        of_names, of_arrays = map(iter, of_sensors)
         return [
             Identified(content, next(of_names if isinstance(content, Reading) else of_arrays), source_id)
             for content, source_id in zip(contents, source_ids, strict=True)
@@ -658,8 +679,7 @@ class Writer:
                 async with asyncio.timeout(self._flush_timeout_s):
                     await connection.rollback()
                     if isinstance(error, DatabaseLocked):
-                        held = await (await connection.execute(LOCK_HOLDERS)).fetchall()
-                        error.holders = "; ".join(lock for (lock,) in held)
+                        error.holders = await _lock_holders(connection)
             except (psycopg.Error, TimeoutError):
                 await self.close()
             raise
@@ -719,6 +739,12 @@ def _taken(flush: Flush) -> tuple[list[Noted], pa.RecordBatch | None]:
         return alone, None
     rows = in_order(batches)
     return alone, rows.filter(pc.invert(pc.is_in(rows["id"], pa.array(refused))))
+
+
+async def _lock_holders(connection: Connection) -> str:
+    """Return the sessions that hold or await locks that flushes wait for, in words."""
+    held = await (await connection.execute(LOCK_HOLDERS)).fetchall()
+    return "; ".join(lock for (lock,) in held)
 
 
 async def _insert_claims_briefly(connection: Connection, answers: Mapping[Claim, Replay]) -> Sequence[tuple[str, str]]:

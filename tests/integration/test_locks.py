@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from app.errors import DatabaseLocked
-from app.ingest.batch import Content
+from app.ingest.batch import Content, Source
 from app.ingest.blocked import Blocked
 from tests.integration.test_writer import (
     DAY_S,
@@ -33,6 +33,7 @@ from tests.unit.samples import claim
 
 DAY_US = DAY_S * 1_000_000
 CHUNKS = "SELECT chunk::text FROM show_chunks('readings') AS chunk ORDER BY 1"
+SLOW = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); RETURN NULL; END'"
 ENTIRE = [
     "LOCK TABLE readings IN SHARE MODE",
     "CREATE INDEX ON readings (time, temperature)",
@@ -141,6 +142,53 @@ async def test_stale_ranges(community_database: str) -> None:
     assert count(community_database, "readings") == 2
 
 
+NAMES = ["LOCK TABLE sensors IN SHARE MODE", "ALTER TABLE sensors ADD COLUMN note text", "LOCK TABLE sources"]
+
+
+@pytest.mark.parametrize("lock", NAMES)
+async def test_new_names(database: str, lock: str) -> None:
+    """Readings of known sensors, from known senders, are stored while the tables of names are locked."""
+    new = reading(1, source=Source("API_KEY", "127.0.0.9")) if "sources" in lock else reading(1, sensor="new")
+    async with writing(database, lock_timeout_s=0.3) as writer:
+        await write(writer, reading(0), batch(0))
+        with holding(database, lock):
+            assert writer.has_new_names(new)
+            began = time.monotonic()
+            with pytest.raises(Blocked) as blocked:
+                await writer.prepare([new, reading(2)])
+            assert 0.3 <= time.monotonic() - began < 1
+            assert blocked.value.of_new_names
+            assert "on s" in blocked.value.holders
+            with pytest.raises(Blocked):
+                await writer.prepare([new], was_blocked=True)
+            assert not writer.has_new_names(reading(2))
+            await write(writer, reading(2), batch(3, 4))
+        await write(writer, new)
+        assert not writer.has_new_names(new)
+    assert count(database, "readings") == 6
+
+
+async def test_name_of_another_transaction(database: str) -> None:
+    """A sensor that an unended transaction has added is waited for, and keeps no other out."""
+    async with writing(database, lock_timeout_s=0.3) as writer:
+        with holding(database, "INSERT INTO sensors (name) VALUES ('new')"):
+            with pytest.raises(Blocked):
+                await writer.prepare([reading(0, sensor="new")])
+            await write(writer, reading(1, sensor="newer"))
+        await write(writer, reading(0, sensor="new"))
+
+
+async def test_touch_that_is_locked(database: str) -> None:
+    """Known senders are looked up, though it can't be noted that they are in use."""
+    async with writing(database, lock_timeout_s=0.1) as writer:
+        await write(writer, reading(0))
+        execute(database, "UPDATE sources SET last_used_on = '2020-01-01'")
+        writer._sources.forget()
+        with holding(database, "LOCK TABLE sources IN SHARE MODE"):
+            await write(writer, reading(1))
+    assert count(database, "readings") == 2
+
+
 async def test_bad_row(community_database: str) -> None:
     """A row that PostgreSQL refuses hides no lock, and a lock hides no bad row."""
     refuse_heat(community_database)
@@ -177,9 +225,9 @@ class Client:
         self._client = client
         self._url = url
 
-    async def send(self, time_s: float) -> int:
+    async def send(self, time_s: float, sensor: str = "s") -> int:
         """Sends a reading of a time; the status."""
-        body = {"temperature": 20, "humidity": 50, "pressure": 1000, "sensor_id": "s", "time": time_s}
+        body = {"temperature": 20, "humidity": 50, "pressure": 1000, "sensor_id": sensor, "time": time_s}
         return (await self._client.post(self._url + "/api/temperature_reading", json=body)).status_code
 
     async def ready(self) -> tuple[int, str | None]:
@@ -218,6 +266,27 @@ async def test_live_readings(community_database: str, tmp_path: Path) -> None:
     assert count(url, "readings") == len(durations) + 5
 
 
+async def test_live_readings_of_known_sensors(database: str, tmp_path: Path) -> None:
+    """Known sensors go on while new ones wait for the table of sensors, however many they are."""
+    with running(tmp_path, DATABASE_URL=database) as server:
+        async with client_of(server.url) as client:
+            assert await client.send(time.time()) == 201
+            with holding(database, "LOCK TABLE sensors IN SHARE MODE"):
+                new: list[asyncio.Task[int]] = []
+                durations: list[float] = []
+                while len(durations) < 100 or not new[0].done():
+                    new.append(asyncio.create_task(client.send(time.time(), f"new {len(new)}")))
+                    began = time.monotonic()
+                    assert await client.send(time.time()) == 201
+                    durations.append(time.monotonic() - began)
+                    assert (await client.ready())[0] == 200
+                    await asyncio.sleep(0.02)
+                assert await new[0] == 503
+                assert sorted(durations)[-2] < 1, "only the first lock is waited for"
+            assert set(await asyncio.gather(*new)) <= {201, 503}
+            assert await client.send(time.time(), "new 0") == 201
+
+
 @pytest.mark.parametrize("lock", ENTIRE[1:])
 async def test_ready(database: str, tmp_path: Path, lock: str) -> None:
     """A server that can store nothing says so, with the reason, and takes readings again once it can."""
@@ -241,13 +310,12 @@ async def test_ready_silent(database: str, tmp_path: Path) -> None:
     with running(tmp_path, DATABASE_URL=database, COMMIT_TIMEOUT_S="1") as server:
         async with client_of(server.url) as client:
             assert await client.send(time.time()) == 201
-            with holding(database, "LOCK TABLE sensors"):
-                body = {"temperature": 20, "humidity": 50, "pressure": 1000, "sensor_id": "new"}
-                async with httpx.AsyncClient(headers={"X-API-Key": API_KEY}) as new:
-                    assert (await new.post(server.url + "/api/temperature_reading", json=body)).status_code == 504
-                    await asyncio.sleep(0.2)
-                status, trouble = await client.ready()
-                assert (status, "not committed" in str(trouble)) == (503, True)
+            execute(database, SLOW, "CREATE TRIGGER slow BEFORE INSERT ON flushes EXECUTE FUNCTION slow()")
+            assert await client.send(time.time()) == 504
+            await asyncio.sleep(0.2)
+            status, trouble = await client.ready()
+            assert (status, "not committed" in str(trouble)) == (503, True)
+            execute(database, "DROP TRIGGER slow ON flushes")
             async with asyncio.timeout(10):
                 while (await client.ready())[0] != 200:
                     await asyncio.sleep(0.05)

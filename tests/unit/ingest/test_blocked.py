@@ -34,6 +34,17 @@ def test_claims() -> None:
     assert not known.holds(reading(), None)
 
 
+def test_new_names() -> None:
+    """Of a lock on names it only matters whether there are new ones."""
+    known = blockage(Blocked((), of_new_names=True))
+    assert known.holds(reading(), None, has_new_names=True)
+    assert not known.holds(reading(), claim("x"))
+    known.add(Blocked([SPAN]))
+    assert known.of_new_names
+    known.lift([(reading(), None)])
+    assert known.of_new_names
+
+
 def test_lift() -> None:
     """Only contents that have been tried are forgotten."""
     other = (T0_US + 100, T0_US + 109)

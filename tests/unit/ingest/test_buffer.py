@@ -398,7 +398,7 @@ class BufferAgainstModel(RuleBasedStateMachine):
         flight = self.front(self.aside, max_rows)
         assert list(self.buffer.begin_aside(max_rows)) == [self.sent[number].parcel for number in flight]
         del self.aside[: len(flight)]
-        assert self.buffer.has_aside == bool(self.aside)
+        assert list(self.buffer.aside) == [self.sent[number].parcel for number in self.aside]
         if flight:
             self.flights.append(flight)
 

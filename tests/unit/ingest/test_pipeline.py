@@ -99,6 +99,10 @@ class FakeStore:
         """Times that another session keeps locked."""
         self.locked_claims: set[str] = set()
         """Keys that a transaction has which does not end."""
+        self.are_names_locked = False
+        """Whether no name can be added, for another session has locked their tables."""
+        self.names: set[str] = set()
+        """Those that have an id: of a sensor, the last letter is enough."""
         self.lost_answers: deque[bool] = deque()
         """Of the next commits that lose their answer: whether they commit."""
         self.ledger: dict[int, FakeFlush] = {}
@@ -145,6 +149,9 @@ class FakeStore:
     def new_names(self, batch: Batch) -> int:
         return len(set(batch.sensors.to_pylist()) - self.known)
 
+    def has_new_names(self, content: Content) -> bool:
+        return any(sensor[-1] not in self.names for sensor in sensors_of([content]))
+
     async def learn_names(self, batch: Batch) -> None:
         await self.learning.wait()
         self._choke("learn_names", [batch])
@@ -153,7 +160,7 @@ class FakeStore:
             raise DatabaseAway("the plug is pulled")
         self.known |= set(batch.sensors.to_pylist())
 
-    async def prepare(self, contents: Sequence[Content]) -> FakeFlush:
+    async def prepare(self, contents: Sequence[Content], *, was_blocked: bool) -> FakeFlush:
         connection = self._connection
         self.prepared.append(sensors_of(contents))
         self.unprepared += 1
@@ -163,6 +170,10 @@ class FakeStore:
         self._choke("prepare", contents)
         if self.away:
             raise DatabaseAway("the plug is pulled")
+        if self.are_names_locked and any(map(self.has_new_names, contents)):
+            await asyncio.sleep(0 if was_blocked else LOCK_TIMEOUT_S)
+            raise Blocked((), of_new_names=True)
+        self.names |= {sensor[-1] for sensor in sensors_of(contents)}
         first_id = self._next_id
         self._next_id += sum(each.rows for each in contents)
         return FakeFlush(first_id, contents, connection)
@@ -1315,6 +1326,33 @@ async def test_locked_claim() -> None:
         assert isinstance(await plant.send("a", claim=claim("x")), Receipt)
 
 
+async def test_locked_names() -> None:
+    """While no new sensor can be added, readings of known ones go on; of several new ones, one is waited for."""
+    plant = Plant()
+    async with plant.running():
+        await plant.send("a")
+        plant.store.are_names_locked = True
+        began = now()
+        answers = [plant.send("b"), plant.send("a"), plant.send(batch_of([reading("a"), reading("b")]))]
+        assert isinstance(await answers[1], Receipt)
+        assert now() - began < LOCK_TIMEOUT_S + 0.1
+        for name in ("c", "d"):
+            answers.append(plant.send(name))
+            began = now()
+            assert isinstance(await plant.send("a"), Receipt)
+            assert now() - began < 0.1
+        for answer in (answers[0], *answers[2:]):
+            assert isinstance(await answer, DatabaseLocked)
+        assert plant.pipeline.unavailable_reason is None
+        answer = plant.send("b")
+        await asyncio.sleep(0.1)
+        plant.store.are_names_locked = False
+        assert isinstance(await answer, Receipt)
+        began = now()
+        assert isinstance(await plant.send("e"), Receipt)
+        assert now() - began < 0.1
+
+
 async def test_drain_while_locked() -> None:
     """A drain gives back what is locked, and says that the server is shutting down."""
     plant = Plant()
@@ -1362,7 +1400,7 @@ FATE = st.one_of(
     st.tuples(st.just("speaking"), st.booleans()),
     st.tuples(st.just("preparing"), st.booleans()),
     st.tuples(st.just("lose answer"), st.booleans()),
-    st.tuples(st.just("locked"), st.sets(st.sampled_from([len("good"), len(BAD), "x", "y"]))),
+    st.tuples(st.just("locked"), st.sets(st.sampled_from([len("good"), len(BAD), "x", "y", "names"]))),
     st.tuples(st.just("elsewhere"), st.sampled_from("xy")),
     st.tuples(st.just("listening"), st.booleans()),
 )
@@ -1412,9 +1450,10 @@ class Sender:
 
 
 def lock(store: FakeStore, what: set[int | str]) -> None:
-    """Locks the times of some kinds of readings, or some keys, and nothing else."""
+    """Locks the times of some kinds of readings, some keys, or the names, and nothing else."""
     store.locked = [(T0_US + place, T0_US + place) for place in what if isinstance(place, int)]
     store.locked_claims = {key for key in what if isinstance(key, str)}
+    store.are_names_locked = "names" in what
 
 
 async def suffer(fate: tuple[str, object], plant: Plant, sender: Sender) -> None:
@@ -1459,8 +1498,7 @@ async def test_whatever_the_database_does_every_answer_is_true(
             for fate in fates:
                 await suffer(fate, plant, sender)
             plant.store.away = False
-            plant.store.locked = []
-            plant.store.locked_claims = set()
+            lock(plant.store, set())
             plant.store.speaking.set()
             plant.store.preparing.set()
             async with asyncio.timeout(COMMIT_TIMEOUT_S + SWEEP_INTERVAL_S):

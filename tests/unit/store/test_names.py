@@ -30,7 +30,13 @@ class Sensors:
         await asyncio.sleep(next(self._delays_s))
         yield self
 
-    async def execute(self, statement: sql.Composed, lists: Sequence[Sequence[str]]) -> "Sensors":
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        yield
+
+    async def execute(self, statement: str | sql.Composed, lists: Sequence[Sequence[str]]) -> "Sensors":
+        if isinstance(statement, str):
+            return self
         if len(self.asked) == self._answers:
             raise DatabaseAway("away")
         self.asked.append(lists[0])
@@ -47,14 +53,14 @@ async def test_an_array_that_becomes_known_while_another_is_asked_for_is_not_tak
     table = Sensors(2, 1)
     sensors = SensorIds(cast("Any", table), timeout_s=9)
     first, second = (pa.array([f"{letter}{n}" for n in range(MIN_REMEMBERED_NAMES)]) for letter in "ab")
-    slow = asyncio.create_task(sensors.ids_of_all(["alone"], [first, second]))
+    slow = asyncio.create_task(sensors.ids_of_all(["alone"], [first, second], lock_timeout_s=1))
     await asyncio.sleep(0.5)
-    await sensors.ids_of_all([], [first])
+    await sensors.ids_of_all([], [first], lock_timeout_s=1)
     (alone,), of_arrays = await slow
     assert alone == table.ids["alone"]
     for array, ids in zip((first, second), of_arrays, strict=True):
         assert ids.to_pylist() == [table.ids[name] for name in array.to_pylist()]
-    _, (again,) = await sensors.ids_of_all([], [second])
+    _, (again,) = await sensors.ids_of_all([], [second], lock_timeout_s=1)
     assert again.equals(of_arrays[1])
 
 
@@ -64,11 +70,11 @@ async def test_names_are_asked_for_in_pieces_that_are_kept() -> None:
     sensors = SensorIds(cast("Any", table), timeout_s=9)
     names = [f"sensor {number}" for number in range(3 * PIECE_NAMES)]
     with pytest.raises(DatabaseAway):
-        await sensors.ids_of(names)
+        await sensors.ids_of(names, lock_timeout_s=1)
     assert len(table.ids) == 2 * PIECE_NAMES
     assert len(sensors.unknown_of(pa.array(names))) == PIECE_NAMES
     table = sensors._database = Sensors()  # type: ignore[assignment]
-    await sensors.ids_of(names)
+    await sensors.ids_of(names, lock_timeout_s=1)
     assert [len(asked) for asked in table.asked] == [PIECE_NAMES, PIECE_NAMES]  # found, and added
     assert sensors.unknown_of(pa.array([*names, "other"])) == ["other"]
 
@@ -76,7 +82,8 @@ async def test_names_are_asked_for_in_pieces_that_are_kept() -> None:
 async def test_names_that_have_ids_are_only_looked_up() -> None:
     table = Sensors()
     table.ids = {"a": 1, "b": 2}
-    assert await SensorIds(cast("Any", table), timeout_s=9).ids_of(["b", "a", "b"]) == [2, 1, 2]
+    sensors = SensorIds(cast("Any", table), timeout_s=9)
+    assert await sensors.ids_of(["b", "a", "b"], lock_timeout_s=1) == [2, 1, 2]
     assert table.asked == [["a", "b"]]
 
 
