@@ -316,17 +316,39 @@ def database_ledger(look: Look, now: pd.Timestamp) -> Rows:
     return [(len(found), readings, readings / len(found), min(age_s for _, age_s in found))]
 
 
-def alert_offline(look: Look, now: pd.Timestamp) -> Rows:
+def offline(look: Look, now: pd.Timestamp) -> list[Status]:
+    return [status for status in statuses(look.stored, now) if status.word == "offline"]
+
+
+def alert_age(look: Look, now: pd.Timestamp) -> Rows:
+    return [(status.name, look.stored.ids[status.name], status.age_s) for status in offline(look, now)]
+
+
+def alert_expected(look: Look, now: pd.Timestamp) -> Rows:
     return [
-        (status.name, look.stored.ids[status.name], age_s)
-        for status in statuses(look.stored, now)
-        if (age_s := 0 if status.is_online else status.age_s) is not None
+        (status.name, look.stored.ids[status.name], REGISTERED[status.name].expected_interval_s or 0)
+        for status in offline(look, now)
     ]
 
 
-def alert_out_of_limits(look: Look, now: pd.Timestamp) -> Rows:
-    found = violations(look.stored, now).items()
-    return sorted((sensor, look.stored.ids[sensor], metric, beyond.by) for (sensor, metric), beyond in found)
+def alert_violations(look: Look, now: pd.Timestamp) -> list[tuple[tuple[str, ...], Beyond]]:
+    """The labels of each alert, and what it is about."""
+    symbols = {"temperature": "°C", "humidity": "%", "pressure": "hPa"}
+    return sorted(
+        ((sensor, look.stored.ids[sensor], metric, METRICS[metric][0], symbols[metric]), beyond)
+        for (sensor, metric), beyond in violations(look.stored, now).items()
+    )
+
+
+def alert_value(look: Look, now: pd.Timestamp) -> Rows:
+    return [(*labels, beyond.value) for labels, beyond in alert_violations(look, now)]
+
+
+def alert_limit(look: Look, now: pd.Timestamp) -> Rows:
+    return [
+        (*labels, beyond.upper if beyond.upper is not None and beyond.value > beyond.upper else beyond.lower)
+        for labels, beyond in alert_violations(look, now)
+    ]
 
 
 def alert_nothing(look: Look, now: pd.Timestamp) -> Rows:
@@ -366,10 +388,12 @@ EXPECTED: dict[str, Callable[[Look, pd.Timestamp], Rows]] = {
     "sensorflow-database: Late ranges to refresh": database_late_ranges,
     "sensorflow-database: Aggregate lag": database_lag,
     "sensorflow-database: Ledger of flushes": database_ledger,
-    "alerting: alert Sensor offline": alert_offline,
-    "alerting: alert Reading out of limits": alert_out_of_limits,
-    "alerting: alert Nothing ingested": alert_nothing,
-    "alerting: alert Aggregate lag": alert_lag,
+    "alerting: alert Sensor offline age": alert_age,
+    "alerting: alert Sensor offline expected": alert_expected,
+    "alerting: alert Reading out of limits value": alert_value,
+    "alerting: alert Reading out of limits limit": alert_limit,
+    "alerting: alert Nothing ingested signs": alert_nothing,
+    "alerting: alert Aggregate lag lag": alert_lag,
 }
 """By the query's text in the tests' names."""
 OF_POSTGRESQL = {

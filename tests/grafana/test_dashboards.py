@@ -14,6 +14,7 @@ import yaml
 
 from grafana.panels import BLUE, GREEN, GREY, ORANGE, RED
 from tests.grafana.dashboards import (
+    ALERT_GROUPS,
     ALERT_RULES,
     DASHBOARDS,
     DATASOURCES,
@@ -352,7 +353,9 @@ def test_a_rules_condition_is_one_of_its_steps_and_each_step_reads_what_exists(r
     for step in steps.values():
         assert step["model"]["refId"] == step["refId"]
         if step["datasourceUid"] == EXPRESSION:
-            assert step["model"]["expression"] in steps
+            read = re.findall(r"\w+", step["model"]["expression"])
+            assert read
+            assert set(read) <= steps.keys() - {step["refId"]}
         else:
             assert step["datasourceUid"] in DATASOURCES
             assert step["relativeTimeRange"]["from"] > step["relativeTimeRange"]["to"]
@@ -366,6 +369,84 @@ def test_a_rule_links_to_a_dashboard_and_names_steps_that_exist(rule: Node) -> N
     assert link.partition("?")[0] in UIDS
     texts = " ".join(rule["annotations"].values())
     assert set(re.findall(r"\.Values\.(\w+)", texts)) <= {step["refId"] for step in rule["data"]}
+
+
+@each_rule()
+def test_a_rule_stands_beside_a_panel(rule: Node) -> None:
+    """Grafana shows its alerts on the panel, and the panel with its alerts; it takes both annotations or neither."""
+    annotations = rule["annotations"]
+    (dashboard,) = (each for each in DASHBOARDS.values() if each["uid"] == annotations["__dashboardUid__"])
+    (panel,) = (each for each in panels(dashboard) if str(each["id"]) == annotations["__panelId__"])
+    assert panel["type"] != "row"
+
+
+@each_rule()
+def test_an_alert_does_not_flap(rule: Node) -> None:
+    """It fires on for as long, whether its row says that all is well or is gone while others have rows."""
+    (group,) = (group for group in ALERT_GROUPS if rule in group["rules"])
+    kept_s = seconds(rule["keepFiringFor"])
+    assert kept_s >= 2 * seconds(group["interval"])
+    assert rule["missing_series_evals_to_resolve"] * seconds(group["interval"]) == kept_s
+
+
+def shown(text: str, labels: dict[str, str], values: dict[str, float]) -> str:
+    """A template of an alert as Grafana fills it; durations and numbers plainly."""
+
+    def number(match: re.Match[str]) -> str:
+        return f"{values[match[1]]:g}"
+
+    def branch(match: re.Match[str]) -> str:
+        other = float(match[2]) if match[2][0].isdigit() else values[match[2].split(".")[2]]
+        return match[3] if values[match[1]] > other else match[4]
+
+    text = re.sub(r"\{\{ if gt \.Values\.(\w+)\.Value (\S+) \}\}(.*?)\{\{ else \}\}(.*?)\{\{ end \}\}", branch, text)
+    text = re.sub(r"\{\{ \.Labels\.(\w+) \}\}", lambda match: labels[match[1]], text)
+    text = re.sub(r'\{\{ (?:printf "%\.6g"|humanizeDuration) \.Values\.(\w+)\.Value \}\}', number, text)
+    assert "{{" not in text, text
+    return text
+
+
+LABELS_OF_VIOLATION = {"sensor": "roof", "sensor_id": "7", "metric": "pressure", "title": "Pressure", "unit": "hPa"}
+
+
+@pytest.mark.parametrize(
+    ("uid", "labels", "values", "parts"),
+    [
+        (
+            "sensorflow-out-of-limits",
+            LABELS_OF_VIOLATION,
+            {"value": 1031.5, "limit": 1030.0},
+            ["Pressure of roof", "1031.5 hPa is above the limit of 1030 hPa"],
+        ),
+        (
+            "sensorflow-out-of-limits",
+            LABELS_OF_VIOLATION,
+            {"value": 899.5, "limit": 900.0},
+            ["Pressure of roof", "899.5 hPa is below the limit of 900 hPa"],
+        ),
+        (
+            "sensorflow-sensor-offline",
+            {"sensor": "roof", "sensor_id": "7"},
+            {"age": 4_000, "expected": 60.0},
+            ["of roof is 4000 old", "expected every 60;"],
+        ),
+        (
+            "sensorflow-sensor-offline",
+            {"sensor": "roof", "sensor_id": "7"},
+            {"age": 4_000, "expected": 0.0},
+            ["of roof is 4000 old", "No expected interval is set", "OFFLINE_AFTER_S"],
+        ),
+        ("sensorflow-aggregate-lag", {}, {"lag": 1_000}, ["1000 ago", "at most 15m 0s"]),
+    ],
+)
+def test_an_alert_says_what_is_and_what_should_be(
+    uid: str, labels: dict[str, str], values: dict[str, float], parts: list[str]
+) -> None:
+    """The value with its unit, the limit and on which side of it; how long a sensor is silent, and what is expected."""
+    (rule,) = (rule for rule in ALERT_RULES if rule["uid"] == uid)
+    text = shown(rule["annotations"]["description"], labels, values)
+    assert all(part in text for part in parts), text
+    assert shown(rule["annotations"]["summary"], labels, values)
 
 
 def test_no_piece_of_sql_is_left_out_of_the_tests() -> None:

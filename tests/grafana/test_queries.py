@@ -247,3 +247,20 @@ def test_an_alerts_rows_are_one_number_and_labels_that_tell_them_apart(stored: S
         assert answer.rows
         assert len(set(labels)) == len(labels)
         assert {len(row) - len(of_row) for row, of_row in zip(answer.rows, labels, strict=True)} == {1}
+
+
+@each({name: query for name, query in QUERIES.items() if query.dashboard == "alerting"})
+def test_numbers_of_a_rule_meet_by_their_labels(stored: Stored, query: Query) -> None:
+    """Grafana joins the steps of a rule by equal labels: its texts would lack what has other ones."""
+    labels = set()
+    for other in QUERIES.values():
+        if (other.dashboard, other.place) == (query.dashboard, query.place):
+            for _, sql in looks(stored, other):
+                answer = stored.ask(sql)
+                names = [
+                    column
+                    for column, value in zip(answer.columns, answer.rows[0], strict=True)
+                    if isinstance(value, str)
+                ]
+                labels.add((tuple(names), *(tuple(texts(row)) for row in answer.rows)))
+    assert len(labels) == 1
