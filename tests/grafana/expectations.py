@@ -17,9 +17,26 @@ from tests.grafana.data import DEFAULT_OFFLINE_AFTER_S, METRICS, SENSORS
 from tests.grafana.stored import LATE_RANGES, LEDGER, TIERS, Stored
 
 WIDTHS_S = {"readings": 0, "readings_1m": 60, "readings_1h": 3_600, "readings_1d": 86_400}
+NO_BREAK = chr(160)
 REGISTERED = {sensor.name: sensor for sensor in SENSORS}
 
 Rows = list[tuple[Any, ...]]
+
+
+class Filters(NamedTuple):
+    """What of a fleet is looked for; nothing is all."""
+
+    search: str = ""
+    locations: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
+
+    @property
+    def variables(self) -> dict[str, str | list[str]]:
+        """As Grafana puts them in: All is one empty text."""
+        return {"search": self.search, "location": list(self.locations or [""]), "state": list(self.states or [""])}
+
+
+EVERY_SENSOR = Filters()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +49,7 @@ class Look:
     tier: str
     sensors: list[str]
     metric: str
+    chosen: Filters = EVERY_SENSOR
 
     @property
     def sensor(self) -> str:
@@ -141,8 +159,40 @@ def fleet_rate(look: Look, now: pd.Timestamp) -> Rows:
 
 
 def fleet_out_of_limits(look: Look, now: pd.Timestamp) -> Rows:
-    seen = [status for status in statuses(look.stored, now) if status.values]
-    return [(len({sensor for sensor, _ in violations(look.stored, now)}) / len(seen),)]
+    out = {sensor for sensor, _ in violations(look.stored, now)}
+    held = [
+        status
+        for status in statuses(look.stored, now)
+        if status.name in out
+        or (
+            status.age_s is not None
+            and status.age_s < max(3_600, 3 * (REGISTERED[status.name].expected_interval_s or 0))
+        )
+    ]
+    return [(NO_BREAK.join([str(len(out)), "of", str(len(held))]), len(out) / len(held))]
+
+
+def looked_for(look: Look, now: pd.Timestamp) -> list[Status]:
+    """The sensors that the filters leave, by name."""
+    search, locations, states = look.chosen
+    out = {sensor for sensor, _ in violations(look.stored, now)}
+    found = []
+    for status in statuses(look.stored, now):
+        sensor = REGISTERED[status.name]
+        texts = [text.lower() for text in (sensor.name, sensor.label, sensor.location) if text]
+        is_in_state = status.word in states or (status.name in out and "out of limits" in states)
+        if (
+            any(search.lower() in text for text in texts)
+            and (not locations or sensor.location in locations)
+            and (not states or is_in_state)
+        ):
+            found.append(status)
+    return found
+
+
+def fleet_listed(look: Look, now: pd.Timestamp) -> Rows:
+    count = len(looked_for(look, now))
+    return [(f"all{NO_BREAK}{count}" if count else "none",)]
 
 
 def fleet_newest(look: Look, now: pd.Timestamp) -> Rows:
@@ -151,7 +201,7 @@ def fleet_newest(look: Look, now: pd.Timestamp) -> Rows:
 
 def fleet_table(look: Look, now: pd.Timestamp) -> Rows:
     rows = []
-    for status in statuses(look.stored, now):
+    for status in looked_for(look, now):
         sensor = REGISTERED[status.name]
         out = sorted(METRICS[metric][0] for name, metric in violations(look.stored, now) if name == status.name)
         values = (status.values.get(metric) for metric in METRICS)
@@ -162,17 +212,34 @@ def fleet_table(look: Look, now: pd.Timestamp) -> Rows:
 
 
 def fleet_violations(look: Look, now: pd.Timestamp) -> Rows:
-    found = violations(look.stored, now).items()
-    rows = [(look.stored.ids[sensor], sensor, METRICS[metric][0], *beyond) for (sensor, metric), beyond in found]
+    names = {status.name for status in looked_for(look, now)}
+    rows = []
+    for (sensor, metric), beyond in violations(look.stored, now).items():
+        if sensor in names:
+            side, limit = side_and_limit(beyond)
+            about = (look.stored.ids[sensor], sensor, METRICS[metric][0])
+            rows.append((*about, beyond.value, side, limit, beyond.by, beyond.time))
     return sorted(rows, key=lambda row: -row[6])
 
 
+def side_and_limit(beyond: Beyond) -> tuple[str, float | None]:
+    """Of the limit that the reading is beyond."""
+    is_above = beyond.upper is not None and beyond.value > beyond.upper
+    return ("above", beyond.upper) if is_above else ("below", beyond.lower)
+
+
 def fleet_places(look: Look, now: pd.Timestamp) -> Rows:
-    return [
-        (look.stored.ids[sensor.name], sensor.name, sensor.location, sensor.latitude, sensor.longitude, status.word)
-        for sensor, status in zip(SENSORS, statuses(look.stored, now), strict=True)
-        if sensor.latitude is not None
-    ]
+    found = []
+    for status in looked_for(look, now):
+        sensor = REGISTERED[status.name]
+        if sensor.latitude is not None:
+            place = (sensor.location, sensor.latitude, sensor.longitude)
+            found.append((look.stored.ids[sensor.name], sensor.name, *place, status.word))
+    return found
+
+
+def choice_of_locations(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
+    return [(location, location) for location in sorted({sensor.location for sensor in SENSORS if sensor.location})]
 
 
 def fleet_over_time(look: Look, now: pd.Timestamp) -> Rows:
@@ -345,10 +412,7 @@ def alert_value(look: Look, now: pd.Timestamp) -> Rows:
 
 
 def alert_limit(look: Look, now: pd.Timestamp) -> Rows:
-    return [
-        (*labels, beyond.upper if beyond.upper is not None and beyond.value > beyond.upper else beyond.lower)
-        for labels, beyond in alert_violations(look, now)
-    ]
+    return [(*labels, side_and_limit(beyond)[1]) for labels, beyond in alert_violations(look, now)]
 
 
 def alert_nothing(look: Look, now: pd.Timestamp) -> Rows:
@@ -368,7 +432,9 @@ EXPECTED: dict[str, Callable[[Look, pd.Timestamp], Rows]] = {
     "sensorflow-fleet: Sensors and their latest readings": fleet_table,
     "sensorflow-fleet: Limit violations now": fleet_violations,
     "sensorflow-fleet: Where the sensors are": fleet_places,
-    "sensorflow-fleet: Readings over time": fleet_over_time,
+    "sensorflow-fleet: Readings by their own time": fleet_over_time,
+    "sensorflow-fleet: Listed below": fleet_listed,
+    "sensorflow-fleet: variable location": choice_of_locations,
     "sensorflow-sensor: Latest reading": sensor_latest,
     "sensorflow-sensor: Sensor": sensor_registered,
     "sensorflow-sensor: Readings out of limits in this range": sensor_violations,

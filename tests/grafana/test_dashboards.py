@@ -151,7 +151,8 @@ def test_a_choice_of_sensors_is_searched_and_cut(dashboard: Node) -> None:
             assert "$__searchFilter" in variable["query"]
             (limit,) = re.findall(r"LIMIT (\d+)", variable["query"])
             assert f"the first {limit} by name" in variable["description"]
-            assert not variable["includeAll"]
+            # All is a text of its own, and not the list.
+            assert not variable["includeAll"] or variable["allValue"] == "''"
 
 
 def test_comparing_draws_as_many_points_as_one_sensor_gets() -> None:
@@ -254,6 +255,35 @@ def test_empty_cells_have_words_of_their_own(dashboard: Node) -> None:
             first = panel["fieldConfig"]["overrides"][0]
             assert first["matcher"] == {"id": "byRegexp", "options": "/^.*$/"}, panel["title"]
             assert first["properties"] == [{"id": "noValue", "value": "–"}], panel["title"]
+
+
+@each_dashboard()
+def test_folded_panels_lie_below_their_row(dashboard: Node) -> None:
+    """And have numbers that no other panel has; Grafana asks for them once they are unfolded."""
+    numbers = [panel["id"] for panel in [*dashboard["panels"], *panels(dashboard)] if panel["type"] != "row"]
+    assert len(set(numbers)) == len({panel["title"] for panel in panels(dashboard)})
+    for each in dashboard["panels"]:
+        if each["type"] == "row":
+            assert each["collapsed"] == bool(each["panels"])
+            assert all(panel["gridPos"]["y"] > each["gridPos"]["y"] for panel in each["panels"])
+
+
+def test_the_fleet_does_not_add_up_all_sensors_over_time() -> None:
+    """What every visitor asks for every ten seconds reads no aggregate: those have rows of each sensor."""
+    for panel in DASHBOARDS["fleet-overview.json"]["panels"]:
+        for target in panel.get("targets", []):
+            assert not re.search(r"FROM (readings|points)\w*", target.get("rawSql", "")), panel["title"]
+
+
+def test_filters_of_the_fleet_hold_for_all_that_lists_sensors() -> None:
+    """The map and the violations show the same sensors as the table."""
+    listing = {"Listed below", "Sensors and their latest readings", "Limit violations now", "Where the sensors are"}
+    of_filters = {
+        query.place
+        for query in panel_queries(DASHBOARDS["fleet-overview.json"])
+        if all(f"${{{name}:sqlstring}}" in query.sql for name in ("search", "location", "state"))
+    }
+    assert of_filters == listing
 
 
 @each_dashboard()
@@ -460,6 +490,7 @@ def test_no_piece_of_sql_is_left_out_of_the_tests() -> None:
     in_files = [
         text
         for node in everything([list(DASHBOARDS.values()), ALERT_RULES])
+        if node.get("type") not in {"custom", "textbox"}
         for key in ("rawSql", "query", "rawQuery")
         if isinstance(text := node.get(key), str)
     ]
