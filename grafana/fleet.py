@@ -8,6 +8,7 @@ from grafana.panels import (
     ORANGE,
     RED,
     Json,
+    alert_list,
     choice,
     colored_text,
     dashboard,
@@ -21,22 +22,23 @@ from grafana.panels import (
     row,
     sql,
     stat,
+    state_timeline,
     table,
     textbox,
     thresholds,
     timeseries,
     variable,
 )
-from grafana.zoom import Points, counts
+from grafana.zoom import HOURS_MS, MINUTES_MS, Points, counts
 
 STATUS_COLORS = {"online": GREEN, "offline": RED, "never seen": GREY}
 STATUS = "CASE WHEN is_online THEN 'online' WHEN last_seen_at IS NULL THEN 'never seen' ELSE 'offline' END"
 METRICS = {"Temperature": ("celsius", 2), "Humidity": ("percent", 1), "Pressure": ("pressurehpa", 1)}
 """Unit and decimals of each."""
-MOST_SENSORS, MOST_VIOLATIONS, MOST_PLACES = 1_000, 1_000, 10_000
+MOST_SENSORS, MOST_VIOLATIONS, MOST_PLACES, MOST_TIMELINES = 1_000, 1_000, 10_000, 20
 MOST_LOCATIONS = 200
 OUT_OF_LIMITS = "out of limits"
-STATES = [*STATUS_COLORS, OUT_OF_LIMITS]
+STATE_COLORS = {**STATUS_COLORS, OUT_OF_LIMITS: ORANGE}
 
 VIOLATION_WIDTHS_PX = {"Metric": 100, "Value": 75, "Side": 60, "Limit": 75, "Beyond by": 105, "Time": 125}
 """Without them the columns share the width evenly, and the last is out of sight on a narrow screen."""
@@ -308,7 +310,7 @@ over_time = timeseries(
     """Readings per second as the server committed them, whatever their own time is; from Prometheus. By their own time
     they are in the row below.""",
     [promql("sum(rate(sensorflow_readings_committed_total[$__rate_interval]))", "Readings/s")],
-    size=(24, 7),
+    size=(16, 7),
     unit="count:/s",
     defaults={"color": fixed(BLUE), "min": 0, "noValue": "no data"},
     soft_max=1,
@@ -343,13 +345,112 @@ by_own_time = timeseries(
     points=Points.FLEET,
 )
 
-history = row("Readings by their own time", folded=[by_own_time])
+# The sensors are those that the table begins with, in the order of their names: a row keeps its place as states change.
+# Each gets a frame of its own, as in a common one a time of another sensor would have no state.
+states = state_timeline(
+    f"States of {MOST_TIMELINES} sensors",
+    f"""What the first {MOST_TIMELINES} sensors of the table were in this range. {FILTERED} Out of limits: the log of
+    violations, which is kept for 90 days, has one of the sensor. Offline: nothing came for three expected intervals or,
+    where none is set, three usual ones and five minutes at least. In steps of a minute below 35 hours, of an hour below
+    36 days, of a day above.""",
+    sql(
+        """
+        WITH first AS MATERIALIZED (
+            SELECT s.sensor_id, s.name, s.expected_interval_s, s.last_seen_at
+            FROM sensor_status s
+            LEFT JOIN (SELECT DISTINCT sensor_id FROM limit_violations) v ON v.sensor_id = s.sensor_id
+            WHERE {matches}
+            ORDER BY v.sensor_id IS NULL, s.is_online NULLS LAST, s.name
+            LIMIT {most}
+        ), seen AS (
+            SELECT sensor_id, time, width_s, lead(time) OVER (PARTITION BY sensor_id ORDER BY time) AS next_time
+            FROM (
+                {counts}
+            ) AS counted
+        ), beyond AS (
+            SELECT DISTINCT v.sensor_id, date_bin({width}, v.at, TIMESTAMPTZ 'epoch') AS time
+            FROM (
+                SELECT sensor_id, unnest(ARRAY[first_time, time, last_time]) AS at
+                FROM limit_violation_log
+                WHERE sensor_id = ANY(ARRAY(SELECT sensor_id FROM first))
+                  AND last_time >= $__timeFrom() AND first_time <= $__timeTo()
+            ) AS v
+        ), allowed AS (
+            SELECT f.sensor_id, f.name, f.last_seen_at, least($__timeTo(), now()) AS ends_at,
+                   make_interval(secs => greatest(max(s.width_s), coalesce(
+                       3 * f.expected_interval_s,
+                       greatest(
+                           300,
+                           3 * percentile_disc(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM s.next_time - s.time))
+                       )
+                   ))) AS silence
+            FROM first f
+            LEFT JOIN seen s ON s.sensor_id = f.sensor_id
+            GROUP BY f.sensor_id, f.name, f.last_seen_at, f.expected_interval_s
+        ), changes AS (
+            SELECT a.name, s.time, CASE WHEN b.time IS NULL THEN 'online' ELSE '{out}' END AS state
+            FROM seen s
+            JOIN allowed a ON a.sensor_id = s.sensor_id
+            LEFT JOIN beyond b ON b.sensor_id = s.sensor_id AND b.time = s.time
+            UNION ALL
+            SELECT a.name, s.time + a.silence, 'offline'
+            FROM seen s
+            JOIN allowed a ON a.sensor_id = s.sensor_id
+            WHERE s.time + a.silence < coalesce(s.next_time, a.ends_at)
+            UNION ALL
+            SELECT a.name, TIMESTAMPTZ $__timeFrom(),
+                   CASE WHEN a.last_seen_at IS NULL THEN 'never seen' ELSE 'offline' END
+            FROM allowed a
+            WHERE NOT EXISTS (
+                SELECT FROM seen s
+                WHERE s.sensor_id = a.sensor_id AND s.time <= TIMESTAMPTZ $__timeFrom() + a.silence
+            )
+        )
+        SELECT time, name AS sensor, state
+        FROM (SELECT *, lag(state) OVER (PARTITION BY name ORDER BY time) AS before FROM changes) AS each
+        WHERE state IS DISTINCT FROM before
+        ORDER BY name, time
+        """,
+        matches=MATCHES,
+        most=str(MOST_TIMELINES),
+        counts=counts("sensor_id = ANY(ARRAY(SELECT sensor_id FROM first))"),
+        width=f"""CASE WHEN $__interval_ms <= {MINUTES_MS} THEN INTERVAL '1 minute'
+                      WHEN $__interval_ms <= {HOURS_MS} THEN INTERVAL '1 hour' ELSE INTERVAL '1 day' END""",
+        out=OUT_OF_LIMITS,
+    ),
+    size=(24, 12),
+    defaults={
+        "displayName": "${__field.labels.sensor}",
+        "mappings": colored_text(STATE_COLORS),
+        "noValue": "No sensor matches",
+    },
+    transformations=[
+        {
+            "id": "partitionByValues",
+            "options": {"fields": ["sensor"], "keepFields": False, "naming": {"asLabels": True}},
+        },
+    ],
+    points=Points.STATES,
+)
+
+alerts = alert_list(
+    "Alerts",
+    "Alerts of SensorFlow that fire, are about to, or are about to end.",
+    size=(8, 7),
+    labels='{grafana_folder="SensorFlow"}',
+)
+
+# Without the Community edition the aggregates are views: a month of twenty sensors takes them seconds.
+FOLDED = [
+    row("States over time", folded=[states]),
+    row("Readings by their own time", folded=[by_own_time]),
+]
 
 DASHBOARD = dashboard(
     "sensorflow-fleet",
     "Fleet overview",
     "Which sensors send, what they say, and which are out of their limits.",
-    [sensors, rate, out_of_limits, oldest, listed, every_sensor, violations, places, over_time, history],
+    [sensors, rate, out_of_limits, oldest, listed, every_sensor, violations, places, over_time, alerts, *FOLDED],
     variables=[
         textbox(
             "search",
@@ -370,6 +471,6 @@ DASHBOARD = dashboard(
             multi=True,
             all_value=EVERY,
         ),
-        choice("state", "State", "States of the sensors that are shown: those in any of them.", STATES),
+        choice("state", "State", "States of the sensors that are shown: those in any of them.", list(STATE_COLORS)),
     ],
 )

@@ -307,6 +307,69 @@ def table(
     )
 
 
+def state_timeline(
+    title: str,
+    description: str,
+    target: Json,
+    *,
+    size: tuple[int, int] = (24, 4),
+    defaults: Json | None = None,
+    transformations: Sequence[Json] = (),
+    points: int | None = None,
+) -> Json:
+    """What something was over time: a row's text holds from its time to the next one's."""
+    return panel(
+        "state-timeline",
+        title,
+        description,
+        [target],
+        size=size,
+        defaults=defaults,
+        custom={"fillOpacity": 80, "lineWidth": 0},
+        options={
+            "alignValue": "left",
+            "legend": {"displayMode": "list", "placement": "bottom", "showLegend": False},
+            "mergeValues": True,
+            "rowHeight": 0.9,
+            "showValue": "auto",
+            "tooltip": {"mode": "single", "sort": "none"},
+        },
+        transformations=transformations,
+        points=points,
+    )
+
+
+def alert_list(title: str, description: str, *, size: tuple[int, int], labels: str) -> Json:
+    """The alerts that fire or are about to, of those whose labels match.
+
+    Grafana publishes no types of this panel; its options are those of its source, ``UnifiedAlertListOptions``.
+    """
+    states = {"firing": True, "pending": True, "recovering": True, "error": True, "noData": False, "normal": False}
+    width, height = size
+    return {
+        "type": "alertlist",
+        "title": title,
+        "description": " ".join(description.split()),
+        "gridPos": {"w": width, "h": height},
+        "targets": [],
+        "fieldConfig": {"defaults": {}, "overrides": []},
+        "options": {
+            "alertInstanceLabelFilter": labels,
+            "alertName": "",
+            "dashboardAlerts": False,
+            "groupBy": [],
+            "groupMode": "default",
+            "maxItems": 20,
+            "showInactiveAlerts": False,
+            "showInstances": True,
+            "sortOrder": 3,  # what matters most first
+            "stateFilter": states,
+            "viewMode": "list",
+        },
+        "transformations": [],
+    }
+
+
 def row(title: str, *, repeat: str | None = None, folded: Sequence[Json] = ()) -> Json:
     """A heading; with ``repeat``, it and what lies under it stand there once for each value of that variable.
 

@@ -17,6 +17,8 @@ class Points(IntEnum):
 
     SENSORS = 1_200
     """Of one sensor or of several. Readings below 70 minutes, 1m below 70 hours, 1h below 75 days, then 1d."""
+    STATES = 600
+    """What some sensors were. 1m below 35 hours, 1h below 36 days, then 1d."""
     FLEET = 100
     """1m below 5 hours, 1h below 6 days, then 1d."""
 
@@ -100,22 +102,22 @@ FROM drawn
 WHERE ends_at_gap"""
 
 
-def counts() -> str:
-    """A query of how many readings each sensor sent: time, width_s, count. Readings themselves are never read."""
+def counts(where: str = "true") -> str:
+    """A query of how many readings each sensor sent: time, width_s, sensor_id, count. None is read by itself."""
     return f"""\
-SELECT bucket AS time, 60 AS width_s, count
+SELECT bucket AS time, 60 AS width_s, sensor_id, count
 FROM readings_1m
-WHERE $__interval_ms <= {MINUTES_MS}
+WHERE $__interval_ms <= {MINUTES_MS} AND {where}
   AND {in_range("1 minute")}
 UNION ALL
-SELECT bucket, 3600, count
+SELECT bucket, 3600, sensor_id, count
 FROM readings_1h
-WHERE $__interval_ms > {MINUTES_MS} AND $__interval_ms <= {HOURS_MS}
+WHERE $__interval_ms > {MINUTES_MS} AND $__interval_ms <= {HOURS_MS} AND {where}
   AND {in_range("1 hour")}
 UNION ALL
-SELECT bucket, 86400, count
+SELECT bucket, 86400, sensor_id, count
 FROM readings_1d
-WHERE $__interval_ms > {HOURS_MS}
+WHERE $__interval_ms > {HOURS_MS} AND {where}
   AND {in_range("1 day")}"""
 
 

@@ -251,6 +251,43 @@ def fleet_over_time(look: Look, now: pd.Timestamp) -> Rows:
     return [(time, count / elapsed_s[time]) for time, count in sorted(times.value_counts().items())]
 
 
+def fleet_states(look: Look, now: pd.Timestamp) -> Rows:
+    """The changes of what each sensor was; all are shown, as there are fewer than are at most."""
+    tier = "readings_1m" if look.tier == "readings" else look.tier
+    width = timedelta(seconds=WIDTHS_S[tier])
+    ends_at = min(look.end, now)
+    rows: Rows = []
+    for status in looked_for(look, now):
+        sent = look.stored.readings.loc[look.stored.readings["sensor"] == status.name, "time"].dt.floor(width)
+        spans = sorted(sent[(sent >= look.start.floor(width)) & (sent <= look.end)].unique())
+        out = {
+            moment.floor(width)
+            for each, time in look.stored.logged
+            for moment in (time - timedelta(minutes=10), time, time + timedelta(minutes=5))
+            if each.sensor == status.name
+            and time + timedelta(minutes=5) >= look.start
+            and time - timedelta(minutes=10) <= look.end
+        }
+        steps = sorted(later - earlier for earlier, later in pairwise(spans))
+        usual = steps[(len(steps) - 1) // 2] if steps else timedelta(0)
+        expected_s = REGISTERED[status.name].expected_interval_s
+        usually = max(timedelta(seconds=300), 3 * usual)
+        silence = max(width if spans else timedelta(0), timedelta(seconds=3 * expected_s) if expected_s else usually)
+        states = {}
+        if not spans or spans[0] > look.start + silence:
+            states[look.start] = "never seen" if status.last_seen_at is None else "offline"
+        for span, later in zip_longest(spans, spans[1:], fillvalue=ends_at):
+            states[span] = "out of limits" if span in out else "online"
+            if span + silence < later:
+                states[span + silence] = "offline"
+        before = None
+        for time, state in sorted(states.items()):
+            if state != before:
+                rows.append((time, status.name, state))
+            before = state
+    return rows
+
+
 def sensor_latest(look: Look, now: pd.Timestamp) -> Rows:
     (status,) = (each for each in statuses(look.stored, now) if each.name == look.sensor)
     out = {metric for sensor, metric in violations(look.stored, now) if sensor == look.sensor}
@@ -433,6 +470,7 @@ EXPECTED: dict[str, Callable[[Look, pd.Timestamp], Rows]] = {
     "sensorflow-fleet: Limit violations now": fleet_violations,
     "sensorflow-fleet: Where the sensors are": fleet_places,
     "sensorflow-fleet: Readings by their own time": fleet_over_time,
+    "sensorflow-fleet: States of 20 sensors": fleet_states,
     "sensorflow-fleet: Listed below": fleet_listed,
     "sensorflow-fleet: variable location": choice_of_locations,
     "sensorflow-sensor: Latest reading": sensor_latest,
