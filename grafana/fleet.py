@@ -106,13 +106,13 @@ out_of_limits = stat(
                    (SELECT count(*) FROM sensor_status s WHERE {sent})
                    + (SELECT count(*) FROM v JOIN sensor_status s USING (sensor_id) WHERE NOT ({sent})) AS held
         )
-        SELECT concat_ws(chr(160), beyond, 'of', held) AS "Sensors",
+        SELECT concat_ws(chr(160), to_char(beyond, 'FM999,999,990'), 'of', to_char(held, 'FM999,999,990')) AS "Sensors",
                beyond::double precision / nullif(held, 0) AS "Share"
         FROM counted
         """,
         sent="abs(s.age_s) < greatest(3600, 3 * s.expected_interval_s)",
     ),
-    size=(6, 4),
+    size=(5, 4),
     unit="none",
     defaults={"thresholds": thresholds(GREY)},
     overrides=[
@@ -138,25 +138,20 @@ oldest = stat(
 
 listed = stat(
     "Listed below",
-    f"""How many of the sensors that are looked for the next table lists; it is cut after {MOST_SENSORS:,}. To see
-    others, search, or choose a location or state.""",
+    f"""How many of the sensors that match the search, location and state above the next table lists; it is cut after
+    {MOST_SENSORS:,}. To see others, search, or choose a location or state.""",
     sql(
         """
-        SELECT CASE WHEN count(*) = 0 THEN 'none'
-                    WHEN count(*) <= {most} THEN concat_ws(chr(160), 'all', to_char(count(*), 'FM9,999'))
-                    ELSE concat_ws(chr(160), '{most_in_words}', 'of', to_char(count(*), 'FM999,999,999'))
-               END AS "Listed"
+        SELECT least(count(*), {most}) AS "Listed", count(*) AS "That match"
         FROM sensor_status s
         WHERE {matches}
         """,
         most=str(MOST_SENSORS),
-        most_in_words=f"{MOST_SENSORS:,}",
         matches=MATCHES,
     ),
-    size=(4, 4),
-    unit="none",
+    size=(5, 4),
+    unit="locale",
     defaults={"color": fixed(BLUE)},
-    texts=True,
 )
 
 every_sensor = table(

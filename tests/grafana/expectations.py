@@ -192,7 +192,7 @@ def looked_for(look: Look, now: pd.Timestamp) -> list[Status]:
 
 def fleet_listed(look: Look, now: pd.Timestamp) -> Rows:
     count = len(looked_for(look, now))
-    return [(f"all{NO_BREAK}{count}" if count else "none",)]
+    return [(count, count)]
 
 
 def fleet_newest(look: Look, now: pd.Timestamp) -> Rows:
