@@ -39,6 +39,9 @@ def ask_all(url: str, *, days: int) -> list[Asked]:
         variables: dict[str, Value] = {
             "sensor": list(ids.values()) if dashboard["uid"] == COMPARE else ids[sensor_name(0)],
             "metric": "temperature",
+            "search": "",
+            "location": [""],
+            "state": [""],
         }
         for query in (*variable_queries(dashboard), *panel_queries(dashboard)):
             for range_, reads, request in requests(query, variables, now, days=days):

@@ -1,11 +1,12 @@
-"""Writes every dashboard to ``grafana/dashboards``: ``python -m grafana``."""
+"""Writes every dashboard to ``grafana/dashboards``, and the alert rules beside them: ``python -m grafana``."""
 
 import json
 from pathlib import Path
 
-from grafana import compare, database, fleet, ingest, sensor
+from grafana import alerts, compare, database, fleet, ingest, sensor
 
 FOLDER = Path(__file__).parent / "dashboards"
+ALERTS = Path(__file__).parent / "provisioning" / "alerting" / "rules.yml"
 
 
 def texts() -> dict[str, str]:
@@ -23,3 +24,4 @@ def texts() -> dict[str, str]:
 if __name__ == "__main__":
     for name, text in texts().items():
         (FOLDER / name).write_text(text)
+    ALERTS.write_text(alerts.text())

@@ -2,11 +2,14 @@
 
 from grafana.panels import (
     BLUE,
+    EVERY,
     GREEN,
     GREY,
     ORANGE,
     RED,
     Json,
+    alert_list,
+    choice,
     colored_text,
     dashboard,
     fixed,
@@ -14,16 +17,31 @@ from grafana.panels import (
     link,
     override,
     panel,
+    pattern,
+    promql,
+    row,
     sql,
     stat,
+    state_timeline,
     table,
+    textbox,
+    thresholds,
     timeseries,
+    variable,
 )
-from grafana.zoom import Points, counts
+from grafana.zoom import HOURS_MS, MINUTES_MS, Points, counts
 
 STATUS_COLORS = {"online": GREEN, "offline": RED, "never seen": GREY}
 STATUS = "CASE WHEN is_online THEN 'online' WHEN last_seen_at IS NULL THEN 'never seen' ELSE 'offline' END"
-METRIC_UNITS = {"Temperature": "celsius", "Humidity": "percent", "Pressure": "pressurehpa"}
+METRICS = {"Temperature": ("celsius", 2), "Humidity": ("percent", 1), "Pressure": ("pressurehpa", 1)}
+"""Unit and decimals of each."""
+MOST_SENSORS, MOST_VIOLATIONS, MOST_PLACES, MOST_TIMELINES = 1_000, 1_000, 10_000, 20
+MOST_LOCATIONS = 200
+OUT_OF_LIMITS = "out of limits"
+STATE_COLORS = {**STATUS_COLORS, OUT_OF_LIMITS: ORANGE}
+
+VIOLATION_WIDTHS_PX = {"Metric": 100, "Value": 75, "Side": 60, "Limit": 75, "Beyond by": 105, "Time": 125}
+"""Without them the columns share the width evenly, and the last is out of sight on a narrow screen."""
 
 TO_SENSOR = link("Sensor detail", "/d/sensorflow-sensor?var-sensor=${__data.fields.id}&${__url_time_range}")
 HIDDEN: Json = {"legend": True, "tooltip": True, "viz": True}
@@ -38,8 +56,8 @@ sensors = stat(
                count(*) FILTER (WHERE last_seen_at IS NULL) AS "Never seen"
         FROM sensor_status
     """),
-    size=(9, 4),
-    unit="short",
+    size=(6, 4),
+    unit="locale",
     defaults={"thresholds": from_zero(BLUE)},
     overrides=[
         override("Online", color=fixed(GREEN)),
@@ -56,58 +74,120 @@ rate = stat(
         FROM flushes
         WHERE committed_at > now() - INTERVAL '1 minute'
     """),
-    size=(5, 4),
+    size=(4, 4),
     unit="count:/s",
     defaults={"color": fixed(BLUE)},
 )
 
+# What is not filtered costs nothing: the conditions that hold for every sensor are constants to PostgreSQL.
+MATCHES = f"""\
+(${{search:sqlstring}} = ''
+     OR strpos(lower(concat_ws(chr(10), s.name, s.label, s.location)), lower(${{search:sqlstring}})) > 0)
+    AND ('' IN (${{location:sqlstring}}) OR s.location IN (${{location:sqlstring}}))
+    AND ('' IN (${{state:sqlstring}}) OR {STATUS} IN (${{state:sqlstring}})
+         OR '{OUT_OF_LIMITS}' IN (${{state:sqlstring}}) AND s.sensor_id IN (SELECT sensor_id FROM limit_violations))"""
+"""Whether the sensor ``s`` of ``sensor_status`` is one that is looked for."""
+FILTERED = "Search, location and state above choose which."
+
+# Some who sent nothing for days were out of limits then, and are neither counted nor among those that they are held
+# against; what arrives late counts, however old.
 out_of_limits = stat(
     "Out of limits",
-    """Share of the sensors with readings that are out of limits: by any reading that arrived in the last hour, or by
-    the latest one.""",
-    sql("""
-        SELECT (SELECT count(DISTINCT sensor_id)::double precision FROM limit_violations) / nullif(count(*), 0)
-                   AS "Share"
-        FROM latest_readings
-    """),
+    """How many sensors are out of limits, of those that sent: in the last hour, or in their last three expected
+    intervals where that is longer. Out of limits is a sensor by any reading that arrived in the last hour, or by its
+    latest one.""",
+    # The sensors are counted without a look at their violations, which are few.
+    sql(
+        """
+        WITH v AS MATERIALIZED (
+            SELECT DISTINCT sensor_id FROM limit_violations
+        ), counted AS (
+            SELECT (SELECT count(*) FROM v) AS beyond,
+                   (SELECT count(*) FROM sensor_status s WHERE {sent})
+                   + (SELECT count(*) FROM v JOIN sensor_status s USING (sensor_id) WHERE NOT ({sent})) AS held
+        )
+        SELECT concat_ws(chr(160), to_char(beyond, 'FM999,999,990'), 'of', to_char(held, 'FM999,999,990')) AS "Sensors",
+               beyond::double precision / nullif(held, 0) AS "Share"
+        FROM counted
+        """,
+        sent="abs(s.age_s) < greatest(3600, 3 * s.expected_interval_s)",
+    ),
     size=(5, 4),
-    unit="percentunit",
-    defaults={"decimals": 1, "thresholds": from_zero(GREEN, (0.000001, ORANGE), (0.1, RED))},
+    unit="none",
+    defaults={"thresholds": thresholds(GREY)},
+    overrides=[
+        override("Sensors", mappings=[*pattern("^0\\sof\\s[1-9].*", GREEN), *pattern("^[1-9].*", ORANGE)]),
+        override("Share", unit="percentunit", decimals=1, thresholds=from_zero(GREEN, (0.000001, ORANGE), (0.1, RED))),
+    ],
+    texts=True,
 )
 
 oldest = stat(
     "Newest reading",
     "Age of the newest reading of the whole fleet, by its own time.",
-    sql("""SELECT greatest(min(age_s), 0) AS "Age" FROM sensor_status"""),
-    size=(5, 4),
+    # Without the condition the ages of all sensors would be computed to find the least.
+    sql("""
+        SELECT greatest(min(age_s), 0) AS "Age"
+        FROM sensor_status
+        WHERE last_seen_at = (SELECT max(time) FROM latest_readings)
+    """),
+    size=(4, 4),
     unit="s",
+    defaults={"color": fixed(BLUE)},
+)
+
+listed = stat(
+    "Listed below",
+    f"""How many of the sensors that match the search, location and state above the next table lists; it is cut after
+    {MOST_SENSORS:,}. To see others, search, or choose a location or state.""",
+    sql(
+        """
+        SELECT least(count(*), {most}) AS "Listed", count(*) AS "That match"
+        FROM sensor_status s
+        WHERE {matches}
+        """,
+        most=str(MOST_SENSORS),
+        matches=MATCHES,
+    ),
+    size=(5, 4),
+    unit="locale",
     defaults={"color": fixed(BLUE)},
 )
 
 every_sensor = table(
     "Sensors and their latest readings",
-    """The latest reading of each sensor by its own time, a few seconds behind. First those out of limits in the last
-    hour, then those offline; 1,000 at most. A click on a sensor opens it. Limits, label, location and expected interval
-    are set with PATCH /api/sensors/{name}.""",
+    f"""The latest reading of each sensor by its own time, a few seconds behind. First those out of limits in the last
+    hour, then those offline; {MOST_SENSORS:,} at most. {FILTERED} A click on a sensor opens it. Limits, label, location
+    and expected interval are set with PATCH /api/sensors/{{name}}.""",
     sql(
         """
-        SELECT s.sensor_id::text AS id, s.name AS "Sensor", s.label AS "Label", s.location AS "Location",
-               {status} AS "Status",
-               s.age_s AS "Age", s.temperature AS "Temperature", s.humidity AS "Humidity", s.pressure AS "Pressure",
-               coalesce(v.metrics, 'none') AS "Out of limits"
-        FROM sensor_status s
-        LEFT JOIN (
+        WITH v AS MATERIALIZED (
             SELECT l.sensor_id, string_agg(m.title, ', ' ORDER BY m.title) AS metrics
             FROM limit_violations l
             JOIN metrics m ON m.name = l.metric
             GROUP BY l.sensor_id
-        ) v ON v.sensor_id = s.sensor_id
-        ORDER BY v.metrics IS NULL, s.is_online NULLS LAST, s.name
-        LIMIT 1000
+        ), first AS MATERIALIZED (
+            SELECT s.sensor_id, v.metrics
+            FROM sensor_status s
+            LEFT JOIN v ON v.sensor_id = s.sensor_id
+            WHERE {matches}
+            ORDER BY v.metrics IS NULL, s.is_online NULLS LAST, s.name
+            LIMIT {most}
+        )
+        SELECT s.sensor_id::text AS id, s.name AS "Sensor", s.label AS "Label", s.location AS "Location",
+               {status} AS "Status",
+               s.age_s AS "Age", s.temperature AS "Temperature", s.humidity AS "Humidity", s.pressure AS "Pressure",
+               coalesce(first.metrics, 'none') AS "Out of limits"
+        FROM first
+        JOIN sensor_status s ON s.sensor_id = first.sensor_id
+        ORDER BY first.metrics IS NULL, s.is_online NULLS LAST, s.name
         """,
         status=STATUS,
+        matches=MATCHES,
+        most=str(MOST_SENSORS),
     ),
     size=(24, 11),
+    empty="No sensor matches",
     overrides=[
         override("id", custom__hideFrom=HIDDEN),
         override("Sensor", links=TO_SENSOR),
@@ -118,13 +198,10 @@ every_sensor = table(
             custom__width=110,
         ),
         override("Age", unit="s", decimals=0, custom__width=110),
-        *(override(metric, unit=unit, decimals=2) for metric, unit in METRIC_UNITS.items()),
+        *(override(metric, unit=unit, decimals=decimals) for metric, (unit, decimals) in METRICS.items()),
         override(
             "Out of limits",
-            mappings=[
-                *colored_text({"none": GREEN}),
-                {"type": "regex", "options": {"pattern": "/(.+)/", "result": {"text": "$1", "color": RED, "index": 1}}},
-            ],
+            mappings=[*colored_text({"none": GREEN}), *pattern("(.+)", RED, index=1)],
             custom__cellOptions={"type": "color-text"},
         ),
     ],
@@ -132,20 +209,27 @@ every_sensor = table(
 
 violations = table(
     "Limit violations now",
-    """For each sensor and metric, the reading furthest beyond its limit of those that arrived in the last hour. A
-    latest reading beyond its limit counts until it is older than an hour and three expected intervals. Empty when all
-    is well, and when no limits are set: set them with PATCH /api/sensors/{name}.""",
-    sql("""
+    f"""For each sensor and metric, the reading furthest beyond its limit of those that arrived in the last hour;
+    {MOST_VIOLATIONS:,} at most. {FILTERED} A latest reading beyond its limit counts until it is older than an hour and
+    three expected intervals. Empty when all is well, and when no limits are set: set them with
+    PATCH /api/sensors/{{name}}.""",
+    sql(
+        """
         SELECT v.sensor_id::text AS id, s.name AS "Sensor", m.title AS "Metric", v.value AS "Value",
-               v.lower AS "Lower limit", v.upper AS "Upper limit",
+               CASE WHEN v.value > v.upper THEN 'above' ELSE 'below' END AS "Side",
+               CASE WHEN v.value > v.upper THEN v.upper ELSE v.lower END AS "Limit",
                greatest(v.value - v.upper, v.lower - v.value) AS "Beyond by", v.time AS "Time"
         FROM limit_violations v
-        JOIN sensors s ON s.id = v.sensor_id
+        JOIN sensor_status s ON s.sensor_id = v.sensor_id
         JOIN metrics m ON m.name = v.metric
+        WHERE {matches}
         ORDER BY "Beyond by" DESC
-        LIMIT 1000
-    """),
-    size=(12, 10),
+        LIMIT {most}
+        """,
+        matches=MATCHES,
+        most=str(MOST_VIOLATIONS),
+    ),
+    size=(13, 10),
     unit="none",
     defaults={"decimals": 2},
     empty="No reading is out of limits",
@@ -153,28 +237,32 @@ violations = table(
         override("id", custom__hideFrom=HIDDEN),
         override("Sensor", links=TO_SENSOR),
         override("Value", color=fixed(RED), custom__cellOptions={"type": "color-text"}),
+        *(override(column, custom__width=width) for column, width in VIOLATION_WIDTHS_PX.items()),
+        override("Time", unit="dateTimeFromNow"),
     ],
 )
 
 places = panel(
     "geomap",
     "Where the sensors are",
-    """Sensors that have coordinates, by their status. The map's tiles come from the Internet, and are asked for by the
-    browser.""",
+    f"""Sensors that have coordinates, by their status; the first {MOST_PLACES:,} by name. {FILTERED} The map's tiles
+    come from the Internet, and are asked for by the browser.""",
     [
         sql(
             """
-            SELECT sensor_id::text AS id, name AS "Sensor", location AS "Location", latitude, longitude,
+            SELECT s.sensor_id::text AS id, s.name AS "Sensor", s.location AS "Location", s.latitude, s.longitude,
                    {status} AS "Status"
-            FROM sensor_status
-            WHERE latitude IS NOT NULL AND longitude IS NOT NULL
-            ORDER BY name
-            LIMIT 10000
+            FROM sensor_status s
+            WHERE s.latitude IS NOT NULL AND s.longitude IS NOT NULL AND {matches}
+            ORDER BY s.name
+            LIMIT {most}
             """,
             status=STATUS,
+            matches=MATCHES,
+            most=str(MOST_PLACES),
         )
     ],
-    size=(12, 10),
+    size=(11, 10),
     options={
         "basemap": {"type": "default", "name": "Layer 0", "config": {}},
         "controls": {
@@ -211,10 +299,24 @@ places = panel(
     ],
 )
 
+# Prometheus has it as one series. The database would add up what each sensor sent, and take longer with each sensor.
 over_time = timeseries(
     "Readings over time",
-    """Readings per second by their own time, of all sensors. From the aggregates: of a minute below 5 hours, of an hour
-    below 6 days, of a day above.""",
+    """Readings per second as the server committed them, whatever their own time is; from Prometheus. By their own time
+    they are in the row below.""",
+    [promql("sum(rate(sensorflow_readings_committed_total[$__rate_interval]))", "Readings/s")],
+    size=(16, 7),
+    unit="count:/s",
+    defaults={"color": fixed(BLUE), "min": 0, "noValue": "no data"},
+    soft_max=1,
+    calcs=["lastNotNull", "mean", "max"],
+)
+
+by_own_time = timeseries(
+    "Readings by their own time",
+    """Readings per second by their own time, of all sensors, as far back as there are any. From the aggregates: of a
+    minute below 5 hours, of an hour below 6 days, of a day above. They are added up over all sensors, which takes
+    seconds for hundreds of thousands.""",
     [
         sql(
             """
@@ -238,9 +340,132 @@ over_time = timeseries(
     points=Points.FLEET,
 )
 
+# The sensors are those that the table begins with, in the order of their names: a row keeps its place as states change.
+# Each gets a frame of its own, as in a common one a time of another sensor would have no state.
+states = state_timeline(
+    f"States of {MOST_TIMELINES} sensors",
+    f"""What the first {MOST_TIMELINES} sensors of the table were in this range. {FILTERED} Out of limits: the log of
+    violations, which is kept for 90 days, has one of the sensor. Offline: nothing came for three expected intervals or,
+    where none is set, three usual ones and five minutes at least. In steps of a minute below 35 hours, of an hour below
+    36 days, of a day above.""",
+    sql(
+        """
+        WITH first AS MATERIALIZED (
+            SELECT s.sensor_id, s.name, s.expected_interval_s, s.last_seen_at
+            FROM sensor_status s
+            LEFT JOIN (SELECT DISTINCT sensor_id FROM limit_violations) v ON v.sensor_id = s.sensor_id
+            WHERE {matches}
+            ORDER BY v.sensor_id IS NULL, s.is_online NULLS LAST, s.name
+            LIMIT {most}
+        ), seen AS (
+            SELECT sensor_id, time, width_s, lead(time) OVER (PARTITION BY sensor_id ORDER BY time) AS next_time
+            FROM (
+                {counts}
+            ) AS counted
+        ), beyond AS (
+            SELECT DISTINCT v.sensor_id, date_bin({width}, v.at, TIMESTAMPTZ 'epoch') AS time
+            FROM (
+                SELECT sensor_id, unnest(ARRAY[first_time, time, last_time]) AS at
+                FROM limit_violation_log
+                WHERE sensor_id = ANY(ARRAY(SELECT sensor_id FROM first))
+                  AND last_time >= $__timeFrom() AND first_time <= $__timeTo()
+            ) AS v
+        ), allowed AS (
+            SELECT f.sensor_id, f.name, f.last_seen_at, least($__timeTo(), now()) AS ends_at,
+                   make_interval(secs => greatest(max(s.width_s), coalesce(
+                       3 * f.expected_interval_s,
+                       greatest(
+                           300,
+                           3 * percentile_disc(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM s.next_time - s.time))
+                       )
+                   ))) AS silence
+            FROM first f
+            LEFT JOIN seen s ON s.sensor_id = f.sensor_id
+            GROUP BY f.sensor_id, f.name, f.last_seen_at, f.expected_interval_s
+        ), changes AS (
+            SELECT a.name, s.time, CASE WHEN b.time IS NULL THEN 'online' ELSE '{out}' END AS state
+            FROM seen s
+            JOIN allowed a ON a.sensor_id = s.sensor_id
+            LEFT JOIN beyond b ON b.sensor_id = s.sensor_id AND b.time = s.time
+            UNION ALL
+            SELECT a.name, s.time + a.silence, 'offline'
+            FROM seen s
+            JOIN allowed a ON a.sensor_id = s.sensor_id
+            WHERE s.time + a.silence < coalesce(s.next_time, a.ends_at)
+            UNION ALL
+            SELECT a.name, TIMESTAMPTZ $__timeFrom(),
+                   CASE WHEN a.last_seen_at IS NULL THEN 'never seen' ELSE 'offline' END
+            FROM allowed a
+            WHERE NOT EXISTS (
+                SELECT FROM seen s
+                WHERE s.sensor_id = a.sensor_id AND s.time <= TIMESTAMPTZ $__timeFrom() + a.silence
+            )
+        )
+        SELECT time, name AS sensor, state
+        FROM (SELECT *, lag(state) OVER (PARTITION BY name ORDER BY time) AS before FROM changes) AS each
+        WHERE state IS DISTINCT FROM before
+        ORDER BY name, time
+        """,
+        matches=MATCHES,
+        most=str(MOST_TIMELINES),
+        counts=counts("sensor_id = ANY(ARRAY(SELECT sensor_id FROM first))"),
+        width=f"""CASE WHEN $__interval_ms <= {MINUTES_MS} THEN INTERVAL '1 minute'
+                      WHEN $__interval_ms <= {HOURS_MS} THEN INTERVAL '1 hour' ELSE INTERVAL '1 day' END""",
+        out=OUT_OF_LIMITS,
+    ),
+    size=(24, 12),
+    defaults={
+        "displayName": "${__field.labels.sensor}",
+        "mappings": colored_text(STATE_COLORS),
+        "noValue": "No sensor matches",
+    },
+    transformations=[
+        {
+            "id": "partitionByValues",
+            "options": {"fields": ["sensor"], "keepFields": False, "naming": {"asLabels": True}},
+        },
+    ],
+    points=Points.STATES,
+)
+
+alerts = alert_list(
+    "Alerts",
+    "Alerts of SensorFlow that fire, are about to, or are about to end.",
+    size=(8, 7),
+    labels='{grafana_folder="SensorFlow"}',
+)
+
+# Without the Community edition the aggregates are views: a month of twenty sensors takes them seconds.
+FOLDED = [
+    row("States over time", folded=[states]),
+    row("Readings by their own time", folded=[by_own_time]),
+]
+
 DASHBOARD = dashboard(
     "sensorflow-fleet",
     "Fleet overview",
     "Which sensors send, what they say, and which are out of their limits.",
-    [sensors, rate, out_of_limits, oldest, every_sensor, violations, places, over_time],
+    [sensors, rate, out_of_limits, oldest, listed, every_sensor, violations, places, over_time, alerts, *FOLDED],
+    variables=[
+        textbox(
+            "search",
+            "Search",
+            "A part of a name, label or location, in upper or lower case. Empty: all sensors.",
+        ),
+        variable(
+            "location",
+            "Location (type to search)",
+            f"Locations whose sensors are shown. The list shows the first {MOST_LOCATIONS} by name.",
+            f"""
+            SELECT DISTINCT location AS __text, location AS __value
+            FROM sensors
+            WHERE location ILIKE '%$__searchFilter'
+            ORDER BY 1
+            LIMIT {MOST_LOCATIONS}
+            """,
+            multi=True,
+            all_value=EVERY,
+        ),
+        choice("state", "State", "States of the sensors that are shown: those in any of them.", list(STATE_COLORS)),
+    ],
 )

@@ -4,7 +4,7 @@ Knows nothing of sensors. Names and values of options are those of ``@grafana/sc
 the default that is wanted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from textwrap import dedent
 
@@ -120,6 +120,12 @@ def colored_text(colors: Mapping[str, str]) -> list[Json]:
     return words({word: (word, color) for word, color in colors.items()})
 
 
+def pattern(expression: str, color: str, *, index: int = 0) -> list[Json]:
+    """A mapping that gives texts which match a regular expression a colour, and leaves them as they are."""
+    result = {"color": color, "index": index}
+    return [{"type": "regex", "options": {"pattern": f"/{expression}/", "result": result}}]
+
+
 def link(title: str, url: str) -> list[Json]:
     """Where a click on a value leads."""
     return [{"title": title, "url": url}]
@@ -232,9 +238,14 @@ def stat(
     overrides: Sequence[Json] = (),
     transformations: Sequence[Json] = (),
     points: int | None = None,
+    texts: bool = False,
 ) -> Json:
-    """Large figures, one a field; a series shows its course behind its last value, an instant has none."""
-    has_course = not target.get("instant")
+    """Large figures, one a field; a series shows its course behind its last value, an instant has none.
+
+    With ``texts``, fields that are no numbers are shown, too. Grafana makes them as large as has room in one line, and
+    then breaks them at a space: there should be none that breaks.
+    """
+    has_course = not (texts or target.get("instant"))
     return panel(
         "stat",
         title,
@@ -249,7 +260,7 @@ def stat(
             "justifyMode": "auto",
             "orientation": "auto",
             "percentChangeColorMode": "standard",
-            "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+            "reduceOptions": {"calcs": ["lastNotNull"], "fields": "/.*/" if texts else "", "values": False},
             "showPercentChange": False,
             "textMode": "auto",
             "wideLayout": True,
@@ -296,20 +307,105 @@ def table(
     )
 
 
-def row(title: str, *, repeat: str | None = None) -> Json:
-    """A heading; with ``repeat``, it and what lies under it stand there once for each value of that variable."""
-    made: Json = {"type": "row", "title": title, "collapsed": False, "panels": [], "gridPos": {"w": 24, "h": 1}}
+def state_timeline(
+    title: str,
+    description: str,
+    target: Json,
+    *,
+    size: tuple[int, int] = (24, 4),
+    defaults: Json | None = None,
+    transformations: Sequence[Json] = (),
+    points: int | None = None,
+) -> Json:
+    """What something was over time: a row's text holds from its time to the next one's."""
+    return panel(
+        "state-timeline",
+        title,
+        description,
+        [target],
+        size=size,
+        defaults=defaults,
+        custom={"fillOpacity": 80, "lineWidth": 0},
+        options={
+            "alignValue": "left",
+            "legend": {"displayMode": "list", "placement": "bottom", "showLegend": False},
+            "mergeValues": True,
+            "rowHeight": 0.9,
+            "showValue": "auto",
+            "tooltip": {"mode": "single", "sort": "none"},
+        },
+        transformations=transformations,
+        points=points,
+    )
+
+
+def alert_list(title: str, description: str, *, size: tuple[int, int], labels: str) -> Json:
+    """The alerts that fire or are about to, of those whose labels match.
+
+    Grafana publishes no types of this panel; its options are those of its source, ``UnifiedAlertListOptions``.
+    """
+    states = {"firing": True, "pending": True, "recovering": True, "error": True, "noData": False, "normal": False}
+    width, height = size
+    return {
+        "type": "alertlist",
+        "title": title,
+        "description": " ".join(description.split()),
+        "gridPos": {"w": width, "h": height},
+        "targets": [],
+        "fieldConfig": {"defaults": {}, "overrides": []},
+        "options": {
+            "alertInstanceLabelFilter": labels,
+            "alertName": "",
+            "dashboardAlerts": False,
+            "groupBy": [],
+            "groupMode": "default",
+            "maxItems": 20,
+            "showInactiveAlerts": False,
+            "showInstances": True,
+            "sortOrder": 3,  # what matters most first
+            "stateFilter": states,
+            "viewMode": "list",
+        },
+        "transformations": [],
+    }
+
+
+def row(title: str, *, repeat: str | None = None, folded: Sequence[Json] = ()) -> Json:
+    """A heading; with ``repeat``, it and what lies under it stand there once for each value of that variable.
+
+    What is ``folded`` under it is asked for only once somebody unfolds it.
+    """
+    made: Json = {
+        "type": "row",
+        "title": title,
+        "collapsed": bool(folded),
+        "panels": list(folded),
+        "gridPos": {"w": 24, "h": 1},
+    }
     return made | {"repeat": repeat} if repeat else made
 
 
+EVERY = "''"
+"""What All puts into a query in place of all values, as Grafana takes it: unquoted. To SQL it is one empty text."""
+
+
 def variable(
-    name: str, label: str, description: str, query: str, *, multi: bool = False, has_all: bool | None = None
+    name: str,
+    label: str,
+    description: str,
+    query: str,
+    *,
+    multi: bool = False,
+    has_all: bool | None = None,
+    all_value: str | None = None,
 ) -> Json:
     """A choice at the dashboard's head, from a query of ``__text`` and ``__value``; ``multi`` has All, too.
 
-    Without a choice Grafana takes All or, where ``has_all`` is false, the query's first row.
+    Without a choice Grafana takes All or, where ``has_all`` is false, the query's first row. All stands for every row
+    of the query, however many there are, or for ``all_value``.
     """
-    return {
+    every: Json = {} if all_value is None else {"allValue": all_value}
+    return every | {
         "type": "query",
         "name": name,
         "label": label,
@@ -326,16 +422,55 @@ def variable(
     }
 
 
+def choice(name: str, label: str, description: str, values: Sequence[str]) -> Json:
+    """A choice of any of a few words, or All, which is ``EVERY``."""
+    return {
+        "type": "custom",
+        "name": name,
+        "label": label,
+        "description": description,
+        "query": ",".join(values),
+        "current": {"text": ["All"], "value": ["$__all"]},
+        "multi": True,
+        "includeAll": True,
+        "allValue": EVERY,
+        "hide": 0,
+        "options": [],
+    }
+
+
+def textbox(name: str, label: str, description: str) -> Json:
+    """A field to type into at the dashboard's head, empty at first."""
+    return {
+        "type": "textbox",
+        "name": name,
+        "label": label,
+        "description": description,
+        "query": "",
+        "current": {"text": "", "value": ""},
+        "hide": 0,
+        "options": [],
+    }
+
+
 def laid_out(panels: Sequence[Json]) -> list[Json]:
     """The panels with their ids and places: from left to right, and below the tallest of a line the next line."""
+    return _placed(panels, count(1), 0)
+
+
+def _placed(panels: Sequence[Json], numbers: Iterator[int], y: int) -> list[Json]:
     placed = []
-    x = y = line_height = 0
-    for number, each in zip(count(1), panels):
+    x = line_height = 0
+    for each in panels:
         match each["gridPos"]:
             case {"w": int(width), "h": int(height)}:
                 if x + width > GRID_COLUMNS:
                     x, y, line_height = 0, y + line_height, 0
-                placed.append({"id": number, **each, "gridPos": {"x": x, "y": y, "w": width, "h": height}})
+                made = {"id": next(numbers), **each, "gridPos": {"x": x, "y": y, "w": width, "h": height}}
+                match each:
+                    case {"type": "row", "panels": list(folded)}:
+                        made["panels"] = _placed(folded, numbers, y + height)
+                placed.append(made)
                 x, line_height = x + width, max(line_height, height)
     return placed
 

@@ -20,6 +20,8 @@ class Points(IntEnum):
     """Of one sensor. Readings below 70 minutes, 1m below 70 hours, 1h below 75 days, then 1d."""
     COMPARED = 1_050
     """Of each of several. Readings up to an hour, 1m up to 60 hours, 1h up to 65 days, then 1d."""
+    STATES = 600
+    """What some sensors were. 1m below 35 hours, 1h below 36 days, then 1d."""
     FLEET = 100
     """1m below 5 hours, 1h below 6 days, then 1d."""
 
@@ -167,22 +169,22 @@ FROM drawn
 WHERE ends_at_gap"""
 
 
-def counts() -> str:
-    """A query of how many readings each sensor sent: time, width_s, count. Readings themselves are never read."""
+def counts(where: str = "true") -> str:
+    """A query of how many readings each sensor sent: time, width_s, sensor_id, count. None is read by itself."""
     return f"""\
-SELECT bucket AS time, 60 AS width_s, count
+SELECT bucket AS time, 60 AS width_s, sensor_id, count
 FROM readings_1m
-WHERE $__interval_ms <= {MINUTES_MS}
+WHERE $__interval_ms <= {MINUTES_MS} AND {where}
   AND {in_range("1 minute")}
 UNION ALL
-SELECT bucket, 3600, count
+SELECT bucket, 3600, sensor_id, count
 FROM readings_1h
-WHERE $__interval_ms > {MINUTES_MS} AND $__interval_ms <= {HOURS_MS}
+WHERE $__interval_ms > {MINUTES_MS} AND $__interval_ms <= {HOURS_MS} AND {where}
   AND {in_range("1 hour")}
 UNION ALL
-SELECT bucket, 86400, count
+SELECT bucket, 86400, sensor_id, count
 FROM readings_1d
-WHERE $__interval_ms > {HOURS_MS}
+WHERE $__interval_ms > {HOURS_MS} AND {where}
   AND {in_range("1 day")}"""
 
 

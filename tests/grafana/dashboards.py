@@ -27,7 +27,8 @@ DASHBOARDS: dict[str, Node] = {
 """By file name."""
 DATASOURCES: dict[str, Node] = {source["uid"]: source for source in _provisioned("datasources", "datasources")}
 PROVIDERS = _provisioned("dashboards", "providers")
-ALERT_RULES: list[Node] = [rule for group in _provisioned("alerting", "groups") for rule in group["rules"]]
+ALERT_GROUPS = _provisioned("alerting", "groups")
+ALERT_RULES: list[Node] = [rule for group in ALERT_GROUPS for rule in group["rules"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,4 +103,4 @@ def alert_queries() -> Iterator[Query]:
             if is_sql({"uid": step["datasourceUid"]}):
                 model = step["model"]
                 is_time_series = model["format"] == "time_series"
-                yield Query("alerting", f"alert {rule['title']}", "", model["rawSql"], is_time_series)
+                yield Query("alerting", f"alert {rule['title']}", step["refId"], model["rawSql"], is_time_series)

@@ -42,7 +42,7 @@ SENSORS = (
     ),
     Sensor("EWR", "Newark", "New York", 40.6895, -74.1745, limits=(("temperature", -20, 40),)),
     Sensor("Greenhouse", "O'Hara's", None, 52.52, 13.405, 3_600, (("temperature", -90, 90), ("humidity", -90, 90))),
-    Sensor("JFK", "Kennedy", "New York", 40.6413, -73.7781),
+    Sensor("JFK", "Kennedy", "New York", 40.6413, -73.7781, limits=(("humidity", None, 0),)),
     Sensor("LGA", None, "New York", 40.7769, -73.8740, limits=(("humidity", None, 20),)),
     Sensor("Roof", None, "House", expected_interval_s=60, limits=(("humidity", 0, 1), ("temperature", 100, 101))),
 )

@@ -17,9 +17,26 @@ from tests.grafana.data import DEFAULT_OFFLINE_AFTER_S, METRICS, SENSORS
 from tests.grafana.stored import LATE_RANGES, LEDGER, TIERS, Stored
 
 WIDTHS_S = {"readings": 0, "readings_1m": 60, "readings_1h": 3_600, "readings_1d": 86_400}
+NO_BREAK = chr(160)
 REGISTERED = {sensor.name: sensor for sensor in SENSORS}
 
 Rows = list[tuple[Any, ...]]
+
+
+class Filters(NamedTuple):
+    """What of a fleet is looked for; nothing is all."""
+
+    search: str = ""
+    locations: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
+
+    @property
+    def variables(self) -> dict[str, str | list[str]]:
+        """As Grafana puts them in: All is one empty text."""
+        return {"search": self.search, "location": list(self.locations or [""]), "state": list(self.states or [""])}
+
+
+EVERY_SENSOR = Filters()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +50,7 @@ class Look:
     interval_ms: int
     sensors: list[str]
     metric: str
+    chosen: Filters = EVERY_SENSOR
 
     @property
     def sensor(self) -> str:
@@ -142,8 +160,40 @@ def fleet_rate(look: Look, now: pd.Timestamp) -> Rows:
 
 
 def fleet_out_of_limits(look: Look, now: pd.Timestamp) -> Rows:
-    seen = [status for status in statuses(look.stored, now) if status.values]
-    return [(len({sensor for sensor, _ in violations(look.stored, now)}) / len(seen),)]
+    out = {sensor for sensor, _ in violations(look.stored, now)}
+    held = [
+        status
+        for status in statuses(look.stored, now)
+        if status.name in out
+        or (
+            status.age_s is not None
+            and status.age_s < max(3_600, 3 * (REGISTERED[status.name].expected_interval_s or 0))
+        )
+    ]
+    return [(NO_BREAK.join([str(len(out)), "of", str(len(held))]), len(out) / len(held))]
+
+
+def looked_for(look: Look, now: pd.Timestamp) -> list[Status]:
+    """The sensors that the filters leave, by name."""
+    search, locations, states = look.chosen
+    out = {sensor for sensor, _ in violations(look.stored, now)}
+    found = []
+    for status in statuses(look.stored, now):
+        sensor = REGISTERED[status.name]
+        texts = [text.lower() for text in (sensor.name, sensor.label, sensor.location) if text]
+        is_in_state = status.word in states or (status.name in out and "out of limits" in states)
+        if (
+            any(search.lower() in text for text in texts)
+            and (not locations or sensor.location in locations)
+            and (not states or is_in_state)
+        ):
+            found.append(status)
+    return found
+
+
+def fleet_listed(look: Look, now: pd.Timestamp) -> Rows:
+    count = len(looked_for(look, now))
+    return [(count, count)]
 
 
 def fleet_newest(look: Look, now: pd.Timestamp) -> Rows:
@@ -152,7 +202,7 @@ def fleet_newest(look: Look, now: pd.Timestamp) -> Rows:
 
 def fleet_table(look: Look, now: pd.Timestamp) -> Rows:
     rows = []
-    for status in statuses(look.stored, now):
+    for status in looked_for(look, now):
         sensor = REGISTERED[status.name]
         out = sorted(METRICS[metric][0] for name, metric in violations(look.stored, now) if name == status.name)
         values = (status.values.get(metric) for metric in METRICS)
@@ -163,17 +213,34 @@ def fleet_table(look: Look, now: pd.Timestamp) -> Rows:
 
 
 def fleet_violations(look: Look, now: pd.Timestamp) -> Rows:
-    found = violations(look.stored, now).items()
-    rows = [(look.stored.ids[sensor], sensor, METRICS[metric][0], *beyond) for (sensor, metric), beyond in found]
+    names = {status.name for status in looked_for(look, now)}
+    rows = []
+    for (sensor, metric), beyond in violations(look.stored, now).items():
+        if sensor in names:
+            side, limit = side_and_limit(beyond)
+            about = (look.stored.ids[sensor], sensor, METRICS[metric][0])
+            rows.append((*about, beyond.value, side, limit, beyond.by, beyond.time))
     return sorted(rows, key=lambda row: -row[6])
 
 
+def side_and_limit(beyond: Beyond) -> tuple[str, float | None]:
+    """Of the limit that the reading is beyond."""
+    is_above = beyond.upper is not None and beyond.value > beyond.upper
+    return ("above", beyond.upper) if is_above else ("below", beyond.lower)
+
+
 def fleet_places(look: Look, now: pd.Timestamp) -> Rows:
-    return [
-        (look.stored.ids[sensor.name], sensor.name, sensor.location, sensor.latitude, sensor.longitude, status.word)
-        for sensor, status in zip(SENSORS, statuses(look.stored, now), strict=True)
-        if sensor.latitude is not None
-    ]
+    found = []
+    for status in looked_for(look, now):
+        sensor = REGISTERED[status.name]
+        if sensor.latitude is not None:
+            place = (sensor.location, sensor.latitude, sensor.longitude)
+            found.append((look.stored.ids[sensor.name], sensor.name, *place, status.word))
+    return found
+
+
+def choice_of_locations(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
+    return [(location, location) for location in sorted({sensor.location for sensor in SENSORS if sensor.location})]
 
 
 def fleet_over_time(look: Look, now: pd.Timestamp) -> Rows:
@@ -183,6 +250,43 @@ def fleet_over_time(look: Look, now: pd.Timestamp) -> Rows:
     times = times[(times >= look.start.floor(width)) & (times <= look.end)]
     elapsed_s = {time: min(width, max(now - time, timedelta(seconds=1))).total_seconds() for time in times.unique()}
     return [(time, count / elapsed_s[time]) for time, count in sorted(times.value_counts().items())]
+
+
+def fleet_states(look: Look, now: pd.Timestamp) -> Rows:
+    """The changes of what each sensor was; all are shown, as there are fewer than are at most."""
+    tier = "readings_1m" if look.tier == "readings" else look.tier
+    width = timedelta(seconds=WIDTHS_S[tier])
+    ends_at = min(look.end, now)
+    rows: Rows = []
+    for status in looked_for(look, now):
+        sent = look.stored.readings.loc[look.stored.readings["sensor"] == status.name, "time"].dt.floor(width)
+        spans = sorted(sent[(sent >= look.start.floor(width)) & (sent <= look.end)].unique())
+        out = {
+            moment.floor(width)
+            for each, time in look.stored.logged
+            for moment in (time - timedelta(minutes=10), time, time + timedelta(minutes=5))
+            if each.sensor == status.name
+            and time + timedelta(minutes=5) >= look.start
+            and time - timedelta(minutes=10) <= look.end
+        }
+        steps = sorted(later - earlier for earlier, later in pairwise(spans))
+        usual = steps[(len(steps) - 1) // 2] if steps else timedelta(0)
+        expected_s = REGISTERED[status.name].expected_interval_s
+        usually = max(timedelta(seconds=300), 3 * usual)
+        silence = max(width if spans else timedelta(0), timedelta(seconds=3 * expected_s) if expected_s else usually)
+        states = {}
+        if not spans or spans[0] > look.start + silence:
+            states[look.start] = "never seen" if status.last_seen_at is None else "offline"
+        for span, later in zip_longest(spans, spans[1:], fillvalue=ends_at):
+            states[span] = "out of limits" if span in out else "online"
+            if span + silence < later:
+                states[span + silence] = "offline"
+        before = None
+        for time, state in sorted(states.items()):
+            if state != before:
+                rows.append((time, status.name, state))
+            before = state
+    return rows
 
 
 def sensor_latest(look: Look, now: pd.Timestamp) -> Rows:
@@ -347,17 +451,36 @@ def database_ledger(look: Look, now: pd.Timestamp) -> Rows:
     return [(len(found), readings, readings / len(found), min(age_s for _, age_s in found))]
 
 
-def alert_offline(look: Look, now: pd.Timestamp) -> Rows:
+def offline(look: Look, now: pd.Timestamp) -> list[Status]:
+    return [status for status in statuses(look.stored, now) if status.word == "offline"]
+
+
+def alert_age(look: Look, now: pd.Timestamp) -> Rows:
+    return [(status.name, look.stored.ids[status.name], status.age_s) for status in offline(look, now)]
+
+
+def alert_expected(look: Look, now: pd.Timestamp) -> Rows:
     return [
-        (status.name, look.stored.ids[status.name], age_s)
-        for status in statuses(look.stored, now)
-        if (age_s := 0 if status.is_online else status.age_s) is not None
+        (status.name, look.stored.ids[status.name], REGISTERED[status.name].expected_interval_s or 0)
+        for status in offline(look, now)
     ]
 
 
-def alert_out_of_limits(look: Look, now: pd.Timestamp) -> Rows:
-    found = violations(look.stored, now).items()
-    return sorted((sensor, look.stored.ids[sensor], metric, beyond.by) for (sensor, metric), beyond in found)
+def alert_violations(look: Look, now: pd.Timestamp) -> list[tuple[tuple[str, ...], Beyond]]:
+    """The labels of each alert, and what it is about."""
+    symbols = {"temperature": "°C", "humidity": "%", "pressure": "hPa"}
+    return sorted(
+        ((sensor, look.stored.ids[sensor], metric, METRICS[metric][0], symbols[metric]), beyond)
+        for (sensor, metric), beyond in violations(look.stored, now).items()
+    )
+
+
+def alert_value(look: Look, now: pd.Timestamp) -> Rows:
+    return [(*labels, beyond.value) for labels, beyond in alert_violations(look, now)]
+
+
+def alert_limit(look: Look, now: pd.Timestamp) -> Rows:
+    return [(*labels, side_and_limit(beyond)[1]) for labels, beyond in alert_violations(look, now)]
 
 
 def alert_nothing(look: Look, now: pd.Timestamp) -> Rows:
@@ -377,7 +500,10 @@ EXPECTED: dict[str, Callable[[Look, pd.Timestamp], Rows]] = {
     "sensorflow-fleet: Sensors and their latest readings": fleet_table,
     "sensorflow-fleet: Limit violations now": fleet_violations,
     "sensorflow-fleet: Where the sensors are": fleet_places,
-    "sensorflow-fleet: Readings over time": fleet_over_time,
+    "sensorflow-fleet: Readings by their own time": fleet_over_time,
+    "sensorflow-fleet: States of 20 sensors": fleet_states,
+    "sensorflow-fleet: Listed below": fleet_listed,
+    "sensorflow-fleet: variable location": choice_of_locations,
     "sensorflow-sensor: Latest reading": sensor_latest,
     "sensorflow-sensor: Sensor": sensor_registered,
     "sensorflow-sensor: Readings out of limits in this range": sensor_violations,
@@ -397,10 +523,12 @@ EXPECTED: dict[str, Callable[[Look, pd.Timestamp], Rows]] = {
     "sensorflow-database: Late ranges to refresh": database_late_ranges,
     "sensorflow-database: Aggregate lag": database_lag,
     "sensorflow-database: Ledger of flushes": database_ledger,
-    "alerting: alert Sensor offline": alert_offline,
-    "alerting: alert Reading out of limits": alert_out_of_limits,
-    "alerting: alert Nothing ingested": alert_nothing,
-    "alerting: alert Aggregate lag": alert_lag,
+    "alerting: alert Sensor offline age": alert_age,
+    "alerting: alert Sensor offline expected": alert_expected,
+    "alerting: alert Reading out of limits value": alert_value,
+    "alerting: alert Reading out of limits limit": alert_limit,
+    "alerting: alert Nothing ingested signs": alert_nothing,
+    "alerting: alert Aggregate lag lag": alert_lag,
 }
 """By the query's text in the tests' names."""
 OF_POSTGRESQL = {

@@ -16,6 +16,7 @@ import yaml
 from grafana.panels import BLUE, GREEN, GREY, ORANGE, RED
 from grafana.zoom import HOURS_MS, MINUTES_MS, RAW_MS
 from tests.grafana.dashboards import (
+    ALERT_GROUPS,
     ALERT_RULES,
     DASHBOARDS,
     DATASOURCES,
@@ -93,7 +94,7 @@ def test_ids_and_titles_of_panels_are_unique_and_so_are_refids(dashboard: Node) 
     assert max(Counter(panel["id"] for panel in dashboard["panels"]).values()) == 1
     assert max(Counter(panel["title"] for panel in panels(dashboard)).values()) == 1
     for panel in panels(dashboard):
-        assert max(Counter(target["refId"] for target in panel["targets"]).values()) == 1
+        assert max(Counter(target["refId"] for target in panel["targets"]).values(), default=1) == 1
 
 
 @each_dashboard()
@@ -154,7 +155,8 @@ def test_a_choice_of_sensors_is_searched_and_cut(dashboard: Node) -> None:
             assert "$__searchFilter" in variable["query"]
             (limit,) = re.findall(r"LIMIT (\d+)", variable["query"])
             assert f"the first {limit} by name" in variable["description"]
-            assert not variable["includeAll"]
+            # All is a text of its own, and not the list.
+            assert not variable["includeAll"] or variable["allValue"] == "''"
 
 
 @pytest.mark.parametrize("hours", [0.25, 1, 3, 6, 12, 24, 48, 7 * 24, 30 * 24])
@@ -207,7 +209,7 @@ def test_every_override_is_of_a_field_that_its_queries_name() -> None:
 
 def prometheus_panels(dashboard: Node) -> Iterator[Node]:
     """The panels that ask Prometheus."""
-    return (panel for panel in panels(dashboard) if panel["datasource"]["type"] == "prometheus")
+    return (panel for panel in panels(dashboard) if panel.get("datasource", {}).get("type") == "prometheus")
 
 
 def color_of_nothing(panel: Node) -> str:
@@ -255,6 +257,36 @@ def test_empty_cells_have_words_of_their_own(dashboard: Node) -> None:
             first = panel["fieldConfig"]["overrides"][0]
             assert first["matcher"] == {"id": "byRegexp", "options": "/^.*$/"}, panel["title"]
             assert first["properties"] == [{"id": "noValue", "value": "–"}], panel["title"]
+
+
+@each_dashboard()
+def test_folded_panels_lie_below_their_row(dashboard: Node) -> None:
+    """And have numbers that no other panel has; Grafana asks for them once they are unfolded."""
+    numbers = [panel["id"] for panel in [*dashboard["panels"], *panels(dashboard)] if panel["type"] != "row"]
+    assert len(set(numbers)) == len({panel["title"] for panel in panels(dashboard)})
+    for each in dashboard["panels"]:
+        if each["type"] == "row":
+            assert each["collapsed"] == bool(each["panels"])
+            assert all(panel["gridPos"]["y"] > each["gridPos"]["y"] for panel in each["panels"])
+
+
+def test_the_fleet_does_not_add_up_all_sensors_over_time() -> None:
+    """What every visitor asks for every ten seconds reads no aggregate: those have rows of each sensor."""
+    for panel in DASHBOARDS["fleet-overview.json"]["panels"]:
+        for target in panel.get("targets", []):
+            assert not re.search(r"FROM (readings|points)\w*", target.get("rawSql", "")), panel["title"]
+
+
+def test_filters_of_the_fleet_hold_for_all_that_lists_sensors() -> None:
+    """The map and the violations show the same sensors as the table."""
+    listing = {"Listed below", "Sensors and their latest readings", "Limit violations now", "Where the sensors are"}
+    listing.add("States of 20 sensors")
+    of_filters = {
+        query.place
+        for query in panel_queries(DASHBOARDS["fleet-overview.json"])
+        if all(f"${{{name}:sqlstring}}" in query.sql for name in ("search", "location", "state"))
+    }
+    assert of_filters == listing
 
 
 @each_dashboard()
@@ -354,7 +386,9 @@ def test_a_rules_condition_is_one_of_its_steps_and_each_step_reads_what_exists(r
     for step in steps.values():
         assert step["model"]["refId"] == step["refId"]
         if step["datasourceUid"] == EXPRESSION:
-            assert step["model"]["expression"] in steps
+            read = re.findall(r"\w+", step["model"]["expression"])
+            assert read
+            assert set(read) <= steps.keys() - {step["refId"]}
         else:
             assert step["datasourceUid"] in DATASOURCES
             assert step["relativeTimeRange"]["from"] > step["relativeTimeRange"]["to"]
@@ -370,6 +404,84 @@ def test_a_rule_links_to_a_dashboard_and_names_steps_that_exist(rule: Node) -> N
     assert set(re.findall(r"\.Values\.(\w+)", texts)) <= {step["refId"] for step in rule["data"]}
 
 
+@each_rule()
+def test_a_rule_stands_beside_a_panel(rule: Node) -> None:
+    """Grafana shows its alerts on the panel, and the panel with its alerts; it takes both annotations or neither."""
+    annotations = rule["annotations"]
+    (dashboard,) = (each for each in DASHBOARDS.values() if each["uid"] == annotations["__dashboardUid__"])
+    (panel,) = (each for each in panels(dashboard) if str(each["id"]) == annotations["__panelId__"])
+    assert panel["type"] != "row"
+
+
+@each_rule()
+def test_an_alert_does_not_flap(rule: Node) -> None:
+    """It fires on for as long, whether its row says that all is well or is gone while others have rows."""
+    (group,) = (group for group in ALERT_GROUPS if rule in group["rules"])
+    kept_s = seconds(rule["keepFiringFor"])
+    assert kept_s >= 2 * seconds(group["interval"])
+    assert rule["missing_series_evals_to_resolve"] * seconds(group["interval"]) == kept_s
+
+
+def shown(text: str, labels: dict[str, str], values: dict[str, float]) -> str:
+    """A template of an alert as Grafana fills it; durations and numbers plainly."""
+
+    def number(match: re.Match[str]) -> str:
+        return f"{values[match[1]]:g}"
+
+    def branch(match: re.Match[str]) -> str:
+        other = float(match[2]) if match[2][0].isdigit() else values[match[2].split(".")[2]]
+        return match[3] if values[match[1]] > other else match[4]
+
+    text = re.sub(r"\{\{ if gt \.Values\.(\w+)\.Value (\S+) \}\}(.*?)\{\{ else \}\}(.*?)\{\{ end \}\}", branch, text)
+    text = re.sub(r"\{\{ \.Labels\.(\w+) \}\}", lambda match: labels[match[1]], text)
+    text = re.sub(r'\{\{ (?:printf "%\.6g"|humanizeDuration) \.Values\.(\w+)\.Value \}\}', number, text)
+    assert "{{" not in text, text
+    return text
+
+
+LABELS_OF_VIOLATION = {"sensor": "roof", "sensor_id": "7", "metric": "pressure", "title": "Pressure", "unit": "hPa"}
+
+
+@pytest.mark.parametrize(
+    ("uid", "labels", "values", "parts"),
+    [
+        (
+            "sensorflow-out-of-limits",
+            LABELS_OF_VIOLATION,
+            {"value": 1031.5, "limit": 1030.0},
+            ["Pressure of roof", "1031.5 hPa is above the limit of 1030 hPa"],
+        ),
+        (
+            "sensorflow-out-of-limits",
+            LABELS_OF_VIOLATION,
+            {"value": 899.5, "limit": 900.0},
+            ["Pressure of roof", "899.5 hPa is below the limit of 900 hPa"],
+        ),
+        (
+            "sensorflow-sensor-offline",
+            {"sensor": "roof", "sensor_id": "7"},
+            {"age": 4_000, "expected": 60.0},
+            ["of roof is 4000 old", "expected every 60;"],
+        ),
+        (
+            "sensorflow-sensor-offline",
+            {"sensor": "roof", "sensor_id": "7"},
+            {"age": 4_000, "expected": 0.0},
+            ["of roof is 4000 old", "No expected interval is set", "OFFLINE_AFTER_S"],
+        ),
+        ("sensorflow-aggregate-lag", {}, {"lag": 1_000}, ["1000 ago", "at most 15m 0s"]),
+    ],
+)
+def test_an_alert_says_what_is_and_what_should_be(
+    uid: str, labels: dict[str, str], values: dict[str, float], parts: list[str]
+) -> None:
+    """The value with its unit, the limit and on which side of it; how long a sensor is silent, and what is expected."""
+    (rule,) = (rule for rule in ALERT_RULES if rule["uid"] == uid)
+    text = shown(rule["annotations"]["description"], labels, values)
+    assert all(part in text for part in parts), text
+    assert shown(rule["annotations"]["summary"], labels, values)
+
+
 def test_no_piece_of_sql_is_left_out_of_the_tests() -> None:
     """Whatever is called ``rawSql`` or asks PostgreSQL is found where the tests look for it."""
     found = [
@@ -381,6 +493,7 @@ def test_no_piece_of_sql_is_left_out_of_the_tests() -> None:
     in_files = [
         text
         for node in everything([list(DASHBOARDS.values()), ALERT_RULES])
+        if node.get("type") not in {"custom", "textbox"}
         for key in ("rawSql", "query", "rawQuery")
         if isinstance(text := node.get(key), str)
     ]

@@ -7,6 +7,7 @@ and over what sensors have sent until now, in a range for each of the readings a
 import math
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -25,7 +26,7 @@ from tests.grafana.dashboards import (
 )
 from tests.grafana.data import MADE, METRICS, REAL
 from tests.grafana.expansion import Request, Value, expand, interval_ms
-from tests.grafana.expectations import EXPECTED, OF_POSTGRESQL, WIDTHS_S, Look
+from tests.grafana.expectations import EXPECTED, OF_POSTGRESQL, WIDTHS_S, Filters, Look, statuses, violations
 from tests.grafana.stored import Answer, Stored
 
 QUERIES: dict[str, Query] = {
@@ -61,6 +62,17 @@ JOB_WITHOUT_A_RUN = """
 ) AS database_jobs (job_id, job, table_name, last_status, last_started_at, last_run_s, next_start_at, runs, failures)
 """
 
+FILTERS = [
+    Filters(),
+    Filters(search="O'HARA"),
+    Filters(search="new york", states=("offline",)),
+    Filters(search="%"),
+    Filters(locations=("House",)),
+    Filters(locations=("House", "New York"), states=("never seen", "out of limits")),
+    Filters(states=("online",)),
+]
+"""What is looked for in a fleet: by label, location and state, and what would be a wildcard."""
+
 Test = Callable[[Stored, Query], None]
 OF_MANY_UNITS = {"sensorflow-fleet: Limit violations now", "sensorflow-sensor: Readings out of limits in this range"}
 """Tables whose rows are of different metrics, and say of which."""
@@ -89,10 +101,11 @@ def looks(stored: Stored, query: Query) -> Iterator[tuple[Look, str]]:
             start = end - timedelta(milliseconds=POINT_MS[tier] * points)
             width_ms = interval_ms(end - start, points, query.of_panel.get("interval", "1m"))
             chosen = [stored.ids[sensor] for sensor in sensors]
-            for metric in metrics:
+            for metric, filters in product(metrics, FILTERS if "${search" in query.sql else FILTERS[:1]):
                 variables: dict[str, Value] = {
                     "sensor": chosen[0] if query.dashboard == "sensorflow-sensor" else chosen,
                     "metric": metric,
+                    **filters.variables,
                 }
                 request = Request(
                     start.to_pydatetime(),
@@ -100,7 +113,8 @@ def looks(stored: Stored, query: Query) -> Iterator[tuple[Look, str]]:
                     width_ms,
                     None if query.dashboard == "alerting" else variables,
                 )
-                yield Look(stored, start, end, tier, width_ms, sensors, metric), expand(query.sql, request)
+                look = Look(stored, start, end, tier, width_ms, sensors, metric, filters)
+                yield look, expand(query.sql, request)
 
 
 def texts(row: tuple[Any, ...]) -> list[str]:
@@ -151,6 +165,17 @@ def test_every_number_is_what_pandas_computes(stored: Stored, query: Query) -> N
     assert has_rows
 
 
+@each({name: query for name, query in QUERIES.items() if name == "sensorflow-fleet: Out of limits"})
+def test_silent_sensors_are_not_out_of_limits(stored: Stored, query: Query) -> None:
+    """One that has sent nothing for years, and was beyond its limit then, is counted on neither side."""
+    for _, sql in looks(stored, query):
+        answer = stored.ask(sql)
+        (silent,) = (status for status in statuses(stored, answer.now) if status.name == "JFK")
+        assert silent.values["humidity"] > 0
+        assert "JFK" not in {sensor for sensor, _ in violations(stored, answer.now)}
+        assert answer.rows[0][0].split() == ["3", "of", "4"]
+
+
 @each({name: query for name, query in QUERIES.items() if query.of_panel.get("type") == "timeseries"})
 def test_series_keep_their_order(stored: Stored, query: Query) -> None:
     """Colours and the legend follow the order of series, whichever sensor sent first in the range."""
@@ -187,7 +212,7 @@ def test_only_the_tier_that_suits_the_range_is_read(stored: Stored, query: Query
         finer = [each for each in WIDTHS_S if WIDTHS_S[each] < WIDTHS_S[tier]]
         taken = stored.rows_taken(sql)
         assert taken.keys() <= {tier, *finer}
-        assert taken[tier] or look.end != WEATHER_UNTIL
+        assert taken[tier] or look.end != WEATHER_UNTIL or look.chosen != EVERY_SENSOR
         since = look.end.floor(timedelta(seconds=WIDTHS_S[tier])) if finer else look.end
         if stored.is_community:
             since = min([since, *(stored.materialized_until[each] for each in (tier, *finer) if each != "readings")])
@@ -248,3 +273,20 @@ def test_an_alerts_rows_are_one_number_and_labels_that_tell_them_apart(stored: S
         assert answer.rows
         assert len(set(labels)) == len(labels)
         assert {len(row) - len(of_row) for row, of_row in zip(answer.rows, labels, strict=True)} == {1}
+
+
+@each({name: query for name, query in QUERIES.items() if query.dashboard == "alerting"})
+def test_numbers_of_a_rule_meet_by_their_labels(stored: Stored, query: Query) -> None:
+    """Grafana joins the steps of a rule by equal labels: its texts would lack what has other ones."""
+    labels = set()
+    for other in QUERIES.values():
+        if (other.dashboard, other.place) == (query.dashboard, query.place):
+            for _, sql in looks(stored, other):
+                answer = stored.ask(sql)
+                names = [
+                    column
+                    for column, value in zip(answer.columns, answer.rows[0], strict=True)
+                    if isinstance(value, str)
+                ]
+                labels.add((tuple(names), *(tuple(texts(row)) for row in answer.rows)))
+    assert len(labels) == 1

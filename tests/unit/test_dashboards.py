@@ -1,8 +1,14 @@
-"""The dashboards that Grafana reads are those of their source."""
+"""The dashboards and alert rules that Grafana reads are those of their source."""
 
-from grafana.__main__ import FOLDER, texts
+from grafana import alerts
+from grafana.__main__ import ALERTS, FOLDER, texts
 
 
 def test_the_dashboards_are_what_their_source_makes() -> None:
     """`python -m grafana` makes them; a dashboard without a source would never be changed again."""
     assert {path.name: path.read_text() for path in FOLDER.iterdir()} == texts()
+
+
+def test_alert_rules_are_what_their_source_makes() -> None:
+    """So a rule follows its panel, whose number is its place."""
+    assert {path.name: path.read_text() for path in ALERTS.parent.iterdir()} == {ALERTS.name: alerts.text()}

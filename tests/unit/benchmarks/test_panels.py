@@ -36,7 +36,7 @@ def test_a_second_more_would_be_another_zoom() -> None:
 
 
 def test_a_zoom_that_a_query_does_not_have_is_left_out() -> None:
-    seen = requests(query_of("sensorflow-fleet", "Readings over time"), {}, NOW, days=365)
+    seen = requests(query_of("sensorflow-fleet", "Readings by their own time"), {}, NOW, days=365)
     assert [reads for _, reads, _ in seen] == ["1m", "1h", "1d"]
 
 
