@@ -126,10 +126,12 @@ def link(title: str, url: str) -> list[Json]:
 
 
 def unit_from(query: str) -> tuple[Json, Json]:
-    """A query whose one value, ``unit``, becomes the unit of every number on the panel; and the transformation."""
+    """A query whose ``unit`` and, if it has them, ``decimals`` become those of every number on the panel; and the
+    transformation. Where ``decimals`` is NULL, Grafana chooses.
+    """
     options = {
         "configRefId": "unit",
-        "mappings": [{"fieldName": "unit", "handlerKey": "unit"}],
+        "mappings": [{"fieldName": name, "handlerKey": name} for name in ("unit", "decimals")],
         "applyTo": {"id": "byType", "options": "number"},
     }
     return sql(query, ref="unit"), {"id": "configFromData", "options": options}
@@ -194,7 +196,7 @@ def timeseries(
     transformations: Sequence[Json] = (),
     points: int | None = None,
 ) -> Json:
-    """Lines over time. ``calcs`` are the figures in the legend.
+    """Lines over time. ``calcs`` are the figures in the legend; without any it is a list of names.
 
     The legend stands below the lines, where Grafana cuts it after two rows or so; with ``legend_width``, in pixels, it
     stands beside them. With ``soft_max`` the axis begins at 0 and reaches at least so far: left alone, Grafana draws a
@@ -212,7 +214,7 @@ def timeseries(
         defaults={"color": {"mode": "palette-classic"}, **(defaults or {})},
         custom={"lineWidth": 1, "fillOpacity": 10, "showPoints": "auto", "spanNulls": False, **soft, **(custom or {})},
         options={
-            "legend": {"displayMode": "table", **place, "showLegend": True, "calcs": list(calcs)},
+            "legend": {"displayMode": "table" if calcs else "list", **place, "showLegend": True, "calcs": list(calcs)},
             "tooltip": {"mode": "multi", "sort": "desc"},
         },
         overrides=overrides,
