@@ -1,34 +1,99 @@
 """Sensor detail: one sensor at every zoom, from a year down to single readings."""
 
 from grafana.choices import CHOICES_IN_WORDS, SENSOR_CHOICES
-from grafana.fleet import STATUS, STATUS_COLORS
+from grafana.fleet import HIDDEN, STATUS, STATUS_COLORS
+from grafana.metrics import AXIS, OF_AXIS, UNIT, WITH_UNIT, decimals, with_symbol
 from grafana.panels import (
     BLUE,
     GREY,
+    NO_CELL,
     RED,
     Json,
     colored_text,
     dashboard,
     fixed,
+    link,
     override,
+    override_matching,
     row,
     sql,
     stat,
     table,
     thresholds,
     timeseries,
-    unit_from,
     variable,
 )
 from grafana.zoom import Points, curves, points
 
-VALUES = "sensor_id = ${sensor:sqlstring} AND metric = ${metric:sqlstring}"
+# Before the first sensor is registered the variable is empty.
+SENSOR = "nullif(${sensor:sqlstring}, '')::integer"
+VALUES = f"sensor_id = {SENSOR} AND metric = ${{metric:sqlstring}}"
+NO_METRIC = "none"
+"""Stands among the metrics for those of a sensor that has none. It is no metric's name."""
 ZOOM = """Below 70 minutes from the readings themselves; then from buckets of a minute (below 70 hours), of an hour
 (below 75 days) and of a day."""
+NOTHING_IN_RANGE = "No reading in this range. When the sensor last sent stands above, with a link to that time."
 HIDDEN_IN_LEGEND: Json = {"legend": True, "tooltip": False, "viz": False}
 DASHED: Json = {"fill": "dash", "dash": [10, 10]}
 
-unit, with_unit = unit_from("SELECT unit FROM metrics WHERE name = ${metric:sqlstring}")
+registered = table(
+    "Sensor",
+    """What is known of the sensor. A click on its last reading goes to that time, in a range as long as this one.
+    Label, location, limits and expected interval are set with PATCH /api/sensors/{name}.""",
+    sql(
+        """
+        SELECT s.name AS "Sensor", s.label AS "Label", s.location AS "Location", {status} AS "Status",
+               s.last_seen_at AS "Last reading", s.age_s AS "Age", s.expected_interval_s AS "Expected every",
+               l.limits AS "Limits",
+               -- As texts: Grafana would write numbers into a link as it shows them.
+               floor(1000 * extract(epoch FROM s.last_seen_at - 0.95 * r.length))::bigint::text AS link_from,
+               floor(1000 * extract(epoch FROM s.last_seen_at + 0.05 * r.length))::bigint::text AS link_to
+        FROM sensor_status s
+        CROSS JOIN (SELECT TIMESTAMPTZ $__timeTo() - TIMESTAMPTZ $__timeFrom() AS length) AS r
+        LEFT JOIN (
+            SELECT l.sensor_id, string_agg(m.title || ' ' || CASE
+                       WHEN l.upper IS NULL THEN 'from ' || {lower}
+                       WHEN l.lower IS NULL THEN 'up to ' || {upper}
+                       ELSE l.lower || ' to ' || {upper}
+                   END, ', ' ORDER BY m.title) AS limits
+            FROM sensor_limits l
+            JOIN metrics m ON m.name = l.metric
+            WHERE l.sensor_id = {sensor}
+            GROUP BY l.sensor_id
+        ) AS l ON l.sensor_id = s.sensor_id
+        WHERE s.sensor_id = {sensor}
+        """,
+        status=STATUS,
+        lower=with_symbol("l.lower", "m.unit"),
+        upper=with_symbol("l.upper", "m.unit"),
+        sensor=SENSOR,
+    ),
+    size=(24, 4),
+    empty="No sensor yet. One is registered by its first reading or with PUT /api/sensors/{name}.",
+    overrides=[
+        override(
+            "Status",
+            mappings=colored_text(STATUS_COLORS),
+            custom__cellOptions={"type": "color-background"},
+            custom__width=100,
+        ),
+        override(
+            "Last reading",
+            links=link(
+                "Go to that time",
+                "/d/sensorflow-sensor?${sensor:queryparam}&${metric:queryparam}"
+                "&from=${__data.fields.link_from}&to=${__data.fields.link_to}",
+            ),
+            custom__width=170,
+        ),
+        override("Age", unit="s", decimals=1, custom__width=100),
+        override("Expected every", unit="s", custom__width=130),
+        override("Limits", custom__wrapText=True),
+        *(override(name, custom__width=150) for name in ("Sensor", "Label", "Location")),
+        override("link_from", custom__hideFrom=HIDDEN),
+        override("link_to", custom__hideFrom=HIDDEN),
+    ],
+)
 
 latest = stat(
     "Latest reading",
@@ -36,56 +101,42 @@ latest = stat(
     sensor's limits.""",
     sql(
         """
-        SELECT m.title AS metric, p.value, m.unit, CASE WHEN v.metric IS NULL THEN 'green' ELSE 'red' END AS color
+        SELECT m.title AS metric, p.value, m.unit, {decimals} AS decimals,
+               CASE WHEN v.metric IS NULL THEN 'green' ELSE 'red' END AS color
         FROM latest_points p
         JOIN metrics m ON m.name = p.metric
         LEFT JOIN limit_violations v ON v.sensor_id = p.sensor_id AND v.metric = p.metric
-        WHERE p.sensor_id = ${sensor:sqlstring}
+        WHERE p.sensor_id = {sensor}
         ORDER BY m.title
-        """
-    ),
-    size=(12, 4),
-    defaults={"decimals": 2, "thresholds": thresholds(GREY)},
-    # The first text is the field's name, the number its value; columns named unit and color are what they say.
-    transformations=[{"id": "rowsToFields", "options": {}}],
-)
-
-registered = table(
-    "Sensor",
-    "What is known of the sensor. Label, location and expected interval are set with PATCH /api/sensors/{name}.",
-    sql(
-        """
-        SELECT name AS "Sensor", label AS "Label", location AS "Location", {status} AS "Status", age_s AS "Age",
-               expected_interval_s AS "Expected every"
-        FROM sensor_status
-        WHERE sensor_id = ${sensor:sqlstring}
         """,
-        status=STATUS,
+        decimals=decimals("m.unit"),
+        sensor=SENSOR,
     ),
-    size=(12, 4),
-    overrides=[
-        override("Status", mappings=colored_text(STATUS_COLORS), custom__cellOptions={"type": "color-background"}),
-        override("Age", unit="s", decimals=0),
-        override("Expected every", unit="s"),
-    ],
+    size=(24, 4),
+    defaults={"thresholds": thresholds(GREY), "noValue": "Nothing has come from this sensor"},
+    # The first text is the field's name, the number its value; columns named unit, decimals, color are what they say.
+    transformations=[{"id": "rowsToFields", "options": {}}],
 )
 
 violations = table(
     "Readings out of limits in this range",
     """Committed readings that were beyond a limit of the sensor when they arrived, by their own time: how many, and the
     furthest. The log keeps them for 90 days.""",
-    sql("""
+    sql(
+        """
         SELECT m.title AS "Metric", CASE WHEN v.is_above THEN 'above' ELSE 'below' END AS "Side", v.bound AS "Limit",
                sum(v.readings) AS "Readings",
                CASE WHEN v.is_above THEN max(v.value) ELSE min(v.value) END AS "Furthest",
                min(v.first_time) AS "First", max(v.last_time) AS "Last"
         FROM limit_violation_log v
         JOIN metrics m ON m.name = v.metric
-        WHERE v.sensor_id = ${sensor:sqlstring} AND v.last_time >= $__timeFrom() AND v.first_time <= $__timeTo()
+        WHERE v.sensor_id = {sensor} AND v.last_time >= $__timeFrom() AND v.first_time <= $__timeTo()
         GROUP BY m.title, v.is_above, v.bound
         ORDER BY max(v.last_time) DESC, m.title, v.is_above, v.bound
         LIMIT 1000
-    """),
+        """,
+        sensor=SENSOR,
+    ),
     size=(24, 5),
     unit="none",
     defaults={"decimals": 2},
@@ -104,35 +155,40 @@ chart = timeseries(
     [
         sql(
             """
-            SELECT time, mean, min, max
+            SELECT time, {axis}, mean, min, max
             FROM (
                 {curves}
             ) AS curve
             ORDER BY time
             """,
+            axis=AXIS,
             curves=curves(VALUES),
             series=True,
         ),
         sql(
             """
-            SELECT t.time, l.name AS metric, l.value
+            SELECT t.time, l.name || ' limit ' || {value} AS metric, l.value
             FROM sensor_limits
-            CROSS JOIN LATERAL (VALUES ('upper limit', upper), ('lower limit', lower)) AS l (name, value)
+            JOIN metrics m ON m.name = metric
+            CROSS JOIN LATERAL (VALUES ('upper', upper), ('lower', lower)) AS l (name, value)
             CROSS JOIN (VALUES (TIMESTAMPTZ $__timeFrom()), (TIMESTAMPTZ $__timeTo())) AS t (time)
             WHERE {values} AND l.value IS NOT NULL
             ORDER BY t.time, l.name
             """,
             values=VALUES,
+            value=with_symbol("l.value", "m.unit"),
             ref="limits",
             series=True,
         ),
-        unit,
+        UNIT,
     ],
-    size=(19, 10),
-    defaults={"decimals": 2},
-    custom={"fillOpacity": 0},
+    size=(18, 10),
+    defaults={"noValue": NOTHING_IN_RANGE},
+    # Of one width, axes of metrics below each other begin at the same place.
+    custom={"axisWidth": 80, "fillOpacity": 0},
     calcs=[],
     overrides=[
+        OF_AXIS,
         override("mean", color=fixed(BLUE), custom__lineWidth=2),
         override("max", custom__fillBelowTo="min", custom__fillOpacity=20),
         *(
@@ -145,12 +201,11 @@ chart = timeseries(
             )
             for edge in ("max", "min")
         ),
-        *(
-            override(limit, color=fixed(RED), custom__lineStyle=DASHED, custom__showPoints="never")
-            for limit in ("upper limit", "lower limit")
+        override_matching(
+            "(upper|lower) limit .*", color=fixed(RED), custom__lineStyle=DASHED, custom__showPoints="never"
         ),
     ],
-    transformations=[with_unit],
+    transformations=[WITH_UNIT],
     points=Points.SENSORS,
 )
 
@@ -159,20 +214,20 @@ figures = stat(
     f"Over what the chart shows. The mean is that of the readings and not of the buckets. {ZOOM}",
     sql(
         """
-        SELECT sum(count) AS "Readings", min(min) AS "Lowest", sum(sum) / sum(count) AS "Mean", max(max) AS "Highest",
+        SELECT coalesce(sum(count), 0) AS "Readings", min(min) AS "Lowest", sum(sum) / sum(count) AS "Mean",
+               max(max) AS "Highest",
                (array_agg(first ORDER BY time))[1] AS "First", (array_agg(last ORDER BY time DESC))[1] AS "Last"
         FROM (
             {points}
         ) AS zoomed
-        HAVING count(*) > 0
         """,
         points=points(VALUES),
     ),
-    unit,
-    size=(5, 10),
-    defaults={"color": fixed(BLUE), "decimals": 2},
-    overrides=[override("Readings", unit="locale")],
-    transformations=[with_unit],
+    UNIT,
+    size=(6, 10),
+    defaults={"color": fixed(BLUE), "noValue": NO_CELL},
+    overrides=[override("Readings", unit="locale", decimals=0)],
+    transformations=[WITH_UNIT],
     points=Points.SENSORS,
 )
 
@@ -180,7 +235,7 @@ DASHBOARD = dashboard(
     "sensorflow-sensor",
     "Sensor detail",
     "One sensor at every zoom: mean, range, limits and gaps of each metric.",
-    [latest, registered, violations, row("$metric", repeat="metric"), chart, figures],
+    [registered, latest, violations, row("$metric", repeat="metric"), chart, figures],
     variables=[
         variable(
             "sensor",
@@ -191,8 +246,29 @@ DASHBOARD = dashboard(
         variable(
             "metric",
             "Metric",
-            "Metrics that are shown, each in a row of its own.",
-            "SELECT title AS __text, name AS __value FROM metrics ORDER BY 1",
+            """Metrics that are shown, each in a row of its own: those that the sensor sent in the last hour in which it
+            sent anything, and those for which it has limits.""",
+            # A reading may have only some of the sensor's metrics, the latest one too.
+            f"""
+            WITH looked_at AS (
+                SELECT sensor_id, last_seen_at FROM sensor_status WHERE sensor_id = {SENSOR}
+            ), its_metrics AS (
+                SELECT m.title, m.name
+                FROM metrics m
+                CROSS JOIN looked_at s
+                WHERE EXISTS (SELECT FROM sensor_limits l WHERE l.sensor_id = s.sensor_id AND l.metric = m.name)
+                   OR EXISTS (SELECT FROM latest_points p WHERE p.sensor_id = s.sensor_id AND p.metric = m.name)
+                   OR EXISTS (
+                       SELECT FROM points p
+                       WHERE p.sensor_id = s.sensor_id AND p.metric = m.name
+                         AND p.time > s.last_seen_at - INTERVAL '1 hour' AND p.time <= s.last_seen_at
+                   )
+            )
+            SELECT title AS __text, name AS __value FROM its_metrics
+            UNION ALL
+            SELECT 'No readings yet', '{NO_METRIC}' WHERE NOT EXISTS (SELECT FROM its_metrics)
+            ORDER BY 1
+            """,
             multi=True,
         ),
     ],

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from tests.grafana.data import DEFAULT_OFFLINE_AFTER_S, METRICS, SENSORS
+from tests.grafana.data import DECIMALS, DEFAULT_OFFLINE_AFTER_S, METRICS, SENSORS, SYMBOLS
 from tests.grafana.stored import LATE_RANGES, LEDGER, TIERS, Stored
 
 WIDTHS_S = {"readings": 0, "readings_1m": 60, "readings_1h": 3_600, "readings_1d": 86_400}
@@ -187,14 +187,35 @@ def fleet_over_time(look: Look, now: pd.Timestamp) -> Rows:
 def sensor_latest(look: Look, now: pd.Timestamp) -> Rows:
     (status,) = (each for each in statuses(look.stored, now) if each.name == look.sensor)
     out = {metric for sensor, metric in violations(look.stored, now) if sensor == look.sensor}
-    rows = [(*METRICS[metric], value, "red" if metric in out else "green") for metric, value in status.values.items()]
-    return [(title, value, unit, color) for title, unit, value, color in sorted(rows)]
+    rows = [
+        (METRICS[metric][0], value, METRICS[metric][1], DECIMALS[metric], "red" if metric in out else "green")
+        for metric, value in status.values.items()
+    ]
+    return sorted(rows)
+
+
+def limits_in_words(look: Look) -> str | None:
+    """Each metric's, with what is open at one end said so."""
+    found = []
+    for metric, lower, upper in sorted(REGISTERED[look.sensor].limits):
+        title, symbol = METRICS[metric][0], SYMBOLS[metric]
+        if upper is None:
+            found.append(f"{title} from {lower:g}{symbol}")
+        else:
+            found.append(
+                f"{title} up to {upper:g}{symbol}" if lower is None else f"{title} {lower:g} to {upper:g}{symbol}"
+            )
+    return ", ".join(found) or None
 
 
 def sensor_registered(look: Look, now: pd.Timestamp) -> Rows:
     (status,) = (each for each in statuses(look.stored, now) if each.name == look.sensor)
-    sensor = REGISTERED[look.sensor]
-    return [(sensor.name, sensor.label, sensor.location, status.word, status.age_s, sensor.expected_interval_s)]
+    sensor, seen = REGISTERED[look.sensor], status.last_seen_at
+    about = (sensor.name, sensor.label, sensor.location, status.word, seen, status.age_s, sensor.expected_interval_s)
+    length = look.end - look.start
+    around = [None, None] if seen is None else [seen - 0.95 * length, seen + 0.05 * length]
+    links = (moment and str(math.floor(moment.timestamp() * 1_000)) for moment in around)
+    return [(*about, limits_in_words(look), *links)]
 
 
 def sensor_violations(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
@@ -236,12 +257,12 @@ def curve(look: Look, sensor: str, now: pd.Timestamp) -> Iterator[tuple[Any, ...
 
 
 def sensor_curve(look: Look, now: pd.Timestamp) -> Rows:
-    return [(time, *values) for time, _, *values in curve(look, look.sensor, now)]
+    return [(time, None, *values) for time, _, *values in curve(look, look.sensor, now)]
 
 
 def sensor_limits(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
     return [
-        (time, f"{name} limit", value)
+        (time, f"{name} limit {value:g}{SYMBOLS[metric]}", value)
         for time in (look.start, look.end)
         for metric, lower, upper in REGISTERED[look.sensor].limits
         for name, value in (("lower", lower), ("upper", upper))
@@ -252,7 +273,7 @@ def sensor_limits(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
 def sensor_figures(look: Look, now: pd.Timestamp) -> Rows:
     found = buckets(look, look.metric, [look.sensor], now)
     if found.empty:
-        return []
+        return [(0, *[None] * 5)]
     mean = found["sum"].sum() / found["count"].sum()
     return [
         (
@@ -286,6 +307,10 @@ def unit(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
     return [(METRICS[look.metric][1],)]
 
 
+def unit_and_decimals(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
+    return [(METRICS[look.metric][1], DECIMALS[look.metric])]
+
+
 def choice_of_sensors(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
     return [(sensor.name, look.stored.ids[sensor.name]) for sensor in SENSORS]
 
@@ -296,6 +321,15 @@ def choice_of_compared(look: Look, now: pd.Timestamp) -> Rows:
 
 def choice_of_metrics(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
     return sorted((title, metric) for metric, (title, _) in METRICS.items())
+
+
+def choice_of_its_metrics(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
+    readings = look.stored.readings
+    its_own = readings[readings["sensor"] == look.sensor]
+    last_hour = its_own[its_own["time"] > its_own["time"].max() - timedelta(hours=1)]
+    limited = {metric for metric, *_ in REGISTERED[look.sensor].limits}
+    has = (metric for metric in METRICS if metric in limited or last_hour[metric].notna().any())
+    return sorted((METRICS[metric][0], metric) for metric in has)
 
 
 def database_late_ranges(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
@@ -352,11 +386,11 @@ EXPECTED: dict[str, Callable[[Look, pd.Timestamp], Rows]] = {
     "sensorflow-sensor: Readings out of limits in this range": sensor_violations,
     "sensorflow-sensor: $metric": sensor_curve,
     "sensorflow-sensor: $metric limits": sensor_limits,
-    "sensorflow-sensor: $metric unit": unit,
+    "sensorflow-sensor: $metric unit": unit_and_decimals,
     "sensorflow-sensor: $metric in this range": sensor_figures,
-    "sensorflow-sensor: $metric in this range unit": unit,
+    "sensorflow-sensor: $metric in this range unit": unit_and_decimals,
     "sensorflow-sensor: variable sensor": choice_of_sensors,
-    "sensorflow-sensor: variable metric": choice_of_metrics,
+    "sensorflow-sensor: variable metric": choice_of_its_metrics,
     "sensorflow-compare: $metric by sensor, 50 at most": compare_curves,
     "sensorflow-compare: $metric by sensor, 50 at most unit": unit,
     "sensorflow-compare: $metric in this range, 50 sensors at most": compare_figures,

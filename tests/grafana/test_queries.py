@@ -179,6 +179,41 @@ def test_a_series_has_times_and_numbers_and_at_most_one_name(stored: Stored, que
             assert all(isinstance(value, float | str | None) for value in row[1:])
 
 
+NO_SENSOR: dict[str, Value] = {"sensor": "", "metric": "none"}
+"""What Grafana puts in before a sensor is registered."""
+
+
+@each({name: query for name, query in QUERIES.items() if query.dashboard == "sensorflow-sensor"})
+def test_no_sensor_is_no_error(stored: Stored, query: Query) -> None:
+    """Sensor detail of an empty database has words in its panels, and no errors of PostgreSQL."""
+    end = stored.until.to_pydatetime()
+    for length, width_ms in ((timedelta(hours=1), 2_000), (timedelta(days=30), 1_800_000)):
+        answer = stored.ask(expand(query.sql, Request(end - length, end, width_ms, NO_SENSOR)))
+        if query.place == "variable metric":
+            assert answer.rows == [("No readings yet", "none")]
+        elif query.place == "$metric in this range" and query.ref_id == "A":
+            assert answer.rows == [(0, *[None] * 5)]
+        elif query.place != "variable sensor":
+            assert answer.rows == []
+
+
+def metrics_of(stored: Stored, sensor: str) -> list[str]:
+    """What Sensor detail offers for a sensor."""
+    query = QUERIES["sensorflow-sensor: variable metric"]
+    end = stored.until.to_pydatetime()
+    chosen: dict[str, Value] = {"sensor": stored.ids[sensor], "metric": []}
+    return [row[1] for row in stored.ask(expand(query.sql, Request(end, end, 1_000, chosen))).rows]
+
+
+@pytest.mark.parametrize("edition_and_admin_url", [*EDITIONS, WASM], indirect=True)
+def test_metrics_of_a_sensor(stored: Stored) -> None:
+    """A row stands for each metric that the sensor has, or is to have by its limits, and for no other."""
+    assert metrics_of(stored, "Roof") == ["humidity", "temperature"]
+    assert metrics_of(stored, "Cellar") == ["pressure", "temperature"]
+    assert metrics_of(stored, "Greenhouse") == ["humidity", "pressure", "temperature"]
+    assert metrics_of(stored, "Attic") == ["none"]
+
+
 @each(ZOOMED)
 def test_only_the_tier_that_suits_the_range_is_read(stored: Stored, query: Query) -> None:
     """And what stands for the bucket of now. On Community, what is not materialized yet comes from the finer ones."""
