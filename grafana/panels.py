@@ -298,6 +298,36 @@ def table(
     )
 
 
+def state_timeline(
+    title: str,
+    description: str,
+    target: Json,
+    *,
+    size: tuple[int, int] = (24, 4),
+    defaults: Json | None = None,
+    points: int | None = None,
+) -> Json:
+    """What something was over time: a row's text holds from its time to the next one's."""
+    return panel(
+        "state-timeline",
+        title,
+        description,
+        [target],
+        size=size,
+        defaults=defaults,
+        custom={"fillOpacity": 80, "lineWidth": 0},
+        options={
+            "alignValue": "left",
+            "legend": {"displayMode": "list", "placement": "bottom", "showLegend": False},
+            "mergeValues": True,
+            "rowHeight": 0.9,
+            "showValue": "auto",
+            "tooltip": {"mode": "single", "sort": "none"},
+        },
+        points=points,
+    )
+
+
 def row(title: str, *, repeat: str | None = None) -> Json:
     """A heading; with ``repeat``, it and what lies under it stand there once for each value of that variable."""
     made: Json = {"type": "row", "title": title, "collapsed": False, "panels": [], "gridPos": {"w": 24, "h": 1}}

@@ -127,3 +127,10 @@ def in_range(width: str) -> str:
 def bucket_of_now(width: str) -> str:
     """The start of the bucket that is not whole yet."""
     return f"date_bin('{width}', now(), TIMESTAMPTZ 'epoch')"
+
+
+def bucket_s() -> str:
+    """An expression of SQL: the width of the zoom's buckets, seconds; 0 for readings."""
+    return f"""\
+CASE WHEN $__interval_ms <= {RAW_MS} THEN 0 WHEN $__interval_ms <= {MINUTES_MS} THEN 60
+     WHEN $__interval_ms <= {HOURS_MS} THEN 3600 ELSE 86400 END"""

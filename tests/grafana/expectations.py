@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from grafana.zoom import Points
 from tests.grafana.data import DECIMALS, DEFAULT_OFFLINE_AFTER_S, METRICS, SENSORS, SYMBOLS
+from tests.grafana.expansion import interval_ms
 from tests.grafana.stored import LATE_RANGES, LEDGER, TIERS, Stored
 
 WIDTHS_S = {"readings": 0, "readings_1m": 60, "readings_1h": 3_600, "readings_1d": 86_400}
@@ -270,10 +272,24 @@ def sensor_limits(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
     ]
 
 
+def limits_of(look: Look) -> tuple[float, float] | None:
+    """Lower and upper limit of the metric of now, without bounds where one is open."""
+    for metric, lower, upper in REGISTERED[look.sensor].limits:
+        if metric == look.metric:
+            return (-math.inf if lower is None else lower, math.inf if upper is None else upper)
+    return None
+
+
 def sensor_figures(look: Look, now: pd.Timestamp) -> Rows:
-    found = buckets(look, look.metric, [look.sensor], now)
+    found, limits = buckets(look, look.metric, [look.sensor], now), limits_of(look)
+    beyond_s = None
+    if limits:
+        beyond = found[(found["min"] < limits[0]) | (found["max"] > limits[1])]
+        widths_s = beyond["width_s"].clip(lower=60)
+        spans = {(floored(time, width_s), width_s) for time, width_s in zip(beyond["time"], widths_s, strict=True)}
+        beyond_s = sum(width_s for _, width_s in spans)
     if found.empty:
-        return [(0, *[None] * 5)]
+        return [(0, *[None] * 4, beyond_s)]
     mean = found["sum"].sum() / found["count"].sum()
     return [
         (
@@ -281,10 +297,45 @@ def sensor_figures(look: Look, now: pd.Timestamp) -> Rows:
             found["min"].min(),
             mean,
             found["max"].max(),
-            found["first"].iloc[0],
             found["last"].iloc[-1],
+            beyond_s,
         )
     ]
+
+
+def floored(time: pd.Timestamp, width_s: float) -> float:
+    """The start of the span in which a time is, seconds since 1970."""
+    return math.floor(float(time.timestamp()) / width_s) * width_s
+
+
+def sensor_states(look: Look, now: pd.Timestamp) -> Rows:
+    """The changes between what was so in each span of four points, or of a bucket where that is longer."""
+    found, (lower, upper) = buckets(look, look.metric, [look.sensor], now), limits_of(look) or (-math.inf, math.inf)
+    width_ms = interval_ms(look.end - look.start, Points.SENSORS, "1s")
+    span_s = max(4 * width_ms / 1_000, WIDTHS_S[look.tier])
+    is_out: dict[float, bool] = {}
+    for each in found.itertuples():
+        span = floored(each.time, span_s)
+        is_out[span] = is_out.get(span, False) or each.min < lower or each.max > upper
+    spans, ends_at = sorted(is_out), min(look.end, now).timestamp()
+    steps = sorted(later - earlier for earlier, later in pairwise(spans))
+    usual_s = steps[(len(steps) - 1) // 2] if steps else 0
+    expected_s = REGISTERED[look.sensor].expected_interval_s
+    silence_s = max(span_s, 3 * expected_s if expected_s else max(300, 3 * usual_s))
+    states = {}
+    start = look.start.timestamp()
+    if look.sensor in set(look.stored.readings["sensor"]) and start + silence_s < (spans or [ends_at])[0]:
+        states[start] = "offline"
+    for span, later in zip_longest(spans, spans[1:], fillvalue=ends_at):
+        states[span] = "out of limits" if is_out[span] else "online"
+        if span + silence_s < later:
+            states[span + silence_s] = "offline"
+    rows, before = [], None
+    for seconds, state in sorted(states.items()):
+        if state != before:
+            rows.append((pd.Timestamp(seconds, unit="s", tz="UTC").round("us"), state))
+        before = state
+    return rows
 
 
 def compare_curves(look: Look, now: pd.Timestamp) -> Rows:
@@ -323,12 +374,14 @@ def choice_of_metrics(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
     return sorted((title, metric) for metric, (title, _) in METRICS.items())
 
 
-def choice_of_its_metrics(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
+def choice_of_its_metrics(look: Look, now: pd.Timestamp) -> Rows:
     readings = look.stored.readings
     its_own = readings[readings["sensor"] == look.sensor]
-    last_hour = its_own[its_own["time"] > its_own["time"].max() - timedelta(hours=1)]
+    newest = its_own["time"].max()
+    day, hour = now - timedelta(days=1), newest - timedelta(hours=1)
+    looked_at = its_own[(its_own["time"] == newest) | (its_own["time"] > max(day, hour))]
     limited = {metric for metric, *_ in REGISTERED[look.sensor].limits}
-    has = (metric for metric in METRICS if metric in limited or last_hour[metric].notna().any())
+    has = (metric for metric in METRICS if metric in limited or looked_at[metric].notna().any())
     return sorted((METRICS[metric][0], metric) for metric in has)
 
 
@@ -389,6 +442,7 @@ EXPECTED: dict[str, Callable[[Look, pd.Timestamp], Rows]] = {
     "sensorflow-sensor: $metric unit": unit_and_decimals,
     "sensorflow-sensor: $metric in this range": sensor_figures,
     "sensorflow-sensor: $metric in this range unit": unit_and_decimals,
+    "sensorflow-sensor: $metric: state in this range": sensor_states,
     "sensorflow-sensor: variable sensor": choice_of_sensors,
     "sensorflow-sensor: variable metric": choice_of_its_metrics,
     "sensorflow-compare: $metric by sensor, 50 at most": compare_curves,

@@ -166,7 +166,8 @@ class Stored:
             relation.rpartition("_chunk")[0].rpartition("_")[0], re.sub(r"_p?\d+$", "", relation)
         )
         if name == "readings" and not self.is_community:
-            widths = [WIDTHS[width] for group in groups for width in BUCKET.findall(group)]
+            # Others are those of what a panel draws.
+            widths = [WIDTHS[width] for group in groups for width in BUCKET.findall(group) if width in WIDTHS]
             yield widths[-1] if widths else name
         elif name in {"readings", *TIERS}:
             yield name

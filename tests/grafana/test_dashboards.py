@@ -303,9 +303,8 @@ def test_axes_have_the_decimals_of_their_steps() -> None:
     """An axis is written as its panel's first series: that has no decimals, and is not drawn. Figures have those of
     their metric.
     """
-    (chart, figures) = (
-        each for each in panels(DASHBOARDS["sensor-detail.json"]) if each["title"].startswith("$metric")
-    )
+    by_title = {panel["title"]: panel for panel in panels(DASHBOARDS["sensor-detail.json"])}
+    chart, figures = by_title["$metric"], by_title["$metric in this range"]
     (axis,) = (
         {each["id"]: each["value"] for each in override["properties"]}
         for override in chart["fieldConfig"]["overrides"]

@@ -197,6 +197,41 @@ def test_no_sensor_is_no_error(stored: Stored, query: Query) -> None:
             assert answer.rows == []
 
 
+STATES = "sensorflow-sensor: $metric: state in this range"
+
+
+def states_of(
+    stored: Stored, sensor: str, metric: str, start: pd.Timestamp, end: pd.Timestamp
+) -> list[tuple[Any, ...]]:
+    """The changes of a sensor's state in a range."""
+    width_ms = interval_ms(end - start, QUERIES[STATES].of_panel["maxDataPoints"], "1s")
+    chosen: dict[str, Value] = {"sensor": stored.ids[sensor], "metric": metric}
+    request = Request(start.to_pydatetime(), end.to_pydatetime(), width_ms, chosen)
+    return stored.ask(expand(QUERIES[STATES].sql, request)).rows
+
+
+@pytest.mark.parametrize("edition_and_admin_url", [*EDITIONS, WASM], indirect=True)
+def test_states(stored: Stored) -> None:
+    """What is silent for longer than three intervals is offline until it sends again, or to the end of the range."""
+    until, hour = stored.until, timedelta(hours=1)
+    died = [state for _, state in states_of(stored, "Roof", "temperature", until - 2 * hour, until)]
+    assert died == ["out of limits", "offline"]
+    dead = states_of(stored, "Roof", "temperature", until - hour / 4, until)
+    assert dead == [(until - hour / 4, "offline")]
+    # Its interval is an hour, and it was silent for two.
+    patient = [state for _, state in states_of(stored, "Greenhouse", "pressure", until - 8 * hour, until)]
+    assert patient == ["online"]
+    assert states_of(stored, "Attic", "temperature", until - hour, until) == []
+
+
+def test_states_are_bounded() -> None:
+    """However often a sensor goes over its limit, a range has so many spans of one state or another, and no more."""
+    panel = QUERIES[STATES].of_panel
+    for length in (timedelta(minutes=69), timedelta(hours=69), timedelta(days=74), timedelta(days=365)):
+        width_ms = interval_ms(length, panel["maxDataPoints"], panel["interval"])
+        assert length / timedelta(milliseconds=4 * width_ms) * 2 <= 1_200
+
+
 def metrics_of(stored: Stored, sensor: str) -> list[str]:
     """What Sensor detail offers for a sensor."""
     query = QUERIES["sensorflow-sensor: variable metric"]
