@@ -4,7 +4,7 @@ Knows nothing of sensors. Names and values of options are those of ``@grafana/sc
 the default that is wanted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from textwrap import dedent
 
@@ -234,8 +234,14 @@ def stat(
     overrides: Sequence[Json] = (),
     transformations: Sequence[Json] = (),
     points: int | None = None,
+    text: str = "auto",
+    is_wide: bool = True,
 ) -> Json:
-    """Large figures, one a field; a series shows its course behind its last value, an instant has none."""
+    """Large figures, one a field; a series shows its course behind its last value, an instant has none.
+
+    ``text`` is what stands there: left alone, Grafana leaves out the name of a figure that is the only one. Unless
+    ``is_wide`` is false, name and figure stand side by side where there is width for it, and both get small.
+    """
     has_course = not target.get("instant")
     return panel(
         "stat",
@@ -253,8 +259,8 @@ def stat(
             "percentChangeColorMode": "standard",
             "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
             "showPercentChange": False,
-            "textMode": "auto",
-            "wideLayout": True,
+            "textMode": text,
+            "wideLayout": is_wide,
         },
         overrides=overrides,
         transformations=transformations,
@@ -328,9 +334,13 @@ def state_timeline(
     )
 
 
-def row(title: str, *, repeat: str | None = None) -> Json:
-    """A heading; with ``repeat``, it and what lies under it stand there once for each value of that variable."""
-    made: Json = {"type": "row", "title": title, "collapsed": False, "panels": [], "gridPos": {"w": 24, "h": 1}}
+def row(title: str, *, repeat: str | None = None, hidden: Sequence[Json] = ()) -> Json:
+    """A heading; with ``repeat``, it and what lies under it stand there once for each value of that variable.
+
+    What is ``hidden`` is asked for and shown once somebody opens the row.
+    """
+    made: Json = {"type": "row", "title": title, "collapsed": bool(hidden), "panels": list(hidden)}
+    made["gridPos"] = {"w": 24, "h": 1}
     return made | {"repeat": repeat} if repeat else made
 
 
@@ -358,16 +368,23 @@ def variable(
     }
 
 
-def laid_out(panels: Sequence[Json]) -> list[Json]:
-    """The panels with their ids and places: from left to right, and below the tallest of a line the next line."""
+def laid_out(panels: Sequence[Json], *, top: int = 0, numbers: Iterator[int] | None = None) -> list[Json]:
+    """The panels with their ids and places: from left to right, and below the tallest of a line the next line.
+
+    Those that a row hides begin below it, as if it were open.
+    """
+    numbers = numbers or count(1)
     placed = []
-    x = y = line_height = 0
-    for number, each in zip(count(1), panels):
+    x, y, line_height = 0, top, 0
+    for each in panels:
         match each["gridPos"]:
             case {"w": int(width), "h": int(height)}:
                 if x + width > GRID_COLUMNS:
                     x, y, line_height = 0, y + line_height, 0
-                placed.append({"id": number, **each, "gridPos": {"x": x, "y": y, "w": width, "h": height}})
+                made = {"id": next(numbers), **each, "gridPos": {"x": x, "y": y, "w": width, "h": height}}
+                if isinstance(hidden := each.get("panels"), list):
+                    made["panels"] = laid_out(hidden, top=y + height, numbers=numbers)
+                placed.append(made)
                 x, line_height = x + width, max(line_height, height)
     return placed
 

@@ -8,6 +8,7 @@ from grafana.panels import (
     GREEN,
     GREY,
     NO_CELL,
+    ORANGE,
     RED,
     Json,
     colored_text,
@@ -26,7 +27,7 @@ from grafana.panels import (
     timeseries,
     variable,
 )
-from grafana.zoom import Points, bucket_s, curves, points
+from grafana.zoom import Points, bucket_s, curves, in_range, points, received
 
 # Before the first sensor is registered the variable is empty.
 SENSOR = "nullif(${sensor:sqlstring}, '')::integer"
@@ -35,9 +36,12 @@ NO_METRIC = "none"
 """Stands among the metrics for those of a sensor that has none. It is no metric's name."""
 ZOOM = """Below 70 minutes from the readings themselves; then from buckets of a minute (below 70 hours), of an hour
 (below 75 days) and of a day."""
+SHORTEST_DAYS = 2
+MOST_DAYS = 366
+"""Of a range whose hours are shown by day."""
 NOTHING_IN_RANGE = "No reading in this range. When the sensor last sent stands above, with a link to that time."
 HIDDEN_IN_LEGEND: Json = {"legend": True, "tooltip": False, "viz": False}
-STATE_COLORS = {"online": GREEN, "out of limits": RED, "offline": GREY}
+STATE_COLORS = {**STATUS_COLORS, "out of limits": ORANGE}
 DASHED: Json = {"fill": "dash", "dash": [10, 10]}
 
 registered = table(
@@ -116,10 +120,77 @@ latest = stat(
         decimals=decimals("m.unit"),
         sensor=SENSOR,
     ),
-    size=(24, 4),
+    size=(12, 4),
     defaults={"thresholds": thresholds(GREY), "noValue": "Nothing has come from this sensor"},
+    text="value_and_name",
+    is_wide=False,
     # The first text is the field's name, the number its value; columns named unit, decimals, color are what they say.
     transformations=[{"id": "rowsToFields", "options": {}}],
+)
+
+# A mark at either end makes a gap of what is missing there. Buckets at the ends are whole, and so the range is that
+# of its buckets.
+quality = stat(
+    "Completeness in this range",
+    f"""Readings against those that the expected interval gives, up to now. A gap is longer than three expected
+    intervals and, where buckets are read, than one of them. Without an expected interval neither is known, and how many
+    came late, twice or were refused is not kept by sensor. {ZOOM}""",
+    sql(
+        """
+        WITH came AS (
+            {received}
+        ), looked_at AS (
+            SELECT expected_interval_s AS expected_s,
+                   coalesce(date_bin({bucket}, $__timeFrom(), TIMESTAMPTZ 'epoch'), $__timeFrom()) AS starts_at,
+                   least(now(), coalesce(
+                       date_bin({bucket}, $__timeTo(), TIMESTAMPTZ 'epoch') + {bucket}, $__timeTo()
+                   )) AS ends_at
+            FROM sensors
+            WHERE id = {sensor}
+        ), stepped AS (
+            SELECT count, width_s, extract(epoch FROM lead(time) OVER (ORDER BY time, count) - time) AS step_s
+            FROM (
+                SELECT time, width_s, count FROM came
+                UNION ALL
+                SELECT starts_at, 0, 0 FROM looked_at
+                UNION ALL
+                SELECT ends_at, 0, 0 FROM looked_at
+            ) AS marked
+        )
+        SELECT sum(s.count) AS "Readings",
+               sum(s.count) * l.expected_s / nullif(greatest(extract(epoch FROM l.ends_at - l.starts_at), 0), 0)
+                   AS "Of those expected",
+               CASE WHEN l.expected_s > 0
+                   THEN count(*) FILTER (WHERE s.step_s > greatest(s.width_s, 3 * l.expected_s)) END AS "Gaps",
+               CASE WHEN l.expected_s > 0 THEN coalesce(
+                   max(s.step_s - s.width_s) FILTER (WHERE s.step_s > greatest(s.width_s, 3 * l.expected_s)), 0
+               ) END AS "Longest gap"
+        FROM stepped s
+        CROSS JOIN looked_at l
+        GROUP BY l.expected_s, l.starts_at, l.ends_at
+        """,
+        received=received(f"sensor_id = {SENSOR}"),
+        bucket="make_interval(secs => nullif({bucket_s}, 0))",
+        bucket_s=bucket_s(),
+        sensor=SENSOR,
+    ),
+    size=(12, 4),
+    unit="short",
+    defaults={"color": fixed(BLUE), "noValue": NO_CELL},
+    overrides=[
+        override("Readings", unit="locale", decimals=0),
+        override(
+            "Of those expected",
+            unit="percentunit",
+            decimals=1,
+            color={"mode": "thresholds"},
+            thresholds=from_zero(RED, (0.9, ORANGE), (0.99, GREEN)),
+        ),
+        override("Gaps", unit="locale", decimals=0),
+        override("Longest gap", unit="s", decimals=1),
+    ],
+    points=Points.SENSORS,
+    is_wide=False,
 )
 
 violations = table(
@@ -248,13 +319,14 @@ figures = stat(
         override(
             "Out of limits",
             unit="s",
-            decimals=0,
+            decimals=1,
             color={"mode": "thresholds"},
             thresholds=from_zero(GREEN, (1, RED)),
         ),
     ],
     transformations=[WITH_UNIT],
     points=Points.SENSORS,
+    is_wide=False,
 )
 
 # After each span in which readings came lies one in which none did, if that was longer than the sensor may be silent.
@@ -292,10 +364,11 @@ states = state_timeline(
             UNION ALL
             SELECT time + silence, 'offline' FROM stepped, allowed WHERE time + silence < coalesce(next_time, ends_at)
             UNION ALL
-            SELECT TIMESTAMPTZ $__timeFrom(), 'offline'
+            SELECT TIMESTAMPTZ $__timeFrom(), CASE WHEN last_seen_at IS NULL THEN 'never seen' ELSE 'offline' END
             FROM allowed
-            WHERE TIMESTAMPTZ $__timeFrom() + silence < coalesce((SELECT min(time) FROM spans), ends_at)
-              AND EXISTS (SELECT FROM latest_readings WHERE sensor_id = {sensor})
+            JOIN sensor_status ON sensor_id = {sensor}
+            WHERE last_seen_at IS NULL
+               OR TIMESTAMPTZ $__timeFrom() + silence < coalesce((SELECT min(time) FROM spans), ends_at)
         )
         SELECT time, state AS "State"
         FROM (SELECT time, state, lag(state) OVER (ORDER BY time) AS before FROM changes) AS each
@@ -308,15 +381,87 @@ states = state_timeline(
         sensor=SENSOR,
     ),
     size=(24, 3),
-    defaults={"mappings": colored_text(STATE_COLORS), "noValue": "Nothing has come from this sensor"},
+    defaults={"mappings": colored_text(STATE_COLORS)},
     points=Points.SENSORS,
+)
+
+LOCAL_TIME = "AT TIME ZONE '${__timezone}'"
+HOURS = [f"{hour:02}:00" for hour in range(24)]
+MEANS_OF_HOURS = ",\n".join(
+    f'sum(sum) FILTER (WHERE hour = {hour}) / sum(count) FILTER (WHERE hour = {hour}) AS "{name}"'
+    for hour, name in enumerate(HOURS)
+)
+
+# Hours are read whatever the zoom is: of a short range, those before it would cost more than all else.
+days = table(
+    "$metric: mean of each hour",
+    f"""The mean of each hour of the range, the newest day first, in the dashboard's time zone. Of {SHORTEST_DAYS} days
+    or more, and the newest {MOST_DAYS} of them.""",
+    sql(
+        """
+        SELECT to_char(time {local}, 'YYYY-MM-DD') AS "Day",
+               {means}
+        FROM (
+            SELECT bucket AS time, extract(hour FROM bucket {local}) AS hour, sum, count
+            FROM points_1h
+            WHERE {values} AND {in_range}
+              AND TIMESTAMPTZ $__timeTo() - TIMESTAMPTZ $__timeFrom() >= INTERVAL '{shortest} days'
+        ) AS hours
+        GROUP BY 1
+        ORDER BY 1 DESC
+        LIMIT {most}
+        """,
+        means=MEANS_OF_HOURS,
+        local=LOCAL_TIME,
+        values=VALUES,
+        in_range=in_range("1 hour"),
+        shortest=str(SHORTEST_DAYS),
+        most=str(MOST_DAYS),
+    ),
+    size=(24, 9),
+    defaults={
+        "color": {"mode": "continuous-BlYlRd"},
+        # Else it would have the colour of the lowest value.
+        "mappings": [
+            {
+                "type": "special",
+                "options": {"match": "null", "result": {"text": NO_CELL, "color": "transparent", "index": 0}},
+            }
+        ],
+    },
+    empty=f"Hours by days are shown of a range of {SHORTEST_DAYS} days or more in which the sensor sent",
+    overrides=[
+        override("Day", custom__width=100),
+        # The unit stands beside the chart; with it, 24 columns would not fit.
+        *(
+            override(
+                hour,
+                unit="none",
+                decimals=1,
+                custom__cellOptions={"type": "color-background", "mode": "basic"},
+                custom__minWidth=46,
+                custom__filterable=False,
+            )
+            for hour in HOURS
+        ),
+    ],
 )
 
 DASHBOARD = dashboard(
     "sensorflow-sensor",
     "Sensor detail",
     "One sensor at every zoom: mean, range, limits and gaps of each metric.",
-    [registered, latest, violations, row("$metric", repeat="metric"), chart, figures, states],
+    [
+        registered,
+        latest,
+        quality,
+        violations,
+        row("$metric", repeat="metric"),
+        chart,
+        figures,
+        states,
+        row("$metric by hour and day", repeat="metric", hidden=[days]),
+    ],
     variables=[
         variable(
             "sensor",

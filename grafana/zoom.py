@@ -134,3 +134,27 @@ def bucket_s() -> str:
     return f"""\
 CASE WHEN $__interval_ms <= {RAW_MS} THEN 0 WHEN $__interval_ms <= {MINUTES_MS} THEN 60
      WHEN $__interval_ms <= {HOURS_MS} THEN 3600 ELSE 86400 END"""
+
+
+def received(where: str) -> str:
+    """A query of which readings came, whatever is in them: time, width_s (0: a reading), count."""
+    return f"""\
+SELECT time, 0 AS width_s, 1 AS count
+FROM readings
+WHERE $__interval_ms <= {RAW_MS} AND {where}
+  AND time >= $__timeFrom() AND time <= $__timeTo()
+UNION ALL
+SELECT bucket, 60, count
+FROM readings_1m
+WHERE $__interval_ms > {RAW_MS} AND $__interval_ms <= {MINUTES_MS} AND {where}
+  AND {in_range("1 minute")}
+UNION ALL
+SELECT bucket, 3600, count
+FROM readings_1h
+WHERE $__interval_ms > {MINUTES_MS} AND $__interval_ms <= {HOURS_MS} AND {where}
+  AND {in_range("1 hour")}
+UNION ALL
+SELECT bucket, 86400, count
+FROM readings_1d
+WHERE $__interval_ms > {HOURS_MS} AND {where}
+  AND {in_range("1 day")}"""

@@ -324,7 +324,9 @@ def sensor_states(look: Look, now: pd.Timestamp) -> Rows:
     silence_s = max(span_s, 3 * expected_s if expected_s else max(300, 3 * usual_s))
     states = {}
     start = look.start.timestamp()
-    if look.sensor in set(look.stored.readings["sensor"]) and start + silence_s < (spans or [ends_at])[0]:
+    if look.sensor not in set(look.stored.readings["sensor"]):
+        states[start] = "never seen"
+    elif start + silence_s < (spans or [ends_at])[0]:
         states[start] = "offline"
     for span, later in zip_longest(spans, spans[1:], fillvalue=ends_at):
         states[span] = "out of limits" if is_out[span] else "online"
@@ -336,6 +338,41 @@ def sensor_states(look: Look, now: pd.Timestamp) -> Rows:
             rows.append((pd.Timestamp(seconds, unit="s", tz="UTC").round("us"), state))
         before = state
     return rows
+
+
+def sensor_quality(look: Look, now: pd.Timestamp) -> Rows:
+    """Whole buckets, and what lies between them or at either end."""
+    width_s, expected_s = WIDTHS_S[look.tier], REGISTERED[look.sensor].expected_interval_s
+    readings = look.stored.readings
+    times = readings[readings["sensor"] == look.sensor]["time"]
+    start, end = look.start, look.end
+    if width_s:
+        width = timedelta(seconds=width_s)
+        times, start, end = times.dt.floor(width), start.floor(width), end.floor(width) + width
+    end = min(end, now)
+    times = times[(times >= start) & (times <= look.end)]
+    if not expected_s:
+        return [(len(times), None, None, None)]
+    spans = [(start, 0), *((time, width_s) for time in sorted(set(times))), (end, 0)]
+    missing = [
+        (later - time).total_seconds() - of_time_s
+        for (time, of_time_s), (later, _) in pairwise(spans)
+        if (later - time).total_seconds() > max(of_time_s, 3 * expected_s)
+    ]
+    share = len(times) * expected_s / (end - start).total_seconds()
+    return [(len(times), share, len(missing), max(missing, default=0))]
+
+
+def sensor_days(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
+    if look.end - look.start < timedelta(days=2):
+        return []
+    readings = look.stored.readings
+    its_own = readings[readings["sensor"] == look.sensor].dropna(subset=[look.metric])
+    hours = its_own["time"].dt.floor("1h")
+    its_own = its_own[(hours >= look.start.floor("1h")) & (hours <= look.end)]
+    means = its_own.groupby([its_own["time"].dt.floor("1D"), its_own["time"].dt.hour])[look.metric].mean()
+    days = sorted({day for day, _ in means.index})
+    return [(f"{day:%Y-%m-%d}", *(means.get((day, hour)) for hour in range(24))) for day in days[:-367:-1]]
 
 
 def compare_curves(look: Look, now: pd.Timestamp) -> Rows:
@@ -442,6 +479,8 @@ EXPECTED: dict[str, Callable[[Look, pd.Timestamp], Rows]] = {
     "sensorflow-sensor: $metric unit": unit_and_decimals,
     "sensorflow-sensor: $metric in this range": sensor_figures,
     "sensorflow-sensor: $metric in this range unit": unit_and_decimals,
+    "sensorflow-sensor: Completeness in this range": sensor_quality,
+    "sensorflow-sensor: $metric: mean of each hour": sensor_days,
     "sensorflow-sensor: $metric: state in this range": sensor_states,
     "sensorflow-sensor: variable sensor": choice_of_sensors,
     "sensorflow-sensor: variable metric": choice_of_its_metrics,

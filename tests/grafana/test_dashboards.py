@@ -86,7 +86,7 @@ def test_uids_and_titles_of_dashboards_are_unique() -> None:
 
 @each_dashboard()
 def test_ids_and_titles_of_panels_are_unique_and_so_are_refids(dashboard: Node) -> None:
-    assert max(Counter(panel["id"] for panel in dashboard["panels"]).values()) == 1
+    assert max(Counter(each["id"] for each in everything(dashboard) if "gridPos" in each).values()) == 1
     assert max(Counter(panel["title"] for panel in panels(dashboard)).values()) == 1
     for panel in panels(dashboard):
         assert max(Counter(target["refId"] for target in panel["targets"]).values()) == 1
@@ -316,6 +316,23 @@ def test_axes_have_the_decimals_of_their_steps() -> None:
         assert "decimals" not in panel["fieldConfig"]["defaults"]
         (options,) = (each["options"] for each in panel["transformations"] if each["id"] == "configFromData")
         assert {each["handlerKey"] for each in options["mappings"]} == {"unit", "decimals"}
+
+
+def test_hours_by_days_are_asked_for_when_they_are_looked_at() -> None:
+    """Their row is closed, and Grafana asks nothing for what is in it. They have no colour where there is no value."""
+    (row,) = (each for each in DASHBOARDS["sensor-detail.json"]["panels"] if each.get("panels"))
+    assert (row["collapsed"], row["repeat"]) == (True, "metric")
+    (days,) = row["panels"]
+    assert days["gridPos"]["y"] == row["gridPos"]["y"] + 1
+    (mapping,) = days["fieldConfig"]["defaults"]["mappings"]
+    assert (mapping["options"]["match"], mapping["options"]["result"]["color"]) == ("null", "transparent")
+
+
+def test_figures_of_a_sensor_are_large() -> None:
+    """The name stands above its figure: beside it, three figures in half a screen's width are 10 pixels high."""
+    for panel in panels(DASHBOARDS["sensor-detail.json"]):
+        if panel["type"] == "stat":
+            assert panel["options"]["wideLayout"] is False, panel["title"]
 
 
 def test_an_offline_sensor_links_to_its_last_reading() -> None:

@@ -221,7 +221,7 @@ def test_states(stored: Stored) -> None:
     # Its interval is an hour, and it was silent for two.
     patient = [state for _, state in states_of(stored, "Greenhouse", "pressure", until - 8 * hour, until)]
     assert patient == ["online"]
-    assert states_of(stored, "Attic", "temperature", until - hour, until) == []
+    assert states_of(stored, "Attic", "temperature", until - hour, until) == [(until - hour, "never seen")]
 
 
 def test_states_are_bounded() -> None:
