@@ -3,15 +3,15 @@
 from grafana.choices import CHOICES_IN_WORDS, SENSOR_CHOICES
 from grafana.fleet import HIDDEN, TO_SENSOR
 from grafana.panels import dashboard, override, sql, table, timeseries, unit_from, variable
-from grafana.zoom import Points, curves, points
+from grafana.zoom import Points, mean_curves, points
 
 MOST_CURVES = 50
 FIRST_BY_NAME = 5
 """How many sensors are shown before any is chosen."""
 FIRST = "0"
 """Stands among the values of the variable for the first sensors by name. It is no sensor's id."""
-ZOOM = """Readings below 70 minutes, buckets of a minute below 70 hours, of an hour below 75 days, of a day above; in
-place of the bucket that is not whole yet, finer ones."""
+ZOOM = """Readings up to an hour, buckets of a minute up to 60 hours, of an hour up to 65 days, of a day above; in place
+of the bucket that is not whole yet, finer ones."""
 
 unit, with_unit = unit_from("SELECT unit FROM metrics WHERE name = ${metric:sqlstring}")
 
@@ -43,7 +43,7 @@ chart = timeseries(
             SELECT TIMESTAMPTZ $__timeFrom() - INTERVAL '1 day', name, NULL FROM sensors WHERE id = ANY({chosen})
             ORDER BY sensor, time
             """,
-            curves=curves(f"metric = ${{metric:sqlstring}} AND sensor_id = ANY({FIRST_CHOSEN})"),
+            curves=mean_curves(f"metric = ${{metric:sqlstring}} AND sensor_id = ANY({FIRST_CHOSEN})"),
             chosen=FIRST_CHOSEN,
         ),
         unit,
@@ -60,7 +60,7 @@ chart = timeseries(
             "options": {"fields": ["sensor"], "keepFields": False, "naming": {"asLabels": True}},
         },
     ],
-    points=Points.SENSORS,
+    points=Points.COMPARED,
 )
 
 figures = table(
@@ -94,7 +94,7 @@ figures = table(
         override("Readings", unit="locale"),
     ],
     transformations=[with_unit],
-    points=Points.SENSORS,
+    points=Points.COMPARED,
 )
 
 DASHBOARD = dashboard(

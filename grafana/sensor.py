@@ -27,7 +27,7 @@ from grafana.panels import (
     timeseries,
     variable,
 )
-from grafana.zoom import Points, bucket_s, curves, in_range, points, received
+from grafana.zoom import WIDTH_S, Points, curves, in_range, points, received
 
 # Before the first sensor is registered the variable is empty.
 SENSOR = "nullif(${sensor:sqlstring}, '')::integer"
@@ -171,7 +171,7 @@ quality = stat(
         """,
         received=received(f"sensor_id = {SENSOR}"),
         bucket="make_interval(secs => nullif({bucket_s}, 0))",
-        bucket_s=bucket_s(),
+        bucket_s=WIDTH_S,
         sensor=SENSOR,
     ),
     size=(12, 4),
@@ -376,7 +376,7 @@ states = state_timeline(
         ORDER BY time
         """,
         span_s="greatest(0.004 * $__interval_ms, {bucket_s})",
-        bucket_s=bucket_s(),
+        bucket_s=WIDTH_S,
         points=points(VALUES),
         sensor=SENSOR,
     ),

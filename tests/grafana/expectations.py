@@ -13,9 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from grafana.zoom import Points
 from tests.grafana.data import DECIMALS, DEFAULT_OFFLINE_AFTER_S, METRICS, SENSORS, SYMBOLS
-from tests.grafana.expansion import interval_ms
 from tests.grafana.stored import LATE_RANGES, LEDGER, TIERS, Stored
 
 WIDTHS_S = {"readings": 0, "readings_1m": 60, "readings_1h": 3_600, "readings_1d": 86_400}
@@ -32,6 +30,7 @@ class Look:
     start: pd.Timestamp
     end: pd.Timestamp
     tier: str
+    interval_ms: int
     sensors: list[str]
     metric: str
 
@@ -237,12 +236,36 @@ def sensor_violations(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
     return sorted(rows, key=lambda row: row[6], reverse=True)
 
 
-def curve(look: Look, sensor: str, now: pd.Timestamp) -> Iterator[tuple[Any, ...]]:
-    """Time, sensor, mean, min, max; and after the last before a gap, a row without values."""
-    found = list(buckets(look, look.metric, [sensor], now).itertuples())
-    steps = sorted(
-        later.time - earlier.time for earlier, later in pairwise(found) if earlier.width_s == WIDTHS_S[look.tier]
+def thinned(look: Look, found: pd.DataFrame) -> pd.DataFrame:
+    """One row for those of two intervals of Grafana's; all that stands for the bucket of now but readings stays."""
+    two_intervals_s, tier_s = look.interval_ms / 500, WIDTHS_S[look.tier]
+    bins_s = {0: min(two_intervals_s, 4), 60: 60, 3_600: 3_600} | (
+        {tier_s: max(tier_s, two_intervals_s)} if tier_s else {}
     )
+    parts = []
+    for width_s, of_width in found.groupby("width_s"):
+        floored = of_width["time"].dt.floor(timedelta(seconds=bins_s[width_s]))
+        first = floored if width_s else of_width["time"]
+        sized = of_width.assign(time=first, width_s=width_s and bins_s[width_s])
+        how = {
+            "time": "min",
+            "sensor": "first",
+            "width_s": "first",
+            "count": "sum",
+            "sum": "sum",
+            "min": "min",
+            "max": "max",
+        }
+        parts.append(sized.groupby(floored.to_numpy()).agg(how))
+    return pd.concat(parts).sort_values("time") if parts else found
+
+
+def curve(sensor: str, points: pd.DataFrame, width_s: float) -> Iterator[tuple[Any, ...]]:
+    """Time, sensor, mean, min, max of points that mostly have a width; and after the last before a gap, a row without
+    values.
+    """
+    found = list(points.itertuples())
+    steps = sorted(later.time - earlier.time for earlier, later in pairwise(found) if earlier.width_s == width_s)
     usual = steps[(len(steps) - 1) // 2] if steps else timedelta(0)
     expected_s = REGISTERED[sensor].expected_interval_s
     for each, later in zip_longest(found, found[1:]):
@@ -259,7 +282,8 @@ def curve(look: Look, sensor: str, now: pd.Timestamp) -> Iterator[tuple[Any, ...
 
 
 def sensor_curve(look: Look, now: pd.Timestamp) -> Rows:
-    return [(time, None, *values) for time, _, *values in curve(look, look.sensor, now)]
+    found = buckets(look, look.metric, [look.sensor], now)
+    return [(time, None, *values) for time, _, *values in curve(look.sensor, found, WIDTHS_S[look.tier])]
 
 
 def sensor_limits(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
@@ -311,8 +335,7 @@ def floored(time: pd.Timestamp, width_s: float) -> float:
 def sensor_states(look: Look, now: pd.Timestamp) -> Rows:
     """The changes between what was so in each span of four points, or of a bucket where that is longer."""
     found, (lower, upper) = buckets(look, look.metric, [look.sensor], now), limits_of(look) or (-math.inf, math.inf)
-    width_ms = interval_ms(look.end - look.start, Points.SENSORS, "1s")
-    span_s = max(4 * width_ms / 1_000, WIDTHS_S[look.tier])
+    span_s = max(look.interval_ms / 250, WIDTHS_S[look.tier])
     is_out: dict[float, bool] = {}
     for each in found.itertuples():
         span = floored(each.time, span_s)
@@ -377,7 +400,12 @@ def sensor_days(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
 
 def compare_curves(look: Look, now: pd.Timestamp) -> Rows:
     before = look.start - timedelta(days=1)
-    return [row[:3] for sensor in look.sensors for row in [(before, sensor, None), *curve(look, sensor, now)]]
+    width_s = WIDTHS_S[look.tier] and max(WIDTHS_S[look.tier], look.interval_ms / 500)
+    rows: Rows = []
+    for sensor in look.sensors:
+        found = thinned(look, buckets(look, look.metric, [sensor], now))
+        rows += [(before, sensor, None), *(row[:3] for row in curve(sensor, found, width_s))]
+    return rows
 
 
 def compare_figures(look: Look, now: pd.Timestamp) -> Rows:

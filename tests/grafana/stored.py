@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,28 +149,33 @@ class Stored:
         self._answers[sql] = answer
         return answer
 
-    def tiers_read(self, sql: str) -> set[str]:
-        """Which of ``readings`` and its aggregates the plan of a query reads.
+    def rows_taken(self, sql: str) -> Counter[str]:
+        """How many rows a query takes of ``readings`` and of each aggregate; those of which it takes none are left out.
 
         On Community they are tables; elsewhere they are views of the readings, and told by the width of their buckets.
         """
         with self._as_reader():
-            row = self._connection.execute(f"EXPLAIN (VERBOSE, FORMAT JSON) {sql}".encode()).fetchone()
+            row = self._connection.execute(f"EXPLAIN (ANALYZE, VERBOSE, FORMAT JSON) {sql}".encode()).fetchone()
         assert row is not None
         plan = row[0] if isinstance(row[0], list) else json.loads(row[0])
-        return set(self._tiers_of(plan[0]["Plan"], ()))
+        rows: Counter[str] = Counter()
+        for tier, read in self._tiers_of(plan[0]["Plan"], ()):
+            rows[tier] += read
+        return +rows
 
-    def _tiers_of(self, node: dict[str, Any], groups: tuple[str, ...]) -> Iterator[str]:
+    def _tiers_of(self, node: dict[str, Any], groups: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+        """Each scan of one, and the rows that pass its conditions; of scans within a scan, the innermost."""
         groups = (*groups, *node.get("Group Key", []))
+        if within := [each for child in node.get("Plans", []) for each in self._tiers_of(child, groups)]:
+            yield from within
+            return
         relation = node.get("Relation Name", "")
         name = self._hypertables.get(
             relation.rpartition("_chunk")[0].rpartition("_")[0], re.sub(r"_p?\d+$", "", relation)
         )
-        if name == "readings" and not self.is_community:
-            # Others are those of what a panel draws.
-            widths = [WIDTHS[width] for group in groups for width in BUCKET.findall(group) if width in WIDTHS]
-            yield widths[-1] if widths else name
-        elif name in {"readings", *TIERS}:
-            yield name
-        for child in node.get("Plans", []):
-            yield from self._tiers_of(child, groups)
+        if name in {"readings", *TIERS}:
+            if not self.is_community:
+                # Readings that are grouped by seconds, for fewer points, are still readings.
+                widths = [WIDTHS[width] for group in groups for width in BUCKET.findall(group) if width in WIDTHS]
+                name = widths[-1] if widths else name
+            yield name, round(node["Actual Loops"] * node["Actual Rows"])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import combinations
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from grafana.panels import BLUE, GREEN, GREY, ORANGE, RED
+from grafana.zoom import HOURS_MS, MINUTES_MS, RAW_MS
 from tests.grafana.dashboards import (
     ALERT_RULES,
     DASHBOARDS,
@@ -26,7 +28,7 @@ from tests.grafana.dashboards import (
     panels,
     variable_queries,
 )
-from tests.grafana.expansion import VARIABLE, seconds
+from tests.grafana.expansion import VARIABLE, interval_ms, seconds
 from tests.grafana.schema import dashboard_schema
 
 OF_COUNTS = {name: DASHBOARDS[name] for name in ("database.json", "ingest-and-server.json", "fleet-overview.json")}
@@ -36,6 +38,8 @@ EXPRESSION = "__expr__"
 """The datasource of a rule's steps that work on other steps."""
 KINDS_WITHOUT_NUMBERS = {"text", "dashlist", "alertlist", "geomap", "table"}
 """Those of a table's columns that are numbers are only known once it has run: see test_queries.py."""
+BUCKETS_MS = (RAW_MS, 0), (MINUTES_MS, 60_000), (HOURS_MS, 3_600_000)
+"""Up to which interval which buckets are read; above, days."""
 OF_GRAFANA = re.compile(r"__\w+")
 
 
@@ -153,15 +157,13 @@ def test_a_choice_of_sensors_is_searched_and_cut(dashboard: Node) -> None:
             assert not variable["includeAll"]
 
 
-def test_comparing_draws_as_many_points_as_one_sensor_gets() -> None:
-    """Else what is beyond a limit for minutes is lost in the mean of an hour or a day."""
-    points = {
-        panel["maxDataPoints"]
-        for name in ("sensor-detail.json", "compare-sensors.json")
-        for panel in panels(DASHBOARDS[name])
-        if "maxDataPoints" in panel
-    }
-    assert len(points) == 1
+@pytest.mark.parametrize("hours", [0.25, 1, 3, 6, 12, 24, 48, 7 * 24, 30 * 24])
+def test_curves_of_several_sensors_keep_their_shape(hours: float) -> None:
+    """What is beyond a limit for minutes is not lost in the mean of an hour or a day."""
+    for panel in panels(DASHBOARDS["compare-sensors.json"]):
+        width_ms = interval_ms(timedelta(hours=hours), panel["maxDataPoints"], "1s")
+        bucket_ms = next((bucket for bound, bucket in BUCKETS_MS if width_ms <= bound), 86_400_000)
+        assert hours * 3_600_000 / max(bucket_ms, 2 * width_ms) > 150
 
 
 @each_dashboard()

@@ -5,6 +5,7 @@ and over what sensors have sent until now, in a range for each of the readings a
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -100,7 +101,7 @@ def looks(stored: Stored, query: Query) -> Iterator[tuple[Look, str]]:
                     width_ms,
                     None if query.dashboard == "alerting" else variables,
                 )
-                yield Look(stored, start, end, tier, sensors, metric), expand(query.sql, request)
+                yield Look(stored, start, end, tier, width_ms, sensors, metric), expand(query.sql, request)
 
 
 def texts(row: tuple[Any, ...]) -> list[str]:
@@ -251,18 +252,20 @@ def test_metrics_of_a_sensor(stored: Stored) -> None:
 
 @each(ZOOMED)
 def test_only_the_tier_that_suits_the_range_is_read(stored: Stored, query: Query) -> None:
-    """And what stands for the bucket of now. On Community, what is not materialized yet comes from the finer ones."""
+    """Of finer ones no more than what came since the bucket of now began or, on Community, since the last refresh."""
     for look, sql in looks(stored, query):
-        tier = "readings_1m" if "points_1m" not in query.sql and look.tier == "readings" else look.tier
-        finer = {each for each in WIDTHS_S if WIDTHS_S[each] < WIDTHS_S[tier]}
-        read = stored.tiers_read(sql)
-        is_past = look.end == WEATHER_UNTIL
-        is_materialized = not stored.is_community or is_past
-        of_bucket_of_now = {"readings", *(["readings_1h"] if tier == "readings_1d" else [])}
-        if not stored.is_community and tier != "readings_1m":
-            of_bucket_of_now.add("readings_1m")  # minutes that the query makes of readings are told by their width
-        assert read
-        assert read <= ({tier} | of_bucket_of_now if is_materialized else {tier} | finer)
+        reads_readings = re.search(r"FROM (points|readings)\b", query.sql)
+        tier = "readings_1m" if look.tier == "readings" and not reads_readings else look.tier
+        finer = [each for each in WIDTHS_S if WIDTHS_S[each] < WIDTHS_S[tier]]
+        taken = stored.rows_taken(sql)
+        assert taken.keys() <= {tier, *finer}
+        assert taken[tier] or look.end != WEATHER_UNTIL
+        since = look.end.floor(timedelta(seconds=WIDTHS_S[tier])) if finer else look.end
+        if stored.is_community:
+            since = min([since, *(stored.materialized_until[each] for each in (tier, *finer) if each != "readings")])
+        times = stored.readings["time"]
+        newer = 0 if look.end == WEATHER_UNTIL else (times >= since).sum()
+        assert all(taken[each] <= newer for each in finer), (taken, newer)
 
 
 @each({name: query for name, query in QUERIES.items() if str(query) == "sensorflow-database: Background jobs"})
