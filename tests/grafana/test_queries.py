@@ -268,6 +268,17 @@ def test_only_the_tier_that_suits_the_range_is_read(stored: Stored, query: Query
         assert all(taken[each] <= newer for each in finer), (taken, newer)
 
 
+@pytest.mark.parametrize("edition_and_admin_url", EDITIONS, indirect=True)
+def test_planning_does_not_grow_with_the_history(stored: Stored) -> None:
+    """What stands for the bucket of now is planned for its chunk: for all of a year's, it took 50 ms. The chunks of the
+    aggregates are a dozen. As WebAssembly, TimescaleDB takes all.
+    """
+    for query in ZOOMED.values():
+        for look, sql in looks(stored, query):
+            if "points_1m" in sql:
+                assert stored.chunks_planned_in_vain(sql) <= 15, (str(query), look.tier)
+
+
 @each({name: query for name, query in QUERIES.items() if str(query) == "sensorflow-database: Background jobs"})
 def test_jobs_without_a_run(stored: Stored, query: Query) -> None:
     """A job that has never run is shown: TimescaleDB's times of it are -infinity, which no panel can draw."""
