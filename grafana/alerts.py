@@ -13,6 +13,7 @@ from textwrap import dedent
 import yaml
 
 from grafana import database, fleet, ingest
+from grafana.metrics import WRITTEN
 from grafana.panels import POSTGRESQL, Json
 
 FOLDER = "SensorFlow"
@@ -23,9 +24,7 @@ HEAD = """\
 # mail server.
 """
 
-# What people write, for what Grafana calls a unit.
-SYMBOLS = {"celsius": "°C", "percent": "%", "pressurehpa": "hPa"}
-WHENS = " ".join(f"WHEN '{unit}' THEN '{symbol}'" for unit, symbol in SYMBOLS.items())
+WHENS = " ".join(f"WHEN '{unit}' THEN '{written.symbol.strip()}'" for unit, written in WRITTEN.items())
 SYMBOL = f"CASE m.unit {WHENS} ELSE m.unit END"
 
 SENSOR_LINK = "{{ externalURL }}d/sensorflow-sensor?var-sensor={{ .Labels.sensor_id }}"

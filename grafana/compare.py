@@ -2,7 +2,8 @@
 
 from grafana.choices import CHOICES_IN_WORDS, SENSOR_CHOICES
 from grafana.fleet import HIDDEN, TO_SENSOR
-from grafana.panels import dashboard, override, sql, table, timeseries, unit_from, variable
+from grafana.metrics import AXIS, OF_AXIS, UNIT, WITH_UNIT
+from grafana.panels import dashboard, override, sql, table, timeseries, variable
 from grafana.zoom import Points, mean_curves, points
 
 MOST_CURVES = 50
@@ -12,8 +13,6 @@ FIRST = "0"
 """Stands among the values of the variable for the first sensors by name. It is no sensor's id."""
 ZOOM = """Readings up to an hour, buckets of a minute up to 60 hours, of an hour up to 65 days, of a day above; in place
 of the bucket that is not whole yet, finer ones."""
-
-unit, with_unit = unit_from("SELECT unit FROM metrics WHERE name = ${metric:sqlstring}")
 
 # As an array, and not as a subquery of its own, the ids reach the index and the columnstore.
 FIRST_CHOSEN = f"""ARRAY(
@@ -35,26 +34,28 @@ chart = timeseries(
     [
         sql(
             """
-            SELECT time, sensor, mean
+            SELECT time, sensor, {axis}, mean
             FROM (
                 {curves}
             ) AS curves
             UNION ALL
-            SELECT TIMESTAMPTZ $__timeFrom() - INTERVAL '1 day', name, NULL FROM sensors WHERE id = ANY({chosen})
+            SELECT TIMESTAMPTZ $__timeFrom() - INTERVAL '1 day', name, NULL, NULL FROM sensors WHERE id = ANY({chosen})
             ORDER BY sensor, time
             """,
             curves=mean_curves(f"metric = ${{metric:sqlstring}} AND sensor_id = ANY({FIRST_CHOSEN})"),
             chosen=FIRST_CHOSEN,
+            axis=AXIS,
         ),
-        unit,
+        UNIT,
     ],
     size=(24, 12),
-    defaults={"displayName": "${__field.labels.sensor}", "decimals": 2},
+    defaults={"displayName": "${__field.labels.sensor}"},
+    overrides=[OF_AXIS],
     custom={"fillOpacity": 0},
     calcs=["lastNotNull"],
     # Each sensor gets a frame of its own: in a common one, times that only another has would break its line.
     transformations=[
-        with_unit,
+        WITH_UNIT,
         {
             "id": "partitionByValues",
             "options": {"fields": ["sensor"], "keepFields": False, "naming": {"asLabels": True}},
@@ -85,15 +86,14 @@ figures = table(
         """,
         points=points(f"metric = ${{metric:sqlstring}} AND sensor_id = ANY({FIRST_CHOSEN})"),
     ),
-    unit,
+    UNIT,
     size=(24, 10),
-    defaults={"decimals": 2},
     overrides=[
         override("id", custom__hideFrom=HIDDEN),
         override("Sensor", links=TO_SENSOR),
-        override("Readings", unit="locale"),
+        override("Readings", unit="locale", decimals=0),
     ],
-    transformations=[with_unit],
+    transformations=[WITH_UNIT],
     points=Points.COMPARED,
 )
 

@@ -1,5 +1,6 @@
 """Fleet overview: which sensors send, and which of them are out of their limits. Grafana's home."""
 
+from grafana.metrics import WRITTEN
 from grafana.panels import (
     BLUE,
     EVERY,
@@ -33,8 +34,8 @@ from grafana.zoom import HOURS_MS, MINUTES_MS, Points, counts
 
 STATUS_COLORS = {"online": GREEN, "offline": RED, "never seen": GREY}
 STATUS = "CASE WHEN is_online THEN 'online' WHEN last_seen_at IS NULL THEN 'never seen' ELSE 'offline' END"
-METRICS = {"Temperature": ("celsius", 2), "Humidity": ("percent", 1), "Pressure": ("pressurehpa", 1)}
-"""Unit and decimals of each."""
+METRICS = {"Temperature": "celsius", "Humidity": "percent", "Pressure": "pressurehpa"}
+"""The unit of each."""
 MOST_SENSORS, MOST_VIOLATIONS, MOST_PLACES, MOST_TIMELINES = 1_000, 1_000, 10_000, 20
 MOST_LOCATIONS = 200
 OUT_OF_LIMITS = "out of limits"
@@ -198,7 +199,7 @@ every_sensor = table(
             custom__width=110,
         ),
         override("Age", unit="s", decimals=0, custom__width=110),
-        *(override(metric, unit=unit, decimals=decimals) for metric, (unit, decimals) in METRICS.items()),
+        *(override(metric, unit=unit, decimals=WRITTEN[unit].decimals) for metric, unit in METRICS.items()),
         override(
             "Out of limits",
             mappings=[*colored_text({"none": GREEN}), *pattern("(.+)", RED, index=1)],

@@ -132,10 +132,12 @@ def link(title: str, url: str) -> list[Json]:
 
 
 def unit_from(query: str) -> tuple[Json, Json]:
-    """A query whose one value, ``unit``, becomes the unit of every number on the panel; and the transformation."""
+    """A query whose ``unit`` and, if it has them, ``decimals`` become those of every number on the panel; and the
+    transformation. Where ``decimals`` is NULL, Grafana chooses.
+    """
     options = {
         "configRefId": "unit",
-        "mappings": [{"fieldName": "unit", "handlerKey": "unit"}],
+        "mappings": [{"fieldName": name, "handlerKey": name} for name in ("unit", "decimals")],
         "applyTo": {"id": "byType", "options": "number"},
     }
     return sql(query, ref="unit"), {"id": "configFromData", "options": options}
@@ -200,7 +202,7 @@ def timeseries(
     transformations: Sequence[Json] = (),
     points: int | None = None,
 ) -> Json:
-    """Lines over time. ``calcs`` are the figures in the legend.
+    """Lines over time. ``calcs`` are the figures in the legend; without any it is a list of names.
 
     The legend stands below the lines, where Grafana cuts it after two rows or so; with ``legend_width``, in pixels, it
     stands beside them. With ``soft_max`` the axis begins at 0 and reaches at least so far: left alone, Grafana draws a
@@ -218,7 +220,7 @@ def timeseries(
         defaults={"color": {"mode": "palette-classic"}, **(defaults or {})},
         custom={"lineWidth": 1, "fillOpacity": 10, "showPoints": "auto", "spanNulls": False, **soft, **(custom or {})},
         options={
-            "legend": {"displayMode": "table", **place, "showLegend": True, "calcs": list(calcs)},
+            "legend": {"displayMode": "table" if calcs else "list", **place, "showLegend": True, "calcs": list(calcs)},
             "tooltip": {"mode": "multi", "sort": "desc"},
         },
         overrides=overrides,
@@ -238,12 +240,16 @@ def stat(
     overrides: Sequence[Json] = (),
     transformations: Sequence[Json] = (),
     points: int | None = None,
+    text: str = "auto",
+    is_wide: bool = True,
     texts: bool = False,
 ) -> Json:
     """Large figures, one a field; a series shows its course behind its last value, an instant has none.
 
-    With ``texts``, fields that are no numbers are shown, too. Grafana makes them as large as has room in one line, and
-    then breaks them at a space: there should be none that breaks.
+    ``text`` is what stands there: left alone, Grafana leaves out the name of a figure that is the only one. Unless
+    ``is_wide`` is false, name and figure stand side by side where there is width for it, and both get small. With
+    ``texts``, fields that are no numbers are shown, too. Grafana makes them as large as has room in one line, and then
+    breaks them at a space: there should be none that breaks.
     """
     has_course = not (texts or target.get("instant"))
     return panel(
@@ -262,8 +268,8 @@ def stat(
             "percentChangeColorMode": "standard",
             "reduceOptions": {"calcs": ["lastNotNull"], "fields": "/.*/" if texts else "", "values": False},
             "showPercentChange": False,
-            "textMode": "auto",
-            "wideLayout": True,
+            "textMode": text,
+            "wideLayout": is_wide,
         },
         overrides=overrides,
         transformations=transformations,

@@ -1,34 +1,106 @@
 """Sensor detail: one sensor at every zoom, from a year down to single readings."""
 
 from grafana.choices import CHOICES_IN_WORDS, SENSOR_CHOICES
-from grafana.fleet import STATUS, STATUS_COLORS
+from grafana.fleet import HIDDEN, STATE_COLORS, STATUS, STATUS_COLORS
+from grafana.metrics import AXIS, OF_AXIS, UNIT, WITH_UNIT, decimals, with_symbol
 from grafana.panels import (
     BLUE,
+    GREEN,
     GREY,
+    NO_CELL,
+    ORANGE,
     RED,
     Json,
     colored_text,
     dashboard,
     fixed,
+    from_zero,
+    link,
     override,
+    override_matching,
     row,
     sql,
     stat,
+    state_timeline,
     table,
     thresholds,
     timeseries,
-    unit_from,
     variable,
 )
-from grafana.zoom import Points, curves, points
+from grafana.zoom import WIDTH_S, Points, curves, in_range, points, received
 
-VALUES = "sensor_id = ${sensor:sqlstring} AND metric = ${metric:sqlstring}"
+# Before the first sensor is registered the variable is empty.
+SENSOR = "nullif(${sensor:sqlstring}, '')::integer"
+VALUES = f"sensor_id = {SENSOR} AND metric = ${{metric:sqlstring}}"
+NO_METRIC = "none"
+"""Stands among the metrics for those of a sensor that has none. It is no metric's name."""
 ZOOM = """Below 70 minutes from the readings themselves; then from buckets of a minute (below 70 hours), of an hour
 (below 75 days) and of a day."""
+SHORTEST_DAYS = 2
+MOST_DAYS = 366
+"""Of a range whose hours are shown by day."""
+NOTHING_IN_RANGE = "No reading in this range. When the sensor last sent stands above, with a link to that time."
 HIDDEN_IN_LEGEND: Json = {"legend": True, "tooltip": False, "viz": False}
 DASHED: Json = {"fill": "dash", "dash": [10, 10]}
 
-unit, with_unit = unit_from("SELECT unit FROM metrics WHERE name = ${metric:sqlstring}")
+registered = table(
+    "Sensor",
+    """What is known of the sensor. A click on its last reading goes to that time, in a range as long as this one.
+    Label, location, limits and expected interval are set with PATCH /api/sensors/{name}.""",
+    sql(
+        """
+        SELECT s.name AS "Sensor", s.label AS "Label", s.location AS "Location", {status} AS "Status",
+               s.last_seen_at AS "Last reading", s.age_s AS "Age", s.expected_interval_s AS "Expected every",
+               l.limits AS "Limits",
+               -- As texts: Grafana would write numbers into a link as it shows them.
+               floor(1000 * extract(epoch FROM s.last_seen_at - 0.95 * r.length))::bigint::text AS link_from,
+               floor(1000 * extract(epoch FROM s.last_seen_at + 0.05 * r.length))::bigint::text AS link_to
+        FROM sensor_status s
+        CROSS JOIN (SELECT TIMESTAMPTZ $__timeTo() - TIMESTAMPTZ $__timeFrom() AS length) AS r
+        LEFT JOIN (
+            SELECT l.sensor_id, string_agg(m.title || ' ' || CASE
+                       WHEN l.upper IS NULL THEN 'from ' || {lower}
+                       WHEN l.lower IS NULL THEN 'up to ' || {upper}
+                       ELSE l.lower || ' to ' || {upper}
+                   END, ', ' ORDER BY m.title) AS limits
+            FROM sensor_limits l
+            JOIN metrics m ON m.name = l.metric
+            WHERE l.sensor_id = {sensor}
+            GROUP BY l.sensor_id
+        ) AS l ON l.sensor_id = s.sensor_id
+        WHERE s.sensor_id = {sensor}
+        """,
+        status=STATUS,
+        lower=with_symbol("l.lower", "m.unit"),
+        upper=with_symbol("l.upper", "m.unit"),
+        sensor=SENSOR,
+    ),
+    size=(24, 4),
+    empty="No sensor yet. One is registered by its first reading or with PUT /api/sensors/{name}.",
+    overrides=[
+        override(
+            "Status",
+            mappings=colored_text(STATUS_COLORS),
+            custom__cellOptions={"type": "color-background"},
+            custom__width=100,
+        ),
+        override(
+            "Last reading",
+            links=link(
+                "Go to that time",
+                "/d/sensorflow-sensor?${sensor:queryparam}&${metric:queryparam}"
+                "&from=${__data.fields.link_from}&to=${__data.fields.link_to}",
+            ),
+            custom__width=170,
+        ),
+        override("Age", unit="s", decimals=1, custom__width=100),
+        override("Expected every", unit="s", custom__width=130),
+        override("Limits", custom__wrapText=True),
+        *(override(name, custom__width=150) for name in ("Sensor", "Label", "Location")),
+        override("link_from", custom__hideFrom=HIDDEN),
+        override("link_to", custom__hideFrom=HIDDEN),
+    ],
+)
 
 latest = stat(
     "Latest reading",
@@ -36,60 +108,114 @@ latest = stat(
     sensor's limits.""",
     sql(
         """
-        SELECT m.title AS metric, p.value, m.unit, CASE WHEN v.metric IS NULL THEN 'green' ELSE 'red' END AS color
+        SELECT m.title AS metric, p.value, m.unit, {decimals} AS decimals,
+               CASE WHEN v.metric IS NULL THEN 'green' ELSE 'red' END AS color
         FROM latest_points p
         JOIN metrics m ON m.name = p.metric
         LEFT JOIN limit_violations v ON v.sensor_id = p.sensor_id AND v.metric = p.metric
-        WHERE p.sensor_id = ${sensor:sqlstring}
+        WHERE p.sensor_id = {sensor}
         ORDER BY m.title
-        """
+        """,
+        decimals=decimals("m.unit"),
+        sensor=SENSOR,
     ),
     size=(12, 4),
-    defaults={"decimals": 2, "thresholds": thresholds(GREY)},
-    # The first text is the field's name, the number its value; columns named unit and color are what they say.
+    defaults={"thresholds": thresholds(GREY), "noValue": "Nothing has come from this sensor"},
+    text="value_and_name",
+    is_wide=False,
+    # The first text is the field's name, the number its value; columns named unit, decimals, color are what they say.
     transformations=[{"id": "rowsToFields", "options": {}}],
 )
 
-registered = table(
-    "Sensor",
-    "What is known of the sensor. Label, location and expected interval are set with PATCH /api/sensors/{name}.",
+# A mark at either end makes a gap of what is missing there. Buckets at the ends are whole, and so the range is that
+# of its buckets.
+quality = stat(
+    "Completeness in this range",
+    f"""Readings against those that the expected interval gives, up to now. A gap is longer than three expected
+    intervals and, where buckets are read, than one of them. Without an expected interval neither is known, and how many
+    came late, twice or were refused is not kept by sensor. {ZOOM}""",
     sql(
         """
-        SELECT name AS "Sensor", label AS "Label", location AS "Location", {status} AS "Status", age_s AS "Age",
-               expected_interval_s AS "Expected every"
-        FROM sensor_status
-        WHERE sensor_id = ${sensor:sqlstring}
+        WITH came AS (
+            {received}
+        ), looked_at AS (
+            SELECT expected_interval_s AS expected_s,
+                   coalesce(date_bin({bucket}, $__timeFrom(), TIMESTAMPTZ 'epoch'), $__timeFrom()) AS starts_at,
+                   least(now(), coalesce(
+                       date_bin({bucket}, $__timeTo(), TIMESTAMPTZ 'epoch') + {bucket}, $__timeTo()
+                   )) AS ends_at
+            FROM sensors
+            WHERE id = {sensor}
+        ), stepped AS (
+            SELECT count, width_s, extract(epoch FROM lead(time) OVER (ORDER BY time, count) - time) AS step_s
+            FROM (
+                SELECT time, width_s, count FROM came
+                UNION ALL
+                SELECT starts_at, 0, 0 FROM looked_at
+                UNION ALL
+                SELECT ends_at, 0, 0 FROM looked_at
+            ) AS marked
+        )
+        SELECT sum(s.count) AS "Readings",
+               sum(s.count) * l.expected_s / nullif(greatest(extract(epoch FROM l.ends_at - l.starts_at), 0), 0)
+                   AS "Of those expected",
+               CASE WHEN l.expected_s > 0
+                   THEN count(*) FILTER (WHERE s.step_s > greatest(s.width_s, 3 * l.expected_s)) END AS "Gaps",
+               CASE WHEN l.expected_s > 0 THEN coalesce(
+                   max(s.step_s - s.width_s) FILTER (WHERE s.step_s > greatest(s.width_s, 3 * l.expected_s)), 0
+               ) END AS "Longest gap"
+        FROM stepped s
+        CROSS JOIN looked_at l
+        GROUP BY l.expected_s, l.starts_at, l.ends_at
         """,
-        status=STATUS,
+        received=received(f"sensor_id = {SENSOR}"),
+        bucket="make_interval(secs => nullif({bucket_s}, 0))",
+        bucket_s=WIDTH_S,
+        sensor=SENSOR,
     ),
     size=(12, 4),
+    unit="short",
+    defaults={"color": fixed(BLUE), "noValue": NO_CELL},
     overrides=[
-        override("Status", mappings=colored_text(STATUS_COLORS), custom__cellOptions={"type": "color-background"}),
-        override("Age", unit="s", decimals=0),
-        override("Expected every", unit="s"),
+        override("Readings", unit="locale", decimals=0),
+        override(
+            "Of those expected",
+            unit="percentunit",
+            decimals=1,
+            color={"mode": "thresholds"},
+            thresholds=from_zero(RED, (0.9, ORANGE), (0.99, GREEN)),
+        ),
+        override("Gaps", unit="locale", decimals=0),
+        override("Longest gap", unit="s", decimals=1),
     ],
+    points=Points.SENSORS,
+    is_wide=False,
 )
 
 violations = table(
     "Readings out of limits in this range",
-    """Committed readings that were beyond a limit of the sensor when they arrived, by their own time: how many, and the
-    furthest. The log keeps them for 90 days.""",
-    sql("""
+    """The log of readings that were beyond a limit of the sensor when they arrived, by their own time: how many, and
+    the furthest. It keeps them for 90 days. Readings that came by SQL, or before their limit was set, are not in it:
+    beside each chart is for how long it was beyond the limits of today.""",
+    sql(
+        """
         SELECT m.title AS "Metric", CASE WHEN v.is_above THEN 'above' ELSE 'below' END AS "Side", v.bound AS "Limit",
                sum(v.readings) AS "Readings",
                CASE WHEN v.is_above THEN max(v.value) ELSE min(v.value) END AS "Furthest",
                min(v.first_time) AS "First", max(v.last_time) AS "Last"
         FROM limit_violation_log v
         JOIN metrics m ON m.name = v.metric
-        WHERE v.sensor_id = ${sensor:sqlstring} AND v.last_time >= $__timeFrom() AND v.first_time <= $__timeTo()
+        WHERE v.sensor_id = {sensor} AND v.last_time >= $__timeFrom() AND v.first_time <= $__timeTo()
         GROUP BY m.title, v.is_above, v.bound
         ORDER BY max(v.last_time) DESC, m.title, v.is_above, v.bound
         LIMIT 1000
-    """),
+        """,
+        sensor=SENSOR,
+    ),
     size=(24, 5),
     unit="none",
     defaults={"decimals": 2},
-    empty="No reading was out of limits when it came",
+    empty="No reading in this range was out of limits when it came. By the limits of today, see each metric below.",
     overrides=[
         override("Readings", unit="locale"),
         override("Furthest", color=fixed(RED), custom__cellOptions={"type": "color-text"}),
@@ -104,35 +230,40 @@ chart = timeseries(
     [
         sql(
             """
-            SELECT time, mean, min, max
+            SELECT time, {axis}, mean, min, max
             FROM (
                 {curves}
             ) AS curve
             ORDER BY time
             """,
+            axis=AXIS,
             curves=curves(VALUES),
             series=True,
         ),
         sql(
             """
-            SELECT t.time, l.name AS metric, l.value
+            SELECT t.time, l.name || ' limit ' || {value} AS metric, l.value
             FROM sensor_limits
-            CROSS JOIN LATERAL (VALUES ('upper limit', upper), ('lower limit', lower)) AS l (name, value)
+            JOIN metrics m ON m.name = metric
+            CROSS JOIN LATERAL (VALUES ('upper', upper), ('lower', lower)) AS l (name, value)
             CROSS JOIN (VALUES (TIMESTAMPTZ $__timeFrom()), (TIMESTAMPTZ $__timeTo())) AS t (time)
             WHERE {values} AND l.value IS NOT NULL
             ORDER BY t.time, l.name
             """,
             values=VALUES,
+            value=with_symbol("l.value", "m.unit"),
             ref="limits",
             series=True,
         ),
-        unit,
+        UNIT,
     ],
-    size=(19, 10),
-    defaults={"decimals": 2},
-    custom={"fillOpacity": 0},
+    size=(18, 10),
+    defaults={"noValue": NOTHING_IN_RANGE},
+    # Of one width, axes of metrics below each other begin at the same place.
+    custom={"axisWidth": 80, "fillOpacity": 0},
     calcs=[],
     overrides=[
+        OF_AXIS,
         override("mean", color=fixed(BLUE), custom__lineWidth=2),
         override("max", custom__fillBelowTo="min", custom__fillOpacity=20),
         *(
@@ -145,42 +276,191 @@ chart = timeseries(
             )
             for edge in ("max", "min")
         ),
-        *(
-            override(limit, color=fixed(RED), custom__lineStyle=DASHED, custom__showPoints="never")
-            for limit in ("upper limit", "lower limit")
+        override_matching(
+            "(upper|lower) limit .*", color=fixed(RED), custom__lineStyle=DASHED, custom__showPoints="never"
         ),
     ],
-    transformations=[with_unit],
+    transformations=[WITH_UNIT],
     points=Points.SENSORS,
 )
 
+# Planned for all metrics at once, points cost three times as much as for one: so each metric has its own.
 figures = stat(
     "$metric in this range",
-    f"Over what the chart shows. The mean is that of the readings and not of the buckets. {ZOOM}",
+    f"""Over what the chart shows. The mean is that of the readings and not of the buckets. Out of limits are the
+    minutes, hours or days in which any reading was beyond a limit of today. {ZOOM}""",
     sql(
         """
-        SELECT sum(count) AS "Readings", min(min) AS "Lowest", sum(sum) / sum(count) AS "Mean", max(max) AS "Highest",
-               (array_agg(first ORDER BY time))[1] AS "First", (array_agg(last ORDER BY time DESC))[1] AS "Last"
-        FROM (
+        WITH zoomed AS (
             {points}
-        ) AS zoomed
-        HAVING count(*) > 0
+        ), limits AS (
+            SELECT lower, upper FROM sensor_limits WHERE {values}
+        ), spans AS (
+            SELECT DISTINCT s.width_s, date_bin(make_interval(secs => s.width_s), z.time, TIMESTAMPTZ 'epoch')
+            FROM zoomed z
+            JOIN limits l ON z.max > l.upper OR z.min < l.lower
+            CROSS JOIN LATERAL (VALUES (greatest(z.width_s, 60))) AS s (width_s)
+        )
+        SELECT coalesce(sum(count), 0) AS "Readings", min(min) AS "Lowest", sum(sum) / sum(count) AS "Mean",
+               max(max) AS "Highest", (array_agg(last ORDER BY time DESC))[1] AS "Last",
+               CASE WHEN EXISTS (SELECT FROM limits) THEN coalesce((SELECT sum(width_s) FROM spans), 0) END
+                   AS "Out of limits"
+        FROM zoomed
         """,
         points=points(VALUES),
+        values=VALUES,
     ),
-    unit,
-    size=(5, 10),
-    defaults={"color": fixed(BLUE), "decimals": 2},
-    overrides=[override("Readings", unit="locale")],
-    transformations=[with_unit],
+    UNIT,
+    size=(6, 10),
+    defaults={"color": fixed(BLUE), "noValue": NO_CELL},
+    overrides=[
+        override("Readings", unit="locale", decimals=0),
+        override(
+            "Out of limits",
+            unit="s",
+            decimals=1,
+            color={"mode": "thresholds"},
+            thresholds=from_zero(GREEN, (1, RED)),
+        ),
+    ],
+    transformations=[WITH_UNIT],
     points=Points.SENSORS,
+    is_wide=False,
+)
+
+# After each span in which readings came lies one in which none did, if that was longer than the sensor may be silent.
+states = state_timeline(
+    "$metric: state in this range",
+    """Out of limits: a reading was beyond a limit of today. Offline: no value came for three of the sensor's expected
+    intervals or, where none is set, of its usual ones and five minutes. What lasts shorter than a part of the range is
+    shown as that part: four points of the chart, and no less than its buckets.""",
+    sql(
+        """
+        WITH spans AS (
+            SELECT date_bin(make_interval(secs => {span_s}), p.time, TIMESTAMPTZ 'epoch') AS time,
+                   coalesce(bool_or(p.max > l.upper OR p.min < l.lower), false) AS is_out
+            FROM (
+                {points}
+            ) AS p
+            LEFT JOIN sensor_limits l ON l.sensor_id = p.sensor_id AND l.metric = ${metric:sqlstring}
+            GROUP BY 1
+        ), stepped AS (
+            SELECT time, is_out, lead(time) OVER (ORDER BY time) AS next_time FROM spans
+        ), allowed AS (
+            SELECT make_interval(secs => greatest({span_s}, coalesce(
+                       3 * max(s.expected_interval_s),
+                       greatest(
+                           300,
+                           3 * percentile_disc(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM p.next_time - p.time))
+                       )
+                   ))) AS silence,
+                   least($__timeTo(), now()) AS ends_at
+            FROM sensors s
+            LEFT JOIN stepped p ON true
+            WHERE s.id = {sensor}
+        ), changes AS (
+            SELECT time, CASE WHEN is_out THEN 'out of limits' ELSE 'online' END AS state FROM stepped
+            UNION ALL
+            SELECT time + silence, 'offline' FROM stepped, allowed WHERE time + silence < coalesce(next_time, ends_at)
+            UNION ALL
+            SELECT TIMESTAMPTZ $__timeFrom(), CASE WHEN last_seen_at IS NULL THEN 'never seen' ELSE 'offline' END
+            FROM allowed
+            JOIN sensor_status ON sensor_id = {sensor}
+            WHERE last_seen_at IS NULL
+               OR TIMESTAMPTZ $__timeFrom() + silence < coalesce((SELECT min(time) FROM spans), ends_at)
+        )
+        SELECT time, state AS "State"
+        FROM (SELECT time, state, lag(state) OVER (ORDER BY time) AS before FROM changes) AS each
+        WHERE state IS DISTINCT FROM before
+        ORDER BY time
+        """,
+        span_s="greatest(0.004 * $__interval_ms, {bucket_s})",
+        bucket_s=WIDTH_S,
+        points=points(VALUES),
+        sensor=SENSOR,
+    ),
+    size=(24, 3),
+    defaults={"mappings": colored_text(STATE_COLORS)},
+    points=Points.SENSORS,
+)
+
+LOCAL_TIME = "AT TIME ZONE '${__timezone}'"
+HOURS = [f"{hour:02}:00" for hour in range(24)]
+MEANS_OF_HOURS = ",\n".join(
+    f'sum(sum) FILTER (WHERE hour = {hour}) / sum(count) FILTER (WHERE hour = {hour}) AS "{name}"'
+    for hour, name in enumerate(HOURS)
+)
+
+# Hours are read whatever the zoom is: of a short range, those before it would cost more than all else.
+days = table(
+    "$metric: mean of each hour",
+    f"""The mean of each hour of the range, the newest day first, in the dashboard's time zone. Of {SHORTEST_DAYS} days
+    or more, and the newest {MOST_DAYS} of them.""",
+    sql(
+        """
+        SELECT to_char(time {local}, 'YYYY-MM-DD') AS "Day",
+               {means}
+        FROM (
+            SELECT bucket AS time, extract(hour FROM bucket {local}) AS hour, sum, count
+            FROM points_1h
+            WHERE {values} AND {in_range}
+              AND TIMESTAMPTZ $__timeTo() - TIMESTAMPTZ $__timeFrom() >= INTERVAL '{shortest} days'
+        ) AS hours
+        GROUP BY 1
+        ORDER BY 1 DESC
+        LIMIT {most}
+        """,
+        means=MEANS_OF_HOURS,
+        local=LOCAL_TIME,
+        values=VALUES,
+        in_range=in_range("1 hour"),
+        shortest=str(SHORTEST_DAYS),
+        most=str(MOST_DAYS),
+    ),
+    size=(24, 9),
+    defaults={
+        "color": {"mode": "continuous-BlYlRd"},
+        # Else it would have the colour of the lowest value.
+        "mappings": [
+            {
+                "type": "special",
+                "options": {"match": "null", "result": {"text": NO_CELL, "color": "transparent", "index": 0}},
+            }
+        ],
+    },
+    empty=f"Hours by days are shown of a range of {SHORTEST_DAYS} days or more in which the sensor sent",
+    overrides=[
+        override("Day", custom__width=100),
+        # The unit stands beside the chart; with it, 24 columns would not fit.
+        *(
+            override(
+                hour,
+                unit="none",
+                decimals=1,
+                custom__cellOptions={"type": "color-background", "mode": "basic"},
+                custom__minWidth=46,
+                custom__filterable=False,
+            )
+            for hour in HOURS
+        ),
+    ],
 )
 
 DASHBOARD = dashboard(
     "sensorflow-sensor",
     "Sensor detail",
     "One sensor at every zoom: mean, range, limits and gaps of each metric.",
-    [latest, registered, violations, row("$metric", repeat="metric"), chart, figures],
+    [
+        registered,
+        latest,
+        quality,
+        violations,
+        row("$metric", repeat="metric"),
+        chart,
+        figures,
+        states,
+        row("$metric by hour and day", repeat="metric", folded=[days]),
+    ],
     variables=[
         variable(
             "sensor",
@@ -191,8 +471,30 @@ DASHBOARD = dashboard(
         variable(
             "metric",
             "Metric",
-            "Metrics that are shown, each in a row of its own.",
-            "SELECT title AS __text, name AS __value FROM metrics ORDER BY 1",
+            """Metrics that are shown, each in a row of its own: those that the sensor sent in the last hour before its
+            latest reading (of one that has been silent for a day, those of that reading) or has limits for.""",
+            # A reading may have only some of the sensor's metrics, the latest one too. With a year of chunks, planning
+            # takes 130 ms unless now() says which of them are meant.
+            f"""
+            WITH looked_at AS (
+                SELECT sensor_id, last_seen_at FROM sensor_status WHERE sensor_id = {SENSOR}
+            ), its_metrics AS (
+                SELECT m.title, m.name
+                FROM metrics m
+                CROSS JOIN looked_at s
+                WHERE EXISTS (SELECT FROM sensor_limits l WHERE l.sensor_id = s.sensor_id AND l.metric = m.name)
+                   OR EXISTS (SELECT FROM latest_points p WHERE p.sensor_id = s.sensor_id AND p.metric = m.name)
+                   OR EXISTS (
+                       SELECT FROM points p
+                       WHERE p.sensor_id = s.sensor_id AND p.metric = m.name
+                         AND p.time > now() - INTERVAL '1 day' AND p.time > s.last_seen_at - INTERVAL '1 hour'
+                   )
+            )
+            SELECT title AS __text, name AS __value FROM its_metrics
+            UNION ALL
+            SELECT 'No readings yet', '{NO_METRIC}' WHERE NOT EXISTS (SELECT FROM its_metrics)
+            ORDER BY 1
+            """,
             multi=True,
         ),
     ],

@@ -35,22 +35,27 @@ BIN_S = "$__interval_ms * 0.002::float8"
 """Two intervals."""
 
 
-def sources(where: str) -> tuple[str, str, str, str, str]:
-    """What is read where the interval is as it is: readings; the minutes of now, of readings; minutes; hours; days.
+def sources(where: str) -> tuple[str, str, str, str, str, str]:
+    """What is read where the interval is as it is: readings; those of the minute of now; the minutes of now, of
+    readings; minutes; hours; days.
 
     The bucket of now is not whole yet. In its place come finer ones: of a day its hours, of an hour its minutes, of a
     minute its readings. So a line ends where its sensor's readings do, and its last value is no mean of a part. The
-    minutes are made here, for a condition on a view's buckets would not reach the index of the readings.
+    minutes are made here, for a condition on a view's buckets would not reach the index of the readings. What is after
+    now() less a constant, TimescaleDB finds without planning for every chunk; through date_bin it can't see.
     """
     return (
         f"""FROM points
-WHERE $__interval_ms <= {MINUTES_MS} AND {where}
-  AND time >= CASE WHEN $__interval_ms <= {RAW_MS} THEN TIMESTAMPTZ $__timeFrom()
-                   ELSE greatest($__timeFrom(), {bucket_of_now("1 minute")}) END
-  AND time <= $__timeTo()""",
+WHERE $__interval_ms <= {RAW_MS} AND {where}
+  AND time >= $__timeFrom() AND time <= $__timeTo()""",
+        f"""FROM points
+WHERE $__interval_ms > {RAW_MS} AND $__interval_ms <= {MINUTES_MS} AND {where}
+  AND time >= greatest($__timeFrom(), {bucket_of_now("1 minute")}) AND time <= $__timeTo()
+  AND time > now() - INTERVAL '1 minute'""",
         f"""FROM points
 WHERE $__interval_ms > {MINUTES_MS} AND {where}
-  AND time >= greatest($__timeFrom(), {bucket_of_now("1 hour")}) AND time <= $__timeTo()""",
+  AND time >= greatest($__timeFrom(), {bucket_of_now("1 hour")}) AND time <= $__timeTo()
+  AND time > now() - INTERVAL '1 hour'""",
         f"""FROM points_1m
 WHERE $__interval_ms > {RAW_MS} AND $__interval_ms <= {MINUTES_MS} AND {where}
   AND {in_range("1 minute")} AND bucket < {bucket_of_now("1 minute")}""",
@@ -66,11 +71,14 @@ WHERE $__interval_ms > {HOURS_MS} AND {where}
 
 def points(where: str) -> str:
     """A query of values: time, width_s (0: a reading), sensor_id, count, sum, min, max, first, last."""
-    readings, minutes_of_now, minutes, hours, days = sources(where)
+    readings, readings_of_now, minutes_of_now, minutes, hours, days = sources(where)
     return f"""\
 SELECT time, 0 AS width_s, sensor_id, 1 AS count, value AS sum,
        value AS min, value AS max, value AS first, value AS last
 {readings}
+UNION ALL
+SELECT time, 0, sensor_id, 1, value, value, value, value, value
+{readings_of_now}
 UNION ALL
 SELECT date_bin('1 minute', time, TIMESTAMPTZ 'epoch'), 60, sensor_id, count(*), sum(value), min(value), max(value),
        (array_agg(value ORDER BY time))[1], (array_agg(value ORDER BY time DESC))[1]
@@ -95,12 +103,16 @@ def thinned(where: str) -> str:
     begins with the first of them. In place of the bucket of now, hours and minutes stay as they are. Each branch is
     grouped by itself, which PostgreSQL can do in parallel: 50 curves take half as long as grouped together.
     """
-    readings, minutes_of_now, minutes, hours, days = sources(where)
+    readings, readings_of_now, minutes_of_now, minutes, hours, days = sources(where)
     hours_s = f"CASE WHEN $__interval_ms <= {HOURS_MS} THEN greatest(3600, {BIN_S}) ELSE 3600 END"
     return f"""\
 SELECT min(time) AS time, 0 AS width_s, sensor_id, count(*) AS count, sum(value) AS sum
 {readings}
-GROUP BY sensor_id, {bin_of("time", f"least({BIN_S}, {2 * RAW_MS // 1_000})")}
+GROUP BY sensor_id, {bin_of("time", BIN_S)}
+UNION ALL
+SELECT min(time), 0, sensor_id, count(*), sum(value)
+{readings_of_now}
+GROUP BY sensor_id, {bin_of("time", str(2 * RAW_MS // 1_000))}
 UNION ALL
 SELECT {bin_of("time", "60")} AS bin, 60, sensor_id, count(*), sum(value)
 {minutes_of_now}
@@ -201,3 +213,27 @@ def in_range(width: str) -> str:
 def bucket_of_now(width: str) -> str:
     """The start of the bucket that is not whole yet."""
     return f"date_bin('{width}', now(), TIMESTAMPTZ 'epoch')"
+
+
+def received(where: str) -> str:
+    """A query of which readings came, whatever is in them: time, width_s (0: a reading), count."""
+    return f"""\
+SELECT time, 0 AS width_s, 1 AS count
+FROM readings
+WHERE $__interval_ms <= {RAW_MS} AND {where}
+  AND time >= $__timeFrom() AND time <= $__timeTo()
+UNION ALL
+SELECT bucket, 60, count
+FROM readings_1m
+WHERE $__interval_ms > {RAW_MS} AND $__interval_ms <= {MINUTES_MS} AND {where}
+  AND {in_range("1 minute")}
+UNION ALL
+SELECT bucket, 3600, count
+FROM readings_1h
+WHERE $__interval_ms > {MINUTES_MS} AND $__interval_ms <= {HOURS_MS} AND {where}
+  AND {in_range("1 hour")}
+UNION ALL
+SELECT bucket, 86400, count
+FROM readings_1d
+WHERE $__interval_ms > {HOURS_MS} AND {where}
+  AND {in_range("1 day")}"""

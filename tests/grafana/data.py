@@ -18,6 +18,9 @@ METRICS = {
     "pressure": ("Pressure", "pressurehpa"),
 }
 """Title and unit of each."""
+SYMBOLS = {"temperature": " °C", "humidity": "%", "pressure": " hPa"}
+DECIMALS = {"temperature": 2, "humidity": 1, "pressure": 1}
+"""Of its figures."""
 COLUMNS = ["sensor", "time", *METRICS]
 DEFAULT_OFFLINE_AFTER_S = 300
 

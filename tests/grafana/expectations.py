@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from tests.grafana.data import DEFAULT_OFFLINE_AFTER_S, METRICS, SENSORS
+from tests.grafana.data import DECIMALS, DEFAULT_OFFLINE_AFTER_S, METRICS, SENSORS, SYMBOLS
 from tests.grafana.stored import LATE_RANGES, LEDGER, TIERS, Stored
 
 WIDTHS_S = {"readings": 0, "readings_1m": 60, "readings_1h": 3_600, "readings_1d": 86_400}
@@ -292,14 +292,35 @@ def fleet_states(look: Look, now: pd.Timestamp) -> Rows:
 def sensor_latest(look: Look, now: pd.Timestamp) -> Rows:
     (status,) = (each for each in statuses(look.stored, now) if each.name == look.sensor)
     out = {metric for sensor, metric in violations(look.stored, now) if sensor == look.sensor}
-    rows = [(*METRICS[metric], value, "red" if metric in out else "green") for metric, value in status.values.items()]
-    return [(title, value, unit, color) for title, unit, value, color in sorted(rows)]
+    rows = [
+        (METRICS[metric][0], value, METRICS[metric][1], DECIMALS[metric], "red" if metric in out else "green")
+        for metric, value in status.values.items()
+    ]
+    return sorted(rows)
+
+
+def limits_in_words(look: Look) -> str | None:
+    """Each metric's, with what is open at one end said so."""
+    found = []
+    for metric, lower, upper in sorted(REGISTERED[look.sensor].limits):
+        title, symbol = METRICS[metric][0], SYMBOLS[metric]
+        if upper is None:
+            found.append(f"{title} from {lower:g}{symbol}")
+        else:
+            found.append(
+                f"{title} up to {upper:g}{symbol}" if lower is None else f"{title} {lower:g} to {upper:g}{symbol}"
+            )
+    return ", ".join(found) or None
 
 
 def sensor_registered(look: Look, now: pd.Timestamp) -> Rows:
     (status,) = (each for each in statuses(look.stored, now) if each.name == look.sensor)
-    sensor = REGISTERED[look.sensor]
-    return [(sensor.name, sensor.label, sensor.location, status.word, status.age_s, sensor.expected_interval_s)]
+    sensor, seen = REGISTERED[look.sensor], status.last_seen_at
+    about = (sensor.name, sensor.label, sensor.location, status.word, seen, status.age_s, sensor.expected_interval_s)
+    length = look.end - look.start
+    around = [None, None] if seen is None else [seen - 0.95 * length, seen + 0.05 * length]
+    links = (moment and str(math.floor(moment.timestamp() * 1_000)) for moment in around)
+    return [(*about, limits_in_words(look), *links)]
 
 
 def sensor_violations(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
@@ -366,12 +387,12 @@ def curve(sensor: str, points: pd.DataFrame, width_s: float) -> Iterator[tuple[A
 
 def sensor_curve(look: Look, now: pd.Timestamp) -> Rows:
     found = buckets(look, look.metric, [look.sensor], now)
-    return [(time, *values) for time, _, *values in curve(look.sensor, found, WIDTHS_S[look.tier])]
+    return [(time, None, *values) for time, _, *values in curve(look.sensor, found, WIDTHS_S[look.tier])]
 
 
 def sensor_limits(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
     return [
-        (time, f"{name} limit", value)
+        (time, f"{name} limit {value:g}{SYMBOLS[metric]}", value)
         for time in (look.start, look.end)
         for metric, lower, upper in REGISTERED[look.sensor].limits
         for name, value in (("lower", lower), ("upper", upper))
@@ -379,10 +400,24 @@ def sensor_limits(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
     ]
 
 
+def limits_of(look: Look) -> tuple[float, float] | None:
+    """Lower and upper limit of the metric of now, without bounds where one is open."""
+    for metric, lower, upper in REGISTERED[look.sensor].limits:
+        if metric == look.metric:
+            return (-math.inf if lower is None else lower, math.inf if upper is None else upper)
+    return None
+
+
 def sensor_figures(look: Look, now: pd.Timestamp) -> Rows:
-    found = buckets(look, look.metric, [look.sensor], now)
+    found, limits = buckets(look, look.metric, [look.sensor], now), limits_of(look)
+    beyond_s = None
+    if limits:
+        beyond = found[(found["min"] < limits[0]) | (found["max"] > limits[1])]
+        widths_s = beyond["width_s"].clip(lower=60)
+        spans = {(floored(time, width_s), width_s) for time, width_s in zip(beyond["time"], widths_s, strict=True)}
+        beyond_s = sum(width_s for _, width_s in spans)
     if found.empty:
-        return []
+        return [(0, *[None] * 4, beyond_s)]
     mean = found["sum"].sum() / found["count"].sum()
     return [
         (
@@ -390,10 +425,81 @@ def sensor_figures(look: Look, now: pd.Timestamp) -> Rows:
             found["min"].min(),
             mean,
             found["max"].max(),
-            found["first"].iloc[0],
             found["last"].iloc[-1],
+            beyond_s,
         )
     ]
+
+
+def floored(time: pd.Timestamp, width_s: float) -> float:
+    """The start of the span in which a time is, seconds since 1970."""
+    return math.floor(float(time.timestamp()) / width_s) * width_s
+
+
+def sensor_states(look: Look, now: pd.Timestamp) -> Rows:
+    """The changes between what was so in each span of four points, or of a bucket where that is longer."""
+    found, (lower, upper) = buckets(look, look.metric, [look.sensor], now), limits_of(look) or (-math.inf, math.inf)
+    span_s = max(look.interval_ms / 250, WIDTHS_S[look.tier])
+    is_out: dict[float, bool] = {}
+    for each in found.itertuples():
+        span = floored(each.time, span_s)
+        is_out[span] = is_out.get(span, False) or each.min < lower or each.max > upper
+    spans, ends_at = sorted(is_out), min(look.end, now).timestamp()
+    steps = sorted(later - earlier for earlier, later in pairwise(spans))
+    usual_s = steps[(len(steps) - 1) // 2] if steps else 0
+    expected_s = REGISTERED[look.sensor].expected_interval_s
+    silence_s = max(span_s, 3 * expected_s if expected_s else max(300, 3 * usual_s))
+    states = {}
+    start = look.start.timestamp()
+    if look.sensor not in set(look.stored.readings["sensor"]):
+        states[start] = "never seen"
+    elif start + silence_s < (spans or [ends_at])[0]:
+        states[start] = "offline"
+    for span, later in zip_longest(spans, spans[1:], fillvalue=ends_at):
+        states[span] = "out of limits" if is_out[span] else "online"
+        if span + silence_s < later:
+            states[span + silence_s] = "offline"
+    rows, before = [], None
+    for seconds, state in sorted(states.items()):
+        if state != before:
+            rows.append((pd.Timestamp(seconds, unit="s", tz="UTC").round("us"), state))
+        before = state
+    return rows
+
+
+def sensor_quality(look: Look, now: pd.Timestamp) -> Rows:
+    """Whole buckets, and what lies between them or at either end."""
+    width_s, expected_s = WIDTHS_S[look.tier], REGISTERED[look.sensor].expected_interval_s
+    readings = look.stored.readings
+    times = readings[readings["sensor"] == look.sensor]["time"]
+    start, end = look.start, look.end
+    if width_s:
+        width = timedelta(seconds=width_s)
+        times, start, end = times.dt.floor(width), start.floor(width), end.floor(width) + width
+    end = min(end, now)
+    times = times[(times >= start) & (times <= look.end)]
+    if not expected_s:
+        return [(len(times), None, None, None)]
+    spans = [(start, 0), *((time, width_s) for time in sorted(set(times))), (end, 0)]
+    missing = [
+        (later - time).total_seconds() - of_time_s
+        for (time, of_time_s), (later, _) in pairwise(spans)
+        if (later - time).total_seconds() > max(of_time_s, 3 * expected_s)
+    ]
+    share = len(times) * expected_s / (end - start).total_seconds()
+    return [(len(times), share, len(missing), max(missing, default=0))]
+
+
+def sensor_days(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
+    if look.end - look.start < timedelta(days=2):
+        return []
+    readings = look.stored.readings
+    its_own = readings[readings["sensor"] == look.sensor].dropna(subset=[look.metric])
+    hours = its_own["time"].dt.floor("1h")
+    its_own = its_own[(hours >= look.start.floor("1h")) & (hours <= look.end)]
+    means = its_own.groupby([its_own["time"].dt.floor("1D"), its_own["time"].dt.hour])[look.metric].mean()
+    days = sorted({day for day, _ in means.index})
+    return [(f"{day:%Y-%m-%d}", *(means.get((day, hour)) for hour in range(24))) for day in days[:-367:-1]]
 
 
 def compare_curves(look: Look, now: pd.Timestamp) -> Rows:
@@ -402,7 +508,10 @@ def compare_curves(look: Look, now: pd.Timestamp) -> Rows:
     rows: Rows = []
     for sensor in look.sensors:
         found = thinned(look, buckets(look, look.metric, [sensor], now))
-        rows += [(before, sensor, None), *(row[:3] for row in curve(sensor, found, width_s))]
+        rows += [
+            (before, sensor, None, None),
+            *((time, name, None, mean) for time, name, mean, *_ in curve(sensor, found, width_s)),
+        ]
     return rows
 
 
@@ -417,8 +526,8 @@ def compare_figures(look: Look, now: pd.Timestamp) -> Rows:
     return rows
 
 
-def unit(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
-    return [(METRICS[look.metric][1],)]
+def unit_and_decimals(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
+    return [(METRICS[look.metric][1], DECIMALS[look.metric])]
 
 
 def choice_of_sensors(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
@@ -431,6 +540,17 @@ def choice_of_compared(look: Look, now: pd.Timestamp) -> Rows:
 
 def choice_of_metrics(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
     return sorted((title, metric) for metric, (title, _) in METRICS.items())
+
+
+def choice_of_its_metrics(look: Look, now: pd.Timestamp) -> Rows:
+    readings = look.stored.readings
+    its_own = readings[readings["sensor"] == look.sensor]
+    newest = its_own["time"].max()
+    day, hour = now - timedelta(days=1), newest - timedelta(hours=1)
+    looked_at = its_own[(its_own["time"] == newest) | (its_own["time"] > max(day, hour))]
+    limited = {metric for metric, *_ in REGISTERED[look.sensor].limits}
+    has = (metric for metric in METRICS if metric in limited or looked_at[metric].notna().any())
+    return sorted((METRICS[metric][0], metric) for metric in has)
 
 
 def database_late_ranges(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
@@ -509,15 +629,18 @@ EXPECTED: dict[str, Callable[[Look, pd.Timestamp], Rows]] = {
     "sensorflow-sensor: Readings out of limits in this range": sensor_violations,
     "sensorflow-sensor: $metric": sensor_curve,
     "sensorflow-sensor: $metric limits": sensor_limits,
-    "sensorflow-sensor: $metric unit": unit,
+    "sensorflow-sensor: $metric unit": unit_and_decimals,
     "sensorflow-sensor: $metric in this range": sensor_figures,
-    "sensorflow-sensor: $metric in this range unit": unit,
+    "sensorflow-sensor: $metric in this range unit": unit_and_decimals,
+    "sensorflow-sensor: Completeness in this range": sensor_quality,
+    "sensorflow-sensor: $metric: mean of each hour": sensor_days,
+    "sensorflow-sensor: $metric: state in this range": sensor_states,
     "sensorflow-sensor: variable sensor": choice_of_sensors,
-    "sensorflow-sensor: variable metric": choice_of_metrics,
+    "sensorflow-sensor: variable metric": choice_of_its_metrics,
     "sensorflow-compare: $metric by sensor, 50 at most": compare_curves,
-    "sensorflow-compare: $metric by sensor, 50 at most unit": unit,
+    "sensorflow-compare: $metric by sensor, 50 at most unit": unit_and_decimals,
     "sensorflow-compare: $metric in this range, 50 sensors at most": compare_figures,
-    "sensorflow-compare: $metric in this range, 50 sensors at most unit": unit,
+    "sensorflow-compare: $metric in this range, 50 sensors at most unit": unit_and_decimals,
     "sensorflow-compare: variable sensor": choice_of_compared,
     "sensorflow-compare: variable metric": choice_of_metrics,
     "sensorflow-database: Late ranges to refresh": database_late_ranges,

@@ -163,6 +163,19 @@ class Stored:
             rows[tier] += read
         return +rows
 
+    def chunks_planned_in_vain(self, sql: str) -> int:
+        """How many chunks a query is planned for that its start then leaves out."""
+        with self._as_reader():
+            row = self._connection.execute(f"EXPLAIN (FORMAT JSON) {sql}".encode()).fetchone()
+        assert row is not None
+        plan = row[0] if isinstance(row[0], list) else json.loads(row[0])
+        return sum(self._left_out(plan[0]["Plan"]))
+
+    def _left_out(self, node: dict[str, Any]) -> Iterator[int]:
+        yield node.get("Chunks excluded during startup", 0)
+        for child in node.get("Plans", []):
+            yield from self._left_out(child)
+
     def _tiers_of(self, node: dict[str, Any], groups: tuple[str, ...]) -> Iterator[tuple[str, int]]:
         """Each scan of one, and the rows that pass its conditions; of scans within a scan, the innermost."""
         groups = (*groups, *node.get("Group Key", []))

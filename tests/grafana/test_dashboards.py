@@ -91,7 +91,7 @@ def test_uids_and_titles_of_dashboards_are_unique() -> None:
 
 @each_dashboard()
 def test_ids_and_titles_of_panels_are_unique_and_so_are_refids(dashboard: Node) -> None:
-    assert max(Counter(panel["id"] for panel in dashboard["panels"]).values()) == 1
+    assert max(Counter(each["id"] for each in everything(dashboard) if "gridPos" in each).values()) == 1
     assert max(Counter(panel["title"] for panel in panels(dashboard)).values()) == 1
     for panel in panels(dashboard):
         assert max(Counter(target["refId"] for target in panel["targets"]).values(), default=1) == 1
@@ -201,7 +201,7 @@ def test_every_override_is_of_a_field_that_its_queries_name() -> None:
             texts = "\n".join(target.get("rawSql", "") + target.get("legendFormat", "") for target in panel["targets"])
             for override in panel["fieldConfig"]["overrides"]:
                 if override["matcher"]["id"] == "byRegexp":
-                    assert panel["type"] == "table" or re.search(r"\{\{\w+\}\}", texts), override
+                    assert panel["type"] == "table" or re.search(r"\{\{\w+\}\}| AS metric\b", texts), override
                     continue
                 assert override["matcher"]["id"] == "byName"
                 assert re.search(rf"\b{re.escape(override['matcher']['options'])}\b", texts), override
@@ -331,6 +331,59 @@ def test_units_are_words(dashboard: Node) -> None:
         if panel["type"] == "timeseries" and re.search("connections|ranges|pool_", str(panel["targets"])):
             defaults = panel["fieldConfig"]["defaults"]
             assert (defaults["unit"], defaults["decimals"]) == ("short", 0), panel["title"]
+
+
+def test_axes_have_the_decimals_of_their_steps() -> None:
+    """An axis is written as its panel's first series: that has no decimals, and is not drawn. Figures have those of
+    their metric.
+    """
+    by_title = {panel["title"]: panel for panel in panels(DASHBOARDS["sensor-detail.json"])}
+    chart, figures = by_title["$metric"], by_title["$metric in this range"]
+    (axis,) = (
+        {each["id"]: each["value"] for each in override["properties"]}
+        for override in chart["fieldConfig"]["overrides"]
+        if override["matcher"]["options"] == "axis"
+    )
+    assert axis == {"decimals": None, "custom.hideFrom": {"legend": True, "tooltip": True, "viz": True}}
+    assert re.match(r"SELECT time, NULL::double precision AS axis,", chart["targets"][0]["rawSql"])
+    for panel in (chart, figures):
+        assert "decimals" not in panel["fieldConfig"]["defaults"]
+        (options,) = (each["options"] for each in panel["transformations"] if each["id"] == "configFromData")
+        assert {each["handlerKey"] for each in options["mappings"]} == {"unit", "decimals"}
+
+
+def test_hours_by_days_are_asked_for_when_they_are_looked_at() -> None:
+    """Their row is closed, and Grafana asks nothing for what is in it. They have no colour where there is no value."""
+    (row,) = (each for each in DASHBOARDS["sensor-detail.json"]["panels"] if each.get("panels"))
+    assert (row["collapsed"], row["repeat"]) == (True, "metric")
+    (days,) = row["panels"]
+    assert days["gridPos"]["y"] == row["gridPos"]["y"] + 1
+    (mapping,) = days["fieldConfig"]["defaults"]["mappings"]
+    assert (mapping["options"]["match"], mapping["options"]["result"]["color"]) == ("null", "transparent")
+
+
+def test_figures_of_a_sensor_are_large() -> None:
+    """The name stands above its figure: beside it, three figures in half a screen's width are 10 pixels high."""
+    for panel in panels(DASHBOARDS["sensor-detail.json"]):
+        if panel["type"] == "stat":
+            assert panel["options"]["wideLayout"] is False, panel["title"]
+
+
+def test_an_offline_sensor_links_to_its_last_reading() -> None:
+    """The time of the last reading is a link to the same sensor and metrics, around that time."""
+    (sensor,) = (each for each in panels(DASHBOARDS["sensor-detail.json"]) if each["title"] == "Sensor")
+    properties = {
+        override["matcher"]["options"]: {each["id"]: each["value"] for each in override["properties"]}
+        for override in sensor["fieldConfig"]["overrides"]
+    }
+    (link,) = properties["Last reading"]["links"]
+    fields = re.findall(r"(from|to)=\$\{__data\.fields\.(\w+)\}", link["url"])
+    assert fields == [("from", "link_from"), ("to", "link_to")]
+    assert link["url"].startswith("/d/sensorflow-sensor?${sensor:queryparam}&${metric:queryparam}&")
+    assert all(properties[field]["custom.hideFrom"]["viz"] for _, field in fields)
+    # Those that scroll out of sight on a small screen come after these.
+    widths = sum(each["custom.width"] for each in properties.values() if "custom.width" in each)
+    assert widths < 1_366 - 300
 
 
 @pytest.mark.parametrize(

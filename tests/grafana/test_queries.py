@@ -5,6 +5,7 @@ and over what sensors have sent until now, in a range for each of the readings a
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import product
@@ -26,7 +27,16 @@ from tests.grafana.dashboards import (
 )
 from tests.grafana.data import MADE, METRICS, REAL
 from tests.grafana.expansion import Request, Value, expand, interval_ms
-from tests.grafana.expectations import EXPECTED, OF_POSTGRESQL, WIDTHS_S, Filters, Look, statuses, violations
+from tests.grafana.expectations import (
+    EVERY_SENSOR,
+    EXPECTED,
+    OF_POSTGRESQL,
+    WIDTHS_S,
+    Filters,
+    Look,
+    statuses,
+    violations,
+)
 from tests.grafana.stored import Answer, Stored
 
 QUERIES: dict[str, Query] = {
@@ -204,11 +214,82 @@ def test_a_series_has_times_and_numbers_and_at_most_one_name(stored: Stored, que
             assert all(isinstance(value, float | str | None) for value in row[1:])
 
 
+NO_SENSOR: dict[str, Value] = {"sensor": "", "metric": "none"}
+"""What Grafana puts in before a sensor is registered."""
+
+
+@each({name: query for name, query in QUERIES.items() if query.dashboard == "sensorflow-sensor"})
+def test_no_sensor_is_no_error(stored: Stored, query: Query) -> None:
+    """Sensor detail of an empty database has words in its panels, and no errors of PostgreSQL."""
+    end = stored.until.to_pydatetime()
+    for length, width_ms in ((timedelta(hours=1), 2_000), (timedelta(days=30), 1_800_000)):
+        answer = stored.ask(expand(query.sql, Request(end - length, end, width_ms, NO_SENSOR)))
+        if query.place == "variable metric":
+            assert answer.rows == [("No readings yet", "none")]
+        elif query.place == "$metric in this range" and query.ref_id == "A":
+            assert answer.rows == [(0, *[None] * 5)]
+        elif query.place != "variable sensor":
+            assert answer.rows == []
+
+
+STATES = "sensorflow-sensor: $metric: state in this range"
+
+
+def states_of(
+    stored: Stored, sensor: str, metric: str, start: pd.Timestamp, end: pd.Timestamp
+) -> list[tuple[Any, ...]]:
+    """The changes of a sensor's state in a range."""
+    width_ms = interval_ms(end - start, QUERIES[STATES].of_panel["maxDataPoints"], "1s")
+    chosen: dict[str, Value] = {"sensor": stored.ids[sensor], "metric": metric}
+    request = Request(start.to_pydatetime(), end.to_pydatetime(), width_ms, chosen)
+    return stored.ask(expand(QUERIES[STATES].sql, request)).rows
+
+
+@pytest.mark.parametrize("edition_and_admin_url", [*EDITIONS, WASM], indirect=True)
+def test_states(stored: Stored) -> None:
+    """What is silent for longer than three intervals is offline until it sends again, or to the end of the range."""
+    until, hour = stored.until, timedelta(hours=1)
+    died = [state for _, state in states_of(stored, "Roof", "temperature", until - 2 * hour, until)]
+    assert died == ["out of limits", "offline"]
+    dead = states_of(stored, "Roof", "temperature", until - hour / 4, until)
+    assert dead == [(until - hour / 4, "offline")]
+    # Its interval is an hour, and it was silent for two.
+    patient = [state for _, state in states_of(stored, "Greenhouse", "pressure", until - 8 * hour, until)]
+    assert patient == ["online"]
+    assert states_of(stored, "Attic", "temperature", until - hour, until) == [(until - hour, "never seen")]
+
+
+def test_states_are_bounded() -> None:
+    """However often a sensor goes over its limit, a range has so many spans of one state or another, and no more."""
+    panel = QUERIES[STATES].of_panel
+    for length in (timedelta(minutes=69), timedelta(hours=69), timedelta(days=74), timedelta(days=365)):
+        width_ms = interval_ms(length, panel["maxDataPoints"], panel["interval"])
+        assert length / timedelta(milliseconds=4 * width_ms) * 2 <= 1_200
+
+
+def metrics_of(stored: Stored, sensor: str) -> list[str]:
+    """What Sensor detail offers for a sensor."""
+    query = QUERIES["sensorflow-sensor: variable metric"]
+    end = stored.until.to_pydatetime()
+    chosen: dict[str, Value] = {"sensor": stored.ids[sensor], "metric": []}
+    return [row[1] for row in stored.ask(expand(query.sql, Request(end, end, 1_000, chosen))).rows]
+
+
+@pytest.mark.parametrize("edition_and_admin_url", [*EDITIONS, WASM], indirect=True)
+def test_metrics_of_a_sensor(stored: Stored) -> None:
+    """A row stands for each metric that the sensor has, or is to have by its limits, and for no other."""
+    assert metrics_of(stored, "Roof") == ["humidity", "temperature"]
+    assert metrics_of(stored, "Cellar") == ["pressure", "temperature"]
+    assert metrics_of(stored, "Greenhouse") == ["humidity", "pressure", "temperature"]
+    assert metrics_of(stored, "Attic") == ["none"]
+
+
 @each(ZOOMED)
 def test_only_the_tier_that_suits_the_range_is_read(stored: Stored, query: Query) -> None:
     """Of finer ones no more than what came since the bucket of now began or, on Community, since the last refresh."""
     for look, sql in looks(stored, query):
-        tier = "readings_1m" if "points_1m" not in query.sql and look.tier == "readings" else look.tier
+        reads_readings = re.search(r"FROM (points|readings)\b", query.sql)
+        tier = "readings_1m" if look.tier == "readings" and not reads_readings else look.tier
         finer = [each for each in WIDTHS_S if WIDTHS_S[each] < WIDTHS_S[tier]]
         taken = stored.rows_taken(sql)
         assert taken.keys() <= {tier, *finer}
@@ -219,6 +300,17 @@ def test_only_the_tier_that_suits_the_range_is_read(stored: Stored, query: Query
         times = stored.readings["time"]
         newer = 0 if look.end == WEATHER_UNTIL else (times >= since).sum()
         assert all(taken[each] <= newer for each in finer), (taken, newer)
+
+
+@pytest.mark.parametrize("edition_and_admin_url", EDITIONS, indirect=True)
+def test_planning_does_not_grow_with_the_history(stored: Stored) -> None:
+    """What stands for the bucket of now is planned for its chunk: for all of a year's, it took 50 ms. The chunks of the
+    aggregates are a dozen. As WebAssembly, TimescaleDB takes all.
+    """
+    for query in ZOOMED.values():
+        for look, sql in looks(stored, query):
+            if "points_1m" in sql:
+                assert stored.chunks_planned_in_vain(sql) <= 15, (str(query), look.tier)
 
 
 @each({name: query for name, query in QUERIES.items() if str(query) == "sensorflow-database: Background jobs"})

@@ -1,0 +1,43 @@
+"""How values of a metric are written: its unit's symbol, and decimals, in one place for every dashboard.
+
+An axis takes the decimals that its steps need, and a figure those of its metric. Of a unit that is not listed here, a
+figure has as many as Grafana thinks right.
+"""
+
+from typing import NamedTuple
+
+from grafana.panels import Json, override, unit_from
+
+
+class Written(NamedTuple):
+    """What stands behind a value, as Grafana writes it, and its decimals."""
+
+    symbol: str
+    decimals: int
+
+
+WRITTEN = {"celsius": Written(" °C", 2), "percent": Written("%", 1), "pressurehpa": Written(" hPa", 1)}
+"""By the unit in the table ``metrics``."""
+
+
+def decimals(unit: str) -> str:
+    """An expression of SQL: the decimals of a column of units, or NULL."""
+    cases = " ".join(f"WHEN '{name}' THEN {written.decimals}" for name, written in WRITTEN.items())
+    return f"CASE {unit} {cases} END"
+
+
+def with_symbol(value: str, unit: str) -> str:
+    """An expression of SQL: a column of values as text, with all of its digits and the symbol of its unit."""
+    cases = " ".join(f"WHEN '{name}' THEN '{written.symbol}'" for name, written in WRITTEN.items())
+    return f"{value} || CASE {unit} {cases} ELSE ' ' || {unit} END"
+
+
+UNIT, WITH_UNIT = unit_from(
+    f"SELECT unit, {decimals('unit')} AS decimals FROM metrics WHERE name = ${{metric:sqlstring}}"
+)
+"""A query of the chosen metric's unit and decimals, and the transformation that gives them to a panel's numbers."""
+
+AXIS = "NULL::double precision AS axis"
+"""The first column of a chart's values. Grafana writes an axis as its first series, which is never drawn."""
+OF_AXIS: Json = override("axis", decimals=None, custom__hideFrom={"legend": True, "tooltip": True, "viz": True})
+"""The override of that column: without decimals, those of an axis are its steps'."""
