@@ -1,7 +1,7 @@
 """A dashboard as Grafana asks it of the database: its variables, then each panel's queries, as the role that it has."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -10,7 +10,7 @@ import psycopg
 from tests.grafana.dashboards import Node, is_sql
 from tests.grafana.expansion import DEFAULT_MINIMUM, Request, Value, expand, interval_ms
 from tests.grafana.stored import READER
-from tests.pictures.frames import KINDS, CanNotBeDrawn, Choice, frame, placed, repeated, transformed, wide, with_texts
+from tests.pictures.frames import KINDS, CanNotBeDrawn, Choice, frame, placed, shown, transformed, wide, with_texts
 
 ALL = "All"
 
@@ -24,6 +24,7 @@ class Picture:
         length: of the range.
         range_text: the range in Grafana's words.
         chosen: by the variable's name.
+        opened: titles of collapsed rows that are open.
         width_px: how wide the picture is.
     """
 
@@ -31,6 +32,7 @@ class Picture:
     length: timedelta
     range_text: str
     chosen: Mapping[str, Sequence[str]]
+    opened: Collection[str]
     width_px: int
 
 
@@ -89,7 +91,7 @@ class Asker:
     def panels(self) -> tuple[list[Node], list[str]]:
         """The panels in their places, with their titles and frames; and those that can't be drawn, with the reasons."""
         drawn, lacking = [], []
-        for panel, repeats in repeated(self._panels, self._chosen):
+        for panel, repeats in shown(self._panels, self._picture.opened, self._chosen):
             title = with_texts(panel["title"], self._texts | {name: choice.text for name, choice in repeats.items()})
             try:
                 drawn.append({**panel, "title": title, "frames": self._frames(panel, repeats)})
@@ -99,7 +101,7 @@ class Asker:
 
     def _frames(self, panel: Node, repeats: Mapping[str, Choice]) -> list[Node]:
         if panel["type"] not in KINDS:
-            raise CanNotBeDrawn(f"no component of a {panel['type']} is published")
+            raise CanNotBeDrawn(f"no component is published for a panel of the kind {panel['type']}")
         request = self._request(panel, {name: [choice.value] for name, choice in repeats.items()})
         frames = []
         for target in panel.get("targets", []):

@@ -16,9 +16,8 @@ import pandas as pd
 from tests.server import API_KEY
 
 SEED = 20230712
-STEP_S = 10
-EXPECTED_S = 30
-"""Three times as long, sensors still count as online while the pictures are drawn."""
+STEP_S = 20
+"""Three times as long, sensors count as online, so that the pictures must be drawn by then."""
 LENGTH = timedelta(days=3)
 METRICS = ["temperature", "humidity", "pressure"]
 TIMEOUT_S = 60
@@ -61,7 +60,7 @@ SENSORS = (
 
 
 def readings(sensor: Demo, until: datetime) -> pd.DataFrame:
-    """What a sensor has measured up to a time, every ten seconds, with columns as the server takes them."""
+    """What a sensor has measured up to a time, at its interval, with columns as the server takes them."""
     times = pd.date_range(until - LENGTH, until, freq=f"{STEP_S}s", inclusive="right")
     random = np.random.default_rng([SEED, SENSORS.index(sensor)])
     hour = np.asarray(times.hour + times.minute / 60 + times.second / 3600)
@@ -120,7 +119,7 @@ class Farm:
     def register(self) -> None:
         """Set names, places and limits, as a user would before the sensors are mounted."""
         for sensor in SENSORS:
-            facts = {"label": sensor.label, "location": sensor.location, "expected_interval_s": EXPECTED_S}
+            facts = {"label": sensor.label, "location": sensor.location, "expected_interval_s": STEP_S}
             body = facts | {"limits": sensor.limits}
             self._client.patch(f"/api/sensors/{urllib.parse.quote(sensor.name)}", json=body).raise_for_status()
 
@@ -132,7 +131,7 @@ class Farm:
         return self.stored
 
     def live(self, sleep: Callable[[float], None], seconds: int) -> None:
-        """Go on for a while, a reading of each sensor that is on every ten seconds."""
+        """Go on for a while, a reading of each sensor that is on at its interval."""
         for _ in range(seconds // STEP_S):
             sleep(STEP_S)
             until = datetime.now(UTC)

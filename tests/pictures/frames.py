@@ -4,7 +4,7 @@ Knows nothing of databases and browsers. Raises `CanNotBeDrawn` where a panel ne
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -133,15 +133,20 @@ def with_texts(title: str, texts: Mapping[str, str]) -> str:
     return re.sub(r"\$\{?(\w+)\}?", lambda found: texts.get(found[1], found[0]), title)
 
 
-def repeated(
-    panels: Sequence[Node], chosen: Mapping[str, Sequence[Choice]]
+def shown(
+    panels: Sequence[Node], opened: Collection[str], chosen: Mapping[str, Sequence[Choice]]
 ) -> Iterator[tuple[Node, dict[str, Choice]]]:
-    """Every panel with the choices that it is repeated for: a row and what lies under it. Collapsed rows are opened."""
+    """Every panel that is in sight, with the choices that its row is repeated for.
+
+    Collapsed rows stay so, but for those whose titles are among ``opened``.
+    """
     rows: list[list[Node]] = [[]]
     for panel in panels:
         if panel["type"] == "row":
-            rows.append([])
-        rows[-1] += [panel, *panel.get("panels", [])]
+            is_closed = panel.get("collapsed", False) and panel["title"] not in opened
+            rows.append([{**panel, "collapsed": is_closed}, *([] if is_closed else panel.get("panels", []))])
+        else:
+            rows[-1].append(panel)
     for row in filter(None, rows):
         name = row[0].get("repeat")
         for repeats in [{name: choice} for choice in chosen[name]] if name else [{}]:

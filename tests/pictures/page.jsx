@@ -76,7 +76,7 @@ function Place({ panel }) {
   const [width, height] = [w * cell.width - cell.gap, h * cell.height - cell.gap];
   return (
     <div style={{ position: 'absolute', left: x * cell.width, top: y * cell.height, width, height }}>
-      {panel.type === 'row' ? <h5 className="row">⌄ {panel.title}</h5> : <Panel panel={panel} width={width} height={height} />}
+      {panel.type === 'row' ? <h5 className="row">{panel.collapsed ? '›' : '⌄'} {panel.title}</h5> : <Panel panel={panel} width={width} height={height} />}
     </div>
   );
 }
