@@ -44,7 +44,8 @@ CELL = {"columns": 24, "height": 38, "gap": 8, "header": 48}
 MOST_BYTES = 400_000
 LIVE_S = 80
 """Longer than the minute whose rate is shown."""
-SETTLE_S = 60
+SETTLE_S = 35
+"""Sensors that are on count as offline after 60, and the pictures would show them so."""
 SETTLED = """
 SELECT (SELECT sum(count) FROM readings_1h) = %(stored)s AND (SELECT sum(count) FROM readings_1m) = %(stored)s
    AND (SELECT max(time) - min(time) FROM latest_readings WHERE time > now() - INTERVAL '1 hour') < INTERVAL '5 seconds'
@@ -127,6 +128,14 @@ def draw(connection: psycopg.Connection, picture: Picture, browser: str, folder:
     return size
 
 
+def wait_until_settled(connection: psycopg.Connection, stored: int) -> None:
+    """Wait for aggregates and latest readings of all that is stored."""
+    try:
+        eventually(lambda: connection.execute(SETTLED, {"stored": stored}).fetchone() == (True,), timeout_s=SETTLE_S)
+    except AssertionError:
+        pytest.fail(f"aggregates and latest readings were not up to date within {SETTLE_S} s")
+
+
 def main() -> int:
     """Draw all pictures; return the exit status."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -145,9 +154,7 @@ def main() -> int:
             say(f"{farm.send_past():,} readings of {LENGTH.days} days are stored; {LIVE_S} s of live ones follow.")
             connection = stack.enter_context(psycopg.connect(url, autocommit=True))
             farm.live(time.sleep, LIVE_S)
-            eventually(
-                lambda: connection.execute(SETTLED, {"stored": farm.stored}).fetchone() == (True,), timeout_s=SETTLE_S
-            )
+            wait_until_settled(connection, farm.stored)
             size = sum(draw(connection, picture, browser, folder) for picture in PICTURES)
     except (pytest.skip.Exception, pytest.fail.Exception) as reason:
         say(f"The pictures can't be drawn: {reason.msg}.")
