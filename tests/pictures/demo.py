@@ -38,7 +38,6 @@ class Demo:
     limits: dict[str, dict[str, float]]
     gap: Span | None = None
     warmer: Span | None = None
-    latitude: float = 52.5
 
 
 OFFLINE, NEVER = (5.2, 0.0), (LENGTH / timedelta(hours=1), 0.0)
