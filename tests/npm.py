@@ -13,10 +13,14 @@ NO_SUCH_VERSION = "code ETARGET"
 
 def installed(config: pytest.Config, *packages: str) -> Path:
     """A folder whose ``node_modules`` has these packages; skips, with the reason, where they can't be had."""
+    assert config.cache is not None
+    return install(config.cache.mkdir("npm"), *packages)
+
+
+def install(folder: Path, *packages: str) -> Path:
+    """The folder, with these packages in its ``node_modules``; skips, with the reason, where they can't be had."""
     if shutil.which("npm") is None:
         pytest.skip("there is no Node here")
-    assert config.cache is not None
-    folder = config.cache.mkdir("npm")
     (folder / "package.json").touch()
     if not (folder / "package.json").read_text():
         (folder / "package.json").write_text('{"private": true, "type": "module"}')
