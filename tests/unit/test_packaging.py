@@ -1,13 +1,44 @@
 """What the repository says of itself: its version, and what it needs."""
 
+import ast
 import re
+import sys
 import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import app
 
 REPOSITORY = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+OURS = {"app", "benchmarks", "grafana", "tests"}
+
+
+def requirements_in(name: str) -> Iterator[Requirement]:
+    """Yield the requirements of a file, and of those that it includes."""
+    for line in (REPOSITORY / name).read_text().replace("\\\n", " ").splitlines():
+        entry = line.partition(" --hash")[0].strip()
+        if entry.startswith("-r "):
+            yield from requirements_in(entry.removeprefix("-r "))
+        elif entry and not entry.startswith("#"):
+            yield Requirement(entry)
+
+
+def imported_by(folder: str) -> set[str]:
+    """Return the top-level modules that a folder's files import from elsewhere."""
+    names = set()
+    for path in (REPOSITORY / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.partition(".")[0])
+    return names - OURS - set(sys.stdlib_module_names)
 
 
 def test_one_version() -> None:
@@ -31,3 +62,26 @@ def test_python_versions_agree() -> None:
     assert PYPROJECT["tool"]["mypy"]["python_version"] == oldest
     assert PYPROJECT["tool"]["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
     assert f"Python {oldest} or newer" in (REPOSITORY / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("folder", "requirements"),
+    [
+        ("app", "requirements.txt"),
+        ("alembic", "requirements.txt"),
+        ("grafana", "requirements.txt"),
+        ("benchmarks", "requirements-dev.txt"),
+        ("tests", "requirements-dev.txt"),
+    ],
+)
+def test_imports_are_required(folder: str, requirements: str) -> None:
+    """Each package that is imported is required by name, not only by another package."""
+    assert (REPOSITORY / folder).is_dir()
+    required = {canonicalize_name(requirement.name) for requirement in requirements_in(requirements)}
+    distributions = packages_distributions()
+    undeclared = {
+        module
+        for module in imported_by(folder)
+        if not required & {canonicalize_name(name) for name in distributions.get(module, [])}
+    }
+    assert undeclared == set()
