@@ -1,5 +1,10 @@
 """The command line: ``python -m app serve``, ``migrate``, ``import``, ``refresh`` and ``move``."""
 
+import sys
+
+if sys.platform == "win32":  # before the imports below, of which fcntl, pwd and resource exist on Unix only
+    sys.exit("sensorflow: Windows is not supported. Run SensorFlow in WSL 2 or with Docker: README.md says how.")
+
 import argparse
 import asyncio
 import logging
@@ -9,7 +14,6 @@ import secrets
 import shlex
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

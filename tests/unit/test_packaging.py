@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -16,6 +17,13 @@ import app
 
 REPOSITORY = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+ON_WINDOWS = """
+import runpy, sys
+sys.platform = "win32"
+sys.modules.update(dict.fromkeys(["fcntl", "pwd", "resource"]))  # so that importing them fails, as there
+sys.argv = ["app", "serve"]
+runpy.run_module("app", run_name="__main__")
+"""
 OURS = {"app", "benchmarks", "grafana", "tests"}
 
 
@@ -85,3 +93,13 @@ def test_imports_are_required(folder: str, requirements: str) -> None:
         if not required & {canonicalize_name(name) for name in distributions.get(module, [])}
     }
     assert undeclared == set()
+
+
+def test_windows_is_refused_in_words() -> None:
+    """On Windows the command says where the server runs, without a traceback."""
+    run = subprocess.run(
+        [sys.executable, "-c", ON_WINDOWS], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert re.fullmatch(r"sensorflow: Windows is not supported\..* WSL 2 .*Docker.*\n", run.stderr)
+    assert all(way in (REPOSITORY / "README.md").read_text() for way in ("WSL 2", "Docker", "macOS"))
