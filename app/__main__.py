@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from app import __version__
 from app.addresses import urls_of
 from app.errors import ConfigurationError, SensorFlowError
 from app.imports.command import add_arguments, import_files
@@ -49,6 +50,7 @@ LISTEN_BACKLOG = 2_048
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the process's exit status."""
     parser = argparse.ArgumentParser(prog="python -m app", description="SensorFlow: ingestion of sensor readings.")
+    parser.add_argument("--version", action="version", version=f"SensorFlow {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="start the server; without DATABASE_URL, with an embedded PostgreSQL")
     migration = commands.add_parser("migrate", help="bring the database's schema up to date, without serving")

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import app
+from app.__main__ import main
 
 REPOSITORY = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
@@ -55,6 +56,13 @@ def test_one_version() -> None:
     assert "version" not in PYPROJECT["project"]
     assert "version" in PYPROJECT["project"]["dynamic"]
     assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "app.__version__"}
+
+
+def test_version_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """``python -m app --version`` shows it."""
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"SensorFlow {app.__version__}\n"
 
 
 def test_one_list_of_dependencies() -> None:
