@@ -111,3 +111,33 @@ def test_windows_is_refused_in_words() -> None:
     assert run.returncode == 1
     assert re.fullmatch(r"sensorflow: Windows is not supported\..* WSL 2 .*Docker.*\n", run.stderr)
     assert all(way in (REPOSITORY / "README.md").read_text() for way in ("WSL 2", "Docker", "macOS"))
+
+
+def test_lock_has_every_requirement() -> None:
+    """``requirements.lock`` has each requirement, under the same condition and in the version that it asks for."""
+    locked = {(canonicalize_name(entry.name), entry.marker): entry for entry in requirements_in("requirements.lock")}
+    for requirement in requirements_in("requirements.txt"):
+        names = [entry for (name, _), entry in locked.items() if name == canonicalize_name(requirement.name)]
+        [entry] = names if len(names) == 1 else [entry for entry in names if entry.marker == requirement.marker]
+        [version] = entry.specifier
+        assert version.operator == "=="
+        assert version.version in requirement.specifier, requirement.name
+
+
+def test_lock_has_every_hash_and_no_host() -> None:
+    """Each package of the lock has hashes, and where it comes from is left to pip."""
+    text = (REPOSITORY / "requirements.lock").read_text()
+    entries = re.split(r"(?<!\\)\n", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).strip())
+    assert all(re.search(r" --hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
+    assert "://" not in text
+    assert "--index-url" not in text
+
+
+def test_lock_is_where_it_is_installed() -> None:
+    """README and the image install it, and only with hashes; CONTRIBUTING says how it is renewed."""
+    install = "--require-hashes -r requirements.lock"
+    assert f".venv/bin/pip install {install}" in (REPOSITORY / "README.md").read_text()
+    assert "--require-hashes -r server.lock" in (REPOSITORY / "Dockerfile").read_text()
+    renewal = (REPOSITORY / "requirements.lock").read_text().splitlines()[1].removeprefix("#").strip()
+    assert renewal.startswith("uv pip compile requirements.txt --universal --python-version 3.11 --generate-hashes")
+    assert renewal in (REPOSITORY / "CONTRIBUTING.md").read_text()
