@@ -15,10 +15,9 @@ import httpx
 import orjson
 import pytest
 
+from tests.acceptance.documents import DOCS, blocks_of, run, section
 from tests.server import API_KEY, REPOSITORY, Server, eventually, running
 
-DOCS = REPOSITORY / "docs"
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OF_THE_SERVER = {"id", "date_recorded", "time_recorded"}
 """What differs from one run to the next."""
 
@@ -53,38 +52,21 @@ OF_MICROPYTHON = {
 """What MicroPython has, and Python has not."""
 
 
-def blocks_of(path: Path) -> list[tuple[str, str]]:
-    """The code blocks of a page, each with its language."""
-    return BLOCK.findall(path.read_text())
-
-
-def run(command: str, server: Server, folder: Path) -> str:
-    """Run a page's commands in a shell against a server; return what they print."""
-    command = command.replace("http://127.0.0.1:8000", server.url)
-    command = command.replace("ws://127.0.0.1:8000", server.url.replace("http", "ws", 1))
-    command = command.replace(".venv/bin/python", sys.executable)
-    result = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command],
-        cwd=folder,
-        env={**os.environ, "KEY": API_KEY, "NO_PROXY": "*"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
-    return result.stdout
+def commands_for(server: Server, commands: str) -> str:
+    """Return commands of a page as they are for a server at another address, and this Python."""
+    commands = commands.replace("http://127.0.0.1:8000", server.url)
+    commands = commands.replace("ws://127.0.0.1:8000", server.url.replace("http", "ws", 1))
+    return commands.replace(".venv/bin/python", sys.executable)
 
 
 def test_api_examples(server: Server, tmp_path: Path) -> None:
     """Each command of docs/api.md works, and an answer that is shown below it is the answer."""
-    blocks = blocks_of(DOCS / "api.md")
+    blocks = blocks_of((DOCS / "api.md").read_text())
     commands = [index for index, (language, _) in enumerate(blocks) if language == "bash"]
     assert len(commands) >= 5
     compared = 0
     for index in commands:
-        printed = run(blocks[index][1], server, tmp_path)
+        printed = run(commands_for(server, blocks[index][1]), tmp_path, KEY=API_KEY)
         assert not re.search(r"HTTP/1.1 (401|404|5\d\d)|Internal Server Error", printed)
         if index + 1 < len(blocks) and blocks[index + 1][0] == "json" and "..." not in blocks[index + 1][1]:
             answer = orjson.loads(printed.partition("\n\n")[2] or printed)
@@ -94,6 +76,18 @@ def test_api_examples(server: Server, tmp_path: Path) -> None:
             assert differing <= OF_THE_SERVER, answer
             compared += 1
     assert compared >= 2
+
+
+def test_first_commands(server: Server, tmp_path: Path) -> None:
+    """README's first commands store readings one by one and many at once, and read them back."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "api_key").write_text(API_KEY)
+    (first, second) = [code for _, code in blocks_of(section(REPOSITORY / "README.md", "## Send and read back"))]
+    key = first.partition("\n")[0]
+    assert "201 Created" in run(commands_for(server, first), tmp_path)
+    printed = run(commands_for(server, f"{key}\n{second}"), tmp_path)
+    assert '{"stored":2}' in printed
+    assert {"greenhouse-1", "greenhouse-2"} <= set(re.findall(r"greenhouse-\d", printed))
 
 
 @pytest.mark.parametrize("kind", ["routes", "statuses", "media types", "query parameters"])
@@ -122,8 +116,7 @@ def test_api_page_is_complete(client: httpx.Client, kind: str) -> None:
 @contextmanager
 def device(heading: str, folder: Path, server: Server, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """Run the program below a heading of docs/devices.md as it stands there, but for names and the pause."""
-    section = (DOCS / "devices.md").read_text().partition(f"\n## {heading}\n")[2]
-    program = BLOCK.findall(section)[0][1]
+    program = blocks_of(section(DOCS / "devices.md", f"## {heading}"))[0][1]
     program = re.sub(r'^URL = "http://[\d.:]+', f'URL = "{server.url}', program, flags=re.MULTILINE)
     program = re.sub(r"^KEY = \".*\"$", f'KEY = "{API_KEY}"', program, flags=re.MULTILINE)
     program = re.sub(r"^(EVERY_S, \w+) = \d+", r"\1 = 0.1", program, flags=re.MULTILINE)
