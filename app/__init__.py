@@ -54,4 +54,4 @@ values.
 """
 
 __version__ = "0.6.0"
-"""By semantic versioning; pyproject.toml, /docs and /health read it here."""
+"""The version, by semantic versioning. pyproject.toml, /docs and /health read it here."""
