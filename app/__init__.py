@@ -52,3 +52,6 @@ process's parts together; ``workers`` knows ``live``; ``web`` and ``live`` know 
 ``errors``; what they become on the wire is in ``web.error_responses``. ``settings`` is read once; components take plain
 values.
 """
+
+__version__ = "0.6.0"
+"""The version, by semantic versioning. pyproject.toml, /docs and /health read it here."""

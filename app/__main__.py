@@ -1,5 +1,10 @@
 """The command line: ``python -m app serve``, ``migrate``, ``import``, ``refresh`` and ``move``."""
 
+import sys
+
+if sys.platform == "win32":  # before the imports below, of which fcntl, pwd and resource exist on Unix only
+    sys.exit("sensorflow: Windows is not supported. Run SensorFlow in WSL 2 or with Docker: README.md says how.")
+
 import argparse
 import asyncio
 import logging
@@ -9,7 +14,6 @@ import secrets
 import shlex
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from app import __version__
 from app.addresses import urls_of
 from app.errors import ConfigurationError, SensorFlowError
 from app.imports.command import add_arguments, import_files
@@ -45,6 +50,7 @@ LISTEN_BACKLOG = 2_048
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the process's exit status."""
     parser = argparse.ArgumentParser(prog="python -m app", description="SensorFlow: ingestion of sensor readings.")
+    parser.add_argument("--version", action="version", version=f"SensorFlow {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="start the server; without DATABASE_URL, with an embedded PostgreSQL")
     migration = commands.add_parser("migrate", help="bring the database's schema up to date, without serving")

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, disable_created_metrics
 from starlette.types import ASGIApp
 
+from app import __version__
 from app.errors import ConfigurationError, DatabaseUnavailable, OutcomeUnknown, SensorFlowError
 from app.history.query import DAY_US, Bucket
 from app.ingest.batch import Reading
@@ -400,7 +401,14 @@ def create_app(
         async with server.running():
             yield
 
-    app = FastAPI(title="SensorFlow", description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="SensorFlow",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.add_exception_handler(SensorFlowError, error_responses.respond)
     app.add_exception_handler(405, methods.respond)
     observe = server.instruments.request_durations.observe
@@ -444,5 +452,5 @@ def create_app(
     app.include_router(sensors_router(server.sensors, keyring=keyring))
     app.include_router(live_router(hub=server.hub, keyring=keyring, send_timeout_s=settings.live_send_timeout_s))
     app.include_router(docs_router(title=app.title))
-    app.include_router(ops_router(readiness=server.readiness, keyring=keyring, scrape=scrape))
+    app.include_router(ops_router(version=app.version, readiness=server.readiness, keyring=keyring, scrape=scrape))
     return RequestMetricsMiddleware(WholePaths(app), observe=observe, clock=time.perf_counter), endpoint

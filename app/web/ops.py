@@ -81,10 +81,13 @@ class LookAtReadiness(Protocol):
     async def __call__(self, *, detailed: bool) -> Readiness: ...
 
 
-def ops_router(*, readiness: LookAtReadiness, keyring: ApiKeys, scrape: Callable[[], Awaitable[bytes]]) -> APIRouter:
-    """The routes. Both callables look at the server each time they are asked.
+def ops_router(
+    *, version: str, readiness: LookAtReadiness, keyring: ApiKeys, scrape: Callable[[], Awaitable[bytes]]
+) -> APIRouter:
+    """Return the routes. Both callables look at the server each time they are asked.
 
     Args:
+        version: the server's, which /health shows.
         readiness: whether this process takes readings.
         keyring: who may read the database's own words.
         scrape: the metrics of the whole server, in Prometheus' text format; TimeoutError if they can't be had.
@@ -94,7 +97,7 @@ def ops_router(*, readiness: LookAtReadiness, keyring: ApiKeys, scrape: Callable
 
     @router.get("/health", summary="The process is up")
     async def health() -> dict[str, str]:
-        return {"status": "ok"}
+        return {"status": "ok", "version": version}
 
     @router.get(
         "/ready",

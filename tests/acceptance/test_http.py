@@ -13,6 +13,7 @@ import httpx
 import psycopg
 import pytest
 
+from app import __version__
 from tests.proxy import Fault, faulty_proxy
 from tests.server import API_KEY, API_KEY_WS, Server, eventually, running, starting
 
@@ -250,6 +251,7 @@ def test_the_openapi_page_shows_the_whole_contract(client: httpx.Client) -> None
     assert document["components"]["securitySchemes"][scheme] == {"type": "apiKey", "in": "header", "name": "X-API-Key"}
     assert set(document["components"]["schemas"]["ReadingBody"]["properties"]) == {*READING, "time"}
     assert {"/health", "/ready", "/metrics"} <= set(document["paths"])
+    assert document["info"]["version"] == __version__
     assert client.get("/docs").status_code == 200
 
 
@@ -280,7 +282,7 @@ def test_what_postgresql_refuses_is_422_and_its_neighbours_are_stored(
 
 def test_health_ready_and_metrics_tell_the_state(client: httpx.Client) -> None:
     client.post(PATH, json=READING)
-    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/health").json() == {"status": "ok", "version": __version__}
     ready = client.get("/ready").json()
     assert ready["ready"] is True
     assert ready["edition"].startswith("PostgreSQL 18")
