@@ -85,7 +85,7 @@ def test_python_versions_agree() -> None:
     [
         ("app", "requirements.txt"),
         ("alembic", "requirements.txt"),
-        ("grafana", "requirements.txt"),
+        ("grafana", "requirements-dev.txt"),
         ("benchmarks", "requirements-dev.txt"),
         ("tests", "requirements-dev.txt"),
     ],
