@@ -68,7 +68,9 @@ def test_every_setting_reaches_the_server() -> None:
     """All of .env does, and .env.example has every setting that compose does not fix, with the default of the code."""
     assert SERVICES["api"]["env_file"] == ".env"
     fixed = {"DATABASE_URL", "HOST", "PORT", "DATA_DIR"}
-    offered = dict(re.findall(r"^#([A-Z0-9_]+)=(.*)$", ENV_EXAMPLE_TEXT, re.MULTILINE))
+    lines = re.findall(r"^#([A-Z0-9_]+)=(.*)$", ENV_EXAMPLE_TEXT, re.MULTILINE)
+    offered = dict(lines)
+    assert len(offered) == len(lines), "a setting stands there twice"
     assert offered.keys() | set(ENV_EXAMPLE) == SETTING_NAMES - fixed | COMPOSE_VARIABLES
     assert not offered.keys() & set(ENV_EXAMPLE)
     assert offered == {
