@@ -159,11 +159,11 @@ class Buffer:
         self.waiting_rows -= rows
         return self._launch(flight)
 
-    def begin_aside(self, max_rows: int) -> Sequence[Parcel]:
-        """Take parcels that are set aside into a flight, as ``begin`` does."""
-        aside = deque(self._aside)
-        flight, _ = _taken(aside, max_rows)
-        self._aside = list(aside)
+    def begin_aside(self, max_rows: int, is_eligible: Callable[[Parcel], bool] = lambda _: True) -> Sequence[Parcel]:
+        """Take eligible parcels that are set aside into a flight, as ``begin`` does."""
+        flight, _ = _taken(deque(filter(is_eligible, self._aside)), max_rows)
+        taken = set(flight)
+        self._aside = [parcel for parcel in self._aside if parcel not in taken]
         return self._launch(flight)
 
     def sort_out(self, is_blocked: Callable[[Parcel], bool]) -> None:

@@ -457,18 +457,18 @@ class Pipeline(Generic[AnyFlush]):
             if not self.buffer.rows:
                 self._emptied.set()
             if self._is_time_for_aside():
-                parcels, was_blocked = self.buffer.begin_aside(self._flight_max_rows), True
-            else:
-                if not self.buffer.waiting_rows:
-                    await self._wait_for_arrival()
-                await self._let_neighbours_in()
-                if self._store.gains_by_large_flushes:
-                    await self._let_batches_in()
-                self._new_names = 0
-                parcels, was_blocked = self.buffer.begin(self._flight_max_rows), False
-            if parcels:  # otherwise they have expired meanwhile, or parcels set aside have their turn
                 self._working_since = self._clock()
-                return await self._prepare(parcels, was_blocked=was_blocked)
+                return await self._prepare_aside()
+            if not self.buffer.waiting_rows:
+                await self._wait_for_arrival()
+            await self._let_neighbours_in()
+            if self._store.gains_by_large_flushes:
+                await self._let_batches_in()
+            self._new_names = 0
+            if parcels := self.buffer.begin(self._flight_max_rows):
+                self._working_since = self._clock()
+                return await self._prepare(parcels, was_blocked=False)
+            # They have expired meanwhile, or parcels set aside have their turn.
 
     def _is_time_for_aside(self) -> bool:
         return bool(self.buffer.aside) and self._clock() >= self._retry_blocked_at
@@ -510,6 +510,25 @@ class Pipeline(Generic[AnyFlush]):
         with _unforeseen_errors(parcels):
             flush = await self._store.prepare([parcel.content for parcel in parcels], was_blocked=was_blocked)
         return Flight(parcels, flush, started, was_blocked)
+
+    async def _prepare_aside(self) -> Flight[AnyFlush]:
+        """Prepare parcels that are set aside: those with known names if the others still can't be had. Otherwise a
+        locked name would keep the others from being tried.
+        """
+        parcels = self.buffer.begin_aside(self._flight_max_rows)
+        tries_names = self._blockage.of_new_names and any(map(self._has_new_names, parcels))
+        try:
+            flight = await self._prepare(parcels, was_blocked=True)
+        except Blocked as error:
+            self._blockage.add(error)
+            self.buffer.keep()
+            parcels = self.buffer.begin_aside(self._flight_max_rows, lambda parcel: not self._has_new_names(parcel))
+            if not parcels:
+                raise
+            return await self._prepare(parcels, was_blocked=True)
+        if tries_names:
+            self._blockage.of_new_names &= any(map(self._has_new_names, self.buffer.aside))
+        return flight
 
     async def _let_neighbours_in(self) -> None:
         """Lets requests that have reached this process's sockets join the flush, for as long as every turn of the
@@ -564,7 +583,8 @@ class Pipeline(Generic[AnyFlush]):
         if not self._blockage:
             logger.warning("some readings are waiting for a lock on their part of the tables: %s", blocked.holders)
         await self._forget_what_is_ahead()
-        self._blockage.lift((parcel.content, parcel.claim) for parcel in self.buffer.in_flight)
+        if not blocked.of_new_names:  # which are tried before all else
+            self._blockage.lift((parcel.content, parcel.claim) for parcel in self.buffer.in_flight)
         self.buffer.keep()
         self._blockage.add(blocked)
         self.buffer.sort_out(self._is_blocked)
@@ -572,14 +592,16 @@ class Pipeline(Generic[AnyFlush]):
 
     def _lift_blockage(self, flight: Flight[AnyFlush]) -> None:
         self._blockage.lift((parcel.content, parcel.claim) for parcel in flight.parcels)
-        self._blockage.of_new_names &= any(self._store.has_new_names(parcel.content) for parcel in self.buffer.aside)
         self.buffer.sort_out(self._is_blocked)
         if not self._blockage:
             logger.info("no readings are waiting for a lock any more")
 
     def _is_blocked(self, parcel: Parcel) -> bool:
-        has_new_names = self._blockage.of_new_names and self._store.has_new_names(parcel.content)
+        has_new_names = self._blockage.of_new_names and self._has_new_names(parcel)
         return self._blockage.holds(parcel.content, parcel.claim, has_new_names=has_new_names)
+
+    def _has_new_names(self, parcel: Parcel) -> bool:
+        return self._store.has_new_names(parcel.content)
 
     def _outcomes(self, flight: Flight[AnyFlush]) -> list[Receipt | Stored | RejectedByDatabase]:
         """What became of each parcel, if the flight is committed."""

@@ -393,11 +393,13 @@ class BufferAgainstModel(RuleBasedStateMachine):
             self.flights.append(flight)
 
     @precondition(lambda self: len(self.flights) < 2)
-    @rule(max_rows=st.integers(1, 10))
-    def begin_aside(self, max_rows: int) -> None:
-        flight = self.front(self.aside, max_rows)
-        assert list(self.buffer.begin_aside(max_rows)) == [self.sent[number].parcel for number in flight]
-        del self.aside[: len(flight)]
+    @rule(max_rows=st.integers(1, 10), least_rows=st.sampled_from([1, 1, 3]))
+    def begin_aside(self, max_rows: int, least_rows: int) -> None:
+        eligible = [number for number in self.aside if self.sent[number].parcel.rows >= least_rows]
+        flight = self.front(eligible, max_rows)
+        taken = self.buffer.begin_aside(max_rows, lambda parcel: parcel.rows >= least_rows)
+        assert list(taken) == [self.sent[number].parcel for number in flight]
+        self.aside = [number for number in self.aside if number not in flight]
         assert list(self.buffer.aside) == [self.sent[number].parcel for number in self.aside]
         if flight:
             self.flights.append(flight)
