@@ -3,7 +3,7 @@
 A reading's journey, and the module that owns each leg of it::
 
     bytes on a socket      web.protocol          a request is gathered within bounds, and has its turn
-      -> a body            web.ingest            of one reading, or (web.readings) of many; a key is checked first
+      -> a body            web.write_single      of one reading, or (web.write_bulk) of many; a key is checked first
       -> readings          ingest.decode         JSON becomes a Reading, many become a Batch of Arrow columns
       -> the buffer        ingest.buffer         bounded in rows and bytes; full means 429 or 503
       -> a flush           ingest.pipeline       all that came while the last flush was committing goes along
@@ -16,7 +16,7 @@ A reading's journey, and the module that owns each leg of it::
 
 And the way back::
 
-    a request              web.reads             a key is checked, and how many there are at a time
+    a request              web.query             a key is checked, and how many there are at a time
       -> a query           history.query         sensors, span, bucket, metrics; the row after which it goes on
       -> pages of rows     store.history         each by one short query, on a connection that is then given back
       -> bytes             history.formats       JSON, NDJSON, CSV or Arrow, a column at a time
@@ -49,6 +49,6 @@ What is known of a sensor beside its readings is in ``registry``, ``store.sensor
 Imports run downward only: ``serve`` makes one process of it all, or several; ``imports`` knows ``main``, which puts a
 process's parts together; ``workers`` knows ``live``; ``web`` and ``live`` know ``ingest``; ``web`` and ``store`` know
 ``history`` and ``registry``; ``ingest`` and ``store`` know ``errors``; nothing runs back up. Failures are in
-``errors``; what they become on the wire is in ``web.problems``. ``settings`` is read once; components take plain
+``errors``; what they become on the wire is in ``web.error_responses``. ``settings`` is read once; components take plain
 values.
 """

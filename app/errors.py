@@ -1,4 +1,4 @@
-"""Every error that SensorFlow raises on purpose. No HTTP here: ``web.problems`` says what each becomes on the wire.
+"""Every error that SensorFlow raises on purpose. No HTTP here: ``web.error_responses`` has what each becomes.
 
 ::
 
@@ -21,13 +21,13 @@
     │   ├── BodyStalled            the rest of the body did not come
     │   ├── BufferFull
     │   ├── KeyOverShare           the buffer has room, but not for more of this key's
-    │   ├── DatabaseAway
+    │   ├── DatabaseUnavailable
     │   │   └── DatabaseLocked     another session's lock is in the way; ``ingest.blocked.Blocked``: of a part
     │   ├── TooManyReads           as many are being answered as may be
     │   └── ShuttingDown
     ├── OutcomeUnknown         COMMIT was under way and no answer came: it may be stored, or not
     ├── TooManySubscribers     a key's WebSocket connections are used up
-    └── LiveAway               what the other processes of the server commit can't be had now
+    └── LiveUnavailable               what the other processes of the server commit can't be had now
 """
 
 from collections.abc import Sequence
@@ -133,7 +133,7 @@ class KeyOverShare(NotStored):
     """The key holds as many bytes of the buffer as one key may."""
 
 
-class DatabaseAway(NotStored):
+class DatabaseUnavailable(NotStored):
     """The database can't be reached, or did not commit in time; nothing of this was committed.
 
     Its message may hold names of hosts and users. ``public`` says as much as anybody may know.
@@ -150,7 +150,7 @@ class DatabaseAway(NotStored):
         self.public = public
 
 
-class DatabaseLocked(DatabaseAway):
+class DatabaseLocked(DatabaseUnavailable):
     """Another session holds or awaits a lock and did not make way in time; nothing of this was committed. ``holders``
     names those sessions, once known.
     """
@@ -183,7 +183,7 @@ class TooManySubscribers(SensorFlowError):
         super().__init__(f"This key already has {limit} connections.")
 
 
-class LiveAway(SensorFlowError):
+class LiveUnavailable(SensorFlowError):
     """The other processes of this server can't be heard at the moment, so that a subscriber would miss readings."""
 
     def __init__(self) -> None:

@@ -14,14 +14,14 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, disable_created_metrics
 from starlette.types import ASGIApp
 
-from app.errors import ConfigurationError, DatabaseAway, OutcomeUnknown, SensorFlowError
+from app.errors import ConfigurationError, DatabaseUnavailable, OutcomeUnknown, SensorFlowError
 from app.history.query import DAY_US, Bucket
 from app.ingest.batch import Reading
 from app.ingest.buffer import Buffer
-from app.ingest.claim import Fingerprint, Kept
+from app.ingest.claim import RequestIdentity, StoredResult
 from app.ingest.decode.timestamps import TimeWindow
-from app.ingest.pipeline import Audience, Intake, Pipeline
-from app.ingest.receipt import Receipt, receipt_encoder
+from app.ingest.pipeline import IngestQueue, Pipeline, Publisher
+from app.ingest.receipt import CommittedReading, receipt_encoder
 from app.live.bus import Bus, LocalBus
 from app.live.hub import Hub
 from app.memory import keep_returning, share_one_arena
@@ -37,20 +37,20 @@ from app.store.imports import ImportClaims
 from app.store.latest import LatestReadings
 from app.store.maintenance import Maintenance
 from app.store.policies import Retention
-from app.store.retention import keep_deleting
+from app.store.retention import run_retention
 from app.store.sensors import Sensors
-from app.store.writer import Flush, Writer
-from app.web import methods, problems
-from app.web.auth import ApiKey, Keyring, Scope
+from app.store.writer import PreparedFlush, Writer
+from app.web import error_responses, methods
+from app.web.auth import ApiKey, ApiKeys, Scope
 from app.web.docs import docs_router
-from app.web.ingest import ReadingEndpoint, documented_route
 from app.web.live import live_router
-from app.web.measure import Measure
+from app.web.measure import RequestMetricsMiddleware
 from app.web.names import WholePaths
 from app.web.ops import Readiness, ops_router
-from app.web.readings import BulkIngest, Limits, bulk_router
-from app.web.reads import Reads, reads_router
+from app.web.query import QueryService, reads_router
 from app.web.sensors import sensors_router
+from app.web.write_bulk import BulkIngest, Limits, bulk_router
+from app.web.write_single import ReadingEndpoint, documented_route
 
 logger = logging.getLogger(__name__)
 
@@ -115,10 +115,10 @@ def _pipeline(
     writer: Writer,
     *,
     buffer: Buffer,
-    encode: Callable[[Reading, int], Receipt],
-    audience: Audience,
+    encode: Callable[[Reading, int], CommittedReading],
+    audience: Publisher,
     on_flush: Callable[[int, float], None],
-) -> Pipeline[Flush]:
+) -> Pipeline[PreparedFlush]:
     return Pipeline(
         buffer=buffer,
         store=writer,
@@ -244,7 +244,7 @@ class Server:
         if edition.continuous_aggregates:
             await Aggregates(self._database, retention=self._retention).run()
         elif days:
-            await keep_deleting(self._database, days=days, has_chunks=edition.kind != "plain")
+            await run_retention(self._database, days=days, has_chunks=edition.kind != "plain")
 
     async def _remember_latest(self) -> None:
         """Before what a killed process left behind has been looked up, and after it."""
@@ -255,13 +255,13 @@ class Server:
         while True:
             is_all = recovered.is_set()
             try:
-                async with self._database.borrow(timeout_s=REMEMBERING_TIMEOUT_S) as connection:
+                async with self._database.connection(timeout_s=REMEMBERING_TIMEOUT_S) as connection:
                     latest = await latest_reading(connection, horizon_us=self._horizon_us())
                     await confirm(connection)
                 if latest is not None:
                     self.hub.remember(self._encode(*latest))
             # The latter for a reading stored by SQL, in a year that Python does not support.
-            except (DatabaseAway, ValueError, OverflowError) as error:
+            except (DatabaseUnavailable, ValueError, OverflowError) as error:
                 logger.warning("can't load the latest reading; subscribers start without it: %s", error)
             if is_all:
                 return
@@ -273,7 +273,7 @@ class Server:
             try:
                 edition = await self._database.prepare()
                 await fit(self._database, workers=self._workers)
-            except DatabaseAway as error:
+            except DatabaseUnavailable as error:
                 self.pipeline.note_unavailable(error)
                 await asyncio.sleep(PREPARE_INTERVAL_S)
                 continue
@@ -287,22 +287,24 @@ class Server:
                 logger.critical("the server's work has ended, and so does the server", exc_info=error)
             self._fail(error)
 
-    async def recall(self, fingerprint: Fingerprint) -> Kept | None:
-        """What was committed under a request's Idempotency-Key. Raises DatabaseAway; OutcomeUnknown if something was,
-        and is not known to be durable.
+    async def recall(self, fingerprint: RequestIdentity) -> StoredResult | None:
+        """What was committed under a request's Idempotency-Key. Raises DatabaseUnavailable; OutcomeUnknown if something
+        was, and is not known to be durable.
         """
         name, is_there = fingerprint.name, False
         try:
-            async with self._database.borrow(timeout_s=RECALL_TIMEOUT_S) as connection:
+            async with self._database.connection(timeout_s=RECALL_TIMEOUT_S) as connection:
                 is_there = await claims.can_be_seen(connection, name)
                 return (await claims.recall(connection, [name])).get(name) if is_there else None
-        except DatabaseAway as error:
+        except DatabaseUnavailable as error:
             if is_there:
                 raise OutcomeUnknown(
                     "The database has not confirmed yet that the readings under this Idempotency-Key are stored: send "
                     "the request again."
                 ) from error
-            raise DatabaseAway("Nothing is stored: the database can't be asked for this Idempotency-Key.") from error
+            raise DatabaseUnavailable(
+                "Nothing is stored: the database can't be asked for this Idempotency-Key."
+            ) from error
 
     async def readiness(self, *, detailed: bool) -> Readiness:
         """Look at the pipeline, and ask the database for a sign of life; ``detailed`` in the database's own words."""
@@ -310,7 +312,7 @@ class Server:
         if trouble is None:
             try:
                 await self._database.check_writable(timeout_s=READINESS_TIMEOUT_S)
-            except DatabaseAway as error:
+            except DatabaseUnavailable as error:
                 trouble, public = str(error), error.public
         edition = self._database.edition
         return Readiness(
@@ -322,12 +324,14 @@ class Server:
 
 
 @asynccontextmanager
-async def importing(settings: Settings, database_url: str, key_name: str) -> AsyncIterator[tuple[Intake, ImportClaims]]:
+async def importing(
+    settings: Settings, database_url: str, key_name: str
+) -> AsyncIterator[tuple[IngestQueue, ImportClaims]]:
     """The way into a database, without a server around it, and what was imported before; at the end, whatever has come
     to it, what was taken in is flushed if the database is there.
 
     Raises:
-        DatabaseAway: the database can't be reached.
+        DatabaseUnavailable: the database can't be reached.
     """
     database = _database(settings, database_url)
     latest = LatestReadings(database, horizon_us=partial(horizon_us, settings))
@@ -386,7 +390,7 @@ def create_app(
     pa.set_memory_pool(pa.system_memory_pool())
     share_one_arena()
     server = Server(settings, database_url, registry=registry, bus=bus, announce=announce, fail=fail)
-    keyring = Keyring(
+    keyring = ApiKeys(
         ApiKey("API_KEY", keys.api_key, frozenset(Scope)),
         ApiKey("API_KEY_WS", keys.api_key_ws, frozenset({Scope.LISTEN})),
     )
@@ -397,7 +401,7 @@ def create_app(
             yield
 
     app = FastAPI(title="SensorFlow", description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_exception_handler(SensorFlowError, problems.respond)
+    app.add_exception_handler(SensorFlowError, error_responses.respond)
     app.add_exception_handler(405, methods.respond)
     observe = server.instruments.request_durations.observe
     window = TimeWindow.of(
@@ -434,9 +438,11 @@ def create_app(
             )
         )
     )
-    app.include_router(reads_router(Reads(server.history, kept_us=_kept_us(settings), now_us=now_us), keyring=keyring))
+    app.include_router(
+        reads_router(QueryService(server.history, kept_us=_kept_us(settings), now_us=now_us), keyring=keyring)
+    )
     app.include_router(sensors_router(server.sensors, keyring=keyring))
     app.include_router(live_router(hub=server.hub, keyring=keyring, send_timeout_s=settings.live_send_timeout_s))
     app.include_router(docs_router(title=app.title))
     app.include_router(ops_router(readiness=server.readiness, keyring=keyring, scrape=scrape))
-    return Measure(WholePaths(app), observe=observe, clock=time.perf_counter), endpoint
+    return RequestMetricsMiddleware(WholePaths(app), observe=observe, clock=time.perf_counter), endpoint

@@ -93,7 +93,7 @@ class Instruments:
 
 
 class ServerCollector(Collector):
-    """Reads the parts' own counts at each scrape.
+    """QueryService the parts' own counts at each scrape.
 
     Args:
         buffer, hub: the parts.

@@ -29,16 +29,16 @@ from app.logs import configure_logging
 from app.main import create_app, horizon_us
 from app.settings import Keys, Settings
 from app.web.connections import ConnectionLimit
-from app.web.ingest import ReadingEndpoint
 from app.web.protocol import HttpProtocol
 from app.web.slices import Slices
 from app.web.websocket import MAX_MESSAGE_BYTES, WebSocketProtocol
-from app.workers import families
-from app.workers.channel import ChannelTally
+from app.web.write_single import ReadingEndpoint
+from app.workers import metric_families
+from app.workers.channel import ChannelStats
 from app.workers.messages import Unusable
-from app.workers.parent import Parent
-from app.workers.uplink import Uplink
-from app.workers.worker import HandedConnections
+from app.workers.parent_link import ParentLink
+from app.workers.supervisor import Supervisor
+from app.workers.worker import WorkerServer
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def _serve_with_workers(
         process.start()
         return process
 
-    parent = Parent(
+    parent = Supervisor(
         workers=settings.workers,
         spawn=spawn,
         listener=listener,
@@ -147,11 +147,11 @@ def _work(task: _Task, channel: socket.socket, connections: socket.socket) -> No
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     configure_logging(level=settings.log_level, as_json=settings.log_format == "json")
-    registry, tally = CollectorRegistry(), ChannelTally()
-    registry.register(families.ChannelCollector(tally))
-    uplink = Uplink(
+    registry, tally = CollectorRegistry(), ChannelStats()
+    registry.register(metric_families.ChannelCollector(tally))
+    uplink = ParentLink(
         channel,
-        families=lambda: families.encode(families.families_of(registry)),
+        families=lambda: metric_families.encode(metric_families.families_of(registry)),
         max_subscribers_per_key=settings.max_ws_connections_per_key,
         max_messages=settings.live_mailbox_messages,
         max_bytes=settings.live_mailbox_bytes,
@@ -176,7 +176,7 @@ def _work(task: _Task, channel: socket.socket, connections: socket.socket) -> No
         announce=lambda edition: uplink.ready(str(edition)),
         fail=fail,
     )
-    server = HandedConnections(_uvicorn_config(app, endpoint, settings), uplink=uplink, connections=connections)
+    server = WorkerServer(_uvicorn_config(app, endpoint, settings), uplink=uplink, connections=connections)
     server.run()
     if failure is not None:
         raise SystemExit(1)

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from app.store.writer import MIN_COLUMNSTORE_ROWS
-from app.web.reads import MAX_LIMIT
+from app.web.query import MAX_LIMIT
 from benchmarks.load import HttpConnection, WrongAnswer, http_request, send_once_each
 from benchmarks.peers import Postgres, SensorFlow, sensorflow
 from benchmarks.readings import Format, bodies, make_readings, sensor_name
@@ -128,7 +128,7 @@ def send(server: SensorFlow, *, days: int) -> tuple[int, float]:
 
 
 def read_back(store: Postgres, folder: Path, *, days: int) -> list[ReadBack]:
-    """Reads some days of the one sensor from the middle of its history, and the minutes of all of it.
+    """QueryService some days of the one sensor from the middle of its history, and the minutes of all of it.
 
     Raises:
         WrongAnswer: fewer or more rows came than were stored.

@@ -79,6 +79,7 @@ def ask(url: str, sql: str) -> tuple[int, float, float]:
     durations_ms = []
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"SET SESSION AUTHORIZATION {READER}")
+        connection.execute("SET jit = off")  # as that role's own setting is
         for _ in range(1 + AGAIN):
             began = time.perf_counter()
             rows = connection.execute(sql, prepare=False).rowcount

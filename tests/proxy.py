@@ -107,7 +107,7 @@ class FaultyProxy:
                     else:
                         answers_pass.clear()
                 server.sendall(data)
-        self._hang_up(client, server)
+        self._stop_accepting(client, server)
 
     def _answers(
         self,
@@ -121,9 +121,9 @@ class FaultyProxy:
                 if answers_wait.is_set():
                     self._cancelled.wait(PATIENCE_S)
                 client.sendall(data)
-        self._hang_up(client, server)
+        self._stop_accepting(client, server)
 
-    def _hang_up(self, *connections: socket.socket) -> None:
+    def _stop_accepting(self, *connections: socket.socket) -> None:
         for connection in connections:
             self._sockets.discard(connection)
             with suppress(OSError):

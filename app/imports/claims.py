@@ -16,7 +16,7 @@ from typing import Protocol
 
 from app.errors import ConfigurationError
 from app.imports.files import Block, Cut, InputFile
-from app.imports.layout import Layout
+from app.imports.layout import ColumnMapping
 from app.ingest.claim import DatedClaim
 
 CUTS_AT_A_TIME = 8
@@ -26,13 +26,13 @@ class ImportLog(Protocol):
     """The claims of earlier imports, in the database."""
 
     async def find(self, keys: Collection[str]) -> Mapping[str, DatedClaim]:
-        """Look up claims by their keys. Raises DatabaseAway."""
+        """Look up claims by their keys. Raises DatabaseUnavailable."""
 
     async def has_any(self, prefix: str) -> bool:
-        """Tell whether there is a claim whose key begins so. Raises DatabaseAway."""
+        """Tell whether there is a claim whose key begins so. Raises DatabaseUnavailable."""
 
     async def forget(self, keys: Collection[str], prefix: str | None) -> None:
-        """Delete claims by their keys, and those whose key begins so, all or none. Raises DatabaseAway."""
+        """Delete claims by their keys, and those whose key begins so, all or none. Raises DatabaseUnavailable."""
 
 
 class Claims(Protocol):
@@ -121,7 +121,7 @@ class ClaimsOfBeginning:
         return json.dumps({"bytes": self._cut.size, "sha256": self._cut.digest.hex(), "parts": parts}).encode()
 
 
-async def claims_of(path: Path, file: InputFile, layout: Layout, log: ImportLog | None) -> Claims:
+async def claims_of(path: Path, file: InputFile, layout: ColumnMapping, log: ImportLog | None) -> Claims:
     """Return the claims of a file's readings, by which they are found again.
 
     A text that was imported when all files were known by their whole content still is.
@@ -139,12 +139,12 @@ async def claims_of(path: Path, file: InputFile, layout: Layout, log: ImportLog 
     return ClaimsOfBeginning(log, b"%b\n%b%b" % (options, file.dialect.separator.encode(), file.header))
 
 
-async def forget(path: Path, file: InputFile, layout: Layout, log: ImportLog) -> bool:
+async def forget(path: Path, file: InputFile, layout: ColumnMapping, log: ImportLog) -> bool:
     """Have a file taken for one that was never imported; whether it was.
 
     Raises:
         ConfigurationError: the file can't be read.
-        DatabaseAway
+        DatabaseUnavailable
     """
     claims = await claims_of(path, file, layout, log)
     if isinstance(claims, ClaimsOfWhole):
@@ -162,11 +162,11 @@ async def forget(path: Path, file: InputFile, layout: Layout, log: ImportLog) ->
     return bool(keys)
 
 
-def _old_options(layout: Layout) -> bytes:
+def _old_options(layout: ColumnMapping) -> bytes:
     return repr((sorted(layout.columns.items()), sorted(layout.fahrenheit), layout.precision)).encode()
 
 
-def _options(layout: Layout) -> bytes:
+def _options(layout: ColumnMapping) -> bytes:
     """Return the options that change what a file's readings are. Those that only change how many of its rows are
     rejected are left out: rows that were stored should not be stored again because of them.
     """

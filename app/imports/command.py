@@ -13,7 +13,7 @@ from app.errors import ConfigurationError
 from app.imports.files import FORMATS, format_of
 from app.imports.headers import SEPARATORS
 from app.imports.importer import SOURCE
-from app.imports.layout import Layout
+from app.imports.layout import ColumnMapping
 from app.imports.terminal import import_file
 from app.imports.times import require_time_format
 from app.ingest.decode.columns import METRICS
@@ -103,12 +103,12 @@ def _line_count(argument: str) -> int:
     return int(argument)
 
 
-def _layout(chosen: argparse.Namespace, settings: Settings) -> Layout:
+def _layout(chosen: argparse.Namespace, settings: Settings) -> ColumnMapping:
     if chosen.time_format is not None:
         require_time_format(chosen.time_format)
     if chosen.sensor_name is not None:
         _require_sensor_name(chosen.sensor_name)
-    return Layout(
+    return ColumnMapping(
         columns=_columns(chosen),
         fahrenheit=frozenset(chosen.fahrenheit),
         precision=Precision(chosen.precision),

@@ -18,7 +18,7 @@ import pyarrow.parquet
 
 from app.errors import ConfigurationError, MalformedBody
 from app.imports.headers import find_header
-from app.imports.layout import Layout
+from app.imports.layout import ColumnMapping
 from app.ingest.decode.csvs import end_of_records
 from app.ingest.decode.dialect import CsvDialect
 from app.ingest.decode.jsons import field_names
@@ -118,7 +118,7 @@ def format_of(path: Path) -> Format:
 
 
 @contextmanager
-def open_file(path: Path, layout: Layout) -> Iterator[InputFile]:
+def open_file(path: Path, layout: ColumnMapping) -> Iterator[InputFile]:
     """Open a file for being read in blocks.
 
     Raises:
@@ -133,7 +133,7 @@ def open_file(path: Path, layout: Layout) -> Iterator[InputFile]:
         yield file
 
 
-def _opened(path: Path, layout: Layout, stack: ExitStack) -> InputFile:
+def _opened(path: Path, layout: ColumnMapping, stack: ExitStack) -> InputFile:
     format_ = format_of(path)
     if format_ is Format.PARQUET:
         return _ParquetFile(path, stack.enter_context(pa.parquet.ParquetFile(path)), layout)
@@ -274,7 +274,7 @@ class _TextFile:
 class _CsvFile(_TextFile):
     _format = Format.CSV
 
-    def __init__(self, text: _Text, layout: Layout) -> None:
+    def __init__(self, text: _Text, layout: ColumnMapping) -> None:
         super().__init__(text)
         found = find_header(text.look(SAMPLE_BYTES), layout)
         self.names, self.dialect = found.names, found.dialect
@@ -291,7 +291,7 @@ class _CsvFile(_TextFile):
 
 
 class _NdjsonFile(_TextFile):
-    def __init__(self, text: _Text, layout: Layout) -> None:
+    def __init__(self, text: _Text, layout: ColumnMapping) -> None:
         super().__init__(text)
         start = text.look(BLOCK_BYTES)
         self.names = field_names(start[: end_of_line(start)] if len(start) >= BLOCK_BYTES else start)
@@ -312,7 +312,7 @@ class _JsonFile:
     grows = False
     header = b""
 
-    def __init__(self, text: _Text, layout: Layout) -> None:
+    def __init__(self, text: _Text, layout: ColumnMapping) -> None:
         body = text.look(MAX_DOCUMENT_BYTES + 1)
         if len(body) > MAX_DOCUMENT_BYTES:
             raise ConfigurationError(
@@ -337,7 +337,7 @@ class _TableFile:
     header = b""
 
     def __init__(
-        self, path: Path, batches: Iterator[tuple[pa.RecordBatch, float]], schema: pa.Schema, layout: Layout
+        self, path: Path, batches: Iterator[tuple[pa.RecordBatch, float]], schema: pa.Schema, layout: ColumnMapping
     ) -> None:
         self._path = path
         self.names: Sequence[str] = schema.names
@@ -360,7 +360,7 @@ class _TableFile:
 
 
 class _ParquetFile(_TableFile):
-    def __init__(self, path: Path, file: pa.parquet.ParquetFile, layout: Layout) -> None:
+    def __init__(self, path: Path, file: pa.parquet.ParquetFile, layout: ColumnMapping) -> None:
         def batches() -> Iterator[tuple[pa.RecordBatch, float]]:
             rows = 0
             for batch in file.iter_batches(BLOCK_ROWS):
@@ -373,7 +373,7 @@ class _ParquetFile(_TableFile):
 class _ArrowFile(_TableFile):
     """An Arrow stream, as GET /api/readings gives it, or an Arrow file (Feather)."""
 
-    def __init__(self, path: Path, source: pa.NativeFile, layout: Layout) -> None:
+    def __init__(self, path: Path, source: pa.NativeFile, layout: ColumnMapping) -> None:
         magic = source.read(6)
         source.seek(0)
         size = max(1, source.size())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from app.errors import MalformedBody
-from app.imports.layout import Layout
+from app.imports.layout import ColumnMapping
 from app.ingest.decode.columns import METRICS, NO_VALUE, columns_like_time
 from app.ingest.decode.csvs import read_header, records
 from app.ingest.decode.dialect import CsvDialect
@@ -44,7 +44,7 @@ class Header:
     notes: Sequence[str]
 
 
-def find_header(text: bytes, layout: Layout) -> Header:
+def find_header(text: bytes, layout: ColumnMapping) -> Header:
     """Find the header in the start of a CSV.
 
     It is the first line that has the columns which every reading needs; if none has them, the first that has one like a
@@ -91,7 +91,7 @@ def _counted(lines: int) -> str:
 
 
 def _find(
-    text: bytes, layout: Layout, separators: Sequence[str], is_header: Callable[[Sequence[str]], bool]
+    text: bytes, layout: ColumnMapping, separators: Sequence[str], is_header: Callable[[Sequence[str]], bool]
 ) -> tuple[int, str] | None:
     """Return where the first header line starts, and its separator; of several separators, the one with most fields."""
     for at in _line_starts(text, layout):
@@ -101,13 +101,13 @@ def _find(
     return None
 
 
-def _first_line(text: bytes, layout: Layout, separators: Sequence[str]) -> tuple[int, str]:
+def _first_line(text: bytes, layout: ColumnMapping, separators: Sequence[str]) -> tuple[int, str]:
     """Return where the first line starts, and the separator that gives most fields there."""
     at = next(_line_starts(text, layout))
     return at, max(separators, key=lambda separator: len(_names_at(text, at, separator)))
 
 
-def _line_starts(text: bytes, layout: Layout) -> Iterator[int]:
+def _line_starts(text: bytes, layout: ColumnMapping) -> Iterator[int]:
     if layout.skip_lines is not None:
         yield _after_lines(text, layout.skip_lines)
         return
@@ -133,7 +133,7 @@ def _names_at(text: bytes, at: int, separator: str) -> list[str]:
 MAX_HEADER_BYTES = 65_536
 
 
-def _unit_lines(text: bytes, at: int, names: Sequence[str], layout: Layout, dialect: CsvDialect) -> list[int]:
+def _unit_lines(text: bytes, at: int, names: Sequence[str], layout: ColumnMapping, dialect: CsvDialect) -> list[int]:
     """Return the ends of a logger's lines below the header that have no digit in the time or in any value."""
     places = [place for place, name in enumerate(names) if layout.renames.get(name, name) in {"time", *METRICS}]
     ends: list[int] = []
@@ -144,7 +144,7 @@ def _unit_lines(text: bytes, at: int, names: Sequence[str], layout: Layout, dial
     return ends
 
 
-def _has_decimal_comma(text: bytes, at: int, names: Sequence[str], layout: Layout, dialect: CsvDialect) -> bool:
+def _has_decimal_comma(text: bytes, at: int, names: Sequence[str], layout: ColumnMapping, dialect: CsvDialect) -> bool:
     places = [place for place, name in enumerate(names) if layout.renames.get(name, name) in METRICS]
     numbers = [
         fields[place].decode(errors="replace").strip()

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from app.errors import (
     ConfigurationError,
-    DatabaseAway,
+    DatabaseUnavailable,
     IdempotencyConflict,
     NotStored,
     Refused,
@@ -25,19 +25,19 @@ from app.errors import (
 )
 from app.imports.claims import Claims, ImportLog, claims_of, forget
 from app.imports.files import BLOCK_BYTES, Block, InputFile, open_file
-from app.imports.layout import Layout
+from app.imports.layout import ColumnMapping
 from app.imports.rejects import OWN_COLUMNS, Report, report_path
 from app.imports.times import Localized, localize
-from app.ingest.batch import Batch, Source
-from app.ingest.buffer import Answer
-from app.ingest.claim import Claim, DatedClaim, Fingerprint, Replay
-from app.ingest.decode.columns import Decoded, RowFault, Sent, Terms, check
+from app.ingest.batch import Batch, Sender
+from app.ingest.buffer import WriteResult
+from app.ingest.claim import Claim, DatedClaim, Replay, RequestIdentity
+from app.ingest.decode.columns import Decoded, DecodeOptions, ParsedColumns, RowError, check
 from app.ingest.decode.readings import open_readings
 from app.ingest.decode.timestamps import TimeWindow
-from app.ingest.pipeline import Intake
-from app.ingest.receipt import Stored
+from app.ingest.pipeline import IngestQueue
+from app.ingest.receipt import BatchResult
 
-SOURCE = Source("import", "")
+SOURCE = Sender("import", "")
 """Who sent what is imported, as the tables show it."""
 
 PART_DAYS = 400
@@ -57,7 +57,7 @@ LONGEST_WAIT_S = 60.0
 
 
 @dataclass(slots=True)
-class Outcome:
+class ImportResult:
     """What became of a file's readings so far."""
 
     stored: int = 0
@@ -73,7 +73,7 @@ class Outcome:
     """When the last of those that were found was stored."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Why rows were rejected, and how often."""
-    examples: dict[str, RowFault] = field(default_factory=dict)
+    examples: dict[str, RowError] = field(default_factory=dict)
     """The first row rejected for each reason, numbered as the file has it."""
     local_rows: int = 0
     """Times that had no offset."""
@@ -104,7 +104,7 @@ class Outcome:
         self.first_us = first_us if self.first_us is None else min(first_us, self.first_us)
         self.last_us = last_us if self.last_us is None else max(last_us, self.last_us)
 
-    def reject(self, faults: Sequence[RowFault], rows_before: int) -> None:
+    def reject(self, faults: Sequence[RowError], rows_before: int) -> None:
         """Take note of rows that are rejected, numbered from those before their block."""
         self.rejected += len(faults)
         self.reasons.update(fault.reason for fault in faults)
@@ -114,7 +114,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Chunk:
     """Readings of one transaction, and which rows of their block they are, from 1."""
 
     batch: Batch
@@ -136,12 +136,12 @@ class Importer:
     def __init__(
         self,
         *,
-        intake: Intake | None,
+        intake: IngestQueue | None,
         log: ImportLog | None,
-        layout: Layout,
+        layout: ColumnMapping,
         window: TimeWindow,
         now_us: Callable[[], int],
-        on_progress: Callable[[float, Outcome], None],
+        on_progress: Callable[[float, ImportResult], None],
     ) -> None:
         self._intake = intake
         self._log = log
@@ -157,14 +157,14 @@ class Importer:
 
         Raises:
             ConfigurationError: it can't be read.
-            DatabaseAway
+            DatabaseUnavailable
         """
         if self._log is None:
             return False
         with open_file(path, self._layout) as file:
             return await forget(path, file, self._layout, self._log)
 
-    async def run(self, path: Path) -> Outcome:
+    async def run(self, path: Path) -> ImportResult:
         """Import a file. Rejected rows go into a CSV at ``report_path``.
 
         Raises:
@@ -180,8 +180,8 @@ class Importer:
                 raise ConfigurationError(f"Can't read {path}: {error}") from error
             raise error from None
 
-    async def _import(self, path: Path, file: InputFile, report: Report) -> Outcome:
-        outcome = Outcome(notes=file.notes)
+    async def _import(self, path: Path, file: InputFile, report: Report) -> ImportResult:
+        outcome = ImportResult(notes=file.notes)
         claims = await claims_of(path, file, self._layout, self._log)
         free = asyncio.Semaphore(PARTS_UNDER_WAY)
         rows_before = 0
@@ -206,8 +206,8 @@ class Importer:
         self._on_progress(1.0, outcome)
         return outcome
 
-    def _decode(self, path: Path, block: Block, file: InputFile, rows_before: int, outcome: Outcome) -> Decoded:
-        terms = Terms(
+    def _decode(self, path: Path, block: Block, file: InputFile, rows_before: int, outcome: ImportResult) -> Decoded:
+        terms = DecodeOptions(
             source=SOURCE,
             precision=self._layout.precision,
             window=self._window,
@@ -233,7 +233,7 @@ class Importer:
     async def _imported(self, keys: Sequence[str]) -> Mapping[str, DatedClaim]:
         return await self._log.find(keys) if self._log is not None and keys else {}
 
-    async def _store(self, part: Part, claim: Claim, storing: "_Storing", *, is_first: bool) -> None:
+    async def _store(self, part: Chunk, claim: Claim, storing: "_Storing", *, is_first: bool) -> None:
         """Have a part committed, or find that it was.
 
         The first part's claim says how its block was cut. It comes before the others, which would not be found without
@@ -249,34 +249,36 @@ class Importer:
         if isinstance(answer, Replay):
             storing.outcome.found += part.batch.rows
             storing.outcome.add_times(part.batch.columns)
-        elif isinstance(answer, Stored):
+        elif isinstance(answer, BatchResult):
             storing.store(part, answer)
         storing.first_is_claimed.set()
 
-    async def _answer(self, batch: Batch, claim: Claim) -> Answer:
+    async def _answer(self, batch: Batch, claim: Claim) -> WriteResult:
         if self._intake is None:
-            return Stored(batch.rows, {})
-        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            return BatchResult(batch.rows, {})
+        answered: asyncio.Future[WriteResult] = asyncio.get_running_loop().create_future()
 
-        def settle(answer: Answer) -> None:
+        def on_result(answer: WriteResult) -> None:
             if not answered.done():  # nobody waits any longer
                 answered.set_result(answer)
 
         try:
             async with asyncio.timeout(LONGEST_WAIT_S):
                 async with self._turn:
-                    await self._submit(self._intake, batch, settle, claim)
+                    await self._submit(self._intake, batch, on_result, claim)
                 return await answered
         except TimeoutError:
-            raise DatabaseAway(
+            raise DatabaseUnavailable(
                 "The database was unavailable for too long. Import the file again: stored readings are recognised."
             ) from None
 
     @staticmethod
-    async def _submit(intake: Intake, batch: Batch, settle: Callable[[Answer], None], claim: Claim) -> None:
+    async def _submit(
+        intake: IngestQueue, batch: Batch, on_result: Callable[[WriteResult], None], claim: Claim
+    ) -> None:
         while True:
             try:
-                return intake.submit(batch, settle, claim=claim, is_awaited=False)
+                return intake.submit(batch, on_result, claim=claim, is_awaited=False)
             except NotStored as error:
                 await asyncio.sleep(error.retry_after_s)
 
@@ -288,15 +290,15 @@ class _Storing:
     block: Block
     rows_before: int
     report: Report
-    outcome: Outcome
+    outcome: ImportResult
     first_is_claimed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def reject(self, faults: Sequence[RowFault]) -> None:
+    def reject(self, faults: Sequence[RowError]) -> None:
         """Report rows of the block."""
         self.outcome.reject(faults, self.rows_before)
         self.report.write(faults, self.block, self.rows_before)
 
-    def find(self, part: Part, claim: Claim, earlier: DatedClaim) -> None:
+    def find(self, part: Chunk, claim: Claim, earlier: DatedClaim) -> None:
         """Take note that a part was imported before. Raises ConfigurationError if it had other readings then."""
         if earlier.content_hash != claim.fingerprint.content_hash:
             raise ConfigurationError(CHANGED)
@@ -305,7 +307,7 @@ class _Storing:
         self.outcome.add_times(part.batch.columns)
         self.outcome.found_at = max(earlier.at, self.outcome.found_at or earlier.at)
 
-    def store(self, part: Part, stored: Stored) -> None:
+    def store(self, part: Chunk, stored: BatchResult) -> None:
         """Take note of what became of a part."""
         self.outcome.stored += stored.rows
         columns = part.batch.columns
@@ -315,21 +317,21 @@ class _Storing:
         self.outcome.add_times(columns)
         self.reject(
             [
-                RowFault(part.rows[place].as_py(), None, reason, None)
+                RowError(part.rows[place].as_py(), None, reason, None)
                 for place, reason in stored.refused.items()
                 if reason is not None
             ]
         )
 
 
-def _claim(claims: Claims, number: int, part: Part, parts: int) -> Claim:
+def _claim(claims: Claims, number: int, part: Chunk, parts: int) -> Claim:
     """Return the claim of one of a block's parts."""
-    fingerprint = Fingerprint(SOURCE.key_name, claims.key(number), claims.content_hash(part.batch.rows))
+    fingerprint = RequestIdentity(SOURCE.key_name, claims.key(number), claims.content_hash(part.batch.rows))
     replay = Replay(201, claims.answer(number, parts))
     return Claim(fingerprint, lambda _: replay, expires=False)
 
 
-def _of_one_sensor(sent: Sent, name: str, path: Path) -> Sent:
+def _of_one_sensor(sent: ParsedColumns, name: str, path: Path) -> ParsedColumns:
     """Return the columns with one sensor for all rows. Raises ConfigurationError if they have sensors of their own."""
     sensors = sent.columns.get("sensor_id")
     if (sensors is not None and sensors.null_count < sent.rows) or sent.faults.get("sensor_id"):
@@ -338,7 +340,7 @@ def _of_one_sensor(sent: Sent, name: str, path: Path) -> Sent:
     return replace(sent, columns={**sent.columns, "sensor_id": names})
 
 
-def _parts(decoded: Decoded) -> Iterator[Part]:
+def _parts(decoded: Decoded) -> Iterator[Chunk]:
     """A block's readings, by time if they lie in more days than a transaction may write."""
     batch, rows = decoded.batch, decoded.rows
     days = pc.floor_temporal(batch.columns["time"], unit="day").dictionary_encode()
@@ -350,10 +352,10 @@ def _parts(decoded: Decoded) -> Iterator[Part]:
     for span in spans:
         for start in range(0, len(span), PART_ROWS):
             places = span.slice(start, PART_ROWS)
-            yield Part(replace(batch, columns=batch.columns.take(places)), rows.take(places))
+            yield Chunk(replace(batch, columns=batch.columns.take(places)), rows.take(places))
 
 
-def _in_celsius(batch: Batch, layout: Layout) -> Batch:
+def _in_celsius(batch: Batch, layout: ColumnMapping) -> Batch:
     columns = batch.columns
     for metric in layout.fahrenheit:
         celsius = pc.divide(pc.multiply(pc.subtract(columns[metric], 32.0), 5.0), 9.0)

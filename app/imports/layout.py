@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.errors import ConfigurationError
-from app.ingest.decode.columns import METRICS, columns_like_time, in_words
+from app.ingest.decode.columns import METRICS, columns_like_time, format_names
 from app.ingest.decode.timestamps import Precision
 
 _OPTIONS = {"sensor_id": "--sensor ", "time": "--time "}
@@ -18,7 +18,7 @@ _SENSOR_LIKE = re.compile("(sensor|device|station|node|logger|probe|thing)(id|na
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ColumnMapping:
     """What a file's columns are.
 
     Attributes:
@@ -63,7 +63,7 @@ class Layout:
         """
         options = {theirs: _OPTIONS.get(ours, f"--column {ours}=") + theirs for ours, theirs in self.columns.items()}
         options |= {metric: f"--fahrenheit {metric}" for metric in sorted(self.fahrenheit - self.columns.keys())}
-        its_columns = f"Its columns: {in_words(names)}."
+        its_columns = f"Its columns: {format_names(names)}."
         for column, option in options.items():
             if column not in names:
                 raise ConfigurationError(f"{path} has no column {column!r}, which {option} names. {its_columns}")

@@ -14,7 +14,7 @@ import pyarrow.ipc
 
 from app.errors import ConfigurationError
 from app.imports.files import Block, InputFile
-from app.ingest.decode.columns import RowFault, scalar_value
+from app.ingest.decode.columns import RowError, scalar_value
 from app.ingest.decode.csvs import records
 from app.ingest.decode.jsons import read_values
 from app.ingest.decode.readings import Format
@@ -51,7 +51,7 @@ class Report:
         if self._output is not None:
             self._output.close()
 
-    def write(self, faults: Sequence[RowFault], block: Block, rows_before: int) -> None:
+    def write(self, faults: Sequence[RowError], block: Block, rows_before: int) -> None:
         """Add rejected rows of a block that begins after ``rows_before`` others."""
         if not faults:
             return
@@ -64,7 +64,7 @@ class Report:
                 writer.writerow([*self._names, *OWN_COLUMNS])
             writer.writerows(self._row(fault, originals[fault.row], rows_before) for fault in faults)
 
-    def _row(self, fault: RowFault, original: "_Original", rows_before: int) -> Sequence[object]:
+    def _row(self, fault: RowError, original: "_Original", rows_before: int) -> Sequence[object]:
         fits = isinstance(original, Mapping) and original.keys() <= {*self._names, *OWN_COLUMNS}
         fields = [_text(original.get(name)) for name in self._names] if isinstance(original, Mapping) else []
         text = "" if fits else original if isinstance(original, str) else json.dumps(original, default=str)

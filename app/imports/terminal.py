@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from app.imports.claims import ImportLog
-from app.imports.importer import Importer, Outcome
-from app.imports.layout import Layout
+from app.imports.importer import Importer, ImportResult
+from app.imports.layout import ColumnMapping
 from app.imports.rejects import report_path
-from app.ingest.decode.columns import in_words, shown
+from app.ingest.decode.columns import format_names, truncated_for_message
 from app.ingest.decode.timestamps import TimeWindow
-from app.ingest.pipeline import Intake
+from app.ingest.pipeline import IngestQueue
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -22,13 +22,13 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 async def import_file(
     path: Path,
     *,
-    intake: Intake | None,
+    intake: IngestQueue | None,
     log: ImportLog | None,
-    layout: Layout,
+    layout: ColumnMapping,
     window: TimeWindow,
     now_us: Callable[[], int],
     store_again: bool,
-) -> Outcome:
+) -> ImportResult:
     """Import a file as Importer does, show its progress on a terminal, and print the result."""
     console = Console(highlight=False)
     bar = Progress(
@@ -45,7 +45,7 @@ async def import_file(
     with bar:
         task = bar.add_task(path.name, total=1.0, rows=0, rows_per_s=0.0)
 
-        def move(part: float, outcome: Outcome) -> None:
+        def move(part: float, outcome: ImportResult) -> None:
             bar.update(task, completed=part, rows=outcome.rows, rows_per_s=outcome.rows / elapsed_s())
 
         def elapsed_s() -> float:
@@ -65,7 +65,7 @@ async def import_file(
     return outcome
 
 
-def _summary(outcome: Outcome, path: Path, *, is_stored: bool) -> Iterator[str]:
+def _summary(outcome: ImportResult, path: Path, *, is_stored: bool) -> Iterator[str]:
     readings = "reading" if outcome.stored == 1 else "readings"
     yield f"{outcome.stored:,} {readings} {'stored' if is_stored else 'would be stored'}"
     if outcome.found:
@@ -75,7 +75,7 @@ def _summary(outcome: Outcome, path: Path, *, is_stored: bool) -> Iterator[str]:
         yield f"{outcome.rejected:,} rejected, see {report_path(path)}"
 
 
-def _remarks(outcome: Outcome, layout: Layout) -> Iterator[str]:
+def _remarks(outcome: ImportResult, layout: ColumnMapping) -> Iterator[str]:
     yield from outcome.notes
     if outcome.first_us is not None and outcome.last_us is not None:
         yield f"times from {_moment(outcome.first_us)} to {_moment(outcome.last_us)}"
@@ -90,11 +90,11 @@ def _remarks(outcome: Outcome, layout: Layout) -> Iterator[str]:
     if outcome.found:
         yield "to store readings again that have been deleted since, use --store-again"
     if outcome.unknown_columns:
-        yield f"columns not stored: {in_words(list(outcome.unknown_columns))}"
+        yield f"columns not stored: {format_names(list(outcome.unknown_columns))}"
     if outcome.reasons:
         ((reason, rows),) = outcome.reasons.most_common(1)
         example = outcome.examples.get(reason)
-        value = "" if example is None or example.value is None else f": {shown(example.value)!r}"
+        value = "" if example is None or example.value is None else f": {truncated_for_message(example.value)!r}"
         where = f", first row {example.row:,}{value}" if example else ""
         yield f"most often rejected because {reason} ({rows:,} {'row' if rows == 1 else 'rows'}{where})"
         if example and example.column == "time" and outcome.rows == outcome.rejected and layout.time_format is None:

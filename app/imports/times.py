@@ -13,8 +13,8 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 
 from app.errors import ConfigurationError
-from app.imports.layout import Layout
-from app.ingest.decode.columns import Sent
+from app.imports.layout import ColumnMapping
+from app.ingest.decode.columns import ParsedColumns
 from app.ingest.decode.timestamps import Precision, parse_time_us
 
 EXCEL = "excel"
@@ -38,7 +38,7 @@ class Localized:
         repeated: the rows, from 0, whose time comes twice in the zone, where clocks are put back. The first is taken.
     """
 
-    sent: Sent
+    sent: ParsedColumns
     local_rows: int = 0
     repeated: tuple[int, ...] = ()
 
@@ -58,7 +58,7 @@ def require_time_format(time_format: str) -> None:
         raise ConfigurationError(f"--time-format {time_format!r} should have a day, a month and a year.")
 
 
-def localize(sent: Sent, layout: Layout) -> Localized:
+def localize(sent: ParsedColumns, layout: ColumnMapping) -> Localized:
     """Parse times by a layout's format, and those without an offset in its zone.
 
     A time that the format doesn't fit, and one that the zone has not, where clocks are put forward, are faults.
@@ -117,7 +117,7 @@ _Read = Callable[[object], int | datetime]
 """Makes a moment of a value, in microseconds since 1970 UTC, or a datetime without a zone; ValueError if it is none."""
 
 
-def _reader_of(type_: pa.DataType, layout: Layout) -> _Read | None:
+def _reader_of(type_: pa.DataType, layout: ColumnMapping) -> _Read | None:
     """Return a reader for values of a type; None if they are moments already and the decoders read them."""
     if _is_moment(type_):
         if pa.types.is_timestamp(type_) and type_.tz is not None:

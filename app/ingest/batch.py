@@ -20,7 +20,7 @@ NAME_SIZE_BYTES = 128
 """What each of a batch's sensor names is counted as, beside its bytes: for a while it is a Python object."""
 
 
-class Source(NamedTuple):
+class Sender(NamedTuple):
     """Who sent a reading: the name of the API key, never the key, and the address it came from."""
 
     key_name: str
@@ -39,7 +39,7 @@ class Reading(NamedTuple):
     """%"""
     pressure: float | None
     """hPa"""
-    source: Source
+    source: Sender
 
     @property
     def rows(self) -> int:
@@ -75,8 +75,8 @@ class Batch:
 
     sensors: pa.StringArray
     columns: pa.RecordBatch
-    source: Source
-    is_whole: bool = False
+    source: Sender
+    is_atomic: bool = False
     """Whether all of it is stored or nothing."""
 
     @property

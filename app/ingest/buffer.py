@@ -1,19 +1,19 @@
 """The readings that wait for a flush, and those that one is carrying: a bounded queue with transactions.
 
-Pure: no clock, no asyncio; "now" comes in as an argument, and answers go out through each parcel's ``settle``.
+Pure: no clock, no asyncio; "now" comes in as an argument, and answers go out through each submission's ``on_result``.
 
 Promises:
-    * Rows and bytes are bounded, those in flight and those still on their way in included, so that a parcel put back
-      always fits; and no key holds more than its share of the bytes. (1)
+    * Rows and bytes are bounded, those in flight and those still on their way in included, so that a submission put
+      back always fits; and no key holds more than its share of the bytes. (1)
     * Every row that was added ends in exactly one of committed, rejected, given back; the tally says how many rows
       went each way: accepted = committed + rejected + given back + held, at any moment. (2)
-    * Order is kept: a parcel put back stands where it stood, before everything that came later. One that is parked
+    * Order is kept: a submission put back stands where it stood, before everything that came later. One that is parked
       stands nowhere, and then at the end.
 
-The transaction's form (begin, then accept, reject or keep) follows Telegraf's ``models/buffer``. Two flights may be in
+The transaction's form (begin, then accept, reject or keep) follows Telegraf's ``models/buffer``. Two flushes may be in
 the air, the later one being prepared while the earlier is written; they end in their order.
 
-What can't be stored for now, while the rest can, is set aside: it stays held, and waits for flights of its own.
+What can't be stored for now, while the rest can, is set aside: it stays held, and waits for flushes of its own.
 """
 
 from collections import Counter, deque
@@ -25,18 +25,18 @@ from operator import attrgetter
 from app.errors import BufferFull, KeyOverShare, NotStored, SensorFlowError
 from app.ingest.batch import Content
 from app.ingest.claim import Claim, Replay
-from app.ingest.receipt import Receipt, Stored
+from app.ingest.receipt import BatchResult, CommittedReading
 
-Answer = Receipt | Stored | Replay | SensorFlowError
-"""What a sender is told about a parcel: its receipt, or why there is none."""
+WriteResult = CommittedReading | BatchResult | Replay | SensorFlowError
+"""What a sender is told about a submission: its receipt, or why there is none."""
 
 
 @dataclass(slots=True, eq=False)
-class Parcel:
+class Submission:
     """What one request sent, on its way, with the moment by which it must be answered.
 
-    ``settle`` is called at most once. A parcel whose sender has been told "unknown" stays until its fate is known, and
-    is then counted, but its sender is not told again.
+    ``on_result`` is called at most once. A submission whose sender has been told "unknown" stays until its fate is
+    known, and is then counted, but its sender is not told again.
     """
 
     content: Content
@@ -47,22 +47,22 @@ class Parcel:
     read from."""
     deadline: float
     """Infinite where nobody waits for the commit."""
-    settle: Callable[[Answer], None]
+    on_result: Callable[[WriteResult], None]
     claim: Claim | None = None
     """What makes sending it again harmless, if its sender asked for that."""
     answered: bool = False
     is_aside: bool = False
-    """Whether it waits for flights of its own."""
+    """Whether it waits for flushes of its own."""
 
-    def answer(self, answer: Answer) -> None:
+    def answer(self, answer: WriteResult) -> None:
         """Tells the sender, unless it has been told."""
         if not self.answered:
             self.answered = True
-            self.settle(answer)
+            self.on_result(answer)
 
 
 @dataclass(slots=True)
-class Tally:
+class BufferStats:
     """Rows since the start, by how they ended."""
 
     accepted: int = 0
@@ -73,7 +73,7 @@ class Tally:
 
 @dataclass(slots=True)
 class Buffer:
-    """Parcels in order of arrival: first those in flight, then those that wait. Beside them those that are parked."""
+    """Submissions in order of arrival: those in flight, then those that wait. Beside them those that are parked."""
 
     max_rows: int
     max_bytes: int
@@ -83,20 +83,20 @@ class Buffer:
     size_bytes: int = 0
     """Bytes held and reserved, in flight included."""
     waiting_rows: int = 0
-    """Rows that the next flight may take: without those that are set aside or parked."""
-    tally: Tally = field(default_factory=Tally)
-    _waiting: deque[Parcel] = field(default_factory=deque)
-    _aside: list[Parcel] = field(default_factory=list)
+    """Rows that the next flush may take: without those that are set aside or parked."""
+    tally: BufferStats = field(default_factory=BufferStats)
+    _waiting: deque[Submission] = field(default_factory=deque)
+    _aside: list[Submission] = field(default_factory=list)
     """In order of arrival, too."""
-    _parked: dict[Parcel, None] = field(default_factory=dict)
-    """What no flight may take yet, in order of arrival."""
-    _flights: deque[list[Parcel]] = field(default_factory=deque)
+    _parked: dict[Submission, None] = field(default_factory=dict)
+    """What no flush may take yet, in order of arrival."""
+    _flushes: deque[list[Submission]] = field(default_factory=deque)
     _bytes_of_key: Counter[str] = field(default_factory=Counter)
 
     def oldest_age_s(self, now: float) -> float:
         """How long the oldest row has been held, seconds; 0 when there is none."""
-        queues = (*self._flights, self._waiting, self._aside, self._parked)
-        return now - min((next(iter(parcels)).arrived_at for parcels in queues if parcels), default=now)
+        queues = (*self._flushes, self._waiting, self._aside, self._parked)
+        return now - min((next(iter(submissions)).arrived_at for submissions in queues if submissions), default=now)
 
     def reserve(self, key_name: str, size_bytes: int, *, retry_after_s: Callable[[], int]) -> None:
         """Hold room for what a key is about to send; negative gives room back. ``retry_after_s`` is asked for an error.
@@ -114,92 +114,94 @@ class Buffer:
                 raise _full(retry_after_s())
         self._hold(key_name, size_bytes)
 
-    def add(self, parcel: Parcel, *, retry_after_s: Callable[[], int], is_parked: bool = False) -> None:
-        """Take a parcel in: at the end of the queue, aside if the parcel says so, or parked until ``unpark``.
+    def add(self, submission: Submission, *, retry_after_s: Callable[[], int], is_parked: bool = False) -> None:
+        """Take a submission in: at the end of the queue, aside if the submission says so, or parked until ``unpark``.
 
         Raises:
             KeyOverShare, BufferFull: it would not fit, and has not been taken.
         """
-        if self.rows + parcel.rows > self.max_rows:
+        if self.rows + submission.rows > self.max_rows:
             raise _full(retry_after_s())
-        self.reserve(parcel.content.source.key_name, parcel.size_bytes, retry_after_s=retry_after_s)
-        self.rows += parcel.rows
-        self.tally.accepted += parcel.rows
+        self.reserve(submission.content.source.key_name, submission.size_bytes, retry_after_s=retry_after_s)
+        self.rows += submission.rows
+        self.tally.accepted += submission.rows
         if is_parked:
-            self._parked[parcel] = None
+            self._parked[submission] = None
         else:
-            self._append(parcel)
+            self._append(submission)
 
-    def unpark(self, parcel: Parcel, now: float, deadline: float) -> None:
-        """Put a parked parcel at the end of the queue, or aside if it says so, as if it arrived now and with a new
+    def unpark(self, submission: Submission, now: float, deadline: float) -> None:
+        """Put a parked submission at the end of the queue, or aside if it says so, as if it arrived now and with a new
         deadline. Does nothing if it was given back.
         """
-        if parcel in self._parked:
-            del self._parked[parcel]
-            parcel.arrived_at, parcel.deadline = now, deadline
-            self._append(parcel)
+        if submission in self._parked:
+            del self._parked[submission]
+            submission.arrived_at, submission.deadline = now, deadline
+            self._append(submission)
 
     @property
-    def aside(self) -> Sequence[Parcel]:
-        """The parcels that are set aside, in the order of arrival."""
+    def aside(self) -> Sequence[Submission]:
+        """The submissions that are set aside, in the order of arrival."""
         return self._aside
 
     @property
-    def in_flight(self) -> Iterator[Parcel]:
-        """The parcels of all flights, the earliest first."""
-        return chain.from_iterable(self._flights)
+    def in_flight(self) -> Iterator[Submission]:
+        """The submissions of all flushes, the earliest first."""
+        return chain.from_iterable(self._flushes)
 
-    def begin(self, max_rows: int) -> Sequence[Parcel]:
-        """Takes parcels from the front into a flight, ``max_rows`` at most but always one; they stay held.
+    def begin_flush(self, max_rows: int) -> Sequence[Submission]:
+        """Takes submissions from the front into a flush, ``max_rows`` at most but always one; they stay held.
 
-        Of parcels with the same claim a flight takes one: whether the other is a repetition, only the first one's
+        Of submissions with the same claim a flush takes one: whether the other is a repetition, only the first one's
         commit will tell.
         """
-        flight, rows = _taken(self._waiting, max_rows)
+        flush, rows = _taken(self._waiting, max_rows)
         self.waiting_rows -= rows
-        return self._launch(flight)
+        return self._send_off(flush)
 
-    def begin_aside(self, max_rows: int, is_eligible: Callable[[Parcel], bool] = lambda _: True) -> Sequence[Parcel]:
-        """Take eligible parcels that are set aside into a flight, as ``begin`` does."""
-        flight, _ = _taken(deque(filter(is_eligible, self._aside)), max_rows)
-        taken = set(flight)
-        self._aside = [parcel for parcel in self._aside if parcel not in taken]
-        return self._launch(flight)
+    def begin_flush_aside(
+        self, max_rows: int, is_eligible: Callable[[Submission], bool] = lambda _: True
+    ) -> Sequence[Submission]:
+        """Take eligible submissions that are set aside into a flush, as ``begin_flush`` does."""
+        flush, _ = _taken(deque(filter(is_eligible, self._aside)), max_rows)
+        taken = set(flush)
+        self._aside = [submission for submission in self._aside if submission not in taken]
+        return self._send_off(flush)
 
-    def sort_out(self, is_blocked: Callable[[Parcel], bool]) -> None:
-        """Set blocked parcels aside and let the others wait, in the order of arrival. Flights stay as they are."""
-        for parcel in chain(self._aside, self._waiting):
-            parcel.is_aside = is_blocked(parcel)
+    def sort_out(self, is_blocked: Callable[[Submission], bool]) -> None:
+        """Set blocked submissions aside and let the others wait, in the order of arrival. Flushes stay as they are."""
+        for submission in chain(self._aside, self._waiting):
+            submission.is_aside = is_blocked(submission)
         self._queue(chain(self._aside, self._waiting))
 
-    def accept(self, refused_rows: int = 0) -> None:
-        """The earliest flight is committed, less some rows that never can be. Its answers are the caller's to give."""
-        flight = self._flights.popleft()
-        rows = sum(parcel.rows for parcel in flight)
+    def commit(self, refused_rows: int = 0) -> None:
+        """The earliest flush is committed, less some rows that never can be. Its answers are the caller's to give."""
+        flush = self._flushes.popleft()
+        rows = sum(submission.rows for submission in flush)
         self.tally.committed += rows - refused_rows
         self.tally.rejected += refused_rows
-        for parcel in flight:
-            self._let_go(parcel)
+        for submission in flush:
+            self._let_go(submission)
 
-    def reject(self, parcel: Parcel, answer: Answer) -> None:
-        """A parcel of the earliest flight is not to be stored, now or later: it leaves, and its sender is told why."""
-        self._flights[0].remove(parcel)
-        self.tally.rejected += parcel.rows
-        self._let_go(parcel)
-        parcel.answer(answer)
+    def reject(self, submission: Submission, answer: WriteResult) -> None:
+        """Take a submission out of the earliest flush: it is never to be stored, and its sender is told why."""
+        self._flushes[0].remove(submission)
+        self.tally.rejected += submission.rows
+        self._let_go(submission)
+        submission.answer(answer)
 
-    def keep(self) -> None:
-        """Put every flight back to the front of where it came from, to be tried again; nothing of it is stored.
+    def requeue_in_flight(self) -> None:
+        """Put every flush back to the front of where it came from, to be tried again; nothing of it is stored.
 
-        A parcel whose sender was told "unknown" is given back instead: the sender has been asked to send it again.
+        A submission whose sender was told "unknown" is given back instead: the sender has been asked to send it again.
         """
-        kept: list[Parcel] = []
-        for parcel in self.in_flight:
-            if parcel.answered:
-                self._give_back(parcel)
+        kept: list[Submission] = []
+        for submission in self.in_flight:
+            if submission.answered:
+                self._give_back(submission)
             else:
-                kept.append(parcel)
-        self._flights.clear()
+                kept.append(submission)
+        self._flushes.clear()
         self._queue(chain(kept, self._aside, self._waiting))
 
     def expire(
@@ -209,83 +211,83 @@ class Buffer:
         unknown: Callable[[], SensorFlowError],
         blocked: Callable[[], NotStored] | None = None,
     ) -> None:
-        """Answer every parcel whose deadline has come; finite deadlines must be in the order of the queue.
+        """Answer every submission whose deadline has come; finite deadlines must be in the order of the queue.
 
         One that waits is given back with ``error``, one that is set aside with ``blocked`` if there is such. One in
-        flight may be committed at this moment: its sender is told ``unknown``, and it stays until the flight ends.
+        flush may be committed at this moment: its sender is told ``unknown``, and it stays until the flush ends.
         """
         if due := _due(self._waiting, now):
             late = set(due)  # each looked for in the queue, 20,000 behind as many that nobody waits for took 5 s
-            self._waiting = deque(parcel for parcel in self._waiting if parcel not in late)
-            self.waiting_rows -= sum(parcel.rows for parcel in due)
+            self._waiting = deque(submission for submission in self._waiting if submission not in late)
+            self.waiting_rows -= sum(submission.rows for submission in due)
         if due_aside := _due(self._aside, now):
             late = set(due_aside)
-            self._aside = [parcel for parcel in self._aside if parcel not in late]
+            self._aside = [submission for submission in self._aside if submission not in late]
         due_parked = _due(self._parked, now)
-        for parcel in due_parked:
-            del self._parked[parcel]
-        for parcel in (*due, *due_aside, *due_parked):
-            self._give_back(parcel)
-            parcel.answer((blocked if blocked and parcel.is_aside else error)())
-        for flight in self._flights:
-            for parcel in _due(flight, now):
-                parcel.answer(unknown())
+        for submission in due_parked:
+            del self._parked[submission]
+        for submission in (*due, *due_aside, *due_parked):
+            self._give_back(submission)
+            submission.answer((blocked if blocked and submission.is_aside else error)())
+        for flush in self._flushes:
+            for submission in _due(flush, now):
+                submission.answer(unknown())
 
     def _hold(self, key_name: str, size_bytes: int) -> None:
         self.size_bytes += size_bytes
         self._bytes_of_key[key_name] += size_bytes
 
-    def _append(self, parcel: Parcel) -> None:
-        if parcel.is_aside:
-            self._aside.append(parcel)
+    def _append(self, submission: Submission) -> None:
+        if submission.is_aside:
+            self._aside.append(submission)
         else:
-            self._waiting.append(parcel)
-            self.waiting_rows += parcel.rows
+            self._waiting.append(submission)
+            self.waiting_rows += submission.rows
 
-    def _queue(self, parcels: Iterable[Parcel]) -> None:
-        """Replace the waiting parcels by these, in the order of arrival: in the queue or aside."""
-        ordered = sorted(parcels, key=attrgetter("arrived_at"))
-        self._aside = [parcel for parcel in ordered if parcel.is_aside]
-        self._waiting = deque(parcel for parcel in ordered if not parcel.is_aside)
-        self.waiting_rows = sum(parcel.rows for parcel in self._waiting)
+    def _queue(self, submissions: Iterable[Submission]) -> None:
+        """Replace the waiting submissions by these, in the order of arrival: in the queue or aside."""
+        ordered = sorted(submissions, key=attrgetter("arrived_at"))
+        self._aside = [submission for submission in ordered if submission.is_aside]
+        self._waiting = deque(submission for submission in ordered if not submission.is_aside)
+        self.waiting_rows = sum(submission.rows for submission in self._waiting)
 
-    def _launch(self, flight: list[Parcel]) -> Sequence[Parcel]:
-        if flight:
-            self._flights.append(flight)
-        return tuple(flight)  # and not the list, which parcels may leave while the caller goes through it
+    def _send_off(self, flush: list[Submission]) -> Sequence[Submission]:
+        if flush:
+            self._flushes.append(flush)
+        return tuple(flush)  # and not the list, which submissions may leave while the caller goes through it
 
-    def _give_back(self, parcel: Parcel) -> None:
-        self.tally.given_back += parcel.rows
-        self._let_go(parcel)
+    def _give_back(self, submission: Submission) -> None:
+        self.tally.given_back += submission.rows
+        self._let_go(submission)
 
-    def _let_go(self, parcel: Parcel) -> None:
-        self.rows -= parcel.rows
-        self._hold(parcel.content.source.key_name, -parcel.size_bytes)
+    def _let_go(self, submission: Submission) -> None:
+        self.rows -= submission.rows
+        self._hold(submission.content.source.key_name, -submission.size_bytes)
 
 
-def _taken(queue: deque[Parcel], max_rows: int) -> tuple[list[Parcel], int]:
-    """Return parcels from the front of a queue, and their rows."""
+def _taken(queue: deque[Submission], max_rows: int) -> tuple[list[Submission], int]:
+    """Return submissions from the front of a queue, and their rows."""
     rows = 0
-    taken: list[Parcel] = []
+    taken: list[Submission] = []
     claims: set[tuple[str, str]] = set()
     while queue and (not taken or rows + queue[0].rows <= max_rows):
         if (claim := queue[0].claim) is not None:
             if claim.name in claims:
                 break
             claims.add(claim.name)
-        parcel = queue.popleft()
-        taken.append(parcel)
-        rows += parcel.rows
+        submission = queue.popleft()
+        taken.append(submission)
+        rows += submission.rows
     return taken, rows
 
 
-def _due(parcels: Iterable[Parcel], now: float) -> list[Parcel]:
+def _due(submissions: Iterable[Submission], now: float) -> list[Submission]:
     """Those whose deadline has come, in their order; the rest of the queue is not looked at."""
     due = []
-    for parcel in parcels:
-        if parcel.deadline <= now:
-            due.append(parcel)
-        elif parcel.deadline != float("inf"):
+    for submission in submissions:
+        if submission.deadline <= now:
+            due.append(submission)
+        elif submission.deadline != float("inf"):
             break
     return due
 

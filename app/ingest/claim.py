@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from app.errors import IdempotencyConflict
-from app.ingest.receipt import Receipt, Stored
+from app.ingest.receipt import BatchResult, CommittedReading
 
 
 class Replay(NamedTuple):
@@ -20,7 +20,7 @@ class Replay(NamedTuple):
     body: bytes
 
 
-class Fingerprint(NamedTuple):
+class RequestIdentity(NamedTuple):
     """What makes two requests the same."""
 
     key_name: str
@@ -36,13 +36,13 @@ class Fingerprint(NamedTuple):
         return self.key_name, self.key
 
 
-class Kept(NamedTuple):
+class StoredResult(NamedTuple):
     """What is left of a claim once it has been committed."""
 
     content_hash: bytes
     replay: Replay
 
-    def answer_to(self, fingerprint: Fingerprint) -> Replay | IdempotencyConflict:
+    def answer_to(self, fingerprint: RequestIdentity) -> Replay | IdempotencyConflict:
         """The first answer, if this request is the same; else why not."""
         if fingerprint.content_hash == self.content_hash:
             return self.replay
@@ -61,8 +61,8 @@ class DatedClaim(NamedTuple):
 class Claim:
     """A request whose repetition is to be recognised."""
 
-    fingerprint: Fingerprint
-    answer: Callable[[Receipt | Stored], Replay]
+    fingerprint: RequestIdentity
+    answer: Callable[[CommittedReading | BatchResult], Replay]
     """What the sender will be told, given what became of its readings."""
     expires: bool = True
     """Whether it may be forgotten once the window of the settings has passed."""
@@ -73,12 +73,12 @@ class Claim:
         return self.fingerprint.name
 
 
-KeptClaims = Mapping[tuple[str, str], Kept]
+StoredResults = Mapping[tuple[str, str], StoredResult]
 
 
-class Repeated(Exception):
+class DuplicateRequest(Exception):
     """Some claims of a flush were committed before, so none of it is stored now. ``kept`` holds at least those."""
 
-    def __init__(self, kept: KeptClaims) -> None:
+    def __init__(self, kept: StoredResults) -> None:
         super().__init__(f"{len(kept)} claims were committed before")
         self.kept = kept

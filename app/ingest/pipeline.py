@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from app.errors import (
-    DatabaseAway,
     DatabaseLocked,
+    DatabaseUnavailable,
     NotStored,
     OutcomeUnknown,
     RejectedByDatabase,
@@ -35,9 +35,9 @@ from app.errors import (
 )
 from app.ingest.batch import Batch, Content, Reading
 from app.ingest.blocked import Blockage, Blocked
-from app.ingest.buffer import Answer, Buffer, Parcel
-from app.ingest.claim import Claim, Repeated, Replay
-from app.ingest.receipt import Receipt, Stored
+from app.ingest.buffer import Buffer, Submission, WriteResult
+from app.ingest.claim import Claim, DuplicateRequest, Replay
+from app.ingest.receipt import BatchResult, CommittedReading
 from app.repeats import Repeats
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ RETRY_BLOCKED_S = 2.0
 """How often a lock is tried that keeps some readings out: each time it holds up the others for 0.1 s and more."""
 
 
-class Flush(Protocol):
+class PreparedFlush(Protocol):
     """Readings made ready by a Store for being written."""
 
     @property
@@ -81,17 +81,17 @@ class Flush(Protocol):
         """
 
 
-AnyFlush = TypeVar("AnyFlush", bound=Flush)
+AnyPrepared = TypeVar("AnyPrepared", bound=PreparedFlush)
 
 
-class Store(Protocol[AnyFlush]):
+class Store(Protocol[AnyPrepared]):
     """What the pipeline needs of a database."""
 
     gains_by_large_flushes: bool
     """Whether, of what comes at present, a row costs less in a larger flush."""
 
     async def connect(self) -> None:
-        """Makes sure of a connection that can write; DatabaseAway if there is none."""
+        """Makes sure of a connection that can write; DatabaseUnavailable if there is none."""
 
     def new_names(self, batch: Batch) -> int:
         """Return how many of a batch's sensors are not remembered here."""
@@ -100,99 +100,107 @@ class Store(Protocol[AnyFlush]):
         """Return whether a sensor or the sender of some readings is not remembered here."""
 
     async def learn_names(self, batch: Batch) -> None:
-        """Look up a batch's unknown sensors and add missing ones, without delaying others. Raises DatabaseAway."""
+        """Look up a batch's unknown sensors and add missing ones, without delaying others. Raises
+        DatabaseUnavailable.
+        """
 
-    async def prepare(self, contents: Sequence[Content], *, was_blocked: bool) -> AnyFlush:
+    async def prepare(self, contents: Sequence[Content], *, was_blocked: bool) -> AnyPrepared:
         """A flush of these, valid until the connection is lost. Is short with locks if they ``was_blocked`` by one.
 
         Raises:
-            DatabaseAway: it can't ask what it needs to know.
+            DatabaseUnavailable: it can't ask what it needs to know.
             Blocked: likewise; another session's lock is in the way of new names.
         """
 
-    async def write(self, flush: AnyFlush, answers: Callable[[], Mapping[Claim, Replay]], *, was_blocked: bool) -> None:
+    async def write(
+        self, prepared: AnyPrepared, answers: Callable[[], Mapping[Claim, Replay]], *, was_blocked: bool
+    ) -> None:
         """Commits a flush, with the claims that ``answers`` gives once the refused rows are known. Is short with locks
         if it ``was_blocked`` by one.
 
         Raises:
-            DatabaseAway: nothing of it is committed, nor will be; or the connection was lost since it was prepared.
+            DatabaseUnavailable: nothing of it is committed, nor will be; or the connection was lost since it was
+                prepared.
             Blocked: likewise; another session's lock is in the way of some of its contents.
-            Repeated: likewise; some of its claims have been committed before.
+            DuplicateRequest: likewise; some of its claims have been committed before.
             OutcomeUnknown: COMMIT was sent and not confirmed.
         """
 
-    async def was_committed(self, flush: AnyFlush) -> bool:
-        """Return whether a flush is committed and durable; wait for a lost transaction to end. Raises DatabaseAway."""
+    async def was_committed(self, prepared: AnyPrepared) -> bool:
+        """Return whether a flush is committed and durable; wait for a lost transaction to end. Raises
+        DatabaseUnavailable.
+        """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Flight(Generic[AnyFlush]):
-    """Parcels on their way to the database, and the flush made of them."""
+class Flush(Generic[AnyPrepared]):
+    """Submissions on their way to the database, and the flush made of them."""
 
-    parcels: Sequence[Parcel]
-    flush: AnyFlush
+    submissions: Sequence[Submission]
+    prepared: AnyPrepared
     started: float
     was_blocked: bool
 
 
 class _Unstorable(Exception):
-    """A flight failed before its commit, and not by the database's doing."""
+    """A flush failed before its commit, and not by the database's doing."""
 
-    def __init__(self, parcels: Sequence[Parcel]) -> None:
-        super().__init__(f"can't store {len(parcels)} requests together")
-        self.parcels = parcels
+    def __init__(self, submissions: Sequence[Submission]) -> None:
+        super().__init__(f"can't store {len(submissions)} requests together")
+        self.submissions = submissions
 
 
 @contextmanager
-def _unforeseen_errors(parcels: Sequence[Parcel]) -> Iterator[None]:
+def _unforeseen_errors(submissions: Sequence[Submission]) -> Iterator[None]:
     """Turn what a Store does not raise on purpose into _Unstorable.
 
-    A lack of memory is not the content's fault: it becomes DatabaseAway, so that less is tried at once, and again.
+    A lack of memory is not the content's fault: it becomes DatabaseUnavailable, so that less is tried at once, and
+    again.
     """
     try:
         yield
-    except (SensorFlowError, Repeated):
+    except (SensorFlowError, DuplicateRequest):
         raise
     except MemoryError as error:
-        raise DatabaseAway(
+        raise DatabaseUnavailable(
             "this server has too little memory for a flush", public="The server is out of memory."
         ) from error
     except Exception as error:
-        raise _Unstorable(parcels) from error
+        raise _Unstorable(submissions) from error
 
 
-class Audience(Protocol):
+class Publisher(Protocol):
     """Who is told of committed readings."""
 
     @property
     def is_listening(self) -> bool:
         """Whether anybody wants every reading; if not, it is enough to let it remember the latest."""
 
-    def publish(self, receipts: Sequence[Receipt]) -> None:
+    def publish(self, receipts: Sequence[CommittedReading]) -> None:
         """Tells of readings, in the order of commits. It must not block."""
 
-    def remember(self, receipt: Receipt) -> None:
+    def remember(self, receipt: CommittedReading) -> None:
         """Takes note of the latest of some readings."""
 
 
-class Intake(Protocol):
+class IngestQueue(Protocol):
     """The side of the pipeline that senders see: Pipeline says what each does."""
 
     def reserve(self, key_name: str, size_bytes: int) -> None: ...
 
-    def expect(self) -> AbstractContextManager[None]: ...
+    def batch_being_decoded(self) -> AbstractContextManager[None]: ...
 
     def submit(
         self,
         content: Content,
-        settle: Callable[[Answer], None],
+        on_result: Callable[[WriteResult], None],
         *,
         claim: Claim | None = None,
         is_awaited: bool = True,
     ) -> None: ...
 
 
-class Pipeline(Generic[AnyFlush]):
+class Pipeline(Generic[AnyPrepared]):
     """Takes readings in, has them committed in groups, and answers for each.
 
     Args:
@@ -210,9 +218,9 @@ class Pipeline(Generic[AnyFlush]):
         self,
         *,
         buffer: Buffer,
-        store: Store[AnyFlush],
-        encode: Callable[[Reading, int], Receipt],
-        audience: Audience,
+        store: Store[AnyPrepared],
+        encode: Callable[[Reading, int], CommittedReading],
+        audience: Publisher,
         on_flush: Callable[[int, float], None],
         clock: Callable[[], float],
         commit_timeout_s: float,
@@ -226,14 +234,14 @@ class Pipeline(Generic[AnyFlush]):
         self._clock = clock
         self._commit_timeout_s = commit_timeout_s
         self._flush_max_rows = flush_max_rows
-        self._flight_max_rows = flush_max_rows
+        self._current_max_rows = flush_max_rows
         """Halved while flushes fail, so that one which never could succeed does not stand in the way for ever."""
         self._blockage = Blockage()
         self._retry_blocked_at = -math.inf
         self._working_since: float | None = None
         """When what is under way was begun, or the flush before it ended."""
-        self._trouble: str | None = "the database has not been reached yet"
-        self._public_trouble = "The database has not been reached yet."
+        self._unavailable: str | None = "the database has not been reached yet"
+        self._public_reason = "The database has not been reached yet."
         self._repeats = Repeats()
         self._draining = False
         self.opened = asyncio.Event()
@@ -249,8 +257,8 @@ class Pipeline(Generic[AnyFlush]):
         self._tasks: asyncio.TaskGroup | None = None
         self._new_names = 0
         """Sensors of batches that came since the last flush began, and may have to be looked up."""
-        self._ahead: asyncio.Task[Flight[AnyFlush]] | None = None
-        """The next flight, prepared while one is written."""
+        self._prefetched: asyncio.Task[Flush[AnyPrepared]] | None = None
+        """The next flush, prepared while one is written."""
         self._backoff_s = FIRST_BACKOFF_S
         self._last_ended = -math.inf
         self._bytes_per_s = 0.0
@@ -258,7 +266,7 @@ class Pipeline(Generic[AnyFlush]):
     @property
     def trouble(self) -> str | None:
         """Why nothing can be stored at the moment; None when all is well."""
-        return "the server is shutting down" if self._draining else self._trouble
+        return "the server is shutting down" if self._draining else self._unavailable
 
     @property
     def unavailable_reason(self) -> str | None:
@@ -276,26 +284,26 @@ class Pipeline(Generic[AnyFlush]):
         """The same as far as anybody may know: without the database's own words, and its names of hosts and users."""
         if self.trouble is None or self._draining:
             return self.unavailable_reason
-        return self._public_trouble
+        return self._public_reason
 
-    def note_unavailable(self, error: DatabaseAway) -> None:
+    def note_unavailable(self, error: DatabaseUnavailable) -> None:
         """Take note, and log now and then, why nothing can be stored."""
         if self._repeats.is_due(str(error), self._clock()):
             logger.warning("database unavailable; rejecting readings: %s", error)
-        self._trouble, self._public_trouble = str(error), error.public
+        self._unavailable, self._public_reason = str(error), error.public
 
     def reserve(self, key_name: str, size_bytes: int) -> None:
         """Holds room in the buffer for what a key is about to send; negative gives room back.
 
         Raises:
-            KeyOverShare, BufferFull, DatabaseAway, ShuttingDown: it would be in vain; nothing is held.
+            KeyOverShare, BufferFull, DatabaseUnavailable, ShuttingDown: it would be in vain; nothing is held.
         """
         if size_bytes > 0:
-            self._raise_trouble()
+            self._raise_unavailable()
         self.buffer.reserve(key_name, size_bytes, retry_after_s=self._seconds_to_drain)
 
     @contextmanager
-    def expect(self) -> Iterator[None]:
+    def batch_being_decoded(self) -> Iterator[None]:
         """While a batch is being decoded that will be submitted at once: a flush may be worth waiting for it."""
         self._expected += 1
         try:
@@ -307,38 +315,39 @@ class Pipeline(Generic[AnyFlush]):
     def submit(
         self,
         content: Content,
-        settle: Callable[[Answer], None],
+        on_result: Callable[[WriteResult], None],
         *,
         claim: Claim | None = None,
         is_awaited: bool = True,
     ) -> None:
-        """Take readings in; ``settle`` gets their answer, once, at the latest when the commit timeout has passed; or
+        """Take readings in; ``on_result`` gets their answer, once, at the latest when the commit timeout has passed; or
         three times that, where many new sensors must be added first.
 
         Args:
             content: a reading, or a batch.
-            settle: is given the answer.
+            on_result: is given the answer.
             claim: is stored with the readings.
             is_awaited: whether somebody waits for the answer; if not, there is no timeout.
 
         Raises:
-            KeyOverShare, BufferFull, DatabaseAway, ShuttingDown: nothing is taken, and ``settle`` won't be called.
+            KeyOverShare, BufferFull, DatabaseUnavailable, ShuttingDown: nothing is taken, and ``on_result`` won't be
+            called.
         """
-        self._raise_trouble()
+        self._raise_unavailable()
         now = self._clock()
         patience_s = self._commit_timeout_s if is_awaited else math.inf
-        parcel = Parcel(content, content.rows, content.size_bytes, now, now + patience_s, settle, claim)
-        if self._blockage and self._is_blocked(parcel):
+        submission = Submission(content, content.rows, content.size_bytes, now, now + patience_s, on_result, claim)
+        if self._blockage and self._is_blocked(submission):
             # It would be held until the lock is gone. One is taken, to find out, where nothing else is about to.
             if not is_awaited and (self.buffer.aside or now < self._retry_blocked_at):
                 raise self._locked()
-            parcel.is_aside = True
+            submission.is_aside = True
         if self._tasks is not None and isinstance(content, Batch) and self._has_too_many_new_names(content):
-            parcel.deadline += patience_s
-            self.buffer.add(parcel, retry_after_s=self._seconds_to_drain, is_parked=True)
-            self._tasks.create_task(self._learn_names(parcel, content, patience_s))
+            submission.deadline += patience_s
+            self.buffer.add(submission, retry_after_s=self._seconds_to_drain, is_parked=True)
+            self._tasks.create_task(self._learn_names(submission, content, patience_s))
         else:
-            self.buffer.add(parcel, retry_after_s=self._seconds_to_drain)
+            self.buffer.add(submission, retry_after_s=self._seconds_to_drain)
             self._tell_arrival()
 
     async def run(self) -> None:
@@ -349,16 +358,16 @@ class Pipeline(Generic[AnyFlush]):
                 tasks.create_task(self._sweep())
                 tasks.create_task(self._flush_for_ever())
         finally:
-            if self._ahead is not None:
-                self._ahead.cancel()
-            if self._trouble is None:
-                self._trouble, self._public_trouble = "the flusher has stopped", "The flusher has stopped."
+            if self._prefetched is not None:
+                self._prefetched.cancel()
+            if self._unavailable is None:
+                self._unavailable, self._public_reason = "the flusher has stopped", "The flusher has stopped."
             self._answer_everybody()
 
     def _tell_arrival(self) -> None:
         self._arrived.set()
         if self._writing:
-            self._prepare_ahead()
+            self._prefetch()
 
     def _has_too_many_new_names(self, batch: Batch) -> bool:
         """Return whether adding this batch's sensors would delay the next flush. Looks at them only where there are
@@ -372,14 +381,14 @@ class Pipeline(Generic[AnyFlush]):
         self._new_names += new
         return False
 
-    async def _learn_names(self, parcel: Parcel, batch: Batch, patience_s: float) -> None:
+    async def _learn_names(self, submission: Submission, batch: Batch, patience_s: float) -> None:
         try:
             await self._store.learn_names(batch)
         except Exception as error:  # its flush meets the same, and knows what to do about each kind
-            logger.debug("leaving the new sensors of %d readings to their flush: %s", parcel.rows, error)
-        parcel.is_aside = bool(self._blockage) and self._is_blocked(parcel)
+            logger.debug("leaving the new sensors of %d readings to their flush: %s", submission.rows, error)
+        submission.is_aside = bool(self._blockage) and self._is_blocked(submission)
         now = self._clock()
-        self.buffer.unpark(parcel, now, now + patience_s)
+        self.buffer.unpark(submission, now, now + patience_s)
         self._tell_arrival()
 
     async def drain(self, timeout_s: float) -> None:
@@ -402,55 +411,55 @@ class Pipeline(Generic[AnyFlush]):
                 self._emptied.set()
 
     async def _flush_for_ever(self) -> None:
-        await self._reach(self._store.connect)
+        await self._retry_until_connected(self._store.connect)
         failures = 0
         while True:
             try:
-                flight = await self._next_flight()
-                await self._fly(flight)
+                flush = await self._next_flush()
+                await self._commit_flush(flush)
             except Blocked as error:
-                await self._await_locks(error)
-            except DatabaseAway as error:
-                await self._forget_what_is_ahead()
-                self.buffer.keep()
+                await self._set_blocked_aside(error)
+            except DatabaseUnavailable as error:
+                await self._discard_prefetched()
+                self.buffer.requeue_in_flight()
                 self.failed_flushes += 1
                 failures += 1
                 # The first failure is most often a connection that died while idle: a new one is tried at once.
                 if failures > 1:
                     await self._back_off(error)
                     # Perhaps it is the size: too many chunks, or too long for the database's patience.
-                    self._flight_max_rows = max(1, self._flight_max_rows // 2)
-                await self._reach(self._store.connect)
+                    self._current_max_rows = max(1, self._current_max_rows // 2)
+                await self._retry_until_connected(self._store.connect)
             except _Unstorable as error:
-                await self._forget_what_is_ahead()
+                await self._discard_prefetched()
                 self._reject_or_divide(error)
-                await self._reach(self._store.connect)
+                await self._retry_until_connected(self._store.connect)
             else:
                 failures = 0
                 self._backoff_s = FIRST_BACKOFF_S
-                self._flight_max_rows = min(2 * self._flight_max_rows, self._flush_max_rows)
+                self._current_max_rows = min(2 * self._current_max_rows, self._flush_max_rows)
             self._working_since = None
 
     def _reject_or_divide(self, error: _Unstorable) -> None:
         """Reject a request that failed alone; of several, try fewer."""
         self.failed_flushes += 1
-        parcels = error.parcels
-        if len(parcels) == 1:
+        submissions = error.submissions
+        if len(submissions) == 1:
             logger.critical("unexpected error while storing a request; rejecting it", exc_info=error.__cause__)
             self.buffer.reject(
-                parcels[0],
+                submissions[0],
                 RejectedByDatabase(
                     f"This request can't be stored ({type(error.__cause__).__name__}); the server's log has details."
                 ),
             )
         else:
-            self._flight_max_rows = max(1, sum(parcel.rows for parcel in parcels) // 2)
-        self.buffer.keep()
+            self._current_max_rows = max(1, sum(submission.rows for submission in submissions) // 2)
+        self.buffer.requeue_in_flight()
 
-    async def _next_flight(self) -> Flight[AnyFlush]:
-        """What is to be written next, prepared. Raises DatabaseAway; the parcels are in flight then."""
-        if self._ahead is not None:
-            ahead, self._ahead = self._ahead, None
+    async def _next_flush(self) -> Flush[AnyPrepared]:
+        """What is to be written next, prepared. Raises DatabaseUnavailable; the submissions are in flight then."""
+        if self._prefetched is not None:
+            ahead, self._prefetched = self._prefetched, None
             self._working_since = self._clock()
             return await ahead
         while True:
@@ -461,14 +470,14 @@ class Pipeline(Generic[AnyFlush]):
                 return await self._prepare_aside()
             if not self.buffer.waiting_rows:
                 await self._wait_for_arrival()
-            await self._let_neighbours_in()
+            await self._linger_for_requests()
             if self._store.gains_by_large_flushes:
-                await self._let_batches_in()
+                await self._linger_for_batches()
             self._new_names = 0
-            if parcels := self.buffer.begin(self._flight_max_rows):
+            if submissions := self.buffer.begin_flush(self._current_max_rows):
                 self._working_since = self._clock()
-                return await self._prepare(parcels, was_blocked=False)
-            # They have expired meanwhile, or parcels set aside have their turn.
+                return await self._prepare(submissions, was_blocked=False)
+            # They have expired meanwhile, or submissions set aside have their turn.
 
     def _is_time_for_aside(self) -> bool:
         return bool(self.buffer.aside) and self._clock() >= self._retry_blocked_at
@@ -481,21 +490,21 @@ class Pipeline(Generic[AnyFlush]):
             async with asyncio.timeout(pause_s):
                 await self._arrived.wait()
 
-    def _prepare_ahead(self) -> None:
+    def _prefetch(self) -> None:
         enough_rows = self._flush_max_rows // 2 if self._store.gains_by_large_flushes else PREPARE_AHEAD_ROWS
         is_due = self.buffer.waiting_rows >= max(1, enough_rows) and not self._is_time_for_aside()
-        if self._ahead is None and is_due:
+        if self._prefetched is None and is_due:
             self._new_names = 0
-            parcels = self.buffer.begin(self._flight_max_rows)
-            self._ahead = asyncio.create_task(self._prepare(parcels, was_blocked=False))
+            submissions = self.buffer.begin_flush(self._current_max_rows)
+            self._prefetched = asyncio.create_task(self._prepare(submissions, was_blocked=False))
 
-    async def _forget_what_is_ahead(self) -> None:
-        if self._ahead is not None:
-            self._ahead.cancel()
-            await asyncio.gather(self._ahead, return_exceptions=True)
-            self._ahead = None
+    async def _discard_prefetched(self) -> None:
+        if self._prefetched is not None:
+            self._prefetched.cancel()
+            await asyncio.gather(self._prefetched, return_exceptions=True)
+            self._prefetched = None
 
-    async def _let_batches_in(self) -> None:
+    async def _linger_for_batches(self) -> None:
         """Lets the requests join a large flush that are being decoded at this moment. A flush of single readings waits
         for none.
         """
@@ -505,32 +514,36 @@ class Pipeline(Generic[AnyFlush]):
                     self._decoded.clear()
                     await self._decoded.wait()
 
-    async def _prepare(self, parcels: Sequence[Parcel], *, was_blocked: bool) -> Flight[AnyFlush]:
+    async def _prepare(self, submissions: Sequence[Submission], *, was_blocked: bool) -> Flush[AnyPrepared]:
         started = self._clock()
-        with _unforeseen_errors(parcels):
-            flush = await self._store.prepare([parcel.content for parcel in parcels], was_blocked=was_blocked)
-        return Flight(parcels, flush, started, was_blocked)
+        with _unforeseen_errors(submissions):
+            prepared = await self._store.prepare(
+                [submission.content for submission in submissions], was_blocked=was_blocked
+            )
+        return Flush(submissions, prepared, started, was_blocked)
 
-    async def _prepare_aside(self) -> Flight[AnyFlush]:
-        """Prepare parcels that are set aside: those with known names if the others still can't be had. Otherwise a
-        locked name would keep the others from being tried.
+    async def _prepare_aside(self) -> Flush[AnyPrepared]:
+        """Prepare submissions that are set aside; while their new names are locked, only those without any. A locked
+        name would otherwise keep the others from being tried.
         """
-        parcels = self.buffer.begin_aside(self._flight_max_rows)
-        tries_names = self._blockage.of_new_names and any(map(self._has_new_names, parcels))
+        submissions = self.buffer.begin_flush_aside(self._current_max_rows)
+        tries_names = self._blockage.of_new_names and any(map(self._has_new_names, submissions))
         try:
-            flight = await self._prepare(parcels, was_blocked=True)
+            flush = await self._prepare(submissions, was_blocked=True)
         except Blocked as error:
             self._blockage.add(error)
-            self.buffer.keep()
-            parcels = self.buffer.begin_aside(self._flight_max_rows, lambda parcel: not self._has_new_names(parcel))
-            if not parcels:
+            self.buffer.requeue_in_flight()
+            submissions = self.buffer.begin_flush_aside(
+                self._current_max_rows, lambda submission: not self._has_new_names(submission)
+            )
+            if not submissions:
                 raise
-            return await self._prepare(parcels, was_blocked=True)
+            return await self._prepare(submissions, was_blocked=True)
         if tries_names:
             self._blockage.of_new_names &= any(map(self._has_new_names, self.buffer.aside))
-        return flight
+        return flush
 
-    async def _let_neighbours_in(self) -> None:
+    async def _linger_for_requests(self) -> None:
         """Lets requests that have reached this process's sockets join the flush, for as long as every turn of the
         event loop brings some. A lone request waits a few turns; there is no fixed delay. Measured with 32
         connections: 31 rows a flush instead of 16, and 8,100 requests/s instead of 7,100.
@@ -541,114 +554,116 @@ class Pipeline(Generic[AnyFlush]):
             for _ in range(TURNS_TO_ARRIVE):
                 await asyncio.sleep(0)
 
-    async def _fly(self, flight: Flight[AnyFlush]) -> None:
-        """Commits a flight, the earliest in the buffer, and ends it; what turns out to be a repetition leaves it.
+    async def _commit_flush(self, flush: Flush[AnyPrepared]) -> None:
+        """Commits a flush, the earliest in the buffer, and ends it; what turns out to be a repetition leaves it.
 
         Raises:
-            DatabaseAway, Blocked: what is still in flight is not committed.
+            DatabaseUnavailable, Blocked: what is still in flight is not committed.
         """
-        flush = flight.flush
+        prepared = flush.prepared
         self._writing = True
-        self._prepare_ahead()
+        self._prefetch()
         try:
-            with _unforeseen_errors(flight.parcels):
-                await self._store.write(flush, lambda: self._answers_of_claims(flight), was_blocked=flight.was_blocked)
-        except Repeated as error:
-            for parcel in flight.parcels:
-                if parcel.claim is not None and (kept := error.kept.get(parcel.claim.name)) is not None:
-                    self.buffer.reject(parcel, kept.answer_to(parcel.claim.fingerprint))
-            await self._forget_what_is_ahead()
-            self.buffer.keep()
+            with _unforeseen_errors(flush.submissions):
+                await self._store.write(prepared, lambda: self._answers_of_claims(flush), was_blocked=flush.was_blocked)
+        except DuplicateRequest as error:
+            for submission in flush.submissions:
+                if submission.claim is not None and (kept := error.kept.get(submission.claim.name)) is not None:
+                    self.buffer.reject(submission, kept.answer_to(submission.claim.fingerprint))
+            await self._discard_prefetched()
+            self.buffer.requeue_in_flight()
             return
         except OutcomeUnknown as error:
-            logger.warning("COMMIT was not confirmed; asking the ledger about flush %d: %s", flush.first_id, error)
-            if not await self._reach(lambda: self._store.was_committed(flush)):
-                raise DatabaseAway(f"flush {flush.first_id} did not commit") from error
+            logger.warning("COMMIT was not confirmed; asking the ledger about flush %d: %s", prepared.first_id, error)
+            if not await self._retry_until_connected(lambda: self._store.was_committed(prepared)):
+                raise DatabaseUnavailable(f"flush {prepared.first_id} did not commit") from error
         finally:
             self._writing = False
-        outcomes = self._outcomes(flight)
-        if flush.refused:
-            reason = next(filter(None, flush.refused.values()), None)
-            logger.warning("PostgreSQL refused %d rows: %s", len(flush.refused), reason)
-        self.buffer.accept(refused_rows=len(flush.refused))
-        for parcel, outcome in zip(flight.parcels, outcomes, strict=True):
-            parcel.answer(outcome)
-        self._observe(flight)
-        if flight.was_blocked:
-            self._lift_blockage(flight)
-        await self._publish(flight, outcomes)
+        outcomes = self._outcomes(flush)
+        if prepared.refused:
+            reason = next(filter(None, prepared.refused.values()), None)
+            logger.warning("PostgreSQL refused %d rows: %s", len(prepared.refused), reason)
+        self.buffer.commit(refused_rows=len(prepared.refused))
+        for submission, outcome in zip(flush.submissions, outcomes, strict=True):
+            submission.answer(outcome)
+        self._observe(flush)
+        if flush.was_blocked:
+            self._lift_blockage(flush)
+        await self._publish(flush, outcomes)
 
-    async def _await_locks(self, blocked: Blocked) -> None:
+    async def _set_blocked_aside(self, blocked: Blocked) -> None:
         """What another session's lock keeps out waits until it is tried again; the rest waits for the next flush."""
         if not self._blockage:
             logger.warning("some readings are waiting for a lock on their part of the tables: %s", blocked.holders)
-        await self._forget_what_is_ahead()
-        if not blocked.of_new_names:  # which are tried before all else
-            self._blockage.lift((parcel.content, parcel.claim) for parcel in self.buffer.in_flight)
-        self.buffer.keep()
+        await self._discard_prefetched()
+        if not blocked.of_new_names:  # names are tried before all else
+            self._blockage.lift((submission.content, submission.claim) for submission in self.buffer.in_flight)
+        self.buffer.requeue_in_flight()
         self._blockage.add(blocked)
         self.buffer.sort_out(self._is_blocked)
         self._retry_blocked_at = self._clock() + RETRY_BLOCKED_S
 
-    def _lift_blockage(self, flight: Flight[AnyFlush]) -> None:
-        self._blockage.lift((parcel.content, parcel.claim) for parcel in flight.parcels)
+    def _lift_blockage(self, flush: Flush[AnyPrepared]) -> None:
+        self._blockage.lift((submission.content, submission.claim) for submission in flush.submissions)
         self.buffer.sort_out(self._is_blocked)
         if not self._blockage:
             logger.info("no readings are waiting for a lock any more")
 
-    def _is_blocked(self, parcel: Parcel) -> bool:
-        has_new_names = self._blockage.of_new_names and self._has_new_names(parcel)
-        return self._blockage.holds(parcel.content, parcel.claim, has_new_names=has_new_names)
+    def _is_blocked(self, submission: Submission) -> bool:
+        has_new_names = self._blockage.of_new_names and self._has_new_names(submission)
+        return self._blockage.holds(submission.content, submission.claim, has_new_names=has_new_names)
 
-    def _has_new_names(self, parcel: Parcel) -> bool:
-        return self._store.has_new_names(parcel.content)
+    def _has_new_names(self, submission: Submission) -> bool:
+        return self._store.has_new_names(submission.content)
 
-    def _outcomes(self, flight: Flight[AnyFlush]) -> list[Receipt | Stored | RejectedByDatabase]:
-        """What became of each parcel, if the flight is committed."""
-        outcomes: list[Receipt | Stored | RejectedByDatabase] = []
-        refused = flight.flush.refused
+    def _outcomes(self, flush: Flush[AnyPrepared]) -> list[CommittedReading | BatchResult | RejectedByDatabase]:
+        """What became of each submission, if the flush is committed."""
+        outcomes: list[CommittedReading | BatchResult | RejectedByDatabase] = []
+        refused = flush.prepared.refused
         place = 0
-        for parcel in flight.parcels:
-            content = parcel.content
+        for submission in flush.submissions:
+            content = submission.content
             if isinstance(content, Batch):
                 rows = range(place, place + content.rows) if refused else ()
                 of_batch = {row - place: refused[row] for row in rows if row in refused}
-                outcomes.append(Stored(content.rows - len(of_batch), of_batch))
+                outcomes.append(BatchResult(content.rows - len(of_batch), of_batch))
             elif place in refused:
                 outcomes.append(RejectedByDatabase(refused[place]))
             else:
-                outcomes.append(self._encode(content, flight.flush.first_id + place))
+                outcomes.append(self._encode(content, flush.prepared.first_id + place))
             place += content.rows
         return outcomes
 
-    def _answers_of_claims(self, flight: Flight[AnyFlush]) -> dict[Claim, Replay]:
-        if not any(parcel.claim for parcel in flight.parcels):
+    def _answers_of_claims(self, flush: Flush[AnyPrepared]) -> dict[Claim, Replay]:
+        if not any(submission.claim for submission in flush.submissions):
             return {}
         return {
-            parcel.claim: parcel.claim.answer(outcome)
-            for parcel, outcome in zip(flight.parcels, self._outcomes(flight), strict=True)
-            if parcel.claim is not None and not isinstance(outcome, RejectedByDatabase)
+            submission.claim: submission.claim.answer(outcome)
+            for submission, outcome in zip(flush.submissions, self._outcomes(flush), strict=True)
+            if submission.claim is not None and not isinstance(outcome, RejectedByDatabase)
         }
 
-    def _observe(self, flight: Flight[AnyFlush]) -> None:
+    def _observe(self, flush: Flush[AnyPrepared]) -> None:
         now = self._clock()
-        duration_s = now - max(flight.started, self._last_ended)  # one prepared ahead has waited for the one before
+        duration_s = now - max(flush.started, self._last_ended)  # one prepared ahead has waited for the one before
         self._last_ended = now
-        self._on_flush(sum(parcel.rows for parcel in flight.parcels) - len(flight.flush.refused), duration_s)
-        bytes_per_s = sum(parcel.size_bytes for parcel in flight.parcels) / max(duration_s, 1e-6)
+        self._on_flush(
+            sum(submission.rows for submission in flush.submissions) - len(flush.prepared.refused), duration_s
+        )
+        bytes_per_s = sum(submission.size_bytes for submission in flush.submissions) / max(duration_s, 1e-6)
         self._bytes_per_s += 0.2 * (bytes_per_s - self._bytes_per_s)
 
     async def _publish(
-        self, flight: Flight[AnyFlush], outcomes: Sequence[Receipt | Stored | RejectedByDatabase]
+        self, flush: Flush[AnyPrepared], outcomes: Sequence[CommittedReading | BatchResult | RejectedByDatabase]
     ) -> None:
-        receipts = [outcome for outcome in outcomes if isinstance(outcome, Receipt)]
+        receipts = [outcome for outcome in outcomes if isinstance(outcome, CommittedReading)]
         if receipts:
             self._audience.publish(receipts)
-        first_id = flight.flush.first_id
-        for parcel, outcome in zip(flight.parcels, outcomes, strict=True):
-            if isinstance(parcel.content, Batch) and isinstance(outcome, Stored) and outcome.rows:
-                await self._publish_batch(parcel.content, first_id, outcome.refused)
-            first_id += parcel.rows
+        first_id = flush.prepared.first_id
+        for submission, outcome in zip(flush.submissions, outcomes, strict=True):
+            if isinstance(submission.content, Batch) and isinstance(outcome, BatchResult) and outcome.rows:
+                await self._publish_batch(submission.content, first_id, outcome.refused)
+            first_id += submission.rows
 
     async def _publish_batch(self, batch: Batch, first_id: int, refused: Mapping[int, str | None]) -> None:
         """Only while somebody listens is every row worth its JSON; otherwise the latest is, for who comes later."""
@@ -664,22 +679,22 @@ class Pipeline(Generic[AnyFlush]):
             (reading,) = batch.readings(row, 1)
             self._audience.remember(self._encode(reading, first_id + row))
 
-    async def _reach(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
+    async def _retry_until_connected(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         """The result of ``attempt``, however often it takes until the database can be reached."""
         while True:
             try:
                 result = await attempt()
-            except DatabaseAway as error:
+            except DatabaseUnavailable as error:
                 await self._back_off(error)
             else:
-                if self._trouble is not None and self.opened.is_set():
+                if self._unavailable is not None and self.opened.is_set():
                     logger.info("the database is back; readings are taken again")
-                self._trouble = None
+                self._unavailable = None
                 self._repeats.forget()
                 self.opened.set()
                 return result
 
-    async def _back_off(self, error: DatabaseAway) -> None:
+    async def _back_off(self, error: DatabaseUnavailable) -> None:
         self.note_unavailable(error)
         await asyncio.sleep(self._backoff_s)
         self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
@@ -688,10 +703,10 @@ class Pipeline(Generic[AnyFlush]):
         """Gives back what waits, and tells the senders of what is in flight that nobody knows."""
         self.buffer.expire(math.inf, self._shutting_down if self._draining else self._away, self._unknown)
 
-    def _raise_trouble(self) -> None:
+    def _raise_unavailable(self) -> None:
         if self._draining:
             raise self._shutting_down()
-        if self._trouble is not None:
+        if self._unavailable is not None:
             raise self._away()
 
     def _seconds_to_drain(self) -> int:
@@ -700,7 +715,7 @@ class Pipeline(Generic[AnyFlush]):
         return min(math.ceil(self.buffer.size_bytes / self._bytes_per_s), LONGEST_RETRY_AFTER_S)
 
     def _away(self) -> NotStored:
-        return DatabaseAway(
+        return DatabaseUnavailable(
             "Nothing is stored: the database is unavailable, or did not commit in time.",
             retry_after_s=math.ceil(LONGEST_BACKOFF_S),
         )

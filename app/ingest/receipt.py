@@ -13,7 +13,7 @@ import orjson
 from app.ingest.batch import Reading
 
 
-class Receipt(NamedTuple):
+class CommittedReading(NamedTuple):
     """A committed reading: its id in the table, and the JSON object of the 201 and of the WebSocket message."""
 
     id: int
@@ -22,7 +22,7 @@ class Receipt(NamedTuple):
     payload: bytes
 
 
-class Stored(NamedTuple):
+class BatchResult(NamedTuple):
     """What became of a batch that was committed."""
 
     rows: int
@@ -32,7 +32,7 @@ class Stored(NamedTuple):
     that is whole is at fault."""
 
 
-def receipt_encoder(timezone: tzinfo) -> Callable[[Reading, int], Receipt]:
+def receipt_encoder(timezone: tzinfo) -> Callable[[Reading, int], CommittedReading]:
     """A function from a reading and its id to its receipt, with ``date_recorded`` and ``time_recorded`` in a zone."""
 
     @lru_cache(maxsize=1_024)  # a second that others have brought makes a receipt 1.4 µs, a new one 3.7
@@ -40,7 +40,7 @@ def receipt_encoder(timezone: tzinfo) -> Callable[[Reading, int], Receipt]:
         moment = datetime.fromtimestamp(second, timezone).isoformat()
         return moment[:10], moment[11:19]
 
-    def encode(reading: Reading, reading_id: int) -> Receipt:
+    def encode(reading: Reading, reading_id: int) -> CommittedReading:
         date_recorded, time_recorded = date_and_time(reading.time_us // 1_000_000)
         payload = orjson.dumps(
             {
@@ -54,6 +54,6 @@ def receipt_encoder(timezone: tzinfo) -> Callable[[Reading, int], Receipt]:
                 "client_ip": reading.source.client_ip,
             }
         )
-        return Receipt(reading_id, reading.time_us, reading.sensor, payload)
+        return CommittedReading(reading_id, reading.time_us, reading.sensor, payload)
 
     return encode

@@ -2,7 +2,7 @@
 
 A hub serves the subscribers of its own process. What it asks of a bus is a place for each, which counts against its
 key's limit over all processes, and that readings committed in one process reach the hubs of the others. It does not
-know how many processes there are, nor how they speak: ``app.workers.uplink`` has the bus of a server with several.
+know how many processes there are, nor how they speak: ``app.workers.parent_link`` has the bus of a server with several.
 
 Pure: a bus that has to wait does so behind ``join``, the only coroutine here.
 """
@@ -13,20 +13,20 @@ from itertools import count
 from typing import Protocol
 
 from app.errors import TooManySubscribers
-from app.ingest.receipt import Receipt
+from app.ingest.receipt import CommittedReading
 
 
-class Audience(Protocol):
+class LocalSubscribers(Protocol):
     """What a bus sees of the hub at its end."""
 
     @property
-    def latest(self) -> Receipt | None:
+    def latest(self) -> CommittedReading | None:
         """The latest reading that the hub knows of."""
 
-    def deliver(self, receipts: Sequence[Receipt]) -> None:
+    def deliver(self, receipts: Sequence[CommittedReading]) -> None:
         """Readings, at least one, that another process has committed; the hub has not had them yet."""
 
-    def remember(self, receipt: Receipt) -> None:
+    def remember(self, receipt: CommittedReading) -> None:
         """A reading that was committed earlier, for the subscribers to come."""
 
     def lapse(self) -> None:
@@ -39,7 +39,7 @@ class Bus(Protocol):
     wanted: bool
     """Whether anybody listens in another process. If not, there is nothing to forward."""
 
-    def attach(self, audience: Audience) -> None:
+    def attach(self, audience: LocalSubscribers) -> None:
         """Says, once and before anything else, which hub stands at this end."""
 
     async def join(self, key_name: str) -> int:
@@ -50,17 +50,17 @@ class Bus(Protocol):
 
         Raises:
             TooManySubscribers: this key has as many, over all processes, as it may.
-            LiveAway: the other processes can't be reached.
+            LiveUnavailable: the other processes can't be reached.
         """
 
     def leave(self, place: int) -> None:
         """Gives a place back."""
 
-    def forward(self, receipts: Sequence[Receipt]) -> None:
+    def forward(self, receipts: Sequence[CommittedReading]) -> None:
         """Takes readings committed here to the other hubs, in this order. It never waits."""
 
 
-class Places:
+class ConnectionQuota:
     """The places that the subscribers of each key have taken, and the limit for each key.
 
     A place may be anything that is hashable and not taken yet.
@@ -96,10 +96,10 @@ class LocalBus:
     wanted = False
 
     def __init__(self, max_subscribers_per_key: int) -> None:
-        self._places = Places(max_subscribers_per_key)
+        self._places = ConnectionQuota(max_subscribers_per_key)
         self._numbers = count(1)
 
-    def attach(self, audience: Audience) -> None:
+    def attach(self, audience: LocalSubscribers) -> None:
         """Nobody is at another end."""
 
     async def join(self, key_name: str) -> int:
@@ -112,5 +112,5 @@ class LocalBus:
         """Gives a place back."""
         self._places.give_back(place)
 
-    def forward(self, receipts: Sequence[Receipt]) -> None:
+    def forward(self, receipts: Sequence[CommittedReading]) -> None:
         """There is nobody to forward to."""

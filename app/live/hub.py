@@ -16,13 +16,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from app.ingest.receipt import Receipt
+from app.ingest.receipt import CommittedReading
 from app.live.bus import Bus
 from app.live.mailbox import Mailbox, event_time, later
 
 
 @dataclass(slots=True)
-class HubTally:
+class HubStats:
     """Since the start."""
 
     published: int = 0
@@ -44,11 +44,11 @@ class Subscriber:
     mailbox: Mailbox
     dropped: bool = False
 
-    def take(self) -> Sequence[Receipt]:
+    def take(self) -> Sequence[CommittedReading]:
         """Everything that waits, oldest first; the mailbox is empty afterwards."""
         return self.mailbox.take()
 
-    def put(self, messages: Sequence[Receipt]) -> int:
+    def put(self, messages: Sequence[CommittedReading]) -> int:
         """Adds messages, conflating if they would not fit, and drops the subscriber if they still don't.
 
         Returns:
@@ -84,8 +84,8 @@ class Hub:
         self._mailbox_messages = mailbox_messages
         self._mailbox_bytes = mailbox_bytes
         self._subscribers: set[Subscriber] = set()
-        self.latest: Receipt | None = None
-        self.tally = HubTally()
+        self.latest: CommittedReading | None = None
+        self.tally = HubStats()
         bus.attach(self)
 
     @property
@@ -103,7 +103,7 @@ class Hub:
 
         Raises:
             TooManySubscribers: this key has as many as it may.
-            LiveAway: what other processes commit can't be had now.
+            LiveUnavailable: what other processes commit can't be had now.
         """
         place = await self._bus.join(key_name)
         # What has reached this hub by now is in `latest`, and what reaches it from now on is delivered; the bus sees
@@ -125,17 +125,17 @@ class Hub:
         self._subscribers.remove(subscriber)
         self._bus.leave(subscriber.place)
 
-    def remember(self, receipt: Receipt) -> None:
+    def remember(self, receipt: CommittedReading) -> None:
         """Takes note of a reading that was committed earlier, without publishing it."""
         self.latest = receipt if self.latest is None else later(self.latest, receipt, self._horizon_us())
 
-    def publish(self, receipts: Sequence[Receipt]) -> None:
+    def publish(self, receipts: Sequence[CommittedReading]) -> None:
         """Readings, at least one, that this process has committed: into every mailbox, here and elsewhere."""
         self.deliver(receipts)
         if self._bus.wanted:
             self._bus.forward(receipts)
 
-    def deliver(self, receipts: Sequence[Receipt]) -> None:
+    def deliver(self, receipts: Sequence[CommittedReading]) -> None:
         """Puts committed readings, at least one, into every mailbox of this process."""
         self.remember(max(receipts, key=event_time))
         for subscriber in self._subscribers:
@@ -148,7 +148,7 @@ class Hub:
             self.drop(subscriber)
             subscriber.wake()
 
-    def _put(self, subscriber: Subscriber, receipts: Sequence[Receipt]) -> None:
+    def _put(self, subscriber: Subscriber, receipts: Sequence[CommittedReading]) -> None:
         self.tally.conflated += subscriber.put(receipts)
         self.tally.published += len(receipts)
         self.tally.dropped += subscriber.dropped

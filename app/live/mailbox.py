@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from app.ingest.receipt import Receipt
+from app.ingest.receipt import CommittedReading
 
 event_time = attrgetter("time_us", "id")
 """The order of readings by event time; of two at the same time, by id. (9)"""
 
 
-def later(one: Receipt, other: Receipt, horizon_us: float = math.inf) -> Receipt:
+def later(one: CommittedReading, other: CommittedReading, horizon_us: float = math.inf) -> CommittedReading:
     """Of two readings the later by event time; at the same time, the one with the higher id. One from beyond the
     horizon was stored while a clock was wrong: it is later than no other.
     """
@@ -31,7 +31,7 @@ class Mailbox:
 
     max_messages: int
     max_bytes: int
-    _messages: list[Receipt] = field(default_factory=list)
+    _messages: list[CommittedReading] = field(default_factory=list)
     _size_bytes: int = 0
 
     @property
@@ -44,12 +44,12 @@ class Mailbox:
         """Whether more waits than may, after all that conflation could do."""
         return len(self._messages) > self.max_messages or self._size_bytes > self.max_bytes
 
-    def take(self) -> Sequence[Receipt]:
+    def take(self) -> Sequence[CommittedReading]:
         """Everything that waits, oldest first; the mailbox is empty afterwards."""
         messages, self._messages, self._size_bytes = self._messages, [], 0
         return messages
 
-    def put(self, messages: Sequence[Receipt]) -> int:
+    def put(self, messages: Sequence[CommittedReading]) -> int:
         """Adds messages, and conflates if they would not fit.
 
         Returns:
@@ -60,7 +60,7 @@ class Mailbox:
         return self._conflate() if self.is_overfull else 0
 
     def _conflate(self) -> int:
-        latest: dict[str, Receipt] = {}
+        latest: dict[str, CommittedReading] = {}
         for message in self._messages:
             known = latest.pop(message.sensor, None)
             # Put in again even where it stays, so that the order is that of the last arrival of each sensor.

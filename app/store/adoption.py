@@ -22,7 +22,7 @@ from app.store.database import (
     has_continuous_aggregates,
     migrate,
     migrating,
-    own_errors,
+    translate_driver_errors,
 )
 from app.store.locks import ADOPTION_LOCK
 
@@ -122,7 +122,7 @@ def adopt(url: str, zone: str = ZONE) -> Adoption:
 
     Raises:
         ConfigurationError: there is nothing to adopt, another process is at it, or there is no such zone.
-        DatabaseAway: the database can't be used now; run it again.
+        DatabaseUnavailable: the database can't be used now; run it again.
     """
     try:
         ZoneInfo(zone)
@@ -136,7 +136,7 @@ def adopt(url: str, zone: str = ZONE) -> Adoption:
         elif not find_original(connection, KEPT_ORIGINAL):
             raise ConfigurationError("There is nothing to adopt: the schema lacks the original SensorFlow's table data")
     migrate(url)
-    with own_errors(), connect_to_migrate(url, autocommit=False) as guard, guard.transaction():
+    with translate_driver_errors(), connect_to_migrate(url, autocommit=False) as guard, guard.transaction():
         if guard.execute(TRY_LOCK).fetchone() != (True,):
             raise ConfigurationError("Another process is adopting the original's readings: wait for it to end")
         with connect_to_migrate(url, autocommit=True) as connection:

@@ -24,8 +24,8 @@ from datetime import datetime, timedelta
 import psycopg
 from psycopg.errors import LockNotAvailable
 
-from app.errors import DatabaseAway
-from app.store.database import Connection, Database, first_line, own_errors
+from app.errors import DatabaseUnavailable
+from app.store.database import Connection, Database, first_line, translate_driver_errors
 from app.store.locks import REFRESH_LOCK
 from app.store.policies import DROP_MARGIN, Retention, apply_policies
 from app.store.tiers import LATE_AFTER, TIERS, Span, merged
@@ -244,7 +244,7 @@ class Aggregates:
             began = clock()
             try:
                 await self.refresh()
-            except DatabaseAway as error:
+            except DatabaseUnavailable as error:
                 self._piece = FIRST_PIECE
                 # A policy that is at the same refresh is no trouble.
                 is_busy = isinstance(error.__cause__, LockNotAvailable)
@@ -252,8 +252,8 @@ class Aggregates:
             await asyncio.sleep(max(INTERVAL_S, PAUSE_PER_WORK * (clock() - began)))
 
     async def refresh(self) -> None:
-        """Refreshes what is due, if no other process is at it. Raises DatabaseAway."""
-        async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as pooled:
+        """Refreshes what is due, if no other process is at it. Raises DatabaseUnavailable."""
+        async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as pooled:
             row = await (await pooled.execute(IS_DUE, [SWEEP_INTERVAL])).fetchone()
         assert row is not None  # a SELECT without FROM has one row
         is_due, lacks_policies = row
@@ -262,7 +262,7 @@ class Aggregates:
         if not is_due and self._has_policies and not is_look:
             return
         # A refresh can't run in a transaction, but a lock should: a pooler gives the session to the next client.
-        with own_errors():
+        with translate_driver_errors():
             async with await self._database.connect("sensorflow aggregates lock") as guard, guard.transaction():
                 row = await (await guard.execute(TRY_LOCK, [REFRESH_LOCK])).fetchone()
                 assert row is not None  # a SELECT without FROM has one row
@@ -372,9 +372,9 @@ class Aggregates:
         One piece at a time: in between, a server that runs has its turn.
 
         Raises:
-            DatabaseAway: the rest is not refreshed.
+            DatabaseUnavailable: the rest is not refreshed.
         """
-        with own_errors():
+        with translate_driver_errors():
             async with (
                 await self._database.connect("sensorflow refresh lock") as guard,
                 await self._database.connect("sensorflow refresh") as connection,

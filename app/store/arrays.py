@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 
-def key_of(array: pa.Array) -> bytes:
+def array_fingerprint(array: pa.Array) -> bytes:
     """Bytes that only a flat array of the same type with the same values has. Not every such array has them: where its
     values stand in its buffers, and whether one says that none is null, makes a difference.
     """

@@ -90,9 +90,9 @@ async def fit(database: Database, *, workers: int) -> None:
 
     Raises:
         ConfigurationError: as ``pool_size``.
-        DatabaseAway: the database can't be asked.
+        DatabaseUnavailable: the database can't be asked.
     """
-    async with database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
+    async with database.connection(timeout_s=QUERY_TIMEOUT_S) as connection:
         row = await (await connection.execute(ROOM)).fetchone()
         assert row is not None  # a SELECT without FROM has one row
         *room_, backend = row

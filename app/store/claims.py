@@ -5,7 +5,7 @@ A claim that is there is believed only when it is as durable as the answer that 
 
 from collections.abc import Mapping, Sequence
 
-from app.ingest.claim import Claim, Kept, KeptClaims, Replay
+from app.ingest.claim import Claim, Replay, StoredResult, StoredResults
 from app.store.database import Connection
 from app.store.durability import MARK, SEND_WARNINGS, confirmed
 
@@ -55,7 +55,7 @@ async def can_be_seen(connection: Connection, name: tuple[str, str]) -> bool:
     return (await connection.execute(FIND, [[column] for column in name])).rowcount > 0
 
 
-async def recall(connection: Connection, names: Sequence[tuple[str, str]]) -> KeptClaims:
+async def recall(connection: Connection, names: Sequence[tuple[str, str]]) -> StoredResults:
     """Look up the claims with these names, as far as they are there, and wait until they are durable.
 
     Args:
@@ -63,13 +63,13 @@ async def recall(connection: Connection, names: Sequence[tuple[str, str]]) -> Ke
         names: of the claims.
 
     Raises:
-        DatabaseAway: they were not confirmed.
+        DatabaseUnavailable: they were not confirmed.
         psycopg.Error: what the driver raises.
     """
     async with confirmed(connection):
         cursor = await connection.execute(RECALL, list(map(list, zip(*names, strict=True))))
     return {
-        (key_name, key): Kept(content_hash, Replay(status, answer))
+        (key_name, key): StoredResult(content_hash, Replay(status, answer))
         async for key_name, key, content_hash, status, answer, *_ in cursor
     }
 

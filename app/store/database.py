@@ -24,7 +24,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from app.errors import ConfigurationError, DatabaseAway
+from app.errors import ConfigurationError, DatabaseUnavailable
 from app.store.locks import MIGRATION_LOCK
 from app.store.session import INSPECT, INSPECT_ARGUMENTS, PIN, inspected
 
@@ -84,8 +84,8 @@ def checked_url(url: str) -> str:
 
 
 @contextmanager
-def own_errors() -> Iterator[None]:
-    """Driver errors inside become DatabaseAway."""
+def translate_driver_errors() -> Iterator[None]:
+    """Driver errors inside become DatabaseUnavailable."""
     try:
         yield
     except (psycopg.Error, PoolTimeout, OSError) as error:
@@ -105,14 +105,14 @@ PUBLIC_REASONS = {
 """What anybody may know of an error, by SQLSTATE. One of a connection that was not made has none."""
 
 
-def away(error: Exception) -> DatabaseAway:
+def away(error: Exception) -> DatabaseUnavailable:
     """A driver's error as ours."""
     sqlstate = error.sqlstate if isinstance(error, psycopg.Error) else None
     if (reason := PUBLIC_REASONS.get(sqlstate or "")) is not None:
-        return DatabaseAway(first_line(error), public=reason)
+        return DatabaseUnavailable(first_line(error), public=reason)
     if isinstance(error, PoolTimeout | TimeoutError):
-        return DatabaseAway(first_line(error), public="The database does not answer in time.")
-    return DatabaseAway(first_line(error))
+        return DatabaseUnavailable(first_line(error), public="The database does not answer in time.")
+    return DatabaseUnavailable(first_line(error))
 
 
 def first_line(error: Exception) -> str:
@@ -255,7 +255,7 @@ def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
     """Bring the schema to a revision; wait for another process that is at it.
 
     Raises:
-        DatabaseAway: the database can't be reached or does not let us, or another process goes on migrating.
+        DatabaseUnavailable: the database can't be reached or does not let us, or another process goes on migrating.
         ConfigurationError: its schema is of another, newer version of the server.
     """
     with migrating(url) as connection:
@@ -277,22 +277,23 @@ def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
             raise ConfigurationError(f"Can't migrate to {revision!r}: {error}") from error
         except sqlalchemy.exc.DBAPIError as error:
             cause = error.orig if isinstance(error.orig, Exception) else error
-            raise DatabaseAway(f"migration failed: {first_line(cause)}", public=away(cause).public) from error
+            raise DatabaseUnavailable(f"migration failed: {first_line(cause)}", public=away(cause).public) from error
 
 
 @contextmanager
 def migrating(url: str) -> Iterator[psycopg.Connection]:
-    """A connection in autocommit, while no other process migrates. Raises DatabaseAway, and what ``inspected`` does.
+    """A connection in autocommit, while no other process migrates. Raises DatabaseUnavailable, and what ``inspected``
+    does.
 
     The lock is held by a transaction on a connection of its own: a pooler may give a session's lock to the next client.
     """
-    with own_errors(), connect_to_migrate(url, autocommit=False) as guard, guard.transaction():
+    with translate_driver_errors(), connect_to_migrate(url, autocommit=False) as guard, guard.transaction():
         deadline = time.monotonic() + MIGRATION_WAIT_S
         said = False
         while guard.execute(TRY_MIGRATION_LOCK).fetchone() != (True,):
             holder = (guard.execute(WHO_MIGRATES).fetchone() or ("already gone",))[0]
             if time.monotonic() > deadline:
-                raise DatabaseAway(
+                raise DatabaseUnavailable(
                     f"another process is migrating the database ({holder})",
                     public="Another process is migrating the database.",
                 )
@@ -375,14 +376,14 @@ def _is_there(connection: psycopg.Connection, name: str) -> bool:
 
 
 def _check_revision(connection: psycopg.Connection) -> None:
-    """Raise ConfigurationError if the schema is newer than this code, DatabaseAway if it is being restored."""
+    """Raise ConfigurationError if the schema is newer than this code, DatabaseUnavailable if it is being restored."""
     has_revision, has_readings = connection.execute(HAS_TABLES).fetchone() or (False, False)
     (revision,) = (connection.execute(REVISION).fetchone() if has_revision else None) or (None,)
     if revision is None:
         _check_names(connection)
     scripts = ScriptDirectory.from_config(Config(ALEMBIC_INI))
     if revision is None and has_readings:
-        raise DatabaseAway(
+        raise DatabaseUnavailable(
             "the schema has its tables but no revision (alembic_version): it was restored in part",
             public=INCOMPLETE,
         )
@@ -437,15 +438,15 @@ class Database:
         """Migrates, probes, and opens the pool.
 
         Raises:
-            DatabaseAway: not now; it may be called again.
+            DatabaseUnavailable: not now; it may be called again.
             ConfigurationError: something has to be changed first; the message says what.
         """
         await asyncio.to_thread(migrate, self._url)
         connection = await self.connect_to_write("sensorflow start")
         async with connection:
-            with own_errors():
+            with translate_driver_errors():
                 if self._reader_password is not None:
-                    await _let_reader_in(connection, self._reader_role, self._reader_password)
+                    await _set_reader_password(connection, self._reader_role, self._reader_password)
                 edition = await _probe(connection)
         # Which came with the refresh that the aggregates need.
         if edition.continuous_aggregates and not edition.direct_compress:
@@ -469,10 +470,10 @@ class Database:
         await connection.execute(RESTORE_SETTINGS, self._for_views)
 
     async def connect(self, application_name: str) -> Connection:
-        """A connection of the caller's own, in autocommit. Raises DatabaseAway and, before ``prepare`` has succeeded,
-        ConfigurationError.
+        """A connection of the caller's own, in autocommit. Raises DatabaseUnavailable and, before ``prepare`` has
+        succeeded, ConfigurationError.
         """
-        with own_errors():
+        with translate_driver_errors():
             connection = await psycopg.AsyncConnection.connect(
                 self._url, autocommit=True, **connection_arguments(self._url, application_name)
             )
@@ -485,7 +486,7 @@ class Database:
         """
         connection = await self.connect(application_name)
         try:
-            with own_errors():
+            with translate_driver_errors():
                 await self.check_schema(connection)
                 await connection.execute(SET_FOR_VIEWS, self._for_views)
         except BaseException:
@@ -504,7 +505,7 @@ class Database:
         except BaseException as error:
             await connection.close()
             if isinstance(error, ConfigurationError) and self.edition is not None:
-                raise DatabaseAway(str(error)) from error  # a running server continues, and tries again
+                raise DatabaseUnavailable(str(error)) from error  # a running server continues, and tries again
             raise
         if session.is_pooled:
             connection.prepare_threshold = None
@@ -513,57 +514,59 @@ class Database:
         self.is_pooled = session.is_pooled
 
     async def check_schema(self, connection: Connection) -> None:
-        """Raise DatabaseAway unless all that keeps flushes apart is there."""
+        """Raise DatabaseUnavailable unless all that keeps flushes apart is there."""
         row = await (await connection.execute(REVISION)).fetchone()
         assert row is not None  # a SELECT without FROM has one row
         if row[0] != self._revision:
-            raise DatabaseAway(
+            raise DatabaseUnavailable(
                 f"the schema has revision {row[0]} and needs {self._revision}: run python -m app migrate, or restart "
                 "the server",
                 public=INCOMPLETE,
             )
         # Adopted rows keep their ids, so adoption must set the sequence before a server draws from it.
         if await (await connection.execute(ADOPTION_IS_BEGUN)).fetchone() == (False,):
-            error = ConfigurationError if self.edition is None else DatabaseAway  # a running server continues
+            error = ConfigurationError if self.edition is None else DatabaseUnavailable  # a running server continues
             raise error(
                 f"The original's readings in {KEPT_ORIGINAL} are not taken over yet: run python -m app migrate --adopt"
             )
         missing = await (await connection.execute(MISSING_KEYS, MISSING_KEYS_ARGUMENTS)).fetchall()
         if missing:
             keys = ", ".join(key for (key,) in missing)
-            raise DatabaseAway(
+            raise DatabaseUnavailable(
                 f"the schema lacks unique keys: {keys}. A restore is under way, or ended early",
                 public=INCOMPLETE,
             )
         before = self.edition
         if before is not None and (before.kind == "plain") != ((await _probe(connection)).kind == "plain"):
-            raise DatabaseAway(
+            raise DatabaseUnavailable(
                 "readings was a hypertable and is a plain table now, or the other way round: a restore is under way, "
                 "or ended early. If this is intended, restart the server",
                 public=INCOMPLETE,
             )
 
     @asynccontextmanager
-    async def borrow(self, *, timeout_s: float) -> AsyncIterator[Connection]:
-        """A pooled connection for a read. Driver errors inside, and a pool that has none in time, are DatabaseAway."""
-        with own_errors():
+    async def connection(self, *, timeout_s: float) -> AsyncIterator[Connection]:
+        """A pooled connection for a read. Driver errors inside, and a pool that has none in time, are
+        DatabaseUnavailable.
+        """
+        with translate_driver_errors():
             async with asyncio.timeout(timeout_s), self._lend(timeout_s) as connection:
                 yield connection
 
     @asynccontextmanager
-    async def borrow_in_turn(self, *, timeout_s: float) -> AsyncIterator[Connection]:
-        """Borrows for a reader, as soon as it is their turn. Raises DatabaseAway, in words for them."""
+    async def read_connection(self, *, timeout_s: float) -> AsyncIterator[Connection]:
+        """Borrows for a reader, as soon as it is their turn. Raises DatabaseUnavailable, in words for them."""
         try:
-            with own_errors():
+            with translate_driver_errors():
                 async with (
                     asyncio.timeout(timeout_s),
                     self._readers,
                     self._lend(CONNECT_TIMEOUT_S) as connection,
                 ):
                     yield connection
-        except DatabaseAway as error:
+        except DatabaseUnavailable as error:
             logger.warning("the database can't be read: %s", error)
-            raise DatabaseAway("The database can't be read at the moment.", public=error.public) from error
+            raise DatabaseUnavailable("The database can't be read at the moment.", public=error.public) from error
 
     @asynccontextmanager
     async def _lend(self, timeout_s: float) -> AsyncIterator[Connection]:
@@ -586,8 +589,8 @@ class Database:
                 raise
 
     async def check_writable(self, *, timeout_s: float) -> None:
-        """Ask the database for a sign of life. Raise DatabaseAway if there is none, or nothing may be written."""
-        async with self.borrow(timeout_s=timeout_s) as connection:
+        """Check that the database answers. Raise DatabaseUnavailable if it does not, or nothing may be written."""
+        async with self.connection(timeout_s=timeout_s) as connection:
             row = await (await connection.execute(IS_READ_ONLY)).fetchone()
             if row == (True,):
                 raise psycopg.errors.ReadOnlySqlTransaction("default_transaction_read_only is on for the session")
@@ -606,7 +609,7 @@ class Database:
         await self._pool.close(timeout=2)
 
 
-async def _let_reader_in(connection: Connection, role: str, password: str) -> None:
+async def _set_reader_password(connection: Connection, role: str, password: str) -> None:
     """Give the reader its password, hashed here, so that no log of PostgreSQL's can hold it, and what it may read.
 
     A role that another installation has marked as its own is left as it is.
@@ -633,6 +636,8 @@ async def _let_reader_in(connection: Connection, role: str, password: str) -> No
                 )
                 return
             await connection.execute(sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(name, hashed))
+            # Compiling a dashboard's query takes up to 0.3 s, and saves less: on each new connection of Grafana's.
+            await connection.execute(sql.SQL("ALTER ROLE {} SET jit = off").format(name))
             await connection.execute(sql.SQL("COMMENT ON ROLE {} IS {}").format(name, mark))
             await _let_reader_see(connection, role)
     except (psycopg.errors.UndefinedObject, psycopg.errors.InsufficientPrivilege) as error:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from psycopg.errors import Diagnostic
 
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from app.store.database import Connection
 
 MARK = "pg_logical_emit_message(true, 'sensorflow', '')"
@@ -45,19 +45,19 @@ async def confirmed(connection: Connection) -> AsyncIterator[None]:
     """Make sure that what is committed during the block is confirmed.
 
     Raises:
-        DatabaseAway: PostgreSQL has warned of something; what was committed may be lost after a failover.
+        DatabaseUnavailable: PostgreSQL has warned of something; what was committed may be lost after a failover.
     """
     with hear_warnings(connection) as warnings:
         yield
     if warnings:
-        raise DatabaseAway(f"PostgreSQL did not confirm a commit: {warnings[0]}")
+        raise DatabaseUnavailable(f"PostgreSQL did not confirm a commit: {warnings[0]}")
 
 
 async def confirm(connection: Connection) -> None:
     """Make sure that what has been seen on a connection is durable, by a commit of its own. Wait for the standby.
 
     Raises:
-        DatabaseAway: it was not confirmed.
+        DatabaseUnavailable: it was not confirmed.
         psycopg.Error: what the driver raises.
     """
     async with confirmed(connection):

@@ -23,7 +23,7 @@ from psycopg import sql
 
 from app.errors import NotFound
 from app.history.query import DAY_US, Bucket, Page, Position, Query
-from app.ingest.batch import Reading, Source
+from app.ingest.batch import Reading, Sender
 from app.store import tiers
 from app.store.database import Connection, Database
 from app.store.tiers import moment
@@ -108,9 +108,9 @@ class History:
 
         Raises:
             NotFound: some are no sensor's; the message has them.
-            DatabaseAway: the database can't be asked.
+            DatabaseUnavailable: the database can't be asked.
         """
-        async with self._database.borrow_in_turn(timeout_s=PAGE_TIMEOUT_S) as connection:
+        async with self._database.read_connection(timeout_s=PAGE_TIMEOUT_S) as connection:
             found = dict(await (await connection.execute(FIND_SENSORS, [list(names)])).fetchall())
         if missing := [name for name in dict.fromkeys(names) if name not in found]:
             raise NotFound(f"No sensor is called {', '.join(map(repr, missing[:10]))}.")
@@ -124,7 +124,7 @@ class History:
         """The rows of a query, or those after a row of it, at most ``limit`` of them; each page has some.
 
         Raises:
-            DatabaseAway: the rest of them can't be had.
+            DatabaseUnavailable: the rest of them can't be had.
         """
         spans = await self._spans(query)
         first_id = 0 if after is None else after.sensor_id
@@ -132,7 +132,7 @@ class History:
         most_sensors = _sensors_per_page(query)
         while rows_left:
             max_rows = min(PAGE_ROWS, rows_left)
-            async with self._database.borrow_in_turn(timeout_s=PAGE_TIMEOUT_S) as connection:
+            async with self._database.read_connection(timeout_s=PAGE_TIMEOUT_S) as connection:
                 asked = await _sensors_from(connection, first_id, query, 1 if after is not None else most_sensors)
             if not asked:
                 return
@@ -154,7 +154,7 @@ class History:
         has_chunks = edition is not None and edition.kind != "plain"
         if not has_chunks or query.bucket is not Bucket.RAW or query.to_us - query.from_us < PAGE_CHUNKS * DAY_US:
             return [query]
-        async with self._database.borrow_in_turn(timeout_s=PAGE_TIMEOUT_S) as connection:
+        async with self._database.read_connection(timeout_s=PAGE_TIMEOUT_S) as connection:
             bounds = [query.from_us, query.to_us]
             cursor = await connection.execute(CHUNK_ENDS, [moment(time_us) for time_us in bounds])
             ends_us = [end_us for (end_us,) in await cursor.fetchall() if query.from_us < end_us < query.to_us]
@@ -176,7 +176,7 @@ class History:
             if after is not None and span.to_us <= after.time_us:
                 continue
             is_after = after if after is not None and span.from_us <= after.time_us else None
-            async with self._database.borrow_in_turn(timeout_s=PAGE_TIMEOUT_S) as connection:
+            async with self._database.read_connection(timeout_s=PAGE_TIMEOUT_S) as connection:
                 statement = _statement(span, list(sensors), is_after, max_rows - rows)
                 result = (await connection.execute(statement, binary=True)).pgresult
             assert result is not None  # that of a SELECT
@@ -212,7 +212,7 @@ async def latest_reading(connection: Connection, *, horizon_us: float = math.inf
         row = await (await connection.execute(statement, prepare=False)).fetchone()
         if row is not None:
             time_us, sensor, temperature, humidity, pressure, key_name, client_ip, reading_id = row
-            return Reading(time_us, sensor, temperature, humidity, pressure, Source(key_name, client_ip)), reading_id
+            return Reading(time_us, sensor, temperature, humidity, pressure, Sender(key_name, client_ip)), reading_id
     return None
 
 

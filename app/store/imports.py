@@ -13,7 +13,7 @@ FORGET = "DELETE FROM idempotency_keys WHERE key_name = %s AND (key = ANY(%s) OR
 
 
 class ImportClaims:
-    """The claims of one sender, in the database. Its methods raise DatabaseAway.
+    """The claims of one sender, in the database. Its methods raise DatabaseUnavailable.
 
     Args:
         database: where they are.
@@ -28,7 +28,7 @@ class ImportClaims:
 
     async def find(self, keys: Collection[str]) -> Mapping[str, DatedClaim]:
         """Look up claims by their keys."""
-        async with self._database.borrow(timeout_s=self._timeout_s) as connection:
+        async with self._database.connection(timeout_s=self._timeout_s) as connection:
             kept = await claims.recall(connection, [(self._key_name, key) for key in keys])
             if not kept:
                 return {}
@@ -42,10 +42,10 @@ class ImportClaims:
 
     async def has_any(self, prefix: str) -> bool:
         """Tell whether there is a claim whose key begins so."""
-        async with self._database.borrow(timeout_s=self._timeout_s) as connection:
+        async with self._database.connection(timeout_s=self._timeout_s) as connection:
             return await (await connection.execute(ANY_WITH_PREFIX, [self._key_name, prefix])).fetchone() is not None
 
     async def forget(self, keys: Collection[str], prefix: str | None) -> None:
         """Delete claims by their keys, and those whose key begins so; all or none."""
-        async with self._database.borrow(timeout_s=self._timeout_s) as connection:
+        async with self._database.connection(timeout_s=self._timeout_s) as connection:
             await connection.execute(FORGET, [self._key_name, list(keys), prefix])

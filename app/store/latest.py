@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import sql
 
-from app.errors import DatabaseAway
-from app.store.arrays import key_of
+from app.errors import DatabaseUnavailable
+from app.store.arrays import array_fingerprint
 from app.store.database import Connection, Database
 from app.store.locks import RECOVERY_LOCK
 from app.store.tiers import moment
@@ -101,7 +101,7 @@ SELECT (SELECT is_ours FROM turn), max(id) FROM part
 """)
 
 
-class Noted(NamedTuple):
+class LatestRow(NamedTuple):
     """A reading that came alone."""
 
     sensor_id: int
@@ -113,7 +113,7 @@ class Noted(NamedTuple):
     pressure: float | None
 
 
-SCHEMA = pa.schema([WIRE_SCHEMA.field(name) for name in Noted._fields])
+SCHEMA = pa.schema([WIRE_SCHEMA.field(name) for name in LatestRow._fields])
 
 
 class LatestRows:
@@ -129,7 +129,7 @@ class LatestRows:
         """Takes rows with the columns of SCHEMA, one of a sensor, by sensor; or none."""
         if not rows.num_rows:
             return
-        sensors = key_of(rows["sensor_id"])
+        sensors = array_fingerprint(rows["sensor_id"])
         if (known := self._batches.get(sensors)) is not None:
             self._batches[sensors] = _later_of_each(known, rows, horizon_us)
             return
@@ -137,7 +137,7 @@ class LatestRows:
         self._rows += rows.num_rows
         if self._rows > self._compact_at:
             latest = self.latest(horizon_us)
-            self._batches, self._rows = {key_of(latest["sensor_id"]): latest}, latest.num_rows
+            self._batches, self._rows = {array_fingerprint(latest["sensor_id"]): latest}, latest.num_rows
             self._compact_at = self._rows + COMPACT_ROWS
 
     def batches(self) -> Collection[pa.RecordBatch]:
@@ -181,7 +181,7 @@ def _is_beyond(rows: pa.RecordBatch, horizon_us: float) -> pa.BooleanArray | Non
     return pc.greater(times, int(horizon_us)) if pc.greater(pc.max(times), int(horizon_us)).as_py() else None
 
 
-def _rank(reading: Noted, horizon_us: float) -> tuple[bool, int, int]:
+def _rank(reading: LatestRow, horizon_us: float) -> tuple[bool, int, int]:
     """What is greater of the later of two readings."""
     return reading.time <= horizon_us, reading.time, reading.id
 
@@ -205,7 +205,7 @@ class LatestReadings:
         self._database = database
         self._horizon_us = horizon_us
         self._clock = clock
-        self._noted: dict[int, Noted] = {}
+        self._noted: dict[int, LatestRow] = {}
         self.unwritten = LatestRows()
         """Of the readings that did not come alone."""
         self._noted_since: float | None = None
@@ -222,7 +222,7 @@ class LatestReadings:
         since = [moment for moment in (self._noted_since, self._writing_since) if moment is not None]
         return self._clock() - min(since) if since else 0.0
 
-    def note(self, readings: Iterable[Noted], rows: pa.RecordBatch | None) -> None:
+    def note(self, readings: Iterable[LatestRow], rows: pa.RecordBatch | None) -> None:
         """Takes note of committed readings: such as came alone, and of others each sensor's latest, by sensor."""
         noted, horizon_us = self._noted, self._horizon_us()
         for reading in readings:
@@ -255,7 +255,7 @@ class LatestReadings:
             reason = ""
             try:
                 await self.write()
-            except DatabaseAway as error:
+            except DatabaseUnavailable as error:
                 reason = str(error)
                 pause_s = INTERVAL_S
             else:
@@ -277,12 +277,12 @@ class LatestReadings:
     async def leave(self) -> None:
         """Writes what a process that ends has noted, unless the database hangs: the next start finds it too."""
         if not self._is_stuck:
-            with suppress(DatabaseAway, TimeoutError):
+            with suppress(DatabaseUnavailable, TimeoutError):
                 async with asyncio.timeout(LEAVING_TIMEOUT_S):
                     await self.write()
 
     async def write(self) -> None:
-        """Write what has been noted, in pieces. Raises DatabaseAway; what is not written is still noted then."""
+        """Write what has been noted, in pieces. Raises DatabaseUnavailable; what is not written is still noted then."""
         noted, self._noted = self._noted, {}
         rows, self.unwritten = self.unwritten, LatestRows()
         if not noted and not rows.batches():
@@ -316,7 +316,7 @@ class LatestReadings:
 
     async def _write_piece(self, columns: Sequence[str], horizon_us: float) -> None:
         arguments = {**dict(zip(SCHEMA.names, columns, strict=True)), "horizon": moment(horizon_us)}
-        async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
+        async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as connection:
             await connection.execute(WRITE, arguments)
 
     async def recover(self) -> None:
@@ -328,12 +328,12 @@ class LatestReadings:
         while spans is None or place < len(spans):
             began = self._clock()
             try:
-                async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
+                async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as connection:
                     if spans is None:
                         spans = await self.spans(connection)
                     statement = recovery_of(spans[place], after, sensors, self._horizon_us())
                     row = await (await connection.execute(statement, prepare=False)).fetchone()
-            except DatabaseAway as error:
+            except DatabaseUnavailable as error:
                 failures += 1
                 sensors = max(sensors // 2, 1)
                 log = logger.warning if failures == RECOVERY_FAILURES else logger.debug
@@ -365,14 +365,14 @@ def recovery_of(span: tuple[str, str], after: int, sensors: int, horizon_us: flo
     return RECOVER.format(after=after, start=start, end=end, horizon=moment(horizon_us), sensors=sensors)
 
 
-def _columns_of(singles: Collection[Noted]) -> pa.RecordBatch:
+def _columns_of(singles: Collection[LatestRow]) -> pa.RecordBatch:
     """Readings that came alone, as columns, by sensor."""
     columns = zip(*sorted(singles), strict=True)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 
-def _arrays_of_singles(singles: Sequence[Noted]) -> list[str]:
+def _arrays_of_singles(singles: Sequence[LatestRow]) -> list[str]:
     """Return a statement's columns as PostgreSQL writes arrays. Not by Arrow: to make columns of Python values it
     imports pandas, if installed, for 0.3 s.
     """

@@ -25,10 +25,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pgpq import ArrowToPostgresBinaryEncoder
 
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from app.store.copy import begin_copy, copy_rows
 from app.store.database import Connection, Database
-from app.store.latest import Noted
+from app.store.latest import LatestRow
 from app.store.locks import PRUNE_LOCK
 from app.store.wire import HEADER, POSTGRES_EPOCH_US, WIRE_SCHEMA, latest_of_each_sensor
 
@@ -39,7 +39,7 @@ QUERY_TIMEOUT_S = 30.0
 """The limits of a million sensors take about a second."""
 
 METRICS = WIRE_SCHEMA.names[4:]
-FIRST_VALUE = Noted._fields.index(METRICS[0])
+FIRST_VALUE = LatestRow._fields.index(METRICS[0])
 MAX_SINGLE_SENSORS = 100_000
 Bounds: TypeAlias = tuple[int, float, float]
 """Where a value stands in a reading, and its lower and upper limit."""
@@ -120,7 +120,7 @@ class LimitSnapshot:
     of_single_sensors: dict[int, Sequence[Bounds]] = field(default_factory=dict)
     """Of those whose readings have come alone: to look into the columns takes 2.2 µs a reading, and into this 1.2."""
 
-    def violations(self, readings: Iterable[Noted], rows: pa.RecordBatch | None) -> list[bytes]:
+    def violations(self, readings: Iterable[LatestRow], rows: pa.RecordBatch | None) -> list[bytes]:
         """Return the rows of the log as a binary COPY in pieces; none if all readings are within their limits.
 
         Args:
@@ -138,7 +138,7 @@ class LimitSnapshot:
         encoded = [encoder.write_batch(batch) for batch in found]
         return [HEADER, *packed, *encoded, encoder.finish()]
 
-    def _packed(self, readings: Iterable[Noted]) -> list[bytes]:
+    def _packed(self, readings: Iterable[LatestRow]) -> list[bytes]:
         known = self.of_single_sensors
         packed = []
         for reading in readings:
@@ -189,7 +189,7 @@ class LimitSnapshot:
 NO_LIMITS = LimitSnapshot(array("q"), [array("d")] * len(METRICS), [array("d")] * len(METRICS))
 
 
-def _row(reading: Noted, metric: str, value: float, lower: float, upper: float) -> bytes:
+def _row(reading: LatestRow, metric: str, value: float, lower: float, upper: float) -> bytes:
     """A row of the log for a value of a reading that came alone."""
     name, is_above, time = metric.encode(), value > upper, reading.time - POSTGRES_EPOCH_US
     keys: bytes = _KEYS.pack(len(SCHEMA), 8, reading.sensor_id, len(name))
@@ -231,7 +231,9 @@ class SensorLimits:
         self._held_bytes = 0
 
     async def current(self) -> LimitSnapshot:
-        """Return the limits that hold. Raises DatabaseAway: they are not known yet, and the database can't be asked."""
+        """Return the limits that hold. Raises DatabaseUnavailable: they are not known yet, and the database can't be
+        asked.
+        """
         if self._snapshot is None:
             await self.check()
         assert self._snapshot is not None  # it has just been loaded
@@ -244,12 +246,12 @@ class SensorLimits:
             try:
                 await self.check()
                 await self.log_held()
-            except DatabaseAway as error:
+            except DatabaseUnavailable as error:
                 logger.debug("the limits wait to be looked at: %s", error)
 
     async def check(self) -> None:
-        """Load the limits if they are not those that are known. Raises DatabaseAway."""
-        async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
+        """Load the limits if they are not those that are known. Raises DatabaseUnavailable."""
+        async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as connection:
             row = await (await connection.execute(VERSION)).fetchone()
             version = None if row is None else row[0]
             if self._snapshot is not None and version == self._version:
@@ -271,12 +273,12 @@ class SensorLimits:
         self._held_bytes += size_bytes
 
     async def log_held(self) -> None:
-        """Log the violations that are held. Raises DatabaseAway; those that are not known to be logged are still held
-        then.
+        """Log the violations that are held. Raises DatabaseUnavailable; those that are not known to be logged are still
+        held then.
         """
         while self._held:
             violations = self._held[0]
-            async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection, connection.transaction():
+            async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as connection, connection.transaction():
                 await log_violations(connection, violations)
             self._held.popleft()
             self._held_bytes -= sum(map(len, violations))
@@ -286,7 +288,7 @@ class SensorLimits:
         try:
             async with asyncio.timeout(LEAVING_TIMEOUT_S):
                 await self.log_held()
-        except (DatabaseAway, TimeoutError) as error:
+        except (DatabaseUnavailable, TimeoutError) as error:
             logger.error("the violations of %d flushes are not logged: %s", len(self._held), error)
 
 

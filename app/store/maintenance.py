@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from app.store import claims, limits
 from app.store.capacity import warn_of_locks
 from app.store.database import Connection, Database
@@ -127,7 +127,7 @@ class Maintenance:
         while True:
             try:
                 await self.look()
-            except DatabaseAway as error:
+            except DatabaseUnavailable as error:
                 self.statistics = None
                 prune_from = clock() + PRUNE_PAUSE_S
                 logger.debug("maintenance waits: %s", error)
@@ -136,16 +136,16 @@ class Maintenance:
                     await self.prune()
                     if clock() >= prune_sources_from:
                         await self.prune_sources()
-                        async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
+                        async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as connection:
                             await warn_of_locks(self._database, connection)
                         prune_sources_from = clock() + PRUNE_SOURCES_EVERY_S
-                except DatabaseAway as error:
+                except DatabaseUnavailable as error:
                     logger.warning("can't delete expired rows for now: %s", error)
             await asyncio.sleep(INTERVAL_S)
 
     async def look(self) -> None:
-        """Look at the database and at its clock. Raises DatabaseAway."""
-        async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
+        """Look at the database and at its clock. Raises DatabaseUnavailable."""
+        async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as connection:
             await self._database.restore_settings(connection)
             skew_s = await self._measure_skew(connection)
             row = await (await connection.execute(STATISTICS)).fetchone()
@@ -178,7 +178,7 @@ class Maintenance:
         return skew_s
 
     async def prune(self) -> None:
-        """Delete old rows of the ledger and of the log of violations, and old claims. Raises DatabaseAway."""
+        """Delete old rows of the ledger and of the log of violations, and old claims. Raises DatabaseUnavailable."""
 
         async def ledger(connection: Connection) -> bool:
             return (await connection.execute(PRUNE_LEDGER)).rowcount == PRUNE_PIECE_ROWS
@@ -191,12 +191,12 @@ class Maintenance:
         await self._in_pieces(limits.prune)
 
     async def prune_sources(self) -> None:
-        """Delete the senders of which no reading is stored, as far as that is certain. Raises DatabaseAway."""
+        """Delete the senders of which no reading is stored, as far as that is certain. Raises DatabaseUnavailable."""
         if not self._accept_future_minutes:
             return
         edition = self._database.edition
         has_chunks = edition is not None and edition.kind != "plain"
-        async with self._database.borrow(timeout_s=10 * QUERY_TIMEOUT_S) as connection:
+        async with self._database.connection(timeout_s=10 * QUERY_TIMEOUT_S) as connection:
             if await (await connection.execute(UNHEARD)).fetchone() == (False,):
                 return
             oldest = await (await connection.execute(OLDEST_OF_CHUNKS if has_chunks else OLDEST_OF_SENSORS)).fetchone()
@@ -216,5 +216,5 @@ class Maintenance:
         ends = clock() + PRUNE_TURN_S
         is_more = True
         while is_more and clock() < ends:
-            async with self._database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
+            async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as connection:
                 is_more = await delete_piece(connection)

@@ -12,7 +12,7 @@ from psycopg import sql
 
 from app.errors import ConfigurationError
 from app.store.capacity import LOCKS
-from app.store.database import connect_to_migrate, has_continuous_aggregates, migrate, own_errors
+from app.store.database import connect_to_migrate, has_continuous_aggregates, migrate, translate_driver_errors
 
 NOT_MOVED = ["alembic_version", "server_settings", "metrics", "flushes", "stale_ranges", "checked_days"]
 """What each database has of its own: its schema's, what the settings say, and what was under way."""
@@ -63,12 +63,12 @@ def move(source_url: str, target_url: str, *, say: Callable[[str], None]) -> Non
 
     Raises:
         ConfigurationError: the target is not empty, or can't take so much at once; the message says what to do.
-        DatabaseAway: one of them can't be reached; nothing is copied.
+        DatabaseUnavailable: one of them can't be reached; nothing is copied.
     """
     migrate(source_url)
     migrate(target_url)
     with (
-        own_errors(),
+        translate_driver_errors(),
         connect_to_migrate(source_url, autocommit=False) as source,
         connect_to_migrate(target_url, autocommit=False) as target,
     ):

@@ -21,8 +21,8 @@ import pyarrow as pa
 from psycopg import sql
 from psycopg.errors import LockNotAvailable, SequenceGeneratorLimitExceeded
 
-from app.errors import DatabaseAway, DatabaseLocked
-from app.store.arrays import key_of
+from app.errors import DatabaseLocked, DatabaseUnavailable
+from app.store.arrays import array_fingerprint
 from app.store.database import Connection, Database
 
 PIECE_NAMES = 5_000
@@ -149,8 +149,8 @@ class NameIds(Generic[Name]):
         ``no_id_left`` says so.
 
         Raises:
-            DatabaseAway: there are some that are not remembered, and the database can't be asked. Those that it has
-                answered for are remembered all the same.
+            DatabaseUnavailable: there are some that are not remembered, and the database can't be asked. Those that it
+                has answered for are remembered all the same.
             DatabaseLocked: likewise, because another session has locked the table, or a name in it, for too long.
         """
         before = self._remembered
@@ -176,7 +176,7 @@ class NameIds(Generic[Name]):
     async def _ids_of_piece(self, names: Sequence[Name], lock_timeout_s: float) -> dict[Name, int]:
         """Return the ids of names that are not remembered, as far as they could be had."""
         found: dict[Name, int] = {}
-        async with self._database.borrow(timeout_s=self._timeout_s) as connection:
+        async with self._database.connection(timeout_s=self._timeout_s) as connection:
             try:
                 async with connection.transaction():
                     await connection.execute(SET_LOCK_TIMEOUT, [max(1, round(lock_timeout_s * 1_000))])
@@ -191,7 +191,7 @@ class NameIds(Generic[Name]):
                         if missing := [name for name in new if name not in added]:
                             added |= await self._ids_by(connection, self._find, missing)
                         if missing := [name for name in missing if name not in added]:
-                            raise DatabaseAway(f"the database returned no id for {missing[0]!r}")
+                            raise DatabaseUnavailable(f"the database returned no id for {missing[0]!r}")
                         found |= added
             except LockNotAvailable as error:
                 raise DatabaseLocked(f"another session has locked the table {self._table}") from error
@@ -225,7 +225,7 @@ class SensorIds(NameIds[str]):
 
     def unknown_of(self, array: pa.StringArray) -> list[str]:
         """Those of an array's names that are not remembered."""
-        key = key_of(array)
+        key = array_fingerprint(array)
         if key in self._arrays:
             return []
         names = array.to_pylist()
@@ -236,7 +236,7 @@ class SensorIds(NameIds[str]):
         return unknown
 
     async def learn(self, array: pa.StringArray, *, lock_timeout_s: float) -> None:
-        """Look up an array's names that are not remembered, and add missing ones. Raises DatabaseAway.
+        """Look up an array's names that are not remembered, and add missing ones. Raises DatabaseUnavailable.
 
         Arrays take turns, a piece each: one with few names does not wait until one with many is done.
         """
@@ -251,7 +251,7 @@ class SensorIds(NameIds[str]):
         null for None in an array.
         """
         known = self._arrays
-        keys = [key_of(array) for array in arrays]
+        keys = [array_fingerprint(array) for array in arrays]
         found = [known.get(key) for key in keys]
         unknown = [array for array, of_array in zip(arrays, found, strict=True) if of_array is None]
         listed = [*names, *chain.from_iterable(array.to_pylist() for array in unknown)]

@@ -32,7 +32,7 @@ async def refresh(
         say: is told how far it has come.
 
     Raises:
-        DatabaseAway: the rest is not refreshed; it may be done again.
+        DatabaseUnavailable: the rest is not refreshed; it may be done again.
     """
     try:
         edition = await database.prepare()
@@ -46,7 +46,7 @@ async def refresh(
             say("aggregates: nothing to refresh, because in this database they are views of the readings")
         await LatestReadings(database, horizon_us=lambda: horizon_us).recover()
         say("latest readings: updated")
-        async with database.borrow(timeout_s=QUERY_TIMEOUT_S) as connection:
+        async with database.connection(timeout_s=QUERY_TIMEOUT_S) as connection:
             if ids := await nameless_sensors(connection, TIERS[-1].floor(start), TIERS[-1].ceil(end)):
                 say(nameless_message(ids))
     finally:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 from datetime import UTC, datetime
 
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from app.store.database import Database
 from app.store.locks import RETENTION_LOCK
 
@@ -45,23 +45,23 @@ DELETE FROM readings WHERE ctid = ANY (ARRAY(
 
 
 async def delete_old_readings(database: Database, *, days: float, has_chunks: bool) -> None:
-    """Deletes what is older than so many days, in steps that hold nobody up. Raises DatabaseAway."""
+    """Deletes what is older than so many days, in steps that hold nobody up. Raises DatabaseUnavailable."""
     at_a_time = CHUNKS_AT_A_TIME if has_chunks else ROWS_AT_A_TIME
     deleted = at_a_time
     while deleted >= at_a_time:
-        async with database.borrow(timeout_s=STEP_TIMEOUT_S) as connection:
+        async with database.connection(timeout_s=STEP_TIMEOUT_S) as connection:
             arguments = {"days": days, "now": datetime.now(UTC)}
             cursor = await connection.execute(DROP_CHUNKS if has_chunks else DELETE_SOME, arguments)
             deleted = cursor.rowcount
 
 
-async def keep_deleting(database: Database, *, days: float, has_chunks: bool) -> None:
+async def run_retention(database: Database, *, days: float, has_chunks: bool) -> None:
     """Does so every hour until cancelled."""
     while True:
         pause_s = INTERVAL_S
         try:
             await delete_old_readings(database, days=days, has_chunks=has_chunks)
-        except DatabaseAway as error:
+        except DatabaseUnavailable as error:
             logger.warning("old readings could not be deleted: %s", error)
             pause_s = RETRY_S
         await asyncio.sleep(pause_s)

@@ -7,7 +7,7 @@ from typing import Any
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from app.errors import DatabaseAway, InvalidSensor, NotFound
+from app.errors import DatabaseUnavailable, InvalidSensor, NotFound
 from app.registry import LatestReading, Limits, Sensor, SensorChange
 from app.store.database import Connection, Database
 from app.store.durability import SEND_WARNINGS, confirmed
@@ -45,7 +45,7 @@ INSERT_LIMITS = "INSERT INTO sensor_limits (sensor_id, metric, lower, upper) VAL
 
 
 class Sensors:
-    """The registry in a database. Its methods raise DatabaseAway.
+    """The registry in a database. Its methods raise DatabaseUnavailable.
 
     Args:
         database: where it is.
@@ -78,7 +78,7 @@ class Sensors:
             InvalidSensor: its limits would be of a metric that there is not, or the lower would be above the upper.
         """
         async with (
-            self._database.borrow_in_turn(timeout_s=TIMEOUT_S) as connection,
+            self._database.read_connection(timeout_s=TIMEOUT_S) as connection,
             confirmed(connection),
             connection.transaction(),
         ):
@@ -103,7 +103,7 @@ class Sensors:
             # Before COMMIT, so that nothing is stored that can't be read back.
             (changed,) = await _read(connection, ONE, {"name": name, "limit": 1})
         if "limits" in change.model_fields_set:
-            with suppress(DatabaseAway):  # the change is stored, and loaded again soon
+            with suppress(DatabaseUnavailable):  # the change is stored, and loaded again soon
                 await self._on_new_limits()
         return _sensor(changed), is_new
 
@@ -112,7 +112,7 @@ class Sensors:
         found: list[dict[str, Any]] = []
         stretch = limit
         while len(found) < limit:
-            async with self._database.borrow_in_turn(timeout_s=TIMEOUT_S) as connection:
+            async with self._database.read_connection(timeout_s=TIMEOUT_S) as connection:
                 row = await (await connection.execute(UNTIL, [after, stretch])).fetchone()
             if row is None or row[0] is None:
                 break
@@ -123,7 +123,7 @@ class Sensors:
         return found
 
     async def _rows(self, query: str, arguments: Mapping[str, object]) -> list[dict[str, Any]]:
-        async with self._database.borrow_in_turn(timeout_s=TIMEOUT_S) as connection:
+        async with self._database.read_connection(timeout_s=TIMEOUT_S) as connection:
             return await _read(connection, query, arguments)
 
 

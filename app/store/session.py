@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.errors import ConfigurationError, DatabaseAway
+from app.errors import ConfigurationError, DatabaseUnavailable
 
 PINNED: Mapping[str, str] = {
     "DateStyle": "ISO, MDY",
@@ -77,12 +77,12 @@ def inspected(row: Sequence[Any], *, backend_pid: int) -> Session:
     """Judge the answer to INSPECT; ``backend_pid`` is the number that the connection was told at its start.
 
     Raises:
-        DatabaseAway: this server can't be used now; another connection, or a later one, may be.
+        DatabaseUnavailable: this server can't be used now; another connection, or a later one, may be.
         ConfigurationError: it never can, until somebody changes what the message names.
     """
     pid, is_standby, encoding, database, user, schema, search_path, restoring, disabled, extension, differing = row
     if is_standby:
-        raise DatabaseAway("The server is a standby in recovery; connect to the primary.", public=STANDBY)
+        raise DatabaseUnavailable("The server is a standby in recovery; connect to the primary.", public=STANDBY)
     if encoding != "UTF8":
         raise ConfigurationError(
             f"The database {database!r} has the encoding {encoding}, which can't hold every name. Make a new one: "
@@ -94,7 +94,7 @@ def inspected(row: Sequence[Any], *, backend_pid: int) -> Session:
             f"ALTER ROLE {user} IN DATABASE … SET search_path = public"
         )
     if restoring == "on":
-        raise DatabaseAway(
+        raise DatabaseUnavailable(
             "timescaledb.restoring is on: readings would be stored where no query finds them. When the restore has "
             "ended, run: SELECT timescaledb_post_restore()",
             public=RESTORING,

@@ -30,16 +30,16 @@ import pyarrow.compute as pc
 from psycopg.errors import LockNotAvailable
 from psycopg.pq import TransactionStatus
 
-from app.errors import DatabaseAway, DatabaseLocked, OutcomeUnknown, RejectedByDatabase
+from app.errors import DatabaseLocked, DatabaseUnavailable, OutcomeUnknown, RejectedByDatabase
 from app.ingest.batch import Batch, Content, Reading
 from app.ingest.blocked import Blocked
 from app.ingest.blocked import Span as BlockedSpan
-from app.ingest.claim import Claim, Repeated, Replay
+from app.ingest.claim import Claim, DuplicateRequest, Replay
 from app.store import claims
 from app.store.copy import begin_copy, commit, copy_rows
-from app.store.database import Connection, Database, first_line, own_errors
+from app.store.database import Connection, Database, first_line, translate_driver_errors
 from app.store.durability import CONFIRM, confirmed, hear_warnings
-from app.store.latest import LatestReadings, Noted
+from app.store.latest import LatestReadings, LatestRow
 from app.store.limits import ROLLBACK_LOG, LimitSnapshot, SensorLimits, log_violations
 from app.store.names import NameIds, SensorIds
 from app.store.tiers import EPOCH, LATE_AFTER, Span, merged
@@ -147,7 +147,7 @@ def lock_errors() -> Iterator[None]:
         ) from error
 
 
-class Identified(NamedTuple):
+class ResolvedRows(NamedTuple):
     """What is to be written, and the ids of its names."""
 
     content: Content
@@ -161,24 +161,24 @@ Rows: TypeAlias = bytes | pa.RecordBatch
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class RowSlice:
     """Rows of a flush that one request sent."""
 
     start: int
     """The place of its first row in the flush."""
     rows: Rows
     count: int
-    is_whole: bool
+    is_atomic: bool
     """Whether all of it is stored or nothing."""
 
-    def halves(self) -> "list[Piece]":
+    def split(self) -> "list[RowSlice]":
         """Its rows in two parts, if it may be parted."""
-        if isinstance(self.rows, bytes) or self.is_whole or self.count == 1:
+        if isinstance(self.rows, bytes) or self.is_atomic or self.count == 1:
             return []
         middle = self.count // 2
         return [
-            Piece(self.start, self.rows.slice(0, middle), middle, is_whole=False),
-            Piece(self.start + middle, self.rows.slice(middle), self.count - middle, is_whole=False),
+            RowSlice(self.start, self.rows.slice(0, middle), middle, is_atomic=False),
+            RowSlice(self.start + middle, self.rows.slice(middle), self.count - middle, is_atomic=False),
         ]
 
 
@@ -191,7 +191,7 @@ class IdBlock:
 
 
 @dataclass(slots=True, eq=False)
-class Flush:
+class PreparedFlush:
     """Readings ready to be written."""
 
     first_id: int
@@ -203,9 +203,9 @@ class Flush:
     contents: Sequence[Content]
     payload: Sequence[bytes]
     """All of its rows, as a COPY in pieces of any size."""
-    pieces: Callable[[], Iterable[Piece]]
+    pieces: Callable[[], Iterable[RowSlice]]
     """The same rows by request, for when they must be told apart."""
-    alone: Callable[[], Iterable[Noted]]
+    alone: Callable[[], Iterable[LatestRow]]
     """Those of its readings that came alone."""
     latest: pa.RecordBatch | None
     """Of its other rows, the latest of each sensor."""
@@ -295,7 +295,7 @@ class Writer:
         times 10 cost. The rowstore takes them as they come, and had better be kept busy."""
 
     async def connect(self) -> None:
-        """Ensure a connection that can commit: test a live one, replace a dead one. Raises DatabaseAway."""
+        """Ensure a connection that can commit: test a live one, replace a dead one. Raises DatabaseUnavailable."""
         async with self._step() as connection, confirmed(connection):
             begin = _begin(0, 0, self._lock_timeout_s, self._names_changed_by or "")
             await connection.execute(PROBE.format(begin=begin), prepare=False)
@@ -320,23 +320,23 @@ class Writer:
 
     async def learn_names(self, batch: Batch) -> None:
         """Look up a batch's unknown sensors and add missing ones, piece by piece in turn with other batches. Raises
-        DatabaseAway.
+        DatabaseUnavailable.
         """
         await self._sensors.learn(batch.sensors, lock_timeout_s=self._lock_timeout_s)
 
-    async def prepare(self, contents: Sequence[Content], *, was_blocked: bool = False) -> Flush:
+    async def prepare(self, contents: Sequence[Content], *, was_blocked: bool = False) -> PreparedFlush:
         """Makes a flush of these, in their order: names become ids, every row gets one, all is encoded. Where it
         ``was_blocked``, is short with locks.
 
         It holds for the connection that there is now: if that is lost, prepare anew.
 
         Raises:
-            DatabaseAway: the database is needed for it, and can't be asked.
+            DatabaseUnavailable: the database is needed for it, and can't be asked.
             Blocked: likewise, since another session has locked the tables of names.
         """
         connection, names = self._connection, self._names_changed_by
         rows = sum(content.rows for content in contents)
-        identified = await self._identified(
+        identified = await self._resolved(
             contents, lock_timeout_s=BRIEF_LOCK_TIMEOUT_S if was_blocked else self._lock_timeout_s
         )
         unnamed = self._unnamed(identified)
@@ -346,8 +346,8 @@ class Writer:
         def encoded() -> Iterator[Rows]:
             return _encoded(identified, first_id)
 
-        def alone() -> Iterator[Noted]:
-            return _alone(identified, first_id)
+        def alone() -> Iterator[LatestRow]:
+            return _single_rows(identified, first_id)
 
         def payload() -> tuple[list[bytes], pa.RecordBatch | None, Sequence[Span], list[bytes]]:
             packed, ordered = _arranged(encoded())
@@ -355,7 +355,7 @@ class Writer:
             violations = limits.violations(alone(), ordered)
             return _payload(packed, ordered), latest, self._stale(contents), violations
 
-        def pieces() -> Iterator[Piece]:
+        def pieces() -> Iterator[RowSlice]:
             return _pieces(contents, encoded(), first_id)
 
         into_columnstore = self._suits_columnstore(identified, rows)
@@ -365,7 +365,7 @@ class Writer:
         loop = asyncio.get_running_loop()
         made = await loop.run_in_executor(self._encoder, payload) if in_thread else payload()
         encoded_rows, latest, stale, violations = made
-        return Flush(
+        return PreparedFlush(
             first_id,
             rows,
             into_columnstore,
@@ -384,16 +384,16 @@ class Writer:
         )
 
     async def write(
-        self, flush: Flush, answers: Callable[[], Mapping[Claim, Replay]], *, was_blocked: bool = False
+        self, flush: PreparedFlush, answers: Callable[[], Mapping[Claim, Replay]], *, was_blocked: bool = False
     ) -> None:
         """Commits a flush, less the rows that PostgreSQL refuses: ``flush.refused`` names them. ``answers`` is asked
         for its claims, once it is known which those are. Where it ``was_blocked``, locks are not waited for at first.
 
         Raises:
-            DatabaseAway: nothing of it is committed; the connection that it was prepared for may be lost.
+            DatabaseUnavailable: nothing of it is committed; the connection that it was prepared for may be lost.
             DatabaseLocked: likewise; another session's lock is in the way of any flush.
             Blocked: likewise; a lock is in the way of some days, or claims.
-            Repeated: likewise; some of its claims have been committed before.
+            DuplicateRequest: likewise; some of its claims have been committed before.
             OutcomeUnknown: the connection died, or went silent, after COMMIT was sent; or it was not confirmed.
         """
         if asyncio.get_running_loop().time() - self._checked_at > CHECK_SCHEMA_EVERY_S:
@@ -415,15 +415,15 @@ class Writer:
                 self._note(flush)
                 return
         if isinstance(last, RejectedByDatabase):  # at COMMIT, where every row that is left has been taken
-            raise DatabaseAway(str(last)) from last
+            raise DatabaseUnavailable(str(last)) from last
         raise last
 
-    async def was_committed(self, flush: Flush) -> bool:
+    async def was_committed(self, flush: PreparedFlush) -> bool:
         """Return whether a flush is in the ledger, and durable. Waits for a lost transaction that writes it to end.
 
         Raises:
-            DatabaseAway: the ledger can't be asked now, the lost transaction has not ended in time, or what the ledger
-                has was not confirmed.
+            DatabaseUnavailable: the ledger can't be asked now, the lost transaction has not ended in time, or what the
+                ledger has was not confirmed.
         """
         async with self._step() as connection, confirmed(connection), connection.transaction() as asking:
             row = await (await connection.execute(WAIT_FOR_LOST_FLUSH, [flush.first_id])).fetchone()
@@ -434,7 +434,7 @@ class Writer:
             self._note(flush)
         return row is None
 
-    def _note(self, flush: Flush) -> None:
+    def _note(self, flush: PreparedFlush) -> None:
         """Lets the latest readings, and the limits, know of a flush that is committed. A failure must not make it look
         uncommitted.
         """
@@ -461,7 +461,7 @@ class Writer:
                 hours |= _hours_before(content, late_us)
         return list(merged((hour, hour + HOUR) for hour in sorted(hours)))
 
-    async def _identified(self, contents: Sequence[Content], *, lock_timeout_s: float) -> list[Identified]:
+    async def _resolved(self, contents: Sequence[Content], *, lock_timeout_s: float) -> list[ResolvedRows]:
         names = [content.sensor for content in contents if isinstance(content, Reading)]
         arrays = [content.sensors for content in contents if isinstance(content, Batch)]
         try:
@@ -471,16 +471,16 @@ class Writer:
             of_sensors = await self._sensors.ids_of_all(names, arrays, lock_timeout_s=lock_timeout_s)
         except DatabaseLocked as error:
             blocked = Blocked((), of_new_names=True)
-            async with self._database.borrow(timeout_s=self._flush_timeout_s) as connection:
+            async with self._database.connection(timeout_s=self._flush_timeout_s) as connection:
                 blocked.holders = await _lock_holders(connection)
             raise blocked from error
         of_names, of_arrays = map(iter, of_sensors)
         return [
-            Identified(content, next(of_names if isinstance(content, Reading) else of_arrays), source_id)
+            ResolvedRows(content, next(of_names if isinstance(content, Reading) else of_arrays), source_id)
             for content, source_id in zip(contents, source_ids, strict=True)
         ]
 
-    def _unnamed(self, identified: Sequence[Identified]) -> dict[int, str | None]:
+    def _unnamed(self, identified: Sequence[ResolvedRows]) -> dict[int, str | None]:
         """Return the rows whose sensor or sender has no id, by position in the flush, and why."""
         unnamed: dict[int, str | None] = {}
         start = 0
@@ -494,7 +494,7 @@ class Writer:
                 if source_id is None:
                     unnamed |= dict.fromkeys(range(start, start + content.rows), self._sources.no_id_left)
                 else:
-                    if content.is_whole:
+                    if content.is_atomic:
                         unnamed |= dict.fromkeys(range(start, start + content.rows))
                     rows = columns_of(content, sensor_ids, 0, source_id)
                     places = pc.indices_nonzero(pc.is_null(rows["sensor_id"])).to_pylist()
@@ -502,7 +502,7 @@ class Writer:
             start += content.rows
         return unnamed
 
-    def _suits_columnstore(self, identified: Sequence[Identified], rows: int) -> bool:
+    def _suits_columnstore(self, identified: Sequence[ResolvedRows], rows: int) -> bool:
         """Whether writing straight to the columnstore is the faster way; few rows a sensor and chunk make it the slower
         one. TimescaleDB 2.29.2, flushes of 10,000 rows, columnstore's rate over rowstore's, by rows a sensor: 1 0.25,
         2 0.42, 3 0.52, 4 0.72, 5 0.89, 7 1.13, 10 1.58, 20 1.58; of 50,000: 5 0.92, 7 0.97, 10 1.31, 20 1.97. In bytes
@@ -521,7 +521,7 @@ class Writer:
         """The first of ``count`` consecutive ids, at most ID_BLOCK_ROWS. The rest of a block too short is let go."""
         block = self._ids
         if count > block.left:
-            async with self._database.borrow(timeout_s=self._flush_timeout_s) as connection:
+            async with self._database.connection(timeout_s=self._flush_timeout_s) as connection:
                 row = await (await connection.execute(RESERVE_IDS)).fetchone()
             assert row is not None  # nextval has a row
             block.next_id, block.left = row[0], ID_BLOCK_ROWS
@@ -532,12 +532,12 @@ class Writer:
 
     async def _transact(
         self,
-        flush: Flush,
-        copy: Callable[[Connection, Flush], Awaitable[None]],
+        flush: PreparedFlush,
+        copy: Callable[[Connection, PreparedFlush], Awaitable[None]],
         answers: Callable[[], Mapping[Claim, Replay]],
     ) -> None:
         if self._connection is None or self._connection is not flush.connection:
-            raise DatabaseAway("the connection that the flush was prepared for is lost")
+            raise DatabaseUnavailable("the connection that the flush was prepared for is lost")
         commit_is_out = False
         try:
             async with self._step() as connection:
@@ -555,7 +555,7 @@ class Writer:
                     raise
                 commit_is_out = False
                 if tag != "COMMIT":
-                    raise DatabaseAway(f"COMMIT was answered with {tag}")
+                    raise DatabaseUnavailable(f"COMMIT was answered with {tag}")
                 if warnings:
                     raise OutcomeUnknown(f"PostgreSQL warned at COMMIT: {warnings[0]}")
         except Exception as error:
@@ -563,13 +563,13 @@ class Writer:
                 raise OutcomeUnknown(str(error)) from error
             raise
 
-    async def _copy_at_once(self, connection: Connection, flush: Flush) -> None:
+    async def _copy_at_once(self, connection: Connection, flush: PreparedFlush) -> None:
         """All rows in one COPY. Raises RejectedByDatabase if PostgreSQL does not take every one."""
         begin = flush.begin(self._lock_timeout_s) + flush.add_stale_ranges
         begin += INTO_COLUMNSTORE if flush.into_columnstore else ""
         await self._copy(connection, begin, flush.payload, flush.rows - len(flush.unnamed))
 
-    async def _copy_what_is_taken(self, connection: Connection, flush: Flush) -> None:
+    async def _copy_what_is_taken(self, connection: Connection, flush: PreparedFlush) -> None:
         """Row by row where it must be: what is refused stands in ``flush.refused``, the rest in the transaction."""
         await connection.execute(flush.begin(self._lock_timeout_s) + flush.add_stale_ranges, prepare=False)
         flush.refused = dict(flush.unnamed)
@@ -577,7 +577,7 @@ class Writer:
         await self._copy_parts(connection, list(flush.pieces()), flush.refused, parting_ends)
 
     async def _copy_parts(
-        self, connection: Connection, pieces: Sequence[Piece], refused: dict[int, str | None], parting_ends: float
+        self, connection: Connection, pieces: Sequence[RowSlice], refused: dict[int, str | None], parting_ends: float
     ) -> None:
         """Copies pieces, parted where something is refused; at ``parting_ends`` requests stay as whole as they are."""
         parts = [pieces]
@@ -591,14 +591,14 @@ class Writer:
             except RejectedByDatabase as error:
                 await connection.execute(ROLLBACK_PART, prepare=False)
                 has_time = asyncio.get_running_loop().time() < parting_ends
-                halves = pieces if len(pieces) > 1 else pieces[0].halves() if has_time else []
-                if halves:
-                    middle = len(halves) // 2
-                    parts += [halves[middle:], halves[:middle]]
+                split = pieces if len(pieces) > 1 else pieces[0].split() if has_time else []
+                if split:
+                    middle = len(split) // 2
+                    parts += [split[middle:], split[:middle]]
                 else:
                     refused.update(await self._reasons(connection, pieces[0], str(error), parting_ends))
 
-    async def _copy_by_day(self, connection: Connection, flush: Flush) -> None:
+    async def _copy_by_day(self, connection: Connection, flush: PreparedFlush) -> None:
         """Write all rows, each day (UTC) by its own COPY into the rowstore, waiting little for locks.
 
         Raises:
@@ -632,16 +632,16 @@ class Writer:
             raise rejected
 
     async def _reasons(
-        self, connection: Connection, piece: Piece, error: str, parting_ends: float
+        self, connection: Connection, piece: RowSlice, error: str, parting_ends: float
     ) -> Mapping[int, str | None]:
         """Why the rows of a piece that is refused, and not parted further, are not stored."""
         places = range(piece.start, piece.start + piece.count)
         if piece.count == 1:
             return {piece.start: error}
-        if piece.is_whole:
+        if piece.is_atomic:
             culprits: dict[int, str | None] = {}
             await connection.execute(SAVEPOINT_WHOLE, prepare=False)
-            await self._copy_parts(connection, [replace(piece, is_whole=False)], culprits, parting_ends)
+            await self._copy_parts(connection, [replace(piece, is_atomic=False)], culprits, parting_ends)
             await connection.execute(ROLLBACK_WHOLE, prepare=False)
             if culprits:
                 return {**dict.fromkeys(places), **culprits}
@@ -660,7 +660,7 @@ class Writer:
     async def _step(self) -> AsyncIterator[Connection]:
         """A live connection for one step, within the timeout. After a failure none of the step is left behind."""
         if is_new := self._connection is None:
-            with own_errors():
+            with translate_driver_errors():
                 async with asyncio.timeout(self._flush_timeout_s):
                     self._connection = await self._database.connect_to_write("sensorflow flusher")
             # What was remembered is another server's, if this one took over after a failover.
@@ -669,12 +669,12 @@ class Writer:
             self._ids = IdBlock()
         connection = self._connection
         try:
-            with own_errors(), lock_errors():
+            with translate_driver_errors(), lock_errors():
                 async with asyncio.timeout(self._flush_timeout_s):
                     if is_new:  # before any name is looked up that is to be written on it
                         await self._ask_what_changed_names(connection)
                     yield connection
-        except (RejectedByDatabase, DatabaseLocked, Repeated) as error:
+        except (RejectedByDatabase, DatabaseLocked, DuplicateRequest) as error:
             try:
                 async with asyncio.timeout(self._flush_timeout_s):
                     await connection.rollback()
@@ -705,8 +705,8 @@ async def _unless_locked(work: Awaitable[object]) -> bool:
 
 
 async def _claim(connection: Connection, answers: Mapping[Claim, Replay], *, is_brief: bool) -> None:
-    """Claim these keys. Raises Repeated if some have been claimed before; if it is to be brief, Blocked if some have
-    been by a transaction that has not ended.
+    """Claim these keys. Raises DuplicateRequest if some have been claimed before; if it is to be brief, Blocked if some
+    have been by a transaction that has not ended.
     """
     if not answers:
         return
@@ -717,11 +717,11 @@ async def _claim(connection: Connection, answers: Mapping[Claim, Replay], *, is_
         await connection.rollback()
         kept = await claims.recall(connection, names)
         if not kept:
-            raise DatabaseAway("the claims that were in the way have just been pruned")
-        raise Repeated(kept)
+            raise DatabaseUnavailable("the claims that were in the way have just been pruned")
+        raise DuplicateRequest(kept)
 
 
-async def _log_violations(connection: Connection, flush: Flush) -> None:
+async def _log_violations(connection: Connection, flush: PreparedFlush) -> None:
     """Log which of the rows that PostgreSQL has taken are beyond their limits, unless the log is locked."""
     violations = flush.limits.violations(*_taken(flush)) if flush.refused else flush.violations
     flush.unlogged = ()
@@ -730,7 +730,7 @@ async def _log_violations(connection: Connection, flush: Flush) -> None:
         flush.unlogged = violations
 
 
-def _taken(flush: Flush) -> tuple[list[Noted], pa.RecordBatch | None]:
+def _taken(flush: PreparedFlush) -> tuple[list[LatestRow], pa.RecordBatch | None]:
     """Return what is left of a flush without its refused rows: single readings, and batches by sensor."""
     refused = {flush.first_id + place for place in flush.refused}
     alone = [reading for reading in flush.alone() if reading.id not in refused]
@@ -773,7 +773,7 @@ async def _insert_claims_briefly(connection: Connection, answers: Mapping[Claim,
     return repeated
 
 
-def _by_day(flush: Flush) -> Mapping[int, Sequence[Rows]]:
+def _by_day(flush: PreparedFlush) -> Mapping[int, Sequence[Rows]]:
     """Return a flush's rows by day (UTC), in days since 1970."""
     days: dict[int, list[Rows]] = defaultdict(list)
     starts_of = accumulate((content.rows for content in flush.contents), initial=0)
@@ -798,12 +798,12 @@ def _days(contents: Sequence[Content]) -> int:
     return max(last for _, last in extremes) // DAY_US - min(first for first, _ in extremes) // DAY_US + 1
 
 
-def _encoded(identified: Sequence[Identified], row_id: int) -> Iterator[Rows]:
+def _encoded(identified: Sequence[ResolvedRows], row_id: int) -> Iterator[Rows]:
     """The rows of each content, with the ids from ``row_id`` on."""
     for content, sensor_ids, source_id in identified:
         if not isinstance(content, Reading):
             rows = columns_of(content, sensor_ids, row_id, source_id)
-            yield rows if _has_ids(sensor_ids, source_id) else _with_ids(rows, is_whole=content.is_whole)
+            yield rows if _has_ids(sensor_ids, source_id) else _with_ids(rows, is_atomic=content.is_atomic)
             row_id += content.rows
             continue
         yield b"" if sensor_ids is None or source_id is None else pack_reading(content, sensor_ids, row_id, source_id)
@@ -815,33 +815,33 @@ def _has_ids(sensor_ids: pa.Int32Array, source_id: int | None) -> bool:
     return source_id is not None and not sensor_ids.null_count
 
 
-def _with_ids(rows: pa.RecordBatch, *, is_whole: bool) -> pa.RecordBatch:
+def _with_ids(rows: pa.RecordBatch, *, is_atomic: bool) -> pa.RecordBatch:
     """Return the rows of a batch that have both ids; none, if a batch that is all or nothing lacks one."""
-    if is_whole:
+    if is_atomic:
         return rows.slice(0, 0)
     return rows.filter(pc.and_(pc.is_valid(rows["sensor_id"]), pc.is_valid(rows["source_id"])))
 
 
-def _pieces(contents: Sequence[Content], encoded: Iterable[Rows], first_id: int) -> Iterator[Piece]:
+def _pieces(contents: Sequence[Content], encoded: Iterable[Rows], first_id: int) -> Iterator[RowSlice]:
     start = 0
     for content, rows in zip(contents, encoded, strict=True):
         if isinstance(rows, bytes):
             if rows:
-                yield Piece(start, rows, 1, is_whole=False)
+                yield RowSlice(start, rows, 1, is_atomic=False)
         elif rows.num_rows == content.rows:
-            yield Piece(start, rows, content.rows, is_whole=isinstance(content, Batch) and content.is_whole)
+            yield RowSlice(start, rows, content.rows, is_atomic=isinstance(content, Batch) and content.is_atomic)
         else:  # not all have ids
             for place, id_ in enumerate(rows["id"].to_pylist()):
-                yield Piece(id_ - first_id, rows.slice(place, 1), 1, is_whole=False)
+                yield RowSlice(id_ - first_id, rows.slice(place, 1), 1, is_atomic=False)
         start += content.rows
 
 
-def _alone(identified: Sequence[Identified], row_id: int) -> Iterator[Noted]:
+def _single_rows(identified: Sequence[ResolvedRows], row_id: int) -> Iterator[LatestRow]:
     """The contents that are one reading, with the ids from ``row_id`` on."""
     for content, sensor_id, source_id in identified:
         if isinstance(content, Reading) and sensor_id is not None and source_id is not None:
             time_us, _, temperature, humidity, pressure, _ = content
-            yield Noted(sensor_id, time_us, row_id, temperature, humidity, pressure)
+            yield LatestRow(sensor_id, time_us, row_id, temperature, humidity, pressure)
         row_id += content.rows
 
 

@@ -6,7 +6,7 @@ from fastapi import Depends, Security
 from fastapi.params import Depends as Dependency
 from fastapi.security import APIKeyHeader
 
-from app.web.auth import Keyring, Scope
+from app.web.auth import ApiKeys, Scope
 
 KEY_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False)
 """As the OpenAPI document shows it; the keyring says what is missing or wrong."""
@@ -17,11 +17,11 @@ def key_bytes(header: str | None) -> bytes | None:
     return header.encode("latin-1") if header else None
 
 
-def requires(keyring: Keyring, scope: Scope) -> Dependency:
+def requires(keyring: ApiKeys, scope: Scope) -> Dependency:
     """A route's dependency: a key for ``scope``. Raises Unauthorized, before more of the request is checked."""
 
     def check(key: Annotated[str | None, Security(KEY_HEADER)]) -> None:
-        keyring.name_of(key_bytes(key), scope)
+        keyring.authorize(key_bytes(key), scope)
 
     dependency: Dependency = Depends(check)
     return dependency

@@ -31,7 +31,7 @@ class ApiKey:
         return f"ApiKey({self.name!r})"
 
 
-class Keyring:
+class ApiKeys:
     """The keys that this server knows."""
 
     def __init__(self, *keys: ApiKey) -> None:
@@ -44,7 +44,7 @@ class Keyring:
             found |= bool(known) and hmac.compare_digest(known, secret or b"")
         return found
 
-    def name_of(self, secret: bytes | None, scope: Scope) -> str:
+    def authorize(self, secret: bytes | None, scope: Scope) -> str:
         """The name of the key that was shown, if it may be used for ``scope``.
 
         Args:

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Awaitable, Callable
 
 from app.errors import InvalidParameter, SensorFlowError
-from app.ingest.claim import Fingerprint, Kept, Replay
+from app.ingest.claim import Replay, RequestIdentity, StoredResult
 
 MAX_KEY_LENGTH = 255
 IDEMPOTENCY_KEY = {
@@ -19,8 +19,8 @@ IDEMPOTENCY_KEY = {
 }
 """As the OpenAPI document shows it."""
 
-Recall = Callable[[Fingerprint], Awaitable[Kept | None]]
-"""Finds what was committed under a request's Idempotency-Key, if anything was; DatabaseAway if it can't ask, and
+Recall = Callable[[RequestIdentity], Awaitable[StoredResult | None]]
+"""Finds what was committed under a request's Idempotency-Key, if anything was; DatabaseUnavailable if it can't ask, and
 OutcomeUnknown if the database does not confirm what it has."""
 
 
@@ -30,30 +30,30 @@ def require_usable(key: str) -> None:
         raise InvalidParameter(f"Idempotency-Key should be 1 to {MAX_KEY_LENGTH} ASCII characters.")
 
 
-def fingerprint(key: str, key_name: str, *content: bytes) -> Fingerprint:
+def fingerprint(key: str, key_name: str, *content: bytes) -> RequestIdentity:
     """What stands for a request: the API key's name, its Idempotency-Key, and all that decides what it stores."""
     digest = hashlib.sha256()
     for part in content:
         digest.update(b"%d:" % len(part))
         digest.update(part)
-    return Fingerprint(key_name, key, digest.digest())
+    return RequestIdentity(key_name, key, digest.digest())
 
 
 OF_REJECTED = "\trejected"
 """Ends the key under which the rejected readings of a request are stored later. No sender's own can end so."""
 
 
-def for_rejected(request: Fingerprint) -> Fingerprint:
+def for_rejected(request: RequestIdentity) -> RequestIdentity:
     """Return the identity of a request's rejected readings, sent again under the same key."""
     return request._replace(key=request.key + OF_REJECTED)
 
 
-async def answered_before(recall: Recall, request: Fingerprint) -> Replay | None:
+async def answered_before(recall: Recall, request: RequestIdentity) -> Replay | None:
     """How this request was answered the first time, if it was.
 
     Raises:
         IdempotencyConflict: its key was used with another content.
-        DatabaseAway, OutcomeUnknown: nobody can tell.
+        DatabaseUnavailable, OutcomeUnknown: nobody can tell.
     """
     kept = await recall(request)
     if kept is None:

@@ -14,7 +14,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from app.errors import SensorFlowError
 from app.live.hub import Hub, Subscriber
-from app.web import auth, problems
+from app.web import auth, error_responses
 from app.web.access import key_bytes
 from app.web.refusals import log_refusal
 
@@ -24,7 +24,7 @@ KEY_SUBPROTOCOL = "sensorflow.key."
 CLOSE_TIMEOUT_S = 1.0
 
 
-def live_router(*, hub: Hub, keyring: auth.Keyring, send_timeout_s: float) -> APIRouter:
+def live_router(*, hub: Hub, keyring: auth.ApiKeys, send_timeout_s: float) -> APIRouter:
     """The WebSocket route. A send that takes longer than ``send_timeout_s`` ends its connection."""
     router = APIRouter()
 
@@ -33,10 +33,10 @@ def live_router(*, hub: Hub, keyring: auth.Keyring, send_timeout_s: float) -> AP
         await websocket.accept(subprotocol=_chosen_subprotocol(websocket.scope["subprotocols"]))
         mail = asyncio.Event()
         try:
-            key_name = keyring.name_of(_key_shown(websocket), auth.Scope.LISTEN)
+            key_name = keyring.authorize(_key_shown(websocket), auth.Scope.LISTEN)
             subscriber = await hub.subscribe(key_name, mail.set)
         except SensorFlowError as error:
-            code = problems.CLOSE_CODES[type(error)]
+            code = error_responses.CLOSE_CODES[type(error)]
             log_refusal(f"WebSocket {PATH}", websocket.client.host if websocket.client else "", code, str(error))
             await websocket.close(code, str(error))
             return
@@ -59,7 +59,7 @@ def live_router(*, hub: Hub, keyring: auth.Keyring, send_timeout_s: float) -> AP
 
 
 async def _until_hung_up(websocket: WebSocket) -> None:
-    """Reads, and ignores, what the peer sends: its close frame is among it."""
+    """QueryService, and ignores, what the peer sends: its close frame is among it."""
     while (await websocket.receive())["type"] != "websocket.disconnect":
         pass
 
@@ -87,7 +87,7 @@ async def _forward(
     # Who does not read does not read this either; ending the task ends the connection.
     with suppress(TimeoutError):
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await websocket.close(problems.TOO_SLOW_CLOSE_CODE, "This client reads too slowly.")
+            await websocket.close(error_responses.TOO_SLOW_CLOSE_CODE, "This client reads too slowly.")
 
 
 def _key_shown(websocket: WebSocket) -> bytes | None:

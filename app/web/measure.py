@@ -14,7 +14,7 @@ Observe = Callable[[str, str, int, float], None]
 """Is told route, method, status and duration in seconds of an answered request."""
 
 
-class Measure:
+class RequestMetricsMiddleware:
     """ASGI middleware that observes each request's duration, from arrival to the end of its answer.
 
     Args:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from app.web.access import KEY_HEADER, key_bytes
-from app.web.auth import Keyring
+from app.web.auth import ApiKeys
 
 SCRAPE_PAUSE = 9.0
 """Of metrics that took 5 ms to make, the next are begun 45 ms later: a tenth of the time."""
@@ -81,7 +81,7 @@ class LookAtReadiness(Protocol):
     async def __call__(self, *, detailed: bool) -> Readiness: ...
 
 
-def ops_router(*, readiness: LookAtReadiness, keyring: Keyring, scrape: Callable[[], Awaitable[bytes]]) -> APIRouter:
+def ops_router(*, readiness: LookAtReadiness, keyring: ApiKeys, scrape: Callable[[], Awaitable[bytes]]) -> APIRouter:
     """The routes. Both callables look at the server each time they are asked.
 
     Args:

@@ -46,12 +46,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from app.errors import BodyTooLarge, OutcomeUnknown, SensorFlowError, ShuttingDown
-from app.web import problems
+from app.web import error_responses
 from app.web.bodies import due_at, stalled
 from app.web.connections import ConnectionLimit
 from app.web.refusals import is_refusal, log_refusal, reason_in
 from app.web.slices import Slices
-from app.web.transport import OneWriteATurn, json_answer
+from app.web.transport import CoalescingTransport, json_answer
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ SLICE_BYTES = 4_096
 some 5 ms."""
 NOTHING = memoryview(b"")
 
-TakeBody = Callable[[bytes], None]
+BodyHandler = Callable[[bytes], None]
 
 
 class Endpoint(Protocol):
@@ -89,7 +89,7 @@ class Endpoint(Protocol):
     def knows(self, key: bytes | None) -> bool:
         """Return whether this is an API key, whatever it may be used for."""
 
-    def open(self, exchange: "Exchange") -> TakeBody:
+    def open(self, exchange: "Exchange") -> BodyHandler:
         """Looks at a request's head, and returns what takes its body: called once, if the whole of it comes.
 
         From then on the endpoint owes the exchange an answer, at any later time. A SensorFlowError that is raised here
@@ -138,7 +138,7 @@ class Exchange:
         self.body_since = 0.0
         self._connection = connection
         self._endpoint = endpoint
-        self._take_body: TakeBody | None = None
+        self._take_body: BodyHandler | None = None
         self._pieces: list[bytes] = []
         self._body_bytes = 0
         self._is_whole = False
@@ -198,7 +198,7 @@ class Exchange:
         except Exception as error:
             self._fail(error)
 
-    def answer(self, status: int, headers: problems.Headers, body: bytes) -> None:
+    def answer(self, status: int, headers: error_responses.Headers, body: bytes) -> None:
         """Answers with a JSON body. Only the first answer counts."""
         if self._answered:
             return
@@ -211,7 +211,7 @@ class Exchange:
 
     def refuse(self, error: SensorFlowError) -> None:
         """Answers with what an error becomes on the wire."""
-        self.answer(*problems.answer(error))
+        self.answer(*error_responses.answer(error))
 
     def fail_with(self, work: "asyncio.Future[None]") -> None:
         """Answer with the error, if there is one, of work that was to answer; unknown if it was cancelled."""
@@ -225,7 +225,7 @@ class Exchange:
             self.refuse(error)
         else:
             logger.error("a request failed in a way that nobody foresaw", exc_info=error)
-            self.answer(*problems.UNFORESEEN)
+            self.answer(*error_responses.UNFORESEEN)
 
 
 class _Reading(FlowControl):
@@ -289,19 +289,19 @@ class HttpProtocol(HttpToolsProtocol):
         self._has_ended = False
         """Whether the peer has closed its side."""
         self._is_upgraded = False
-        self._last_answer: tuple[int, problems.Headers, bytes] | None = None
+        self._last_answer: tuple[int, error_responses.Headers, bytes] | None = None
         """What is said after the answers that are owed, before the connection is closed."""
         self._head_due = 0.0
         self._piece_at = 0.0
         self._patience: asyncio.TimerHandle | None = None
-        self._held: tuple[Exchange, int, problems.Headers, bytes] | None = None
+        self._held: tuple[Exchange, int, error_responses.Headers, bytes] | None = None
         """An answer that the peer has no room for."""
         self._default_headers: list[tuple[bytes, bytes]] = []
         self._default_lines = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Called by the event loop when a peer has connected."""
-        self._transport = OneWriteATurn(transport, self.loop, expects_more=self._expects_more)
+        self._transport = CoalescingTransport(transport, self.loop, expects_more=self._expects_more)
         super().connection_made(self._transport)  # type: ignore[arg-type]
         self.flow = _Reading(self._transport, self._read_on)
         self._peer_ip = self.client[0] if self.client else ""
@@ -430,19 +430,19 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             super().on_message_complete()
 
-    def send(self, exchange: Exchange, status: int, headers: problems.Headers, body: bytes) -> None:
+    def send(self, exchange: Exchange, status: int, headers: error_responses.Headers, body: bytes) -> None:
         """Writes the answer to the exchange whose turn it is, as soon as the peer has room for it."""
         if self._transport.is_closing():
             return
         if self.flow.write_paused:
             self._held = (exchange, status, headers, body)
             return
-        if not exchange.keep_alive and problems.CLOSE not in headers:
-            headers = [*headers, problems.CLOSE]
+        if not exchange.keep_alive and error_responses.CLOSE not in headers:
+            headers = [*headers, error_responses.CLOSE]
         try:
             self._transport.write_now(json_answer(status, headers, body, common_lines=self._lines_of_every_answer()))
             exchange.response_complete = True
-            if problems.CLOSE in headers:
+            if error_responses.CLOSE in headers:
                 self._transport.close()
             self.on_response_complete()
         except Exception as error:
@@ -626,7 +626,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._transport.is_closing() or self._last_answer is not None:
             return
         self._unparsed = NOTHING
-        answer = status, [*headers, problems.CLOSE], orjson.dumps({"detail": detail})
+        answer = status, [*headers, error_responses.CLOSE], orjson.dumps({"detail": detail})
         self._drop_unfinished()
         running = self._running
         if self._in_body and running is self.cycle:  # it is the one that did not come whole
@@ -647,7 +647,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._write_last(*answer)
         self._transport.close()
 
-    def _write_last(self, status: int, headers: problems.Headers, body: bytes) -> None:
+    def _write_last(self, status: int, headers: error_responses.Headers, body: bytes) -> None:
         self._transport.write(json_answer(status, headers, body, common_lines=self._lines_of_every_answer()))
 
     def _look(self) -> None:

@@ -16,8 +16,8 @@ from app.registry import LatestReading, Sensor, SensorChange
 from app.web import auth
 from app.web.access import requires
 from app.web.bodies import announced_bytes, parts_of
-from app.web.ingest import Problem
 from app.web.names import LATEST, NAME, Name, ends_like, utf8_query
+from app.web.write_single import Problem
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1_000
@@ -35,7 +35,7 @@ UNKNOWN: dict[int | str, dict[str, object]] = {404: {"model": Problem, "descript
 
 
 class Registry(Protocol):
-    """Where sensors are known. Raises DatabaseAway."""
+    """Where sensors are known. Raises DatabaseUnavailable."""
 
     async def page(self, *, after: str, limit: int, online: bool | None) -> list[Sensor]:
         """The sensors whose names come after one, by name."""
@@ -64,7 +64,7 @@ class LatestPage(BaseModel):
     next_cursor: str | None = Field(description="Where it goes on; null: that was all.")
 
 
-def sensors_router(registry: Registry, *, keyring: auth.Keyring) -> APIRouter:
+def sensors_router(registry: Registry, *, keyring: auth.ApiKeys) -> APIRouter:
     """The routes."""
     router = APIRouter(prefix="/api", tags=["sensors"], responses=REFUSALS)
     reader = [requires(keyring, auth.Scope.READ), Depends(utf8_query)]

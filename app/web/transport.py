@@ -11,7 +11,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from app.web import problems
+from app.web import error_responses
 
 MAX_PENDING_BYTES = 65_536
 """So much is written at once, without waiting for the turn's end: the transport's flow control must see it."""
@@ -19,7 +19,7 @@ LINGER_S = 1.0
 LINGER_BYTES = 1_048_576
 
 
-def json_answer(status: int, headers: problems.Headers, body: bytes, *, common_lines: bytes = b"") -> bytes:
+def json_answer(status: int, headers: error_responses.Headers, body: bytes, *, common_lines: bytes = b"") -> bytes:
     """Return an HTTP answer with a JSON body as it goes over the wire; ``common_lines`` are headers, each with CRLF."""
     return b"%b%bcontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b" % (
         STATUS_LINE[status],
@@ -30,7 +30,7 @@ def json_answer(status: int, headers: problems.Headers, body: bytes, *, common_l
     )
 
 
-class OneWriteATurn:
+class CoalescingTransport:
     """A transport that gathers what is written in one turn of the event loop; in all else the transport behind it.
 
     uvicorn writes an answer's head and its body one after the other, each a system call that wakes the peer: together,

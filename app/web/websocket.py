@@ -22,7 +22,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 from websockets.exceptions import HeaderLineTooLong, RequestLineTooLong, TooManyHeaders
 
-from app.web import problems
+from app.web import error_responses
 from app.web.slices import Slices
 from app.web.transport import json_answer
 
@@ -72,7 +72,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's has a result
         """Close: the peer has sent its last."""
-        self.transport.close_at_once()  # type: ignore[attr-defined]  # it is a OneWriteATurn
+        self.transport.close_at_once()  # type: ignore[attr-defined]  # it is a CoalescingTransport
         return True  # closing is ours: what has been gathered is written first
 
     def handle_events(self) -> None:
@@ -84,7 +84,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self._may_send >= 0:
             super().handle_events()
         elif not self.close_sent:
-            self.conn.fail(problems.TOO_MUCH_CLOSE_CODE, f"Send at most {FRAMES_PER_S:g} frames a second.")
+            self.conn.fail(error_responses.TOO_MUCH_CLOSE_CODE, f"Send at most {FRAMES_PER_S:g} frames a second.")
             self.handle_parser_exception()
 
     async def send(self, message: Any) -> None:
@@ -122,7 +122,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.conn.data_to_send()  # the library's own words, if it has any
         self.handshake_initiated = self.handshake_complete = self.close_sent = True
         body = orjson.dumps({"detail": f"The WebSocket handshake can't be read: {error}."})
-        self.transport.write(json_answer(status, [problems.CLOSE], body))
+        self.transport.write(json_answer(status, [error_responses.CLOSE], body))
         self.transport.close()
 
     def _parse_on(self) -> None:

@@ -14,17 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 
-from app.ingest.receipt import Receipt
+from app.ingest.receipt import CommittedReading
 from app.live.mailbox import Mailbox, event_time
 from app.workers import messages
-from app.workers.messages import Control, Lapse, Receipts
+from app.workers.messages import Control, MessagesDropped, Receipts
 
 MOST_CONTROLS = 10_000
 FAREWELL_TIMEOUT_S = 1.0
 
 
 @dataclass(slots=True)
-class ChannelTally:
+class ChannelStats:
     """Since the start, at this end."""
 
     forwarded: int = 0
@@ -50,12 +50,12 @@ class Channel:
         *,
         max_messages: int,
         max_bytes: int,
-        tally: ChannelTally,
+        tally: ChannelStats,
     ) -> None:
         self._reader = reader
         self._writer = writer
         self._receipts = Mailbox(max_messages, max_bytes)
-        self._lapsed: Receipt | None = None
+        self._lapsed: CommittedReading | None = None
         self._controls: list[bytes] = []
         self._news = asyncio.Event()
         self._written = asyncio.Event()
@@ -64,7 +64,7 @@ class Channel:
         self._writing = asyncio.create_task(self._write())
 
     @classmethod
-    async def open(cls, socket_: socket.socket, *, max_messages: int, max_bytes: int, tally: ChannelTally) -> "Channel":
+    async def open(cls, socket_: socket.socket, *, max_messages: int, max_bytes: int, tally: ChannelStats) -> "Channel":
         """A channel on one end of a socket pair, which it owns from now on."""
         reader, writer = await asyncio.open_unix_connection(sock=socket_)
         return cls(reader, writer, max_messages=max_messages, max_bytes=max_bytes, tally=tally)
@@ -85,7 +85,7 @@ class Channel:
             self.lapse(max(self._receipts.take(), key=event_time))
         self._news.set()
 
-    def lapse(self, latest: Receipt) -> None:
+    def lapse(self, latest: CommittedReading) -> None:
         """Says that receipts were left out, of which this was the latest. It goes for all that wait here, too."""
         candidates = chain([latest], self._receipts.take(), [self._lapsed] if self._lapsed else [])
         self._lapsed = max(candidates, key=event_time)
@@ -130,7 +130,7 @@ class Channel:
     def _take(self) -> bytes:
         frames: list[bytes] = []
         if self._lapsed is not None:
-            frames.append(messages.encode_control(Lapse(self._lapsed)))
+            frames.append(messages.encode_control(MessagesDropped(self._lapsed)))
             self._lapsed = None
         if receipts := self._receipts.take():
             frames.append(messages.encode_receipts(receipts))

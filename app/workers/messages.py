@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from app.ingest.receipt import Receipt
+from app.ingest.receipt import CommittedReading
 
 LENGTH_BYTES = 4
 _CONTROL, _RECEIPTS = 0, 1
@@ -40,7 +40,7 @@ class Ready:
     """Worker: I take readings, and store them in this edition of the database, in which the latest is this."""
 
     edition: str
-    latest: Receipt | None
+    latest: CommittedReading | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Leave:
 
 
 @dataclass(frozen=True, slots=True)
-class Interest:
+class SetForwarding:
     """Parent: from now on, what you commit is wanted elsewhere, or no longer."""
 
     wanted: bool
@@ -80,12 +80,12 @@ class Interest:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class ForwardingAck:
     """Worker: what I commit from now on, I forward. Until now the latest was this."""
 
     number: int
     """That of the interest."""
-    latest: Receipt | None
+    latest: CommittedReading | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Granted:
     """Parent: the place is taken, and everybody forwards; of what they committed before, this is the latest."""
 
     place: int
-    latest: Receipt | None
+    latest: CommittedReading | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,10 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Lapse:
+class MessagesDropped:
     """Either: receipts were left out here, since they were more than may wait; the latest of them was this."""
 
-    latest: Receipt
+    latest: CommittedReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class Collect:
 
 
 @dataclass(frozen=True, slots=True)
-class Families:
+class MetricFamilies:
     """Worker: my metrics, all of one moment, as ``families`` writes them."""
 
     number: int
@@ -140,16 +140,18 @@ class Exposition:
     text: str | None
 
 
-FromWorker = Hello | Started | Ready | Unusable | Join | Leave | Heard | Scrape | Families | Lapse
-FromParent = Welcome | Drain | Interest | Granted | Refused | Collect | Exposition | Lapse
+FromWorker = (
+    Hello | Started | Ready | Unusable | Join | Leave | ForwardingAck | Scrape | MetricFamilies | MessagesDropped
+)
+FromParent = Welcome | Drain | SetForwarding | Granted | Refused | Collect | Exposition | MessagesDropped
 Control = FromWorker | FromParent
-Receipts = Sequence[Receipt]
+Receipts = Sequence[CommittedReading]
 
 _CLASSES: dict[str, Callable[..., Control]] = {
     kind.__name__: kind
     for kind in (
-        *(Hello, Started, Ready, Unusable, Join, Leave, Heard, Scrape, Families, Lapse),
-        *(Welcome, Drain, Interest, Granted, Refused, Collect, Exposition),
+        *(Hello, Started, Ready, Unusable, Join, Leave, ForwardingAck, Scrape, MetricFamilies, MessagesDropped),
+        *(Welcome, Drain, SetForwarding, Granted, Refused, Collect, Exposition),
     )
 }
 
@@ -182,7 +184,7 @@ def _decode_receipts(body: bytes) -> Receipts:
     receipts = []
     for reading_id, time_us, sensor, size in zip(*orjson.loads(memoryview(body)[head_at:begin]), strict=True):
         end = begin + size
-        receipts.append(Receipt(reading_id, time_us, sensor, body[begin:end]))
+        receipts.append(CommittedReading(reading_id, time_us, sensor, body[begin:end]))
         begin = end
     return receipts
 
@@ -196,6 +198,6 @@ def _receipt_as_list(receipt: Any) -> list[object]:
     return [reading_id, time_us, sensor, payload.decode()]
 
 
-def _receipt_of(fields: list[Any]) -> Receipt:
+def _receipt_of(fields: list[Any]) -> CommittedReading:
     reading_id, time_us, sensor, payload = fields
-    return Receipt(reading_id, time_us, sensor, payload.encode())
+    return CommittedReading(reading_id, time_us, sensor, payload.encode())

@@ -16,7 +16,7 @@ import uvicorn
 
 from app.draining import DrainingServer
 from app.workers.messages import Started
-from app.workers.uplink import Uplink
+from app.workers.parent_link import ParentLink
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ CONNECTIONS_A_TURN = 64
 WARNING_INTERVAL_S = 60.0
 
 
-class HandedConnections(DrainingServer):
+class WorkerServer(DrainingServer):
     """A server for connections that come over a socket.
 
     Args:
@@ -34,7 +34,7 @@ class HandedConnections(DrainingServer):
         connections: a Unix stream socket on which each byte brings the descriptor of one connection.
     """
 
-    def __init__(self, config: uvicorn.Config, *, uplink: Uplink, connections: socket.socket) -> None:
+    def __init__(self, config: uvicorn.Config, *, uplink: ParentLink, connections: socket.socket) -> None:
         super().__init__(config)
         self._uplink = uplink
         self._connections = connections
@@ -55,7 +55,7 @@ class HandedConnections(DrainingServer):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Takes no more connections over, drains, and says goodbye."""
-        self._hang_up()
+        self._stop_accepting()
         await super().shutdown(sockets=sockets)
         await self._uplink.close()
 
@@ -75,7 +75,7 @@ class HandedConnections(DrainingServer):
             except OSError:
                 byte, descriptors = b"", []
             if not byte:
-                self._hang_up()  # the parent is gone; the uplink sees to the rest
+                self._stop_accepting()  # the parent is gone; the uplink sees to the rest
                 return
             if not descriptors:
                 self._warn_of_lost_connection()
@@ -105,7 +105,7 @@ class HandedConnections(DrainingServer):
         make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
         return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
-    def _hang_up(self) -> None:
+    def _stop_accepting(self) -> None:
         if self._connections.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self._connections)
             self._connections.close()

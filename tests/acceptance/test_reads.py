@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from app.history.formats import ARROW_END_OF_STREAM
-from app.web.reads import MAX_LIMIT, MAX_READS
+from app.web.query import MAX_LIMIT, MAX_READS
 from app.web.sensors import MAX_CHANGE_BYTES
 from tests.conftest import new_database
 from tests.proxy import Fault, FaultyProxy, faulty_proxy

@@ -6,7 +6,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from app.errors import ConfigurationError, DatabaseAway
+from app.errors import ConfigurationError, DatabaseUnavailable
 from app.store import adoption
 from app.store.adoption import adopt
 from app.store.database import Database, migrate
@@ -111,7 +111,7 @@ def test_adoption_goes_on(original: str, monkeypatch: pytest.MonkeyPatch) -> Non
     with monkeypatch.context() as cut_short:
         fails = "DELETE FROM adopted WHERE 1 / (CASE WHEN id > 60 THEN 0 ELSE 1 END) = 0 RETURNING id"
         cut_short.setattr(adoption, "NO_READINGS", fails)
-        with pytest.raises(DatabaseAway, match="division by zero"):
+        with pytest.raises(DatabaseUnavailable, match="division by zero"):
             adopt(original)
     assert rows(original, "SELECT count(*), max(id) FROM readings") == [(56, 56)]
     assert adopt(original).rows == 64

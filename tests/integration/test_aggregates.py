@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.ingest.batch import Reading, Source
+from app.ingest.batch import Reading, Sender
 from app.store.aggregates import Aggregates
 from app.store.database import Connection, Database, migrate
 from app.store.latest import LatestReadings
@@ -25,7 +25,7 @@ from app.store.writer import Writer
 from tests.conftest import new_database
 from tests.unit.samples import batch_of
 
-SOURCE = Source("API_KEY", "192.0.2.7")
+SOURCE = Sender("API_KEY", "192.0.2.7")
 FOR_EVER = Retention(0, 0, 0, 0)
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
 END_OF_SUMMER_TIME_S = 1_729_990_800

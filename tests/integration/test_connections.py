@@ -16,8 +16,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from app.errors import ConfigurationError, DatabaseAway
-from app.ingest.batch import Reading, Source
+from app.errors import ConfigurationError, DatabaseUnavailable
+from app.ingest.batch import Reading, Sender
 from app.store import database as database_module
 from app.store.database import Database, migrate
 from app.store.latest import LatestReadings
@@ -27,7 +27,7 @@ from tests.clusters import cluster
 from tests.integration.parts import sensors_of
 
 T0_US = 1_689_172_245_000_000  # 2023-07-12T14:30:45Z
-TYPICAL_DEVICE = Source("API_KEY", "192.0.2.7")
+TYPICAL_DEVICE = Sender("API_KEY", "192.0.2.7")
 
 
 def reading(place: int = 0, *, sensor: str = "a") -> Reading:
@@ -97,7 +97,7 @@ async def lose_connection(url: str, writer: Writer) -> None:
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
         " WHERE datname = current_database() AND application_name = 'sensorflow flusher'",
     )
-    with pytest.raises(DatabaseAway):
+    with pytest.raises(DatabaseUnavailable):
         await writer.connect()
 
 
@@ -113,9 +113,9 @@ async def test_restoring_is_refused(database: str, edition: str) -> None:
         execute(database, "SELECT timescaledb_pre_restore()")
         try:
             await lose_connection(database, writer)
-            with pytest.raises(DatabaseAway, match=r"restoring is on.*timescaledb_post_restore\(\)"):
+            with pytest.raises(DatabaseUnavailable, match=r"restoring is on.*timescaledb_post_restore\(\)"):
                 await writer.connect()
-            with pytest.raises(DatabaseAway, match="restoring is on"):
+            with pytest.raises(DatabaseUnavailable, match="restoring is on"):
                 async with opened(database):
                     pass
         finally:
@@ -141,9 +141,9 @@ async def test_half_restored_schema(database: str, table: str, constraint: str, 
     async with writing(database) as (_, writer):
         execute(database, f"ALTER TABLE {table} DROP CONSTRAINT {constraint} CASCADE")
         await lose_connection(database, writer)
-        with pytest.raises(DatabaseAway, match=rf"lacks unique keys: {key}\. A restore"):
+        with pytest.raises(DatabaseUnavailable, match=rf"lacks unique keys: {key}\. A restore"):
             await writer.connect()
-    with pytest.raises(DatabaseAway, match=key):
+    with pytest.raises(DatabaseUnavailable, match=key):
         async with opened(database):
             pass
 
@@ -154,7 +154,7 @@ async def test_half_restored_under_a_flusher(database: str, monkeypatch: pytest.
     async with writing(database) as (_, writer):
         await write(writer, reading(1))
         execute(database, "ALTER TABLE sensors DROP CONSTRAINT sensors_name_key")
-        with pytest.raises(DatabaseAway, match=r"lacks unique keys: sensors \(name\)"):
+        with pytest.raises(DatabaseUnavailable, match=r"lacks unique keys: sensors \(name\)"):
             await write(writer, reading(2))
     assert rows(database, "SELECT count(*) FROM readings") == [(1,)]
 
@@ -178,7 +178,7 @@ async def test_schema_removed_and_made_again(database: str) -> None:
     async with writing(database) as (_, writer):
         migrate(database, "base", down=True)
         await lose_connection(database, writer)
-        with pytest.raises(DatabaseAway, match="run python -m app migrate"):
+        with pytest.raises(DatabaseUnavailable, match="run python -m app migrate"):
             await writer.connect()
         migrate(database)
         await writer.connect()
@@ -198,7 +198,7 @@ async def test_hypertable_lost(database: str, edition: str) -> None:
             "ALTER TABLE of_a_restore RENAME TO readings",
         )
         await lose_connection(database, writer)
-        with pytest.raises(DatabaseAway, match="readings was a hypertable and is a plain table now"):
+        with pytest.raises(DatabaseUnavailable, match="readings was a hypertable and is a plain table now"):
             await writer.connect()
 
 
@@ -247,20 +247,20 @@ def standby_of(primary: str) -> Iterator[str]:
 async def test_standby_is_refused(standby_and_primary: tuple[str, str]) -> None:
     """A connection to a standby is refused with the reason, a pooled one too."""
     standby, primary = standby_and_primary
-    with pytest.raises(DatabaseAway, match="standby in recovery"):
+    with pytest.raises(DatabaseUnavailable, match="standby in recovery"):
         async with opened(standby):
             pass
     async with opened(primary) as database:
         database._pool.conninfo = standby  # a balancer's doing
         execute(primary, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name ~ 'reads'")
-        with pytest.raises(DatabaseAway):
-            async with database.borrow(timeout_s=1) as connection:
+        with pytest.raises(DatabaseUnavailable):
+            async with database.connection(timeout_s=1) as connection:
                 await connection.execute("SELECT 1")
-        with pytest.raises(DatabaseAway):
-            async with database.borrow(timeout_s=1) as connection:
+        with pytest.raises(DatabaseUnavailable):
+            async with database.connection(timeout_s=1) as connection:
                 await connection.execute("SELECT 1")
         database._pool.conninfo = primary
-        async with database.borrow(timeout_s=10) as connection:
+        async with database.connection(timeout_s=10) as connection:
             await connection.execute("SELECT 1")
 
 
@@ -268,12 +268,12 @@ async def test_primary_of_several_hosts(standby_and_primary: tuple[str, str]) ->
     """The primary is used wherever it stands among a URL's hosts."""
     standby, primary = (str(conninfo_to_dict(url)["host"]) for url in standby_and_primary)
     url = make_conninfo(standby_and_primary[1], host=f"{standby},{primary}")
-    async with opened(url) as database, database.borrow(timeout_s=5) as connection:
+    async with opened(url) as database, database.connection(timeout_s=5) as connection:
         assert connection.info.host == primary
 
 
 async def write_read_only(database: Database, pids: set[int]) -> None:
-    async with database.borrow(timeout_s=5) as connection:
+    async with database.connection(timeout_s=5) as connection:
         pids.add(connection.info.backend_pid)
         await connection.execute("SET default_transaction_read_only = on")
         await connection.execute("INSERT INTO sensors (name) VALUES ('x')")
@@ -284,10 +284,10 @@ async def test_read_only_connection_is_discarded(database: str) -> None:
     async with opened(database) as opened_database:
         pids: set[int] = set()
         for _ in range(3):
-            with pytest.raises(DatabaseAway) as refusal:
+            with pytest.raises(DatabaseUnavailable) as refusal:
                 await write_read_only(opened_database, pids)
             assert refusal.value.public == "The database is read-only."
-        async with opened_database.borrow(timeout_s=5) as connection:
+        async with opened_database.connection(timeout_s=5) as connection:
             assert connection.info.backend_pid not in pids
             await connection.execute("INSERT INTO sensors (name) VALUES ('x')")
 
@@ -326,7 +326,7 @@ async def test_settings_of_the_database(empty_database: str, names: list[str]) -
         latest = await sensors_of(database).latest(after="", limit=10)
         found = {one.sensor_id: (one.temperature, one.humidity, one.pressure) for one in latest}
         assert found == dict.fromkeys([name, "b"], reading()[2:5])
-        async with database.borrow(timeout_s=5) as connection:
+        async with database.connection(timeout_s=5) as connection:
             for pinned, value in PINNED.items():
                 assert (await (await connection.execute(CURRENT, [pinned])).fetchone() or ())[0] in {value, None}
     assert rows(empty_database, "SELECT count(*) FROM readings") == [(2,)]
@@ -340,10 +340,10 @@ async def test_cancelled_while_a_connection_comes(database: str, turns: int) -> 
         began = asyncio.Event()
 
         async def wait() -> None:
-            async with opened_database.borrow(timeout_s=5):
+            async with opened_database.connection(timeout_s=5):
                 began.set()
 
-        async with opened_database.borrow(timeout_s=5):
+        async with opened_database.connection(timeout_s=5):
             waiting = asyncio.create_task(wait())
             await asyncio.sleep(0.1)
         for _ in range(turns):
@@ -352,7 +352,7 @@ async def test_cancelled_while_a_connection_comes(database: str, turns: int) -> 
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert not began.is_set()
-        async with opened_database.borrow(timeout_s=5):
+        async with opened_database.connection(timeout_s=5):
             """The connection is back."""
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import psycopg
 import pytest
 
-from app.errors import DatabaseAway, NotFound
+from app.errors import DatabaseUnavailable, NotFound
 from app.history.query import DAY_US, HOUR_US, Bucket, Page, Position, Query
 from app.ingest.decode.columns import METRICS
 from app.store import history
@@ -221,12 +221,12 @@ async def test_readers_leave_connections_to_others(filled: str) -> None:
     database = Database(filled, timezone="UTC", offline_after_s=300)
     await database.prepare()
     try:
-        async with database.borrow_in_turn(timeout_s=1), database.borrow_in_turn(timeout_s=1):
+        async with database.read_connection(timeout_s=1), database.read_connection(timeout_s=1):
             assert READERS_SHARE == 2
-            with pytest.raises(DatabaseAway):
-                async with database.borrow_in_turn(timeout_s=0.05):
+            with pytest.raises(DatabaseUnavailable):
+                async with database.read_connection(timeout_s=0.05):
                     pass
-            async with database.borrow(timeout_s=1) as connection:
+            async with database.connection(timeout_s=1) as connection:
                 await connection.execute("SELECT 1")
     finally:
         await database.close()

@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from app.store import latest
 from app.store.database import Database
 from app.store.history import latest_reading
-from app.store.latest import LatestReadings, Noted, recovery_of
+from app.store.latest import LatestReadings, LatestRow, recovery_of
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 NOW_US = round(NOW.timestamp()) * 1_000_000
@@ -19,8 +19,8 @@ YEAR_US = 365 * 86_400_000_000
 RELATION_LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'relation' AND pid = pg_backend_pid()"
 
 
-def noted(sensor_id: int, time_us: int, id_: int) -> Noted:
-    return Noted(sensor_id, time_us, id_, 20.0, None, None)
+def noted(sensor_id: int, time_us: int, id_: int) -> LatestRow:
+    return LatestRow(sensor_id, time_us, id_, 20.0, None, None)
 
 
 def rows(url: str, query: str) -> list[tuple[object, ...]]:
@@ -77,7 +77,7 @@ async def test_a_start_does_not_find_what_is_ahead(database: str) -> None:
             await readings.recovered.wait()
         work.cancel()
         assert rows(database, "SELECT sensor_id, id FROM latest_readings ORDER BY 1") == [(1, 1_000), (2, 7)]
-        async with opened.borrow(timeout_s=9) as connection_:
+        async with opened.connection(timeout_s=9) as connection_:
             found = await latest_reading(connection_, horizon_us=NOW_US)
             await connection_.execute("DELETE FROM readings WHERE id = 1000")
             next_best = await latest_reading(connection_, horizon_us=NOW_US)
@@ -96,7 +96,7 @@ async def test_locks_of_a_start_are_bounded(database: str, edition: str) -> None
     try:
         await opened.prepare()
         fill(database, days=60)
-        async with opened.borrow(timeout_s=60) as connection:
+        async with opened.connection(timeout_s=60) as connection:
             if edition == "community":
                 await connection.execute("SELECT compress_chunk(chunk) FROM show_chunks('readings') chunk")
             spans = await readings.spans(connection)
@@ -172,7 +172,7 @@ async def test_a_locked_row_holds_up_its_piece_only(database: str, monkeypatch: 
             blocking.execute("SELECT FROM latest_readings WHERE sensor_id = 25 FOR UPDATE")
             readings.note([noted(sensor, NOW_US, sensor) for sensor in range(1, 31)], None)
             for written in (20, 20, 24, 24):
-                with pytest.raises(DatabaseAway):
+                with pytest.raises(DatabaseUnavailable):
                     await readings.write()
                 assert rows(database, f"SELECT count(*) FROM latest_readings WHERE time = '{NOW}'") == [(written,)]
         await readings.write()

@@ -3,9 +3,9 @@
 import psycopg
 import pytest
 
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from app.ingest.batch import Reading
-from app.ingest.claim import Repeated, Replay
+from app.ingest.claim import DuplicateRequest, Replay
 from app.registry import SensorChange
 from app.store import limits
 from app.store.sensors import Sensors
@@ -71,7 +71,7 @@ async def test_log_that_is_locked(database: str) -> None:
         with holding(database, "LOCK TABLE limit_violation_log IN SHARE MODE"):
             await parts.write(reading(now_s - 2, 30))
             await parts.write(*(reading(now_s - 1 + place / 10, 40 + place) for place in range(3)))
-            with pytest.raises(DatabaseAway):
+            with pytest.raises(DatabaseUnavailable):
                 await parts.writer.limits.log_held()
         await parts.write(reading(now_s, 50))
         await parts.writer.limits.leave()
@@ -87,7 +87,7 @@ async def test_flush_that_is_rolled_back_does_not_count(database: str) -> None:
         hot = reading(parts.clock_s[0], 30)
         await parts.writer.write(await parts.writer.prepare([hot]), lambda: {claim(): ANSWER})
         flush = await parts.writer.prepare([hot])
-        with pytest.raises(Repeated):
+        with pytest.raises(DuplicateRequest):
             await parts.writer.write(flush, lambda: {claim(): ANSWER})
     assert rows(database, LOG) == [(True, 1, 30, 21)]
 
@@ -169,12 +169,12 @@ async def test_log_is_bounded(database: str, monkeypatch: pytest.MonkeyPatch) ->
         """,
     )
     async with rig(database) as parts:
-        async with parts.database.borrow(timeout_s=10) as connection:
+        async with parts.database.connection(timeout_s=10) as connection:
             assert not await limits.prune(connection)
         assert rows(database, "SELECT min(readings)::int FROM limit_violation_log") == [(11,)]
         monkeypatch.setattr(limits, "PRUNE", limits.PRUNE.replace(str(limits.MAX_ROWS), "40").replace("20000", "30"))
         monkeypatch.setattr(limits, "PRUNED_ROWS", 30)
-        async with parts.database.borrow(timeout_s=10) as connection:
+        async with parts.database.connection(timeout_s=10) as connection:
             assert await limits.prune(connection)
             assert not await limits.prune(connection)
     assert rows(database, "SELECT min(readings)::int, count(*)::int FROM limit_violation_log") == [(61, 40)]

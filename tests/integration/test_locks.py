@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from app.errors import DatabaseLocked
-from app.ingest.batch import Content, Source
+from app.ingest.batch import Content, Sender
 from app.ingest.blocked import Blocked
 from tests.integration.test_writer import (
     DAY_S,
@@ -148,7 +148,7 @@ NAMES = ["LOCK TABLE sensors IN SHARE MODE", "ALTER TABLE sensors ADD COLUMN not
 @pytest.mark.parametrize("lock", NAMES)
 async def test_new_names(database: str, lock: str) -> None:
     """Readings of known sensors, from known senders, are stored while the tables of names are locked."""
-    new = reading(1, source=Source("API_KEY", "127.0.0.9")) if "sources" in lock else reading(1, sensor="new")
+    new = reading(1, source=Sender("API_KEY", "127.0.0.9")) if "sources" in lock else reading(1, sensor="new")
     async with writing(database, lock_timeout_s=0.3) as writer:
         await write(writer, reading(0), batch(0))
         with holding(database, lock):
@@ -222,7 +222,7 @@ async def test_brief_flush(database: str) -> None:
         reading(1),
         batch(2, DAY_S, 3, -DAY_S),
         reading(DAY_S + 1),
-        batch(2 * DAY_S, is_whole=True),
+        batch(2 * DAY_S, is_atomic=True),
     ]
     async with writing(database) as writer:
         flush = await writer.prepare(contents)

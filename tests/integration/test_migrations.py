@@ -10,7 +10,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from psycopg.conninfo import make_conninfo
 
-from app.errors import ConfigurationError, DatabaseAway
+from app.errors import ConfigurationError, DatabaseUnavailable
 from app.store.database import ALEMBIC_INI, Database, migrate
 from app.store.locks import MIGRATION_LOCK
 
@@ -152,7 +152,7 @@ def test_migration_lock(empty_database: str, monkeypatch: pytest.MonkeyPatch, ca
     with psycopg.connect(empty_database, application_name="the other one") as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
         holder = rf"the other one, process {connection.info.backend_pid}\b"
-        with pytest.raises(DatabaseAway, match=holder):
+        with pytest.raises(DatabaseUnavailable, match=holder):
             migrate(empty_database)
     assert len([said for said in caplog.messages if re.search(holder, said)]) == 1
     migrate(empty_database)
@@ -165,7 +165,7 @@ def test_migration_lock_of_tables(empty_database: str, monkeypatch: pytest.Monke
     migrate(empty_database)
     with psycopg.connect(empty_database) as connection:
         connection.execute("LOCK sensors IN ACCESS EXCLUSIVE MODE")
-        with pytest.raises(DatabaseAway, match="lock timeout"):
+        with pytest.raises(DatabaseUnavailable, match="lock timeout"):
             migrate(empty_database, "base", down=True)
 
 

@@ -84,7 +84,7 @@ async def test_two_installations(
             login, password, configuration = role(second, "second_reader") or (None, None, [])
             assert login
             assert str(password).startswith("SCRAM-SHA-256$")
-            assert configuration == ["default_transaction_read_only=on", "statement_timeout=30s"]
+            assert configuration == ["default_transaction_read_only=on", "statement_timeout=30s", "jit=off"]
             with psycopg.connect(second) as connection:
                 of_both = [set(connection.execute(READABLE, [name])) for name in (READER, "second_reader")]
             assert of_both[0] == of_both[1] > {("readings",), ("data",), ("readings_1d",)}

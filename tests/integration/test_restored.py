@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from app.errors import ConfigurationError, DatabaseAway
+from app.errors import ConfigurationError, DatabaseUnavailable
 from app.store import aggregates, move
 from app.store.aggregates import Aggregates
 from app.store.database import Connection, migrate
@@ -238,7 +238,7 @@ def test_move_is_all_or_nothing(
         move.move(embedded_database_url, community_database, say=print)
     monkeypatch.undo()
     execute(community_database, "ALTER TABLE readings ADD CONSTRAINT cold CHECK (temperature < 35)")
-    with pytest.raises(DatabaseAway, match="cold"):
+    with pytest.raises(DatabaseUnavailable, match="cold"):
         move.move(embedded_database_url, community_database, say=print)
     assert rows(community_database, "SELECT count(*) FROM sensors") == [(0,)]
     execute(community_database, "ALTER TABLE readings DROP CONSTRAINT cold")
@@ -312,7 +312,7 @@ async def test_deleted_setting(database: str, name: str, edition: str) -> None:
         if edition == "community":
             await Aggregates(parts.database, retention=FOR_EVER).refresh()
         await parts.writer.limits.check()
-        async with parts.database.borrow(timeout_s=10) as connection:
+        async with parts.database.connection(timeout_s=10) as connection:
             await parts.database.restore_settings(connection)
         assert None not in rows(database, STATISTICS)[0]
         found = {setting for (setting,) in rows(database, "SELECT name FROM server_settings")}

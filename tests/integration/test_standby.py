@@ -10,8 +10,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from app.errors import DatabaseAway, OutcomeUnknown
-from app.ingest.claim import Kept, Repeated
+from app.errors import DatabaseUnavailable, OutcomeUnknown
+from app.ingest.claim import DuplicateRequest, StoredResult
 from app.registry import SensorChange
 from app.store.database import Database, migrate
 from tests.conftest import new_database
@@ -92,14 +92,14 @@ async def test_flush(pair: Pair, how: str | None) -> None:
                 with pytest.raises(OutcomeUnknown):
                     await writer.write(flush, dict)
         eventually(lambda: count(pair.url, "readings") == 1)
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailable):
             await writer.was_committed(flush)
         pair.join()
         async with asyncio.timeout(10):
             while True:
                 try:
                     assert await writer.was_committed(flush)
-                except DatabaseAway:
+                except DatabaseUnavailable:
                     continue
                 break
 
@@ -114,7 +114,7 @@ async def test_ledger_cancelled(pair: Pair) -> None:
             with pytest.raises(OutcomeUnknown, match="synchronous replication"):
                 await writer.write(flush, dict)
         async with ended(pair.url, CANCEL):
-            with pytest.raises(DatabaseAway, match="confirm"):
+            with pytest.raises(DatabaseUnavailable, match="confirm"):
                 await writer.was_committed(flush)
 
 
@@ -136,16 +136,16 @@ async def test_claim(pair: Pair, how: str | None) -> None:
             await other.write(lost, lambda: {claim(): FIRST_ANSWER})
         eventually(lambda: count(pair.url, "idempotency_keys") == 1)
         ending = asyncio.create_task(asyncio.to_thread(end_wait, pair.url, how)) if how else None
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailable):
             await writer.write(flush, lambda: {claim(): FIRST_ANSWER})
         if ending:
             await ending
         pair.join()
         await writer.connect()
         flush = await writer.prepare([reading(0)])
-        with pytest.raises(Repeated) as repetition:
+        with pytest.raises(DuplicateRequest) as repetition:
             await writer.write(flush, lambda: {claim(): FIRST_ANSWER})
-        assert repetition.value.kept == {claim().name: Kept(b"content", FIRST_ANSWER)}
+        assert repetition.value.kept == {claim().name: StoredResult(b"content", FIRST_ANSWER)}
     assert count(pair.url, "readings") == 1
 
 
@@ -153,10 +153,10 @@ async def test_connect(pair: Pair) -> None:
     """A database that writes and confirms nothing is away."""
     async with writing(pair.url, flush_timeout_s=1) as writer:
         pair.cut()
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailable):
             await writer.connect()
         async with ended(pair.url, CANCEL):
-            with pytest.raises(DatabaseAway, match="confirm"):
+            with pytest.raises(DatabaseUnavailable, match="confirm"):
                 await writer.connect()
 
 
@@ -170,7 +170,7 @@ async def test_sensor_change(pair: Pair) -> None:
         pair.cut()
         async with ended(pair.url, CANCEL, "sensorflow reads"):
             sensors = sensors_of(database)
-            with pytest.raises(DatabaseAway):
+            with pytest.raises(DatabaseUnavailable):
                 await sensors.change("a", SensorChange.model_validate({"label": "A"}))
     finally:
         await database.close()

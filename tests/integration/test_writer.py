@@ -8,31 +8,31 @@ from itertools import pairwise
 import psycopg
 import pytest
 
-from app.errors import DatabaseAway, OutcomeUnknown
-from app.ingest.batch import Batch, Content, Reading, Source
-from app.ingest.claim import Claim, Kept, Repeated, Replay
+from app.errors import DatabaseUnavailable, OutcomeUnknown
+from app.ingest.batch import Batch, Content, Reading, Sender
+from app.ingest.claim import Claim, DuplicateRequest, Replay, StoredResult
 from app.store.database import Database
 from app.store.history import latest_reading
 from app.store.latest import LatestReadings
 from app.store.names import MIN_REMEMBERED_NAMES
-from app.store.writer import ID_BLOCK_ROWS, MIN_COLUMNSTORE_ROWS, Flush, Writer
+from app.store.writer import ID_BLOCK_ROWS, MIN_COLUMNSTORE_ROWS, PreparedFlush, Writer
 from tests.proxy import Fault, faulty_proxy
 from tests.unit.samples import batch_of, claim
 
-DASHBOARD = Source("API_KEY", "192.0.2.7")
-SCRIPT = Source("API_KEY", "192.0.2.8")
+DASHBOARD = Sender("API_KEY", "192.0.2.7")
+SCRIPT = Sender("API_KEY", "192.0.2.8")
 T0_US = 1_689_172_245_000_000  # 2023-07-12T14:30:45Z
 DAY_S = 86_400
 FIRST_ANSWER = Replay(201, b"the first answer")
 
 
-def reading(place: int, *, sensor: str = "a", source: Source = DASHBOARD) -> Reading:
+def reading(place: int, *, sensor: str = "a", source: Sender = DASHBOARD) -> Reading:
     return Reading(T0_US + place * 1_000_000, sensor, 20 + place / 3, -0.5, 1e-300, source)
 
 
-def batch(*places: int, sensors: int = 1, source: Source = SCRIPT, is_whole: bool = False) -> Batch:
+def batch(*places: int, sensors: int = 1, source: Sender = SCRIPT, is_atomic: bool = False) -> Batch:
     rows = [reading(place, sensor=f"sensor {place % sensors}", source=source) for place in places]
-    return batch_of(rows, source=source, is_whole=is_whole)
+    return batch_of(rows, source=source, is_atomic=is_atomic)
 
 
 @asynccontextmanager
@@ -62,7 +62,7 @@ async def writing(
         await database.close()
 
 
-async def write(writer: Writer, *contents: Content, answers: Mapping[Claim, Replay] | None = None) -> Flush:
+async def write(writer: Writer, *contents: Content, answers: Mapping[Claim, Replay] | None = None) -> PreparedFlush:
     """Prepares and writes a flush of these, with its claims."""
     flush = await writer.prepare(contents)
     await writer.write(flush, lambda: answers or {})
@@ -225,7 +225,7 @@ async def test_a_batch_that_is_whole_is_stored_or_refused_as_one(
     database: str, make_trouble: Callable[[str], None]
 ) -> None:
     make_trouble(database)
-    contents = [batch(1, 2), batch(3, 40, 5, is_whole=True), batch(6, 7, is_whole=True), batch(50, 8)]
+    contents = [batch(1, 2), batch(3, 40, 5, is_atomic=True), batch(6, 7, is_atomic=True), batch(50, 8)]
     async with writing(database) as writer:
         flush = await write(writer, *contents)
     assert flush.refused.keys() == {2, 3, 4, 7}
@@ -252,7 +252,7 @@ async def test_a_flush_of_which_nothing_is_taken_is_committed_all_the_same(datab
     """It is in the ledger: its senders are told, and it is not tried again."""
     refuse_heat(database)
     async with writing(database) as writer:
-        flush = await write(writer, batch(*range(20, 29), is_whole=True))
+        flush = await write(writer, batch(*range(20, 29), is_atomic=True))
         assert flush.refused.keys() == set(range(9))
         assert await writer.was_committed(flush)
     assert count(database, "readings") == 0
@@ -266,7 +266,7 @@ async def test_a_ledger_that_refuses_every_flush_is_the_servers_trouble(database
         " FOR EACH ROW EXECUTE FUNCTION refuse()",
     )
     async with writing(database) as writer:
-        with pytest.raises(DatabaseAway, match="no flush"):
+        with pytest.raises(DatabaseUnavailable, match="no flush"):
             await write(writer, reading(0))
     assert count(database, "readings") == 0
 
@@ -294,9 +294,9 @@ async def test_a_claim_is_stored_with_its_readings_and_knows_which_were_refused(
 async def test_a_repeated_claim_keeps_the_whole_flush_out_and_tells_the_first_answer(database: str) -> None:
     async with writing(database) as writer:
         await write(writer, reading(0), answers={claim(): FIRST_ANSWER})
-        with pytest.raises(Repeated) as repetition:
+        with pytest.raises(DuplicateRequest) as repetition:
             await write(writer, reading(0), reading(1), answers={claim(content=b"other"): Replay(201, b"second")})
-        assert repetition.value.kept == {("API_KEY", "k1"): Kept(b"content", FIRST_ANSWER)}
+        assert repetition.value.kept == {("API_KEY", "k1"): StoredResult(b"content", FIRST_ANSWER)}
         await write(writer, reading(1), answers={claim(key_name="API_KEY_WS"): FIRST_ANSWER})
     assert count(database, "readings") == count(database, "flushes") == count(database, "idempotency_keys") == 2
 
@@ -306,7 +306,7 @@ async def test_a_claim_that_is_new_is_not_taken_for_kept_beside_a_repeated_one(d
     async with writing(database) as writer:
         await write(writer, reading(0), answers={claim("old"): FIRST_ANSWER})
         answers = {claim(key): Replay(201, key.encode()) for key in ("before", "old", "z after")}
-        with pytest.raises(Repeated) as repetition:
+        with pytest.raises(DuplicateRequest) as repetition:
             await write(writer, reading(1), reading(0), reading(2), answers=answers)
         assert repetition.value.kept.keys() == {("API_KEY", "old")}
     assert count(database, "readings") == count(database, "idempotency_keys") == 1
@@ -320,7 +320,7 @@ async def test_a_claim_that_could_not_be_stored_commits_nothing(database: str) -
         "CREATE TRIGGER swallow BEFORE INSERT ON idempotency_keys FOR EACH ROW EXECUTE FUNCTION swallow()",
     )
     async with writing(database) as writer:
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailable):
             await write(writer, reading(0), answers={claim(): FIRST_ANSWER})
     assert count(database, "readings") == count(database, "flushes") == 0
 
@@ -335,7 +335,7 @@ async def test_of_two_processes_with_the_same_claims_one_commits_and_the_other_f
             return_exceptions=True,
         )
     (loser,) = [outcome for outcome in outcomes if outcome is not None]
-    assert isinstance(loser, Repeated)
+    assert isinstance(loser, DuplicateRequest)
     assert len(loser.kept) == 20
     winner = b"one" if outcomes[0] is None else b"other"
     assert {kept.replay for kept in loser.kept.values()} == {Replay(201, winner)}
@@ -350,7 +350,7 @@ async def test_a_claim_waits_for_the_transaction_that_has_it(database: str, comm
         await until_somebody_waits_for_a_lock(database)
         await (first.commit if commits else first.rollback)()
         if commits:
-            with pytest.raises(Repeated):
+            with pytest.raises(DuplicateRequest):
                 await writing_too
         else:
             await writing_too
@@ -433,7 +433,7 @@ async def test_a_flush_is_prepared_while_another_is_written(database: str) -> No
         await busy.execute("LOCK TABLE flushes IN SHARE MODE")
         being_written = asyncio.create_task(writer.write(first, dict))
         await until_somebody_waits_for_a_lock(database)
-        second = await writer.prepare([reading(1, sensor="new", source=Source("new", "new")), batch(2, sensors=1)])
+        second = await writer.prepare([reading(1, sensor="new", source=Sender("new", "new")), batch(2, sensors=1)])
         assert not being_written.done()
         await busy.rollback()
         await being_written
@@ -447,10 +447,10 @@ async def test_a_flush_prepared_before_the_connection_was_lost_is_not_written_on
     async with writing(database) as writer:
         flush = await writer.prepare([reading(0)])
         kill_flusher(database)
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailable):
             await writer.connect()
         await writer.connect()
-        with pytest.raises(DatabaseAway, match="connection"):
+        with pytest.raises(DatabaseUnavailable, match="connection"):
             await writer.write(flush, dict)
         await write(writer, reading(0))
     assert count(database, "readings") == count(database, "flushes") == 1
@@ -462,12 +462,12 @@ async def test_a_flush_may_be_under_preparation_while_the_connection_is_lost_and
         preparing = asyncio.create_task(writer.prepare([reading(0)]))
         await until_somebody_waits_for_a_lock(database)
         kill_flusher(database)
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailable):
             await writer.connect()
         await writer.connect()
         await busy.rollback()
         flush = await preparing
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailable):
             await writer.write(flush, dict)
         await write(writer, reading(0))
     assert [row[1] for row in stored(database)] == ["a"]
@@ -537,7 +537,7 @@ async def test_a_connection_killed_while_idle_costs_one_error(database: str) -> 
     async with writing(database) as writer:
         await write(writer, reading(0))
         kill_flusher(database)
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailable):
             await write(writer, reading(1))
         await writer.connect()
         await write(writer, reading(1))
@@ -548,7 +548,7 @@ async def test_a_writer_without_a_connection_writes_nothing(database: str) -> No
     async with writing(database) as writer:
         flush = await writer.prepare([reading(0)])
         await writer.close()
-        with pytest.raises(DatabaseAway, match="connection"):
+        with pytest.raises(DatabaseUnavailable, match="connection"):
             await writer.write(flush, dict)
     assert count(database, "flushes") == 0
 
@@ -559,7 +559,7 @@ async def test_a_database_that_only_reads_is_away(database: str) -> None:
         with psycopg.connect(database, autocommit=True) as connection:
             name = connection.info.dbname
             connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-        with pytest.raises(DatabaseAway, match="read-only"):
+        with pytest.raises(DatabaseUnavailable, match="read-only"):
             await writer.connect()
 
 
@@ -595,7 +595,7 @@ async def test_another_server_behind_a_new_connection_is_asked_for_its_own_ids(d
             "ALTER SEQUENCE reading_ids RESTART 7000001",
         )
         kill_flusher(database)
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailable):
             await writer.connect()
         await writer.connect()
         flush = await write(writer, reading(1), gateway)
@@ -624,7 +624,7 @@ async def test_an_id_that_the_ledger_has_is_the_servers_trouble_and_not_the_send
         first = await write(writer, reading(0))
         second = await writer.prepare([reading(1)])
         second.first_id = first.first_id
-        with pytest.raises(DatabaseAway, match="flushes_pkey"):
+        with pytest.raises(DatabaseUnavailable, match="flushes_pkey"):
             await writer.write(second, dict)
     assert count(database, "readings") == 1
 
@@ -641,7 +641,7 @@ async def test_known_names_use_up_no_ids(database: str) -> None:
         async with writing(database) as writer:
             await write(writer, *each, batch_of(each, source=SCRIPT))
             kill_flusher(database)
-            with pytest.raises(DatabaseAway):
+            with pytest.raises(DatabaseUnavailable):
                 await writer.connect()
             await writer.connect()
             await write(writer, *each[::-1])
@@ -661,7 +661,7 @@ async def test_without_ids_left_known_sensors_go_on(database: str) -> None:
             new,
             known,
             batch_of([known, new, known, new, known], source=SCRIPT),
-            batch_of([known, new], source=SCRIPT, is_whole=True),
+            batch_of([known, new], source=SCRIPT, is_atomic=True),
             batch_of([new], source=SCRIPT),
         ]
         flush = await write(writer, *contents)
@@ -702,7 +702,7 @@ async def test_no_reading_gets_an_id_without_a_name(database: str, change: str) 
         await write(writer, reading(0), reading(1, sensor="b"))
         ahead = await writer.prepare([reading(2)])
         execute(database, "TRUNCATE latest_readings, readings", change, "INSERT INTO sensors (name) VALUES ('another')")
-        with pytest.raises(DatabaseAway, match="deleted or renamed"):
+        with pytest.raises(DatabaseUnavailable, match="deleted or renamed"):
             await writer.write(ahead, dict)
         await writer.connect()
         await write(writer, reading(3), reading(4, sensor="b"))
@@ -723,5 +723,5 @@ async def test_a_deletion_waits_for_the_flush_that_is_under_way(database: str) -
                 await until_somebody_waits_for_a_lock(database)
                 assert not ended.done()
             await ended
-        with pytest.raises(DatabaseAway, match="deleted or renamed"):
+        with pytest.raises(DatabaseUnavailable, match="deleted or renamed"):
             await write(writer, reading(2))

@@ -6,35 +6,35 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from hypothesis import strategies as st
 
-from app.ingest.batch import BATCH_SCHEMA, Batch, Reading, Source
-from app.ingest.claim import Claim, Fingerprint, Replay
+from app.ingest.batch import BATCH_SCHEMA, Batch, Reading, Sender
+from app.ingest.claim import Claim, Replay, RequestIdentity
 from app.ingest.decode.timestamps import EARLIEST_US, LATEST_US
-from app.ingest.receipt import Receipt, Stored
+from app.ingest.receipt import BatchResult, CommittedReading
 
 Result = TypeVar("Result")
 
 T0_US = 1_689_172_245_000_000
 """2023-07-12T14:30:45Z"""
-SOURCE = Source("API_KEY", "192.0.2.7")
+SOURCE = Sender("API_KEY", "192.0.2.7")
 
 times_us = st.integers(EARLIEST_US, LATEST_US - 1)
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=255).filter(
     str.strip
 )
 measures = st.floats(allow_nan=False, allow_infinity=False)
-sources = st.builds(Source, st.sampled_from(["API_KEY", "API_KEY_WS"]), st.ip_addresses().map(str))
+sources = st.builds(Sender, st.sampled_from(["API_KEY", "API_KEY_WS"]), st.ip_addresses().map(str))
 maybe = st.none() | measures
 readings = st.builds(Reading, times_us, names, maybe, maybe, maybe, sources).filter(
     lambda reading: any(value is not None for value in reading[2:5])
 )
 
 
-def reading(sensor: str = "greenhouse-1", *, time_us: int = T0_US, source: Source = SOURCE) -> Reading:
+def reading(sensor: str = "greenhouse-1", *, time_us: int = T0_US, source: Sender = SOURCE) -> Reading:
     """A reading that nothing is wrong with."""
     return Reading(time_us, sensor, 23.5, 48.2, 1013.2, source)
 
 
-def batch_of(readings: Sequence[Reading], *, source: Source = SOURCE, is_whole: bool = False) -> Batch:
+def batch_of(readings: Sequence[Reading], *, source: Sender = SOURCE, is_atomic: bool = False) -> Batch:
     """These readings in their order as one request's, whoever sent them."""
     sensors = list(dict.fromkeys(each.sensor for each in readings))
     columns = [
@@ -44,27 +44,27 @@ def batch_of(readings: Sequence[Reading], *, source: Source = SOURCE, is_whole: 
     ]
     arrays = [pa.array(values, field.type) for values, field in zip(columns, BATCH_SCHEMA, strict=True)]
     return Batch(
-        pa.array(sensors, pa.string()), pa.RecordBatch.from_arrays(arrays, schema=BATCH_SCHEMA), source, is_whole
+        pa.array(sensors, pa.string()), pa.RecordBatch.from_arrays(arrays, schema=BATCH_SCHEMA), source, is_atomic
     )
 
 
 def claim(key: str = "k1", *, key_name: str = "API_KEY", content: bytes = b"content", expires: bool = True) -> Claim:
     """A claim whose answer says what became of the readings."""
-    return Claim(Fingerprint(key_name, key, content), replay_of, expires)
+    return Claim(RequestIdentity(key_name, key, content), replay_of, expires)
 
 
-def replay_of(outcome: Receipt | Stored) -> Replay:
+def replay_of(outcome: CommittedReading | BatchResult) -> Replay:
     """The answer to a request with a claim: how many of its readings are stored, and which are not."""
-    if isinstance(outcome, Receipt):
+    if isinstance(outcome, CommittedReading):
         return Replay(201, b"id %d" % outcome.id)
     return Replay(422 if outcome.refused else 201, f"{outcome.rows} stored, without {[*outcome.refused]}".encode())
 
 
 def receipt(
     reading_id: int = 1, *, sensor: str = "greenhouse-1", time_us: int = T0_US, size_bytes: int = 10
-) -> Receipt:
+) -> CommittedReading:
     """A receipt whose payload only has a size."""
-    return Receipt(reading_id, time_us, sensor, b"x" * size_bytes)
+    return CommittedReading(reading_id, time_us, sensor, b"x" * size_bytes)
 
 
 def at_once(coroutine: Coroutine[Any, Any, Result]) -> Result:

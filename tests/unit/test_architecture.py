@@ -17,7 +17,7 @@ PURE = [
     "app.live",
     "app.web.auth",
     "app.workers.messages",
-    "app.workers.switchboard",
+    "app.workers.subscription_router",
 ]
 IMPURE_MODULES = {
     *("asyncio", "threading", "concurrent", "subprocess", "socket", "ssl", "psycopg", "psycopg_pool"),

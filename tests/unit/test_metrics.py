@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.errors import DatabaseAway, RejectedByDatabase
-from app.ingest.buffer import Buffer, Parcel
+from app.errors import DatabaseUnavailable, RejectedByDatabase
+from app.ingest.buffer import Buffer, Submission
 from app.live.bus import LocalBus
 from app.live.hub import Hub
 from app.metrics import LATENCY_BUCKETS_S, Instruments, RequestDurations, ServerCollector
@@ -29,13 +29,14 @@ def buffer_with_everything() -> Buffer:
         deadline = 10.0 if place in {4, 5} else 1_000.0
         content = batch_of([reading()] * rows) if rows > 1 else reading()
         buffer.add(
-            Parcel(content, rows, content.size_bytes, 90.0 + place, deadline, lambda _: None), retry_after_s=lambda: 1
+            Submission(content, rows, content.size_bytes, 90.0 + place, deadline, lambda _: None),
+            retry_after_s=lambda: 1,
         )
-    flight = buffer.begin(9)
+    flight = buffer.begin_flush(9)
     buffer.reject(flight[1], RejectedByDatabase("no"))
-    buffer.accept(refused_rows=1)
-    buffer.expire(NOW, lambda: DatabaseAway("away"), lambda: DatabaseAway("away"))
-    buffer.begin(2)
+    buffer.commit(refused_rows=1)
+    buffer.expire(NOW, lambda: DatabaseUnavailable("away"), lambda: DatabaseUnavailable("away"))
+    buffer.begin_flush(2)
     buffer.reserve("API_KEY", 1_000, retry_after_s=lambda: 1)
     return buffer
 

@@ -14,9 +14,9 @@ import pyarrow.ipc
 from app.errors import MalformedBody
 from app.ingest.decode.columns import (
     COLUMNS,
+    DecodeOptions,
     Opened,
-    Sent,
-    Terms,
+    ParsedColumns,
     require_columns,
     require_few_columns,
     require_few_rows,
@@ -34,7 +34,7 @@ MAX_SCHEMA_BYTES = 1 << 20
 """1,000 columns take some 200 KB."""
 
 
-def open_arrow_stream(body: bytes, terms: Terms) -> Opened:
+def open_arrow_stream(body: bytes, terms: DecodeOptions) -> Opened:
     """Look at the messages of an Arrow IPC stream.
 
     Raises:
@@ -53,7 +53,7 @@ def _readably(do: Callable[[], Result]) -> Result:
         raise MalformedBody(f"The body can't be read as an Arrow stream: {in_short(error)}") from error
 
 
-def _open(body: bytes, terms: Terms) -> Opened:
+def _open(body: bytes, terms: DecodeOptions) -> Opened:
     inflated_bytes = _inflated_bytes(body)
     require_small(len(body) + inflated_bytes, terms)
     with pyarrow.ipc.open_stream(pa.BufferReader(body)) as reader:
@@ -64,7 +64,7 @@ def _open(body: bytes, terms: Terms) -> Opened:
     for name in known:
         require_flat(name, schema.field(name).type)
 
-    def read() -> Sent:
+    def read() -> ParsedColumns:
         # Fields come in the order of the schema, whatever the order here.
         options = pyarrow.ipc.IpcReadOptions(
             use_threads=False, included_fields=[schema.get_field_index(name) for name in known]

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from app.errors import BodyTooLarge, MalformedBody, TooManyRows
-from app.ingest.batch import BATCH_SCHEMA, Batch, Source
+from app.ingest.batch import BATCH_SCHEMA, Batch, Sender
 from app.ingest.decode.dialect import CsvDialect
 from app.ingest.decode.reading import MAX_SENSOR_ID_LENGTH
 from app.ingest.decode.timestamps import (
@@ -58,7 +58,7 @@ NOT_FINITE = "{} should be a finite number"
 
 
 @dataclass(frozen=True, slots=True)
-class RowFault:
+class RowError:
     """Why one reading is not taken. ``row`` counts the readings sent, from 1."""
 
     row: int
@@ -75,7 +75,7 @@ class Decoded:
 
     batch: Batch
     rejected: int
-    errors: Sequence[RowFault]
+    errors: Sequence[RowError]
     unknown_columns: Sequence[str]
     rows: pa.Array
     """Which of the readings sent, from 1, the rows of the batch are."""
@@ -88,10 +88,10 @@ class Decoded:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class DecodeOptions:
     """What a request's readings are held to, and what they are given."""
 
-    source: Source
+    source: Sender
     precision: Precision
     window: TimeWindow
     now_us: int
@@ -121,7 +121,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class ParsedColumns:
     """A body in columns, as far as its format can check them.
 
     ``columns`` has those of COLUMNS that were sent, each of ``rows`` values: ``sensor_id`` as text or as a dictionary
@@ -149,7 +149,7 @@ class Opened:
 
     inflated_bytes: int
     """What ``read`` takes beside the body itself."""
-    read: Callable[[], Sent]
+    read: Callable[[], ParsedColumns]
 
 
 def scalar_value(scalar: pa.Scalar) -> object:
@@ -163,7 +163,7 @@ def scalar_value(scalar: pa.Scalar) -> object:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def require_few_rows(rows: int, terms: Terms) -> None:
+def require_few_rows(rows: int, terms: DecodeOptions) -> None:
     """Raises TooManyRows if a body has more readings than it may."""
     if rows > terms.max_rows:
         raise TooManyRows(rows, terms.max_rows)
@@ -175,13 +175,13 @@ def require_few_columns(count: int, max_columns: int = MAX_COLUMNS) -> None:
         raise MalformedBody(f"The body has {count:,} columns and may have {max_columns:,}: leave out unknown columns.")
 
 
-def require_small(inflated_bytes: int, terms: Terms) -> None:
+def require_small(inflated_bytes: int, terms: DecodeOptions) -> None:
     """Raise BodyTooLarge if a body would take too much once inflated."""
     if inflated_bytes > terms.max_inflated_bytes:
         raise BodyTooLarge(terms.max_inflated_bytes, inflated=True)
 
 
-def require_columns(names: Sequence[str], terms: Terms) -> Sequence[str]:
+def require_columns(names: Sequence[str], terms: DecodeOptions) -> Sequence[str]:
     """Those of a table's column names that are not known.
 
     Raises:
@@ -189,10 +189,10 @@ def require_columns(names: Sequence[str], terms: Terms) -> Sequence[str]:
             do.
     """
     if twice := [name for name, times in Counter(names).items() if name and times > 1]:
-        raise MalformedBody(f"The column {in_words(twice[:1])} comes twice: give every column a name of its own.")
+        raise MalformedBody(f"The column {format_names(twice[:1])} comes twice: give every column a name of its own.")
     if "sensor_id" not in names and terms.is_sensor_required:
         raise MalformedBody(
-            f"There is no column sensor_id. The columns sent: {in_words(names)}. Known: {', '.join(COLUMNS)}."
+            f"There is no column sensor_id. The columns sent: {format_names(names)}. Known: {', '.join(COLUMNS)}."
         )
     return unknown_among(names)
 
@@ -219,14 +219,14 @@ def columns_like_time(names: Sequence[str]) -> Sequence[str]:
     return [name for name in names if name != "time" and _TIME_LIKE.fullmatch(re.sub(r"[\W_]", "", name).lower())]
 
 
-def in_words(names: Sequence[str]) -> str:
+def format_names(names: Sequence[str]) -> str:
     """Names of columns for a message, the first MAX_NAMED_COLUMNS, with … where there are more."""
     said = [repr(name[:MAX_SHOWN_LENGTH]) for name in names[:MAX_NAMED_COLUMNS]]
     return ", ".join(said + ["…"] * (len(names) > MAX_NAMED_COLUMNS)) or "none"
 
 
 @dataclass(frozen=True, slots=True)
-class _Objection:
+class _RowErrors:
     """Rows that are not taken, and how to say why."""
 
     column: str | None
@@ -235,25 +235,25 @@ class _Objection:
     reason: Callable[[int], str]
 
 
-def check(sent: Sent, terms: Terms) -> Decoded:
+def check(sent: ParsedColumns, terms: DecodeOptions) -> Decoded:
     """The good rows as a batch, and the faults of the others.
 
     Raises:
         TooManyRows: there are more than ``terms`` allow.
     """
     require_few_rows(sent.rows, terms)
-    objections: list[_Objection] = []
-    _hear_the_format(sent, None, objections)
+    objections: list[_RowErrors] = []
+    _add_parse_errors(sent, None, objections)
 
     sensors = _distinct(sent.columns.get("sensor_id", pa.nulls(sent.rows, pa.string())))
-    _hear_the_format(sent, "sensor_id", objections)
+    _add_parse_errors(sent, "sensor_id", objections)
     _object_to_names(sensors, objections)
 
     times = sent.columns.get("time", pa.nulls(sent.rows))
     moments = parse_times_us(times, terms.precision)
     if moments is None:
         raise MalformedBody(f"The column time should have times or numbers, and not {times.type}.")
-    _hear_the_format(sent, "time", objections)
+    _add_parse_errors(sent, "time", objections)
     is_backfill_wanted = _object_to_times(times, moments, terms, objections)
     hints: Sequence[str] = ()
     if times.null_count:
@@ -264,7 +264,7 @@ def check(sent: Sent, terms: Terms) -> Decoded:
     metrics = []
     for name in METRICS:
         values = sent.columns.get(name, pa.nulls(sent.rows, pa.float64()))
-        _hear_the_format(sent, name, objections)
+        _add_parse_errors(sent, name, objections)
         if pc.all(pc.is_finite(values)).as_py() is False:
             values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)
             not_finite = pc.invert(pc.is_finite(values)).fill_null(False)
@@ -278,7 +278,7 @@ def check(sent: Sent, terms: Terms) -> Decoded:
     _object_to_days(moments, unwanted, terms, objections)
     names = sensors.dictionary
     columns = [moments.cast(BATCH_SCHEMA.field("time").type), sensors.indices, *metrics]
-    errors, rejected_rows = list[RowFault](), rows[:0]
+    errors, rejected_rows = list[RowError](), rows[:0]
     if objections or unwanted is not None:
         refused = reduce(pc.or_, [objection.rows for objection in objections], pa.repeat(False, sent.rows))
         taken = pc.invert(refused)
@@ -303,19 +303,19 @@ def check(sent: Sent, terms: Terms) -> Decoded:
     )
 
 
-def _object(objections: list[_Objection], column: str | None, rows: pa.Array, reason: Callable[[int], str]) -> None:
+def _object(objections: list[_RowErrors], column: str | None, rows: pa.Array, reason: Callable[[int], str]) -> None:
     if rows.true_count:
-        objections.append(_Objection(column, rows, reason))
+        objections.append(_RowErrors(column, rows, reason))
 
 
 def _always(reason: str) -> Callable[[int], str]:
     return lambda _row: reason
 
 
-def _hear_the_format(sent: Sent, column: str | None, objections: list[_Objection]) -> None:
+def _add_parse_errors(sent: ParsedColumns, column: str | None, objections: list[_RowErrors]) -> None:
     if reasons := sent.faults.get(column):
         rows = pa.array([row in reasons for row in range(sent.rows)], pa.bool_())
-        objections.append(_Objection(column, rows, reasons.__getitem__))
+        objections.append(_RowErrors(column, rows, reasons.__getitem__))
 
 
 def _distinct(names: pa.Array) -> pa.DictionaryArray:
@@ -327,7 +327,7 @@ def _distinct(names: pa.Array) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(used.indices, own.dictionary.take(used.dictionary))
 
 
-def _object_to_names(sensors: pa.DictionaryArray, objections: list[_Objection]) -> None:
+def _object_to_names(sensors: pa.DictionaryArray, objections: list[_RowErrors]) -> None:
     """In the order in which the single reading's parser finds them; whitespace is what it is to ``str.strip``."""
     names = sensors.dictionary
     faults = {
@@ -345,7 +345,7 @@ def _object_to_names(sensors: pa.DictionaryArray, objections: list[_Objection]) 
         _object(objections, "sensor_id", pc.is_null(sensors.indices), _always(NO_SENSOR_ID))
 
 
-def _object_to_times(times: pa.Array, moments: pa.Array, terms: Terms, objections: list[_Objection]) -> bool:
+def _object_to_times(times: pa.Array, moments: pa.Array, terms: DecodeOptions, objections: list[_RowErrors]) -> bool:
     """Reject rows by their times. Return whether some are rejected only because this is no backfill."""
 
     def unreadable(row: int) -> str:
@@ -382,7 +382,9 @@ def _object_to_times(times: pa.Array, moments: pa.Array, terms: Terms, objection
     return False
 
 
-def _object_to_missing_times(sent: Sent, times: pa.Array, terms: Terms, objections: list[_Objection]) -> Sequence[str]:
+def _object_to_missing_times(
+    sent: ParsedColumns, times: pa.Array, terms: DecodeOptions, objections: list[_RowErrors]
+) -> Sequence[str]:
     """Reject rows without a time, or return hints for the sender where such rows are taken.
 
     Raises:
@@ -392,13 +394,13 @@ def _object_to_missing_times(sent: Sent, times: pa.Array, terms: Terms, objectio
     if terms.is_time_required or (terms.is_backfill and like_time):
         if like_time and times.null_count == sent.rows and not sent.faults.get("time"):
             raise MalformedBody(
-                f"There is no column time. The column {in_words(like_time[:1])} looks like it: rename it to time."
+                f"There is no column time. The column {format_names(like_time[:1])} looks like it: rename it to time."
             )
-        reason = f"{NO_TIME}: a column {in_words(like_time[:1])} is not read as one" if like_time else NO_TIME
+        reason = f"{NO_TIME}: a column {format_names(like_time[:1])} is not read as one" if like_time else NO_TIME
         _object(objections, "time", pc.is_null(times), _always(reason))
         return ()
     return [
-        f"The column {in_words([name])} looks like a time but is ignored: rename it to time. "
+        f"The column {format_names([name])} looks like a time but is ignored: rename it to time. "
         "Readings without a time got their time of arrival."
         for name in like_time[:1]
     ]
@@ -407,7 +409,9 @@ def _object_to_missing_times(sent: Sent, times: pa.Array, terms: Terms, objectio
 _DAY_US = 86_400_000_000
 
 
-def _object_to_days(moments: pa.Array, unwanted: pa.Array | None, terms: Terms, objections: list[_Objection]) -> None:
+def _object_to_days(
+    moments: pa.Array, unwanted: pa.Array | None, terms: DecodeOptions, objections: list[_RowErrors]
+) -> None:
     """The newest days are kept: those of old readings wait for an import, those of new ones for nobody."""
     passed_over = [objection.rows for objection in objections] + [unwanted] * (unwanted is not None)
     if passed_over:
@@ -429,17 +433,19 @@ def _object_to_days(moments: pa.Array, unwanted: pa.Array | None, terms: Terms, 
     _object(objections, "time", beyond, _always(reason))
 
 
-def _errors(sent: Sent, refused: pa.Array, objections: Sequence[_Objection], max_errors: int) -> list[RowFault]:
+def _errors(
+    sent: ParsedColumns, refused: pa.Array, objections: Sequence[_RowErrors], max_errors: int
+) -> list[RowError]:
     errors = []
     for row in pc.indices_nonzero(refused)[:max_errors].to_pylist():
         objection = next(objection for objection in objections if objection.rows[row].as_py())
         is_shown = objection.column is not None or row in sent.faults.get(None, ())
         value = sent.value_at(row, objection.column) if is_shown else None
-        errors.append(RowFault(row + 1, objection.column, objection.reason(row), shown(value)))
+        errors.append(RowError(row + 1, objection.column, objection.reason(row), truncated_for_message(value)))
     return errors
 
 
-def shown(value: object) -> object:
+def truncated_for_message(value: object) -> object:
     """What was sent, as far as JSON shows it, and in few characters."""
     if value is None or isinstance(value, bool):
         return value

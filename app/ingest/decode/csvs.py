@@ -29,8 +29,8 @@ from app.ingest.decode.columns import (
     NO_NUMBER,
     NO_VALUE,
     NOT_FINITE,
-    Sent,
-    Terms,
+    DecodeOptions,
+    ParsedColumns,
     require_columns,
     require_few_rows,
 )
@@ -52,7 +52,7 @@ _BLANK = b" \t\r\n"
 _SHOWN_BYTES = 1_000
 
 
-def decode_csv(body: bytes, terms: Terms) -> Sent:
+def decode_csv(body: bytes, terms: DecodeOptions) -> ParsedColumns:
     """The columns of a CSV.
 
     Raises:
@@ -180,7 +180,7 @@ def _fields_pattern(separator: str, *, line_breaks: bool) -> str:
 
 def _by_arrow(
     body: bytes, start: int, names: Sequence[str], unknown: Sequence[str], dialect: CsvDialect
-) -> Sent | None:
+) -> ParsedColumns | None:
     # With one column, a blank line could be a row.
     has_quotes = b'"' in body
     if (
@@ -191,7 +191,7 @@ def _by_arrow(
         return None
     rest = pa.py_buffer(body if body.endswith(b"\n") else body + b"\n")[start:]
     if not rest.size:
-        return Sent(0, {}, unknown)
+        return ParsedColumns(0, {}, unknown)
     known = [name for name in COLUMNS if name in names]
     metrics = [name for name in known if name in METRICS]
     try:
@@ -225,7 +225,7 @@ def _by_arrow(
         absent = pc.equal(times, "")
         if absent.true_count:
             columns["time"] = pc.if_else(absent, pa.scalar(None, pa.string()), times)
-    return Sent(table.num_rows, columns, unknown)
+    return ParsedColumns(table.num_rows, columns, unknown)
 
 
 def _by_record(
@@ -233,8 +233,8 @@ def _by_record(
     first: int,
     names: Sequence[str],
     unknown: Sequence[str],
-    terms: Terms,
-) -> Sent:
+    terms: DecodeOptions,
+) -> ParsedColumns:
     places = {name: names.index(name) for name in COLUMNS if name in names}
     texts: dict[str, list[str | None]] = {name: [] for name in places}
     faults: dict[str | None, dict[int, str]] = {None: {}} | {name: {} for name in METRICS}
@@ -276,7 +276,7 @@ def _by_record(
             return body[start : min(end, start + _SHOWN_BYTES)].decode(errors="replace").rstrip("\r\n")
         return texts[column][row] if column in texts else None
 
-    return Sent(len(spans), columns, unknown, faults, value)
+    return ParsedColumns(len(spans), columns, unknown, faults, value)
 
 
 def _numbers(texts: Sequence[str | None], name: str, faults: dict[int, str], dialect: CsvDialect) -> pa.Array:

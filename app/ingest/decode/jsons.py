@@ -26,8 +26,8 @@ from app.ingest.decode.columns import (
     NO_NUMBER,
     NO_VALUE,
     NOT_FINITE,
-    Sent,
-    Terms,
+    DecodeOptions,
+    ParsedColumns,
     require_columns,
     require_few_rows,
     unknown_among,
@@ -56,7 +56,7 @@ _SAMPLE_DEPTH = 4
 _READ = "Send an array of readings, one reading, or an object of columns."
 
 
-def decode_ndjson(body: bytes, terms: Terms) -> Sent:
+def decode_ndjson(body: bytes, terms: DecodeOptions) -> ParsedColumns:
     """The columns of a body with one reading a line; blank lines don't count.
 
     Raises:
@@ -69,7 +69,7 @@ def decode_ndjson(body: bytes, terms: Terms) -> Sent:
     if not (body.startswith(b"{") and body.endswith((b"}", b"}\n"))):  # it would be copied for the newline at its end
         body = body.strip(_WHITESPACE)
     if not body:
-        return Sent(0, {})
+        return ParsedColumns(0, {})
     may_have_columns = len(body) >= ARROW_PAYS_FROM_BYTES and is_utf8(body) and not terms.renames
     if may_have_columns and (sent := _lines_of_one_shape(body, terms)) is not None:
         return sent
@@ -93,16 +93,16 @@ def decode_ndjson(body: bytes, terms: Terms) -> Sent:
     )
 
 
-def _lines_of_one_shape(body: bytes, terms: Terms) -> Sent | None:
+def _lines_of_one_shape(body: bytes, terms: DecodeOptions) -> ParsedColumns | None:
     if len(body) < ONE_SHAPE_PAYS_FROM_BYTES:
         return None
     columns = columns_of_one_shape(body, max_rows=terms.max_rows)
     if columns is None or not _reads_alike(columns, terms.precision):
         return None
-    return Sent(len(columns["sensor_id"]), columns)
+    return ParsedColumns(len(columns["sensor_id"]), columns)
 
 
-def _lines_by_arrow(body: bytes, terms: Terms) -> Sent | None:
+def _lines_by_arrow(body: bytes, terms: DecodeOptions) -> ParsedColumns | None:
     rows = _objects_by_the_line(body)
     if not rows:
         if body.count(b"\n") >= terms.max_rows:
@@ -127,7 +127,7 @@ def _objects_by_the_line(body: bytes) -> int:
     return len(each) if alike else 0
 
 
-def decode_json(body: bytes, terms: Terms) -> Sent:
+def decode_json(body: bytes, terms: DecodeOptions) -> ParsedColumns:
     """The columns of a JSON document.
 
     Raises:
@@ -190,13 +190,13 @@ def field_names(body: bytes, *, is_document: bool = False) -> Sequence[str]:
     return list(dict.fromkeys(chain.from_iterable(each for each in readings if isinstance(each, dict))))
 
 
-def _renamed(reading: dict[str, object], terms: Terms) -> dict[str, object]:
+def _renamed(reading: dict[str, object], terms: DecodeOptions) -> dict[str, object]:
     if not terms.renames:
         return reading
     return {terms.renames.get(name, name): value for name, value in reading.items()}
 
 
-def _require_few_values(body: bytes, terms: Terms) -> None:
+def _require_few_values(body: bytes, terms: DecodeOptions) -> None:
     """Raises TooManyRows if a body has more values, of whatever kind, than its readings could need: 27 MB of {}, or []
     took 860 MB as Python objects, before they could be counted.
     """
@@ -223,7 +223,7 @@ def _without_line_number(error: ValueError) -> str:
     return str(error).replace("at line 1 column", "at character")
 
 
-def _columns_by_arrow(body: bytes, terms: Terms, *, is_array: bool) -> Sent | None:
+def _columns_by_arrow(body: bytes, terms: DecodeOptions, *, is_array: bool) -> ParsedColumns | None:
     """The columns of an array of readings, or of a reading a line; None: it takes the other way."""
     try:
         if b"\0" in body:
@@ -244,7 +244,7 @@ def _columns_by_arrow(body: bytes, terms: Terms, *, is_array: bool) -> Sent | No
     columns = {name: rows.field(name) for name in COLUMNS}
     if rows.null_count or not _reads_alike(columns, terms.precision):
         return None
-    return Sent(len(rows), columns, unknown_among(unknown))
+    return ParsedColumns(len(rows), columns, unknown_among(unknown))
 
 
 def _read_array(array: bytes, fields: Sequence[pa.Field]) -> pa.StructArray | None:
@@ -335,10 +335,10 @@ def _type_of(values: Sequence[object], depth: int) -> pa.DataType:
 def _columns_of_readings(
     readings: Sequence[object],
     malformed_rows: Mapping[int, str],
-    terms: Terms,
+    terms: DecodeOptions,
     *,
     malformed: Callable[[int], str] | None = None,
-) -> Sent:
+) -> ParsedColumns:
     """The columns of parsed readings; ``malformed`` has the text of rows that could not be parsed."""
     faults_of_rows = dict(malformed_rows)
     objects: list[dict[str, object]] = []
@@ -359,7 +359,7 @@ def _columns_of_readings(
     return _columns_of_lists(lists, unknown, faults_of_rows, value, terms)
 
 
-def _columns_of_columns(document: Mapping[str, object], terms: Terms) -> Sent:
+def _columns_of_columns(document: Mapping[str, object], terms: DecodeOptions) -> ParsedColumns:
     unknown = require_columns(list(document), terms)
     lists: dict[str, list[object]] = {}
     for name in COLUMNS:
@@ -390,8 +390,8 @@ def _columns_of_lists(
     unknown: Sequence[str],
     faults_of_rows: Mapping[int, str],
     value: Callable[[int, str | None], object],
-    terms: Terms,
-) -> Sent:
+    terms: DecodeOptions,
+) -> ParsedColumns:
     columns: dict[str, pa.Array] = {}
     faults: dict[str | None, Mapping[int, str]] = {None: faults_of_rows}
     for name, values in lists.items():
@@ -401,7 +401,7 @@ def _columns_of_lists(
             columns[name], faults[name] = _times(values, terms.precision)
         else:
             columns[name], faults[name] = _numbers(values, name)
-    return Sent(max(map(len, lists.values())), columns, unknown, faults, value)
+    return ParsedColumns(max(map(len, lists.values())), columns, unknown, faults, value)
 
 
 _NONE = type(None)

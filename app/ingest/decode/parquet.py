@@ -7,7 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from app.errors import MalformedBody
-from app.ingest.decode.columns import COLUMNS, Opened, Sent, Terms, require_columns, require_few_rows, require_small
+from app.ingest.decode.columns import (
+    COLUMNS,
+    DecodeOptions,
+    Opened,
+    ParsedColumns,
+    require_columns,
+    require_few_rows,
+    require_small,
+)
 from app.ingest.decode.pages import Column, Pages, pages_of
 from app.ingest.decode.typed import UNREADABLE, columns_of_table, in_short, require_flat
 
@@ -16,7 +24,7 @@ _VALUE_BYTES = 16
 _PIECE_BYTES = 8 << 20
 
 
-def open_parquet(body: bytes, terms: Terms) -> Opened:
+def open_parquet(body: bytes, terms: DecodeOptions) -> Opened:
     """Look at the footer and the page headers of a Parquet file.
 
     Raises:
@@ -32,7 +40,7 @@ def open_parquet(body: bytes, terms: Terms) -> Opened:
     inflated_bytes = sum(column.inflated_bytes + column.values * _VALUE_BYTES for column in pages.columns.values())
     require_small(len(body) + inflated_bytes, terms)
 
-    def read() -> Sent:
+    def read() -> ParsedColumns:
         try:
             return columns_of_table(_table(body, pages, terms), list(pages.columns), unknown, terms)
         except UNREADABLE as error:
@@ -45,7 +53,7 @@ def _unreadable(error: BaseException) -> MalformedBody:
     return MalformedBody(f"The body can't be read as Parquet: {in_short(error)}")
 
 
-def _table(body: bytes, pages: Pages, terms: Terms) -> pa.Table:
+def _table(body: bytes, pages: Pages, terms: DecodeOptions) -> pa.Table:
     """Return the known columns, each flat."""
     # As a dictionary, a long text that is in every row is there once.
     as_dictionary = [name for name, column in pages.columns.items() if column.is_text and column.is_dictionary_readable]
@@ -65,7 +73,7 @@ def _table(body: bytes, pages: Pages, terms: Terms) -> pa.Table:
 
 
 def _in_pieces(
-    file: pyarrow.parquet.ParquetFile, name: str, column: Column, file_bytes: int, terms: Terms
+    file: pyarrow.parquet.ParquetFile, name: str, column: Column, file_bytes: int, terms: DecodeOptions
 ) -> pa.ChunkedArray:
     """A column of byte arrays that can't be read as a dictionary, so that few bytes in the file may be many here.
 

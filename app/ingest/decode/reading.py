@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import from_json
 
 from app.errors import Fault, InvalidReading
-from app.ingest.batch import Reading, Source
+from app.ingest.batch import Reading, Sender
 from app.ingest.decode.timestamps import TimeWindow, parse_time_us
 from app.ingest.decode.utf8 import BOM
 
@@ -104,7 +104,7 @@ def _plain(body: bytes) -> Content | None:
     return None
 
 
-def _judged(body: bytes) -> Content:
+def _parse_validated(body: bytes) -> Content:
     """What is in any body.
 
     Raises:
@@ -122,13 +122,13 @@ def _judged(body: bytes) -> Content:
     return sent.time, sent.sensor_id, sent.temperature, sent.humidity, sent.pressure
 
 
-def decode_reading(body: bytes, *, source: Source, window: TimeWindow, now_us: int) -> Reading:
+def decode_reading(body: bytes, *, source: Sender, window: TimeWindow, now_us: int) -> Reading:
     """The reading in a JSON body; ``now_us``, microseconds since 1970 UTC, is its time where it brings none.
 
     Raises:
         InvalidReading: with every fault in ``details``.
     """
-    time_us, sensor, temperature, humidity, pressure = _plain(body) or _judged(body.removeprefix(BOM))
+    time_us, sensor, temperature, humidity, pressure = _plain(body) or _parse_validated(body.removeprefix(BOM))
     if time_us is None:
         time_us = now_us
     elif fault := window.fault(time_us, now_us=now_us):

@@ -9,7 +9,7 @@ from enum import Enum
 
 from app.errors import BodyTooLarge
 from app.ingest.decode.arrow import open_arrow_stream
-from app.ingest.decode.columns import Decoded, Opened, Sent, Terms, check
+from app.ingest.decode.columns import Decoded, DecodeOptions, Opened, ParsedColumns, check
 from app.ingest.decode.csvs import decode_csv
 from app.ingest.decode.jsons import decode_json, decode_ndjson
 from app.ingest.decode.parquet import open_parquet
@@ -28,12 +28,12 @@ class Format(Enum):
 MAX_BODY_BYTES = 1 << 30
 """Arrow counts the bytes of one text in 32 bits, and a body is one to it."""
 
-_DECODERS: Mapping[Format, Callable[[bytes, Terms], Sent]] = {
+_DECODERS: Mapping[Format, Callable[[bytes, DecodeOptions], ParsedColumns]] = {
     Format.JSON: decode_json,
     Format.NDJSON: decode_ndjson,
     Format.CSV: decode_csv,
 }
-_OPENERS: Mapping[Format, Callable[[bytes, Terms], Opened]] = {
+_OPENERS: Mapping[Format, Callable[[bytes, DecodeOptions], Opened]] = {
     Format.ARROW_STREAM: open_arrow_stream,
     Format.PARQUET: open_parquet,
 }
@@ -41,7 +41,7 @@ COMPACT_FORMATS = frozenset(_OPENERS)
 """In these a few bytes can be many readings: 1,358 bytes of Parquet took 76 ms."""
 
 
-def open_readings(body: bytes, format_: Format, terms: Terms) -> Opened:
+def open_readings(body: bytes, format_: Format, terms: DecodeOptions) -> Opened:
     """Look at a body before it is decoded: what it will take. For a text, in proportion to its size.
 
     Raises:
@@ -54,7 +54,7 @@ def open_readings(body: bytes, format_: Format, terms: Terms) -> Opened:
     return Opened(0, lambda: _DECODERS[format_](body, terms))
 
 
-def decode_readings(body: bytes, format_: Format, terms: Terms) -> Decoded:
+def decode_readings(body: bytes, format_: Format, terms: DecodeOptions) -> Decoded:
     """The good readings of a body as a batch, in their order, and the faults of the others.
 
     Args:
@@ -70,6 +70,6 @@ def decode_readings(body: bytes, format_: Format, terms: Terms) -> Decoded:
     return decode_opened(open_readings(body, format_, terms), terms)
 
 
-def decode_opened(opened: Opened, terms: Terms) -> Decoded:
+def decode_opened(opened: Opened, terms: DecodeOptions) -> Decoded:
     """Decode a body that ``open_readings`` has looked at, on the same terms."""
     return check(opened.read(), terms)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from app.errors import MalformedBody
-from app.ingest.decode.columns import METRICS, Sent, Terms, require_small
+from app.ingest.decode.columns import METRICS, DecodeOptions, ParsedColumns, require_small
 
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError, ValueError, KeyError, OverflowError, struct.error)
 """What is raised for bytes that are damaged."""
@@ -40,7 +40,9 @@ def require_flat(name: str, type_: pa.DataType) -> None:
         raise MalformedBody(f"The column {name} should have text, and not {type_}.")
 
 
-def columns_of_table(table: pa.Table, known: Sequence[str], unknown: Sequence[str], terms: Terms) -> Sent:
+def columns_of_table(
+    table: pa.Table, known: Sequence[str], unknown: Sequence[str], terms: DecodeOptions
+) -> ParsedColumns:
     """Return the columns of a table whose known ones are flat.
 
     Raises:
@@ -56,7 +58,7 @@ def columns_of_table(table: pa.Table, known: Sequence[str], unknown: Sequence[st
             read = _dictionary_reader(read, is_kept=name not in METRICS)
         chunks = [read(chunk) for chunk in chunked.chunks] or [read(pa.array([], chunked.type))]
         columns[name] = pa.concat_arrays(chunks)
-    return Sent(table.num_rows, columns, unknown)
+    return ParsedColumns(table.num_rows, columns, unknown)
 
 
 _TEXTS = (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.errors import ConfigurationError
 from app.imports.files import BLOCK_BYTES, Block, Cut, end_of_line, format_of, open_file
-from app.imports.layout import Layout
+from app.imports.layout import ColumnMapping
 from app.ingest.decode.readings import Format
 from tests.unit.ingest.decode import bodies
 
@@ -24,9 +24,9 @@ def compressed_by_zstd(text: bytes) -> bytes:
     return bytes(pa.compress(text, codec="zstd", asbytes=True))
 
 
-def read(path: Path, layout: Layout | None = None) -> list[Block]:
+def read(path: Path, layout: ColumnMapping | None = None) -> list[Block]:
     """All blocks of a file."""
-    with open_file(path, layout or Layout()) as file:
+    with open_file(path, layout or ColumnMapping()) as file:
         return list(iter(file.next_block, None))
 
 
@@ -83,7 +83,7 @@ def test_an_earlier_cut_comes_again(tmp_path: Path, name: str) -> None:
     if header:
         rows = [b"a,2013-01-01,%d\n" % number for number in range(3)]
     (tmp_path / name).write_bytes(codec(header + b"".join(rows)))
-    with open_file(tmp_path / name, Layout()) as file:
+    with open_file(tmp_path / name, ColumnMapping()) as file:
         first = file.next_block([Cut.of(rows[1]), Cut(9, b""), Cut.of(rows[0]), Cut(1 << 20, b"")])
         second = file.next_block([Cut.of(rows[0])])
         assert first is not None
@@ -119,7 +119,7 @@ def test_a_name_that_tells_no_format_is_refused_with_those_that_do(name: str) ->
 
 
 def test_a_column_of_the_file_gets_our_name_and_one_in_its_place_another() -> None:
-    layout = Layout({"sensor_id": "origin", "time": "sensor_id"})
+    layout = ColumnMapping({"sensor_id": "origin", "time": "sensor_id"})
     assert [layout.renames.get(name, name) for name in ("origin", "sensor_id", "time", "temperature")] == [
         *("sensor_id", "time", "time of the file", "temperature")
     ]
@@ -136,21 +136,21 @@ IN_EVERY_FORMAT = {
 @pytest.mark.parametrize(
     ("layout", "said"),
     [
-        (Layout({"sensor_id": "orign"}), "no column 'orign', which --sensor orign names"),
-        (Layout({"time": "nope"}), "no column 'nope', which --time nope names"),
+        (ColumnMapping({"sensor_id": "orign"}), "no column 'orign', which --sensor orign names"),
+        (ColumnMapping({"time": "nope"}), "no column 'nope', which --time nope names"),
         (
-            Layout({"sensor_id": "origin", "temperature": "temq"}),
+            ColumnMapping({"sensor_id": "origin", "temperature": "temq"}),
             "no column 'temq', which --column temperature=temq names",
         ),
         (
-            Layout({"sensor_id": "origin"}, frozenset(["temperature"])),
+            ColumnMapping({"sensor_id": "origin"}, frozenset(["temperature"])),
             "no column 'temperature', which --fahrenheit temperature names",
         ),
     ],
 )
 @pytest.mark.parametrize("name", IN_EVERY_FORMAT)
 def test_an_option_that_names_no_column_of_the_file_ends_it_before_the_first_block(
-    tmp_path: Path, name: str, layout: Layout, said: str
+    tmp_path: Path, name: str, layout: ColumnMapping, said: str
 ) -> None:
     (tmp_path / name).write_bytes(IN_EVERY_FORMAT[name])
     with pytest.raises(ConfigurationError) as raised:
@@ -163,20 +163,20 @@ def test_an_option_that_names_no_column_of_the_file_ends_it_before_the_first_blo
 @pytest.mark.parametrize("name", IN_EVERY_FORMAT)
 def test_a_column_may_be_in_some_readings_only_and_in_fahrenheit_under_its_own_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(IN_EVERY_FORMAT[name])
-    layout = Layout({"sensor_id": "origin", "temperature": "temp"}, frozenset(["temperature"]))
+    layout = ColumnMapping({"sensor_id": "origin", "temperature": "temp"}, frozenset(["temperature"]))
     assert read(tmp_path / name, layout)
 
 
 def test_columns_that_a_message_leaves_out_are_marked(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(",".join(f"c{number}" for number in range(31)) + "\n")
     with pytest.raises(ConfigurationError, match="'c29', …"):
-        read(tmp_path / "a.csv", Layout({"time": "nope"}))
+        read(tmp_path / "a.csv", ColumnMapping({"time": "nope"}))
 
 
 def test_a_byte_order_mark_and_blank_lines_hide_no_column_of_ndjson(tmp_path: Path) -> None:
     text = b'\xef\xbb\xbf\n \n{"station": "a", "time": 0, "temperature": 1}\n'
     (tmp_path / "a.ndjson").write_bytes(text)
-    (block,) = read(tmp_path / "a.ndjson", Layout({"sensor_id": "station"}))
+    (block,) = read(tmp_path / "a.ndjson", ColumnMapping({"sensor_id": "station"}))
     assert block.content == text
 
 
@@ -201,7 +201,7 @@ def test_time_by_another_name(tmp_path: Path, file: str, name: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         read(tmp_path / file)
     assert f"has no column 'time': if {name!r} is it, give --time " in str(raised.value)
-    assert read(tmp_path / file, Layout({"time": name}))
+    assert read(tmp_path / file, ColumnMapping({"time": name}))
 
 
 def test_columns_that_no_reading_is_without(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_columns_that_no_reading_is_without(tmp_path: Path) -> None:
             read(tmp_path / "a.csv")
     (tmp_path / "a.csv").write_text("sensor_id,time,temperature\n")
     with pytest.raises(ConfigurationError, match="leave --sensor-name out"):
-        read(tmp_path / "a.csv", Layout(sensor_name="a"))
+        read(tmp_path / "a.csv", ColumnMapping(sensor_name="a"))
 
 
 def test_lines_in_a_json_file(tmp_path: Path) -> None:

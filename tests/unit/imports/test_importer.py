@@ -12,13 +12,13 @@ import pyarrow as pa
 import pytest
 
 from app.errors import BufferFull, ConfigurationError
-from app.imports.importer import Importer, Outcome
-from app.imports.layout import Layout
+from app.imports.importer import Importer, ImportResult
+from app.imports.layout import ColumnMapping
 from app.ingest.batch import Batch, Content, Reading
-from app.ingest.buffer import Answer
+from app.ingest.buffer import WriteResult
 from app.ingest.claim import Claim, DatedClaim
 from app.ingest.decode.timestamps import Precision, TimeWindow
-from app.ingest.receipt import Stored
+from app.ingest.receipt import BatchResult
 from tests.unit.ingest.decode import bodies
 from tests.unit.samples import T0_US
 
@@ -45,13 +45,13 @@ class Taken:
         """There is room."""
 
     @contextmanager
-    def expect(self) -> Iterator[None]:
+    def batch_being_decoded(self) -> Iterator[None]:
         yield
 
     def submit(
         self,
         content: Content,
-        settle: Callable[[Answer], None],
+        on_result: Callable[[WriteResult], None],
         *,
         claim: Claim | None = None,
         is_awaited: bool = True,
@@ -59,14 +59,14 @@ class Taken:
         assert claim is not None
         assert not is_awaited
         assert isinstance(content, Batch)
-        stored = Stored(content.rows, {})
+        stored = BatchResult(content.rows, {})
         _, key, content_hash = claim.fingerprint
         self.kept[key] = DatedClaim(content_hash, claim.answer(stored).body, datetime(2023, 7, 12, tzinfo=UTC))
         self.readings += content.readings(0, content.rows)
-        settle(stored)
+        on_result(stored)
 
 
-def importer(layout: Layout, intake: Taken | None) -> Importer:
+def importer(layout: ColumnMapping, intake: Taken | None) -> Importer:
     return Importer(
         intake=intake,
         log=intake,
@@ -77,7 +77,7 @@ def importer(layout: Layout, intake: Taken | None) -> Importer:
     )
 
 
-def imported(path: Path, layout: Layout, intake: Taken | None = None) -> Outcome:
+def imported(path: Path, layout: ColumnMapping, intake: Taken | None = None) -> ImportResult:
     """Import a file in real time, since it is read in threads."""
     return asyncio.run(importer(layout, intake).run(path))
 
@@ -90,7 +90,7 @@ OLD_KEY = "c16be58e0a83a77db2fa4078a0c3d34f6d286c437b8a84b98b3fefa7bafa544d:0:0"
 def test_old_claims(tmp_path: Path) -> None:
     """A text that was imported when files were known by their whole content is still found."""
     (tmp_path / "a.csv").write_bytes(b"station,time,temperature\na,1000,212\n")
-    layout = Layout({"sensor_id": "station"}, frozenset(["temperature"]), Precision.MS)
+    layout = ColumnMapping({"sensor_id": "station"}, frozenset(["temperature"]), Precision.MS)
     intake = Taken()
     intake.kept[OLD_KEY] = DatedClaim(b"1", b"", datetime(2023, 7, 12, tzinfo=UTC))
     assert (imported(tmp_path / "a.csv", layout, intake).found, intake.readings) == (1, [])
@@ -100,7 +100,7 @@ def test_claims_of_a_text(tmp_path: Path) -> None:
     """Claims never expire: what changes their names has every file stored again."""
     (tmp_path / "a.csv").write_bytes(CSV + b"a,1000000000,21\n")
     intake = Taken()
-    imported(tmp_path / "a.csv", Layout(), intake)
+    imported(tmp_path / "a.csv", ColumnMapping(), intake)
     assert list(intake.kept) == ["51b68bcbb1bf12b1bc851fef278873d09239f8a4f7b1a80dd1c20d5ef2a8ec90:0:0"]
 
 
@@ -108,7 +108,7 @@ def test_claims_of_parquet(tmp_path: Path) -> None:
     """Files that don't grow are known by their whole content, as they always were."""
     table = pa.table({"sensor_id": ["a"], "time": [1_000_000_000], "temperature": [21.0]})
     (tmp_path / "a.parquet").write_bytes(bodies.parquet(table))
-    layout, intake = Layout(precision=Precision.S), Taken()
+    layout, intake = ColumnMapping(precision=Precision.S), Taken()
     imported(tmp_path / "a.parquet", layout, intake)
     digest = hashlib.sha256((tmp_path / "a.parquet").read_bytes() + b"([], [], <Precision.S: 's'>)").hexdigest()
     assert list(intake.kept) == [f"{digest}:0:0"]
@@ -123,7 +123,7 @@ def test_wide_file(tmp_path: Path) -> None:
     columns = {"sensor_id": ["a"], "time": [1_000_000_000], "temperature": [21.0]}
     table = pa.table(columns | {f"channel {number}": [1.0] for number in range(2_000)})
     (tmp_path / "a.parquet").write_bytes(bodies.parquet(table.replace_schema_metadata({"pandas": "x" * (1 << 20)})))
-    outcome = imported(tmp_path / "a.parquet", Layout())
+    outcome = imported(tmp_path / "a.parquet", ColumnMapping())
     assert (outcome.stored, outcome.rejected) == (1, 0)
 
 
@@ -135,7 +135,7 @@ def test_a_log_that_grows(tmp_path: Path, steps: list[int]) -> None:
         text = CSV + b"".join(map(row, range(rows)))
         path = tmp_path / (f"{step}.csv.gz" if step % 2 else f"{step}.csv")
         path.write_bytes(gzip.compress(text) if step % 2 else text)
-        outcome = imported(path, Layout(), intake)
+        outcome = imported(path, ColumnMapping(), intake)
         assert (outcome.stored, outcome.found) == (rows - before, before)
         before = rows
     assert [reading.temperature for reading in intake.readings] == list(range(steps[-1]))
@@ -145,16 +145,16 @@ def test_a_log_cut_within_a_line(tmp_path: Path) -> None:
     """A line that was imported before it was whole is stored when it is, and that is said."""
     intake = Taken()
     (tmp_path / "a.csv").write_bytes(CSV + row(0) + b"a,1000000001,1")
-    assert imported(tmp_path / "a.csv", Layout(), intake).stored == 2
+    assert imported(tmp_path / "a.csv", ColumnMapping(), intake).stored == 2
     (tmp_path / "a.csv").write_bytes(CSV + row(0) + b"a,1000000001,17\n" + row(2))
-    outcome = imported(tmp_path / "a.csv", Layout(), intake)
+    outcome = imported(tmp_path / "a.csv", ColumnMapping(), intake)
     assert (outcome.found, [reading.temperature for reading in intake.readings]) == (1, [0, 1, 17, 2])
     assert any("a,1000000001,1'" in note for note in outcome.notes)
     # It is as it was where only the end of the line was missing.
     (tmp_path / "b.csv").write_bytes(CSV + row(0) + row(1)[:-1])
-    imported(tmp_path / "b.csv", Layout(), intake)
+    imported(tmp_path / "b.csv", ColumnMapping(), intake)
     (tmp_path / "b.csv").write_bytes(CSV + row(0) + row(1) + row(2))
-    outcome = imported(tmp_path / "b.csv", Layout(), intake)
+    outcome = imported(tmp_path / "b.csv", ColumnMapping(), intake)
     assert (outcome.stored, outcome.found, outcome.notes) == (1, 2, [])
 
 
@@ -163,9 +163,9 @@ def test_logs_with_one_beginning(tmp_path: Path) -> None:
     intake = Taken()
     for rest in (b"b,1000000000,1\n", b"c,1000000000,1\n", b"b,1000000000,1\n"):
         (tmp_path / "a.csv").write_bytes(CSV + row(0))
-        imported(tmp_path / "a.csv", Layout(), intake)
+        imported(tmp_path / "a.csv", ColumnMapping(), intake)
         (tmp_path / "a.csv").write_bytes(CSV + row(0) + rest)
-        imported(tmp_path / "a.csv", Layout(), intake)
+        imported(tmp_path / "a.csv", ColumnMapping(), intake)
     assert [reading.sensor for reading in intake.readings] == ["a", "b", "c"]
 
 
@@ -182,11 +182,11 @@ def test_what_was_forgotten_is_stored_again(tmp_path: Path, name: str) -> None:
     intake = Taken()
     for each, content in contents.items():
         (tmp_path / each).write_bytes(content)
-        assert imported(tmp_path / each, Layout(), intake).stored == 1
-    assert asyncio.run(importer(Layout(), intake).forget(tmp_path / name))
-    assert not asyncio.run(importer(Layout(), intake).forget(tmp_path / name))
+        assert imported(tmp_path / each, ColumnMapping(), intake).stored == 1
+    assert asyncio.run(importer(ColumnMapping(), intake).forget(tmp_path / name))
+    assert not asyncio.run(importer(ColumnMapping(), intake).forget(tmp_path / name))
     for each in contents:
-        outcome = imported(tmp_path / each, Layout(), intake)
+        outcome = imported(tmp_path / each, ColumnMapping(), intake)
         assert (outcome.stored, outcome.found) == ((1, 0) if each == name else (0, 1))
 
 
@@ -195,17 +195,17 @@ def test_what_options_make_another_file(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"time,temperature\n2013-07-12T12:00:00,21\n")
     intake = Taken()
     for layout in (
-        Layout(sensor_name="a"),
-        Layout(sensor_name="b"),
-        Layout(sensor_name="a", time_zone="Europe/Madrid"),
-        Layout(sensor_name="a", time_format="%Y-%m-%dT%H:%M:%S"),
-        Layout(sensor_name="a", fahrenheit=frozenset(["temperature"])),
+        ColumnMapping(sensor_name="a"),
+        ColumnMapping(sensor_name="b"),
+        ColumnMapping(sensor_name="a", time_zone="Europe/Madrid"),
+        ColumnMapping(sensor_name="a", time_format="%Y-%m-%dT%H:%M:%S"),
+        ColumnMapping(sensor_name="a", fahrenheit=frozenset(["temperature"])),
     ):
         assert imported(tmp_path / "a.csv", layout, intake).stored == 1
         assert imported(tmp_path / "a.csv", layout, intake).found == 1
     for layout in (
-        Layout(sensor_name="a", missing=frozenset(["-9"])),
-        Layout(sensor_name="a", separator=",", has_decimal_comma=True, skip_lines=0),
+        ColumnMapping(sensor_name="a", missing=frozenset(["-9"])),
+        ColumnMapping(sensor_name="a", separator=",", has_decimal_comma=True, skip_lines=0),
     ):
         assert imported(tmp_path / "a.csv", layout, intake).found == 1
 
@@ -214,8 +214,8 @@ def test_rows_that_are_no_longer_rejected(tmp_path: Path) -> None:
     """Rows that an option would now accept are not stored beside the others; their own file can be imported with it."""
     text = b"sensor_id,time,temperature,humidity\na,1000000000,1,50\na,1000000001,--,51\n"
     (tmp_path / "a.csv").write_bytes(text)
-    intake, layout = Taken(), Layout(missing=frozenset(["--"]))
-    assert imported(tmp_path / "a.csv", Layout(), intake).rejected == 1
+    intake, layout = Taken(), ColumnMapping(missing=frozenset(["--"]))
+    assert imported(tmp_path / "a.csv", ColumnMapping(), intake).rejected == 1
     with pytest.raises(ConfigurationError, match="nothing was stored twice"):
         imported(tmp_path / "a.csv", layout, intake)
 
@@ -226,10 +226,10 @@ def test_a_tail_of_nothing_but_rejected_rows(tmp_path: Path, line: bytes) -> Non
     intake = Taken()
     tail = line % 7 if b"%d" in line else line
     (tmp_path / "a.csv").write_bytes(CSV + tail)
-    assert imported(tmp_path / "a.csv", Layout(), intake).rejected == 1
+    assert imported(tmp_path / "a.csv", ColumnMapping(), intake).rejected == 1
     for _ in range(2):
         (tmp_path / "a.csv").write_bytes(CSV + tail + row(1) + row(2))
-        assert imported(tmp_path / "a.csv", Layout(), intake).rejected == 1
+        assert imported(tmp_path / "a.csv", ColumnMapping(), intake).rejected == 1
     assert [reading.temperature for reading in intake.readings] == [1, 2]
 
 
@@ -243,7 +243,7 @@ class Full(Taken):
     def submit(
         self,
         content: Content,
-        settle: Callable[[Answer], None],
+        on_result: Callable[[WriteResult], None],
         *,
         claim: Claim | None = None,
         is_awaited: bool = True,
@@ -251,12 +251,12 @@ class Full(Taken):
         if self.refusals:
             self.refusals -= 1
             raise BufferFull("full")
-        super().submit(content, settle, claim=claim, is_awaited=is_awaited)
+        super().submit(content, on_result, claim=claim, is_awaited=is_awaited)
 
 
 def test_a_full_buffer_keeps_the_order(tmp_path: Path) -> None:
     """A part that did not fit is stored before the parts that follow it in the file."""
     (tmp_path / "a.csv").write_bytes(CSV + b"".join(map(row, range(3))) + row(3)[:-1])
     intake = Full()
-    assert imported(tmp_path / "a.csv", Layout(), intake).stored == 4
+    assert imported(tmp_path / "a.csv", ColumnMapping(), intake).stored == 4
     assert [reading.temperature for reading in intake.readings] == [0, 1, 2, 3]

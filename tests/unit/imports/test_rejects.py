@@ -6,12 +6,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from app.imports.layout import Layout
+from app.imports.layout import ColumnMapping
 from app.imports.rejects import report_path
 from tests.unit.imports.test_importer import Taken, imported
 from tests.unit.ingest.decode import bodies
 
-LAYOUT = Layout({"sensor_id": "station", "time": "when"})
+LAYOUT = ColumnMapping({"sensor_id": "station", "time": "when"})
 ROWS: list[dict[str, object]] = [
     {"station": "a", "when": "2013-01-01", "temperature": 1.5, "note": "x"},
     {"station": 'b "c", d', "when": "2013-01-02", "temperature": None, "note": "line\nbreak"},

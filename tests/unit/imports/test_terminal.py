@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from app.imports.layout import Layout
+from app.imports.layout import ColumnMapping
 from app.imports.terminal import import_file
 from app.ingest.decode.timestamps import TimeWindow
 from tests.unit.samples import T0_US
 
 
-def printed(path: Path, capsys: pytest.CaptureFixture[str], layout: Layout | None = None) -> list[str]:
+def printed(path: Path, capsys: pytest.CaptureFixture[str], layout: ColumnMapping | None = None) -> list[str]:
     """The lines about a file that is only checked; in real time, since it is read in threads."""
     window = TimeWindow.of(past_days=0, future_minutes=0)
     importing = import_file(
         path,
         intake=None,
         log=None,
-        layout=layout or Layout(),
+        layout=layout or ColumnMapping(),
         window=window,
         now_us=lambda: T0_US,
         store_again=False,
@@ -29,7 +29,7 @@ def printed(path: Path, capsys: pytest.CaptureFixture[str], layout: Layout | Non
 
 def test_columns_that_are_not_stored_are_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.csv").write_text("sensor_id,time,temperature,temp,dewp\na,1373639445,1,2,3\nb,1373639445,1,2,3\n")
-    *_, last = printed(tmp_path / "a.csv", capsys, Layout({"temperature": "temp"}))
+    *_, last = printed(tmp_path / "a.csv", capsys, ColumnMapping({"temperature": "temp"}))
     assert last == "a.csv: columns not stored: 'temperature of the file', 'dewp'"
     (tmp_path / "a.csv").write_text("sensor_id,time,temperature\na,1373639445,1\nb,1373639445,1\n")
     assert len(printed(tmp_path / "a.csv", capsys)) == 2
@@ -75,7 +75,7 @@ def test_what_was_detected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     (tmp_path / "a.csv").write_text(
         "exported\nsensor_id;time;temperature\na;2023-10-29 02:30;21,5\na;2023-10-29 03:30;1\na;2023-03-26 02:30;1\n"
     )
-    said = printed(tmp_path / "a.csv", capsys, Layout(time_zone="Europe/Berlin"))
+    said = printed(tmp_path / "a.csv", capsys, ColumnMapping(time_zone="Europe/Berlin"))
     assert said[1:] == [
         "a.csv: fields are separated by semicolons",
         "a.csv: 1 line before the header skipped",

@@ -5,25 +5,25 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pytest
 
-from app.imports.layout import Layout
+from app.imports.layout import ColumnMapping
 from app.imports.times import localize
-from app.ingest.decode.columns import Sent, check
+from app.ingest.decode.columns import ParsedColumns, check
 from app.ingest.decode.readings import Format, open_readings
 from tests.unit.ingest.decode.bodies import ANY_TIME, ndjson, rows_of, rules, terms_of
 
 TERMS = terms_of(rules(window=ANY_TIME))
 
 
-def moments(times: pa.Array, layout: Layout) -> list[str | None]:
+def moments(times: pa.Array, layout: ColumnMapping) -> list[str | None]:
     """Return times as moments in UTC, or None."""
-    sent = localize(Sent(len(times), {"time": times}), layout).sent
+    sent = localize(ParsedColumns(len(times), {"time": times}), layout).sent
     return [
         time and f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}".rstrip("0").rstrip(".")
         for time in sent.columns["time"].to_pylist()
     ]
 
 
-BERLIN = Layout(time_zone="Europe/Berlin")
+BERLIN = ColumnMapping(time_zone="Europe/Berlin")
 LOCAL = datetime(2013, 7, 1, 12)
 
 
@@ -51,10 +51,10 @@ def test_dates() -> None:
 def test_moments_are_left_alone() -> None:
     """Moments stay as they are, and so does everything in UTC without a format."""
     for times in (pa.array([LOCAL], pa.timestamp("s", "UTC")), pa.array([1], pa.int64()), pa.array([1.5])):
-        sent = Sent(1, {"time": times})
+        sent = ParsedColumns(1, {"time": times})
         assert localize(sent, BERLIN).sent is sent
-    sent = Sent(1, {"time": pa.array(["2013-07-01"])})
-    assert localize(sent, Layout()).sent is sent
+    sent = ParsedColumns(1, {"time": pa.array(["2013-07-01"])})
+    assert localize(sent, ColumnMapping()).sent is sent
 
 
 def test_clocks_that_are_put_back_and_forward() -> None:
@@ -62,7 +62,7 @@ def test_clocks_that_are_put_back_and_forward() -> None:
     times = pa.array(
         ["2023-10-29T01:59:59", "2023-10-29T02:30", "2023-10-29T03:00", "2023-03-26T02:30", "2023-03-26T03:00"]
     )
-    localized = localize(Sent(5, {"time": times}), BERLIN)
+    localized = localize(ParsedColumns(5, {"time": times}), BERLIN)
     assert (localized.local_rows, localized.repeated) == (4, (1,))
     assert list(localized.sent.faults["time"]) == [3]
     assert localized.sent.value_at(3, "time") == "2023-03-26T02:30"
@@ -87,7 +87,7 @@ def test_clocks_that_are_put_back_and_forward() -> None:
 )
 def test_formats(form: str, times: pa.Array, expected: list[str | None]) -> None:
     """Times are read as the format says, and in no other way."""
-    assert moments(times, Layout(time_zone="Europe/Berlin", time_format=form)) == expected
+    assert moments(times, ColumnMapping(time_zone="Europe/Berlin", time_format=form)) == expected
 
 
 def test_text_and_numbers_in_one_column() -> None:

@@ -10,14 +10,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from app.errors import BufferFull, DatabaseAway, DatabaseLocked, KeyOverShare, OutcomeUnknown, RejectedByDatabase
+from app.errors import BufferFull, DatabaseLocked, DatabaseUnavailable, KeyOverShare, OutcomeUnknown, RejectedByDatabase
 from app.ingest.batch import READING_SIZE_BYTES as ROW
-from app.ingest.batch import Source
-from app.ingest.buffer import Answer, Buffer, Parcel
+from app.ingest.batch import Sender
+from app.ingest.buffer import Buffer, Submission, WriteResult
 from app.ingest.claim import Claim
 from tests.unit.samples import SOURCE, claim, reading, receipt
 
-AWAY = DatabaseAway("away")
+AWAY = DatabaseUnavailable("away")
 BLOCKED = DatabaseLocked("locked")
 UNKNOWN = OutcomeUnknown("unknown")
 BAD_ROW = RejectedByDatabase("bad row")
@@ -26,7 +26,7 @@ PATIENCE_S = 3.0
 PLENTY = 1 << 40
 
 
-def parcel(
+def submission(
     *,
     rows: int = 1,
     size_bytes: int = ROW,
@@ -34,17 +34,17 @@ def parcel(
     patience_s: float = PATIENCE_S,
     key_name: str = SOURCE.key_name,
     claim: Claim | None = None,
-    answers: list[Answer] | None = None,
-) -> Parcel:
-    """A parcel that only has its measures: the buffer looks at nothing of what is in it but whose it is."""
-    content = reading(source=Source(key_name, "192.0.2.7"))
-    heard: list[Answer] = [] if answers is None else answers
-    return Parcel(content, rows, size_bytes, at, at + patience_s, heard.append, claim)
+    answers: list[WriteResult] | None = None,
+) -> Submission:
+    """A submission that only has its measures: the buffer looks at nothing of what is in it but whose it is."""
+    content = reading(source=Sender(key_name, "192.0.2.7"))
+    heard: list[WriteResult] = [] if answers is None else answers
+    return Submission(content, rows, size_bytes, at, at + patience_s, heard.append, claim)
 
 
-def filled(*parcels: Parcel, max_rows: int = PLENTY) -> Buffer:
+def filled(*submissions: Submission, max_rows: int = PLENTY) -> Buffer:
     buffer = Buffer(max_rows, max_bytes=PLENTY, max_bytes_per_key=PLENTY)
-    for each in parcels:
+    for each in submissions:
         buffer.add(each, retry_after_s=lambda: 1)
     return buffer
 
@@ -67,36 +67,36 @@ def expire(buffer: Buffer, now: float) -> None:
     ],
 )
 @pytest.mark.parametrize("in_flight", [0, 1, 100])
-def test_rows_and_bytes_are_bounded_those_in_flight_included(
+def test_rows_and_bytes_are_bounded_those_in_flush_included(
     max_rows: int, max_bytes: int, fit: int, in_flight: int
 ) -> None:
     buffer = Buffer(max_rows, max_bytes, max_bytes_per_key=PLENTY)
     for _ in range(fit):
-        buffer.add(parcel(rows=2), retry_after_s=lambda: 1)
-    buffer.begin(in_flight)
+        buffer.add(submission(rows=2), retry_after_s=lambda: 1)
+    buffer.begin_flush(in_flight)
     with pytest.raises(BufferFull) as refusal:
-        buffer.add(parcel(rows=2), retry_after_s=lambda: 7)
+        buffer.add(submission(rows=2), retry_after_s=lambda: 7)
     assert refusal.value.retry_after_s == 7
     assert (buffer.rows, buffer.size_bytes, buffer.tally.accepted) == (2 * fit, fit * ROW, 2 * fit)
 
 
 def test_a_key_has_its_share_and_the_others_have_theirs() -> None:
     buffer = Buffer(PLENTY, max_bytes=10, max_bytes_per_key=6)
-    buffer.add(parcel(size_bytes=4, key_name="a"), retry_after_s=lambda: 1)
-    buffer.begin(1)
+    buffer.add(submission(size_bytes=4, key_name="a"), retry_after_s=lambda: 1)
+    buffer.begin_flush(1)
     with pytest.raises(KeyOverShare) as refusal:
-        buffer.add(parcel(size_bytes=3, key_name="a"), retry_after_s=lambda: 7)
+        buffer.add(submission(size_bytes=3, key_name="a"), retry_after_s=lambda: 7)
     assert refusal.value.retry_after_s == 7
-    buffer.add(parcel(size_bytes=2, key_name="a"), retry_after_s=lambda: 1)
-    buffer.add(parcel(size_bytes=4, key_name="b"), retry_after_s=lambda: 1)
+    buffer.add(submission(size_bytes=2, key_name="a"), retry_after_s=lambda: 1)
+    buffer.add(submission(size_bytes=4, key_name="b"), retry_after_s=lambda: 1)
     with pytest.raises(BufferFull) as full:
-        buffer.add(parcel(size_bytes=1, key_name="b"), retry_after_s=lambda: 8)
+        buffer.add(submission(size_bytes=1, key_name="b"), retry_after_s=lambda: 8)
     assert full.value.retry_after_s == 8
     assert (buffer.rows, buffer.size_bytes, buffer.tally.accepted) == (3, 10, 3)
-    buffer.accept()
-    buffer.add(parcel(size_bytes=2, key_name="b"), retry_after_s=lambda: 1)
+    buffer.commit()
+    buffer.add(submission(size_bytes=2, key_name="b"), retry_after_s=lambda: 1)
     with pytest.raises(KeyOverShare):
-        buffer.add(parcel(size_bytes=5, key_name="a"), retry_after_s=lambda: 1)
+        buffer.add(submission(size_bytes=5, key_name="a"), retry_after_s=lambda: 1)
 
 
 def test_a_reservation_counts_like_what_is_held_until_it_is_given_back() -> None:
@@ -108,11 +108,11 @@ def test_a_reservation_counts_like_what_is_held_until_it_is_given_back() -> None
         buffer.reserve("b", 6, retry_after_s=lambda: 8)
     assert (share.value.retry_after_s, full.value.retry_after_s) == (7, 8)
     assert (buffer.size_bytes, buffer.rows) == (5, 0)
-    buffer.add(parcel(size_bytes=1, key_name="a"), retry_after_s=lambda: 1)
+    buffer.add(submission(size_bytes=1, key_name="a"), retry_after_s=lambda: 1)
     with pytest.raises(KeyOverShare):
-        buffer.add(parcel(size_bytes=1, key_name="a"), retry_after_s=lambda: 1)
+        buffer.add(submission(size_bytes=1, key_name="a"), retry_after_s=lambda: 1)
     buffer.reserve("a", -5, retry_after_s=lambda: 1)
-    buffer.add(parcel(size_bytes=5, key_name="a"), retry_after_s=lambda: 1)
+    buffer.add(submission(size_bytes=5, key_name="a"), retry_after_s=lambda: 1)
     assert (buffer.size_bytes, buffer.rows) == (6, 2)
 
 
@@ -124,90 +124,90 @@ def test_room_may_be_given_back_while_there_is_none() -> None:
     assert buffer.size_bytes == 10
 
 
-def test_a_flight_stays_as_it_began_whatever_becomes_of_its_parcels() -> None:
+def test_a_flush_stays_as_it_began_whatever_becomes_of_its_submissions() -> None:
     """Or who goes through it to reject some of it would skip others."""
-    parcels = [parcel() for _ in range(5)]
-    buffer = filled(*parcels)
-    flight = buffer.begin(5)
-    for each in flight:
+    submissions = [submission() for _ in range(5)]
+    buffer = filled(*submissions)
+    flush = buffer.begin_flush(5)
+    for each in flush:
         buffer.reject(each, BAD_ROW)
-    assert list(flight) == parcels
+    assert list(flush) == submissions
     assert (buffer.rows, buffer.tally.rejected) == (0, 5)
 
 
-def test_kept_parcels_keep_their_places_and_always_fit() -> None:
-    early = [parcel(rows=rows) for rows in (3, 1, 2, 5)]
-    late = parcel(rows=3)
+def test_kept_submissions_keep_their_places_and_always_fit() -> None:
+    early = [submission(rows=rows) for rows in (3, 1, 2, 5)]
+    late = submission(rows=3)
     buffer = filled(*early, max_rows=11)
-    assert list(buffer.begin(3)) == early[:1]
-    assert list(buffer.begin(3)) == early[1:3]
-    buffer.accept()
+    assert list(buffer.begin_flush(3)) == early[:1]
+    assert list(buffer.begin_flush(3)) == early[1:3]
+    buffer.commit()
     buffer.add(late, retry_after_s=lambda: 1)
-    assert list(buffer.begin(5)) == early[3:]
-    buffer.keep()
+    assert list(buffer.begin_flush(5)) == early[3:]
+    buffer.requeue_in_flight()
     assert (buffer.rows, buffer.waiting_rows) == (11, 11)
-    assert list(buffer.begin(100)) == [*early[1:], late]
+    assert list(buffer.begin_flush(100)) == [*early[1:], late]
 
 
-def test_a_flight_takes_no_more_rows_than_it_is_given_but_always_a_parcel() -> None:
-    parcels = [parcel(rows=rows) for rows in (5, 2, 2, 1, 7)]
-    buffer = filled(*parcels)
-    assert list(buffer.begin(4)) == parcels[:1]
-    assert list(buffer.begin(4)) == parcels[1:3]
+def test_a_flush_takes_no_more_rows_than_it_is_given_but_always_a_submission() -> None:
+    submissions = [submission(rows=rows) for rows in (5, 2, 2, 1, 7)]
+    buffer = filled(*submissions)
+    assert list(buffer.begin_flush(4)) == submissions[:1]
+    assert list(buffer.begin_flush(4)) == submissions[1:3]
     assert (buffer.rows, buffer.waiting_rows) == (17, 8)
-    assert list(buffer.begin(8)) == parcels[3:]
-    assert list(buffer.begin(8)) == []
+    assert list(buffer.begin_flush(8)) == submissions[3:]
+    assert list(buffer.begin_flush(8)) == []
 
 
-def test_flights_end_in_the_order_in_which_they_began() -> None:
-    parcels = [parcel(rows=2), parcel(rows=3)]
-    buffer = filled(*parcels)
-    buffer.begin(2)
-    buffer.begin(3)
-    buffer.accept(refused_rows=1)
+def test_flushes_end_in_the_order_in_which_they_began() -> None:
+    submissions = [submission(rows=2), submission(rows=3)]
+    buffer = filled(*submissions)
+    buffer.begin_flush(2)
+    buffer.begin_flush(3)
+    buffer.commit(refused_rows=1)
     assert (buffer.rows, buffer.tally.committed, buffer.tally.rejected) == (3, 1, 1)
-    buffer.accept()
+    buffer.commit()
     assert (buffer.rows, buffer.tally.committed, buffer.tally.rejected) == (0, 4, 1)
 
 
-def test_a_flight_that_took_nothing_is_none() -> None:
+def test_a_flush_that_took_nothing_is_none() -> None:
     buffer = filled()
-    assert not buffer.begin(10)
-    buffer.add(parcel(), retry_after_s=lambda: 1)
-    buffer.begin(10)
-    buffer.accept()
+    assert not buffer.begin_flush(10)
+    buffer.add(submission(), retry_after_s=lambda: 1)
+    buffer.begin_flush(10)
+    buffer.commit()
     assert (buffer.rows, buffer.tally.committed) == (0, 1)
 
 
-def test_of_parcels_with_one_claim_a_flight_takes_one() -> None:
+def test_of_submissions_with_one_claim_a_flush_takes_one() -> None:
     claims = [claim("x"), None, claim("y"), claim("x"), claim("y"), claim("x", key_name="other")]
-    parcels = [parcel(claim=each) for each in claims]
-    buffer = filled(*parcels)
-    assert list(buffer.begin(100)) == parcels[:3]
-    assert list(buffer.begin(100)) == parcels[3:], "the one before is in the air, and will be told of"
+    submissions = [submission(claim=each) for each in claims]
+    buffer = filled(*submissions)
+    assert list(buffer.begin_flush(100)) == submissions[:3]
+    assert list(buffer.begin_flush(100)) == submissions[3:], "the one before is in the air, and will be told of"
 
 
-def test_a_rejected_parcel_is_told_why_and_leaves_its_neighbours() -> None:
-    answers: list[Answer] = []
-    parcels = [parcel(rows=rows, answers=answers) for rows in (1, 4, 2, 1)]
-    buffer = filled(*parcels)
-    flight = buffer.begin(7)
-    buffer.begin(1)
-    for each in flight:
+def test_a_rejected_submission_is_told_why_and_leaves_its_neighbours() -> None:
+    answers: list[WriteResult] = []
+    submissions = [submission(rows=rows, answers=answers) for rows in (1, 4, 2, 1)]
+    buffer = filled(*submissions)
+    flush = buffer.begin_flush(7)
+    buffer.begin_flush(1)
+    for each in flush:
         if each.rows < 4:
             buffer.reject(each, BAD_ROW)
     assert answers == [BAD_ROW, BAD_ROW]
     assert (buffer.rows, buffer.size_bytes, buffer.tally.rejected) == (5, 2 * ROW, 3)
-    buffer.keep()
-    assert list(buffer.begin(100)) == [parcels[1], parcels[3]]
+    buffer.requeue_in_flight()
+    assert list(buffer.begin_flush(100)) == [submissions[1], submissions[3]]
 
 
 def test_at_its_deadline_what_waits_is_given_back_and_what_flies_is_unknown() -> None:
-    answers: list[Answer] = []
-    parcels = [parcel(at=at, rows=10 + at, answers=answers) for at in range(5)]
-    buffer = filled(*parcels)
-    buffer.begin(1)
-    buffer.begin(1)
+    answers: list[WriteResult] = []
+    submissions = [submission(at=at, rows=10 + at, answers=answers) for at in range(5)]
+    buffer = filled(*submissions)
+    buffer.begin_flush(1)
+    buffer.begin_flush(1)
     expire(buffer, PATIENCE_S - 0.1)
     assert answers == []
     expire(buffer, PATIENCE_S + 1)
@@ -215,23 +215,25 @@ def test_at_its_deadline_what_waits_is_given_back_and_what_flies_is_unknown() ->
     expire(buffer, PATIENCE_S + 2)
     assert answers == [UNKNOWN, UNKNOWN, AWAY]
     assert (buffer.rows, buffer.waiting_rows, buffer.tally.given_back) == (10 + 11 + 13 + 14, 13 + 14, 12)
-    buffer.keep()
+    buffer.requeue_in_flight()
     assert answers == [UNKNOWN, UNKNOWN, AWAY]
     assert buffer.tally.given_back == 10 + 11 + 12
-    assert list(buffer.begin(100)) == parcels[3:], "who was told to send again must not be stored by us as well"
+    assert list(buffer.begin_flush(100)) == submissions[3:], (
+        "who was told to send again must not be stored by us as well"
+    )
 
 
 def test_what_nobody_waits_for_stays_while_its_neighbours_expire() -> None:
-    answers: list[Answer] = []
+    answers: list[WriteResult] = []
     patience = [math.inf, PATIENCE_S, math.inf, math.inf, PATIENCE_S, PATIENCE_S, math.inf]
-    parcels = [parcel(at=at, patience_s=each, answers=answers) for at, each in enumerate(patience)]
-    buffer = filled(*parcels)
-    buffer.begin(2)
+    submissions = [submission(at=at, patience_s=each, answers=answers) for at, each in enumerate(patience)]
+    buffer = filled(*submissions)
+    buffer.begin_flush(2)
     expire(buffer, 4 + PATIENCE_S)
     assert Counter(answers) == {UNKNOWN: 1, AWAY: 1}
-    buffer.keep()
-    assert list(buffer.begin(100)) == [parcels[place] for place in (0, 2, 3, 5, 6)]
-    buffer.keep()
+    buffer.requeue_in_flight()
+    assert list(buffer.begin_flush(100)) == [submissions[place] for place in (0, 2, 3, 5, 6)]
+    buffer.requeue_in_flight()
     expire(buffer, math.inf)
     assert Counter(answers) == {UNKNOWN: 1, AWAY: 6}
     assert (buffer.rows, buffer.size_bytes, buffer.tally.given_back) == (0, 0, 7)
@@ -240,7 +242,7 @@ def test_what_nobody_waits_for_stays_while_its_neighbours_expire() -> None:
 def test_many_that_expire_at_once_are_not_each_looked_for_among_those_that_do_not() -> None:
     compared = 0
 
-    class Compared(Parcel):
+    class Compared(Submission):
         __hash__ = object.__hash__
 
         def __eq__(self, other: object) -> bool:
@@ -252,29 +254,29 @@ def test_many_that_expire_at_once_are_not_each_looked_for_among_those_that_do_no
     buffer = filled(*patient, *(Compared(reading(), 1, ROW, 0, PATIENCE_S, lambda _: None) for _ in range(500)))
     expire(buffer, PATIENCE_S)
     assert compared <= 1_000
-    assert list(buffer.begin(PLENTY)) == patient
+    assert list(buffer.begin_flush(PLENTY)) == patient
 
 
-def test_the_oldest_row_is_looked_for_in_flight_first() -> None:
-    buffer = filled(*(parcel(at=at) for at in range(4)))
+def test_the_oldest_row_is_looked_for_in_flush_first() -> None:
+    buffer = filled(*(submission(at=at) for at in range(4)))
     assert buffer.oldest_age_s(10) == 10
-    flight = buffer.begin(1)
-    buffer.begin(1)
+    flush = buffer.begin_flush(1)
+    buffer.begin_flush(1)
     assert buffer.oldest_age_s(10) == 10
-    buffer.reject(flight[0], BAD_ROW)
+    buffer.reject(flush[0], BAD_ROW)
     assert buffer.oldest_age_s(10) == 9
-    buffer.accept()
-    buffer.accept()
+    buffer.commit()
+    buffer.commit()
     assert buffer.oldest_age_s(10) == 8
     expire(buffer, math.inf)
     assert buffer.oldest_age_s(10) == 0
 
 
 @dataclass
-class Sent:
-    """What the model knows of a parcel."""
+class ParsedColumns:
+    """What the model knows of a submission."""
 
-    parcel: Parcel
+    submission: Submission
     key_name: str
     claim_key: str | None
 
@@ -288,27 +290,27 @@ class BufferAgainstModel(RuleBasedStateMachine):
         self.max_rows, self.max_bytes, self.share = max_rows, max_bytes, share
         self.now = 0.0
         self.numbers = itertools.count()
-        self.sent: dict[int, Sent] = {}
+        self.sent: dict[int, ParsedColumns] = {}
         self.reserved: Counter[str] = Counter()
         self.waiting: list[int] = []
         self.aside: list[int] = []
         self.blocked: set[int] = set()
         self.parked: list[int] = []
-        self.flights: list[list[int]] = []
+        self.flushes: list[list[int]] = []
         self.ends: Counter[str] = Counter()
-        self.expected: dict[int, Answer] = {}
-        self.told: defaultdict[int, list[Answer]] = defaultdict(list)
+        self.expected: dict[int, WriteResult] = {}
+        self.told: defaultdict[int, list[WriteResult]] = defaultdict(list)
 
     @property
     def held(self) -> list[int]:
-        return [*itertools.chain(*self.flights), *self.waiting, *self.aside, *self.parked]
+        return [*itertools.chain(*self.flushes), *self.waiting, *self.aside, *self.parked]
 
     def rows_of(self, numbers: list[int]) -> int:
-        return sum(self.sent[number].parcel.rows for number in numbers)
+        return sum(self.sent[number].submission.rows for number in numbers)
 
     def bytes_of_key(self, key_name: str) -> int:
         held = (self.sent[number] for number in self.held)
-        return self.reserved[key_name] + sum(each.parcel.size_bytes for each in held if each.key_name == key_name)
+        return self.reserved[key_name] + sum(each.submission.size_bytes for each in held if each.key_name == key_name)
 
     def refusal(self, key_name: str, size_bytes: int) -> type[Exception] | None:
         if self.bytes_of_key(key_name) + size_bytes > self.share:
@@ -317,11 +319,11 @@ class BufferAgainstModel(RuleBasedStateMachine):
             return BufferFull
         return None
 
-    def tell(self, number: int, answer: Answer) -> None:
+    def tell(self, number: int, answer: WriteResult) -> None:
         self.expected.setdefault(number, answer)
 
     def is_late(self, number: int) -> bool:
-        return self.sent[number].parcel.deadline <= self.now
+        return self.sent[number].submission.deadline <= self.now
 
     @rule(
         rows=st.integers(1, 6),
@@ -335,7 +337,7 @@ class BufferAgainstModel(RuleBasedStateMachine):
         self, rows: int, size_bytes: int, key_name: str, claim_key: str | None, *, is_awaited: bool, is_parked: bool
     ) -> None:
         number = next(self.numbers)
-        sent = parcel(
+        sent = submission(
             rows=rows,
             size_bytes=size_bytes,
             at=self.now,
@@ -350,7 +352,7 @@ class BufferAgainstModel(RuleBasedStateMachine):
                 self.buffer.add(sent, retry_after_s=lambda: 1, is_parked=is_parked)
         else:
             self.buffer.add(sent, retry_after_s=lambda: 1, is_parked=is_parked)
-            self.sent[number] = Sent(sent, key_name, claim_key)
+            self.sent[number] = ParsedColumns(sent, key_name, claim_key)
             (self.parked if is_parked else self.waiting).append(number)
 
     @precondition(lambda self: self.sent)
@@ -358,15 +360,15 @@ class BufferAgainstModel(RuleBasedStateMachine):
     def unpark(self, data: st.DataObject) -> None:
         """Also what is not, or no longer, parked."""
         number = data.draw(st.sampled_from([*self.sent]))
-        is_awaited = self.sent[number].parcel.deadline < math.inf
+        is_awaited = self.sent[number].submission.deadline < math.inf
         deadline = self.now + PATIENCE_S if is_awaited else math.inf
-        self.buffer.unpark(self.sent[number].parcel, self.now, deadline)
+        self.buffer.unpark(self.sent[number].submission, self.now, deadline)
         if number in self.parked:
             self.parked.remove(number)
             self.waiting.append(number)
 
     def arrived_at(self, number: int) -> float:
-        return self.sent[number].parcel.arrived_at
+        return self.sent[number].submission.arrived_at
 
     @rule(key_name=st.sampled_from("ab"), size_bytes=st.integers(1, 12))
     def reserve(self, key_name: str, size_bytes: int) -> None:
@@ -383,80 +385,80 @@ class BufferAgainstModel(RuleBasedStateMachine):
         self.buffer.reserve(key_name, -size_bytes, retry_after_s=lambda: 1)
         self.reserved[key_name] -= size_bytes
 
-    @precondition(lambda self: len(self.flights) < 2)
+    @precondition(lambda self: len(self.flushes) < 2)
     @rule(max_rows=st.integers(1, 10))
-    def begin(self, max_rows: int) -> None:
-        flight = self.front(self.waiting, max_rows)
-        assert list(self.buffer.begin(max_rows)) == [self.sent[number].parcel for number in flight]
-        del self.waiting[: len(flight)]
-        if flight:
-            self.flights.append(flight)
+    def begin_flush(self, max_rows: int) -> None:
+        flush = self.front(self.waiting, max_rows)
+        assert list(self.buffer.begin_flush(max_rows)) == [self.sent[number].submission for number in flush]
+        del self.waiting[: len(flush)]
+        if flush:
+            self.flushes.append(flush)
 
-    @precondition(lambda self: len(self.flights) < 2)
+    @precondition(lambda self: len(self.flushes) < 2)
     @rule(max_rows=st.integers(1, 10), least_rows=st.sampled_from([1, 1, 3]))
-    def begin_aside(self, max_rows: int, least_rows: int) -> None:
-        eligible = [number for number in self.aside if self.sent[number].parcel.rows >= least_rows]
-        flight = self.front(eligible, max_rows)
-        taken = self.buffer.begin_aside(max_rows, lambda parcel: parcel.rows >= least_rows)
-        assert list(taken) == [self.sent[number].parcel for number in flight]
-        self.aside = [number for number in self.aside if number not in flight]
-        assert list(self.buffer.aside) == [self.sent[number].parcel for number in self.aside]
-        if flight:
-            self.flights.append(flight)
+    def begin_flush_aside(self, max_rows: int, least_rows: int) -> None:
+        eligible = [number for number in self.aside if self.sent[number].submission.rows >= least_rows]
+        flush = self.front(eligible, max_rows)
+        taken = self.buffer.begin_flush_aside(max_rows, lambda submission: submission.rows >= least_rows)
+        assert list(taken) == [self.sent[number].submission for number in flush]
+        self.aside = [number for number in self.aside if number not in flush]
+        assert list(self.buffer.aside) == [self.sent[number].submission for number in self.aside]
+        if flush:
+            self.flushes.append(flush)
 
     def front(self, numbers: list[int], max_rows: int) -> list[int]:
-        flight: list[int] = []
+        flush: list[int] = []
         claims = set()
         for number in numbers:
             sent = self.sent[number]
-            if flight and self.rows_of([*flight, number]) > max_rows:
+            if flush and self.rows_of([*flush, number]) > max_rows:
                 break
             if sent.claim_key is not None and (sent.key_name, sent.claim_key) in claims:
                 break
             claims.add((sent.key_name, sent.claim_key))
-            flight.append(number)
-        return flight
+            flush.append(number)
+        return flush
 
-    @precondition(lambda self: self.flights)
+    @precondition(lambda self: self.flushes)
     @rule(data=st.data())
-    def accept(self, data: st.DataObject) -> None:
-        flight = self.flights.pop(0)
-        refused = data.draw(st.integers(0, self.rows_of(flight)))
-        self.buffer.accept(refused)
-        for number in flight:
-            self.sent[number].parcel.answer(RECEIPT)
+    def commit(self, data: st.DataObject) -> None:
+        flush = self.flushes.pop(0)
+        refused = data.draw(st.integers(0, self.rows_of(flush)))
+        self.buffer.commit(refused)
+        for number in flush:
+            self.sent[number].submission.answer(RECEIPT)
             self.tell(number, RECEIPT)
-        self.ends["committed"] += self.rows_of(flight) - refused
+        self.ends["committed"] += self.rows_of(flush) - refused
         self.ends["rejected"] += refused
 
-    @precondition(lambda self: self.flights and self.flights[0])
+    @precondition(lambda self: self.flushes and self.flushes[0])
     @rule(data=st.data())
     def reject(self, data: st.DataObject) -> None:
-        number = data.draw(st.sampled_from(self.flights[0]))
-        self.buffer.reject(self.sent[number].parcel, BAD_ROW)
+        number = data.draw(st.sampled_from(self.flushes[0]))
+        self.buffer.reject(self.sent[number].submission, BAD_ROW)
         self.tell(number, BAD_ROW)
-        self.flights[0].remove(number)
+        self.flushes[0].remove(number)
         self.ends["rejected"] += self.rows_of([number])
 
     @rule()
-    def keep(self) -> None:
-        self.buffer.keep()
-        flown = [*itertools.chain(*self.flights)]
+    def requeue_in_flight(self) -> None:
+        self.buffer.requeue_in_flight()
+        flown = [*itertools.chain(*self.flushes)]
         unanswered = [number for number in flown if number not in self.expected]
         self.ends["given_back"] += self.rows_of(flown) - self.rows_of(unanswered)
-        self.flights = []
+        self.flushes = []
         self.queue([*unanswered, *self.aside, *self.waiting])
 
     @rule(key_names=st.sets(st.sampled_from("ab")))
     def sort_out(self, key_names: set[str]) -> None:
-        self.buffer.sort_out(lambda parcel: parcel.content.source.key_name in key_names)
+        self.buffer.sort_out(lambda submission: submission.content.source.key_name in key_names)
         held = [*self.aside, *self.waiting]
         self.blocked -= set(held)
         self.blocked |= {number for number in held if self.sent[number].key_name in key_names}
         self.queue(held)
 
     def queue(self, numbers: list[int]) -> None:
-        numbers = sorted(numbers, key=lambda number: self.sent[number].parcel.arrived_at)
+        numbers = sorted(numbers, key=lambda number: self.sent[number].submission.arrived_at)
         self.aside = [number for number in numbers if number in self.blocked]
         self.waiting = [number for number in numbers if number not in self.blocked]
 

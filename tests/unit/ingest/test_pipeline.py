@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from app.errors import (
     BufferFull,
-    DatabaseAway,
     DatabaseLocked,
+    DatabaseUnavailable,
     IdempotencyConflict,
     KeyOverShare,
     NotStored,
@@ -25,8 +25,8 @@ from app.errors import (
 from app.ingest import pipeline
 from app.ingest.batch import READING_SIZE_BYTES, Batch, Content, Reading
 from app.ingest.blocked import Blockage, Blocked, Span
-from app.ingest.buffer import Answer, Buffer
-from app.ingest.claim import Claim, Kept, KeptClaims, Repeated, Replay
+from app.ingest.buffer import Buffer, WriteResult
+from app.ingest.claim import Claim, DuplicateRequest, Replay, StoredResult, StoredResults
 from app.ingest.pipeline import (
     ENOUGH_ROWS,
     FIRST_BACKOFF_S,
@@ -39,7 +39,7 @@ from app.ingest.pipeline import (
     SWEEP_INTERVAL_S,
     Pipeline,
 )
-from app.ingest.receipt import Receipt, Stored
+from app.ingest.receipt import BatchResult, CommittedReading
 from tests.unit.samples import SOURCE, T0_US, batch_of, claim, reading, replay_of
 
 COMMIT_TIMEOUT_S = 4.0
@@ -51,7 +51,7 @@ LATE_US = T0_US - 86_400_000_000
 BAD = "bad"
 """PostgreSQL refuses sensors whose names begin like this."""
 
-Answered = asyncio.Future[Answer]
+Answered = asyncio.Future[WriteResult]
 
 
 def rows_of(contents: Sequence[Content]) -> list[Reading]:
@@ -66,7 +66,7 @@ def refused_of(content: Content) -> dict[int, str]:
     """The rows of a content that the database won't take."""
     rows = rows_of([content])
     bad = [place for place, row in enumerate(rows) if row.sensor.startswith(BAD)]
-    all_or_nothing = isinstance(content, Batch) and content.is_whole
+    all_or_nothing = isinstance(content, Batch) and content.is_atomic
     return dict.fromkeys(range(len(rows)) if bad and all_or_nothing else bad, "PostgreSQL would not take it")
 
 
@@ -107,7 +107,7 @@ class FakeStore:
         """Of the next commits that lose their answer: whether they commit."""
         self.ledger: dict[int, FakeFlush] = {}
         """The committed flushes by their first ids, in the order of commits."""
-        self.claims: dict[tuple[str, str], Kept] = {}
+        self.claims: dict[tuple[str, str], StoredResult] = {}
         self.prepared: list[list[str]] = []
         self.attempts: list[list[str]] = []
         self.unprepared = 0
@@ -144,7 +144,7 @@ class FakeStore:
         await asyncio.sleep(ROUND_TRIP_S)
         if self.away:
             self._connection += 1
-            raise DatabaseAway("the plug is pulled")
+            raise DatabaseUnavailable("the plug is pulled")
 
     def new_names(self, batch: Batch) -> int:
         return len(set(batch.sensors.to_pylist()) - self.known)
@@ -157,7 +157,7 @@ class FakeStore:
         self._choke("learn_names", [batch])
         self.learned += 1
         if self.away:
-            raise DatabaseAway("the plug is pulled")
+            raise DatabaseUnavailable("the plug is pulled")
         self.known |= set(batch.sensors.to_pylist())
 
     async def prepare(self, contents: Sequence[Content], *, was_blocked: bool) -> FakeFlush:
@@ -169,7 +169,7 @@ class FakeStore:
         self.unprepared -= 1
         self._choke("prepare", contents)
         if self.away:
-            raise DatabaseAway("the plug is pulled")
+            raise DatabaseUnavailable("the plug is pulled")
         if self.are_names_locked and any(map(self.has_new_names, contents)):
             await asyncio.sleep(0 if was_blocked else LOCK_TIMEOUT_S)
             raise Blocked((), of_new_names=True)
@@ -182,7 +182,7 @@ class FakeStore:
         self, flush: FakeFlush, answers: Callable[[], Mapping[Claim, Replay]], *, was_blocked: bool
     ) -> None:
         if flush.connection != self._connection:
-            raise DatabaseAway("prepared for another connection")
+            raise DatabaseUnavailable("prepared for another connection")
         self.attempts.append(sensors_of(flush.contents))
         await self.speaking.wait()
         self._choke("write", flush.contents)
@@ -200,13 +200,15 @@ class FakeStore:
         if names := [each.name for each in claims if each.fingerprint.key in self.locked_claims]:
             raise Blocked((), names)
         if kept := {each.name: self.claims[each.name] for each in claims if each.name in self.claims}:
-            raise Repeated(kept)
+            raise DuplicateRequest(kept)
         is_lost = bool(self.lost_answers)
         if not is_lost:
             await self.connect()
         if not is_lost or self.lost_answers.popleft():
             self.ledger[flush.first_id] = flush
-            self.claims |= {each.name: Kept(each.fingerprint.content_hash, replay) for each, replay in claims.items()}
+            self.claims |= {
+                each.name: StoredResult(each.fingerprint.content_hash, replay) for each, replay in claims.items()
+            }
         if is_lost:
             self._connection += 1
             raise OutcomeUnknown("the connection died during COMMIT")
@@ -228,31 +230,31 @@ class FakeStore:
 class FakeAudience:
     """Hears all, or has somebody else remember the latest."""
 
-    def __init__(self, on_commit: Callable[[Sequence[Receipt]], None] | None) -> None:
+    def __init__(self, on_commit: Callable[[Sequence[CommittedReading]], None] | None) -> None:
         self.is_listening = True
         self._on_commit = on_commit
-        self.published: list[Receipt] = []
+        self.published: list[CommittedReading] = []
         self.turns: list[int] = []
         """How many receipts came at once."""
-        self.remembered: list[Receipt] = []
+        self.remembered: list[CommittedReading] = []
 
-    def publish(self, receipts: Sequence[Receipt]) -> None:
+    def publish(self, receipts: Sequence[CommittedReading]) -> None:
         assert receipts
         self.turns.append(len(receipts))
         self.published += receipts
         if self._on_commit is not None:
             self._on_commit(receipts)
 
-    def remember(self, receipt: Receipt) -> None:
+    def remember(self, receipt: CommittedReading) -> None:
         self.remembered.append(receipt)
 
 
-def receipt_of(reading: Reading, reading_id: int) -> Receipt:
-    return Receipt(reading_id, reading.time_us, reading.sensor, b"{}")
+def receipt_of(reading: Reading, reading_id: int) -> CommittedReading:
+    return CommittedReading(reading_id, reading.time_us, reading.sensor, b"{}")
 
 
-def batch(*sensors: str, is_whole: bool = False) -> Batch:
-    return batch_of([reading(sensor) for sensor in sensors], is_whole=is_whole)
+def batch(*sensors: str, is_atomic: bool = False) -> Batch:
+    return batch_of([reading(sensor) for sensor in sensors], is_atomic=is_atomic)
 
 
 class Plant:
@@ -265,8 +267,8 @@ class Plant:
         max_bytes: int = 1 << 30,
         max_bytes_per_key: int = 1 << 30,
         flush_max_rows: int = 100,
-        encode: Callable[[Reading, int], Receipt] = receipt_of,
-        on_commit: Callable[[Sequence[Receipt]], None] | None = None,
+        encode: Callable[[Reading, int], CommittedReading] = receipt_of,
+        on_commit: Callable[[Sequence[CommittedReading]], None] | None = None,
         on_flush: Callable[[int, float], None] | None = None,
     ) -> None:
         self.store = FakeStore()
@@ -352,7 +354,7 @@ async def test_readings_sent_at_once_share_a_flush() -> None:
 
 
 async def test_readings_that_come_within_a_few_turns_of_the_loop_share_a_flush() -> None:
-    async def send_late(turns: int) -> Answer:
+    async def send_late(turns: int) -> WriteResult:
         for _ in range(turns):
             await asyncio.sleep(0)
         return await plant.send(str(turns))
@@ -422,7 +424,7 @@ async def test_a_short_absence_is_ridden_out() -> None:
         answers = [plant.send("a"), plant.send("b")]
         await asyncio.sleep(COMMIT_TIMEOUT_S / 4)
         plant.store.away = False
-        assert [type(answer) for answer in await asyncio.gather(*answers)] == [Receipt, Receipt]
+        assert [type(answer) for answer in await asyncio.gather(*answers)] == [CommittedReading, CommittedReading]
         assert plant.store.stored == ["a", "b"]
         assert len(plant.store.ledger) == 1
 
@@ -436,7 +438,7 @@ async def test_a_connection_that_died_while_idle_is_nobodys_trouble() -> None:
         answer = plant.send("a")
         await asyncio.sleep(1.5 * ROUND_TRIP_S)
         plant.store.away = False
-        assert isinstance(await answer, Receipt)
+        assert isinstance(await answer, CommittedReading)
         assert 3 * ROUND_TRIP_S < now() - sent_at < FIRST_BACKOFF_S
 
 
@@ -445,7 +447,7 @@ async def test_a_database_that_answers_but_stores_nothing_is_not_hammered() -> N
     plant = Plant()
     async with plant.running():
         plant.store.lost_answers.extend(1_000 * [False])
-        assert isinstance(await plant.send("a"), DatabaseAway)
+        assert isinstance(await plant.send("a"), DatabaseUnavailable)
         assert 3 <= len(plant.store.attempts) <= 10
 
 
@@ -453,8 +455,8 @@ async def test_every_flush_that_does_not_commit_is_counted() -> None:
     plant = Plant()
     async with plant.running():
         plant.store.lost_answers.extend([False, False, True])
-        assert isinstance(await plant.send("a"), Receipt)
-        assert isinstance(await plant.send("b"), Receipt)
+        assert isinstance(await plant.send("a"), CommittedReading)
+        assert isinstance(await plant.send("b"), CommittedReading)
         assert plant.pipeline.failed_flushes == 2
 
 
@@ -465,32 +467,32 @@ async def test_while_the_database_is_away_readings_are_refused_and_then_taken_ag
         sent_at = now()
         answer = plant.send("waits in vain")
         await asyncio.sleep(COMMIT_TIMEOUT_S / 2)
-        with pytest.raises(DatabaseAway, match="the database is unavailable") as refusal:
+        with pytest.raises(DatabaseUnavailable, match="the database is unavailable") as refusal:
             plant.send("refused")
         assert refusal.value.retry_after_s == LONGEST_BACKOFF_S
         assert plant.pipeline.trouble == "the plug is pulled"
-        assert isinstance(await answer, DatabaseAway)
+        assert isinstance(await answer, DatabaseUnavailable)
         assert COMMIT_TIMEOUT_S <= now() - sent_at <= COMMIT_TIMEOUT_S + SWEEP_INTERVAL_S
         plant.store.away = False
         await asyncio.sleep(RECOVERY_S)
         assert plant.pipeline.trouble is None
-        assert isinstance(await plant.send("taken"), Receipt)
+        assert isinstance(await plant.send("taken"), CommittedReading)
         assert plant.store.stored == ["taken"]
 
 
 async def test_nothing_is_taken_before_the_database_has_been_reached() -> None:
     plant = Plant()
     plant.store.away = True
-    with pytest.raises(DatabaseAway):
+    with pytest.raises(DatabaseUnavailable):
         plant.send("before the start")
     work = asyncio.create_task(plant.pipeline.run())
     await asyncio.sleep(60)
-    with pytest.raises(DatabaseAway):
+    with pytest.raises(DatabaseUnavailable):
         plant.send("too early")
     assert not plant.pipeline.opened.is_set()
     plant.store.away = False
     await asyncio.sleep(RECOVERY_S)
-    assert isinstance(await plant.send("in time"), Receipt)
+    assert isinstance(await plant.send("in time"), CommittedReading)
     work.cancel()
 
 
@@ -539,7 +541,7 @@ async def test_only_those_who_can_still_be_answered_are_written_again() -> None:
         assert isinstance(await early, OutcomeUnknown)
         plant.store.lost_answers.append(False)
         plant.store.speaking.set()
-        assert isinstance(await late, Receipt)
+        assert isinstance(await late, CommittedReading)
         assert plant.store.attempts == [["first"], ["early", "late"], ["late"]]
 
 
@@ -551,10 +553,12 @@ async def test_a_reading_that_expires_on_its_way_into_a_flush_does_not_stop_the_
         answer = plant.send("a")
         for _ in range(turns):
             await asyncio.sleep(0)
-        plant.pipeline.buffer.expire(math.inf, lambda: DatabaseAway("too late"), lambda: OutcomeUnknown("too late"))
+        plant.pipeline.buffer.expire(
+            math.inf, lambda: DatabaseUnavailable("too late"), lambda: OutcomeUnknown("too late")
+        )
         await asyncio.sleep(1)
-        assert not isinstance(await answer, Receipt)
-        assert isinstance(await plant.send("b"), Receipt)
+        assert not isinstance(await answer, CommittedReading)
+        assert isinstance(await plant.send("b"), CommittedReading)
 
 
 @pytest.mark.parametrize(("flush_duration_s", "retry_after_s"), [(0, 1), (0.5, 51), (3, LONGEST_RETRY_AFTER_S)])
@@ -576,7 +580,7 @@ async def test_a_full_buffer_refuses_and_says_in_whole_seconds_when_to_come_back
         assert refusal.value.retry_after_s == retry_after_s
         plant.store.speaking.set()
         await asyncio.gather(*answers)
-        assert isinstance(await plant.send("welcome"), Receipt)
+        assert isinstance(await plant.send("welcome"), CommittedReading)
 
 
 async def test_a_drain_flushes_what_is_held_and_takes_nothing_new() -> None:
@@ -591,7 +595,7 @@ async def test_a_drain_flushes_what_is_held_and_takes_nothing_new() -> None:
         assert not drain.done()
         plant.store.speaking.set()
         await drain
-        assert [type(answer.result()) for answer in answers] == [Receipt, Receipt]
+        assert [type(answer.result()) for answer in answers] == [CommittedReading, CommittedReading]
         assert now() < 2
 
 
@@ -630,14 +634,14 @@ async def test_a_cancelled_flusher_leaves_nobody_waiting() -> None:
     with pytest.raises(asyncio.CancelledError):
         await work
     assert isinstance(in_flight.result(), OutcomeUnknown)
-    assert isinstance(waits.result(), DatabaseAway)
-    with pytest.raises(DatabaseAway, match="the database is unavailable"):
+    assert isinstance(waits.result(), DatabaseUnavailable)
+    with pytest.raises(DatabaseUnavailable, match="the database is unavailable"):
         plant.send("too late")
 
 
 @pytest.mark.parametrize("place", ["encode", "on_commit", "on_flush"])
 async def test_a_bug_ends_the_flusher_and_leaves_nobody_waiting(place: str) -> None:
-    def bug(*_: object) -> Receipt:
+    def bug(*_: object) -> CommittedReading:
         raise ZeroDivisionError
 
     plant = Plant(**{place: bug})  # type: ignore[arg-type]
@@ -648,9 +652,9 @@ async def test_a_bug_ends_the_flusher_and_leaves_nobody_waiting(place: str) -> N
     plant.store.speaking.set()
     with pytest.raises(ExceptionGroup):
         await asyncio.wait_for(work, LONGEST_TEST_S)
-    assert isinstance(waits.result(), DatabaseAway)
+    assert isinstance(waits.result(), DatabaseUnavailable)
     assert in_flight.done(), "it is committed, and its sender hears nothing"
-    assert isinstance(in_flight.result(), Receipt | OutcomeUnknown)
+    assert isinstance(in_flight.result(), CommittedReading | OutcomeUnknown)
     assert plant.pipeline.trouble == "the flusher has stopped"
 
 
@@ -664,9 +668,9 @@ async def test_poison(step: str, ahead_rows: int) -> None:
     with worth_preparing(ahead_rows):
         async with plant.running():
             answers = await asyncio.gather(*(plant.send(sensor) for sensor in sensors))
-            assert isinstance(await plant.send("later"), Receipt)
+            assert isinstance(await plant.send("later"), CommittedReading)
     for sensor, answer in zip(sensors, answers, strict=True):
-        assert isinstance(answer, RejectedByDatabase if sensor == POISON else Receipt), sensor
+        assert isinstance(answer, RejectedByDatabase if sensor == POISON else CommittedReading), sensor
     assert plant.store.stored == [*"abcdefghijk", "later"]
     assert plant.pipeline.buffer.tally.rejected == 2
 
@@ -677,15 +681,15 @@ async def test_too_little_memory() -> None:
     plant.store.memory_rows = 2
     async with plant.running():
         answers = await asyncio.gather(*map(plant.send, "abcdefgh"), plant.send(batch(*"ijk")), return_exceptions=True)
-    assert [type(answer) for answer in answers] == [Receipt] * 8 + [DatabaseAway]
+    assert [type(answer) for answer in answers] == [CommittedReading] * 8 + [DatabaseUnavailable]
     assert plant.store.stored == [*"abcdefgh"]
 
 
-async def test_a_batch_is_one_parcel_with_as_many_ids_as_rows() -> None:
+async def test_a_batch_is_one_submission_with_as_many_ids_as_rows() -> None:
     plant = Plant()
     async with plant.running():
         answers = await asyncio.gather(plant.send("a"), plant.send(batch("b", "c", "b")), plant.send("d"))
-        assert [*answers] == [receipt_of(reading("a"), 1), Stored(3, {}), receipt_of(reading("d"), 5)]
+        assert [*answers] == [receipt_of(reading("a"), 1), BatchResult(3, {}), receipt_of(reading("d"), 5)]
         assert plant.store.ids == [("a", 1), ("b", 2), ("c", 3), ("b", 4), ("d", 5)]
         assert sorted((receipt.id, receipt.sensor) for receipt in plant.published) == [
             (id_, sensor) for sensor, id_ in plant.store.ids
@@ -710,17 +714,17 @@ async def test_each_batch_hears_of_its_own_bad_rows_and_of_no_other(
     plant = Plant()
     async with plant.running():
         contents: list[Content] = []
-        for number, (rows, is_whole) in enumerate(zip(bad, whole, strict=False)):
+        for number, (rows, is_atomic) in enumerate(zip(bad, whole, strict=False)):
             sensors = [f"{BAD if is_bad else 'good'} {number}.{place}" for place, is_bad in enumerate(rows)]
-            contents += [reading(sensors[0])] if is_whole is None else [batch(*sensors, is_whole=is_whole)]
+            contents += [reading(sensors[0])] if is_atomic is None else [batch(*sensors, is_atomic=is_atomic)]
         answers = await asyncio.gather(*map(plant.send, contents))
         await asyncio.sleep(1)
         for content, answer in zip(contents, answers, strict=True):
             refused = refused_of(content)
             if isinstance(content, Batch):
-                assert answer == Stored(content.rows - len(refused), refused)
+                assert answer == BatchResult(content.rows - len(refused), refused)
             else:
-                assert isinstance(answer, RejectedByDatabase if refused else Receipt)
+                assert isinstance(answer, RejectedByDatabase if refused else CommittedReading)
         assert sorted((receipt.sensor, receipt.id) for receipt in plant.published) == sorted(plant.store.ids)
         tally = plant.pipeline.buffer.tally
         assert tally.committed == len(plant.store.stored) == sum(rows for rows, _ in plant.flushes)
@@ -759,7 +763,7 @@ async def test_refused_rows_are_neither_published_nor_remembered(is_listening: b
     async with plant.running():
         many_bad = batch(*[BAD] * PUBLISH_ROWS, "after them")
         await asyncio.gather(
-            plant.send(batch_of(each)), plant.send(many_bad), plant.send(batch(BAD, "x", is_whole=True))
+            plant.send(batch_of(each)), plant.send(many_bad), plant.send(batch(BAD, "x", is_atomic=True))
         )
         await asyncio.sleep(1)
         assert [receipt.sensor for receipt in plant.published] == ["a", "c", "after them"]
@@ -773,12 +777,12 @@ async def test_what_nobody_waits_for_outlives_the_commit_timeout() -> None:
         answers = [plant.send("awaited"), plant.send("not awaited", is_awaited=False)]
         batch_answer = plant.send(batch(*"abc"), is_awaited=False)
         await asyncio.sleep(10 * COMMIT_TIMEOUT_S)
-        assert isinstance(answers[0].result(), DatabaseAway)
+        assert isinstance(answers[0].result(), DatabaseUnavailable)
         assert not answers[1].done()
         assert plant.pipeline.buffer.rows == 4
         plant.store.away = False
-        assert isinstance(await answers[1], Receipt)
-        assert await batch_answer == Stored(3, {})
+        assert isinstance(await answers[1], CommittedReading)
+        assert await batch_answer == BatchResult(3, {})
         assert plant.store.stored == ["not awaited", *"abc"]
 
 
@@ -791,7 +795,7 @@ async def test_what_nobody_waits_for_is_written_again_after_an_unknown_outcome()
         await asyncio.sleep(2 * COMMIT_TIMEOUT_S)
         assert isinstance(answers[0].result(), OutcomeUnknown)
         plant.store.speaking.set()
-        assert isinstance(await answers[1], Receipt)
+        assert isinstance(await answers[1], CommittedReading)
         assert plant.store.attempts == [["awaited", "not awaited"], ["not awaited"]]
 
 
@@ -805,7 +809,7 @@ async def test_a_drain_writes_what_nobody_waits_for_too() -> None:
         assert not drain.done()
         plant.store.speaking.set()
         await drain
-        assert [type(answer.result()) for answer in answers] == [Stored, Receipt]
+        assert [type(answer.result()) for answer in answers] == [BatchResult, CommittedReading]
 
 
 async def test_a_drain_without_a_database_gives_back_what_nobody_waits_for() -> None:
@@ -843,10 +847,10 @@ async def test_room_is_refused_while_the_database_is_away_but_taken_back() -> No
         plant.store.away = True
         answer = plant.send("a")
         await asyncio.sleep(1)
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailable):
             plant.pipeline.reserve("key", 1)
         plant.pipeline.reserve("key", -4)
-        assert isinstance(await answer, DatabaseAway)
+        assert isinstance(await answer, DatabaseUnavailable)
         drain = asyncio.create_task(plant.pipeline.drain(timeout_s=1))
         await asyncio.sleep(0)
         with pytest.raises(ShuttingDown):
@@ -866,9 +870,9 @@ async def test_a_claim_is_kept_with_the_answer_that_its_sender_got() -> None:
             plant.send("unclaimed"),
         )
         assert plant.store.claims == {
-            ("API_KEY", "one"): Kept(b"content", Replay(201, b"id 1")),
-            ("API_KEY", "two"): Kept(b"batch", Replay(422, b"2 stored, without [1]")),
-            ("API_KEY", "three"): Kept(b"content", Replay(422, b"0 stored, without [0]")),
+            ("API_KEY", "one"): StoredResult(b"content", Replay(201, b"id 1")),
+            ("API_KEY", "two"): StoredResult(b"batch", Replay(422, b"2 stored, without [1]")),
+            ("API_KEY", "three"): StoredResult(b"content", Replay(422, b"0 stored, without [0]")),
         }
         assert isinstance(answers[3], RejectedByDatabase), "it may be sent again under the same key"
 
@@ -884,17 +888,17 @@ async def test_a_repetition_is_answered_as_the_first_one_was_and_stores_nothing(
         neighbours = [plant.send("b"), plant.send(batch("c"), claim=claim("another"))]
         again = [plant.send("a", claim=claim()), plant.send("a", claim=claim())]
         other = plant.send("b", claim=claim(content=b"other"))
-        assert isinstance(await first, Receipt)
+        assert isinstance(await first, CommittedReading)
         assert await asyncio.gather(*again) == 2 * [Replay(201, b"id 1")]
         assert isinstance(await other, IdempotencyConflict)
-        assert [type(answer) for answer in await asyncio.gather(*neighbours)] == [Receipt, Stored]
+        assert [type(answer) for answer in await asyncio.gather(*neighbours)] == [CommittedReading, BatchResult]
         assert sorted(plant.store.stored) == ["a", "b", "c"]
         assert (plant.pipeline.buffer.tally.committed, plant.pipeline.buffer.tally.rejected) == (3, 3)
 
 
 async def test_what_another_process_committed_is_answered_as_it_was_there() -> None:
     plant = Plant()
-    kept = {("API_KEY", key): Kept(b"content", Replay(201, key.encode())) for key in "abc"}
+    kept = {("API_KEY", key): StoredResult(b"content", Replay(201, key.encode())) for key in "abc"}
     plant.store.claims |= kept
     async with plant.running():
         answers = await asyncio.gather(
@@ -907,7 +911,7 @@ async def test_what_another_process_committed_is_answered_as_it_was_there() -> N
         assert isinstance(answers[4], IdempotencyConflict)
         assert plant.store.stored == ["d", "a"]
         assert plant.store.attempts == [["a", "b", "c", "d"], ["d", "b", "a"], ["d", "a"]], (
-            "all of a flight are told at once"
+            "all of a flush are told at once"
         )
 
 
@@ -961,7 +965,7 @@ async def test_what_waits_when_a_flush_begins_is_prepared_at_once() -> None:
             await asyncio.sleep(0.1)
             assert plant.store.prepared == [["a", "b", "c"], ["d", "e", "f"]], "two are in the air, and no more"
             plant.store.speaking.set()
-            assert [answer.id for answer in await asyncio.gather(*answers) if isinstance(answer, Receipt)] == [
+            assert [answer.id for answer in await asyncio.gather(*answers) if isinstance(answer, CommittedReading)] == [
                 *range(1, 9)
             ]
             assert plant.store.attempts == [["a", "b", "c"], ["d", "e", "f"], ["g", "h"]]
@@ -977,7 +981,7 @@ async def test_no_third_flush_is_prepared_while_one_is_ready_and_one_is_written(
                 await asyncio.sleep(0.1)
             assert plant.store.prepared == [["a"], ["b", "c"]]
             plant.store.speaking.set()
-            assert [type(answer) for answer in await asyncio.gather(*answers)] == 6 * [Receipt]
+            assert [type(answer) for answer in await asyncio.gather(*answers)] == 6 * [CommittedReading]
             assert plant.store.attempts == [["a"], ["b", "c"], ["d", "e", "f"]]
 
 
@@ -1003,7 +1007,7 @@ async def test_where_large_flushes_gain_and_a_flush_may_have_one_row_all_are_sto
     plant.store.gains_by_large_flushes = True
     async with plant.running():
         answers = [plant.send(sensor) for sensor in "abc"]
-        assert [type(answer) for answer in await asyncio.gather(*answers)] == 3 * [Receipt]
+        assert [type(answer) for answer in await asyncio.gather(*answers)] == 3 * [CommittedReading]
         assert plant.store.attempts == [["a"], ["b"], ["c"]]
 
 
@@ -1013,13 +1017,13 @@ async def test_a_flush_that_fails_again_and_again_is_tried_in_parts_and_then_who
 
     async def write_few(flush: FakeFlush, answers: Callable[[], Mapping[Claim, Replay]], *, was_blocked: bool) -> None:
         if len(sensors_of(flush.contents)) > 2:
-            raise DatabaseAway("out of locks")
+            raise DatabaseUnavailable("out of locks")
         await write(flush, answers, was_blocked=was_blocked)
 
     async with plant.running():
         plant.store.write = write_few  # type: ignore[method-assign]
         answers = [plant.send(sensor, is_awaited=False) for sensor in "abcdefgh"]
-        assert [type(answer) for answer in await asyncio.gather(*answers)] == 8 * [Receipt]
+        assert [type(answer) for answer in await asyncio.gather(*answers)] == 8 * [CommittedReading]
         assert plant.store.stored == list("abcdefgh")
         plant.store.write = write  # type: ignore[method-assign]
         plant.store.attempts.clear()
@@ -1046,7 +1050,7 @@ async def test_a_large_flush_waits_for_what_is_being_decoded(
     plant.store.gains_by_large_flushes = gains
     async with plant.running():
         answers = [plant.send(batch(*["a"] * rows))]
-        with plant.pipeline.expect():
+        with plant.pipeline.batch_being_decoded():
             await asyncio.sleep(decoded_after_s)
         answers.append(plant.send("b"))
         await asyncio.gather(*answers)
@@ -1058,7 +1062,7 @@ async def test_what_is_being_decoded_and_then_refused_is_waited_for_no_longer() 
     plant.store.gains_by_large_flushes = True
     async with plant.running():
         answer = plant.send(batch(*["a"] * ENOUGH_ROWS))
-        with suppress(ValueError), plant.pipeline.expect():
+        with suppress(ValueError), plant.pipeline.batch_being_decoded():
             await asyncio.sleep(LONGEST_WAIT_FOR_BATCHES_S / 4)
             raise ValueError("the body is malformed")
         await asyncio.sleep(LONGEST_WAIT_FOR_BATCHES_S / 4)
@@ -1077,7 +1081,7 @@ async def test_when_a_write_fails_what_was_prepared_ahead_is_written_after_it_al
             plant.store.speaking.set()
             await asyncio.sleep(0.1)
             plant.store.away = False
-            assert [type(answer) for answer in await asyncio.gather(*answers)] == 3 * [Receipt]
+            assert [type(answer) for answer in await asyncio.gather(*answers)] == 3 * [CommittedReading]
             assert plant.store.stored == ["a", "b", "c"]
             assert plant.store.attempts == [["a"], ["a", "b", "c"]]
 
@@ -1110,7 +1114,7 @@ async def test_after_an_unknown_outcome_what_was_prepared_before_it_is_prepared_
             await asyncio.sleep(0.1)
             plant.store.lost_answers.append(committed)
             plant.store.speaking.set()
-            assert [type(answer) for answer in await asyncio.gather(*answers)] == 3 * [Receipt]
+            assert [type(answer) for answer in await asyncio.gather(*answers)] == 3 * [CommittedReading]
             assert plant.store.stored == ["a", "b", "c"]
             anew = [["b", "c"]] if committed else [["a", "b", "c"]]
             assert plant.store.prepared == [["a"], ["b", "c"], *anew]
@@ -1119,7 +1123,7 @@ async def test_after_an_unknown_outcome_what_was_prepared_before_it_is_prepared_
 
 async def test_when_a_repetition_is_found_what_was_prepared_ahead_keeps_its_place() -> None:
     plant = Plant()
-    plant.store.claims[claim().name] = Kept(b"content", Replay(201, b"first"))
+    plant.store.claims[claim().name] = StoredResult(b"content", Replay(201, b"first"))
     with worth_preparing(rows=2):
         async with plant.running():
             plant.store.speaking.clear()
@@ -1144,9 +1148,9 @@ async def test_a_repetition_prepared_ahead_of_the_first_ones_commit_is_recognise
             await asyncio.sleep(0.1)
             assert plant.store.prepared == [["a"], ["a", "b"]]
             plant.store.speaking.set()
-            assert isinstance(await first, Receipt)
+            assert isinstance(await first, CommittedReading)
             assert await again[0] == Replay(201, b"id 1")
-            assert isinstance(await again[1], Receipt)
+            assert isinstance(await again[1], CommittedReading)
             assert plant.store.stored == ["a", "b"]
 
 
@@ -1163,7 +1167,7 @@ async def test_a_preparation_that_fails_is_tried_again() -> None:
             plant.store.preparing.set()
             await asyncio.sleep(1)
             plant.store.away = False
-            assert [type(answer) for answer in await asyncio.gather(*answers)] == [Receipt, Receipt]
+            assert [type(answer) for answer in await asyncio.gather(*answers)] == [CommittedReading, CommittedReading]
             assert plant.store.stored == ["a", "b", "c"]
 
 
@@ -1221,11 +1225,11 @@ async def test_locked_day() -> None:
         plant.store.locked = [(LATE_US, LATE_US)]
         began = now()
         answers = [plant.send(late("a")), plant.send("b"), plant.send(batch_of([late("c"), reading("d")]))]
-        assert isinstance(await answers[1], Receipt)
+        assert isinstance(await answers[1], CommittedReading)
         assert now() - began < LOCK_TIMEOUT_S + 0.1
         for number in range(100):  # which, while a lock is tried, wait a moment
             began = now()
-            assert isinstance(await plant.send(f"live {number}"), Receipt)
+            assert isinstance(await plant.send(f"live {number}"), CommittedReading)
             assert now() - began < 0.1
         late_answer = plant.send(late("e"))
         for answer in (answers[0], answers[2], late_answer):
@@ -1266,7 +1270,7 @@ async def test_lock_that_ends_on_a_busy_server() -> None:
             while not answer.done():
                 live.append(plant.send(f"live {len(live)}"))
                 await asyncio.sleep(ROUND_TRIP_S / 4)
-            assert isinstance(answer.result(), Receipt)
+            assert isinstance(answer.result(), CommittedReading)
             await asyncio.gather(*live)
 
 
@@ -1279,7 +1283,7 @@ async def test_two_locked_days() -> None:
         answers = [plant.send(late("a")), plant.send(reading("b", time_us=other))]
         await asyncio.sleep(LOCK_TIMEOUT_S + 0.1)
         plant.store.locked = [(other, other)]
-        assert isinstance(await answers[0], Receipt)
+        assert isinstance(await answers[0], CommittedReading)
         assert isinstance(await answers[1], DatabaseLocked)
 
 
@@ -1293,7 +1297,7 @@ async def test_locked_without_a_waiting_sender() -> None:
         assert not answer.done()
         with pytest.raises(DatabaseLocked):
             plant.send(late("b"), is_awaited=False)
-        assert isinstance(await plant.send("c", is_awaited=False), Receipt)
+        assert isinstance(await plant.send("c", is_awaited=False), CommittedReading)
         plant.store.locked = []
         began = now()
         await answer
@@ -1308,7 +1312,7 @@ async def test_lock_that_ends_unseen() -> None:
         assert isinstance(await plant.send(late("a")), DatabaseLocked)
         plant.store.locked = []
         await asyncio.sleep(RETRY_BLOCKED_S)
-        assert isinstance(await plant.send(late("b"), is_awaited=False), Receipt)
+        assert isinstance(await plant.send(late("b"), is_awaited=False), CommittedReading)
         answers = [plant.send(late("c"), is_awaited=False), plant.send(late("d"), is_awaited=False)]
         await asyncio.gather(*answers)
     assert plant.store.stored == ["b", "c", "d"]
@@ -1323,7 +1327,7 @@ async def test_locked_claim() -> None:
         await asyncio.gather(*answers[1:])
         assert isinstance(await answers[0], DatabaseLocked)
         plant.store.locked_claims = set()
-        assert isinstance(await plant.send("a", claim=claim("x")), Receipt)
+        assert isinstance(await plant.send("a", claim=claim("x")), CommittedReading)
 
 
 async def test_locked_names() -> None:
@@ -1334,12 +1338,12 @@ async def test_locked_names() -> None:
         plant.store.are_names_locked = True
         began = now()
         answers = [plant.send("b"), plant.send("a"), plant.send(batch_of([reading("a"), reading("b")]))]
-        assert isinstance(await answers[1], Receipt)
+        assert isinstance(await answers[1], CommittedReading)
         assert now() - began < LOCK_TIMEOUT_S + 0.1
         for name in ("c", "d"):
             answers.append(plant.send(name))
             began = now()
-            assert isinstance(await plant.send("a"), Receipt)
+            assert isinstance(await plant.send("a"), CommittedReading)
             assert now() - began < 0.1
         for answer in (answers[0], *answers[2:]):
             assert isinstance(await answer, DatabaseLocked)
@@ -1347,9 +1351,9 @@ async def test_locked_names() -> None:
         answer = plant.send("b")
         await asyncio.sleep(0.1)
         plant.store.are_names_locked = False
-        assert isinstance(await answer, Receipt)
+        assert isinstance(await answer, CommittedReading)
         began = now()
-        assert isinstance(await plant.send("e"), Receipt)
+        assert isinstance(await plant.send("e"), CommittedReading)
         assert now() - began < 0.1
 
 
@@ -1364,21 +1368,21 @@ async def test_locked_names_and_day() -> None:
         await asyncio.sleep(3 * LOCK_TIMEOUT_S)
         for _ in range(100):
             began = now()
-            assert isinstance(await plant.send("a"), Receipt)
+            assert isinstance(await plant.send("a"), CommittedReading)
             assert now() - began < 0.1
             await asyncio.sleep(RETRY_BLOCKED_S / 20)
         plant.store.locked = []
         async with asyncio.timeout(2 * RETRY_BLOCKED_S):
-            assert isinstance(await answers[1], Receipt)
+            assert isinstance(await answers[1], CommittedReading)
         plant.store.locked = [(LATE_US, LATE_US)]
         answers[1] = plant.send(late("a"), is_awaited=False)
         await asyncio.sleep(3 * LOCK_TIMEOUT_S)
         plant.store.are_names_locked = False
         async with asyncio.timeout(2 * RETRY_BLOCKED_S):
-            assert isinstance(await answers[0], Receipt)
+            assert isinstance(await answers[0], CommittedReading)
         assert not answers[1].done()
         began = now()
-        assert isinstance(await plant.send("c", is_awaited=False), Receipt)
+        assert isinstance(await plant.send("c", is_awaited=False), CommittedReading)
         assert now() - began < 0.1
         plant.store.locked = []
         await answers[1]
@@ -1398,7 +1402,7 @@ async def test_names_that_stay_locked() -> None:
         await late_answer
         answer = plant.send("c")
         began = now()
-        assert isinstance(await plant.send("a"), Receipt)
+        assert isinstance(await plant.send("a"), CommittedReading)
         assert now() - began < 0.1
         assert isinstance(await answer, DatabaseLocked)
 
@@ -1411,7 +1415,7 @@ async def test_drain_while_locked() -> None:
         answers = [plant.send(late("a"), is_awaited=False), plant.send("b", is_awaited=False)]
         await plant.pipeline.drain(3)
         assert isinstance(await answers[0], ShuttingDown)
-        assert isinstance(await answers[1], Receipt)
+        assert isinstance(await answers[1], CommittedReading)
 
 
 async def test_unavailable() -> None:
@@ -1457,7 +1461,7 @@ FATE = st.one_of(
 
 
 @dataclass
-class Submission:
+class SentRequest:
     """What was sent, and what is said of it."""
 
     content: Content
@@ -1471,14 +1475,14 @@ class Sender:
 
     def __init__(self, plant: Plant) -> None:
         self.plant = plant
-        self.sent: list[Submission] = []
+        self.sent: list[SentRequest] = []
         self._contents = 0
 
     def send(self, kinds: list[str], form: str, key: str | None, is_awaited: bool) -> None:
         self._contents += 1
         number = self._contents
         each = [reading(f"{kind} {number}.{row}", time_us=T0_US + len(kind)) for row, kind in enumerate(kinds)]
-        content = each[0] if form == "alone" else batch_of(each, is_whole=form == "whole batch")
+        content = each[0] if form == "alone" else batch_of(each, is_atomic=form == "whole batch")
         self.submit(content, claim(key, content=b"%d" % number) if key else None, is_awaited)
 
     def send_again(self, back: int) -> None:
@@ -1488,7 +1492,7 @@ class Sender:
             copy = (
                 Reading(*content)
                 if isinstance(content, Reading)
-                else batch_of(rows_of([content]), is_whole=content.is_whole)
+                else batch_of(rows_of([content]), is_atomic=content.is_atomic)
             )
             _, key, content_hash = old.claim.fingerprint
             self.submit(copy, claim(key, content=content_hash), old.is_awaited)
@@ -1496,7 +1500,7 @@ class Sender:
     def submit(self, content: Content, claim: Claim | None, is_awaited: bool) -> None:
         with suppress(NotStored):
             answered = self.plant.send(content, claim=claim, is_awaited=is_awaited)
-            self.sent.append(Submission(content, claim, is_awaited, answered))
+            self.sent.append(SentRequest(content, claim, is_awaited, answered))
 
 
 def lock(store: FakeStore, what: set[int | str]) -> None:
@@ -1531,7 +1535,7 @@ async def suffer(fate: tuple[str, object], plant: Plant, sender: Sender) -> None
         case ("lose answer", bool(committed)):
             plant.store.lost_answers.append(committed)
         case ("elsewhere", str(key)):
-            plant.store.claims.setdefault(claim(key).name, Kept(b"elsewhere", Replay(201, b"elsewhere")))
+            plant.store.claims.setdefault(claim(key).name, StoredResult(b"elsewhere", Replay(201, b"elsewhere")))
         case ("listening", bool(is_listening)):
             plant.audience.is_listening = is_listening
 
@@ -1574,17 +1578,17 @@ async def test_whatever_the_database_does_every_answer_is_true(
     )
 
 
-def assert_answer_is_true(sent: Submission, first_id: int | None, kept: KeptClaims) -> None:
+def assert_answer_is_true(sent: SentRequest, first_id: int | None, kept: StoredResults) -> None:
     refused = refused_of(sent.content)
     replay = None
     match sent.answered.result():
-        case Receipt() as receipt:
+        case CommittedReading() as receipt:
             assert receipt == receipt_of(rows_of([sent.content])[0], receipt.id)
             assert receipt.id == first_id
             replay = replay_of(receipt)
-        case Stored() as stored:
+        case BatchResult() as stored:
             assert first_id is not None
-            assert stored == Stored(sent.content.rows - len(refused), refused)
+            assert stored == BatchResult(sent.content.rows - len(refused), refused)
             replay = replay_of(stored)
         case RejectedByDatabase():
             assert refused == {0: "PostgreSQL would not take it"}
@@ -1600,7 +1604,7 @@ def assert_answer_is_true(sent: Submission, first_id: int | None, kept: KeptClai
             assert sent.is_awaited, "who doesn't wait is not given up"
             assert isinstance(answer, OutcomeUnknown) or (isinstance(answer, NotStored) and first_id is None)
     if replay is not None and sent.claim is not None:
-        assert kept[sent.claim.name] == Kept(sent.claim.fingerprint.content_hash, replay)
+        assert kept[sent.claim.name] == StoredResult(sent.claim.fingerprint.content_hash, replay)
 
 
 def assert_audience_knows_what_is_stored(plant: Plant) -> None:
@@ -1676,10 +1680,10 @@ async def test_what_waits_for_its_sensors_is_given_back_in_time() -> None:
             parked = plant.send(batch("a", "b"))
             unawaited = plant.send(batch("c", "d"), is_awaited=False)
             began = now()
-            assert isinstance(await parked, DatabaseAway)
+            assert isinstance(await parked, DatabaseUnavailable)
             assert now() - began <= 2 * COMMIT_TIMEOUT_S + SWEEP_INTERVAL_S
             plant.store.learning.set()
-            assert await unawaited == Stored(2, {})
+            assert await unawaited == BatchResult(2, {})
     assert plant.store.stored == ["c", "d"]
 
 
@@ -1692,7 +1696,7 @@ async def test_sensors_that_cannot_be_learnt_are_left_to_the_flush() -> None:
             parked = plant.send(batch("a", "b"))
             await asyncio.sleep(0.5)
             plant.store.away = False
-            assert await parked == Stored(2, {})
+            assert await parked == BatchResult(2, {})
 
 
 async def test_poison_among_new_sensors() -> None:
@@ -1702,9 +1706,9 @@ async def test_poison_among_new_sensors() -> None:
     async with plant.running():
         with new_names_at_most(1):
             poisoned = plant.send(batch("a", POISON))
-            assert isinstance(await plant.send("b"), Receipt)
+            assert isinstance(await plant.send("b"), CommittedReading)
             assert isinstance(await poisoned, RejectedByDatabase)
-            assert isinstance(await plant.send(batch("c", "d")), Stored)
+            assert isinstance(await plant.send(batch("c", "d")), BatchResult)
     assert plant.store.stored == ["b", "c", "d"]
 
 
@@ -1718,4 +1722,4 @@ async def test_a_stop_waits_for_what_is_parked() -> None:
         await asyncio.sleep(0.5)
         plant.store.learning.set()
         await draining
-        assert await parked == Stored(2, {})
+        assert await parked == BatchResult(2, {})

@@ -3,14 +3,14 @@
 import pytest
 
 from app.errors import TooManySubscribers
-from app.ingest.receipt import Receipt
-from app.live.bus import LocalBus, Places
+from app.ingest.receipt import CommittedReading
+from app.live.bus import ConnectionQuota, LocalBus
 from app.live.hub import Hub
 from tests.unit.samples import at_once, receipt
 
 
 def test_a_key_has_as_many_places_as_it_may_and_another_key_its_own() -> None:
-    places = Places(2)
+    places = ConnectionQuota(2)
     places.take("a", "API_KEY")
     places.take("b", "API_KEY")
     with pytest.raises(TooManySubscribers, match="already has 2"):
@@ -41,7 +41,7 @@ class Recorder(LocalBus):
     def __init__(self, *, wanted: bool) -> None:
         super().__init__(10)
         self.wanted = wanted
-        self.forwarded: list[Receipt] = []
+        self.forwarded: list[CommittedReading] = []
 
     def forward(self, receipts: object) -> None:
         assert isinstance(receipts, list)

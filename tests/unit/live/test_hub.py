@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import TooManySubscribers
-from app.ingest.receipt import Receipt
+from app.ingest.receipt import CommittedReading
 from app.live.bus import LocalBus
 from app.live.hub import Hub, Subscriber
 from app.live.mailbox import later
@@ -168,7 +168,7 @@ MESSAGES = st.lists(
 )
 
 
-def conflated(messages: list[Receipt]) -> list[Receipt]:
+def conflated(messages: list[CommittedReading]) -> list[CommittedReading]:
     """The latest message of each sensor, in the order in which the sensors were last heard of: slow and obvious."""
     last_heard_first = dict.fromkeys(message.sensor for message in reversed(messages))
     return [
@@ -179,14 +179,14 @@ def conflated(messages: list[Receipt]) -> list[Receipt]:
 
 @given(MESSAGES, st.integers(1, 8), st.integers(0, 60), st.data())
 def test_conflation_keeps_exactly_the_latest_of_each_sensor(
-    messages: list[Receipt], max_messages: int, max_bytes: int, data: st.DataObject
+    messages: list[CommittedReading], max_messages: int, max_bytes: int, data: st.DataObject
 ) -> None:
     def overfull() -> bool:
         return len(expected) > max_messages or sum(len(message.payload) for message in expected) > max_bytes
 
     house = hub(messages=max_messages, size_bytes=max_bytes)
     subscriber = listen(house)
-    expected: list[Receipt] = []
+    expected: list[CommittedReading] = []
     published = left_out = 0
     while messages and not subscriber.dropped:
         count = data.draw(st.integers(1, len(messages)), "published at once")

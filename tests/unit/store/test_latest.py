@@ -12,39 +12,42 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from app.store import latest
-from app.store.latest import SCHEMA, LatestReadings, LatestRows, Noted
+from app.store.latest import SCHEMA, LatestReadings, LatestRow, LatestRows
 
 values = st.none() | st.floats(allow_nan=False)
 
 
-def batch_of(rows: Sequence[Noted]) -> pa.RecordBatch:
+def batch_of(rows: Sequence[LatestRow]) -> pa.RecordBatch:
     columns = zip(*rows, strict=True)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 
 @st.composite
-def flushes(draw: st.DrawFn) -> list[list[Noted]]:
+def flushes(draw: st.DrawFn) -> list[list[LatestRow]]:
     """Of each flush the latest row of each of its sensors, by sensor; flushes of one set of sensors occur again."""
     some_sensors = st.lists(st.integers(1, 6), min_size=1, unique=True).map(sorted)
     sets = draw(st.lists(some_sensors, min_size=1, max_size=3))
     ids = iter(draw(st.permutations(range(1, 200))))
     return [
-        [Noted(sensor, draw(st.integers(0, 5)), next(ids), *draw(st.tuples(values, values, values))) for sensor in of]
+        [
+            LatestRow(sensor, draw(st.integers(0, 5)), next(ids), *draw(st.tuples(values, values, values)))
+            for sensor in of
+        ]
         for of in draw(st.lists(st.sampled_from(sets), min_size=1, max_size=12))
     ]
 
 
-def rank(row: Noted, horizon_us: float) -> tuple[bool, int, int]:
+def rank(row: LatestRow, horizon_us: float) -> tuple[bool, int, int]:
     return row.time <= horizon_us, row.time, row.id
 
 
 @pytest.mark.parametrize("compact_rows", [0, 5, 100_000])
 @given(flushes=flushes(), horizon_us=st.sampled_from([math.inf, 2, 0, -1]))
 def test_the_latest_of_each_sensor_is_kept_whatever_came_together(
-    flushes: list[list[Noted]], compact_rows: int, horizon_us: float
+    flushes: list[list[LatestRow]], compact_rows: int, horizon_us: float
 ) -> None:
     """Later by time, and of one time by id; what is beyond the horizon gives way to what is not."""
     with pytest.MonkeyPatch.context() as patch:
@@ -52,7 +55,7 @@ def test_the_latest_of_each_sensor_is_kept_whatever_came_together(
         noted = LatestRows()
         for rows in flushes:
             noted.note(batch_of(rows), horizon_us)
-    expected: dict[int, Noted] = {}
+    expected: dict[int, LatestRow] = {}
     for row in (row for rows in flushes for row in rows):
         known = expected.get(row.sensor_id)
         if known is None or rank(row, horizon_us) > rank(known, horizon_us):
@@ -60,7 +63,7 @@ def test_the_latest_of_each_sensor_is_kept_whatever_came_together(
     found = noted.latest(horizon_us)
     times = found["time"].cast(pa.int64())
     columns = (column.to_pylist() for column in (found["sensor_id"], times, *found.columns[2:]))
-    assert list(map(Noted._make, zip(*columns, strict=True))) == [expected[sensor] for sensor in sorted(expected)]
+    assert list(map(LatestRow._make, zip(*columns, strict=True))) == [expected[sensor] for sensor in sorted(expected)]
 
 
 async def test_a_process_that_ends_while_it_writes() -> None:
@@ -72,7 +75,7 @@ async def test_a_process_that_ends_while_it_writes() -> None:
             self.answering = asyncio.Event()
 
         @asynccontextmanager
-        async def borrow(self, **_: float) -> AsyncIterator["Recording"]:
+        async def connection(self, **_: float) -> AsyncIterator["Recording"]:
             yield self
 
         async def execute(self, _: str, columns: dict[str, str]) -> None:
@@ -81,10 +84,10 @@ async def test_a_process_that_ends_while_it_writes() -> None:
 
     database = Recording()
     readings = LatestReadings(cast("Any", database))
-    readings.note([Noted(1, 0, 1, 1.5, None, None)], None)
+    readings.note([LatestRow(1, 0, 1, 1.5, None, None)], None)
     writing = asyncio.create_task(readings.write())
     await asyncio.sleep(0)
-    readings.note([Noted(2, 0, 2, 1.5, None, None)], None)
+    readings.note([LatestRow(2, 0, 2, 1.5, None, None)], None)
     writing.cancel()
     await asyncio.gather(writing, return_exceptions=True)
     database.answering.set()
@@ -95,7 +98,7 @@ async def test_a_process_that_ends_while_it_writes() -> None:
 def test_no_rows_are_nothing_noted() -> None:
     """All of a flush may have been refused."""
     noted = LatestRows()
-    noted.note(batch_of([Noted(1, 0, 1, 1.5, None, None)]).slice(0, 0))
+    noted.note(batch_of([LatestRow(1, 0, 1, 1.5, None, None)]).slice(0, 0))
     assert not noted.batches()
 
 
@@ -104,15 +107,15 @@ def test_what_the_database_did_not_take_is_noted_with_what_came_meanwhile() -> N
 
     class Away:
         @asynccontextmanager
-        async def borrow(self, **_: float) -> AsyncIterator[None]:
-            readings.note([], batch_of([Noted(sensor, 5, sensor, 2.5, None, None) for sensor in range(10)]))
-            raise DatabaseAway("away")
+        async def connection(self, **_: float) -> AsyncIterator[None]:
+            readings.note([], batch_of([LatestRow(sensor, 5, sensor, 2.5, None, None) for sensor in range(10)]))
+            raise DatabaseUnavailable("away")
             yield
 
     readings = LatestReadings(Away())  # type: ignore[arg-type]
     for time_us in (8, 9, 3):
-        readings.note([], batch_of([Noted(sensor, time_us + sensor, 1, 1.5, None, None) for sensor in range(10)]))
-        with pytest.raises(DatabaseAway):
+        readings.note([], batch_of([LatestRow(sensor, time_us + sensor, 1, 1.5, None, None) for sensor in range(10)]))
+        with pytest.raises(DatabaseUnavailable):
             asyncio.run(readings.write())  # it uses a thread, for which virtual time does not wait
     (batch,) = readings.unwritten.batches()
     assert batch["time"].cast(pa.int64()).to_pylist() == [9 + sensor for sensor in range(10)]
@@ -122,7 +125,7 @@ def test_the_same_sensors_again_are_no_more_rows() -> None:
     """However many flushes come before the database takes what is noted."""
     noted = LatestRows()
     for time_us in range(100):
-        noted.note(batch_of([Noted(sensor, time_us, time_us, 1.5, None, None) for sensor in range(10)]))
+        noted.note(batch_of([LatestRow(sensor, time_us, time_us, 1.5, None, None) for sensor in range(10)]))
     assert [batch.num_rows for batch in noted.batches()] == [10]
 
 
@@ -137,9 +140,9 @@ class Table:
         """The sensors of each statement."""
 
     @asynccontextmanager
-    async def borrow(self, **_: float) -> AsyncIterator["Table"]:
+    async def connection(self, **_: float) -> AsyncIterator["Table"]:
         if len(self.written) == self.takes:
-            raise DatabaseAway("away")
+            raise DatabaseUnavailable("away")
         yield self
 
     async def execute(self, _: str, columns: dict[str, str]) -> None:
@@ -151,9 +154,9 @@ def test_what_is_written_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(latest, "PIECE_ROWS", 400)
     table = Table(3)
     readings = LatestReadings(cast("Any", table))
-    readings.note([Noted(sensor, 1, sensor, 1.5, None, None) for sensor in range(700)], None)
-    readings.note([], batch_of([Noted(sensor, 1, sensor, 1.5, None, None) for sensor in range(1_000, 2_000)]))
-    with pytest.raises(DatabaseAway):
+    readings.note([LatestRow(sensor, 1, sensor, 1.5, None, None) for sensor in range(700)], None)
+    readings.note([], batch_of([LatestRow(sensor, 1, sensor, 1.5, None, None) for sensor in range(1_000, 2_000)]))
+    with pytest.raises(DatabaseUnavailable):
         asyncio.run(readings.write())
     assert [len(sensors) for sensors in table.written] == [400, 300, 400]
     assert readings.age_s > 0
@@ -172,7 +175,7 @@ def test_many_that_came_alone_are_not_held_one_by_one(monkeypatch: pytest.Monkey
     table = Table(99)
     readings = LatestReadings(cast("Any", table))
     for start in range(0, 100, 5):
-        readings.note([Noted(sensor, 1, sensor, 1.5, None, 2.5) for sensor in range(start + 5, start, -1)], None)
+        readings.note([LatestRow(sensor, 1, sensor, 1.5, None, 2.5) for sensor in range(start + 5, start, -1)], None)
     assert sum(batch.num_rows for batch in readings.unwritten.batches()) == 100
     asyncio.run(readings.write())
     assert table.written == [list(range(1, 101))]
@@ -185,7 +188,7 @@ def test_an_age_that_grows_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog:
     readings = LatestReadings(cast("Any", table), clock=lambda: next(now))
 
     async def work() -> None:
-        readings.note([Noted(1, 1, 1, 1.5, None, None)], None)
+        readings.note([LatestRow(1, 1, 1, 1.5, None, None)], None)
         writing = asyncio.create_task(readings.run())
         while "is" not in caplog.text:
             await asyncio.sleep(0)

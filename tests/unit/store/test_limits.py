@@ -11,7 +11,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.store.latest import Noted
+from app.store.latest import LatestRow
 from app.store.limits import METRICS, NO_LIMITS, LimitSnapshot
 from app.store.wire import HEADER, TRAILER, WIRE_SCHEMA, in_order
 
@@ -57,7 +57,7 @@ def snapshot(limits: Limits) -> LimitSnapshot:
     return LimitSnapshot(array("q", sensor_ids), lower, [bounds(metric, 1, float("inf")) for metric in METRICS])
 
 
-def batch_of(readings: Sequence[Noted]) -> pa.RecordBatch:
+def batch_of(readings: Sequence[LatestRow]) -> pa.RecordBatch:
     columns: list[list[Any]] = [[reading.time for reading in readings], [reading.sensor_id for reading in readings]]
     columns += [[reading.id for reading in readings], [1] * len(readings)]
     columns += [[reading[place] for reading in readings] for place in (3, 4, 5)]
@@ -86,7 +86,7 @@ def decoded(pieces: Sequence[bytes]) -> list[Logged]:
     return rows
 
 
-def expected(limits: Limits, readings: Sequence[Noted]) -> set[Logged]:
+def expected(limits: Limits, readings: Sequence[LatestRow]) -> set[Logged]:
     beyond: defaultdict[tuple[int, str, bool, float], list[tuple[float, int]]] = defaultdict(list)
     for reading in readings:
         for metric, value in zip(METRICS, reading[3:], strict=True):
@@ -110,18 +110,18 @@ BOUNDS = st.tuples(LOWER, UPPER) | st.tuples(LOWER, st.none()) | st.tuples(st.no
 LIMITS = st.dictionaries(st.integers(1, 6), st.dictionaries(st.sampled_from(METRICS), BOUNDS, min_size=1), max_size=5)
 READINGS = st.lists(
     st.tuples(st.integers(1, 6), st.integers(0, 9), VALUES, VALUES, VALUES), min_size=1, max_size=40
-).map(lambda rows: [Noted(row[0], T0_US + row[1] * 1_000_000, place, *row[2:]) for place, row in enumerate(rows)])
+).map(lambda rows: [LatestRow(row[0], T0_US + row[1] * 1_000_000, place, *row[2:]) for place, row in enumerate(rows)])
 
 
 @given(limits=LIMITS, readings=READINGS)
-def test_batch_violations(limits: Limits, readings: list[Noted]) -> None:
+def test_batch_violations(limits: Limits, readings: list[LatestRow]) -> None:
     """A batch has one row for each sensor, metric and side, which counts every reading beyond."""
     found = snapshot(limits).violations([], batch_of(readings))
     assert {*(decoded(found) if found else [])} == expected(limits, readings)
 
 
 @given(limits=LIMITS, readings=READINGS)
-def test_single_violations(limits: Limits, readings: list[Noted]) -> None:
+def test_single_violations(limits: Limits, readings: list[LatestRow]) -> None:
     """Each single reading beyond a limit has a row of its own."""
     found = snapshot(limits).violations(readings, None)
     each = [row for reading in readings for row in expected(limits, [reading])]
@@ -131,11 +131,11 @@ def test_single_violations(limits: Limits, readings: list[Noted]) -> None:
 def test_single_and_batch_violations() -> None:
     """Both kinds of a flush are in one COPY."""
     limits: Limits = {7: {"humidity": (None, 50.0)}}
-    one, other = Noted(7, T0_US, 1, 20.0, 51.0, None), Noted(7, T0_US, 2, 20.0, 52.0, None)
+    one, other = LatestRow(7, T0_US, 1, 20.0, 51.0, None), LatestRow(7, T0_US, 2, 20.0, 52.0, None)
     found = decoded(snapshot(limits).violations([one], batch_of([other])))
     assert [(row.value, row.readings) for row in found] == [(51.0, 1), (52.0, 1)]
 
 
 def test_no_limits() -> None:
     """Without limits nothing is looked at."""
-    assert NO_LIMITS.violations([Noted(1, T0_US, 1, 1e9, None, None)], None) == []
+    assert NO_LIMITS.violations([LatestRow(1, T0_US, 1, 1e9, None, None)], None) == []

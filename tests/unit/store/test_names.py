@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from psycopg import sql
 
-from app.errors import DatabaseAway
+from app.errors import DatabaseUnavailable
 from app.store.names import MIN_REMEMBERED_NAMES, NAME_BYTES, PIECE_NAMES, Remembered, SensorIds
 
 
@@ -26,7 +26,7 @@ class Sensors:
         self._rows: list[tuple[int, str]] = []
 
     @asynccontextmanager
-    async def borrow(self, *, timeout_s: float) -> AsyncIterator["Sensors"]:  # noqa: ARG002
+    async def connection(self, *, timeout_s: float) -> AsyncIterator["Sensors"]:  # noqa: ARG002
         await asyncio.sleep(next(self._delays_s))
         yield self
 
@@ -38,7 +38,7 @@ class Sensors:
         if isinstance(statement, str):
             return self
         if len(self.asked) == self._answers:
-            raise DatabaseAway("away")
+            raise DatabaseUnavailable("away")
         self.asked.append(lists[0])
         if "INSERT" in statement.as_string():
             self.ids |= {name: len(self.ids) + place for place, name in enumerate(lists[0], 1)}
@@ -69,7 +69,7 @@ async def test_names_are_asked_for_in_pieces_that_are_kept() -> None:
     table = Sensors(answers=4)
     sensors = SensorIds(cast("Any", table), timeout_s=9)
     names = [f"sensor {number}" for number in range(3 * PIECE_NAMES)]
-    with pytest.raises(DatabaseAway):
+    with pytest.raises(DatabaseUnavailable):
         await sensors.ids_of(names, lock_timeout_s=1)
     assert len(table.ids) == 2 * PIECE_NAMES
     assert len(sensors.unknown_of(pa.array(names))) == PIECE_NAMES

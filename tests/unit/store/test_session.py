@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.errors import ConfigurationError, DatabaseAway
+from app.errors import ConfigurationError, DatabaseUnavailable
 from app.store.session import inspected
 
 GOOD = {
@@ -29,8 +29,8 @@ def test_nothing_to_pin() -> None:
 @pytest.mark.parametrize(
     ("found", "error", "message"),
     [
-        ({"is_standby": True}, DatabaseAway, "standby"),
-        ({"restoring": "on"}, DatabaseAway, r"run: SELECT timescaledb_post_restore\(\)"),
+        ({"is_standby": True}, DatabaseUnavailable, "standby"),
+        ({"restoring": "on"}, DatabaseUnavailable, r"run: SELECT timescaledb_post_restore\(\)"),
         ({"encoding": "LATIN1"}, ConfigurationError, "'readings' has the encoding LATIN1"),
         ({"schema": None}, ConfigurationError, "The search path .* has no schema"),
         ({"disabled": "on"}, ConfigurationError, "RESET timescaledb.disable_load"),

@@ -3,10 +3,10 @@
 import pytest
 
 from app.errors import Unauthorized
-from app.web.auth import ApiKey, Keyring, Scope
+from app.web.auth import ApiKey, ApiKeys, Scope
 
 MASTER, EARS = "correct-horse-battery", "correct-horse-listens"
-KEYRING = Keyring(
+KEYRING = ApiKeys(
     ApiKey("API_KEY", MASTER, frozenset(Scope)),
     ApiKey("API_KEY_WS", EARS, frozenset({Scope.LISTEN})),
 )
@@ -21,7 +21,7 @@ KEYRING = Keyring(
     ],
 )
 def test_a_key_opens_what_it_is_for(shown: str, scope: Scope, name: str) -> None:
-    assert KEYRING.name_of(shown.encode(), scope) == name
+    assert KEYRING.authorize(shown.encode(), scope) == name
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_key_opens_what_it_is_for(shown: str, scope: Scope, name: str) -> None
 )
 def test_any_other_key_opens_nothing(shown: bytes | None, scope: Scope, reason: str) -> None:
     with pytest.raises(Unauthorized, match=reason) as refusal:
-        KEYRING.name_of(shown, scope)
+        KEYRING.authorize(shown, scope)
     assert MASTER not in str(refusal.value)
     assert EARS not in str(refusal.value)
 
@@ -51,13 +51,13 @@ def test_any_other_key_opens_nothing(shown: bytes | None, scope: Scope, reason: 
 )
 def test_knows(shown: str | None, known: bool) -> None:
     """A key is known whatever it is for; nothing is no key, also where a key is empty."""
-    ring = Keyring(ApiKey("EMPTY", "", frozenset()), *(ApiKey(key, key, frozenset()) for key in (MASTER, EARS)))
+    ring = ApiKeys(ApiKey("EMPTY", "", frozenset()), *(ApiKey(key, key, frozenset()) for key in (MASTER, EARS)))
     assert ring.knows(shown.encode() if shown is not None else None) is known
 
 
 def test_without_keys_nothing_opens_not_even_to_nothing() -> None:
     with pytest.raises(Unauthorized):
-        Keyring(ApiKey("API_KEY", "", frozenset(Scope))).name_of(b"", Scope.INGEST)
+        ApiKeys(ApiKey("API_KEY", "", frozenset(Scope))).authorize(b"", Scope.INGEST)
 
 
 def test_no_key_is_shown_where_it_is_printed() -> None:

@@ -19,9 +19,9 @@ from uvicorn.server import ServerState
 from app.errors import BufferFull, Unauthorized
 from app.web.bodies import STALLED_AFTER_S
 from app.web.connections import ConnectionLimit
-from app.web.protocol import HEAD_TIMEOUT_S, MAX_HEAD_BYTES, SLICE_BYTES, Exchange, HttpProtocol, TakeBody
+from app.web.protocol import HEAD_TIMEOUT_S, MAX_HEAD_BYTES, SLICE_BYTES, BodyHandler, Exchange, HttpProtocol
 from app.web.slices import Slices
-from app.web.transport import LINGER_BYTES, LINGER_S, MAX_PENDING_BYTES, OneWriteATurn
+from app.web.transport import LINGER_BYTES, LINGER_S, MAX_PENDING_BYTES, CoalescingTransport
 
 MAX_BODY_BYTES = 100
 
@@ -82,7 +82,7 @@ class Desk:
     def knows(self, key: bytes | None) -> bool:
         return key == b"k"
 
-    def open(self, exchange: Exchange) -> TakeBody:
+    def open(self, exchange: Exchange) -> BodyHandler:
         self.opened.append(exchange)
         if exchange.headers.get(b"x-api-key") != b"k":
             raise Unauthorized("no key")
@@ -699,7 +699,7 @@ async def test_a_stopping_server_closes_idle_connections_and_answers_the_others_
 async def test_an_error_is_the_answer_also_one_that_nobody_foresaw(
     when: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(error: Exception) -> TakeBody:
+    def fail(error: Exception) -> BodyHandler:
         def take(_: bytes) -> None:
             raise error
 
@@ -774,7 +774,7 @@ async def test_without_trusted_proxies_a_sender_can_claim_no_address() -> None:
 
 async def test_what_is_written_in_one_turn_goes_out_at_once_and_before_what_cannot_wait() -> None:
     wire = Wire()
-    transport = OneWriteATurn(wire, asyncio.get_running_loop())
+    transport = CoalescingTransport(wire, asyncio.get_running_loop())
     transport.write(b"a")
     transport.write(b"b")
     assert wire.writes == []
@@ -994,7 +994,7 @@ async def test_stopping_server_refuses_what_still_comes() -> None:
 
 
 async def until_cancelled(_: Scope, receive: Receive, send: Send) -> None:
-    """Reads the body, and answers 503 where that is cancelled, as our routes do."""
+    """QueryService the body, and answers 503 where that is cancelled, as our routes do."""
     try:
         while (await receive())["more_body"]:
             pass

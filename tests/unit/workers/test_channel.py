@@ -5,9 +5,9 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from app.ingest.receipt import Receipt
-from app.workers.channel import MOST_CONTROLS, Channel, ChannelTally
-from app.workers.messages import Collect, Control, Drain, Lapse, Leave, Receipts
+from app.ingest.receipt import CommittedReading
+from app.workers.channel import MOST_CONTROLS, Channel, ChannelStats
+from app.workers.messages import Collect, Control, Drain, Leave, MessagesDropped, Receipts
 from tests.unit.samples import receipt
 
 
@@ -15,7 +15,7 @@ from tests.unit.samples import receipt
 async def channels(*, max_messages: int = 1_000, max_bytes: int = 1_000_000) -> AsyncIterator[tuple[Channel, Channel]]:
     """Both ends of a channel."""
     ends = [
-        await Channel.open(end, max_messages=max_messages, max_bytes=max_bytes, tally=ChannelTally())
+        await Channel.open(end, max_messages=max_messages, max_bytes=max_bytes, tally=ChannelStats())
         for end in socket.socketpair()
     ]
     yield ends[0], ends[1]
@@ -71,7 +71,7 @@ async def test_readings_that_find_no_room_are_a_lapse_that_names_the_latest_and_
         one.forward([receipt(9)])
         one.send(Drain())
         got = await received(other, Drain())
-        assert got[1:] == [Lapse(receipt(1, sensor="1", time_us=-1)), [receipt(9)], Drain()]
+        assert got[1:] == [MessagesDropped(receipt(1, sensor="1", time_us=-1)), [receipt(9)], Drain()]
         assert one.tally.lapses == 2
 
 
@@ -99,5 +99,5 @@ async def test_an_end_that_takes_no_messages_for_ever_is_given_up() -> None:
 
 async def clog(end: Channel) -> None:
     """Fills what the kernel and the transport hold, so that whatever comes next has to wait."""
-    end.forward([Receipt(0, 0, "clog", b"x" * 900_000)])
+    end.forward([CommittedReading(0, 0, "clog", b"x" * 900_000)])
     await asyncio.sleep(0.001)

@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.ingest.receipt import Receipt
+from app.ingest.receipt import CommittedReading
 from app.workers import messages
 from app.workers.messages import Control
 from tests.unit.samples import names, times_us
 
-RECEIPT = Receipt(7, -1, 'ü"\n', b'{"id": 7, "sensor_id": "\xc3\xbc\\"\\n"}')
+RECEIPT = CommittedReading(7, -1, 'ü"\n', b'{"id": 7, "sensor_id": "\xc3\xbc\\"\\n"}')
 
-receipts = st.builds(Receipt, st.integers(1, 2**63 - 1), times_us, names, st.binary(max_size=50))
+receipts = st.builds(CommittedReading, st.integers(1, 2**63 - 1), times_us, names, st.binary(max_size=50))
 
 
 def body_of(frame: bytes) -> bytes:
@@ -31,16 +31,16 @@ def body_of(frame: bytes) -> bytes:
         messages.Drain(),
         messages.Join(3, "API_KEY"),
         messages.Leave(3),
-        messages.Interest(wanted=False, number=4),
-        messages.Heard(4, None),
-        messages.Heard(4, RECEIPT),
+        messages.SetForwarding(wanted=False, number=4),
+        messages.ForwardingAck(4, None),
+        messages.ForwardingAck(4, RECEIPT),
         messages.Granted(3, None),
         messages.Granted(3, RECEIPT),
         messages.Refused(3),
-        messages.Lapse(RECEIPT),
+        messages.MessagesDropped(RECEIPT),
         messages.Scrape(9),
         messages.Collect(9),
-        messages.Families(9, '[["name", "help \\" and more", 1]]'),
+        messages.MetricFamilies(9, '[["name", "help \\" and more", 1]]'),
         messages.Exposition(9, "# HELP x\n"),
         messages.Exposition(9, None),
     ],
@@ -51,8 +51,8 @@ def test_a_message_is_read_as_it_was_written(message: Control) -> None:
 
 
 @given(st.lists(receipts, min_size=1))
-def test_receipts_are_read_as_they_were_written(written: list[Receipt]) -> None:
+def test_receipts_are_read_as_they_were_written(written: list[CommittedReading]) -> None:
     read = messages.decode(body_of(messages.encode_receipts(written)))
     assert read == written
     assert isinstance(read, list)
-    assert all(isinstance(receipt, Receipt) for receipt in read)
+    assert all(isinstance(receipt, CommittedReading) for receipt in read)

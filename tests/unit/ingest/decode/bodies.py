@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from app.ingest.batch import BATCH_SCHEMA
 from app.ingest.decode import csvs, jsons
-from app.ingest.decode.columns import Decoded, Terms
+from app.ingest.decode.columns import Decoded, DecodeOptions
 from app.ingest.decode.readings import Format, decode_readings
 from app.ingest.decode.timestamps import Precision, TimeWindow
 from tests.unit.ingest.decode.reference import KNOWN, Row, Rules
 from tests.unit.samples import SOURCE, T0_US
 
-Sent = Mapping[str, object]
+ParsedColumns = Mapping[str, object]
 
 MAX_ERRORS = 100
 
@@ -57,9 +57,9 @@ def decode(
     return decode_readings(body, form, terms)
 
 
-def terms_of(held_to: Rules | None = None, *, max_rows: int = 100_000, **others: Any) -> Terms:
+def terms_of(held_to: Rules | None = None, *, max_rows: int = 100_000, **others: Any) -> DecodeOptions:
     held_to = held_to or rules()
-    return Terms(
+    return DecodeOptions(
         source=SOURCE,
         precision=held_to.precision,
         window=held_to.window,
@@ -122,11 +122,11 @@ def json_array(rows: Sequence[object]) -> bytes:
     return json.dumps(rows).encode()
 
 
-def json_columns(rows: Sequence[Sent]) -> bytes:
+def json_columns(rows: Sequence[ParsedColumns]) -> bytes:
     return json.dumps({name: [row.get(name) for row in rows] for name in KNOWN}).encode()
 
 
-def csv(rows: Sequence[Sent], names: Sequence[str] = KNOWN) -> bytes:
+def csv(rows: Sequence[ParsedColumns], names: Sequence[str] = KNOWN) -> bytes:
     def field(value: object) -> str:
         text = "" if value is None else value if isinstance(value, str) else repr(value)
         return '"' + text.replace('"', '""') + '"' if set(text) & set('",\r\n') else text
@@ -135,7 +135,7 @@ def csv(rows: Sequence[Sent], names: Sequence[str] = KNOWN) -> bytes:
     return "".join(",".join(line) + "\n" for line in lines).encode()
 
 
-def table(rows: Sequence[Sent], **types: pa.DataType) -> pa.Table:
+def table(rows: Sequence[ParsedColumns], **types: pa.DataType) -> pa.Table:
     """The rows as Arrow, text and floats unless ``types`` says otherwise."""
     types = {"sensor_id": pa.string(), "time": pa.string(), **dict.fromkeys(KNOWN[2:], pa.float64())} | types
     return pa.table({name: pa.array([row.get(name) for row in rows], type_) for name, type_ in types.items()})

@@ -11,7 +11,7 @@ from app.errors import InvalidReading
 from app.ingest.batch import Reading
 from app.ingest.decode.reading import ReadingBody, decode_reading
 from app.ingest.decode.timestamps import TimeWindow
-from app.web import problems
+from app.web import error_responses
 from tests.unit.samples import SOURCE, T0_US, measures, names
 
 WINDOW = TimeWindow.of(past_days=30, future_minutes=10)
@@ -115,7 +115,7 @@ def test_a_reading_is_taken(sent: bytes, taken: Reading) -> None:
 def test_what_is_no_reading_is_refused_in_the_form_of_fastapi(sent: bytes, loc: tuple[str, ...], type_: str) -> None:
     with pytest.raises(InvalidReading) as refusal:
         decode(sent)
-    status, _, answer = problems.answer(refusal.value)
+    status, _, answer = error_responses.answer(refusal.value)
     [fault] = orjson.loads(answer)["detail"]
     assert (status, tuple(fault["loc"]), fault["type"]) == (422, loc, type_)
     assert fault.keys() == {"type", "loc", "msg", "input"}
@@ -168,7 +168,7 @@ def test_whatever_the_bytes_are_they_are_a_reading_or_an_answer_in_json(sent: by
     try:
         decode(sent, ANY_TIME)
     except InvalidReading as error:
-        status, _, answer = problems.answer(error)
+        status, _, answer = error_responses.answer(error)
         assert status == 422
         assert all(fault["loc"][0] == "body" for fault in orjson.loads(answer)["detail"])
 

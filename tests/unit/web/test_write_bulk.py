@@ -12,13 +12,13 @@ from starlette.types import Message
 
 from app.errors import BodyStalled, BodyTooLarge, BufferFull, MalformedBody, SensorFlowError, UnsupportedEncoding
 from app.ingest.batch import Content
-from app.ingest.buffer import Answer
-from app.ingest.claim import Claim, Fingerprint
+from app.ingest.buffer import WriteResult
+from app.ingest.claim import Claim, RequestIdentity
 from app.ingest.decode.timestamps import TimeWindow
-from app.ingest.receipt import Stored
-from app.web.auth import ApiKey, Keyring, Scope
+from app.ingest.receipt import BatchResult
+from app.web.auth import ApiKey, ApiKeys, Scope
 from app.web.bodies import STALLED_AFTER_S
-from app.web.readings import DECODING_FACTOR, BulkIngest, Limits
+from app.web.write_bulk import DECODING_FACTOR, BulkIngest, Limits
 from tests.unit.ingest.decode import bodies
 from tests.unit.samples import T0_US
 
@@ -28,7 +28,7 @@ READING = b'{"sensor_id":"a","temperature":1}'
 FEW = Limits(body_bytes=1_000, inflated_bytes=1_000, rows=10, days=10, held_bytes=100_000)
 
 
-class Intake:
+class IngestQueue:
     """A pipeline that commits at once, and keeps account of the room that is held."""
 
     def __init__(self, room_bytes: int = 1_000_000) -> None:
@@ -45,13 +45,13 @@ class Intake:
         self.most_held_bytes = max(self.most_held_bytes, self.held_bytes)
 
     @contextmanager
-    def expect(self) -> Iterator[None]:
+    def batch_being_decoded(self) -> Iterator[None]:
         yield
 
     def submit(
         self,
         content: Content,
-        settle: Callable[[Answer], None],
+        on_result: Callable[[WriteResult], None],
         *,
         claim: Claim | None = None,
         is_awaited: bool = True,
@@ -59,15 +59,15 @@ class Intake:
         assert (claim, is_awaited) == (None, True)
         assert self.held_bytes == 0, "what has become columns is counted as such, and not twice"
         self.submitted.append(content)
-        settle(Stored(content.rows, {}))
+        on_result(BatchResult(content.rows, {}))
 
 
-async def nothing_kept(_: Fingerprint) -> None:
+async def nothing_kept(_: RequestIdentity) -> None:
     """No request was seen before."""
 
 
 async def send(
-    intake: Intake,
+    intake: IngestQueue,
     parts: AsyncIterator[Message],
     headers: dict[str, str] | None = None,
     *,
@@ -77,7 +77,7 @@ async def send(
     bulk = BulkIngest(
         intake=intake,
         recall=nothing_kept,
-        keyring=Keyring(ApiKey("API_KEY", KEY, frozenset(Scope))),
+        keyring=ApiKeys(ApiKey("API_KEY", KEY, frozenset(Scope))),
         window=TimeWindow(None, None),
         limits=limits,
         now_us=lambda: T0_US,
@@ -110,7 +110,7 @@ async def cut(part: bytes) -> AsyncIterator[Message]:
 
 
 async def test_a_body_holds_room_for_what_was_announced_until_it_has_become_columns() -> None:
-    intake = Intake()
+    intake = IngestQueue()
     assert await send(intake, whole(READING[:5], READING[5:]), {"content-length": "900"}) == 201
     assert intake.most_held_bytes == 900 * DECODING_FACTOR
     assert intake.held_bytes == 0
@@ -118,7 +118,7 @@ async def test_a_body_holds_room_for_what_was_announced_until_it_has_become_colu
 
 
 async def test_a_body_that_announces_nothing_holds_room_for_what_has_come() -> None:
-    intake = Intake()
+    intake = IngestQueue()
     assert await send(intake, whole(READING, b"\n", READING)) == 201
     assert intake.most_held_bytes == (2 * len(READING) + 1) * DECODING_FACTOR
 
@@ -137,7 +137,7 @@ async def test_a_body_that_announces_nothing_holds_room_for_what_has_come() -> N
 async def test_whatever_becomes_of_a_body_its_room_is_given_back(
     parts: AsyncIterator[Message], headers: dict[str, str], error: type[SensorFlowError]
 ) -> None:
-    intake = Intake()
+    intake = IngestQueue()
     with pytest.raises(error):
         await send(intake, parts, headers)
     assert intake.held_bytes == 0
@@ -145,7 +145,7 @@ async def test_whatever_becomes_of_a_body_its_room_is_given_back(
 
 
 async def test_a_body_for_which_there_is_no_room_is_refused_before_it_is_read() -> None:
-    intake = Intake(room_bytes=900 * DECODING_FACTOR - 1)
+    intake = IngestQueue(room_bytes=900 * DECODING_FACTOR - 1)
     with pytest.raises(BufferFull):
         await send(intake, stalled(READING), {"content-length": "900"})
     assert intake.held_bytes == 0
@@ -167,17 +167,17 @@ def test_room_for_what_a_format_inflates_to(content_type: str) -> None:
     limits = Limits(body_bytes=1 << 20, inflated_bytes=4 << 20, rows=5_000, days=10, held_bytes=16 << 20)
     values_bytes = 5_000 * 5 * 8
 
-    def sent(intake: Intake, limits: Limits) -> int:
+    def sent(intake: IngestQueue, limits: Limits) -> int:
         # On a loop of real time, since it is decoded in a thread.
         return asyncio.run(send(intake, whole(body), {"content-type": content_type}, limits=limits))
 
-    intake = Intake(room_bytes=16 << 20)
+    intake = IngestQueue(room_bytes=16 << 20)
     assert sent(intake, limits) == 201
     assert intake.most_held_bytes >= DECODING_FACTOR * values_bytes
     assert intake.held_bytes == 0
-    intake = Intake(room_bytes=DECODING_FACTOR * values_bytes)
+    intake = IngestQueue(room_bytes=DECODING_FACTOR * values_bytes)
     with pytest.raises(BufferFull):
         sent(intake, limits)
     assert (intake.held_bytes, intake.submitted) == (0, [])
     with pytest.raises(BodyTooLarge, match="100,000 bytes when inflated"):
-        sent(Intake(room_bytes=16 << 20), replace(limits, inflated_bytes=100_000))
+        sent(IngestQueue(room_bytes=16 << 20), replace(limits, inflated_bytes=100_000))

@@ -3,32 +3,32 @@
 from prometheus_client import CollectorRegistry, generate_latest
 
 from app.metrics import BUFFER_ROWS, READINGS_GIVEN_BACK, Instruments
-from app.workers import families
-from app.workers.channel import ChannelTally
-from app.workers.families import Family
+from app.workers import metric_families
+from app.workers.channel import ChannelStats
+from app.workers.metric_families import Family
 from tests.unit.test_metrics import buffer_with_everything, registry, scrape
 
 
 def of(registry: CollectorRegistry) -> list[Family]:
     """A worker's families as they arrive at the parent."""
-    return families.decode(families.encode(families.families_of(registry)))
+    return metric_families.decode(metric_families.encode(metric_families.families_of(registry)))
 
 
 def values(whole: list[Family]) -> dict[str, float]:
     """Every sample without labels, by name."""
     exposed = CollectorRegistry()
-    exposed.register(families.Exposed(whole))
+    exposed.register(metric_families.MergedMetrics(whole))
     return scrape(exposed)
 
 
 def test_one_worker_alone_says_what_it_would_without_a_parent() -> None:
     one = registry(buffer_with_everything())
-    assert generate_latest(families.Exposed(families.merged([of(one)]))) == generate_latest(one)
+    assert generate_latest(metric_families.MergedMetrics(metric_families.merged([of(one)]))) == generate_latest(one)
 
 
 def test_counters_and_histograms_are_added_up_and_gauges_each_by_its_rule() -> None:
     other = registry(buffer_with_everything(), statistics=lambda: None)
-    said = values(families.merged([of(registry(buffer_with_everything())), of(other)]))
+    said = values(metric_families.merged([of(registry(buffer_with_everything())), of(other)]))
     expected = {
         "sensorflow_readings_accepted_total": 34,
         "sensorflow_readings_given_back_total": 6,
@@ -50,7 +50,7 @@ def test_a_label_that_only_one_worker_has_is_there_with_its_value() -> None:
         durations = Instruments(each).request_durations
         for code in {201, status}:
             durations.observe("/", "POST", code, 0.003)
-    text = generate_latest(families.Exposed(families.merged(map(of, registries)))).decode()
+    text = generate_latest(metric_families.MergedMetrics(metric_families.merged(map(of, registries)))).decode()
     assert '_duration_seconds_count{method="POST",route="/",status="201"} 2.0' in text
     assert '_duration_seconds_bucket{le="0.002",method="POST",route="/",status="201"} 0.0' in text
     assert '_duration_seconds_bucket{le="+Inf",method="POST",route="/",status="503"} 1.0' in text
@@ -60,10 +60,10 @@ def test_a_label_that_only_one_worker_has_is_there_with_its_value() -> None:
 def test_what_a_dead_worker_counted_stays_counted_and_what_it_held_is_given_back() -> None:
     last_said = of(registry(buffer_with_everything()))
     before = values(last_said)
-    remains = families.retired(last_said)
+    remains = metric_families.counters_of_dead_workers(last_said)
     assert not [family for family in remains if family.type == "gauge"]
-    assert families.retired(remains) == remains
-    after = values(families.merged([remains, of(registry(buffer_with_everything()))]))
+    assert metric_families.counters_of_dead_workers(remains) == remains
+    after = values(metric_families.merged([remains, of(registry(buffer_with_everything()))]))
     assert all(after[name] >= value for name, value in before.items() if name.endswith("_total"))
     ends = sum(after[f"sensorflow_readings_{end}_total"] for end in ("committed", "rejected", "given_back"))
     assert after["sensorflow_readings_accepted_total"] == ends + after[BUFFER_ROWS]
@@ -72,9 +72,9 @@ def test_what_a_dead_worker_counted_stays_counted_and_what_it_held_is_given_back
 
 def test_what_goes_between_processes_is_counted_at_both_ends() -> None:
     parts = [
-        families.families_of(families.ChannelCollector(ChannelTally(forwarded=3, conflated=1, lapses=0))),
-        families.families_of(families.ChannelCollector(ChannelTally(forwarded=2, conflated=0, lapses=1))),
+        metric_families.families_of(metric_families.ChannelCollector(ChannelStats(forwarded=3, conflated=1, lapses=0))),
+        metric_families.families_of(metric_families.ChannelCollector(ChannelStats(forwarded=2, conflated=0, lapses=1))),
     ]
-    said = values(families.merged(parts))
+    said = values(metric_families.merged(parts))
     assert said["sensorflow_forwarded_readings_total"] == 5
     assert said["sensorflow_forwarded_readings_conflated_total"] == said["sensorflow_forwarded_lapses_total"] == 1

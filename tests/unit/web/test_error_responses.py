@@ -10,7 +10,7 @@ from app.errors import (
     BodyTooLarge,
     BufferFull,
     ConfigurationError,
-    DatabaseAway,
+    DatabaseUnavailable,
     Fault,
     InvalidReading,
     KeyOverShare,
@@ -26,7 +26,7 @@ from app.errors import (
     Unauthorized,
     UnsupportedEncoding,
 )
-from app.web import problems
+from app.web import error_responses
 
 FAULT = Fault(type="missing", loc=("body", "humidity"), msg="Field required", input={"temperature": 23.5})
 
@@ -48,7 +48,7 @@ def tree(root: type[SensorFlowError]) -> Iterator[type[SensorFlowError]]:
         (InvalidReading([FAULT]), 422, [], [FAULT | {"loc": ["body", "humidity"]}]),
         (RejectedByDatabase("no"), 422, [], [{"type": "rejected_by_database", "loc": ["body"], "msg": "no"}]),
         (BufferFull("full", retry_after_s=7), 503, [(b"retry-after", b"7")], "full"),
-        (DatabaseAway("away"), 503, [(b"retry-after", b"1")], "away"),
+        (DatabaseUnavailable("away"), 503, [(b"retry-after", b"1")], "away"),
         (ShuttingDown("bye", retry_after_s=0), 503, [(b"retry-after", b"1")], "bye"),
         (OutcomeUnknown("who knows"), 504, [], "who knows"),
     ],
@@ -57,7 +57,7 @@ def tree(root: type[SensorFlowError]) -> Iterator[type[SensorFlowError]]:
 def test_an_error_has_its_status_its_headers_and_a_detail(
     error: SensorFlowError, status: int, headers: list[tuple[bytes, bytes]], detail: object
 ) -> None:
-    said_status, said_headers, body = problems.answer(error)
+    said_status, said_headers, body = error_responses.answer(error)
     assert (said_status, list(said_headers), orjson.loads(body)) == (status, headers, {"detail": detail})
 
 
@@ -66,11 +66,11 @@ def test_an_error_has_its_status_its_headers_and_a_detail(
     sorted(set(tree(SensorFlowError)) - {SensorFlowError, Refused, ConfigurationError}, key=str),
 )
 def test_every_error_that_a_client_can_meet_is_in_a_table(kind: type[SensorFlowError]) -> None:
-    assert kind in problems.CLOSE_CODES or any(parent in problems.STATUSES for parent in kind.__mro__)
+    assert kind in error_responses.CLOSE_CODES or any(parent in error_responses.STATUSES for parent in kind.__mro__)
 
 
 def statuses(root: type[SensorFlowError]) -> set[int]:
-    return {problems.STATUSES[kind] for kind in tree(root) if kind in problems.STATUSES}
+    return {error_responses.STATUSES[kind] for kind in tree(root) if kind in error_responses.STATUSES}
 
 
 def test_what_sending_again_cannot_cure_is_never_5xx_and_only_the_unknown_is_504() -> None:
@@ -82,5 +82,5 @@ def test_what_sending_again_cannot_cure_is_never_5xx_and_only_the_unknown_is_504
 
 
 def test_a_websocket_is_closed_for_what_its_handshake_can_raise() -> None:
-    codes = {kind: problems.CLOSE_CODES[kind] for kind in (Unauthorized, TooManySubscribers)}
+    codes = {kind: error_responses.CLOSE_CODES[kind] for kind in (Unauthorized, TooManySubscribers)}
     assert set(codes.values()) == {1008}

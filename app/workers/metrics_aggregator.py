@@ -1,4 +1,4 @@
-"""Scrapes of the whole server: every worker is asked for its metrics, and they become one exposition.
+"""MetricsAggregator of the whole server: every worker is asked for its metrics, and they become one exposition.
 
 Promises:
     * A scrape shows what every worker counted at a moment after it was asked for, or fails.
@@ -12,18 +12,18 @@ from itertools import count
 
 from prometheus_client import generate_latest
 
-from app.workers import families
-from app.workers.families import Family
+from app.workers import metric_families
+from app.workers.metric_families import Family
 
 logger = logging.getLogger(__name__)
 
 COLLECT_TIMEOUT_S = 5.0
 
-Answer = Callable[[str | None], None]
+MetricsCallback = Callable[[str | None], None]
 """Gets the exposition, or None if a worker did not say its metrics in time."""
 
 
-class Scrapes:
+class MetricsAggregator:
     """What has been asked for, and what has come.
 
     Args:
@@ -34,7 +34,7 @@ class Scrapes:
     def __init__(self, *, collect: Callable[[int], Iterable[int]], own: Callable[[], Sequence[Family]]) -> None:
         self._collect = collect
         self._own = own
-        self._asking: list[Answer] = []
+        self._asking: list[MetricsCallback] = []
         self._asked = asyncio.Event()
         self._numbers = count(1)
         self._number = 0
@@ -44,7 +44,7 @@ class Scrapes:
         """As of the last scrape."""
         self._of_the_dead: Sequence[Family] = ()
 
-    def ask(self, answer: Answer) -> None:
+    def ask(self, answer: MetricsCallback) -> None:
         """Somebody wants the metrics."""
         self._asking.append(answer)
         self._asked.set()
@@ -52,14 +52,16 @@ class Scrapes:
     def take(self, worker: int, number: int, text: str) -> None:
         """A worker has said its families; they count if they were asked for under the current number."""
         if number == self._number:
-            self._of_workers[worker] = families.decode(text)
-            self._miss_no_more(worker)
+            self._of_workers[worker] = metric_families.decode(text)
+            self._mark_answered(worker)
 
     def forget(self, worker: int) -> None:
         """A worker is gone."""
         last_said = self._of_workers.pop(worker, ())
-        self._of_the_dead = families.merged([self._of_the_dead, families.retired(last_said)])
-        self._miss_no_more(worker)
+        self._of_the_dead = metric_families.merged(
+            [self._of_the_dead, metric_families.counters_of_dead_workers(last_said)]
+        )
+        self._mark_answered(worker)
 
     async def run(self) -> None:
         """One collection at a time, until cancelled. Who asks during one gets the next, which begins after that."""
@@ -83,9 +85,9 @@ class Scrapes:
             logger.warning("workers %s did not say their metrics in time", sorted(self._missing))
             return None
         parts = [*self._of_workers.values(), self._of_the_dead, self._own()]
-        return generate_latest(families.Exposed(families.merged(parts))).decode()
+        return generate_latest(metric_families.MergedMetrics(metric_families.merged(parts))).decode()
 
-    def _miss_no_more(self, worker: int) -> None:
+    def _mark_answered(self, worker: int) -> None:
         self._missing.discard(worker)
         if not self._missing:
             self._complete.set()

@@ -7,21 +7,28 @@ from typing import Any, cast
 import orjson
 import pytest
 
-from app.errors import DatabaseAway, InvalidParameter, InvalidReading, ShuttingDown, Unauthorized, UnsupportedEncoding
-from app.ingest.batch import Reading, Source
-from app.ingest.buffer import Answer
-from app.ingest.claim import Claim, Fingerprint, Kept, Replay
+from app.errors import (
+    DatabaseUnavailable,
+    InvalidParameter,
+    InvalidReading,
+    ShuttingDown,
+    Unauthorized,
+    UnsupportedEncoding,
+)
+from app.ingest.batch import Reading, Sender
+from app.ingest.buffer import WriteResult
+from app.ingest.claim import Claim, Replay, RequestIdentity, StoredResult
 from app.ingest.decode.timestamps import TimeWindow
-from app.ingest.pipeline import Intake
-from app.web import problems
-from app.web.auth import ApiKey, Keyring, Scope
+from app.ingest.pipeline import IngestQueue
+from app.web import error_responses
+from app.web.auth import ApiKey, ApiKeys, Scope
 from app.web.idempotency import Recall
-from app.web.ingest import ReadingEndpoint
 from app.web.protocol import Exchange
+from app.web.write_single import ReadingEndpoint
 from tests.unit.samples import T0_US, receipt
 
 KEY, EARS = b"correct-horse-battery", b"correct-horse-listens"
-KEYRING = Keyring(
+KEYRING = ApiKeys(
     ApiKey("API_KEY", KEY.decode(), frozenset(Scope)),
     ApiKey("API_KEY_WS", EARS.decode(), frozenset({Scope.LISTEN})),
 )
@@ -34,13 +41,13 @@ class Request:
     def __init__(self, headers: dict[bytes, bytes], client_ip: str = "192.0.2.7") -> None:
         self.headers = headers
         self.client_ip = client_ip
-        self.answers: list[tuple[int, problems.Headers, bytes]] = []
+        self.answers: list[tuple[int, error_responses.Headers, bytes]] = []
 
-    def answer(self, status: int, headers: problems.Headers, body: bytes) -> None:
+    def answer(self, status: int, headers: error_responses.Headers, body: bytes) -> None:
         self.answers.append((status, headers, body))
 
     def refuse(self, error: Any) -> None:
-        self.answers.append(problems.answer(error))
+        self.answers.append(error_responses.answer(error))
 
     def fail_with(self, work: asyncio.Future[None]) -> None:
         if (error := work.exception()) is not None:
@@ -52,17 +59,17 @@ class Basket:
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
-        self.submitted: list[tuple[Reading, Callable[[Answer], None]]] = []
+        self.submitted: list[tuple[Reading, Callable[[WriteResult], None]]] = []
         self.claims: list[Claim | None] = []
 
-    def submit(self, reading: Reading, settle: Callable[[Answer], None], *, claim: Claim | None = None) -> None:
+    def submit(self, reading: Reading, on_result: Callable[[WriteResult], None], *, claim: Claim | None = None) -> None:
         if self.error is not None:
             raise self.error
-        self.submitted.append((reading, settle))
+        self.submitted.append((reading, on_result))
         self.claims.append(claim)
 
 
-async def nothing_kept(_: Fingerprint) -> None:
+async def nothing_kept(_: RequestIdentity) -> None:
     """No request was seen before."""
 
 
@@ -70,7 +77,7 @@ def endpoint(
     basket: Basket, observed: list[tuple[object, ...]] | None = None, recall: Recall = nothing_kept
 ) -> ReadingEndpoint:
     return ReadingEndpoint(
-        pipeline=cast("Intake", basket),
+        pipeline=cast("IngestQueue", basket),
         keyring=KEYRING,
         window=TimeWindow.of(past_days=30, future_minutes=10),
         max_body_bytes=1_000,
@@ -102,18 +109,18 @@ def test_an_encoding_is_refused_before_the_body_but_not_before_the_key() -> None
 def test_a_reading_is_submitted_with_its_source_and_answered_when_it_is_settled() -> None:
     basket, request = Basket(), Request({b"x-api-key": KEY}, client_ip="2001:db8::" + "1" * 100)
     send(basket, request)
-    [(reading, settle)] = basket.submitted
-    source = Source("API_KEY", "2001:db8::" + "1" * 35)
+    [(reading, on_result)] = basket.submitted
+    source = Sender("API_KEY", "2001:db8::" + "1" * 35)
     assert reading == Reading(T0_US, "greenhouse-1", 23.5, 48.2, 1013.2, source)
     assert request.answers == []
-    settle(receipt(7))
+    on_result(receipt(7))
     assert request.answers == [(201, (), b"x" * 10)]
 
 
 def test_a_reading_that_is_not_stored_is_answered_with_the_reason() -> None:
     basket, request = Basket(), Request({b"x-api-key": KEY})
     send(basket, request)
-    basket.submitted[0][1](DatabaseAway("away", retry_after_s=3))
+    basket.submitted[0][1](DatabaseUnavailable("away", retry_after_s=3))
     [(status, headers, body)] = request.answers
     assert (status, list(headers), orjson.loads(body)) == (503, [(b"retry-after", b"3")], {"detail": "away"})
 
@@ -158,14 +165,14 @@ async def test_a_reading_with_a_new_key_is_submitted_with_a_claim_on_its_answer(
 )
 async def test_a_reading_sent_again_is_answered_as_the_first_time_before_it_is_looked_at(body: bytes) -> None:
     basket = Basket()
-    first: list[Fingerprint] = []
+    first: list[RequestIdentity] = []
 
-    async def ask(request: Fingerprint) -> None:
+    async def ask(request: RequestIdentity) -> None:
         first.append(request)
 
-    async def remember(request: Fingerprint) -> Kept:
+    async def remember(request: RequestIdentity) -> StoredResult:
         assert request == first[0]
-        return Kept(request.content_hash, Replay(201, b"as it was"))
+        return StoredResult(request.content_hash, Replay(201, b"as it was"))
 
     await send_with_key(basket, ask, body)
     basket.submitted.clear()
@@ -175,8 +182,8 @@ async def test_a_reading_sent_again_is_answered_as_the_first_time_before_it_is_l
 
 
 async def test_another_reading_under_the_same_key_is_refused() -> None:
-    async def remember(_: Fingerprint) -> Kept:
-        return Kept(b"of another body", Replay(201, b"as it was"))
+    async def remember(_: RequestIdentity) -> StoredResult:
+        return StoredResult(b"of another body", Replay(201, b"as it was"))
 
     basket = Basket()
     request = await send_with_key(basket, remember)

@@ -7,31 +7,31 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from app.errors import LiveAway, TooManySubscribers
+from app.errors import LiveUnavailable, TooManySubscribers
 from app.live.hub import Hub
-from app.workers.channel import Channel, ChannelTally
+from app.workers.channel import Channel, ChannelStats
 from app.workers.messages import (
     Control,
+    ForwardingAck,
     Granted,
-    Heard,
     Hello,
-    Interest,
     Join,
-    Lapse,
     Leave,
+    MessagesDropped,
     Receipts,
     Refused,
     Scrape,
+    SetForwarding,
     Welcome,
 )
-from app.workers.uplink import Uplink
+from app.workers.parent_link import ParentLink
 from tests.unit.samples import receipt
 
 
 class Parent:
     """The other end, of which the test is the head."""
 
-    def __init__(self, channel: Channel, uplink: Uplink, hub: Hub) -> None:
+    def __init__(self, channel: Channel, uplink: ParentLink, hub: Hub) -> None:
         self.channel = channel
         self.uplink = uplink
         self.hub = hub
@@ -50,16 +50,16 @@ class Parent:
 async def connected() -> AsyncIterator[Parent]:
     """A worker's uplink and hub, welcomed by a parent."""
     below, above = socket.socketpair()
-    uplink = Uplink(
+    uplink = ParentLink(
         below,
         families=lambda: "[]",
         max_subscribers_per_key=2,
         max_messages=100,
         max_bytes=10_000,
-        tally=ChannelTally(),
+        tally=ChannelStats(),
     )
     hub = Hub(bus=uplink, mailbox_messages=100, mailbox_bytes=10_000)
-    channel = await Channel.open(above, max_messages=100, max_bytes=10_000, tally=ChannelTally())
+    channel = await Channel.open(above, max_messages=100, max_bytes=10_000, tally=ChannelStats())
     parent = Parent(channel, uplink, hub)
     running = asyncio.create_task(channel.run(parent.heard.append))
     opening = asyncio.create_task(uplink.open(parent.drain))
@@ -81,15 +81,15 @@ async def test_a_subscriber_begins_with_what_the_grant_says_and_then_hears_the_o
         parent.channel.send(Granted(1, receipt(7)))
         subscriber = await subscribing
         parent.channel.forward([receipt(8)])
-        parent.channel.send(Interest(wanted=True, number=3))
-        await parent.until(Heard(3, receipt(8)))
+        parent.channel.send(SetForwarding(wanted=True, number=3))
+        await parent.until(ForwardingAck(3, receipt(8)))
         assert [message.id for message in subscriber.take()] == [7, 8]
         parent.hub.publish([receipt(9)])
         parent.hub.unsubscribe(subscriber)
         await parent.until(Leave(1))
         assert [receipt(9)] in parent.heard
-        parent.channel.send(Interest(wanted=False, number=4))
-        parent.channel.send(Lapse(receipt(10)))
+        parent.channel.send(SetForwarding(wanted=False, number=4))
+        parent.channel.send(MessagesDropped(receipt(10)))
         while parent.hub.latest != receipt(10):
             await asyncio.sleep(0.001)
         assert not parent.uplink.wanted
@@ -106,7 +106,7 @@ async def test_a_key_without_a_free_place_is_told_the_limit() -> None:
 
 async def test_whoever_gives_up_waiting_leaves_no_place_behind() -> None:
     async with connected() as parent:
-        with pytest.raises(LiveAway):
+        with pytest.raises(LiveUnavailable):
             await parent.uplink.join("API_KEY")
         await parent.until(Leave(1))
         joining = asyncio.create_task(parent.uplink.join("API_KEY"))
@@ -124,10 +124,10 @@ async def test_when_the_parent_is_gone_the_worker_drains_and_nobody_waits() -> N
         scraping = asyncio.create_task(parent.uplink.scrape())
         await parent.until(Scrape(2))
         await parent.channel.close()
-        with pytest.raises(LiveAway):
+        with pytest.raises(LiveUnavailable):
             await joining
         with pytest.raises(TimeoutError):
             await scraping
-        with pytest.raises(LiveAway):
+        with pytest.raises(LiveUnavailable):
             await parent.uplink.join("API_KEY")
         assert parent.drains == 1

@@ -17,7 +17,7 @@ from app.errors import (
     InvalidReading,
     InvalidSensor,
     KeyOverShare,
-    LiveAway,
+    LiveUnavailable,
     MalformedBody,
     NotFound,
     NotStored,
@@ -53,7 +53,7 @@ STATUSES: dict[type[SensorFlowError], int] = {
 CLOSE_CODES: dict[type[SensorFlowError], int] = {
     Unauthorized: 1008,
     TooManySubscribers: 1008,
-    LiveAway: 1013,
+    LiveUnavailable: 1013,
 }
 TOO_SLOW_CLOSE_CODE = 1013
 """Try again later (IANA's registry of WebSocket close codes)."""

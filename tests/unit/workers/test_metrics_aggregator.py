@@ -1,18 +1,18 @@
-"""Scrapes: all of the server or nothing, and the dead are not forgotten."""
+"""MetricsAggregator: all of the server or nothing, and the dead are not forgotten."""
 
 import asyncio
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from app.workers import families
-from app.workers.families import Family
-from app.workers.scrapes import COLLECT_TIMEOUT_S, Scrapes
+from app.workers import metric_families
+from app.workers.metric_families import Family
+from app.workers.metrics_aggregator import COLLECT_TIMEOUT_S, MetricsAggregator
 
 
 def said_by_a_worker(readings: int) -> str:
     registry = CollectorRegistry()
     Counter("readings", "Readings.", registry=registry).inc(readings)
-    return families.encode(family for family in families.families_of(registry))
+    return metric_families.encode(family for family in metric_families.families_of(registry))
 
 
 class Workers:
@@ -22,7 +22,7 @@ class Workers:
         self.here = [1, 2]
         self.asked: list[int] = []
         self.answers: list[str | None] = []
-        self.scrapes = Scrapes(collect=self.collect, own=self.own)
+        self.scrapes = MetricsAggregator(collect=self.collect, own=self.own)
 
     def collect(self, number: int) -> list[int]:
         self.asked.append(number)
@@ -31,7 +31,7 @@ class Workers:
     def own(self) -> list[Family]:
         registry = CollectorRegistry()
         Gauge("workers", "Workers.", registry=registry).set(len(self.here))
-        return families.families_of(registry)
+        return metric_families.families_of(registry)
 
     def ask(self) -> None:
         self.scrapes.ask(self.answers.append)

@@ -18,18 +18,18 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from app.errors import SensorFlowError, UnsupportedEncoding
-from app.ingest.batch import Reading, Source
-from app.ingest.buffer import Answer
-from app.ingest.claim import Claim, Fingerprint, Replay
+from app.ingest.batch import Reading, Sender
+from app.ingest.buffer import WriteResult
+from app.ingest.claim import Claim, Replay, RequestIdentity
 from app.ingest.decode.reading import ReadingBody, decode_reading
 from app.ingest.decode.timestamps import TimeWindow
-from app.ingest.pipeline import Intake
-from app.ingest.receipt import Receipt, Stored
+from app.ingest.pipeline import IngestQueue
+from app.ingest.receipt import BatchResult, CommittedReading
 from app.web import auth
 from app.web.access import KEY_HEADER
 from app.web.idempotency import IDEMPOTENCY_KEY, Recall, answered_before, fingerprint, require_usable
 from app.web.measure import Observe
-from app.web.protocol import Exchange, TakeBody
+from app.web.protocol import BodyHandler, Exchange
 
 PATH = "/api/temperature_reading"
 MAX_ADDRESS_LENGTH = 45
@@ -74,8 +74,8 @@ class ReadingEndpoint:
     def __init__(
         self,
         *,
-        pipeline: Intake,
-        keyring: auth.Keyring,
+        pipeline: IngestQueue,
+        keyring: auth.ApiKeys,
         window: TimeWindow,
         max_body_bytes: int,
         now_us: Callable[[], int],
@@ -97,18 +97,18 @@ class ReadingEndpoint:
         """Return whether this is an API key, whatever it may be used for."""
         return self._keyring.knows(key)
 
-    def open(self, exchange: Exchange) -> TakeBody:
+    def open(self, exchange: Exchange) -> BodyHandler:
         """Checks the key; what it returns has the reading stored, and answers when it is.
 
         Raises:
             Unauthorized, UnsupportedEncoding: the body is not asked for.
         """
-        key_name = self._keyring.name_of(exchange.headers.get(b"x-api-key"), auth.Scope.INGEST)
+        key_name = self._keyring.authorize(exchange.headers.get(b"x-api-key"), auth.Scope.INGEST)
         if exchange.headers.get(b"content-encoding", b"identity") != b"identity":
             raise UnsupportedEncoding("Send the reading without a Content-Encoding.")
 
-        def settle(answer: Answer) -> None:
-            if isinstance(answer, Receipt):
+        def on_result(answer: WriteResult) -> None:
+            if isinstance(answer, CommittedReading):
                 exchange.answer(201, (), answer.payload)
             elif isinstance(answer, SensorFlowError):
                 exchange.refuse(answer)
@@ -116,18 +116,18 @@ class ReadingEndpoint:
                 exchange.answer(answer.status, (), answer.body)
 
         def decode(body: bytes) -> Reading:
-            source = Source(key_name, exchange.client_ip[:MAX_ADDRESS_LENGTH])
+            source = Sender(key_name, exchange.client_ip[:MAX_ADDRESS_LENGTH])
             return decode_reading(body, source=source, window=self._window, now_us=self._now_us())
 
         def store(body: bytes) -> None:
-            self._pipeline.submit(decode(body), settle)
+            self._pipeline.submit(decode(body), on_result)
 
-        async def store_once(body: bytes, request: Fingerprint) -> None:
+        async def store_once(body: bytes, request: RequestIdentity) -> None:
             replay = await answered_before(self._recall, request)
             if replay is not None:
-                settle(replay)
+                on_result(replay)
             else:
-                self._pipeline.submit(decode(body), settle, claim=Claim(request, _as_it_was))
+                self._pipeline.submit(decode(body), on_result, claim=Claim(request, _as_it_was))
 
         def store_unless_it_was(body: bytes) -> None:
             request = fingerprint(idempotency_key, key_name, self.path, body)
@@ -142,8 +142,8 @@ class ReadingEndpoint:
         return store_unless_it_was
 
 
-def _as_it_was(outcome: Receipt | Stored) -> Replay:
-    assert isinstance(outcome, Receipt)  # what a reading becomes
+def _as_it_was(outcome: CommittedReading | BatchResult) -> Replay:
+    assert isinstance(outcome, CommittedReading)  # what a reading becomes
     return Replay(201, outcome.payload)
 
 

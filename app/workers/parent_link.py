@@ -12,27 +12,27 @@ from itertools import count
 from socket import socket
 from typing import TypeVar
 
-from app.errors import LiveAway, TooManySubscribers
-from app.ingest.receipt import Receipt
-from app.live.bus import Audience
-from app.workers.channel import Channel, ChannelTally
+from app.errors import LiveUnavailable, TooManySubscribers
+from app.ingest.receipt import CommittedReading
+from app.live.bus import LocalSubscribers
+from app.workers.channel import Channel, ChannelStats
 from app.workers.messages import (
     Collect,
     Control,
     Drain,
     Exposition,
-    Families,
+    ForwardingAck,
     Granted,
-    Heard,
     Hello,
-    Interest,
     Join,
-    Lapse,
     Leave,
+    MessagesDropped,
+    MetricFamilies,
     Ready,
     Receipts,
     Refused,
     Scrape,
+    SetForwarding,
     Welcome,
 )
 
@@ -44,7 +44,7 @@ JOIN_TIMEOUT_S = 10.0
 SCRAPE_TIMEOUT_S = 8.0
 
 
-class Uplink:
+class ParentLink:
     """A Bus, and more.
 
     Args:
@@ -62,7 +62,7 @@ class Uplink:
         max_subscribers_per_key: int,
         max_messages: int,
         max_bytes: int,
-        tally: ChannelTally,
+        tally: ChannelStats,
     ) -> None:
         self.wanted = False
         self._socket = socket
@@ -71,7 +71,7 @@ class Uplink:
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._tally = tally
-        self._audience: Audience | None = None
+        self._audience: LocalSubscribers | None = None
         self._channel: Channel | None = None
         self._running: asyncio.Task[None] | None = None
         self._welcomed = asyncio.Event()
@@ -107,14 +107,14 @@ class Uplink:
         assert self._audience is not None, "no hub has been attached"
         self.send(Ready(edition, self._audience.latest))
 
-    def attach(self, audience: Audience) -> None:
+    def attach(self, audience: LocalSubscribers) -> None:
         """The hub of this worker."""
         self._audience = audience
 
     async def join(self, key_name: str) -> int:
         """A place over all workers; see Bus."""
         if self._running is None or self._running.done():
-            raise LiveAway
+            raise LiveUnavailable
         place = next(self._numbers)
         granted = self._joins[place] = asyncio.get_running_loop().create_future()
         self.send(Join(place, key_name))
@@ -123,7 +123,7 @@ class Uplink:
                 await granted
         except TimeoutError:
             self.leave(place)
-            raise LiveAway from None
+            raise LiveUnavailable from None
         except asyncio.CancelledError:
             self.leave(place)
             raise
@@ -135,7 +135,7 @@ class Uplink:
         """Gives a place back."""
         self.send(Leave(place))
 
-    def forward(self, receipts: Sequence[Receipt]) -> None:
+    def forward(self, receipts: Sequence[CommittedReading]) -> None:
         """To the hubs of the other workers, by way of the parent."""
         assert self._channel is not None, "the uplink has not been opened"
         self._channel.forward(receipts)
@@ -158,7 +158,7 @@ class Uplink:
         self._welcomed.set()
         self._drain()
         for join in self._joins.values():
-            _fail(join, LiveAway())
+            _fail(join, LiveUnavailable())
         for scrape in self._scrapes.values():
             _fail(scrape, TimeoutError())
 
@@ -168,15 +168,15 @@ class Uplink:
             case Welcome(wanted):
                 self.wanted = wanted
                 self._welcomed.set()
-            case Interest(wanted, number):
+            case SetForwarding(wanted, number):
                 self.wanted = wanted
                 if wanted:
-                    self.send(Heard(number, self._audience.latest))
-            case Lapse(latest):
+                    self.send(ForwardingAck(number, self._audience.latest))
+            case MessagesDropped(latest):
                 self._audience.remember(latest)
                 self._audience.lapse()
             case Collect(number):
-                self.send(Families(number, self._families()))
+                self.send(MetricFamilies(number, self._families()))
             case Drain():
                 self._drain()
             case Sequence():

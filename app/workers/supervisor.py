@@ -27,28 +27,28 @@ from prometheus_client.registry import Collector
 
 from app.errors import ConfigurationError
 from app.metrics import Gauge, ProcessMetrics
-from app.workers import families
-from app.workers.channel import Channel, ChannelTally
-from app.workers.families import Family
+from app.workers import metric_families
+from app.workers.channel import Channel, ChannelStats
 from app.workers.messages import (
     Collect,
     Control,
     Drain,
     Exposition,
-    Families,
-    Heard,
+    ForwardingAck,
     Hello,
     Join,
-    Lapse,
     Leave,
+    MessagesDropped,
+    MetricFamilies,
     Ready,
     Receipts,
     Scrape,
     Started,
     Unusable,
 )
-from app.workers.scrapes import Scrapes
-from app.workers.switchboard import Order, Switchboard
+from app.workers.metric_families import Family
+from app.workers.metrics_aggregator import MetricsAggregator
+from app.workers.subscription_router import Order, SubscriptionRouter
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class _Worker:
     ready: bool = False
 
 
-class Parent:
+class Supervisor:
     """A server of several workers.
 
     Args:
@@ -112,7 +112,7 @@ class Parent:
         self._stop_timeout_s = stop_timeout_s
         self._announce = announce
         self._announced = False
-        self._switchboard = Switchboard(max_subscribers_per_key, horizon_us)
+        self._switchboard = SubscriptionRouter(max_subscribers_per_key, horizon_us)
         self._workers: dict[int, _Worker] = {}
         self._numbers = count(1)
         self._takers: list[_Worker] = []
@@ -122,9 +122,9 @@ class Parent:
         self._stopping = asyncio.Event()
         self._signals: list[int] = []
         self._unusable: str | None = None
-        self._tally = ChannelTally()
+        self._tally = ChannelStats()
         self._restarts = 0
-        self._scrapes = Scrapes(collect=self._collect, own=self._own_families)
+        self._scrapes = MetricsAggregator(collect=self._collect, own=self._own_families)
 
     async def run(self) -> signal.Signals | None:
         """Serves until a signal comes; which one.
@@ -301,9 +301,9 @@ class Parent:
                 self._say(board.join(worker.number, place, key_name))
             case Leave(place):
                 self._say(board.leave(worker.number, place))
-            case Heard(number, latest):
+            case ForwardingAck(number, latest):
                 self._say(board.heard(worker.number, number, latest))
-            case Lapse(latest):
+            case MessagesDropped(latest):
                 for listener in board.route(worker.number, [latest]):
                     self._workers[listener].channel.lapse(latest)
             case Sequence():
@@ -331,7 +331,7 @@ class Parent:
                 self._stopping.set()
             case Scrape(number):
                 self._scrapes.ask(lambda text: worker.channel.send(Exposition(number, text)))
-            case Families(number, text):
+            case MetricFamilies(number, text):
                 self._scrapes.take(worker.number, number, text)
 
     def _say(self, orders: Sequence[Order]) -> None:
@@ -345,8 +345,8 @@ class Parent:
 
     def _own_families(self) -> Sequence[Family]:
         workers = _WorkerCollector(restarts=self._restarts, workers=len(self._workers))
-        collectors = (families.ChannelCollector(self._tally), workers, ProcessMetrics())
-        return [family for collector in collectors for family in families.families_of(collector)]
+        collectors = (metric_families.ChannelCollector(self._tally), workers, ProcessMetrics())
+        return [family for collector in collectors for family in metric_families.families_of(collector)]
 
 
 class _WorkerCollector(Collector):

@@ -9,18 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import TooManySubscribers
-from app.ingest.receipt import Receipt
-from app.live.bus import Audience
+from app.ingest.receipt import CommittedReading
+from app.live.bus import LocalSubscribers
 from app.live.hub import Hub, Subscriber
 from app.live.mailbox import later
 from app.workers import messages
-from app.workers.messages import Granted, Heard, Interest, Join, Leave, Refused, Welcome
-from app.workers.switchboard import Switchboard
+from app.workers.messages import ForwardingAck, Granted, Join, Leave, Refused, SetForwarding, Welcome
+from app.workers.subscription_router import SubscriptionRouter
 from tests.unit.samples import receipt
 
 
-def board(*workers: int, limit: int = 10) -> Switchboard:
-    made = Switchboard(limit)
+def board(*workers: int, limit: int = 10) -> SubscriptionRouter:
+    made = SubscriptionRouter(limit)
     for worker in workers:
         assert made.connect(worker) == [(worker, Welcome(wanted=False))]
     return made
@@ -28,7 +28,10 @@ def board(*workers: int, limit: int = 10) -> Switchboard:
 
 def test_a_place_is_granted_once_all_others_have_acknowledged_and_with_the_latest_of_all() -> None:
     switch = board(1, 2, 3)
-    assert switch.join(1, 5, "API_KEY") == [(2, Interest(wanted=True, number=1)), (3, Interest(wanted=True, number=1))]
+    assert switch.join(1, 5, "API_KEY") == [
+        (2, SetForwarding(wanted=True, number=1)),
+        (3, SetForwarding(wanted=True, number=1)),
+    ]
     assert switch.heard(3, 1, receipt(9, time_us=1)) == []
     assert switch.heard(2, 1, receipt(4, time_us=2)) == [(1, Granted(5, receipt(4, time_us=2)))]
 
@@ -43,22 +46,22 @@ def test_while_all_forward_already_a_place_is_granted_at_once() -> None:
 
 def test_only_what_is_listened_to_elsewhere_is_wanted() -> None:
     switch = board(1, 2)
-    assert switch.join(1, 1, "API_KEY") == [(2, Interest(wanted=True, number=1))]
+    assert switch.join(1, 1, "API_KEY") == [(2, SetForwarding(wanted=True, number=1))]
     switch.heard(2, 1, None)
     assert switch.route(2, [receipt(1)]) == [1]
     assert switch.route(1, [receipt(2)]) == []
-    assert switch.join(2, 1, "API_KEY") == [(1, Interest(wanted=True, number=1))]
+    assert switch.join(2, 1, "API_KEY") == [(1, SetForwarding(wanted=True, number=1))]
     assert switch.heard(1, 1, None) == [(2, Granted(1, receipt(2)))]
-    assert switch.leave(1, 1) == [(2, Interest(wanted=False, number=2))]
-    assert switch.leave(2, 1) == [(1, Interest(wanted=False, number=2))]
+    assert switch.leave(1, 1) == [(2, SetForwarding(wanted=False, number=2))]
+    assert switch.leave(2, 1) == [(1, SetForwarding(wanted=False, number=2))]
     assert switch.route(1, [receipt(3)]) == switch.route(2, [receipt(4)]) == []
 
 
 def test_a_late_acknowledgement_of_an_earlier_interest_does_not_count() -> None:
     switch = board(1, 2)
     switch.join(1, 1, "API_KEY")
-    assert switch.leave(1, 1) == [(2, Interest(wanted=False, number=2))]
-    assert switch.join(1, 2, "API_KEY") == [(2, Interest(wanted=True, number=3))]
+    assert switch.leave(1, 1) == [(2, SetForwarding(wanted=False, number=2))]
+    assert switch.join(1, 2, "API_KEY") == [(2, SetForwarding(wanted=True, number=3))]
     assert switch.heard(2, 1, None) == []
     assert switch.heard(2, 3, None) == [(1, Granted(2, None))]
 
@@ -86,7 +89,7 @@ def test_nobody_waits_for_a_worker_that_is_gone() -> None:
 def test_nothing_is_granted_to_a_worker_that_is_gone() -> None:
     switch = board(1, 2)
     switch.join(1, 1, "API_KEY")
-    assert switch.disconnect(1) == [(2, Interest(wanted=False, number=2))]
+    assert switch.disconnect(1) == [(2, SetForwarding(wanted=False, number=2))]
     assert switch.heard(2, 1, None) == []
     assert switch.join(2, 1, "API_KEY") == [(2, Granted(1, None))]
 
@@ -98,7 +101,7 @@ def test_a_worker_that_comes_while_somebody_listens_forwards_from_its_welcome_on
     assert switch.join(1, 2, "API_KEY") == [(1, Granted(2, None))]
 
 
-class Answer:
+class WriteResult:
     """What a subscriber waits for. Awaiting it suspends once; the test resumes when it likes."""
 
     refused = False
@@ -120,17 +123,17 @@ class Worker:
         self.wanted = False
         self.up: deque[bytes] = deque()
         self.down: deque[bytes] = deque()
-        self.answers: dict[int, Answer] = {}
+        self.answers: dict[int, WriteResult] = {}
         self.places = count(1)
         self.listeners: list[Listener] = []
         self.hub = Hub(bus=self, mailbox_messages=10_000, mailbox_bytes=10_000_000)
 
-    def attach(self, audience: Audience) -> None:
+    def attach(self, audience: LocalSubscribers) -> None:
         """Here it is known."""
 
     async def join(self, _key_name: str) -> int:
         place = next(self.places)
-        answer = self.answers[place] = Answer()
+        answer = self.answers[place] = WriteResult()
         self.up.append(messages.encode_control(Join(place, "API_KEY")))
         await answer
         return place
@@ -138,7 +141,7 @@ class Worker:
     def leave(self, place: int) -> None:
         self.up.append(messages.encode_control(Leave(place)))
 
-    def forward(self, receipts: Sequence[Receipt]) -> None:
+    def forward(self, receipts: Sequence[CommittedReading]) -> None:
         self.up.append(messages.encode_receipts(receipts))
 
     def hear(self) -> None:
@@ -146,10 +149,10 @@ class Worker:
         match messages.decode(self.down.popleft()[messages.LENGTH_BYTES :]):
             case Welcome(wanted):
                 self.wanted = wanted
-            case Interest(wanted, number):
+            case SetForwarding(wanted, number):
                 self.wanted = wanted
                 if wanted:
-                    self.up.append(messages.encode_control(Heard(number, self.hub.latest)))
+                    self.up.append(messages.encode_control(ForwardingAck(number, self.hub.latest)))
             case Granted(place, latest):
                 if latest is not None:
                     self.hub.remember(latest)
@@ -163,10 +166,10 @@ class Worker:
 class Listener:
     """A subscriber, from its wish to its end."""
 
-    def __init__(self, worker: Worker, committed_before: Receipt | None) -> None:
+    def __init__(self, worker: Worker, committed_before: CommittedReading | None) -> None:
         self.worker = worker
         self.committed_before = committed_before
-        self.heard: list[Receipt] = []
+        self.heard: list[CommittedReading] = []
         self.subscriber: Subscriber | None = None
         self.since = 0
         self.until: int | None = None
@@ -189,11 +192,11 @@ class Star:
     """Workers round a switchboard; nothing moves but by the test's hand."""
 
     def __init__(self, size: int, limit: int) -> None:
-        self.switch = Switchboard(limit)
+        self.switch = SubscriptionRouter(limit)
         self.limit = limit
         self.workers: dict[int, Worker] = {}
         self.listeners: list[Listener] = []
-        self.committed: list[tuple[int, Receipt]] = []
+        self.committed: list[tuple[int, CommittedReading]] = []
         self.lost: set[int] = set()
         """Readings that were committed by a worker that died before it could tell."""
         for number in range(size):
@@ -235,19 +238,19 @@ class Star:
                 self.say(self.switch.join(worker.number, place, key_name))
             case Leave(place):
                 self.say(self.switch.leave(worker.number, place))
-            case Heard(number, latest):
+            case ForwardingAck(number, latest):
                 self.say(self.switch.heard(worker.number, number, latest))
             case list(receipts):
                 for listener in self.switch.route(worker.number, receipts):
                     self.workers[listener].down.append(messages.encode_receipts(receipts))
 
-    def latest(self) -> Receipt | None:
+    def latest(self) -> CommittedReading | None:
         latest = None
         for _, each in self.committed:
             latest = each if latest is None else later(latest, each)
         return latest
 
-    def settle(self) -> None:
+    def on_result(self) -> None:
         """Lets everything arrive."""
         while any(worker.up or worker.down for worker in self.workers.values()) or self.resumable():
             for worker in self.workers.values():
@@ -314,7 +317,7 @@ def test_whatever_overtakes_what_nothing_is_missed_nothing_comes_twice_and_the_l
             case "read" if listeners:
                 read(data.draw(st.sampled_from(listeners)))
         assert sum(each.subscriber is not None and each.until is None for each in star.listeners) <= limit
-    star.settle()
+    star.on_result()
     for listener in star.listeners:
         check(listener, star)
     if all(each.until is not None or each.refused for each in star.listeners):
@@ -350,7 +353,7 @@ def check(listener: Listener, star: Star) -> None:
 
 def test_latest_gives_way_when_ahead() -> None:
     """A reading that was stored while a clock was a year ahead is not the latest for a year."""
-    switch = Switchboard(1, lambda: 1_000)
+    switch = SubscriptionRouter(1, lambda: 1_000)
     for reading_id, time_us, latest_id in ((1, 5_000, 1), (2, 10, 2), (3, 7_000, 2)):
         switch.recall(receipt(reading_id, time_us=time_us))
         assert switch.latest is not None

@@ -31,21 +31,21 @@ from app.errors import (
     TooManyRows,
     UnsupportedFormat,
 )
-from app.ingest.batch import Batch, Source
-from app.ingest.buffer import Answer
-from app.ingest.claim import Claim, Fingerprint, Replay
-from app.ingest.decode.columns import Decoded, RowFault, Terms
+from app.ingest.batch import Batch, Sender
+from app.ingest.buffer import WriteResult
+from app.ingest.claim import Claim, Replay, RequestIdentity
+from app.ingest.decode.columns import Decoded, DecodeOptions, RowError
 from app.ingest.decode.inflate import codec_of, inflated
 from app.ingest.decode.ranges import as_ranges, rows_of_ranges
 from app.ingest.decode.readings import COMPACT_FORMATS, Format, decode_opened, decode_readings, open_readings
 from app.ingest.decode.timestamps import Precision, TimeWindow
-from app.ingest.pipeline import Intake
-from app.ingest.receipt import Receipt, Stored
-from app.web import auth, problems
+from app.ingest.pipeline import IngestQueue
+from app.ingest.receipt import BatchResult, CommittedReading
+from app.web import auth, error_responses
 from app.web.access import KEY_HEADER, key_bytes
 from app.web.bodies import announced_bytes, parts_of
 from app.web.idempotency import IDEMPOTENCY_KEY, Recall, answered_before, fingerprint, for_rejected, require_usable
-from app.web.ingest import MAX_ADDRESS_LENGTH, Problem
+from app.web.write_single import MAX_ADDRESS_LENGTH, Problem
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class BadRow(BaseModel):
     value: object
 
 
-class SomeRejected(StoredReadings):
+class PartialResult(StoredReadings):
     """What a request has brought about, some of whose readings were bad. If 202 was asked for, ``stored`` is called
     ``accepted``.
     """
@@ -164,7 +164,7 @@ def bulk_router(bulk: "BulkIngest") -> APIRouter:
         summary="Store many readings",
         responses={
             200: {
-                "model": SomeRejected,
+                "model": PartialResult,
                 "description": "With partial=ok: some readings are bad and named, the others are stored",
             },
             202: {
@@ -177,7 +177,7 @@ def bulk_router(bulk: "BulkIngest") -> APIRouter:
             413: {"model": Problem, "description": "Too many bytes or readings: split them"},
             415: {"model": Problem, "description": "The Content-Type or Content-Encoding is not known"},
             422: {
-                "model": SomeRejected | Problem,
+                "model": PartialResult | Problem,
                 "description": "Some readings are bad: they are named, and unless partial=false the good are stored",
             },
             429: {
@@ -205,7 +205,7 @@ def bulk_router(bulk: "BulkIngest") -> APIRouter:
         try:
             status, body = await bulk.store(request, key)
         except SensorFlowError as error:
-            status, extra, body = problems.answer(error)
+            status, extra, body = error_responses.answer(error)
             headers = {name.decode(): value.decode() for name, value in extra}
         if "respond-async" in _preferences(request):
             headers["preference-applied"] = "respond-async"
@@ -229,9 +229,9 @@ class BulkIngest:
     def __init__(
         self,
         *,
-        intake: Intake,
+        intake: IngestQueue,
         recall: Recall,
-        keyring: auth.Keyring,
+        keyring: auth.ApiKeys,
         window: TimeWindow,
         limits: Limits,
         now_us: Callable[[], int],
@@ -252,12 +252,12 @@ class BulkIngest:
             SensorFlowError: nothing of it is stored, or nobody can tell.
         """
         headers = request.headers
-        key_name = self._keyring.name_of(key_bytes(key), auth.Scope.INGEST)
+        key_name = self._keyring.authorize(key_bytes(key), auth.Scope.INGEST)
         options = _options(request)
         format_ = _format(headers.get("content-type", ""))
         codec = codec_of(headers.get("content-encoding", "identity"))
         is_awaited = "respond-async" not in _preferences(request)
-        source = Source(key_name, request.client.host[:MAX_ADDRESS_LENGTH] if request.client else "")
+        source = Sender(key_name, request.client.host[:MAX_ADDRESS_LENGTH] if request.client else "")
         if (idempotency_key := headers.get("idempotency-key")) is not None:
             require_usable(idempotency_key)
         with self._room(key_name) as grow_to:
@@ -270,7 +270,7 @@ class BulkIngest:
                 del identify  # it has the body
                 if replay is not None:
                     return replay
-            terms = Terms(
+            terms = DecodeOptions(
                 source=source,
                 precision=options.precision,
                 window=self._window.for_backfill() if options.backfill else self._window,
@@ -283,13 +283,13 @@ class BulkIngest:
                 only_rows=only_rows,
             )
             if format_ in COMPACT_FORMATS:
-                with self._intake.expect():
+                with self._intake.batch_being_decoded():
                     opened = await asyncio.to_thread(open_readings, body, format_, terms)
                     grow_to(len(body) + opened.inflated_bytes)
                     decoded = await asyncio.to_thread(decode_opened, opened, terms)
                     del opened  # it has the body
             elif len(body) > DECODE_IN_THREAD_BYTES:
-                with self._intake.expect():
+                with self._intake.batch_being_decoded():
                     decoded = await asyncio.to_thread(decode_readings, body, format_, terms)
             else:
                 decoded = decode_readings(body, format_, terms)
@@ -303,7 +303,7 @@ class BulkIngest:
         report = Report(decoded, is_awaited=is_awaited, is_ok=options.partial == "ok", has_key=identity is not None)
         if not decoded.batch.rows or (decoded.rejected and not options.partial):
             return report.answer(0)
-        batch = decoded.batch if options.partial else replace(decoded.batch, is_whole=True)
+        batch = decoded.batch if options.partial else replace(decoded.batch, is_atomic=True)
         if is_awaited:
             return await self._committed(batch, report, identity)
         accepted = report.answer(batch.rows)
@@ -312,8 +312,8 @@ class BulkIngest:
         return accepted
 
     async def _repeated(
-        self, identify: Callable[[Options], Fingerprint], options: Options
-    ) -> tuple[Fingerprint, Replay | None, pa.Array | None]:
+        self, identify: Callable[[Options], RequestIdentity], options: Options
+    ) -> tuple[RequestIdentity, Replay | None, pa.Array | None]:
         """Find how a request with an Idempotency-Key is identified, its stored answer if there is one, and the rows
         that are left if it was rejected in part and now comes as backfill.
 
@@ -337,15 +337,15 @@ class BulkIngest:
             raise answer
         return request, answer, None
 
-    async def _committed(self, batch: Batch, report: "Report", identity: Fingerprint | None) -> Replay:
+    async def _committed(self, batch: Batch, report: "Report", identity: RequestIdentity | None) -> Replay:
         """Hands a batch in, and waits for what becomes of it."""
         answered: asyncio.Future[Replay] = asyncio.get_running_loop().create_future()
 
-        def told(outcome: Stored | Receipt) -> Replay:
-            assert isinstance(outcome, Stored)  # what a batch becomes
+        def told(outcome: BatchResult | CommittedReading) -> Replay:
+            assert isinstance(outcome, BatchResult)  # what a batch becomes
             return report.answer(outcome.rows, outcome)
 
-        def settle(answer: Answer) -> None:
+        def on_result(answer: WriteResult) -> None:
             if answered.done():  # the server is stopping, and has cancelled the request
                 return
             if isinstance(answer, SensorFlowError):
@@ -353,7 +353,7 @@ class BulkIngest:
             else:
                 answered.set_result(answer if isinstance(answer, Replay) else told(answer))
 
-        self._intake.submit(batch, settle, claim=Claim(identity, told) if identity else None)
+        self._intake.submit(batch, on_result, claim=Claim(identity, told) if identity else None)
         try:
             return await answered
         except asyncio.CancelledError:  # the stopping server's patience has ended before the commit's
@@ -403,7 +403,7 @@ class BulkIngest:
         return b"".join(parts)
 
 
-def _fingerprint(key: str, key_name: str, asked_for: str, body: bytes, options: Options) -> Fingerprint:
+def _fingerprint(key: str, key_name: str, asked_for: str, body: bytes, options: Options) -> RequestIdentity:
     return fingerprint(key, key_name, asked_for.format(options).encode(), body)
 
 
@@ -435,11 +435,11 @@ def _format(content_type: str) -> Format:
         ) from None
 
 
-def _log_loss(answer: Answer) -> None:
+def _log_loss(answer: WriteResult) -> None:
     """The sender has had its 202, and is not told any more."""
     if isinstance(answer, SensorFlowError):
         logger.warning("readings that were answered 202 are not stored: %s", answer)
-    elif isinstance(answer, Stored) and answer.refused:
+    elif isinstance(answer, BatchResult) and answer.refused:
         why = next(filter(None, answer.refused.values()), "")
         logger.warning("PostgreSQL refused %d readings that were answered 202: %s", len(answer.refused), why)
 
@@ -456,14 +456,14 @@ class Report:
     has_key: bool
     """Whether it has an Idempotency-Key."""
 
-    def answer(self, rows: int, outcome: Stored | None = None) -> Replay:
+    def answer(self, rows: int, outcome: BatchResult | None = None) -> Replay:
         """Return the answer where ``rows`` are stored, or accepted; ``outcome`` has those that PostgreSQL refused."""
         decoded = self.decoded
         refused = {row: why for row, why in outcome.refused.items() if why is not None} if outcome is not None else {}
         report: dict[str, object] = {"stored" if self.is_awaited else "accepted": rows}
         if decoded.rejected or refused:
             first = sorted(refused)[:MAX_ERRORS]
-            by_database = [RowFault(decoded.rows[row].as_py(), None, refused[row], None) for row in first]
+            by_database = [RowError(decoded.rows[row].as_py(), None, refused[row], None) for row in first]
             errors = sorted([*decoded.errors, *by_database], key=attrgetter("row"))[:MAX_ERRORS]
             rejected_rows = decoded.rejected_rows
             if refused:
@@ -479,7 +479,7 @@ class Report:
         hints = [*(decoded.hints if rows else ()), *self._hints_at_backfill(is_any_stored=rows > 0)]
         if hints:
             report["hints"] = hints
-        return Replay(self._status(is_whole="errors" not in report), orjson.dumps(report))
+        return Replay(self._status(is_atomic="errors" not in report), orjson.dumps(report))
 
     def _hints_at_backfill(self, *, is_any_stored: bool) -> Iterator[str]:
         if not self.decoded.is_backfill_wanted:
@@ -498,9 +498,9 @@ class Report:
             )
         yield f"Some readings are older than ACCEPT_PAST_DAYS. {how}"
 
-    def _status(self, *, is_whole: bool) -> int:
-        if not is_whole and not self.is_ok:
+    def _status(self, *, is_atomic: bool) -> int:
+        if not is_atomic and not self.is_ok:
             return 422
         if not self.is_awaited:
             return 202
-        return 201 if is_whole else 200
+        return 201 if is_atomic else 200

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from app.metrics import ACROSS, BUFFER_ROWS, READINGS_GIVEN_BACK, Across, rule_of
-from app.workers.channel import ChannelTally
+from app.workers.channel import ChannelStats
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -87,7 +87,7 @@ def merged(parts: Iterable[Sequence[Family]]) -> list[Family]:
     return list(whole.values())
 
 
-def retired(families: Sequence[Family]) -> list[Family]:
+def counters_of_dead_workers(families: Sequence[Family]) -> list[Family]:
     """What remains to be counted of a worker that has died: what it had counted, and no state.
 
     The readings that it held were given back, as far as anybody knows: nobody was told that they are stored.
@@ -108,7 +108,7 @@ def retired(families: Sequence[Family]) -> list[Family]:
     ]
 
 
-class Exposed(Collector):
+class MergedMetrics(Collector):
     """Families as prometheus_client wants them."""
 
     def __init__(self, families: Sequence[Family]) -> None:
@@ -125,7 +125,7 @@ class Exposed(Collector):
 class ChannelCollector(Collector):
     """What goes between the processes, as seen from one end."""
 
-    def __init__(self, tally: ChannelTally) -> None:
+    def __init__(self, tally: ChannelStats) -> None:
         self._tally = tally
 
     def collect(self) -> Iterable[Metric]:

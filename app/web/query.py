@@ -27,8 +27,8 @@ from app.ingest.decode.columns import METRICS
 from app.ingest.decode.timestamps import parse_time_us
 from app.web import auth
 from app.web.access import requires
-from app.web.ingest import Problem
 from app.web.names import names_in, utf8_query
+from app.web.write_single import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +55,13 @@ class History(Protocol):
     """Where the rows are."""
 
     async def find(self, names: Sequence[str]) -> list[int]:
-        """The ids of these sensors. Raises NotFound, DatabaseAway."""
+        """The ids of these sensors. Raises NotFound, DatabaseUnavailable."""
 
     def schema(self, query: HistoryQuery) -> pa.Schema:
         """The columns of a query's rows."""
 
     def pages(self, query: HistoryQuery, *, after: Position | None, limit: int | None) -> AsyncGenerator[Page, None]:
-        """The rows of a query. Raises DatabaseAway."""
+        """The rows of a query. Raises DatabaseUnavailable."""
 
 
 class ReadingsQuery(BaseModel):
@@ -170,7 +170,7 @@ class Streamed(StreamingResponse):
             logger.warning("an answer was cut off: %s", error)
 
 
-class Reads:
+class QueryService:
     """What stands behind GET /api/readings.
 
     Args:
@@ -189,7 +189,7 @@ class Reads:
         """The beginning of an answer: its first rows are there, or all of them if it has a limit.
 
         Raises:
-            InvalidParameter, NotFound, TooManyReads, DatabaseAway: there is none.
+            InvalidParameter, NotFound, TooManyReads, DatabaseUnavailable: there is none.
         """
         query, after = await self._query(request)
         headers = {BUCKET_HEADER: query.bucket.value}
@@ -273,7 +273,7 @@ class Reads:
             self._turns.release()
 
 
-def reads_router(reads: Reads, *, keyring: auth.Keyring) -> APIRouter:
+def reads_router(reads: QueryService, *, keyring: auth.ApiKeys) -> APIRouter:
     """The route."""
     router = APIRouter(tags=["read"], dependencies=[requires(keyring, auth.Scope.READ), Depends(utf8_query)])
 

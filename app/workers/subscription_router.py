@@ -16,17 +16,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from app.errors import TooManySubscribers
-from app.ingest.receipt import Receipt
-from app.live.bus import Places
+from app.ingest.receipt import CommittedReading
+from app.live.bus import ConnectionQuota
 from app.live.mailbox import event_time, later
-from app.workers.messages import Granted, Interest, Refused, Welcome
+from app.workers.messages import Granted, Refused, SetForwarding, Welcome
 
-Order = tuple[int, Interest | Granted | Refused | Welcome]
+Order = tuple[int, SetForwarding | Granted | Refused | Welcome]
 """A worker, and what it is to be told."""
 
 
 @dataclass(slots=True, eq=False)
-class _Line:
+class _WorkerState:
     """What is known of one worker."""
 
     wanted: bool = False
@@ -42,7 +42,7 @@ class _Line:
         return self.wanted and self.heard == self.told
 
 
-class Switchboard:
+class SubscriptionRouter:
     """All workers of a server, by number.
 
     Args:
@@ -52,11 +52,11 @@ class Switchboard:
 
     def __init__(self, max_subscribers_per_key: int, horizon_us: Callable[[], float] = lambda: math.inf) -> None:
         self._horizon_us = horizon_us
-        self._places = Places(max_subscribers_per_key)
-        self._lines: dict[int, _Line] = {}
+        self._places = ConnectionQuota(max_subscribers_per_key)
+        self._lines: dict[int, _WorkerState] = {}
         self._waiting: dict[tuple[int, int], None] = {}
         """Worker and place of those that are not granted yet, in the order in which they came."""
-        self.latest: Receipt | None = None
+        self.latest: CommittedReading | None = None
         """The latest reading that has come by here."""
 
     @property
@@ -66,7 +66,7 @@ class Switchboard:
 
     def connect(self, worker: int) -> Sequence[Order]:
         """A worker is here. It has committed nothing yet, and won't before it is welcomed."""
-        line = self._lines[worker] = _Line()
+        line = self._lines[worker] = _WorkerState()
         line.wanted = self._is_wanted_from(worker)
         return [(worker, Welcome(line.wanted))]
 
@@ -101,18 +101,18 @@ class Switchboard:
         self._waiting.pop((worker, place), None)
         return [*self._say_interests(), *self._grants()]
 
-    def recall(self, latest: Receipt) -> None:
+    def recall(self, latest: CommittedReading) -> None:
         """A worker knows of a reading committed earlier, perhaps by one that is gone and could not tell."""
         self.latest = latest if self.latest is None else later(self.latest, latest, self._horizon_us())
 
-    def heard(self, worker: int, number: int, latest: Receipt | None) -> Sequence[Order]:
+    def heard(self, worker: int, number: int, latest: CommittedReading | None) -> Sequence[Order]:
         """A worker has acknowledged that it forwards, and says what was the latest reading before."""
         self._lines[worker].heard = number
         if latest is not None:
             self.recall(latest)
         return list(self._grants())
 
-    def route(self, worker: int, receipts: Sequence[Receipt]) -> Sequence[int]:
+    def route(self, worker: int, receipts: Sequence[CommittedReading]) -> Sequence[int]:
         """The workers to which what a worker has committed, at least one reading, is to be taken."""
         self.recall(max(receipts, key=event_time))
         return [other for other, line in self._lines.items() if other != worker and line.places]
@@ -127,7 +127,7 @@ class Switchboard:
             if wanted != line.wanted:
                 line.wanted = wanted
                 line.told += 1
-                yield worker, Interest(wanted, line.told)
+                yield worker, SetForwarding(wanted, line.told)
 
     def _grants(self) -> Iterator[Order]:
         """Grants all places that wait for nobody any more."""
