@@ -123,12 +123,12 @@ out_of_limits = stat(
     texts=True,
 )
 
-oldest = stat(
+newest = stat(
     "Newest reading",
     "Age of the newest reading of the whole fleet, by its own time.",
     # Without the condition the ages of all sensors would be computed to find the least.
     sql("""
-        SELECT greatest(min(age_s), 0) AS "Age"
+        SELECT min(greatest(age_s, 0)) AS "Age"
         FROM sensor_status
         WHERE last_seen_at = (SELECT max(time) FROM latest_readings)
     """),
@@ -446,7 +446,7 @@ DASHBOARD = dashboard(
     "sensorflow-fleet",
     "Fleet overview",
     "Which sensors send, what they say, and which are out of their limits.",
-    [sensors, rate, out_of_limits, oldest, listed, every_sensor, violations, places, over_time, alerts, *FOLDED],
+    [sensors, rate, out_of_limits, newest, listed, every_sensor, violations, places, over_time, alerts, *FOLDED],
     variables=[
         textbox(
             "search",

@@ -232,6 +232,14 @@ def test_no_sensor_is_no_error(stored: Stored, query: Query) -> None:
             assert answer.rows == []
 
 
+def test_newest_of_no_readings(stored: Stored) -> None:
+    """While nothing has ever come, the newest reading has no age."""
+    query = QUERIES["sensorflow-fleet: Newest reading"]
+    (sql,) = {sql for _, sql in looks(stored, query)}
+    nothing = re.sub(r"(sensor_status|latest_readings)", r"(SELECT * FROM \1 LIMIT 0) AS \1", sql)
+    assert stored.ask(nothing).rows == [(None,)]
+
+
 STATES = "sensorflow-sensor: $metric: state in this range"
 
 
