@@ -321,7 +321,8 @@ by_own_time = timeseries(
     [
         sql(
             """
-            SELECT time, sum(count) / greatest(1, least(width_s, extract(epoch FROM now() - time))) AS "Readings/s"
+            SELECT time, sum(count) / CASE WHEN time > now() THEN width_s
+                       ELSE greatest(1, least(width_s, extract(epoch FROM now() - time))) END AS "Readings/s"
             FROM (
                 {counts}
             ) AS zoomed
