@@ -80,7 +80,7 @@ rate = stat(
     defaults={"color": fixed(BLUE)},
 )
 
-# What is not filtered costs nothing: the conditions that hold for every sensor are constants to PostgreSQL.
+# A filter that is not set costs nothing: its condition is a constant to PostgreSQL.
 MATCHES = f"""\
 (${{search:sqlstring}} = ''
      OR strpos(lower(concat_ws(chr(10), s.name, s.label, s.location)), lower(${{search:sqlstring}})) > 0)
@@ -90,12 +90,12 @@ MATCHES = f"""\
 """Whether the sensor ``s`` of ``sensor_status`` is one that is looked for."""
 FILTERED = "Search, location and state above choose which."
 
-# Some who sent nothing for days were out of limits then, and are neither counted nor among those that they are held
-# against; what arrives late counts, however old.
+# A sensor that has been silent for days and was out of limits then is counted on neither side; a reading that arrives
+# late counts, however old it is.
 out_of_limits = stat(
     "Out of limits",
     """How many sensors are out of limits, of those that sent: in the last hour, or in their last three expected
-    intervals where that is longer. Out of limits is a sensor by any reading that arrived in the last hour, or by its
+    intervals where that is longer. A sensor is out of limits by any reading that arrived in the last hour, or by its
     latest one.""",
     # The sensors are counted without a look at their violations, which are few.
     sql(
@@ -349,7 +349,7 @@ states = state_timeline(
     f"""What the first {MOST_TIMELINES} sensors of the table were in this range. {FILTERED} Out of limits: the log of
     violations, which is kept for 90 days, has one of the sensor. Offline: nothing came for three expected intervals or,
     where none is set, three usual ones and five minutes at least. In steps of a minute below 35 hours, of an hour below
-    36 days, of a day above.""",
+    37 days, of a day above.""",
     sql(
         """
         WITH first AS MATERIALIZED (
