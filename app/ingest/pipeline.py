@@ -105,18 +105,18 @@ class Store(Protocol[AnyPrepared]):
         """
 
     async def prepare(self, contents: Sequence[Content], *, was_blocked: bool) -> AnyPrepared:
-        """A flush of these, valid until the connection is lost. Is short with locks if they ``was_blocked`` by one.
+        """Make a flush of these, valid until the connection is lost. After ``was_blocked``, wait briefly for locks.
 
         Raises:
-            DatabaseUnavailable: it can't ask what it needs to know.
-            Blocked: likewise; another session's lock is in the way of new names.
+            DatabaseUnavailable: the database can't be asked for what is needed.
+            Blocked: another session's lock is in the way of new names. Those added before it stay.
         """
 
     async def write(
         self, prepared: AnyPrepared, answers: Callable[[], Mapping[Claim, Replay]], *, was_blocked: bool
     ) -> None:
-        """Commits a flush, with the claims that ``answers`` gives once the refused rows are known. Is short with locks
-        if it ``was_blocked`` by one.
+        """Commit a flush, with the claims that ``answers`` gives once the refused rows are known. After
+        ``was_blocked``, wait only briefly for locks.
 
         Raises:
             DatabaseUnavailable: nothing of it is committed, nor will be; or the connection was lost since it was

@@ -1357,6 +1357,25 @@ async def test_locked_names() -> None:
         assert now() - began < 0.1
 
 
+async def test_locked_names_ahead() -> None:
+    """Locked names that are met while another flush is written keep out nothing of that flush, nor of what follows."""
+    plant = Plant()
+    with worth_preparing(rows=1):
+        async with plant.running():
+            await plant.send("a")
+            plant.store.are_names_locked = True
+            answers = await plant.send_into_silence("1a")
+            answers += [plant.send(name) for name in ("b", "2a")]
+            await asyncio.sleep(LOCK_TIMEOUT_S + 0.1)
+            answers.append(plant.send("3a"))
+            plant.store.speaking.set()
+            for answer in (answers[0], *answers[2:]):
+                assert isinstance(await answer, CommittedReading)
+            plant.store.are_names_locked = False
+            assert isinstance(await answers[1], CommittedReading)
+    assert plant.store.stored == ["a", "1a", "2a", "3a", "b"]
+
+
 async def test_locked_names_and_day() -> None:
     """Locked names and a locked day hold up other readings once, and neither waits for the other's end."""
     plant = Plant()
