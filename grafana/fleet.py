@@ -80,7 +80,7 @@ rate = stat(
     defaults={"color": fixed(BLUE)},
 )
 
-# What is not filtered costs nothing: the conditions that hold for every sensor are constants to PostgreSQL.
+# A filter that is not set costs nothing: its condition is a constant to PostgreSQL.
 MATCHES = f"""\
 (${{search:sqlstring}} = ''
      OR strpos(lower(concat_ws(chr(10), s.name, s.label, s.location)), lower(${{search:sqlstring}})) > 0)
@@ -90,12 +90,12 @@ MATCHES = f"""\
 """Whether the sensor ``s`` of ``sensor_status`` is one that is looked for."""
 FILTERED = "Search, location and state above choose which."
 
-# Some who sent nothing for days were out of limits then, and are neither counted nor among those that they are held
-# against; what arrives late counts, however old.
+# A sensor that has been silent for days and was out of limits then is counted on neither side; a reading that arrives
+# late counts, however old it is.
 out_of_limits = stat(
     "Out of limits",
     """How many sensors are out of limits, of those that sent: in the last hour, or in their last three expected
-    intervals where that is longer. Out of limits is a sensor by any reading that arrived in the last hour, or by its
+    intervals where that is longer. A sensor is out of limits by any reading that arrived in the last hour, or by its
     latest one.""",
     # The sensors are counted without a look at their violations, which are few.
     sql(
@@ -123,12 +123,12 @@ out_of_limits = stat(
     texts=True,
 )
 
-oldest = stat(
+newest = stat(
     "Newest reading",
     "Age of the newest reading of the whole fleet, by its own time.",
     # Without the condition the ages of all sensors would be computed to find the least.
     sql("""
-        SELECT greatest(min(age_s), 0) AS "Age"
+        SELECT min(greatest(age_s, 0)) AS "Age"
         FROM sensor_status
         WHERE last_seen_at = (SELECT max(time) FROM latest_readings)
     """),
@@ -321,7 +321,8 @@ by_own_time = timeseries(
     [
         sql(
             """
-            SELECT time, sum(count) / greatest(1, least(width_s, extract(epoch FROM now() - time))) AS "Readings/s"
+            SELECT time, sum(count) / CASE WHEN time > now() THEN width_s
+                       ELSE greatest(1, least(width_s, extract(epoch FROM now() - time))) END AS "Readings/s"
             FROM (
                 {counts}
             ) AS zoomed
@@ -348,7 +349,7 @@ states = state_timeline(
     f"""What the first {MOST_TIMELINES} sensors of the table were in this range. {FILTERED} Out of limits: the log of
     violations, which is kept for 90 days, has one of the sensor. Offline: nothing came for three expected intervals or,
     where none is set, three usual ones and five minutes at least. In steps of a minute below 35 hours, of an hour below
-    36 days, of a day above.""",
+    37 days, of a day above.""",
     sql(
         """
         WITH first AS MATERIALIZED (
@@ -446,7 +447,7 @@ DASHBOARD = dashboard(
     "sensorflow-fleet",
     "Fleet overview",
     "Which sensors send, what they say, and which are out of their limits.",
-    [sensors, rate, out_of_limits, oldest, listed, every_sensor, violations, places, over_time, alerts, *FOLDED],
+    [sensors, rate, out_of_limits, newest, listed, every_sensor, violations, places, over_time, alerts, *FOLDED],
     variables=[
         textbox(
             "search",

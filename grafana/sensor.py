@@ -284,7 +284,7 @@ chart = timeseries(
     points=Points.SENSORS,
 )
 
-# Planned for all metrics at once, points cost three times as much as for one: so each metric has its own.
+# Points planned for all metrics at once cost three times as much as for one, so each metric has its own query.
 figures = stat(
     "$metric in this range",
     f"""Over what the chart shows. The mean is that of the readings and not of the buckets. Out of limits are the
@@ -332,8 +332,8 @@ figures = stat(
 states = state_timeline(
     "$metric: state in this range",
     """Out of limits: a reading was beyond a limit of today. Offline: no value came for three of the sensor's expected
-    intervals or, where none is set, of its usual ones and five minutes. What lasts shorter than a part of the range is
-    shown as that part: four points of the chart, and no less than its buckets.""",
+    intervals or, where none is set, three usual ones and five minutes at least. What lasts shorter than a part of the
+    range is shown as that part: four points of the chart, and no less than its buckets.""",
     sql(
         """
         WITH spans AS (

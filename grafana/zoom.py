@@ -21,7 +21,7 @@ class Points(IntEnum):
     COMPARED = 1_050
     """Of each of several. Readings up to an hour, 1m up to 60 hours, 1h up to 65 days, then 1d."""
     STATES = 600
-    """What some sensors were. 1m below 35 hours, 1h below 36 days, then 1d."""
+    """What some sensors were. 1m below 35 hours, 1h below 37 days, then 1d."""
     FLEET = 100
     """1m below 5 hours, 1h below 6 days, then 1d."""
 

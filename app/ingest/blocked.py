@@ -66,8 +66,8 @@ class Blockage:
         self.of_new_names |= blocked.of_new_names
 
     def lift(self, tried: Iterable[tuple[Content, Claim | None]]) -> None:
-        """Forget what blocked these contents, which are about to be tried again or have been stored. Their names are
-        known by now: whether others are still blocked, the caller knows.
+        """Forget what blocked these contents, which are about to be tried again or have been stored. Whether new names
+        are still blocked, the caller knows.
         """
         for content, claim in tried:
             self.spans = [span for span in self.spans if not _reaches(content, span)]

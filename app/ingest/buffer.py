@@ -159,11 +159,13 @@ class Buffer:
         self.waiting_rows -= rows
         return self._send_off(flush)
 
-    def begin_flush_aside(self, max_rows: int) -> Sequence[Submission]:
-        """Take submissions that are set aside into a flush, as ``begin_flush`` does."""
-        aside = deque(self._aside)
-        flush, _ = _taken(aside, max_rows)
-        self._aside = list(aside)
+    def begin_flush_aside(
+        self, max_rows: int, is_eligible: Callable[[Submission], bool] = lambda _: True
+    ) -> Sequence[Submission]:
+        """Take eligible submissions that are set aside into a flush, as ``begin_flush`` does."""
+        flush, _ = _taken(deque(filter(is_eligible, self._aside)), max_rows)
+        taken = set(flush)
+        self._aside = [submission for submission in self._aside if submission not in taken]
         return self._send_off(flush)
 
     def sort_out(self, is_blocked: Callable[[Submission], bool]) -> None:

@@ -105,18 +105,18 @@ class Store(Protocol[AnyPrepared]):
         """
 
     async def prepare(self, contents: Sequence[Content], *, was_blocked: bool) -> AnyPrepared:
-        """A flush of these, valid until the connection is lost. Is short with locks if they ``was_blocked`` by one.
+        """Make a flush of these, valid until the connection is lost. After ``was_blocked``, wait briefly for locks.
 
         Raises:
-            DatabaseUnavailable: it can't ask what it needs to know.
-            Blocked: likewise; another session's lock is in the way of new names.
+            DatabaseUnavailable: the database can't be asked for what is needed.
+            Blocked: another session's lock is in the way of new names. Those added before it stay.
         """
 
     async def write(
         self, prepared: AnyPrepared, answers: Callable[[], Mapping[Claim, Replay]], *, was_blocked: bool
     ) -> None:
-        """Commits a flush, with the claims that ``answers`` gives once the refused rows are known. Is short with locks
-        if it ``was_blocked`` by one.
+        """Commit a flush, with the claims that ``answers`` gives once the refused rows are known. After
+        ``was_blocked``, wait only briefly for locks.
 
         Raises:
             DatabaseUnavailable: nothing of it is committed, nor will be; or the connection was lost since it was
@@ -466,18 +466,18 @@ class Pipeline(Generic[AnyPrepared]):
             if not self.buffer.rows:
                 self._emptied.set()
             if self._is_time_for_aside():
-                submissions, was_blocked = self.buffer.begin_flush_aside(self._current_max_rows), True
-            else:
-                if not self.buffer.waiting_rows:
-                    await self._wait_for_arrival()
-                await self._linger_for_requests()
-                if self._store.gains_by_large_flushes:
-                    await self._linger_for_batches()
-                self._new_names = 0
-                submissions, was_blocked = self.buffer.begin_flush(self._current_max_rows), False
-            if submissions:  # otherwise they have expired meanwhile, or submissions set aside have their turn
                 self._working_since = self._clock()
-                return await self._prepare(submissions, was_blocked=was_blocked)
+                return await self._prepare_aside()
+            if not self.buffer.waiting_rows:
+                await self._wait_for_arrival()
+            await self._linger_for_requests()
+            if self._store.gains_by_large_flushes:
+                await self._linger_for_batches()
+            self._new_names = 0
+            if submissions := self.buffer.begin_flush(self._current_max_rows):
+                self._working_since = self._clock()
+                return await self._prepare(submissions, was_blocked=False)
+            # They have expired meanwhile, or submissions set aside have their turn.
 
     def _is_time_for_aside(self) -> bool:
         return bool(self.buffer.aside) and self._clock() >= self._retry_blocked_at
@@ -521,6 +521,27 @@ class Pipeline(Generic[AnyPrepared]):
                 [submission.content for submission in submissions], was_blocked=was_blocked
             )
         return Flush(submissions, prepared, started, was_blocked)
+
+    async def _prepare_aside(self) -> Flush[AnyPrepared]:
+        """Prepare submissions that are set aside; while their new names are locked, only those without any. A locked
+        name would otherwise keep the others from being tried.
+        """
+        submissions = self.buffer.begin_flush_aside(self._current_max_rows)
+        tries_names = self._blockage.of_new_names and any(map(self._has_new_names, submissions))
+        try:
+            flush = await self._prepare(submissions, was_blocked=True)
+        except Blocked as error:
+            self._blockage.add(error)
+            self.buffer.requeue_in_flight()
+            submissions = self.buffer.begin_flush_aside(
+                self._current_max_rows, lambda submission: not self._has_new_names(submission)
+            )
+            if not submissions:
+                raise
+            return await self._prepare(submissions, was_blocked=True)
+        if tries_names:
+            self._blockage.of_new_names &= any(map(self._has_new_names, self.buffer.aside))
+        return flush
 
     async def _linger_for_requests(self) -> None:
         """Lets requests that have reached this process's sockets join the flush, for as long as every turn of the
@@ -575,7 +596,8 @@ class Pipeline(Generic[AnyPrepared]):
         if not self._blockage:
             logger.warning("some readings are waiting for a lock on their part of the tables: %s", blocked.holders)
         await self._discard_prefetched()
-        self._blockage.lift((submission.content, submission.claim) for submission in self.buffer.in_flight)
+        if not blocked.of_new_names:  # names are tried before all else
+            self._blockage.lift((submission.content, submission.claim) for submission in self.buffer.in_flight)
         self.buffer.requeue_in_flight()
         self._blockage.add(blocked)
         self.buffer.sort_out(self._is_blocked)
@@ -583,16 +605,16 @@ class Pipeline(Generic[AnyPrepared]):
 
     def _lift_blockage(self, flush: Flush[AnyPrepared]) -> None:
         self._blockage.lift((submission.content, submission.claim) for submission in flush.submissions)
-        self._blockage.of_new_names &= any(
-            self._store.has_new_names(submission.content) for submission in self.buffer.aside
-        )
         self.buffer.sort_out(self._is_blocked)
         if not self._blockage:
             logger.info("no readings are waiting for a lock any more")
 
     def _is_blocked(self, submission: Submission) -> bool:
-        has_new_names = self._blockage.of_new_names and self._store.has_new_names(submission.content)
+        has_new_names = self._blockage.of_new_names and self._has_new_names(submission)
         return self._blockage.holds(submission.content, submission.claim, has_new_names=has_new_names)
+
+    def _has_new_names(self, submission: Submission) -> bool:
+        return self._store.has_new_names(submission.content)
 
     def _outcomes(self, flush: Flush[AnyPrepared]) -> list[CommittedReading | BatchResult | RejectedByDatabase]:
         """What became of each submission, if the flush is committed."""

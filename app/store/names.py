@@ -153,6 +153,7 @@ class NameIds(Generic[Name]):
                 has answered for are remembered all the same.
             DatabaseLocked: likewise, because another session has locked the table, or a name in it, for too long.
         """
+        before = self._remembered
         if self._touch and asyncio.get_running_loop().time() > self._forget_at:
             self.forget()
         remembered = self._remembered
@@ -161,10 +162,15 @@ class NameIds(Generic[Name]):
             return ids
         new = sorted({name for name, id_ in zip(names, ids, strict=True) if id_ is None})
         found: dict[Name, int] = {}
-        for piece in _pieces(new, PIECE_NAMES):
-            of_piece = await self._ids_of_piece(piece, lock_timeout_s)
-            remembered.update(of_piece)
-            found |= of_piece
+        try:
+            for piece in _pieces(new, PIECE_NAMES):
+                of_piece = await self._ids_of_piece(piece, lock_timeout_s)
+                remembered.update(of_piece)
+                found |= of_piece
+        except DatabaseLocked:
+            if self._remembered is remembered:  # and not forgotten meanwhile
+                self._remembered = before
+            raise
         return [found.get(name) if id_ is None else id_ for name, id_ in zip(names, ids, strict=True)]
 
     async def _ids_of_piece(self, names: Sequence[Name], lock_timeout_s: float) -> dict[Name, int]:

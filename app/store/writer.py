@@ -325,14 +325,14 @@ class Writer:
         await self._sensors.learn(batch.sensors, lock_timeout_s=self._lock_timeout_s)
 
     async def prepare(self, contents: Sequence[Content], *, was_blocked: bool = False) -> PreparedFlush:
-        """Makes a flush of these, in their order: names become ids, every row gets one, all is encoded. Where it
-        ``was_blocked``, is short with locks.
+        """Make a flush of these, in their order: names become ids, every row gets one, all is encoded. After
+        ``was_blocked``, wait only briefly for locks.
 
         It holds for the connection that there is now: if that is lost, prepare anew.
 
         Raises:
             DatabaseUnavailable: the database is needed for it, and can't be asked.
-            Blocked: likewise, since another session has locked the tables of names.
+            Blocked: another session has locked a table of names, or a new name in it.
         """
         connection, names = self._connection, self._names_changed_by
         rows = sum(content.rows for content in contents)

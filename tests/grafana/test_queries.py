@@ -232,6 +232,27 @@ def test_no_sensor_is_no_error(stored: Stored, query: Query) -> None:
             assert answer.rows == []
 
 
+def test_newest_of_no_readings(stored: Stored) -> None:
+    """While nothing has ever come, the newest reading has no age."""
+    query = QUERIES["sensorflow-fleet: Newest reading"]
+    (sql,) = {sql for _, sql in looks(stored, query)}
+    nothing = re.sub(r"(sensor_status|latest_readings)", r"(SELECT * FROM \1 LIMIT 0) AS \1", sql)
+    assert stored.ask(nothing).rows == [(None,)]
+
+
+def test_rate_of_readings_ahead(stored: Stored) -> None:
+    """A reading whose time is yet to come counts over its whole bucket, as any other."""
+    query = QUERIES["sensorflow-fleet: Readings by their own time"]
+    now, minute = stored.until - timedelta(minutes=30), timedelta(minutes=1)
+    start, end = stored.until - timedelta(hours=1), stored.until
+    sql = expand(query.sql, Request(start.to_pydatetime(), end.to_pydatetime(), 60_000, {}))
+    rates = dict(stored.ask(sql.replace("now()", f"TIMESTAMPTZ '{now.isoformat()}'")).rows)
+    counts = stored.readings["time"].dt.floor(minute).value_counts()
+    ahead = {time: count / 60 for time, count in counts.items() if time > now}
+    assert ahead
+    assert {time: rates[time] for time in ahead} == pytest.approx(ahead)
+
+
 STATES = "sensorflow-sensor: $metric: state in this range"
 
 

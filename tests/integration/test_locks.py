@@ -189,6 +189,19 @@ async def test_touch_that_is_locked(database: str) -> None:
     assert count(database, "readings") == 2
 
 
+async def test_senders_asked_for_again(database: str) -> None:
+    """A sender stays known if its table is locked when it is due to be asked for again."""
+    async with writing(database, lock_timeout_s=0.1) as writer:
+        await write(writer, reading(0))
+        writer._sources._forget_at = 0
+        with holding(database, "LOCK TABLE sources"):
+            with pytest.raises(Blocked):
+                await writer.prepare([reading(1)])
+            assert not writer.has_new_names(reading(1))
+            await write(writer, reading(1))
+    assert count(database, "readings") == 2
+
+
 async def test_bad_row(community_database: str) -> None:
     """A row that PostgreSQL refuses hides no lock, and a lock hides no bad row."""
     refuse_heat(community_database)

@@ -395,11 +395,13 @@ class BufferAgainstModel(RuleBasedStateMachine):
             self.flushes.append(flush)
 
     @precondition(lambda self: len(self.flushes) < 2)
-    @rule(max_rows=st.integers(1, 10))
-    def begin_flush_aside(self, max_rows: int) -> None:
-        flush = self.front(self.aside, max_rows)
-        assert list(self.buffer.begin_flush_aside(max_rows)) == [self.sent[number].submission for number in flush]
-        del self.aside[: len(flush)]
+    @rule(max_rows=st.integers(1, 10), least_rows=st.sampled_from([1, 1, 3]))
+    def begin_flush_aside(self, max_rows: int, least_rows: int) -> None:
+        eligible = [number for number in self.aside if self.sent[number].submission.rows >= least_rows]
+        flush = self.front(eligible, max_rows)
+        taken = self.buffer.begin_flush_aside(max_rows, lambda submission: submission.rows >= least_rows)
+        assert list(taken) == [self.sent[number].submission for number in flush]
+        self.aside = [number for number in self.aside if number not in flush]
         assert list(self.buffer.aside) == [self.sent[number].submission for number in self.aside]
         if flush:
             self.flushes.append(flush)

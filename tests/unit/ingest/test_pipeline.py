@@ -1357,6 +1357,75 @@ async def test_locked_names() -> None:
         assert now() - began < 0.1
 
 
+async def test_locked_names_ahead() -> None:
+    """Locked names that are met while another flush is written keep out nothing of that flush, nor of what follows."""
+    plant = Plant()
+    with worth_preparing(rows=1):
+        async with plant.running():
+            await plant.send("a")
+            plant.store.are_names_locked = True
+            answers = await plant.send_into_silence("1a")
+            answers += [plant.send(name) for name in ("b", "2a")]
+            await asyncio.sleep(LOCK_TIMEOUT_S + 0.1)
+            answers.append(plant.send("3a"))
+            plant.store.speaking.set()
+            for answer in (answers[0], *answers[2:]):
+                assert isinstance(await answer, CommittedReading)
+            plant.store.are_names_locked = False
+            assert isinstance(await answers[1], CommittedReading)
+    assert plant.store.stored == ["a", "1a", "2a", "3a", "b"]
+
+
+async def test_locked_names_and_day() -> None:
+    """Locked names and a locked day hold up other readings once, and neither waits for the other's end."""
+    plant = Plant()
+    async with plant.running():
+        await plant.send("a")
+        plant.store.are_names_locked = True
+        plant.store.locked = [(LATE_US, LATE_US)]
+        answers = [plant.send("b", is_awaited=False), plant.send(late("a"), is_awaited=False)]
+        await asyncio.sleep(3 * LOCK_TIMEOUT_S)
+        for _ in range(100):
+            began = now()
+            assert isinstance(await plant.send("a"), CommittedReading)
+            assert now() - began < 0.1
+            await asyncio.sleep(RETRY_BLOCKED_S / 20)
+        plant.store.locked = []
+        async with asyncio.timeout(2 * RETRY_BLOCKED_S):
+            assert isinstance(await answers[1], CommittedReading)
+        plant.store.locked = [(LATE_US, LATE_US)]
+        answers[1] = plant.send(late("a"), is_awaited=False)
+        await asyncio.sleep(3 * LOCK_TIMEOUT_S)
+        plant.store.are_names_locked = False
+        async with asyncio.timeout(2 * RETRY_BLOCKED_S):
+            assert isinstance(await answers[0], CommittedReading)
+        assert not answers[1].done()
+        began = now()
+        assert isinstance(await plant.send("c", is_awaited=False), CommittedReading)
+        assert now() - began < 0.1
+        plant.store.locked = []
+        await answers[1]
+
+
+async def test_names_that_stay_locked() -> None:
+    """The end of a day's lock says nothing of the names."""
+    plant = Plant()
+    async with plant.running():
+        await plant.send("a")
+        plant.store.are_names_locked = True
+        plant.store.locked = [(LATE_US, LATE_US)]
+        late_answer = plant.send(late("a"), is_awaited=False)
+        assert isinstance(await plant.send("b"), DatabaseLocked)
+        await asyncio.sleep(RETRY_BLOCKED_S + LOCK_TIMEOUT_S)
+        plant.store.locked = []
+        await late_answer
+        answer = plant.send("c")
+        began = now()
+        assert isinstance(await plant.send("a"), CommittedReading)
+        assert now() - began < 0.1
+        assert isinstance(await answer, DatabaseLocked)
+
+
 async def test_drain_while_locked() -> None:
     """A drain gives back what is locked, and says that the server is shutting down."""
     plant = Plant()
