@@ -150,10 +150,9 @@ class Buffer:
         return chain.from_iterable(self._flushes)
 
     def begin_flush(self, max_rows: int) -> Sequence[Submission]:
-        """Takes submissions from the front into a flush, ``max_rows`` at most but always one; they stay held.
+        """Take submissions from the front into a flush, ``max_rows`` at most but always one; they stay held.
 
-        Of submissions with the same claim a flush takes one: whether the other is a repetition, only the first one's
-        commit will tell.
+        A flush takes one submission per claim: only the commit of the first tells whether the other repeats it.
         """
         flush, rows = _taken(self._waiting, max_rows)
         self.waiting_rows -= rows
@@ -173,7 +172,7 @@ class Buffer:
         self._queue(chain(self._aside, self._waiting))
 
     def commit(self, refused_rows: int = 0) -> None:
-        """The earliest flush is committed, less some rows that never can be. Its answers are the caller's to give."""
+        """Remove the earliest flush as committed, less ``refused_rows``. The caller gives its answers."""
         flush = self._flushes.popleft()
         rows = sum(submission.rows for submission in flush)
         self.tally.committed += rows - refused_rows

@@ -102,8 +102,10 @@ def _from_iso(text: str) -> int:
 
 
 def _from_rare_iso(text: str) -> int:
-    """What ISO 8601 or RFC 3339 has and ``datetime`` has not, or not in every version of Python: a z (RFC 3339, 5.6),
-    24:00 for the end of a day (ISO 8601-1:2019/Amd 1), and a leap second, which is the next day's first as in POSIX.
+    """Parse the forms of ISO 8601 and RFC 3339 that ``datetime`` lacks, or lacks in some version of Python.
+
+    These are a z (RFC 3339, 5.6), 24:00 for the end of a day (ISO 8601-1:2019/Amd 1), and a leap second, which is the
+    next day's first as in POSIX.
     """
     if text[-1:] == "z":
         text = text[:-1] + "Z"
@@ -340,7 +342,7 @@ class TimeWindow:
 
     @classmethod
     def of(cls, *, past_days: float, future_minutes: float, kept_days: float = 0) -> "TimeWindow":
-        """The window in the units of the settings, where 0 means any."""
+        """Build a window from the units of the settings, where 0 means any."""
         return cls(
             past_us=round(past_days * 86_400e6) or None,
             future_us=round(future_minutes * 60e6) or None,
@@ -348,11 +350,11 @@ class TimeWindow:
         )
 
     def for_backfill(self) -> "TimeWindow":
-        """The window of a request that may bring what is long past."""
+        """Return the window of a request that may bring readings of any age in the past."""
         return replace(self, past_us=None)
 
     def bounds_us(self, now_us: int) -> tuple[int | None, int | None]:
-        """The earliest and the latest time that it has; None where there is no bound."""
+        """Return the earliest and the latest time of the window; None where there is no bound."""
         reach_us = min((reach for reach in (self.past_us, self.kept_us) if reach is not None), default=None)
         earliest = None if reach_us is None else now_us - reach_us
         return earliest, None if self.future_us is None else now_us + self.future_us
