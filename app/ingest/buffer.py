@@ -46,7 +46,7 @@ class Submission:
     """When it came, or came out of being parked, which is its place in the queue; seconds, on the clock that ``now`` is
     read from."""
     deadline: float
-    """Infinite where nobody waits for the commit."""
+    """Infinite where no sender waits for the commit."""
     on_result: Callable[[WriteResult], None]
     claim: Claim | None = None
     """What makes sending it again harmless, if its sender asked for that."""
@@ -214,7 +214,7 @@ class Buffer:
         flush may be committed at this moment: its sender is told ``unknown``, and it stays until the flush ends.
         """
         if due := _due(self._waiting, now):
-            late = set(due)  # each looked for in the queue, 20,000 behind as many that nobody waits for took 5 s
+            late = set(due)  # each looked for in the queue, 20,000 behind as many without a waiting sender took 5 s
             self._waiting = deque(submission for submission in self._waiting if submission not in late)
             self.waiting_rows -= sum(submission.rows for submission in due)
         if due_aside := _due(self._aside, now):

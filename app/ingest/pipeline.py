@@ -6,14 +6,14 @@ HTTP. Time is a clock that it is given, the database a ``Store``.
 
 Promises:
     * A sender has its receipt only after its reading is committed; ``NotStored`` only if it certainly is not;
-      ``OutcomeUnknown`` if nobody can tell yet. (3)
+      ``OutcomeUnknown`` if it can't be told yet. (3)
     * A flush commits once, also when its connection dies during COMMIT: the ledger is asked, on a new connection,
       before anything of it is tried again. (4)
     * What was committed before under the same Idempotency-Key is answered as it was then, and not stored again. (5)
     * The audience is told after COMMIT, and in the order of commits. (7)
     * What another session's lock keeps out waits aside, for COMMIT_TIMEOUT_S at most; the rest goes on.
-    * What can't be made a flush, or be written, for a reason that nobody foresaw is found by halving and rejected: no
-      content ends the flusher. (14)
+    * Content that can't be prepared or written, for an unexpected reason, is found by halving and rejected: no content
+      ends the flusher. (14)
 """
 
 import asyncio
@@ -207,7 +207,7 @@ class Pipeline(Generic[AnyPrepared]):
     """Takes readings in, has them committed in groups, and answers for each.
 
     Args:
-        buffer: where readings are held; nobody else changes it.
+        buffer: where readings are held; only the pipeline changes it.
         store: the database.
         encode: makes a committed reading's receipt from the reading and its id.
         audience: is told of what has been committed.
@@ -238,7 +238,7 @@ class Pipeline(Generic[AnyPrepared]):
         self._commit_timeout_s = commit_timeout_s
         self._flush_max_rows = flush_max_rows
         self._current_max_rows = flush_max_rows
-        """Halved while flushes fail, so that one which never could succeed does not stand in the way for ever."""
+        """Halved while flushes fail, so that one that can never succeed does not block the others."""
         self._blockage = Blockage()
         self._retry_blocked_at = -math.inf
         self._working_since: float | None = None
@@ -330,7 +330,7 @@ class Pipeline(Generic[AnyPrepared]):
             content: a reading, or a batch.
             on_result: is given the answer.
             claim: is stored with the readings.
-            is_awaited: whether somebody waits for the answer; if not, there is no timeout.
+            is_awaited: whether a sender waits for the answer; if not, there is no timeout.
 
         Raises:
             KeyOverShare, BufferFull, DatabaseUnavailable, ShuttingDown: nothing is taken, and ``on_result`` won't be
@@ -593,7 +593,7 @@ class Pipeline(Generic[AnyPrepared]):
         )
         self.buffer.sort_out(self._is_blocked)
         if not self._blockage:
-            logger.info("no readings are waiting for a lock any more")
+            logger.info("no readings wait for a lock any more")
 
     def _is_blocked(self, submission: Submission) -> bool:
         has_new_names = self._blockage.of_new_names and self._store.has_new_names(submission.content)
@@ -649,7 +649,7 @@ class Pipeline(Generic[AnyPrepared]):
             first_id += submission.rows
 
     async def _publish_batch(self, batch: Batch, first_id: int, refused: Mapping[int, str | None]) -> None:
-        """Only while somebody listens is every row worth its JSON; otherwise the latest is, for who comes later."""
+        """Publish each stored row; without subscribers and refusals, only remember the latest for later ones."""
         if self._audience.is_listening or refused:
             for start in range(0, batch.rows, PUBLISH_ROWS):
                 readings = enumerate(batch.readings(start, PUBLISH_ROWS), start)

@@ -78,9 +78,9 @@ class Decoded:
     errors: Sequence[RowError]
     unknown_columns: Sequence[str]
     rows: pa.Array
-    """Which of the readings sent, from 1, the rows of the batch are."""
+    """The positions, from 1, of the batch's rows among the readings sent."""
     rejected_rows: pa.Array
-    """Likewise of those that are not in it."""
+    """The positions, from 1, of the readings that are not in the batch."""
     hints: Sequence[str] = ()
     """What the sender should know about readings that were taken, in sentences."""
     is_backfill_wanted: bool = False

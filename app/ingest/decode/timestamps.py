@@ -1,6 +1,6 @@
 """When a reading was taken: ISO 8601 or a number since 1970, in; microseconds since 1970-01-01 UTC, out.
 
-Pure. A time without an offset is UTC. A number's unit is said by a Precision, or told by its magnitude, with the
+Pure. A time without an offset is UTC. A number's unit is given by a Precision or told by its magnitude, with the
 thresholds of InfluxDB 3's ``precision=auto``: below 5e9 seconds, below 5e12 milliseconds, below 5e15 microseconds, else
 nanoseconds. A number whose unit was told so must not lie before 2000: one that does is a date in digits, a day of Excel
 or of another epoch, and would be stored decades off.
@@ -255,7 +255,7 @@ def _plausible(times_us: pa.Array) -> pa.Array:
 
 
 def _whole_in_unit(numbers: pa.Array, unit: Precision) -> pa.Array:
-    """Microseconds of int64 counts of a unit, null where they lie outside the years that are taken."""
+    """Convert int64 counts of a unit to microseconds, with null outside the accepted years."""
     scale = _SCALES_US[unit]
     if scale >= 1:
         first, end = EARLIEST_US // int(scale), LATEST_US // int(scale)
@@ -267,7 +267,7 @@ def _whole_in_unit(numbers: pa.Array, unit: Precision) -> pa.Array:
 
 
 def _fraction_in_unit(numbers: pa.Array, unit: Precision) -> pa.Array:
-    """Likewise of float64, to the nearest microsecond."""
+    """Convert float64 counts of a unit to the nearest microsecond, with null outside the accepted years."""
     rounded = pc.round(pc.multiply(numbers, _SCALES_US[unit]), round_mode="half_to_even")
     return _between(rounded, EARLIEST_US, LATEST_US).cast(pa.int64())
 
@@ -287,7 +287,7 @@ def _between(numbers: pa.Array, first: int, end: int) -> pa.Array:
 
 
 def _texts(texts: pa.Array, precision: Precision) -> pa.Array:
-    """Likewise of text: all at once if all are written as the first is, else each distinct one by itself."""
+    """Convert texts to microseconds: all at once if all are written as the first is, else each distinct text alone."""
     longest = pc.max(pc.binary_length(texts)).as_py()
     if longest is None:
         return texts.cast(pa.int64())
