@@ -4,7 +4,7 @@
 
     SensorFlowError
     ├── ConfigurationError     the server can't start like this; the message says what to change
-    ├── Unauthorized           no key, or not one of ours
+    ├── Unauthorized           no key, an unknown one, or one that may not do this
     ├── Refused                nothing is stored, and sending the same again can't cure it
     │   ├── InvalidReading         the content; ``details`` names each fault
     │   ├── MalformedBody          no reading can be told from another in it: not JSON, no header, not Parquet
@@ -16,18 +16,18 @@
     │   ├── InvalidSensor          what a sensor can't become
     │   ├── NotFound               no such sensor, or nothing of it
     │   ├── IdempotencyConflict    the Idempotency-Key was used before, for another request
-    │   └── RejectedByDatabase     it passed our checks, yet PostgreSQL would not take it
+    │   └── RejectedByDatabase     valid by our checks, but PostgreSQL rejected it
     ├── NotStored              nothing is stored; send again after ``retry_after_s``
     │   ├── BodyStalled            the rest of the body did not come
     │   ├── BufferFull
     │   ├── KeyOverShare           the buffer has room, but not for more of this key's
     │   ├── DatabaseUnavailable
     │   │   └── DatabaseLocked     another session's lock is in the way; ``ingest.blocked.Blocked``: of a part
-    │   ├── TooManyReads           as many are being answered as may be
+    │   ├── TooManyReads           the limit of concurrent reads is reached
     │   └── ShuttingDown
     ├── OutcomeUnknown         COMMIT was under way and no answer came: it may be stored, or not
     ├── TooManySubscribers     a key's WebSocket connections are used up
-    └── LiveUnavailable               what the other processes of the server commit can't be had now
+    └── LiveUnavailable        readings from the server's other processes can't be received now
 """
 
 from collections.abc import Sequence
@@ -86,15 +86,15 @@ class BodyTooLarge(Refused):
 
 
 class UnsupportedEncoding(Refused):
-    """The body's Content-Encoding is not one that is taken here."""
+    """The body's Content-Encoding is not supported."""
 
 
 class UnsupportedFormat(Refused):
-    """The body's Content-Type is not one that is taken here."""
+    """The body's Content-Type is not supported."""
 
 
 class InvalidParameter(Refused):
-    """Something in the query or in a header; the message names it."""
+    """A parameter in the query or in a header is invalid; the message names it."""
 
 
 class InvalidSensor(Refused):
@@ -126,17 +126,17 @@ class BodyStalled(NotStored):
 
 
 class BufferFull(NotStored):
-    """The buffer holds as many rows or bytes as it may."""
+    """The buffer has reached its limit of rows or bytes."""
 
 
 class KeyOverShare(NotStored):
-    """The key holds as many bytes of the buffer as one key may."""
+    """The key has reached its share of the buffer's bytes."""
 
 
 class DatabaseUnavailable(NotStored):
     """The database can't be reached, or did not commit in time; nothing of this was committed.
 
-    Its message may hold names of hosts and users. ``public`` says as much as anybody may know.
+    Its message may hold names of hosts and users. ``public`` is the message without them, for clients.
     """
 
     def __init__(
@@ -162,10 +162,10 @@ class DatabaseLocked(DatabaseUnavailable):
 
 
 class TooManyReads(NotStored):
-    """As many requests for the history are being answered as may be at a time."""
+    """The limit of concurrent requests for the history is reached."""
 
     def __init__(self) -> None:
-        super().__init__("Too many readings are being read back at the moment.", retry_after_s=5)
+        super().__init__("Too many requests are reading the history at the moment; try again later.", retry_after_s=5)
 
 
 class ShuttingDown(NotStored):
@@ -173,18 +173,18 @@ class ShuttingDown(NotStored):
 
 
 class OutcomeUnknown(SensorFlowError):
-    """The answer to COMMIT has not come. The reading may be stored; only the ledger will tell."""
+    """COMMIT was not confirmed. The reading may be stored; only the ledger can tell."""
 
 
 class TooManySubscribers(SensorFlowError):
-    """The key has all the WebSocket connections that it may have."""
+    """The key has reached its limit of WebSocket connections."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"This key already has {limit} connections.")
 
 
 class LiveUnavailable(SensorFlowError):
-    """The other processes of this server can't be heard at the moment, so that a subscriber would miss readings."""
+    """The server's other processes can't be reached, so that a subscriber would miss readings."""
 
     def __init__(self) -> None:
-        super().__init__("Live readings can't be had at the moment; connect again.")
+        super().__init__("Live readings are unavailable at the moment; connect again.")

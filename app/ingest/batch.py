@@ -90,12 +90,12 @@ class Batch:
         return self.rows * ROW_SIZE_BYTES + int(self.sensors.nbytes) + len(self.sensors) * NAME_SIZE_BYTES
 
     def time_range_us(self) -> tuple[int, int]:
-        """The earliest and the latest time, microseconds since 1970 UTC."""
+        """Return the earliest and the latest time, in microseconds since 1970 UTC."""
         extremes = pc.min_max(self.columns["time"].cast(pa.int64()))
         return extremes["min"].as_py(), extremes["max"].as_py()
 
     def readings(self, start: int, rows: int) -> Iterator[Reading]:
-        """Some of its rows, one by one."""
+        """Yield ``rows`` readings, beginning at the row ``start``."""
         part = self.columns.slice(start, rows)
         times, sensors = part["time"].cast(pa.int64()), self.sensors.take(part["sensor"])
         columns = (column.to_pylist() for column in (times, sensors, *part.columns[2:]))
@@ -103,7 +103,7 @@ class Batch:
             yield Reading(time_us, sensor, temperature, humidity, pressure, self.source)
 
     def latest(self) -> int:
-        """The place of the row with the latest time, and of several the last."""
+        """Return the position of the row with the latest time; the last one of several."""
         times = self.columns["time"]
         return int(pc.indices_nonzero(pc.equal(times, pc.max(times)))[-1].as_py())
 

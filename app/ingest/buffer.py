@@ -46,7 +46,7 @@ class Submission:
     """When it came, or came out of being parked, which is its place in the queue; seconds, on the clock that ``now`` is
     read from."""
     deadline: float
-    """Infinite where nobody waits for the commit."""
+    """Infinite where no sender waits for the commit."""
     on_result: Callable[[WriteResult], None]
     claim: Claim | None = None
     """What makes sending it again harmless, if its sender asked for that."""
@@ -150,10 +150,9 @@ class Buffer:
         return chain.from_iterable(self._flushes)
 
     def begin_flush(self, max_rows: int) -> Sequence[Submission]:
-        """Takes submissions from the front into a flush, ``max_rows`` at most but always one; they stay held.
+        """Take submissions from the front into a flush, ``max_rows`` at most but always one; they stay held.
 
-        Of submissions with the same claim a flush takes one: whether the other is a repetition, only the first one's
-        commit will tell.
+        A flush takes one submission per claim: only the commit of the first tells whether the other repeats it.
         """
         flush, rows = _taken(self._waiting, max_rows)
         self.waiting_rows -= rows
@@ -175,7 +174,7 @@ class Buffer:
         self._queue(chain(self._aside, self._waiting))
 
     def commit(self, refused_rows: int = 0) -> None:
-        """The earliest flush is committed, less some rows that never can be. Its answers are the caller's to give."""
+        """Remove the earliest flush as committed, less ``refused_rows``. The caller gives its answers."""
         flush = self._flushes.popleft()
         rows = sum(submission.rows for submission in flush)
         self.tally.committed += rows - refused_rows
@@ -217,7 +216,7 @@ class Buffer:
         flush may be committed at this moment: its sender is told ``unknown``, and it stays until the flush ends.
         """
         if due := _due(self._waiting, now):
-            late = set(due)  # each looked for in the queue, 20,000 behind as many that nobody waits for took 5 s
+            late = set(due)  # each looked for in the queue, 20,000 behind as many without a waiting sender took 5 s
             self._waiting = deque(submission for submission in self._waiting if submission not in late)
             self.waiting_rows -= sum(submission.rows for submission in due)
         if due_aside := _due(self._aside, now):

@@ -43,7 +43,7 @@ class StoredResult(NamedTuple):
     replay: Replay
 
     def answer_to(self, fingerprint: RequestIdentity) -> Replay | IdempotencyConflict:
-        """The first answer, if this request is the same; else why not."""
+        """Return the first answer if this request is the same, otherwise the conflict."""
         if fingerprint.content_hash == self.content_hash:
             return self.replay
         return IdempotencyConflict("This Idempotency-Key was used for another request: use a new key for new readings.")

@@ -6,14 +6,14 @@ HTTP. Time is a clock that it is given, the database a ``Store``.
 
 Promises:
     * A sender has its receipt only after its reading is committed; ``NotStored`` only if it certainly is not;
-      ``OutcomeUnknown`` if nobody can tell yet. (3)
+      ``OutcomeUnknown`` if it can't be told yet. (3)
     * A flush commits once, also when its connection dies during COMMIT: the ledger is asked, on a new connection,
       before anything of it is tried again. (4)
     * What was committed before under the same Idempotency-Key is answered as it was then, and not stored again. (5)
     * The audience is told after COMMIT, and in the order of commits. (7)
     * What another session's lock keeps out waits aside, for COMMIT_TIMEOUT_S at most; the rest goes on.
-    * What can't be made a flush, or be written, for a reason that nobody foresaw is found by halving and rejected: no
-      content ends the flusher. (14)
+    * Content that can't be prepared or written, for an unexpected reason, is found by halving and rejected: no content
+      ends the flusher. (14)
 """
 
 import asyncio
@@ -91,7 +91,7 @@ class Store(Protocol[AnyPrepared]):
     """Whether, of what comes at present, a row costs less in a larger flush."""
 
     async def connect(self) -> None:
-        """Makes sure of a connection that can write; DatabaseUnavailable if there is none."""
+        """Ensure a connection that can write; DatabaseUnavailable if there is none."""
 
     def new_names(self, batch: Batch) -> int:
         """Return how many of a batch's sensors are not remembered here."""
@@ -105,7 +105,9 @@ class Store(Protocol[AnyPrepared]):
         """
 
     async def prepare(self, contents: Sequence[Content], *, was_blocked: bool) -> AnyPrepared:
-        """Make a flush of these, valid until the connection is lost. After ``was_blocked``, wait briefly for locks.
+        """Prepare a flush of these, valid until the connection is lost.
+
+        Wait briefly for locks if one of them ``was_blocked`` by a lock.
 
         Raises:
             DatabaseUnavailable: the database can't be asked for what is needed.
@@ -115,14 +117,15 @@ class Store(Protocol[AnyPrepared]):
     async def write(
         self, prepared: AnyPrepared, answers: Callable[[], Mapping[Claim, Replay]], *, was_blocked: bool
     ) -> None:
-        """Commit a flush, with the claims that ``answers`` gives once the refused rows are known. After
-        ``was_blocked``, wait only briefly for locks.
+        """Commit a flush, with the claims that ``answers`` gives once the refused rows are known.
+
+        Wait briefly for locks if the flush ``was_blocked`` by one.
 
         Raises:
             DatabaseUnavailable: nothing of it is committed, nor will be; or the connection was lost since it was
                 prepared.
-            Blocked: likewise; another session's lock is in the way of some of its contents.
-            DuplicateRequest: likewise; some of its claims have been committed before.
+            Blocked: nothing is committed; another session's lock is in the way of some of its contents.
+            DuplicateRequest: nothing is committed; some of its claims have been committed before.
             OutcomeUnknown: COMMIT was sent and not confirmed.
         """
 
@@ -180,7 +183,7 @@ class Publisher(Protocol):
         """Tells of readings, in the order of commits. It must not block."""
 
     def remember(self, receipt: CommittedReading) -> None:
-        """Takes note of the latest of some readings."""
+        """Record the latest of some readings."""
 
 
 class IngestQueue(Protocol):
@@ -204,7 +207,7 @@ class Pipeline(Generic[AnyPrepared]):
     """Takes readings in, has them committed in groups, and answers for each.
 
     Args:
-        buffer: where readings are held; nobody else changes it.
+        buffer: where readings are held; only the pipeline changes it.
         store: the database.
         encode: makes a committed reading's receipt from the reading and its id.
         audience: is told of what has been committed.
@@ -235,7 +238,7 @@ class Pipeline(Generic[AnyPrepared]):
         self._commit_timeout_s = commit_timeout_s
         self._flush_max_rows = flush_max_rows
         self._current_max_rows = flush_max_rows
-        """Halved while flushes fail, so that one which never could succeed does not stand in the way for ever."""
+        """Halved while flushes fail, so that one that can never succeed does not block the others."""
         self._blockage = Blockage()
         self._retry_blocked_at = -math.inf
         self._working_since: float | None = None
@@ -293,7 +296,7 @@ class Pipeline(Generic[AnyPrepared]):
         self._unavailable, self._public_reason = str(error), error.public
 
     def reserve(self, key_name: str, size_bytes: int) -> None:
-        """Holds room in the buffer for what a key is about to send; negative gives room back.
+        """Reserve room in the buffer for what a key is about to send; a negative size gives room back.
 
         Raises:
             KeyOverShare, BufferFull, DatabaseUnavailable, ShuttingDown: it would be in vain; nothing is held.
@@ -327,7 +330,7 @@ class Pipeline(Generic[AnyPrepared]):
             content: a reading, or a batch.
             on_result: is given the answer.
             claim: is stored with the readings.
-            is_awaited: whether somebody waits for the answer; if not, there is no timeout.
+            is_awaited: whether a sender waits for the answer; if not, there is no timeout.
 
         Raises:
             KeyOverShare, BufferFull, DatabaseUnavailable, ShuttingDown: nothing is taken, and ``on_result`` won't be
@@ -392,7 +395,7 @@ class Pipeline(Generic[AnyPrepared]):
         self._tell_arrival()
 
     async def drain(self, timeout_s: float) -> None:
-        """Takes nothing new and waits until all is flushed, for ``timeout_s`` at most; the rest is given back."""
+        """Accept nothing new and wait up to ``timeout_s`` until all is flushed; the rest is given back."""
         self._draining = True
         try:
             async with asyncio.timeout(timeout_s):
@@ -457,7 +460,7 @@ class Pipeline(Generic[AnyPrepared]):
         self.buffer.requeue_in_flight()
 
     async def _next_flush(self) -> Flush[AnyPrepared]:
-        """What is to be written next, prepared. Raises DatabaseUnavailable; the submissions are in flight then."""
+        """Prepare the next flush. If this raises DatabaseUnavailable, its submissions are in flight."""
         if self._prefetched is not None:
             ahead, self._prefetched = self._prefetched, None
             self._working_since = self._clock()
@@ -555,7 +558,7 @@ class Pipeline(Generic[AnyPrepared]):
                 await asyncio.sleep(0)
 
     async def _commit_flush(self, flush: Flush[AnyPrepared]) -> None:
-        """Commits a flush, the earliest in the buffer, and ends it; what turns out to be a repetition leaves it.
+        """Commit the earliest flush in the buffer and end it; submissions that turn out to be repetitions leave it.
 
         Raises:
             DatabaseUnavailable, Blocked: what is still in flight is not committed.
@@ -592,9 +595,11 @@ class Pipeline(Generic[AnyPrepared]):
         await self._publish(flush, outcomes)
 
     async def _set_blocked_aside(self, blocked: Blocked) -> None:
-        """What another session's lock keeps out waits until it is tried again; the rest waits for the next flush."""
+        """Set aside the submissions that another session's lock blocks; the others go into the next flush."""
         if not self._blockage:
-            logger.warning("some readings are waiting for a lock on their part of the tables: %s", blocked.holders)
+            logger.warning(
+                "some readings wait for a lock that another session holds on their tables: %s", blocked.holders
+            )
         await self._discard_prefetched()
         if not blocked.of_new_names:  # names are tried before all else
             self._blockage.lift((submission.content, submission.claim) for submission in self.buffer.in_flight)
@@ -607,7 +612,7 @@ class Pipeline(Generic[AnyPrepared]):
         self._blockage.lift((submission.content, submission.claim) for submission in flush.submissions)
         self.buffer.sort_out(self._is_blocked)
         if not self._blockage:
-            logger.info("no readings are waiting for a lock any more")
+            logger.info("no readings wait for a lock any more")
 
     def _is_blocked(self, submission: Submission) -> bool:
         has_new_names = self._blockage.of_new_names and self._has_new_names(submission)
@@ -617,7 +622,7 @@ class Pipeline(Generic[AnyPrepared]):
         return self._store.has_new_names(submission.content)
 
     def _outcomes(self, flush: Flush[AnyPrepared]) -> list[CommittedReading | BatchResult | RejectedByDatabase]:
-        """What became of each submission, if the flush is committed."""
+        """Return the outcome of each submission, for a flush that is committed."""
         outcomes: list[CommittedReading | BatchResult | RejectedByDatabase] = []
         refused = flush.prepared.refused
         place = 0
@@ -666,7 +671,7 @@ class Pipeline(Generic[AnyPrepared]):
             first_id += submission.rows
 
     async def _publish_batch(self, batch: Batch, first_id: int, refused: Mapping[int, str | None]) -> None:
-        """Only while somebody listens is every row worth its JSON; otherwise the latest is, for who comes later."""
+        """Publish each stored row; without subscribers and refusals, only remember the latest for later ones."""
         if self._audience.is_listening or refused:
             for start in range(0, batch.rows, PUBLISH_ROWS):
                 readings = enumerate(batch.readings(start, PUBLISH_ROWS), start)
@@ -680,7 +685,7 @@ class Pipeline(Generic[AnyPrepared]):
             self._audience.remember(self._encode(reading, first_id + row))
 
     async def _retry_until_connected(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
-        """The result of ``attempt``, however often it takes until the database can be reached."""
+        """Repeat ``attempt`` until the database can be reached, and return its result."""
         while True:
             try:
                 result = await attempt()
@@ -688,7 +693,7 @@ class Pipeline(Generic[AnyPrepared]):
                 await self._back_off(error)
             else:
                 if self._unavailable is not None and self.opened.is_set():
-                    logger.info("the database is back; readings are taken again")
+                    logger.info("database available again; accepting readings")
                 self._unavailable = None
                 self._repeats.forget()
                 self.opened.set()
@@ -700,7 +705,7 @@ class Pipeline(Generic[AnyPrepared]):
         self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
 
     def _answer_everybody(self) -> None:
-        """Gives back what waits, and tells the senders of what is in flight that nobody knows."""
+        """Give back what waits, and answer what is in flight with OutcomeUnknown."""
         self.buffer.expire(math.inf, self._shutting_down if self._draining else self._away, self._unknown)
 
     def _raise_unavailable(self) -> None:

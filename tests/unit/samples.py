@@ -30,12 +30,12 @@ readings = st.builds(Reading, times_us, names, maybe, maybe, maybe, sources).fil
 
 
 def reading(sensor: str = "greenhouse-1", *, time_us: int = T0_US, source: Sender = SOURCE) -> Reading:
-    """A reading that nothing is wrong with."""
+    """Return a valid reading."""
     return Reading(time_us, sensor, 23.5, 48.2, 1013.2, source)
 
 
 def batch_of(readings: Sequence[Reading], *, source: Sender = SOURCE, is_atomic: bool = False) -> Batch:
-    """These readings in their order as one request's, whoever sent them."""
+    """Return these readings in their order as one request from ``source``."""
     sensors = list(dict.fromkeys(each.sensor for each in readings))
     columns = [
         [each.time_us for each in readings],
@@ -49,12 +49,12 @@ def batch_of(readings: Sequence[Reading], *, source: Sender = SOURCE, is_atomic:
 
 
 def claim(key: str = "k1", *, key_name: str = "API_KEY", content: bytes = b"content", expires: bool = True) -> Claim:
-    """A claim whose answer says what became of the readings."""
+    """Return a claim whose answer tells how many readings are stored."""
     return Claim(RequestIdentity(key_name, key, content), replay_of, expires)
 
 
 def replay_of(outcome: CommittedReading | BatchResult) -> Replay:
-    """The answer to a request with a claim: how many of its readings are stored, and which are not."""
+    """Return the answer to a request with a claim: how many readings are stored, and which are not."""
     if isinstance(outcome, CommittedReading):
         return Replay(201, b"id %d" % outcome.id)
     return Replay(422 if outcome.refused else 201, f"{outcome.rows} stored, without {[*outcome.refused]}".encode())
@@ -63,12 +63,12 @@ def replay_of(outcome: CommittedReading | BatchResult) -> Replay:
 def receipt(
     reading_id: int = 1, *, sensor: str = "greenhouse-1", time_us: int = T0_US, size_bytes: int = 10
 ) -> CommittedReading:
-    """A receipt whose payload only has a size."""
+    """Return a receipt whose payload only has a size."""
     return CommittedReading(reading_id, time_us, sensor, b"x" * size_bytes)
 
 
 def at_once(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """The result of a coroutine that waits for nothing, without an event loop."""
+    """Run a coroutine that waits for nothing, without an event loop, and return its result."""
     try:
         coroutine.send(None)
     except StopIteration as end:

@@ -78,9 +78,9 @@ class Decoded:
     errors: Sequence[RowError]
     unknown_columns: Sequence[str]
     rows: pa.Array
-    """Which of the readings sent, from 1, the rows of the batch are."""
+    """The positions, from 1, of the batch's rows among the readings sent."""
     rejected_rows: pa.Array
-    """Likewise of those that are not in it."""
+    """The positions, from 1, of the readings that are not in the batch."""
     hints: Sequence[str] = ()
     """What the sender should know about readings that were taken, in sentences."""
     is_backfill_wanted: bool = False
@@ -137,7 +137,7 @@ class ParsedColumns:
     """What was sent in a row (from 0) and column, where ``columns`` doesn't have it any more."""
 
     def value_at(self, row: int, column: str | None) -> object:
-        """What was sent there, whatever its type."""
+        """Return the value that was sent at a row and column, whatever its type."""
         if self.value is not None:
             return self.value(row, column)
         return scalar_value(self.columns[column][row]) if column is not None and column in self.columns else None
@@ -153,7 +153,7 @@ class Opened:
 
 
 def scalar_value(scalar: pa.Scalar) -> object:
-    """An Arrow value as a Python object; a moment as text, or as its number where Python has none such."""
+    """Return an Arrow value as a Python object; a time as text, or as its number where Python can't represent it."""
     if isinstance(scalar, pa.DictionaryScalar):
         scalar = scalar.value
     try:
@@ -164,7 +164,7 @@ def scalar_value(scalar: pa.Scalar) -> object:
 
 
 def require_few_rows(rows: int, terms: DecodeOptions) -> None:
-    """Raises TooManyRows if a body has more readings than it may."""
+    """Raise TooManyRows if a body has more readings than it may."""
     if rows > terms.max_rows:
         raise TooManyRows(rows, terms.max_rows)
 
@@ -198,7 +198,7 @@ def require_columns(names: Sequence[str], terms: DecodeOptions) -> Sequence[str]
 
 
 def unknown_among(names: Sequence[str]) -> Sequence[str]:
-    """The names that are no column's, each once, the first MAX_UNKNOWN_COLUMNS, none longer than is shown."""
+    """Return the first MAX_UNKNOWN_COLUMNS distinct names that are no column's, cut to the length that is shown."""
     unknown = dict.fromkeys(name[:MAX_SHOWN_LENGTH] for name in names if name not in COLUMNS)
     return list(unknown)[:MAX_UNKNOWN_COLUMNS]
 
@@ -236,7 +236,7 @@ class _RowErrors:
 
 
 def check(sent: ParsedColumns, terms: DecodeOptions) -> Decoded:
-    """The good rows as a batch, and the faults of the others.
+    """Return the good rows as a batch, and the faults of the others.
 
     Raises:
         TooManyRows: there are more than ``terms`` allow.
@@ -319,7 +319,7 @@ def _add_parse_errors(sent: ParsedColumns, column: str | None, objections: list[
 
 
 def _distinct(names: pa.Array) -> pa.DictionaryArray:
-    """The names as a dictionary of text without null or repetition, in order of appearance."""
+    """Encode names by a dictionary of text without null or repetition, in order of appearance."""
     if not pa.types.is_dictionary(names.type):
         return names.dictionary_encode()
     own = names.dictionary.dictionary_encode()
@@ -412,7 +412,7 @@ _DAY_US = 86_400_000_000
 def _object_to_days(
     moments: pa.Array, unwanted: pa.Array | None, terms: DecodeOptions, objections: list[_RowErrors]
 ) -> None:
-    """The newest days are kept: those of old readings wait for an import, those of new ones for nobody."""
+    """Reject the rows of all but the newest days: old readings can wait for an import, new ones can't."""
     passed_over = [objection.rows for objection in objections] + [unwanted] * (unwanted is not None)
     if passed_over:
         refused = reduce(pc.or_, passed_over)
@@ -446,7 +446,7 @@ def _errors(
 
 
 def truncated_for_message(value: object) -> object:
-    """What was sent, as far as JSON shows it, and in few characters."""
+    """Return what was sent, as far as JSON shows it, and in few characters."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, float):

@@ -53,7 +53,7 @@ _SHOWN_BYTES = 1_000
 
 
 def decode_csv(body: bytes, terms: DecodeOptions) -> ParsedColumns:
-    """The columns of a CSV.
+    """Parse the columns of a CSV.
 
     Raises:
         MalformedBody: it has no header, or one that can't be used.

@@ -16,7 +16,7 @@ _PART_BYTES = 1 << 20
 
 
 def codec_of(encoding: str) -> str | None:
-    """The codec that the value of a Content-Encoding means; None where nothing is to be undone.
+    """Return the codec for a Content-Encoding; None where the body is not compressed.
 
     Raises:
         UnsupportedEncoding: it is none of ENCODINGS, or several of them.
@@ -28,7 +28,7 @@ def codec_of(encoding: str) -> str | None:
 
 
 def inflated(body: bytes, codec: str, *, limit_bytes: int) -> Iterator[bytes]:
-    """What a body becomes, in parts of a megabyte, each when it is asked for.
+    """Yield the inflated body in parts of a megabyte, each when it is asked for.
 
     Raises:
         MalformedBody: the body is cut off, or is not of that codec.

@@ -57,7 +57,7 @@ _READ = "Send an array of readings, one reading, or an object of columns."
 
 
 def decode_ndjson(body: bytes, terms: DecodeOptions) -> ParsedColumns:
-    """The columns of a body with one reading a line; blank lines don't count.
+    """Parse the columns of a body with one reading a line; blank lines don't count.
 
     Raises:
         MalformedBody: the body is UTF-16.
@@ -128,7 +128,7 @@ def _objects_by_the_line(body: bytes) -> int:
 
 
 def decode_json(body: bytes, terms: DecodeOptions) -> ParsedColumns:
-    """The columns of a JSON document.
+    """Parse the columns of a JSON document.
 
     Raises:
         MalformedBody: it is not JSON, or nothing that could be readings.
@@ -197,8 +197,9 @@ def _renamed(reading: dict[str, object], terms: DecodeOptions) -> dict[str, obje
 
 
 def _require_few_values(body: bytes, terms: DecodeOptions) -> None:
-    """Raises TooManyRows if a body has more values, of whatever kind, than its readings could need: 27 MB of {}, or []
-    took 860 MB as Python objects, before they could be counted.
+    """Raise TooManyRows if a body has more values, of any kind, than its readings could need.
+
+    27 MB of {}, or [] took 860 MB as Python objects, before they could be counted.
     """
     limit = VALUES_A_BODY + VALUES_A_ROW * terms.max_rows
     if len(body) <= limit or _values(body) <= limit:
@@ -214,7 +215,7 @@ def _values(body: bytes) -> int:
 
 
 def _parse(text: bytes) -> object:
-    """A JSON document as Python objects; ValueError says what is wrong with it, and where."""
+    """Parse a JSON document to Python objects; ValueError says what is wrong with it, and where."""
     document: object = from_json(text)
     return document
 
@@ -224,7 +225,7 @@ def _without_line_number(error: ValueError) -> str:
 
 
 def _columns_by_arrow(body: bytes, terms: DecodeOptions, *, is_array: bool) -> ParsedColumns | None:
-    """The columns of an array of readings, or of a reading a line; None: it takes the other way."""
+    """Parse an array of readings, or a reading a line, with Arrow; None if another way must parse it."""
     try:
         if b"\0" in body:
             raise ValueError("Arrow takes NUL for the end")
@@ -288,7 +289,7 @@ def _reads_alike(columns: Mapping[str, pa.Array], precision: Precision) -> bool:
 
 
 def _fields_of(body: bytes, *, is_array: bool) -> list[pa.Field]:
-    """The fields of the first readings, COLUMNS first; ValueError if there are none that fit."""
+    """Return the fields of the first readings, COLUMNS first; ValueError if there are none that fit."""
     start = body[:_SAMPLE_BYTES]
     readings = from_json(start if is_array else b"[" + start.replace(b"\n", b","), allow_partial=True)
     if len(readings) > 1 and len(body) > _SAMPLE_BYTES:
@@ -308,9 +309,9 @@ def _fields_of(body: bytes, *, is_array: bool) -> list[pa.Field]:
 
 
 def _type_of(values: Sequence[object], depth: int) -> pa.DataType:
-    """The type of an unknown column, as far as it matters to find that the other rows have it, too.
+    """Return the type of an unknown column, as far as it matters to find that the other rows have it, too.
 
-    What is nested deeply has none: Arrow recurses. Nor has a list of lists or objects.
+    Deeply nested values have no type, since Arrow recurses. Nor have lists of lists or objects.
     """
     values = [value for value in values if value is not None]
     if not values:
@@ -339,7 +340,7 @@ def _columns_of_readings(
     *,
     malformed: Callable[[int], str] | None = None,
 ) -> ParsedColumns:
-    """The columns of parsed readings; ``malformed`` has the text of rows that could not be parsed."""
+    """Build the columns of parsed readings; ``malformed`` has the text of rows that could not be parsed."""
     faults_of_rows = dict(malformed_rows)
     objects: list[dict[str, object]] = []
     for row, reading in enumerate(readings):
@@ -409,7 +410,7 @@ _Column = tuple[pa.Array, Mapping[int, str]]
 
 
 def _each(values: Sequence[object], read: Callable[[object], object], type_: pa.DataType) -> _Column:
-    """A column of the values one by one: null, with the ValueError's words in the second part, where there is none."""
+    """Read values one by one into a column, with null and the error's text where ``read`` raises ValueError."""
     read_values: list[object] = []
     faults: dict[int, str] = {}
     for row, value in enumerate(values):

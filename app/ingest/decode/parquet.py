@@ -75,9 +75,9 @@ def _table(body: bytes, pages: Pages, terms: DecodeOptions) -> pa.Table:
 def _in_pieces(
     file: pyarrow.parquet.ParquetFile, name: str, column: Column, file_bytes: int, terms: DecodeOptions
 ) -> pa.ChunkedArray:
-    """A column of byte arrays that can't be read as a dictionary, so that few bytes in the file may be many here.
+    """Read a column of byte arrays that can't be read as a dictionary: few bytes in the file may be many here.
 
-    No value is longer than its page, so that a piece of few rows is bounded, and after each the sum is looked at.
+    No value is longer than its page, so that a piece of few rows is bounded. The sum is checked after each piece.
     """
     rows = max(1, _PIECE_BYTES // max(1, column.largest_page_bytes))
     pieces, size_bytes = [], file_bytes

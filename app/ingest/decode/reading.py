@@ -65,7 +65,7 @@ class ReadingBody(BaseModel):
 
 
 def _shown(value: object) -> object:
-    """What was sent, as far as JSON can show it: not bytes, nor an integer of a thousand digits."""
+    """Return a value if JSON can show it, else None (for bytes, or an integer of a thousand digits)."""
     try:
         orjson.dumps(value)
     except TypeError:
@@ -78,7 +78,7 @@ Content = tuple[int | None, str, float, float, float]
 
 
 def _plain(body: bytes) -> Content | None:
-    """What is in a body of the form that nearly all have; None where ReadingBody has to judge it.
+    """Parse a body of the usual form; None where ReadingBody has to validate it.
 
     1.0 µs where the model takes 2.1. It takes short bodies only, with the known fields and no other, and no number in
     quotes; in a short one nothing lies deeper than either parser goes.
@@ -105,7 +105,7 @@ def _plain(body: bytes) -> Content | None:
 
 
 def _parse_validated(body: bytes) -> Content:
-    """What is in any body.
+    """Parse and validate any body.
 
     Raises:
         InvalidReading: with every fault in ``details``.
@@ -123,7 +123,7 @@ def _parse_validated(body: bytes) -> Content:
 
 
 def decode_reading(body: bytes, *, source: Sender, window: TimeWindow, now_us: int) -> Reading:
-    """The reading in a JSON body; ``now_us``, microseconds since 1970 UTC, is its time where it brings none.
+    """Decode the reading in a JSON body; ``now_us``, microseconds since 1970 UTC, is its time where it brings none.
 
     Raises:
         InvalidReading: with every fault in ``details``.

@@ -55,7 +55,7 @@ def open_readings(body: bytes, format_: Format, terms: DecodeOptions) -> Opened:
 
 
 def decode_readings(body: bytes, format_: Format, terms: DecodeOptions) -> Decoded:
-    """The good readings of a body as a batch, in their order, and the faults of the others.
+    """Decode the good readings of a body as a batch, in their order, and the faults of the others.
 
     Args:
         body: what was sent, inflated.

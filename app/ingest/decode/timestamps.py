@@ -1,6 +1,6 @@
 """When a reading was taken: ISO 8601 or a number since 1970, in; microseconds since 1970-01-01 UTC, out.
 
-Pure. A time without an offset is UTC. A number's unit is said by a Precision, or told by its magnitude, with the
+Pure. A time without an offset is UTC. A number's unit is given by a Precision or told by its magnitude, with the
 thresholds of InfluxDB 3's ``precision=auto``: below 5e9 seconds, below 5e12 milliseconds, below 5e15 microseconds, else
 nanoseconds. A number whose unit was told so must not lie before 2000: one that does is a date in digits, a day of Excel
 or of another epoch, and would be stored decades off.
@@ -102,8 +102,10 @@ def _from_iso(text: str) -> int:
 
 
 def _from_rare_iso(text: str) -> int:
-    """What ISO 8601 or RFC 3339 has and ``datetime`` has not, or not in every version of Python: a z (RFC 3339, 5.6),
-    24:00 for the end of a day (ISO 8601-1:2019/Amd 1), and a leap second, which is the next day's first as in POSIX.
+    """Parse the forms of ISO 8601 and RFC 3339 that ``datetime`` lacks, or lacks in some version of Python.
+
+    These are a z (RFC 3339, 5.6), 24:00 for the end of a day (ISO 8601-1:2019/Amd 1), and a leap second, which is the
+    next day's first as in POSIX.
     """
     if text[-1:] == "z":
         text = text[:-1] + "Z"
@@ -253,7 +255,7 @@ def _plausible(times_us: pa.Array) -> pa.Array:
 
 
 def _whole_in_unit(numbers: pa.Array, unit: Precision) -> pa.Array:
-    """Microseconds of int64 counts of a unit, null where they lie outside the years that are taken."""
+    """Convert int64 counts of a unit to microseconds, with null outside the accepted years."""
     scale = _SCALES_US[unit]
     if scale >= 1:
         first, end = EARLIEST_US // int(scale), LATEST_US // int(scale)
@@ -265,7 +267,7 @@ def _whole_in_unit(numbers: pa.Array, unit: Precision) -> pa.Array:
 
 
 def _fraction_in_unit(numbers: pa.Array, unit: Precision) -> pa.Array:
-    """Likewise of float64, to the nearest microsecond."""
+    """Convert float64 counts of a unit to the nearest microsecond, with null outside the accepted years."""
     rounded = pc.round(pc.multiply(numbers, _SCALES_US[unit]), round_mode="half_to_even")
     return _between(rounded, EARLIEST_US, LATEST_US).cast(pa.int64())
 
@@ -285,7 +287,7 @@ def _between(numbers: pa.Array, first: int, end: int) -> pa.Array:
 
 
 def _texts(texts: pa.Array, precision: Precision) -> pa.Array:
-    """Likewise of text: all at once if all are written as the first is, else each distinct one by itself."""
+    """Convert texts to microseconds: all at once if all are written as the first is, else each distinct text alone."""
     longest = pc.max(pc.binary_length(texts)).as_py()
     if longest is None:
         return texts.cast(pa.int64())
@@ -340,7 +342,7 @@ class TimeWindow:
 
     @classmethod
     def of(cls, *, past_days: float, future_minutes: float, kept_days: float = 0) -> "TimeWindow":
-        """The window in the units of the settings, where 0 means any."""
+        """Build a window from the units of the settings, where 0 means any."""
         return cls(
             past_us=round(past_days * 86_400e6) or None,
             future_us=round(future_minutes * 60e6) or None,
@@ -348,11 +350,11 @@ class TimeWindow:
         )
 
     def for_backfill(self) -> "TimeWindow":
-        """The window of a request that may bring what is long past."""
+        """Return the window of a request that may bring readings of any age in the past."""
         return replace(self, past_us=None)
 
     def bounds_us(self, now_us: int) -> tuple[int | None, int | None]:
-        """The earliest and the latest time that it has; None where there is no bound."""
+        """Return the earliest and the latest time of the window; None where there is no bound."""
         reach_us = min((reach for reach in (self.past_us, self.kept_us) if reach is not None), default=None)
         earliest = None if reach_us is None else now_us - reach_us
         return earliest, None if self.future_us is None else now_us + self.future_us

@@ -78,7 +78,7 @@ def is_text(type_: pa.DataType) -> bool:
 
 
 def _bytes_viewed(column: pa.Array) -> int:
-    """What the texts of a string view come to, any number of which may be views of the same bytes."""
+    """Return how many bytes the texts of a string view have; many may be views of the same bytes."""
     if pa.types.is_dictionary(column.type):
         return _bytes_viewed(column.dictionary)
     if not (pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type)):

@@ -66,7 +66,7 @@ def columns_of_one_shape(body: bytes, *, max_rows: int) -> Mapping[str, pa.Array
 
 
 def _read(pairs: bytes, names: Sequence[str], types: Mapping[str, pa.DataType]) -> Mapping[str, pa.Array] | None:
-    """The columns of lines like "sensor_id":"a":"time":1; None: they have other names, or an integer past 64 bits."""
+    """Parse lines like "sensor_id":"a":"time":1; None if they have other names, or an integer past 64 bits."""
     said = {f"name of {name}": pa.scalar(name.encode(), pa.binary(len(name))) for name in names}
     try:
         table = pyarrow.csv.read_csv(

@@ -20,10 +20,10 @@ _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 
 def without_bom(body: bytes) -> bytes:
-    """The body without UTF-8's byte order mark.
+    """Return the body without UTF-8's byte order mark.
 
     Raises:
-        MalformedBody: it has that of UTF-16 or UTF-32.
+        MalformedBody: the body has the mark of UTF-16 or UTF-32.
     """
     if body.startswith(_UTF16_BOMS):
         raise MalformedBody("The body looks like UTF-16: send it as UTF-8.")
@@ -31,7 +31,7 @@ def without_bom(body: bytes) -> bytes:
 
 
 def as_binary(body: bytes) -> pa.Array:
-    """The body as an Arrow column of one value, without a copy, for what pyarrow.compute does outside the GIL."""
+    """Return the body as an Arrow column of one value, without a copy; pyarrow.compute works on it outside the GIL."""
     ends = (0).to_bytes(4, "little") + len(body).to_bytes(4, "little")
     return pa.Array.from_buffers(pa.binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(body)])
 
@@ -54,6 +54,6 @@ def has(body: bytes, pattern: str) -> bool:
 
 
 def lines(body: bytes) -> Iterator[bytes]:
-    """The lines that are not blank, without the whitespace around them, one at a time: blank ones cost no memory."""
+    """Yield the lines that are not blank, without the whitespace around them. Blank ones cost no memory."""
     for found in _LINE.finditer(body):
         yield found[0].rstrip(b" \t\r")
