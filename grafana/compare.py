@@ -26,6 +26,8 @@ FIRST_CHOSEN = f"""ARRAY(
     LIMIT {MOST_CURVES}
 )"""
 
+NOTHING = "None of these sensors has sent this metric in this range"
+
 # Frames come in the order of their first rows, and colours by the order of frames. So rows are ordered by sensor, and a
 # silent sensor has one, too: before the first bucket, where it breaks no line.
 chart = timeseries(
@@ -48,8 +50,8 @@ chart = timeseries(
         ),
         UNIT,
     ],
-    size=(24, 12),
-    defaults={"displayName": "${__field.labels.sensor}"},
+    size=(24, 13),
+    defaults={"displayName": "${__field.labels.sensor}", "noValue": NOTHING},
     overrides=[OF_AXIS],
     custom={"fillOpacity": 0},
     calcs=["lastNotNull"],
@@ -95,6 +97,7 @@ figures = table(
     ],
     transformations=[WITH_UNIT],
     points=Points.COMPARED,
+    empty=NOTHING,
 )
 
 DASHBOARD = dashboard(
