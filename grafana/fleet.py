@@ -126,15 +126,16 @@ out_of_limits = stat(
 oldest = stat(
     "Newest reading",
     "Age of the newest reading of the whole fleet, by its own time.",
-    # Without the condition the ages of all sensors would be computed to find the least.
+    # Without the condition the ages of all sensors would be computed to find the least. greatest() would pass
+    # over NULL: without any reading it would say 0 s.
     sql("""
-        SELECT greatest(min(age_s), 0) AS "Age"
+        SELECT CASE WHEN min(age_s) < 0 THEN 0 ELSE min(age_s) END AS "Age"
         FROM sensor_status
         WHERE last_seen_at = (SELECT max(time) FROM latest_readings)
     """),
     size=(4, 4),
     unit="s",
-    defaults={"color": fixed(BLUE)},
+    defaults={"color": fixed(BLUE), "noValue": "none yet"},
 )
 
 listed = stat(

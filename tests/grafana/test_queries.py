@@ -232,6 +232,16 @@ def test_no_sensor_is_no_error(stored: Stored, query: Query) -> None:
             assert answer.rows == []
 
 
+def test_no_reading_is_not_a_fresh_one(stored: Stored) -> None:
+    """Without any reading the newest one has no age."""
+    query = QUERIES["sensorflow-fleet: Newest reading"]
+    nothing = query.sql.replace("FROM sensor_status", "FROM (SELECT * FROM sensor_status LIMIT 0) AS sensor_status")
+    end = stored.until.to_pydatetime()
+    answer = stored.ask(expand(nothing, Request(end - timedelta(hours=1), end, 2_000, {})))
+    assert answer.rows == [(None,)]
+    assert query.of_panel["fieldConfig"]["defaults"]["noValue"]
+
+
 STATES = "sensorflow-sensor: $metric: state in this range"
 
 
