@@ -2,7 +2,7 @@
 
 from grafana.choices import CHOICES_IN_WORDS, SENSOR_CHOICES
 from grafana.fleet import HIDDEN, TO_SENSOR
-from grafana.metrics import AXIS, OF_AXIS, UNIT, WITH_UNIT
+from grafana.metrics import UNIT, UNIT_ALONE, WITH_UNIT
 from grafana.panels import dashboard, override, sql, table, timeseries, variable
 from grafana.zoom import Points, mean_curves, points
 
@@ -26,6 +26,8 @@ FIRST_CHOSEN = f"""ARRAY(
     LIMIT {MOST_CURVES}
 )"""
 
+NOTHING = "None of these sensors has sent this metric in this range"
+
 # Frames come in the order of their first rows, and colours by the order of frames. So rows are ordered by sensor, and a
 # silent sensor has one, too: before the first bucket, where it breaks no line.
 chart = timeseries(
@@ -34,23 +36,21 @@ chart = timeseries(
     [
         sql(
             """
-            SELECT time, sensor, {axis}, mean
+            SELECT time, sensor, mean
             FROM (
                 {curves}
             ) AS curves
             UNION ALL
-            SELECT TIMESTAMPTZ $__timeFrom() - INTERVAL '1 day', name, NULL, NULL FROM sensors WHERE id = ANY({chosen})
+            SELECT TIMESTAMPTZ $__timeFrom() - INTERVAL '1 day', name, NULL FROM sensors WHERE id = ANY({chosen})
             ORDER BY sensor, time
             """,
             curves=mean_curves(f"metric = ${{metric:sqlstring}} AND sensor_id = ANY({FIRST_CHOSEN})"),
             chosen=FIRST_CHOSEN,
-            axis=AXIS,
         ),
-        UNIT,
+        UNIT_ALONE,
     ],
-    size=(24, 12),
-    defaults={"displayName": "${__field.labels.sensor}"},
-    overrides=[OF_AXIS],
+    size=(24, 13),
+    defaults={"displayName": "${__field.labels.sensor}", "noValue": NOTHING},
     custom={"fillOpacity": 0},
     calcs=["lastNotNull"],
     # Each sensor gets a frame of its own: in a common one, times that only another has would break its line.
@@ -95,6 +95,7 @@ figures = table(
     ],
     transformations=[WITH_UNIT],
     points=Points.COMPARED,
+    empty=NOTHING,
 )
 
 DASHBOARD = dashboard(

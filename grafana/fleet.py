@@ -134,7 +134,7 @@ newest = stat(
     """),
     size=(4, 4),
     unit="s",
-    defaults={"color": fixed(BLUE)},
+    defaults={"color": fixed(BLUE), "noValue": "none yet"},
 )
 
 listed = stat(

@@ -36,6 +36,8 @@ UNIT, WITH_UNIT = unit_from(
     f"SELECT unit, {decimals('unit')} AS decimals FROM metrics WHERE name = ${{metric:sqlstring}}"
 )
 """A query of the chosen metric's unit and decimals, and the transformation that gives them to a panel's numbers."""
+UNIT_ALONE, _ = unit_from("SELECT unit FROM metrics WHERE name = ${metric:sqlstring}")
+"""A query of the unit alone, for a chart of many series: an axis, and their figures, have the decimals of its steps."""
 
 AXIS = "NULL::double precision AS axis"
 """The first column of a chart's values. Grafana writes an axis as its first series, which is never drawn."""

@@ -104,20 +104,27 @@ registered = table(
 
 latest = stat(
     "Latest reading",
-    """Each metric of the latest reading by its own time; red where it, or a reading of the last hour, is out of the
-    sensor's limits.""",
+    """Each metric of the latest reading by its own time. Red: it, or a reading of the last hour, is out of the sensor's
+    limits; green: within them; blue: it has none; grey: the sensor is offline.""",
     sql(
         """
         SELECT m.title AS metric, p.value, m.unit, {decimals} AS decimals,
-               CASE WHEN v.metric IS NULL THEN 'green' ELSE 'red' END AS color
+               CASE WHEN v.metric IS NOT NULL THEN '{red}' WHEN NOT s.is_online THEN '{grey}'
+                    WHEN l.metric IS NOT NULL THEN '{green}' ELSE '{blue}' END AS color
         FROM latest_points p
         JOIN metrics m ON m.name = p.metric
+        JOIN sensor_status s ON s.sensor_id = p.sensor_id
+        LEFT JOIN sensor_limits l ON l.sensor_id = p.sensor_id AND l.metric = p.metric
         LEFT JOIN limit_violations v ON v.sensor_id = p.sensor_id AND v.metric = p.metric
         WHERE p.sensor_id = {sensor}
         ORDER BY m.title
         """,
         decimals=decimals("m.unit"),
         sensor=SENSOR,
+        red=RED,
+        grey=GREY,
+        green=GREEN,
+        blue=BLUE,
     ),
     size=(12, 4),
     defaults={"thresholds": thresholds(GREY), "noValue": "Nothing has come from this sensor"},

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from grafana.panels import BLUE, GREEN, GREY, RED
 from tests.grafana.data import DECIMALS, DEFAULT_OFFLINE_AFTER_S, METRICS, SENSORS, SYMBOLS
 from tests.grafana.stored import LATE_RANGES, LEDGER, TIERS, Stored
 
@@ -292,8 +293,15 @@ def fleet_states(look: Look, now: pd.Timestamp) -> Rows:
 def sensor_latest(look: Look, now: pd.Timestamp) -> Rows:
     (status,) = (each for each in statuses(look.stored, now) if each.name == look.sensor)
     out = {metric for sensor, metric in violations(look.stored, now) if sensor == look.sensor}
+    limited = {metric for metric, *_ in REGISTERED[look.sensor].limits}
+
+    def color(metric: str) -> str:
+        if metric in out:
+            return RED
+        return GREY if not status.is_online else GREEN if metric in limited else BLUE
+
     rows = [
-        (METRICS[metric][0], value, METRICS[metric][1], DECIMALS[metric], "red" if metric in out else "green")
+        (METRICS[metric][0], value, METRICS[metric][1], DECIMALS[metric], color(metric))
         for metric, value in status.values.items()
     ]
     return sorted(rows)
@@ -508,10 +516,7 @@ def compare_curves(look: Look, now: pd.Timestamp) -> Rows:
     rows: Rows = []
     for sensor in look.sensors:
         found = thinned(look, buckets(look, look.metric, [sensor], now))
-        rows += [
-            (before, sensor, None, None),
-            *((time, name, None, mean) for time, name, mean, *_ in curve(sensor, found, width_s)),
-        ]
+        rows += [(before, sensor, None), *(row[:3] for row in curve(sensor, found, width_s))]
     return rows
 
 
@@ -524,6 +529,10 @@ def compare_figures(look: Look, now: pd.Timestamp) -> Rows:
         lowest, highest, last = of_one["min"].min(), of_one["max"].max(), of_one["last"].iloc[-1]
         rows.append((look.stored.ids[str(name)], name, readings, lowest, mean, mean - mean_of_all, highest, last))
     return rows
+
+
+def unit(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
+    return [(METRICS[look.metric][1],)]
 
 
 def unit_and_decimals(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
@@ -638,7 +647,7 @@ EXPECTED: dict[str, Callable[[Look, pd.Timestamp], Rows]] = {
     "sensorflow-sensor: variable sensor": choice_of_sensors,
     "sensorflow-sensor: variable metric": choice_of_its_metrics,
     "sensorflow-compare: $metric by sensor, 50 at most": compare_curves,
-    "sensorflow-compare: $metric by sensor, 50 at most unit": unit_and_decimals,
+    "sensorflow-compare: $metric by sensor, 50 at most unit": unit,
     "sensorflow-compare: $metric in this range, 50 sensors at most": compare_figures,
     "sensorflow-compare: $metric in this range, 50 sensors at most unit": unit_and_decimals,
     "sensorflow-compare: variable sensor": choice_of_compared,
