@@ -49,7 +49,7 @@ from app.web.names import WholePaths
 from app.web.ops import Readiness, ops_router
 from app.web.query import QueryService, reads_router
 from app.web.sensors import sensors_router
-from app.web.write_bulk import BulkIngest, Limits, bulk_router
+from app.web.write_bulk import BulkIngest, BulkLimits, bulk_router
 from app.web.write_single import ReadingEndpoint, documented_route
 
 logger = logging.getLogger(__name__)
@@ -427,7 +427,7 @@ def create_app(
                 recall=server.recall,
                 keyring=keyring,
                 window=window,
-                limits=Limits(
+                limits=BulkLimits(
                     body_bytes=settings.max_bulk_body_bytes,
                     inflated_bytes=settings.max_bulk_inflated_bytes,
                     rows=min(settings.flush_max_rows, settings.buffer_max_rows),

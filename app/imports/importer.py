@@ -26,7 +26,7 @@ from app.errors import (
 from app.imports.claims import Claims, ImportLog, claims_of, forget
 from app.imports.files import BLOCK_BYTES, Block, InputFile, open_file
 from app.imports.layout import ColumnMapping
-from app.imports.rejects import OWN_COLUMNS, Report, report_path
+from app.imports.rejects import OWN_COLUMNS, RejectsReport, report_path
 from app.imports.times import Localized, localize
 from app.ingest.batch import Batch, Sender
 from app.ingest.buffer import WriteResult
@@ -172,7 +172,7 @@ class Importer:
             NotStored: the database was away for too long; what was committed is found again by the next import.
         """
         try:
-            with open_file(path, self._layout) as file, Report(report_path(path), file) as report:
+            with open_file(path, self._layout) as file, RejectsReport(report_path(path), file) as report:
                 return await self._import(path, file, report)
         except ExceptionGroup as errors:
             error = errors.exceptions[0]
@@ -180,7 +180,7 @@ class Importer:
                 raise ConfigurationError(f"Can't read {path}: {error}") from error
             raise error from None
 
-    async def _import(self, path: Path, file: InputFile, report: Report) -> ImportResult:
+    async def _import(self, path: Path, file: InputFile, report: RejectsReport) -> ImportResult:
         outcome = ImportResult(notes=file.notes)
         claims = await claims_of(path, file, self._layout, self._log)
         free = asyncio.Semaphore(PARTS_UNDER_WAY)
@@ -289,7 +289,7 @@ class _Storing:
 
     block: Block
     rows_before: int
-    report: Report
+    report: RejectsReport
     outcome: ImportResult
     first_is_claimed: asyncio.Event = field(default_factory=asyncio.Event)
 

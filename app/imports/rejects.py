@@ -28,7 +28,7 @@ def report_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.rejected.csv")
 
 
-class Report:
+class RejectsReport:
     """The rejected rows as a CSV, made when there is one.
 
     Args:
@@ -42,7 +42,7 @@ class Report:
         self._names = [name for name in file.names if name not in OWN_COLUMNS]
         self._output: TextIO | None = None
 
-    def __enter__(self) -> "Report":
+    def __enter__(self) -> "RejectsReport":
         with self._writing():
             self._path.unlink(missing_ok=True)  # of an earlier import
         return self

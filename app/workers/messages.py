@@ -97,7 +97,7 @@ class Granted:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class Denied:
     """Parent: the key has all the places that it may have."""
 
     place: int
@@ -143,7 +143,7 @@ class Exposition:
 FromWorker = (
     Hello | Started | Ready | Unusable | Join | Leave | ForwardingAck | Scrape | MetricFamilies | MessagesDropped
 )
-FromParent = Welcome | Drain | SetForwarding | Granted | Refused | Collect | Exposition | MessagesDropped
+FromParent = Welcome | Drain | SetForwarding | Granted | Denied | Collect | Exposition | MessagesDropped
 Control = FromWorker | FromParent
 Receipts = Sequence[CommittedReading]
 
@@ -151,7 +151,7 @@ _CLASSES: dict[str, Callable[..., Control]] = {
     kind.__name__: kind
     for kind in (
         *(Hello, Started, Ready, Unusable, Join, Leave, ForwardingAck, Scrape, MetricFamilies, MessagesDropped),
-        *(Welcome, Drain, SetForwarding, Granted, Refused, Collect, Exposition),
+        *(Welcome, Drain, SetForwarding, Granted, Denied, Collect, Exposition),
     )
 }
 

@@ -19,6 +19,7 @@ from app.workers.channel import Channel, ChannelStats
 from app.workers.messages import (
     Collect,
     Control,
+    Denied,
     Drain,
     Exposition,
     ForwardingAck,
@@ -30,7 +31,6 @@ from app.workers.messages import (
     MetricFamilies,
     Ready,
     Receipts,
-    Refused,
     Scrape,
     SetForwarding,
     Welcome,
@@ -191,7 +191,7 @@ class ParentLink:
                 if latest is not None and self._audience is not None:
                     self._audience.remember(latest)
                 _succeed(self._joins.get(place), None)
-            case Refused(place):
+            case Denied(place):
                 _fail(self._joins.get(place), TooManySubscribers(self._max_subscribers_per_key))
             case Exposition(number, None):
                 _fail(self._scrapes.get(number), TimeoutError())

@@ -19,9 +19,9 @@ from app.errors import TooManySubscribers
 from app.ingest.receipt import CommittedReading
 from app.live.bus import ConnectionQuota
 from app.live.mailbox import event_time, later
-from app.workers.messages import Granted, Refused, SetForwarding, Welcome
+from app.workers.messages import Denied, Granted, SetForwarding, Welcome
 
-Order = tuple[int, SetForwarding | Granted | Refused | Welcome]
+Order = tuple[int, SetForwarding | Granted | Denied | Welcome]
 """A worker, and what it is to be told."""
 
 
@@ -85,7 +85,7 @@ class SubscriptionRouter:
         try:
             self._places.take((worker, place), key_name)
         except TooManySubscribers:
-            return [(worker, Refused(place))]
+            return [(worker, Denied(place))]
         # From here on it is routed to: what others forward from their acknowledgement on must not pass it by.
         self._lines[worker].places.add(place)
         self._waiting[worker, place] = None

@@ -14,7 +14,7 @@ from app.live.bus import LocalSubscribers
 from app.live.hub import Hub, Subscriber
 from app.live.mailbox import later
 from app.workers import messages
-from app.workers.messages import ForwardingAck, Granted, Join, Leave, Refused, SetForwarding, Welcome
+from app.workers.messages import Denied, ForwardingAck, Granted, Join, Leave, SetForwarding, Welcome
 from app.workers.subscription_router import SubscriptionRouter
 from tests.unit.samples import receipt
 
@@ -71,12 +71,12 @@ def test_the_limit_holds_over_all_workers_and_a_worker_that_is_gone_holds_no_pla
     switch.join(1, 1, "API_KEY")
     switch.heard(2, 1, None)
     switch.join(2, 1, "API_KEY")
-    assert switch.join(1, 2, "API_KEY") == [(1, Refused(2))]
-    assert switch.join(2, 2, "API_KEY") == [(2, Refused(2))]
+    assert switch.join(1, 2, "API_KEY") == [(1, Denied(2))]
+    assert switch.join(2, 2, "API_KEY") == [(2, Denied(2))]
     assert switch.leave(1, 2) == []
     switch.disconnect(2)
     assert switch.join(1, 3, "API_KEY") == [(1, Granted(3, None))]
-    assert switch.join(1, 4, "API_KEY") == [(1, Refused(4))]
+    assert switch.join(1, 4, "API_KEY") == [(1, Denied(4))]
 
 
 def test_nobody_waits_for_a_worker_that_is_gone() -> None:
@@ -157,7 +157,7 @@ class Worker:
                 if latest is not None:
                     self.hub.remember(latest)
                 self.answers[place].given = True
-            case Refused(place):
+            case Denied(place):
                 self.answers[place].given = self.answers[place].refused = True
             case list(receipts):
                 self.hub.deliver(receipts)
