@@ -20,7 +20,7 @@ from app.ingest.decode.jsons import read_values
 from app.ingest.decode.readings import Format
 
 OWN_COLUMNS = ("rejected_row", "rejected_reason", "rejected_text")
-"""What is added to the columns of the file. The text is that of a row that can't be shown in columns."""
+"""The columns added to those of the file. The text is that of a row that can't be shown in columns."""
 
 
 def report_path(path: Path) -> Path:
@@ -83,7 +83,7 @@ _Original = Mapping[str, object] | str
 
 
 def _originals(block: Block, file: InputFile, rows: set[int]) -> dict[int, _Original]:
-    """Rows of a block, numbered from 1."""
+    """Return the given rows of a block, numbered from 1."""
     if block.format is Format.CSV:
         return {row: each for row, each in enumerate(_csv_rows(block, file), 1) if row in rows}
     if block.format is Format.ARROW_STREAM:

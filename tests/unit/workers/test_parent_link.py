@@ -1,4 +1,4 @@
-"""The uplink: what a worker does when its parent is silent, or gone."""
+"""The link to the parent: a worker whose parent is silent, or gone."""
 
 import asyncio
 import socket
@@ -48,7 +48,7 @@ class Parent:
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[Parent]:
-    """A worker's uplink and hub, welcomed by a parent."""
+    """Open a worker's link and hub, welcomed by a parent."""
     below, above = socket.socketpair()
     uplink = ParentLink(
         below,

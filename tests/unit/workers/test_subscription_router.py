@@ -1,4 +1,4 @@
-"""The switchboard: rules one by one, and then the promises of the whole star, whatever overtakes what in it."""
+"""The subscription router: its rules, then the promises of the whole star, whichever frames overtake others."""
 
 from collections import deque
 from collections.abc import Coroutine, Generator, Sequence
@@ -129,7 +129,7 @@ class Worker:
         self.hub = Hub(bus=self, mailbox_messages=10_000, mailbox_bytes=10_000_000)
 
     def attach(self, audience: LocalSubscribers) -> None:
-        """Here it is known."""
+        """Note that it is known here."""
 
     async def join(self, _key_name: str) -> int:
         place = next(self.places)
@@ -145,7 +145,7 @@ class Worker:
         self.up.append(messages.encode_receipts(receipts))
 
     def hear(self) -> None:
-        """Takes the next frame from above."""
+        """Take the next frame from the parent."""
         match messages.decode(self.down.popleft()[messages.LENGTH_BYTES :]):
             case Welcome(wanted):
                 self.wanted = wanted
@@ -211,7 +211,7 @@ class Star:
             self.switch.recall(latest)
 
     def kill(self, number: int, frames_out: int) -> None:
-        """Ends a worker of which so many frames have left; another takes its place."""
+        """End a worker of which so many frames have left, and replace it."""
         worker = self.workers[number]
         for _ in range(frames_out):
             self.carry(worker)
@@ -232,7 +232,7 @@ class Star:
             self.workers[number].down.append(messages.encode_control(message))
 
     def carry(self, worker: Worker) -> None:
-        """The switchboard takes the next frame of a worker."""
+        """Let the router take the next frame of a worker."""
         match messages.decode(worker.up.popleft()[messages.LENGTH_BYTES :]):
             case Join(place, key_name):
                 self.say(self.switch.join(worker.number, place, key_name))
