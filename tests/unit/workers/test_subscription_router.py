@@ -101,7 +101,7 @@ def test_a_worker_that_comes_while_somebody_listens_forwards_from_its_welcome_on
     assert switch.join(1, 2, "API_KEY") == [(1, Granted(2, None))]
 
 
-class WriteResult:
+class JoinAnswer:
     """What a subscriber waits for. Awaiting it suspends once; the test resumes when it likes."""
 
     refused = False
@@ -123,7 +123,7 @@ class Worker:
         self.wanted = False
         self.up: deque[bytes] = deque()
         self.down: deque[bytes] = deque()
-        self.answers: dict[int, WriteResult] = {}
+        self.answers: dict[int, JoinAnswer] = {}
         self.places = count(1)
         self.listeners: list[Listener] = []
         self.hub = Hub(bus=self, mailbox_messages=10_000, mailbox_bytes=10_000_000)
@@ -133,7 +133,7 @@ class Worker:
 
     async def join(self, _key_name: str) -> int:
         place = next(self.places)
-        answer = self.answers[place] = WriteResult()
+        answer = self.answers[place] = JoinAnswer()
         self.up.append(messages.encode_control(Join(place, "API_KEY")))
         await answer
         return place
