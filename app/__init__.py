@@ -6,51 +6,50 @@ A reading's journey, and the module that owns each leg of it::
       -> a body            web.write_single      of one reading, or (web.write_bulk) of many; a key is checked first
       -> readings          ingest.decode         JSON becomes a Reading, many become a Batch of Arrow columns
       -> the buffer        ingest.buffer         bounded in rows and bytes; full means 429 or 503
-      -> a flush           ingest.pipeline       all that came while the last flush was committing goes along
-      -> rows              store.wire            names are ids by now, and all is in COPY's binary format
+      -> a flush           ingest.pipeline       everything that arrived during the last flush is stored together
+      -> rows              store.wire            names become ids, and rows COPY's binary format
       -> PostgreSQL        store.writer          ledger row + COPY + claims + COMMIT, one transaction
       -> a receipt         ingest.receipt        the JSON of a committed reading, encoded once
-      -> the sender        web                   201, and not before
+      -> the sender        web                   201, only after COMMIT
       -> the subscribers   live.hub, web.live    each through a mailbox of its own
-      -> other processes   live.bus, workers     if the server has several, and somebody listens there
+      -> other processes   live.bus, workers     if the server has several, and they have subscribers
 
 And the way back::
 
-    a request              web.query             a key is checked, and how many there are at a time
-      -> a query           history.query         sensors, span, bucket, metrics; the row after which it goes on
+    a request              web.query             a key is checked, and the number of queries at a time
+      -> a query           history.query         sensors, span, bucket, metrics; the row after which it continues
       -> pages of rows     store.history         each by one short query, on a connection that is then given back
       -> bytes             history.formats       JSON, NDJSON, CSV or Arrow, a column at a time
 
-As time goes by::
+In the background::
 
     the latest readings    store.latest          of each sensor, some seconds behind
     aggregates             store.aggregates      by minute, hour and day (store.tiers), refreshed by store.policies too
     readings out of limits store.limits          found in each flush, and logged in its transaction
-    old readings           store.retention       deleted, where no policy does it
+    old readings           store.retention       deleted, unless a policy does it
     old senders and claims store.maintenance     deleted; it also compares the clocks
 
 Around a connection::
 
     to a client            web.protocol          HTTP, and web.websocket; both parse in turns, by web.slices
       -> its bounds        web.connections       how many there are; web.bodies has the deadlines
-      -> its end           web.transport         no answer is lost by a close; draining orders a stop
+      -> its end           web.transport         no answer is lost by a close; draining orders the steps of a stop
       -> its refusals      web.refusals          a log line for each sender (logs)
     to the database        store.database        pool, schema and roles; store.session inspects each new connection
       -> what it may use   store.capacity        connections and locks, compared at the start
-      -> what it promises  store.durability      whether a commit that is seen is confirmed
-      -> its own server    store.embedded        without DATABASE_URL; store.postmaster tells its process
-    a locked part          ingest.blocked        its readings wait aside, the others are stored
+      -> what it promises  store.durability      whether a visible commit is confirmed
+      -> its own server    store.embedded        without DATABASE_URL; store.postmaster finds its process
+    a locked part          ingest.blocked        its readings wait aside; the others are stored
 
-Commands: ``imports`` reads files, which take the same way from the buffer on; ``migrate --adopt``, ``move`` and
+Commands: ``imports`` reads files, whose readings go through the same buffer; ``migrate --adopt``, ``move`` and
 ``refresh`` are ``store.adoption``, ``store.move`` and ``store.refresh``.
 
-What is known of a sensor beside its readings is in ``registry``, ``store.sensors`` and ``web.sensors``.
+What the server knows of a sensor besides its readings is in ``registry``, ``store.sensors`` and ``web.sensors``.
 
-Imports run downward only: ``serve`` makes one process of it all, or several; ``imports`` knows ``main``, which puts a
-process's parts together; ``workers`` knows ``live``; ``web`` and ``live`` know ``ingest``; ``web`` and ``store`` know
-``history`` and ``registry``; ``ingest`` and ``store`` know ``errors``; nothing runs back up. Failures are in
-``errors``; what they become on the wire is in ``web.error_responses``. ``settings`` is read once; components take plain
-values.
+Imports run downward only: ``serve`` runs one process or several; ``imports`` knows ``main``, which puts a process's
+components together; ``workers`` knows ``live``; ``web`` and ``live`` know ``ingest``; ``web`` and ``store`` know
+``history`` and ``registry``; ``ingest`` and ``store`` know ``errors``, which has the tree of failures. Their HTTP
+answers are in ``web.error_responses``. ``settings`` is read once; components take plain values.
 """
 
 __version__ = "0.6.0"

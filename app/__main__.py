@@ -39,7 +39,7 @@ from app.store.refresh import refresh
 logger = logging.getLogger("app")
 
 KEY_FILES = ("api_key", "api_key_ws")
-"""Below DATA_DIR, where the keys are kept that were made for an embedded database."""
+"""Files in DATA_DIR with the keys that were generated for an embedded database."""
 INCOMPLETE_STATUS = 3
 """Exit status of an adoption that left rows out."""
 TCP_USER_TIMEOUT_MS = 5_000
@@ -48,7 +48,7 @@ LISTEN_BACKLOG = 2_048
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the process's exit status."""
+    """Run one command, and return the process's exit status."""
     parser = argparse.ArgumentParser(prog="python -m app", description="SensorFlow: ingestion of sensor readings.")
     parser.add_argument("--version", action="version", version=f"SensorFlow {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -149,8 +149,9 @@ def _adopt(url: str, zone: str) -> int:
 
 @contextmanager
 def _database(settings: Settings, *, may_join: bool = False) -> Iterator[str]:
-    """The connection string: the one that is set, or that of an embedded database, which stops at the end; one that
-    another process runs is used where we ``may_join``.
+    """Yield the connection string that is set, or that of an embedded database, which is stopped at the end.
+
+    With ``may_join``, an embedded database that another process runs is used too.
     """
     if settings.database_url is not None:
         yield checked_url(settings.database_url)
@@ -193,7 +194,7 @@ def _move(settings: Settings, source: str | None) -> None:
 
 
 def _keys(settings: Settings) -> Keys:
-    """The keys that are set; beside an embedded database, those that are missing are made and kept."""
+    """Return the keys that are set. For an embedded database, generate and keep those that are missing."""
     keys = [key.get_secret_value() if key else "" for key in (settings.api_key, settings.api_key_ws)]
     if settings.database_url is None:
         keys = [key or _kept_key(settings.data_dir / name) for key, name in zip(keys, KEY_FILES, strict=True)]
@@ -201,7 +202,7 @@ def _keys(settings: Settings) -> Keys:
 
 
 def _kept_key(path: Path) -> str:
-    """The key in a file of mode 0600; made when there is none."""
+    """Return the key in a file of mode 0600; generate it if there is none."""
     try:
         return path.read_text().strip()
     except FileNotFoundError:
@@ -232,10 +233,10 @@ def _serve(settings: Settings, database_url: str) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket whose connections don't outlive a peer that stops reading.
+    """Return a listening socket whose connections don't outlive a peer that stops reading.
 
     Linux hands both options down to accepted connections. Without them a WebSocket client that stops reading keeps
-    megabytes in the kernel for ever, and a stopping server waits for it.
+    megabytes in the kernel, without a limit in time, and a stopping server waits for it.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -252,7 +253,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _welcome(urls: list[str], edition: str, settings: Settings) -> str:
-    """A greeting with a line to paste; a shell reads the key from where it is kept, so that no log ever holds it."""
+    """Return a greeting with a command to paste. The shell reads the key from its file, so that no log holds it."""
     key_file = (settings.data_dir / KEY_FILES[0]).resolve()
     is_kept = settings.database_url is None and settings.api_key is None
     key = f"$(cat {shlex.quote(str(key_file))})" if is_kept else "$API_KEY"

@@ -50,7 +50,7 @@ from app.web.names import WholePaths
 from app.web.ops import Readiness, ops_router
 from app.web.query import QueryService, reads_router
 from app.web.sensors import sensors_router
-from app.web.write_bulk import BulkIngest, Limits, bulk_router
+from app.web.write_bulk import BulkIngest, BulkLimits, bulk_router
 from app.web.write_single import ReadingEndpoint, documented_route
 
 logger = logging.getLogger(__name__)
@@ -60,10 +60,10 @@ PREPARE_INTERVAL_S = 1.0
 READINESS_TIMEOUT_S = 2.0
 RECALL_TIMEOUT_S = 4.0
 LOCK_SHARE = 0.25
-"""Of COMMIT_TIMEOUT_S, so much may go into waiting for a lock: what is not locked must still be stored in time."""
+"""Part of COMMIT_TIMEOUT_S for waiting for a lock. Readings that are not locked must still be stored in time."""
 IMPORT_MAX_ROWS = 1_000_000
 IMPORT_MAX_BYTES = 256 << 20
-"""An import's own buffer: whatever a server's is set to, a part of a file must fit."""
+"""Bounds of an import's own buffer. A part of a file must fit, however the server's buffer is set."""
 IMPORT_CLAIMS_TIMEOUT_S = 60.0
 REMEMBERING_HEAD_START_S = 1.0
 REMEMBERING_TIMEOUT_S = 60.0
@@ -133,15 +133,15 @@ def _pipeline(
 
 
 class Server:
-    """The parts that live as long as the process, and their common life: prepare, work, drain.
+    """The components that live as long as the process. They prepare, work and drain together.
 
     Args:
-        settings: the configuration, of which the database and the keys are given apart.
+        settings: the configuration; the database and the keys are given separately.
         database_url: where readings are stored.
         registry: where its metrics go.
         bus: the way to the other processes of the server, if there are any.
-        announce: is told the database's edition once readings are taken.
-        fail: is told the error by which the work has ended: a ConfigurationError, or one that nobody foresaw.
+        announce: is told the database's edition once readings are accepted.
+        fail: is told the error that ended the work: a ConfigurationError, or an unforeseen one.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class Server:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Works from entry to exit. At exit, what is held is flushed within the drain timeout, or answered."""
+        """Work until exit, then flush what is held within the drain timeout, and answer the rest."""
         work = asyncio.create_task(self._work())
         work.add_done_callback(self._report_death)
         try:
@@ -228,7 +228,7 @@ class Server:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._latest.run())
             remembering = tasks.create_task(self._remember_latest())
-            # On a small database it is there before the first subscriber; on a large one nobody waits for it.
+            # On a small database it is loaded before the first subscriber comes; on a large one it is not waited for.
             await asyncio.wait([remembering], timeout=REMEMBERING_HEAD_START_S)
             tasks.create_task(self.pipeline.run())
             tasks.create_task(self._maintenance.run())
@@ -236,11 +236,11 @@ class Server:
             tasks.create_task(self._age(edition))
             tasks.create_task(keep_returning(lambda: self.pipeline.buffer.size_bytes))
             await self.pipeline.opened.wait()
-            logger.info("the database is reached; readings are taken")
+            logger.info("database available; accepting readings")
             self._announce(edition)
 
     async def _age(self, edition: Edition) -> None:
-        """Readings become aggregates, and are deleted in time."""
+        """Run the refreshing of aggregates and the deletion of old readings, as far as this edition needs it."""
         days = self._retention.raw_days
         if edition.continuous_aggregates:
             await Aggregates(self._database, retention=self._retention).run()
@@ -248,7 +248,7 @@ class Server:
             await run_retention(self._database, days=days, has_chunks=edition.kind != "plain")
 
     async def _remember_latest(self) -> None:
-        """Before what a killed process left behind has been looked up, and after it."""
+        """Load the latest reading for the hub, before and after recovering what a killed process left behind."""
         recovered = self._latest.recovered
         with suppress(TimeoutError):
             async with asyncio.timeout(REMEMBERING_HEAD_START_S / 2):
@@ -261,7 +261,7 @@ class Server:
                     await confirm(connection)
                 if latest is not None:
                     self.hub.remember(self._encode(*latest))
-            # The latter for a reading stored by SQL, in a year that Python does not support.
+            # The last two are for readings stored by SQL, in a year that Python does not support.
             except (DatabaseUnavailable, ValueError, OverflowError) as error:
                 logger.warning("can't load the latest reading; subscribers start without it: %s", error)
             if is_all:
@@ -269,7 +269,7 @@ class Server:
             await recovered.wait()
 
     async def _prepare(self) -> Edition:
-        """Migrates and probes; tries until the database lets it."""
+        """Migrate and probe the database; retry until it is available."""
         while True:
             try:
                 edition = await self._database.prepare()
@@ -285,12 +285,15 @@ class Server:
     def _report_death(self, work: asyncio.Task[None]) -> None:
         if not work.cancelled() and (error := work.exception()) is not None:
             if not isinstance(error, ConfigurationError):
-                logger.critical("the server's work has ended, and so does the server", exc_info=error)
+                logger.critical("unhandled error in the server's work; stopping", exc_info=error)
             self._fail(error)
 
     async def recall(self, fingerprint: RequestIdentity) -> StoredResult | None:
-        """What was committed under a request's Idempotency-Key. Raises DatabaseUnavailable; OutcomeUnknown if something
-        was, and is not known to be durable.
+        """Return what was committed under a request's Idempotency-Key; None: nothing.
+
+        Raises:
+            DatabaseUnavailable
+            OutcomeUnknown: something was committed, and is not known to be durable.
         """
         name, is_there = fingerprint.name, False
         try:
@@ -308,7 +311,7 @@ class Server:
             ) from error
 
     async def readiness(self, *, detailed: bool) -> Readiness:
-        """Look at the pipeline, and ask the database for a sign of life; ``detailed`` in the database's own words."""
+        """Check the pipeline, and that the database accepts writes; ``detailed`` quotes the database's own errors."""
         trouble, public = self.pipeline.unavailable_reason, self.pipeline.public_reason
         if trouble is None:
             try:
@@ -328,8 +331,9 @@ class Server:
 async def importing(
     settings: Settings, database_url: str, key_name: str
 ) -> AsyncIterator[tuple[IngestQueue, ImportClaims]]:
-    """The way into a database, without a server around it, and what was imported before; at the end, whatever has come
-    to it, what was taken in is flushed if the database is there.
+    """Open a queue into a database, without a server, and the claims of earlier imports.
+
+    At the end, what the queue holds is flushed if the database is available, also after an error.
 
     Raises:
         DatabaseUnavailable: the database can't be reached.
@@ -370,7 +374,7 @@ async def importing(
 
 
 def now_us() -> int:
-    """Microseconds since 1970 UTC."""
+    """Return the time now, microseconds since 1970 UTC."""
     return time.time_ns() // 1_000
 
 
@@ -385,7 +389,10 @@ def create_app(
     announce: Callable[[Edition], None],
     fail: Callable[[BaseException], None],
 ) -> tuple[ASGIApp, ReadingEndpoint]:
-    """The ASGI application, and what answers past it; ``scrape`` as ``ops_router`` has it, and the rest as Server."""
+    """Return the ASGI application, and the endpoint that bypasses it.
+
+    ``scrape`` is that of ``ops_router``; the other arguments are those of Server.
+    """
     # Arrow's own allocator keeps what threads have freed: 16 senders of 10,000 readings took 357 MiB at the peak, with
     # this 301, in the same time.
     pa.set_memory_pool(pa.system_memory_pool())
@@ -435,7 +442,7 @@ def create_app(
                 recall=server.recall,
                 keyring=keyring,
                 window=window,
-                limits=Limits(
+                limits=BulkLimits(
                     body_bytes=settings.max_bulk_body_bytes,
                     inflated_bytes=settings.max_bulk_inflated_bytes,
                     rows=min(settings.flush_max_rows, settings.buffer_max_rows),

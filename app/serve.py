@@ -43,20 +43,20 @@ from app.workers.worker import WorkerServer
 logger = logging.getLogger(__name__)
 
 OTHER_FILES = 128
-"""File descriptors that are not for connections: the database's, the log, files of Python's."""
+"""File descriptors that are not for connections: the database's, the log's, Python's own."""
 MOST_FILES = 1_048_576
-"""What Linux allows where nobody has said otherwise; a limit beyond it, or none, is no use."""
+"""Linux's default maximum. A higher limit, or none, is of no use."""
 HUNG_DATABASE_S = 15.0
-"""What a database that hangs may add to a worker's end, beyond twice the drain timeout."""
+"""Time that a hanging database may add to a worker's end, beyond twice the drain timeout."""
 
 
 def serve(
     settings: Settings, *, database_url: str, keys: Keys, listener: socket.socket, announce: Callable[[str], None]
 ) -> None:
-    """Serves on a listening socket until a signal ends it; ``announce`` is told the edition once readings are taken.
+    """Serve on a listening socket until a signal; ``announce`` is told the edition once readings are accepted.
 
     Raises:
-        ConfigurationError: it can't be done like this.
+        ConfigurationError: the settings or the database don't allow it.
         SystemExit, KeyboardInterrupt: the end, by SIGTERM (status 0), an error that is in the log (1), or SIGINT.
     """
     _raise_file_limit()
@@ -100,7 +100,7 @@ def _serve_alone(
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """What a worker needs to know; it goes to the new process through a pipe, so that no list of processes shows it."""
+    """The arguments of a worker. They go to its process through a pipe, so that no list of processes shows them."""
 
     settings: Settings
     database_url: str
@@ -142,7 +142,7 @@ def _serve_with_workers(
 
 
 def _work(task: _Task, channel: socket.socket, connections: socket.socket) -> None:
-    """A worker, from the start of its process to the end."""
+    """Run a worker, from the start of its process to the end."""
     settings = task.settings
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -183,7 +183,7 @@ def _work(task: _Task, channel: socket.socket, connections: socket.socket) -> No
 
 
 def _share_of(settings: Settings) -> Settings:
-    """One worker's settings: its share of what bounds the whole server's memory."""
+    """Return one worker's settings, with its share of the bounds on the server's memory."""
     bounds = ("buffer_max_rows", "buffer_max_bytes")
     return settings.model_copy(update={name: max(1, getattr(settings, name) // settings.workers) for name in bounds})
 

@@ -15,7 +15,7 @@ ARROW_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 """https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format"""
 
 
-class Format(Enum):
+class HistoryFormat(Enum):
     """How an answer is written."""
 
     JSON = "json"
@@ -25,39 +25,39 @@ class Format(Enum):
 
 
 MEDIA_TYPES = {
-    Format.JSON: "application/json",
-    Format.NDJSON: "application/x-ndjson",
-    Format.CSV: "text/csv; charset=utf-8",
-    Format.ARROW: "application/vnd.apache.arrow.stream",
+    HistoryFormat.JSON: "application/json",
+    HistoryFormat.NDJSON: "application/x-ndjson",
+    HistoryFormat.CSV: "text/csv; charset=utf-8",
+    HistoryFormat.ARROW: "application/vnd.apache.arrow.stream",
 }
 
 
-def head(format_: Format, schema: pa.Schema) -> bytes:
+def head(format_: HistoryFormat, schema: pa.Schema) -> bytes:
     """What comes before all rows of a streamed format."""
     match format_:
-        case Format.CSV:
+        case HistoryFormat.CSV:
             names: list[str] = schema.names
             return ",".join(names).encode() + b"\n"
-        case Format.ARROW:
+        case HistoryFormat.ARROW:
             return bytes(schema.serialize())
     return b""
 
 
-def encode(format_: Format, rows: pa.RecordBatch) -> memoryview:
+def encode(format_: HistoryFormat, rows: pa.RecordBatch) -> memoryview:
     """Some rows. Those of JSON are followed by a comma each."""
     match format_:
-        case Format.CSV:
+        case HistoryFormat.CSV:
             return _joined(rows, ["", *[","] * (rows.num_columns - 1)], "\n", null="", quoted=_quoted_for_csv)
-        case Format.ARROW:
+        case HistoryFormat.ARROW:
             return memoryview(rows.serialize())
     time, sensor_id, *others = rows.schema.names
     before = [f'{{"{time}":"', f'","{sensor_id}":', *(f',"{name}":' for name in others)]
-    return _joined(rows, before, "}," if format_ is Format.JSON else "}\n", null="null", quoted=_quoted_for_json)
+    return _joined(rows, before, "}," if format_ is HistoryFormat.JSON else "}\n", null="null", quoted=_quoted_for_json)
 
 
-def tail(format_: Format) -> bytes:
+def tail(format_: HistoryFormat) -> bytes:
     """What comes after all rows of a streamed format: without it, an Arrow stream is cut short."""
-    return ARROW_END_OF_STREAM if format_ is Format.ARROW else b""
+    return ARROW_END_OF_STREAM if format_ is HistoryFormat.ARROW else b""
 
 
 def _joined(

@@ -48,10 +48,10 @@ class Claims(Protocol):
         """Name the claim of a part of the block, from 0."""
 
     def content_hash(self, rows: int) -> bytes:
-        """Tell what makes a part the same."""
+        """Return the hash by which a part is known to be the same."""
 
     def answer(self, part: int, parts: int, /) -> bytes:
-        """Tell what is stored with the claim of a part."""
+        """Return the answer that is stored with the claim of a part."""
 
 
 class ClaimsOfWhole:
@@ -88,7 +88,7 @@ class ClaimsOfBeginning:
         self._name = ""
 
     async def cuts(self) -> Sequence[Cut]:
-        """Return where blocks that began here ended in earlier imports; the first part of each says so."""
+        """Return where blocks that began here ended in earlier imports. The claim of each first part has it."""
         self._cuts = []
         while self._log is not None:
             keys = [self._key_of_cut(len(self._cuts) + number) for number in range(CUTS_AT_A_TIME)]
@@ -140,7 +140,7 @@ async def claims_of(path: Path, file: InputFile, layout: ColumnMapping, log: Imp
 
 
 async def forget(path: Path, file: InputFile, layout: ColumnMapping, log: ImportLog) -> bool:
-    """Have a file taken for one that was never imported; whether it was.
+    """Delete the claims of a file, so that it is imported anew, and return whether it had any.
 
     Raises:
         ConfigurationError: the file can't be read.

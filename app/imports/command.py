@@ -1,4 +1,4 @@
-"""The command itself: what may be said to it, and an intake for the files to go through."""
+"""The import command: its options, and the queue that the files' readings go through."""
 
 import argparse
 import asyncio
@@ -27,7 +27,7 @@ REJECTED_STATUS = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What may be said after ``import``."""
+    """Add the arguments of ``import``."""
     metrics = ", ".join(METRICS)
     parser.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", help=f"*{', *'.join(FORMATS)}; texts also .gz, .zst"
@@ -140,12 +140,14 @@ def _columns(chosen: argparse.Namespace) -> dict[str, str]:
     named = [(ours, theirs) for ours, theirs in named if theirs]
     for names in zip(*named, strict=True):
         if twice := [name for name, times in Counter(names).items() if times > 1]:
-            raise ConfigurationError(f"{twice[0]!r} is mapped twice: map each column of the file to one of ours.")
+            raise ConfigurationError(
+                f"Column {twice[0]!r} is mapped twice. Map each column of the file to one of ours."
+            )
     return dict(named)
 
 
 def import_files(settings: Settings, chosen: argparse.Namespace, database_url: str | None) -> int:
-    """Imports the files that were named; without a database they are only checked.
+    """Import the named files; without a database, only check them.
 
     Returns:
         The exit status: REJECTED_STATUS if some readings were rejected, 0 if all are stored, now or before.
@@ -154,7 +156,7 @@ def import_files(settings: Settings, chosen: argparse.Namespace, database_url: s
         ConfigurationError: the options contradict each other or a file, a file can't be read, or a report not be
             written.
         NotStored: the database can't be reached.
-        KeyboardInterrupt: it was ended, by SIGTERM too.
+        KeyboardInterrupt: SIGINT or SIGTERM stopped it.
     """
     layout = _layout(chosen, settings)
     window = TimeWindow.of(
@@ -193,9 +195,9 @@ def import_files(settings: Settings, chosen: argparse.Namespace, database_url: s
 
 @contextmanager
 def _cancelled_by_sigterm() -> Iterator[None]:
-    """What asyncio.run does about a first SIGINT, which a command in the background of a script never hears."""
+    """Cancel the task at SIGTERM, as asyncio.run does at SIGINT, which a script's background commands never get."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None  # it is entered in one
+    assert task is not None
     before = signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(task.cancel))
     try:
         yield

@@ -1,6 +1,6 @@
-"""Files as bodies for the decoders: cut into blocks where a reading ends, their columns under our names.
+"""Files as bodies for the decoders: cut into blocks where a reading ends, their columns renamed to ours.
 
-It reads files, and knows neither what a reading is nor where it goes.
+This module reads files; it knows neither readings nor where they are stored.
 """
 
 import csv
@@ -31,13 +31,13 @@ BLOCK_BYTES = 4 << 20
 BLOCK_ROWS = 50_000
 
 MAX_LINE_BYTES = 4 * BLOCK_BYTES
-"""A text without an end of a line in so many bytes is none."""
+"""Longest line of a text. A file without a line end in so many bytes is rejected."""
 MAX_QUOTED_BYTES = 1 << 20
-"""A quote in a CSV that is not closed in so many bytes never was meant to be."""
+"""Longest quoted field of a CSV. A quote that is not closed in so many bytes is taken for a stray one."""
 MAX_DOCUMENT_BYTES = 256 << 20
 """A JSON document has to be read whole, and as Python objects takes several times its size."""
 SAMPLE_BYTES = 1 << 20
-"""In so much of a CSV its header is looked for."""
+"""How much of a CSV is searched for its header."""
 FORMATS = {
     **{".csv": Format.CSV, ".tsv": Format.CSV},
     **{".ndjson": Format.NDJSON, ".jsonl": Format.NDJSON, ".json": Format.JSON},
@@ -106,7 +106,7 @@ class InputFile(Protocol):
 
 
 def format_of(path: Path) -> Format:
-    """Tell the format of a file by its name. Raises ConfigurationError if that tells none."""
+    """Return the format of a file by its name. Raises ConfigurationError for an unknown name."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     is_packed = bool(suffixes) and suffixes[-1] in CODECS
     format_ = FORMATS.get(suffixes[-1 - is_packed]) if len(suffixes) > is_packed else None
@@ -147,7 +147,7 @@ def _opened(path: Path, layout: ColumnMapping, stack: ExitStack) -> InputFile:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever can't be read inside the block into a ConfigurationError."""
+    """Turn errors of reading inside the ``with`` block into ConfigurationError."""
     try:
         yield
     except (OSError, pa.ArrowException, MalformedBody) as error:
@@ -160,11 +160,11 @@ class _Text:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.position = 0
-        """How many bytes have been taken."""
+        """Number of bytes taken."""
         self.ahead = b""
-        """What comes next, as far as it has been read."""
+        """The bytes that were read ahead and not taken yet."""
         self.is_read = False
-        """Whether all of it has."""
+        """Whether the file has been read to its end."""
         self._size = max(1, path.stat().st_size)
         self._stack = ExitStack()
 
@@ -187,7 +187,7 @@ class _Text:
         return min(1.0, position / self._size)
 
     def look(self, size: int) -> bytes:
-        """Read ahead until there are so many bytes, or all that there are; return all that are there."""
+        """Read ahead until ``size`` bytes are there, or the file ends; return all bytes read ahead."""
         pieces = [self.ahead]
         missing = size - len(self.ahead)
         while missing > 0 and not self.is_read:
@@ -302,7 +302,7 @@ class _NdjsonFile(_TextFile):
 
 
 def end_of_line(text: bytes) -> int:
-    """Tell where the last whole line ends; 0 if there is none."""
+    """Return where the last whole line ends; 0 if there is none."""
     return text.rfind(b"\n") + 1
 
 

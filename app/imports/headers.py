@@ -1,6 +1,6 @@
 """Detection of a CSV's header and of how the CSV is written, from its first lines, unless options say it.
 
-It sees the start of a file's text, and reads no file.
+This module gets the start of a file's text, and reads no file.
 """
 
 import re
@@ -16,7 +16,7 @@ from app.ingest.decode.dialect import CsvDialect
 from app.ingest.decode.utf8 import without_bom
 
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
-"""What may stand between fields, by the name that the option has for it."""
+"""The separators of fields, by their names in the option."""
 MAX_PREAMBLE_LINES = 100
 MAX_UNIT_LINES = 2
 """Campbell's loggers write two below the header (TOA5): the units, and how values were aggregated."""

@@ -1,4 +1,4 @@
-"""A file into the database, by the way that requests take: decoded, checked, flushed.
+"""The import of a file into the database. Its readings are decoded, checked and flushed like those of requests.
 
 A file's blocks are decoded one by one, and a block's readings go in parts, each with a claim. So a file may be imported
 again, after a failure or by mistake: what was imported is found by its claims, which never expire, and only the rest is
@@ -26,7 +26,7 @@ from app.errors import (
 from app.imports.claims import Claims, ImportLog, claims_of, forget
 from app.imports.files import BLOCK_BYTES, Block, InputFile, open_file
 from app.imports.layout import ColumnMapping
-from app.imports.rejects import OWN_COLUMNS, Report, report_path
+from app.imports.rejects import OWN_COLUMNS, RejectsReport, report_path
 from app.imports.times import Localized, localize
 from app.ingest.batch import Batch, Sender
 from app.ingest.buffer import WriteResult
@@ -38,7 +38,7 @@ from app.ingest.pipeline import IngestQueue
 from app.ingest.receipt import BatchResult
 
 SOURCE = Sender("import", "")
-"""Who sent what is imported, as the tables show it."""
+"""The sender of imported readings, as the tables show it."""
 
 PART_DAYS = 400
 """Days, each a chunk of the table, that one transaction writes at most: PostgreSQL locks every chunk that it touches. A
@@ -53,50 +53,50 @@ CHANGED = (
     "--store-again."
 )
 LONGEST_WAIT_S = 60.0
-"""How long a database that is away is waited for."""
+"""Longest wait for a database that is unavailable."""
 
 
 @dataclass(slots=True)
 class ImportResult:
-    """What became of a file's readings so far."""
+    """The result of a file's import so far."""
 
     stored: int = 0
     found: int = 0
-    """Those that an earlier import stored."""
+    """Readings that an earlier import stored."""
     rejected: int = 0
     unknown_columns: dict[str, None] = field(default_factory=dict)
-    """The file's columns that are none of ours, in order of appearance."""
+    """The file's columns that are not stored, in order of appearance."""
     first_us: int | None = None
     last_us: int | None = None
-    """The earliest and the latest time of those that are stored, or were found, microseconds since 1970 UTC."""
+    """The earliest and the latest time of the readings stored or found, microseconds since 1970 UTC."""
     found_at: datetime | None = None
-    """When the last of those that were found was stored."""
+    """When the last of the readings found was stored."""
     reasons: Counter[str] = field(default_factory=Counter)
-    """Why rows were rejected, and how often."""
+    """The reasons for which rows were rejected, and how often."""
     examples: dict[str, RowError] = field(default_factory=dict)
     """The first row rejected for each reason, numbered as the file has it."""
     local_rows: int = 0
-    """Times that had no offset."""
+    """Number of times without an offset."""
     repeated_rows: int = 0
-    """Those of them that the zone has twice."""
+    """Number of times without an offset that occur twice in the zone."""
     first_repeated_row: int | None = None
     notes: Sequence[str] = ()
-    """What was detected in the file, or is remarkable."""
+    """Remarks on the file, such as what was detected in it."""
 
     @property
     def rows(self) -> int:
-        """All of them."""
+        """The number of rows so far."""
         return self.stored + self.found + self.rejected
 
     def add_localized(self, localized: Localized, rows_before: int) -> None:
-        """Take note of times that had no offset."""
+        """Count times that had no offset."""
         self.local_rows += localized.local_rows
         self.repeated_rows += len(localized.repeated)
         if localized.repeated and self.first_repeated_row is None:
             self.first_repeated_row = localized.repeated[0] + 1 + rows_before
 
     def add_times(self, columns: pa.RecordBatch) -> None:
-        """Take note of when readings were taken."""
+        """Extend the range of times by those of some readings."""
         if not columns.num_rows:
             return
         extremes = pc.min_max(columns["time"].cast(pa.int64()))
@@ -105,7 +105,7 @@ class ImportResult:
         self.last_us = last_us if self.last_us is None else max(last_us, self.last_us)
 
     def reject(self, faults: Sequence[RowError], rows_before: int) -> None:
-        """Take note of rows that are rejected, numbered from those before their block."""
+        """Count rejected rows, and keep an example for each reason; ``rows_before`` precede their block."""
         self.rejected += len(faults)
         self.reasons.update(fault.reason for fault in faults)
         for fault in faults:
@@ -122,7 +122,7 @@ class Chunk:
 
 
 class Importer:
-    """Has files committed, and tells how far it has come.
+    """Imports files, and reports its progress.
 
     Args:
         intake: takes the readings; None: they are only checked.
@@ -153,7 +153,7 @@ class Importer:
         """Keeps the order of the file where the buffer is full: no tail may be claimed before what it follows."""
 
     async def forget(self, path: Path) -> bool:
-        """Have a file taken for one that was never imported; whether it was.
+        """Delete the claims of a file, so that it is imported anew, and return whether it had any.
 
         Raises:
             ConfigurationError: it can't be read.
@@ -169,10 +169,10 @@ class Importer:
 
         Raises:
             ConfigurationError: the file can't be read, or the report not be written.
-            NotStored: the database was away for too long; what was committed is found again by the next import.
+            NotStored: the database was unavailable for too long; the next import recognises what was committed.
         """
         try:
-            with open_file(path, self._layout) as file, Report(report_path(path), file) as report:
+            with open_file(path, self._layout) as file, RejectsReport(report_path(path), file) as report:
                 return await self._import(path, file, report)
         except ExceptionGroup as errors:
             error = errors.exceptions[0]
@@ -180,7 +180,7 @@ class Importer:
                 raise ConfigurationError(f"Can't read {path}: {error}") from error
             raise error from None
 
-    async def _import(self, path: Path, file: InputFile, report: Report) -> ImportResult:
+    async def _import(self, path: Path, file: InputFile, report: RejectsReport) -> ImportResult:
         outcome = ImportResult(notes=file.notes)
         claims = await claims_of(path, file, self._layout, self._log)
         free = asyncio.Semaphore(PARTS_UNDER_WAY)
@@ -234,7 +234,7 @@ class Importer:
         return await self._log.find(keys) if self._log is not None and keys else {}
 
     async def _store(self, part: Chunk, claim: Claim, storing: "_Storing", *, is_first: bool) -> None:
-        """Have a part committed, or find that it was.
+        """Commit a part, or find that it was committed before.
 
         The first part's claim says how its block was cut. It comes before the others, which would not be found without
         it when the file has grown.
@@ -259,7 +259,7 @@ class Importer:
         answered: asyncio.Future[WriteResult] = asyncio.get_running_loop().create_future()
 
         def on_result(answer: WriteResult) -> None:
-            if not answered.done():  # nobody waits any longer
+            if not answered.done():  # the wait may have timed out
                 answered.set_result(answer)
 
         try:
@@ -289,17 +289,17 @@ class _Storing:
 
     block: Block
     rows_before: int
-    report: Report
+    report: RejectsReport
     outcome: ImportResult
     first_is_claimed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def reject(self, faults: Sequence[RowError]) -> None:
-        """Report rows of the block."""
+        """Report rejected rows of the block."""
         self.outcome.reject(faults, self.rows_before)
         self.report.write(faults, self.block, self.rows_before)
 
     def find(self, part: Chunk, claim: Claim, earlier: DatedClaim) -> None:
-        """Take note that a part was imported before. Raises ConfigurationError if it had other readings then."""
+        """Count a part that was imported before. Raises ConfigurationError if it had other readings then."""
         if earlier.content_hash != claim.fingerprint.content_hash:
             raise ConfigurationError(CHANGED)
         self.first_is_claimed.set()
@@ -308,7 +308,7 @@ class _Storing:
         self.outcome.found_at = max(earlier.at, self.outcome.found_at or earlier.at)
 
     def store(self, part: Chunk, stored: BatchResult) -> None:
-        """Take note of what became of a part."""
+        """Count the rows of a part that was committed, and report those that PostgreSQL rejected."""
         self.outcome.stored += stored.rows
         columns = part.batch.columns
         if stored.refused:
@@ -341,7 +341,7 @@ def _of_one_sensor(sent: ParsedColumns, name: str, path: Path) -> ParsedColumns:
 
 
 def _parts(decoded: Decoded) -> Iterator[Chunk]:
-    """A block's readings, by time if they lie in more days than a transaction may write."""
+    """Split a block's readings into parts, by time if they span more days than a transaction may write."""
     batch, rows = decoded.batch, decoded.rows
     days = pc.floor_temporal(batch.columns["time"], unit="day").dictionary_encode()
     spans = [pa.arange(0, batch.rows)]

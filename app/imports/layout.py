@@ -1,6 +1,6 @@
 """The columns of a file and how they are written, as the options of an import say.
 
-It knows names and options, and reads no file.
+This module knows names and options, and reads no file.
 """
 
 import re
@@ -19,7 +19,7 @@ _SENSOR_LIKE = re.compile("(sensor|device|station|node|logger|probe|thing)(id|na
 
 @dataclass(frozen=True, slots=True)
 class ColumnMapping:
-    """What a file's columns are.
+    """The options of an import that concern a file's columns.
 
     Attributes:
         columns: for our columns, the names that the file has for them, where those differ.

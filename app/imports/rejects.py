@@ -20,7 +20,7 @@ from app.ingest.decode.jsons import read_values
 from app.ingest.decode.readings import Format
 
 OWN_COLUMNS = ("rejected_row", "rejected_reason", "rejected_text")
-"""What is added to the columns of the file. The text is that of a row that can't be shown in columns."""
+"""The columns added to those of the file. The text is that of a row that can't be shown in columns."""
 
 
 def report_path(path: Path) -> Path:
@@ -28,7 +28,7 @@ def report_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.rejected.csv")
 
 
-class Report:
+class RejectsReport:
     """The rejected rows as a CSV, made when there is one.
 
     Args:
@@ -42,7 +42,7 @@ class Report:
         self._names = [name for name in file.names if name not in OWN_COLUMNS]
         self._output: TextIO | None = None
 
-    def __enter__(self) -> "Report":
+    def __enter__(self) -> "RejectsReport":
         with self._writing():
             self._path.unlink(missing_ok=True)  # of an earlier import
         return self
@@ -83,7 +83,7 @@ _Original = Mapping[str, object] | str
 
 
 def _originals(block: Block, file: InputFile, rows: set[int]) -> dict[int, _Original]:
-    """Rows of a block, numbered from 1."""
+    """Return the given rows of a block, numbered from 1."""
     if block.format is Format.CSV:
         return {row: each for row, each in enumerate(_csv_rows(block, file), 1) if row in rows}
     if block.format is Format.ARROW_STREAM:

@@ -1,4 +1,4 @@
-"""What a person sees of an import: a bar, rows a second and the time left; and in the end what became of each file."""
+"""The output of an import: a bar, rows a second and the time left, and at the end the result of each file."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,7 @@
 """Times of files: in a given format, and in a time zone if they have no offset.
 
-It takes columns as the decoders read them, and returns them with times that are moments. Without a format and in UTC it
-has nothing to do: the decoders read such times as fast.
+This module takes columns as the decoders read them, and returns them with their times resolved. Without a format and in
+UTC it has nothing to do: the decoders read such times as fast.
 """
 
 import re

@@ -67,7 +67,7 @@ RETRY_BLOCKED_S = 2.0
 """How often a lock is tried that keeps some readings out: each time it holds up the others for 0.1 s and more."""
 
 
-class PreparedFlush(Protocol):
+class Prepared(Protocol):
     """Readings made ready by a Store for being written."""
 
     @property
@@ -81,7 +81,7 @@ class PreparedFlush(Protocol):
         """
 
 
-AnyPrepared = TypeVar("AnyPrepared", bound=PreparedFlush)
+AnyPrepared = TypeVar("AnyPrepared", bound=Prepared)
 
 
 class Store(Protocol[AnyPrepared]):

@@ -86,7 +86,7 @@ WHERE r.sensor_id = {sensor_id} AND r.time = {time} AND r.id = {id}
 """)
 
 
-class Column(NamedTuple):
+class ResultColumn(NamedTuple):
     """A column of an answer beside its keys, and how a row of the table gives it."""
 
     name: str
@@ -220,21 +220,23 @@ def _schema(query: Query) -> pa.Schema:
     return pa.schema([*KEYS, *((column.name, column.type) for column in _columns(query))])
 
 
-def _columns(query: Query) -> list[Column]:
+def _columns(query: Query) -> list[ResultColumn]:
     """What a query's rows have beside their keys."""
     if query.bucket is Bucket.RAW:
-        return [Column(metric, pa.float64(), metric, f"{metric} IS NOT NULL") for metric in query.metrics]
-    columns = [Column("count", pa.int64(), "count")]
+        return [ResultColumn(metric, pa.float64(), metric, f"{metric} IS NOT NULL") for metric in query.metrics]
+    columns = [ResultColumn("count", pa.int64(), "count")]
     for metric in query.metrics:
         count = f"{metric}_count"
         values = {"mean": f"{metric}_sum / nullif({count}, 0)"}
         values |= {which: f"{metric}_{which}" for which in ("min", "max", "first", "last")}
-        columns.append(Column(count, pa.int64(), count))
-        columns += [Column(f"{metric}_{which}", pa.float64(), value, f"{count} > 0") for which, value in values.items()]
+        columns.append(ResultColumn(count, pa.int64(), count))
+        columns += [
+            ResultColumn(f"{metric}_{which}", pa.float64(), value, f"{count} > 0") for which, value in values.items()
+        ]
     return columns
 
 
-def _conditions(columns: Sequence[Column]) -> list[str]:
+def _conditions(columns: Sequence[ResultColumn]) -> list[str]:
     return list(dict.fromkeys(column.is_there for column in columns))
 
 

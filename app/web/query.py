@@ -20,7 +20,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.errors import InvalidParameter, SensorFlowError, TooManyReads
-from app.history.formats import MEDIA_TYPES, Format, encode, head, tail
+from app.history.formats import MEDIA_TYPES, HistoryFormat, encode, head, tail
 from app.history.query import DAY_US, Bucket, Cursor, Page, Position, bucket_for
 from app.history.query import Query as HistoryQuery
 from app.ingest.decode.columns import METRICS
@@ -51,7 +51,7 @@ Parts: TypeAlias = AsyncGenerator[bytes | memoryview, None]
 """Of an answer; they hold its turn until they end or are closed."""
 
 
-class History(Protocol):
+class HistoryStore(Protocol):
     """Where the rows are."""
 
     async def find(self, names: Sequence[str]) -> list[int]:
@@ -102,7 +102,7 @@ class ReadingsQuery(BaseModel):
     cursor: str | None = Field(
         None, description="The next_cursor, or X-Next-Cursor, of an answer: goes on after it, with the same query."
     )
-    format: Format = Field(Format.JSON, description="json is an answer in pages, the others are streams.")
+    format: HistoryFormat = Field(HistoryFormat.JSON, description="json is an answer in pages, the others are streams.")
 
     @property
     def asked(self) -> str:
@@ -179,7 +179,7 @@ class QueryService:
         now_us: microseconds since 1970 UTC.
     """
 
-    def __init__(self, history: History, *, kept_us: Mapping[Bucket, int], now_us: Callable[[], int]) -> None:
+    def __init__(self, history: HistoryStore, *, kept_us: Mapping[Bucket, int], now_us: Callable[[], int]) -> None:
         self._history = history
         self._kept_us = kept_us
         self._now_us = now_us
@@ -193,7 +193,7 @@ class QueryService:
         """
         query, after = await self._query(request)
         headers = {BUCKET_HEADER: query.bucket.value}
-        if request.format is Format.JSON or request.limit is not None:
+        if request.format is HistoryFormat.JSON or request.limit is not None:
             parts = self._whole(request, query, after, headers)
         else:
             parts = self._stream(request.format, query, after)
@@ -236,7 +236,7 @@ class QueryService:
                     if rows == limit:
                         cursor = Cursor(query.from_us, query.to_us, query.bucket, page.last).encode(request.asked)
                         headers[CURSOR_HEADER] = cursor
-            if request.format is Format.JSON:
+            if request.format is HistoryFormat.JSON:
                 begin, end = b'{"bucket":"%s","readings":[' % query.bucket.value.encode(), orjson.dumps(cursor)
                 whole = [begin, *texts[:-1], *(text[:-1] for text in texts[-1:]), b'],"next_cursor":' + end + b"}"]
             else:
@@ -247,7 +247,7 @@ class QueryService:
                 for piece in _pieces(part):
                     yield piece
 
-    async def _stream(self, format_: Format, query: HistoryQuery, after: Position | None) -> Parts:
+    async def _stream(self, format_: HistoryFormat, query: HistoryQuery, after: Position | None) -> Parts:
         """The parts of a stream. The first is empty: it comes when the first rows are there."""
         async with self._turn(), aclosing(self._history.pages(query, after=after, limit=None)) as pages:
             page = await anext(pages, None)
@@ -288,7 +288,7 @@ def reads_router(reads: QueryService, *, keyring: auth.ApiKeys) -> APIRouter:
                 "headers": {name: {"schema": {"type": "string"}} for name in (BUCKET_HEADER, CURSOR_HEADER)},
                 "content": {
                     "application/json": {"example": EXAMPLE},
-                    **{MEDIA_TYPES[format_]: {} for format_ in Format if format_ is not Format.JSON},
+                    **{MEDIA_TYPES[format_]: {} for format_ in HistoryFormat if format_ is not HistoryFormat.JSON},
                 },
             },
             401: {"model": Problem, "description": "The API key is missing or wrong"},

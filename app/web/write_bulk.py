@@ -105,7 +105,7 @@ EXAMPLES: Mapping[Format, object] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BulkLimits:
     """What one request may bring."""
 
     body_bytes: int
@@ -233,7 +233,7 @@ class BulkIngest:
         recall: Recall,
         keyring: auth.ApiKeys,
         window: TimeWindow,
-        limits: Limits,
+        limits: BulkLimits,
         now_us: Callable[[], int],
     ) -> None:
         self._intake = intake

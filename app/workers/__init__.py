@@ -2,14 +2,14 @@
 
 ::
 
-    switchboard   who listens where, and who must therefore hear whom; pure
-    messages      what parent and worker say to each other, and its bytes; pure
-    families      the metrics of several processes as those of one; pure
-    scrapes       one scrape, asked of all workers
-    channel       a socket between parent and worker, bounded both ways
-    parent        starts the workers, accepts connections and hands them out, keeps the switchboard
-    uplink        the worker's end of the channel: its hub's bus, its scrapes
-    worker        uvicorn, on connections that are handed to it
+    subscription_router   which workers have subscribers, and which must forward to them; pure
+    messages              the messages between parent and worker, and their bytes; pure
+    metric_families       the metrics of several processes as those of one; pure
+    metrics_aggregator    one scrape, asked of all workers
+    channel               a socket between parent and worker, bounded both ways
+    supervisor            starts the workers, accepts connections and hands them out, keeps the router
+    parent_link           the worker's end of the channel: its hub's bus, its scrapes
+    worker                uvicorn, on connections that are handed to it
 
-Nothing here knows what a worker serves: ``app.serve`` puts a server into it.
+No module here knows what a worker serves: ``app.serve`` puts a server into it.
 """

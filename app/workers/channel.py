@@ -1,9 +1,8 @@
 """One end of the socket between the parent and a worker: messages in order, receipts within bounds.
 
-Sending never waits, so that nothing that happens at the other end can slow the ingest down. Receipts that the other
-end does not take are conflated like a slow subscriber's; if even that does not fit they are left out, and the other
-end is told of the lapse. Everything else is an answer or a request of which few are under way: an end that lets
-MOST_CONTROLS of them lie is given up.
+Sending never waits, so the other end can't slow ingestion down. Receipts that the other end does not read are conflated
+like a slow subscriber's. If even these do not fit they are dropped, and the other end is told. All other messages are
+few: a channel on which MOST_CONTROLS of them wait unread is closed.
 
 Promise: what was sent before a control message is received before it. (Receipts sent after it may come before it too.)
 """
@@ -25,7 +24,7 @@ FAREWELL_TIMEOUT_S = 1.0
 
 @dataclass(slots=True)
 class ChannelStats:
-    """Since the start, at this end."""
+    """Counters since the start, at this end."""
 
     forwarded: int = 0
     """Receipts written."""
@@ -36,7 +35,7 @@ class ChannelStats:
 
 
 class Channel:
-    """One end.
+    """One end of the socket between the parent and a worker.
 
     Args:
         max_messages, max_bytes: how many receipts, and bytes of them, may wait to be written.
@@ -65,12 +64,12 @@ class Channel:
 
     @classmethod
     async def open(cls, socket_: socket.socket, *, max_messages: int, max_bytes: int, tally: ChannelStats) -> "Channel":
-        """A channel on one end of a socket pair, which it owns from now on."""
+        """Open a channel on one end of a socket pair, and own that end from then on."""
         reader, writer = await asyncio.open_unix_connection(sock=socket_)
         return cls(reader, writer, max_messages=max_messages, max_bytes=max_bytes, tally=tally)
 
     def send(self, message: Control) -> None:
-        """Sends a message after all that was sent before; into the void, once the other end is gone."""
+        """Send a message after all earlier ones. Drop it if the other end is gone."""
         if self._writing.done():
             return
         self._controls.append(messages.encode_control(message))
@@ -79,21 +78,21 @@ class Channel:
             self._writer.transport.abort()
 
     def forward(self, receipts: Receipts) -> None:
-        """Sends receipts, at least one, or the newest of each sensor, or word that there were more than may wait."""
+        """Send receipts, at least one. If too many wait, conflate them, and if that does not help, drop them."""
         self.tally.conflated += self._receipts.put(receipts)
         if self._receipts.is_overfull:
             self.lapse(max(self._receipts.take(), key=event_time))
         self._news.set()
 
     def lapse(self, latest: CommittedReading) -> None:
-        """Says that receipts were left out, of which this was the latest. It goes for all that wait here, too."""
+        """Tell the other end that receipts were dropped, up to ``latest``. Those that wait here are dropped too."""
         candidates = chain([latest], self._receipts.take(), [self._lapsed] if self._lapsed else [])
         self._lapsed = max(candidates, key=event_time)
         self.tally.lapses += 1
         self._news.set()
 
     async def run(self, receive: Callable[[Control | Receipts], None]) -> None:
-        """Hands over what comes, until the other end is gone or this one has been closed."""
+        """Pass each received message on, until either end is closed."""
         try:
             while True:
                 length = int.from_bytes(await self._reader.readexactly(messages.LENGTH_BYTES), "big")
@@ -102,7 +101,7 @@ class Channel:
             self._writer.transport.abort()
 
     async def close(self) -> None:
-        """Writes what still waits, if the other end takes it, and ends."""
+        """Write what still waits, for FAREWELL_TIMEOUT_S at most, and close."""
         try:
             async with asyncio.timeout(FAREWELL_TIMEOUT_S):
                 if not self._writing.done():

@@ -1,7 +1,7 @@
-"""What parent and worker say to each other, and how it is written on the socket between them.
+"""The messages between parent and worker, and their encoding on the socket.
 
-Pure. A frame is four bytes of length, one of kind, and a body. Receipts go as their columns in JSON and then their
-payloads as they are; everything else is a JSON array of its class's name and its fields.
+Pure. A frame is four bytes of length, one of kind, and a body. Receipts are sent as their columns in JSON, then their
+payloads unchanged. Any other message is a JSON array of its class's name and its fields.
 
 Both ends run the same code on the same machine, so there is no version and nothing is validated.
 """
@@ -20,24 +20,24 @@ _CONTROL, _RECEIPTS = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Worker: I am here, and commit nothing until I am welcomed."""
+    """Worker: has connected, and commits nothing before Welcome."""
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """Parent: begin; forward what you commit if it is wanted."""
+    """Parent: begin, and forward committed readings if ``wanted``."""
 
     wanted: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Worker: I answer connections, if perhaps only to refuse."""
+    """Worker: answers connections, perhaps only with 503."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Worker: I take readings, and store them in this edition of the database, in which the latest is this."""
+    """Worker: accepts readings. Names the database's edition and its latest reading."""
 
     edition: str
     latest: CommittedReading | None
@@ -45,19 +45,19 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """Worker: no worker can start like this; here is what to change."""
+    """Worker: no worker can start with this configuration. ``reason`` says what to change."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Parent: answer those who wait, and end."""
+    """Parent: drain, and end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Worker: a subscriber wants a place; ``place`` is a number that this worker has not used yet."""
+    """Worker: requests a place for a subscriber. ``place`` is a number that this worker has not used yet."""
 
     place: int
     key_name: str
@@ -65,68 +65,68 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """Worker: the place is free, or no longer wanted."""
+    """Worker: gives a place back, or withdraws its request."""
 
     place: int
 
 
 @dataclass(frozen=True, slots=True)
 class SetForwarding:
-    """Parent: from now on, what you commit is wanted elsewhere, or no longer."""
+    """Parent: start or stop forwarding committed readings."""
 
     wanted: bool
     number: int
-    """Counts this worker's interests."""
+    """Counts the SetForwarding messages to this worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardingAck:
-    """Worker: what I commit from now on, I forward. Until now the latest was this."""
+    """Worker: forwards whatever it commits from now on. ``latest`` is the latest reading before that."""
 
     number: int
-    """That of the interest."""
+    """The number of the SetForwarding that is acknowledged."""
     latest: CommittedReading | None
 
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """Parent: the place is taken, and everybody forwards; of what they committed before, this is the latest."""
+    """Parent: grants a place; all other workers forward. ``latest`` is their latest reading from before."""
 
     place: int
     latest: CommittedReading | None
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """Parent: the key has all the places that it may have."""
+class Denied:
+    """Parent: refuses a place, because the key has as many as it may have."""
 
     place: int
 
 
 @dataclass(frozen=True, slots=True)
 class MessagesDropped:
-    """Either: receipts were left out here, since they were more than may wait; the latest of them was this."""
+    """Either: dropped receipts, because too many waited. ``latest`` is the latest of them."""
 
     latest: CommittedReading
 
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """Worker: somebody wants the metrics of the whole server."""
+    """Worker: requests the metrics of the whole server."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Collect:
-    """Parent: your metrics, please."""
+    """Parent: requests a worker's metrics."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class MetricFamilies:
-    """Worker: my metrics, all of one moment, as ``families`` writes them."""
+    """Worker: its metrics, all of one moment, as ``metric_families`` encodes them."""
 
     number: int
     families: str
@@ -143,7 +143,7 @@ class Exposition:
 FromWorker = (
     Hello | Started | Ready | Unusable | Join | Leave | ForwardingAck | Scrape | MetricFamilies | MessagesDropped
 )
-FromParent = Welcome | Drain | SetForwarding | Granted | Refused | Collect | Exposition | MessagesDropped
+FromParent = Welcome | Drain | SetForwarding | Granted | Denied | Collect | Exposition | MessagesDropped
 Control = FromWorker | FromParent
 Receipts = Sequence[CommittedReading]
 
@@ -151,26 +151,26 @@ _CLASSES: dict[str, Callable[..., Control]] = {
     kind.__name__: kind
     for kind in (
         *(Hello, Started, Ready, Unusable, Join, Leave, ForwardingAck, Scrape, MetricFamilies, MessagesDropped),
-        *(Welcome, Drain, SetForwarding, Granted, Refused, Collect, Exposition),
+        *(Welcome, Drain, SetForwarding, Granted, Denied, Collect, Exposition),
     )
 }
 
 
 def encode_control(message: Control) -> bytes:
-    """The frame of a message."""
+    """Encode a message as a frame."""
     fields = [getattr(message, name) for name in message.__slots__]
     return _frame(_CONTROL, orjson.dumps([type(message).__name__, *fields], default=_receipt_as_list))
 
 
 def encode_receipts(receipts: Receipts) -> bytes:
-    """The frame of receipts, at least one."""
+    """Encode receipts, at least one, as a frame."""
     ids, times_us, sensors, payloads = zip(*receipts, strict=True)
     head = orjson.dumps([ids, times_us, sensors, list(map(len, payloads))])
     return _frame(_RECEIPTS, len(head).to_bytes(LENGTH_BYTES, "big") + head + b"".join(payloads))
 
 
 def decode(body: bytes) -> Control | Receipts:
-    """What a frame says, given without its length."""
+    """Decode a frame, given without its length."""
     if body[0] == _RECEIPTS:
         return _decode_receipts(body)
     kind, *fields = orjson.loads(memoryview(body)[1:])

@@ -30,7 +30,7 @@ class Family:
 
 
 def families_of(collector: Collector) -> list[Family]:
-    """What a collector says at this moment."""
+    """Return the families of a collector at this moment."""
     return [
         Family(
             metric.name,
@@ -44,7 +44,7 @@ def families_of(collector: Collector) -> list[Family]:
 
 
 def encode(families: Iterable[Family]) -> str:
-    """As text, for another process."""
+    """Encode families as text, for another process."""
     return orjson.dumps(
         [
             (
@@ -60,7 +60,7 @@ def encode(families: Iterable[Family]) -> str:
 
 
 def decode(text: str) -> list[Family]:
-    """What ``encode`` has written."""
+    """Decode the text of ``encode``."""
     return [
         Family(
             name,
@@ -74,7 +74,7 @@ def decode(text: str) -> list[Family]:
 
 
 def merged(parts: Iterable[Sequence[Family]]) -> list[Family]:
-    """One server's families from those of its processes."""
+    """Merge the families of a server's processes into one set."""
     whole: dict[str, Family] = {}
     for family in (family for part in parts for family in part):
         known = whole.get(family.name)
@@ -88,9 +88,9 @@ def merged(parts: Iterable[Sequence[Family]]) -> list[Family]:
 
 
 def counters_of_dead_workers(families: Sequence[Family]) -> list[Family]:
-    """What remains to be counted of a worker that has died: what it had counted, and no state.
+    """Return the counters of a dead worker, without its gauges.
 
-    The readings that it held were given back, as far as anybody knows: nobody was told that they are stored.
+    The readings that it held count as given back: no sender was told that they are stored.
     """
     held = sum(sum(family.samples.values()) for family in families if family.name == BUFFER_ROWS)
     remaining = [family for family in families if family.type != "gauge"]
@@ -109,7 +109,7 @@ def counters_of_dead_workers(families: Sequence[Family]) -> list[Family]:
 
 
 class MergedMetrics(Collector):
-    """Families as prometheus_client wants them."""
+    """A collector of merged families, for prometheus_client."""
 
     def __init__(self, families: Sequence[Family]) -> None:
         self._families = families
@@ -123,7 +123,7 @@ class MergedMetrics(Collector):
 
 
 class ChannelCollector(Collector):
-    """What goes between the processes, as seen from one end."""
+    """A collector of the traffic between the processes, as counted at one end."""
 
     def __init__(self, tally: ChannelStats) -> None:
         self._tally = tally

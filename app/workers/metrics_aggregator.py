@@ -1,8 +1,8 @@
-"""MetricsAggregator of the whole server: every worker is asked for its metrics, and they become one exposition.
+"""The metrics of the whole server: every worker is asked for its own, and they become one exposition.
 
 Promises:
     * A scrape shows what every worker counted at a moment after it was asked for, or fails.
-    * What a worker had counted at its last scrape goes on being counted when it has died.
+    * What a worker had counted at its last scrape stays counted after its death.
 """
 
 import asyncio
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 COLLECT_TIMEOUT_S = 5.0
 
 MetricsCallback = Callable[[str | None], None]
-"""Gets the exposition, or None if a worker did not say its metrics in time."""
+"""Gets the exposition, or None if a worker did not send its metrics in time."""
 
 
 class MetricsAggregator:
-    """What has been asked for, and what has come.
+    """The scrapes under way, and the metrics that workers have sent.
 
     Args:
-        collect: asks every worker for its families, under a number; says which workers were asked.
+        collect: asks every worker for its families, under a number, and returns the workers that were asked.
         own: the parent's own metrics.
     """
 
@@ -45,18 +45,18 @@ class MetricsAggregator:
         self._of_the_dead: Sequence[Family] = ()
 
     def ask(self, answer: MetricsCallback) -> None:
-        """Somebody wants the metrics."""
+        """Request the metrics; ``answer`` gets them."""
         self._asking.append(answer)
         self._asked.set()
 
     def take(self, worker: int, number: int, text: str) -> None:
-        """A worker has said its families; they count if they were asked for under the current number."""
+        """Take a worker's families, if they were requested under the current number."""
         if number == self._number:
             self._of_workers[worker] = metric_families.decode(text)
             self._mark_answered(worker)
 
     def forget(self, worker: int) -> None:
-        """A worker is gone."""
+        """Remove a worker, and keep its counters."""
         last_said = self._of_workers.pop(worker, ())
         self._of_the_dead = metric_families.merged(
             [self._of_the_dead, metric_families.counters_of_dead_workers(last_said)]
@@ -64,7 +64,7 @@ class MetricsAggregator:
         self._mark_answered(worker)
 
     async def run(self) -> None:
-        """One collection at a time, until cancelled. Who asks during one gets the next, which begins after that."""
+        """Run one collection at a time, until cancelled. A request during one is answered by the next."""
         while True:
             await self._asked.wait()
             self._asked.clear()
@@ -82,7 +82,7 @@ class MetricsAggregator:
                 if self._missing:
                     await self._complete.wait()
         except TimeoutError:
-            logger.warning("workers %s did not say their metrics in time", sorted(self._missing))
+            logger.warning("workers %s did not send their metrics in time", sorted(self._missing))
             return None
         parts = [*self._of_workers.values(), self._of_the_dead, self._own()]
         return generate_latest(metric_families.MergedMetrics(metric_families.merged(parts))).decode()

@@ -1,8 +1,8 @@
-"""A worker's end of its channel: the bus of its hub, its part in the metrics, and its life.
+"""A worker's end of its channel: the bus of its hub, its part in the metrics, and its start and end.
 
 Promises:
-    * Nothing is committed before the parent has welcomed the worker, and so none without its knowing.
-    * When the parent is gone the worker drains and ends. A subscription that waits for it is refused.
+    * The worker commits nothing before the parent has welcomed it, and so nothing that the parent can't know of.
+    * When the parent is gone the worker drains and ends, and refuses the subscriptions that wait for it.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from app.workers.channel import Channel, ChannelStats
 from app.workers.messages import (
     Collect,
     Control,
+    Denied,
     Drain,
     Exposition,
     ForwardingAck,
@@ -30,7 +31,6 @@ from app.workers.messages import (
     MetricFamilies,
     Ready,
     Receipts,
-    Refused,
     Scrape,
     SetForwarding,
     Welcome,
@@ -45,12 +45,12 @@ SCRAPE_TIMEOUT_S = 8.0
 
 
 class ParentLink:
-    """A Bus, and more.
+    """A Bus to the other workers, through the parent.
 
     Args:
         socket: this worker's end of the pair; it is opened by ``open``.
-        families: this worker's metrics of the moment, as ``families`` writes them.
-        max_subscribers_per_key: over all workers; the parent holds it, here it is only told to who is refused.
+        families: this worker's metrics of the moment, as ``metric_families`` encodes them.
+        max_subscribers_per_key: over all workers; the parent enforces it, and a refused subscriber is told it here.
         max_messages, max_bytes: how many receipts, and bytes of them, may wait for the parent.
     """
 
@@ -81,7 +81,7 @@ class ParentLink:
         self._drain: Callable[[], None] = lambda: None
 
     async def open(self, drain: Callable[[], None]) -> None:
-        """Says hello and waits to be welcomed. ``drain`` is called when the worker shall end."""
+        """Connect, and wait to be welcomed. ``drain`` is called when the worker should end."""
         self._drain = drain
         self._channel = await Channel.open(
             self._socket, max_messages=self._max_messages, max_bytes=self._max_bytes, tally=self._tally
@@ -91,28 +91,28 @@ class ParentLink:
         await self._welcomed.wait()
 
     async def close(self) -> None:
-        """Sends what was committed last, and ends."""
+        """Send the last committed readings, and close."""
         if self._channel is not None and self._running is not None:
             await self._channel.close()
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
 
     def send(self, message: Control) -> None:
-        """Tells the parent something."""
+        """Send a message to the parent."""
         assert self._channel is not None, "the uplink has not been opened"
         self._channel.send(message)
 
     def ready(self, edition: str) -> None:
-        """Tells the parent that readings are taken."""
+        """Tell the parent that this worker accepts readings."""
         assert self._audience is not None, "no hub has been attached"
         self.send(Ready(edition, self._audience.latest))
 
     def attach(self, audience: LocalSubscribers) -> None:
-        """The hub of this worker."""
+        """Attach the hub of this worker."""
         self._audience = audience
 
     async def join(self, key_name: str) -> int:
-        """A place over all workers; see Bus."""
+        """Get a place over all workers; see Bus."""
         if self._running is None or self._running.done():
             raise LiveUnavailable
         place = next(self._numbers)
@@ -132,16 +132,16 @@ class ParentLink:
         return place
 
     def leave(self, place: int) -> None:
-        """Gives a place back."""
+        """Give a place back."""
         self.send(Leave(place))
 
     def forward(self, receipts: Sequence[CommittedReading]) -> None:
-        """To the hubs of the other workers, by way of the parent."""
+        """Forward receipts to the hubs of the other workers, through the parent."""
         assert self._channel is not None, "the uplink has not been opened"
         self._channel.forward(receipts)
 
     async def scrape(self) -> bytes:
-        """The metrics of the whole server. Raises TimeoutError if they can't be had."""
+        """Return the metrics of the whole server. Raises TimeoutError if a worker does not send its own."""
         number = next(self._numbers)
         answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._scrapes[number] = answered
@@ -154,7 +154,7 @@ class ParentLink:
 
     async def _run(self, channel: Channel) -> None:
         await channel.run(self._receive)
-        logger.warning("the parent process is gone; this worker drains and ends")
+        logger.warning("the parent process has ended; this worker drains and ends")
         self._welcomed.set()
         self._drain()
         for join in self._joins.values():
@@ -185,13 +185,13 @@ class ParentLink:
                 self._settle(message)
 
     def _settle(self, message: Control) -> None:
-        """Answers to what was asked here. Who asked may have stopped waiting."""
+        """Resolve the join or scrape that a message answers, unless its caller has stopped waiting."""
         match message:
             case Granted(place, latest):
                 if latest is not None and self._audience is not None:
                     self._audience.remember(latest)
                 _succeed(self._joins.get(place), None)
-            case Refused(place):
+            case Denied(place):
                 _fail(self._joins.get(place), TooManySubscribers(self._max_subscribers_per_key))
             case Exposition(number, None):
                 _fail(self._scrapes.get(number), TimeoutError())

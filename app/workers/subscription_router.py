@@ -1,14 +1,14 @@
-"""Who listens on which worker, and which workers must therefore forward what they commit.
+"""The workers that have subscribers, and those that must therefore forward what they commit.
 
-Pure: no sockets, no loop, no clock. The parent tells it what workers say; it answers with orders, what is to be said to
-whom, and the parent says it, on channels that keep the order.
+Pure: no sockets, no loop, no clock. The parent passes the workers' messages in, and sends the orders that come back, on
+channels that keep their order.
 
 Promises:
     * A key has no more places than it may, over all workers; a worker that is gone holds none.
     * A place is granted once every other worker has acknowledged that it forwards what it commits. What it committed
       before its acknowledgement is covered by the latest reading that comes with the grant, and what it commits after
       is routed to the subscriber's worker: nothing is missed, nothing comes twice.
-    * A worker forwards only while somebody listens on another.
+    * A worker forwards only while another has subscribers.
 """
 
 import math
@@ -19,22 +19,22 @@ from app.errors import TooManySubscribers
 from app.ingest.receipt import CommittedReading
 from app.live.bus import ConnectionQuota
 from app.live.mailbox import event_time, later
-from app.workers.messages import Granted, Refused, SetForwarding, Welcome
+from app.workers.messages import Denied, Granted, SetForwarding, Welcome
 
-Order = tuple[int, SetForwarding | Granted | Refused | Welcome]
-"""A worker, and what it is to be told."""
+Order = tuple[int, SetForwarding | Granted | Denied | Welcome]
+"""A worker, and the message to send to it."""
 
 
 @dataclass(slots=True, eq=False)
 class _WorkerState:
-    """What is known of one worker."""
+    """The state of one worker."""
 
     wanted: bool = False
     """Whether it has been told to forward."""
     told: int = 0
-    """The number of the last interest that it was told."""
+    """The number of the last SetForwarding that was sent to it."""
     heard: int = 0
-    """The number of the last that it has acknowledged. Only those that want something are."""
+    """The number of the last one that it has acknowledged. Only those with ``wanted`` are acknowledged."""
     places: set[int] = field(default_factory=set)
 
     @property
@@ -53,7 +53,7 @@ class SubscriptionRouter:
     def __init__(self, max_subscribers_per_key: int, horizon_us: Callable[[], float] = lambda: math.inf) -> None:
         self._horizon_us = horizon_us
         self._places = ConnectionQuota(max_subscribers_per_key)
-        self._lines: dict[int, _WorkerState] = {}
+        self._states: dict[int, _WorkerState] = {}
         self._waiting: dict[tuple[int, int], None] = {}
         """Worker and place of those that are not granted yet, in the order in which they came."""
         self.latest: CommittedReading | None = None
@@ -62,76 +62,76 @@ class SubscriptionRouter:
     @property
     def workers(self) -> Sequence[int]:
         """The workers that are here."""
-        return tuple(self._lines)
+        return tuple(self._states)
 
     def connect(self, worker: int) -> Sequence[Order]:
-        """A worker is here. It has committed nothing yet, and won't before it is welcomed."""
-        line = self._lines[worker] = _WorkerState()
-        line.wanted = self._is_wanted_from(worker)
-        return [(worker, Welcome(line.wanted))]
+        """Add a worker, which commits nothing before Welcome."""
+        state = self._states[worker] = _WorkerState()
+        state.wanted = self._is_wanted_from(worker)
+        return [(worker, Welcome(state.wanted))]
 
     def disconnect(self, worker: int) -> Sequence[Order]:
-        """A worker is gone, if it was here, with all its subscribers."""
-        line = self._lines.pop(worker, None)
-        if line is None:
+        """Remove a worker, if it is known, with all its subscribers."""
+        state = self._states.pop(worker, None)
+        if state is None:
             return []
-        for place in line.places:
+        for place in state.places:
             self._places.give_back((worker, place))
             self._waiting.pop((worker, place), None)
-        return [*self._say_interests(), *self._grants()]
+        return [*self._set_forwarding(), *self._grants()]
 
     def join(self, worker: int, place: int, key_name: str) -> Sequence[Order]:
-        """A subscriber of a worker wants a place."""
+        """Request a place for a subscriber of a worker."""
         try:
             self._places.take((worker, place), key_name)
         except TooManySubscribers:
-            return [(worker, Refused(place))]
+            return [(worker, Denied(place))]
         # From here on it is routed to: what others forward from their acknowledgement on must not pass it by.
-        self._lines[worker].places.add(place)
+        self._states[worker].places.add(place)
         self._waiting[worker, place] = None
-        return [*self._say_interests(), *self._grants()]
+        return [*self._set_forwarding(), *self._grants()]
 
     def leave(self, worker: int, place: int) -> Sequence[Order]:
-        """A subscriber is gone; perhaps before it was granted, or although it was refused."""
-        line = self._lines[worker]
-        if place not in line.places:
+        """Remove a subscriber, also one that was not granted yet, or was refused."""
+        state = self._states[worker]
+        if place not in state.places:
             return []
-        line.places.remove(place)
+        state.places.remove(place)
         self._places.give_back((worker, place))
         self._waiting.pop((worker, place), None)
-        return [*self._say_interests(), *self._grants()]
+        return [*self._set_forwarding(), *self._grants()]
 
     def recall(self, latest: CommittedReading) -> None:
-        """A worker knows of a reading committed earlier, perhaps by one that is gone and could not tell."""
+        """Note the latest reading that a worker knows, perhaps one that a dead worker committed."""
         self.latest = latest if self.latest is None else later(self.latest, latest, self._horizon_us())
 
     def heard(self, worker: int, number: int, latest: CommittedReading | None) -> Sequence[Order]:
-        """A worker has acknowledged that it forwards, and says what was the latest reading before."""
-        self._lines[worker].heard = number
+        """Record that a worker forwards, and note the latest reading before that."""
+        self._states[worker].heard = number
         if latest is not None:
             self.recall(latest)
         return list(self._grants())
 
     def route(self, worker: int, receipts: Sequence[CommittedReading]) -> Sequence[int]:
-        """The workers to which what a worker has committed, at least one reading, is to be taken."""
+        """Return the workers that get a worker's committed readings, at least one."""
         self.recall(max(receipts, key=event_time))
-        return [other for other, line in self._lines.items() if other != worker and line.places]
+        return [other for other, state in self._states.items() if other != worker and state.places]
 
     def _is_wanted_from(self, worker: int) -> bool:
-        return any(line.places for other, line in self._lines.items() if other != worker)
+        return any(state.places for other, state in self._states.items() if other != worker)
 
-    def _say_interests(self) -> Iterator[Order]:
-        """Tells those for whom it has changed whether they are to forward."""
-        for worker, line in self._lines.items():
+    def _set_forwarding(self) -> Iterator[Order]:
+        """Tell each worker whether to forward, if that has changed."""
+        for worker, state in self._states.items():
             wanted = self._is_wanted_from(worker)
-            if wanted != line.wanted:
-                line.wanted = wanted
-                line.told += 1
-                yield worker, SetForwarding(wanted, line.told)
+            if wanted != state.wanted:
+                state.wanted = wanted
+                state.told += 1
+                yield worker, SetForwarding(wanted, state.told)
 
     def _grants(self) -> Iterator[Order]:
-        """Grants all places that wait for nobody any more."""
-        silent = [worker for worker, line in self._lines.items() if not line.forwards]
+        """Grant each place for which all other workers forward."""
+        silent = [worker for worker, state in self._states.items() if not state.forwards]
         for worker, place in list(self._waiting):
             if not silent or silent == [worker]:
                 del self._waiting[worker, place]

@@ -1,11 +1,11 @@
-"""The parent of the workers: starts them, hands them connections, and stands in the middle of all that they say.
+"""The parent of the workers: starts them, hands them connections, and passes their messages on.
 
-It takes no reading and answers no request. What it does for each connection, and for each reading that somebody on
-another worker listens to, is little; what it does for all others is nothing.
+It accepts no reading and answers no request. It does little for each connection, and for each reading with subscribers
+on another worker, and nothing for other readings.
 
 Promises:
-    * Connections go to the workers in turn, to those that take readings if there are any; never to a dead one.
-    * A worker that ends unasked is replaced. What it had counted goes on being counted.
+    * Connections go to the workers in turn, to those that accept readings if there are any, and never to a dead one.
+    * A worker that ends unasked is replaced. What it had counted stays counted.
     * SIGTERM and SIGINT: no new connections, and every worker drains; a second SIGINT ends them at once.
     * When the parent ends, in whatever way, no worker outlives its own drain.
 """
@@ -78,7 +78,7 @@ class _Worker:
 
 
 class Supervisor:
-    """A server of several workers.
+    """The parent process of several workers.
 
     Args:
         workers: how many.
@@ -88,7 +88,7 @@ class Supervisor:
         max_messages, max_bytes: how many receipts, and bytes of them, may wait for each worker.
         stop_timeout_s: how long a worker may take to drain.
         horizon_us: the latest time that a reading may have now, microseconds since 1970 UTC.
-        announce: is told the database's edition once every worker takes readings.
+        announce: is told the database's edition once every worker accepts readings.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Supervisor:
         self._stop_timeout_s = stop_timeout_s
         self._announce = announce
         self._announced = False
-        self._switchboard = SubscriptionRouter(max_subscribers_per_key, horizon_us)
+        self._router = SubscriptionRouter(max_subscribers_per_key, horizon_us)
         self._workers: dict[int, _Worker] = {}
         self._numbers = count(1)
         self._takers: list[_Worker] = []
@@ -127,7 +127,7 @@ class Supervisor:
         self._scrapes = MetricsAggregator(collect=self._collect, own=self._own_families)
 
     async def run(self) -> signal.Signals | None:
-        """Serves until a signal comes; which one.
+        """Serve until a signal arrives, and return it.
 
         Raises:
             ConfigurationError: no worker can start like this.
@@ -140,16 +140,16 @@ class Supervisor:
         keeping = [asyncio.create_task(self._keep()) for _ in range(self._size)]
         stopping = asyncio.create_task(self._stopping.wait())
         try:
-            # One that ends before anybody asked has failed in a way that nobody foresaw.
+            # One that ends unasked has met an unforeseen error.
             await asyncio.wait([stopping, *keeping], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._stopping.set()
-            self._take_no_more()
+            self._stop_accepting()
             for worker in self._workers.values():
                 worker.channel.send(Drain())
             _, late = await asyncio.wait(keeping, timeout=self._stop_timeout_s)
             if late:
-                logger.error("%d workers have not ended in time, and are killed", len(late))
+                logger.error("%d workers did not end in time; killing them", len(late))
                 self._kill_all()
             outcomes = await asyncio.gather(*keeping, return_exceptions=True)
             scrapes.cancel()
@@ -162,7 +162,7 @@ class Supervisor:
         return signal.Signals(self._signals[0]) if self._signals else None
 
     async def _keep(self) -> None:
-        """One worker after the other in one place, until the server stops."""
+        """Keep one worker running, and replace it when it ends, until the server stops."""
         loop = asyncio.get_running_loop()
         pause_s = FIRST_RESTART_PAUSE_S
         while not self._stopping.is_set():
@@ -181,7 +181,7 @@ class Supervisor:
             if self._stopping.is_set():
                 return
             self._restarts += 1
-            logger.error("worker %d has ended (%s); another takes its place", worker.number, _how(worker.process))
+            logger.error("worker %d ended (%s); starting another", worker.number, _exit_reason(worker.process))
             pause_s = FIRST_RESTART_PAUSE_S if loop.time() - began > STEADY_AFTER_S else 2 * pause_s
             await _until(self._stopping, timeout_s=min(pause_s, LONGEST_RESTART_PAUSE_S))
 
@@ -210,16 +210,16 @@ class Supervisor:
         return worker
 
     def _forget(self, worker: _Worker) -> None:
-        """The worker is gone, or as good as gone."""
+        """Remove a worker that has ended or is about to."""
         worker.started = worker.ready = False
         self._choose_takers()
-        self._say(self._switchboard.disconnect(worker.number))
+        self._send_all(self._router.disconnect(worker.number))
         self._scrapes.forget(worker.number)
         del self._workers[worker.number]
         worker.connections.close()
 
     async def _end(self, worker: _Worker) -> None:
-        """Waits for the end of the process, and hastens it if need be."""
+        """Wait for the end of the process, and kill it after END_TIMEOUT_S."""
         await worker.channel.close()
         ended = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -243,7 +243,7 @@ class Supervisor:
         self._stopping.set()
 
     def _choose_takers(self) -> None:
-        """Connections go to the workers that take readings; if there are none, to those that can at least refuse."""
+        """Choose the workers that accept readings; if there are none, those that can at least answer 503."""
         workers = self._workers.values()
         self._takers = [worker for worker in workers if worker.ready] or [
             worker for worker in workers if worker.started
@@ -257,7 +257,7 @@ class Supervisor:
             else:
                 loop.remove_reader(self._listener)
 
-    def _take_no_more(self) -> None:
+    def _stop_accepting(self) -> None:
         if self._accepting:
             self._accepting = False
             asyncio.get_running_loop().remove_reader(self._listener)
@@ -290,30 +290,30 @@ class Supervisor:
             except OSError:  # dead, or takes nothing: the next one
                 continue
             return
-        logger.error("no worker takes connections: one was closed")
+        logger.error("no worker accepts connections; closed one")
 
     def _receive(self, worker: _Worker, message: Control | Receipts) -> None:
-        board = self._switchboard
+        router = self._router
         match message:
             case Hello():
-                self._say(board.connect(worker.number))
+                self._send_all(router.connect(worker.number))
             case Join(place, key_name):
-                self._say(board.join(worker.number, place, key_name))
+                self._send_all(router.join(worker.number, place, key_name))
             case Leave(place):
-                self._say(board.leave(worker.number, place))
+                self._send_all(router.leave(worker.number, place))
             case ForwardingAck(number, latest):
-                self._say(board.heard(worker.number, number, latest))
+                self._send_all(router.heard(worker.number, number, latest))
             case MessagesDropped(latest):
-                for listener in board.route(worker.number, [latest]):
+                for listener in router.route(worker.number, [latest]):
                     self._workers[listener].channel.lapse(latest)
             case Sequence():
-                for listener in board.route(worker.number, message):
+                for listener in router.route(worker.number, message):
                     self._workers[listener].channel.forward(message)
             case _:
-                self._note(worker, message)
+                self._handle(worker, message)
 
-    def _note(self, worker: _Worker, message: Control) -> None:
-        """What is not about subscribers."""
+    def _handle(self, worker: _Worker, message: Control) -> None:
+        """Handle a message that is not about subscribers."""
         match message:
             case Started():
                 worker.started = True
@@ -321,7 +321,7 @@ class Supervisor:
             case Ready(edition, latest):
                 worker.ready = True
                 if latest is not None:
-                    self._switchboard.recall(latest)
+                    self._router.recall(latest)
                 self._choose_takers()
                 if not self._announced and sum(each.ready for each in self._workers.values()) == self._size:
                     self._announced = True
@@ -334,14 +334,14 @@ class Supervisor:
             case MetricFamilies(number, text):
                 self._scrapes.take(worker.number, number, text)
 
-    def _say(self, orders: Sequence[Order]) -> None:
+    def _send_all(self, orders: Sequence[Order]) -> None:
         for number, message in orders:
             self._workers[number].channel.send(message)
 
     def _collect(self, number: int) -> Sequence[int]:
-        for worker in self._switchboard.workers:
+        for worker in self._router.workers:
             self._workers[worker].channel.send(Collect(number))
-        return self._switchboard.workers
+        return self._router.workers
 
     def _own_families(self) -> Sequence[Family]:
         workers = _WorkerCollector(restarts=self._restarts, workers=len(self._workers))
@@ -350,7 +350,7 @@ class Supervisor:
 
 
 class _WorkerCollector(Collector):
-    """What only the parent knows."""
+    """Metrics that only the parent has."""
 
     def __init__(self, *, restarts: int, workers: int) -> None:
         self._restarts = restarts
@@ -363,13 +363,13 @@ class _WorkerCollector(Collector):
         ]
 
 
-def _how(process: BaseProcess) -> str:
+def _exit_reason(process: BaseProcess) -> str:
     code = process.exitcode or 0
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"status {code}"
 
 
 async def _until(event: asyncio.Event, *, timeout_s: float) -> bool:
-    """Waits for an event; whether it came in time."""
+    """Wait for an event, and return whether it happened in time."""
     try:
         async with asyncio.timeout(timeout_s):
             return await event.wait()

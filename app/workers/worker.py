@@ -1,4 +1,4 @@
-"""uvicorn without a listening socket: its connections are accepted by the parent and handed over, one by one.
+"""uvicorn without a listening socket: the parent accepts its connections and hands them over, one by one.
 
 A listening socket that processes share gives most connections to whichever wakes first, and SO_REUSEPORT spreads them
 by a hash of their addresses; few connections that live long end up on one process. Handed over in turn, they don't.
@@ -21,7 +21,7 @@ from app.workers.parent_link import ParentLink
 logger = logging.getLogger(__name__)
 
 CONNECTIONS_A_TURN = 64
-"""So many are taken over at most before those that are here already have their turn."""
+"""Most connections taken over in one turn of the event loop."""
 WARNING_INTERVAL_S = 60.0
 
 
@@ -42,11 +42,11 @@ class WorkerServer(DrainingServer):
         self._warned_at = -math.inf
 
     def stop(self) -> None:
-        """Answers those who wait, and ends."""
+        """Drain, and end."""
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts the application, then takes connections over."""
+        """Start the application, then take connections over."""
         await self._uplink.open(self.stop)
         await super().startup(sockets=sockets or [])
         self._connections.setblocking(False)
@@ -54,14 +54,14 @@ class WorkerServer(DrainingServer):
         self._uplink.send(Started())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Takes no more connections over, drains, and says goodbye."""
+        """Take no more connections over, drain, and close the link to the parent."""
         self._stop_accepting()
         await super().shutdown(sockets=sockets)
         await self._uplink.close()
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """SIGTERM drains. A terminal's SIGINT is the parent's affair, which it reaches too."""
+        """Drain on SIGTERM. Ignore a terminal's SIGINT, which also reaches the parent."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self.handle_exit)
         yield
@@ -75,7 +75,7 @@ class WorkerServer(DrainingServer):
             except OSError:
                 byte, descriptors = b"", []
             if not byte:
-                self._stop_accepting()  # the parent is gone; the uplink sees to the rest
+                self._stop_accepting()  # the parent is gone; the uplink drains
                 return
             if not descriptors:
                 self._warn_of_lost_connection()
@@ -99,7 +99,7 @@ class WorkerServer(DrainingServer):
     def _taken_over(self, task: "asyncio.Task[object]") -> None:
         self._taking_over.discard(task)
         if not task.cancelled():
-            task.exception()  # a peer that is gone again is nobody's loss
+            task.exception()  # mark it as seen: a peer may be gone again
 
     def _protocol(self) -> asyncio.Protocol:
         make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class

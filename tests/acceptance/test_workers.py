@@ -225,7 +225,7 @@ async def test_a_worker_that_is_killed_under_load_loses_nothing_and_is_replaced(
                 assert (await closing(fifth))[0] == 1008
             await asyncio.to_thread(eventually, lambda: len(workers(server)) == 3)
             await asyncio.to_thread(
-                eventually, lambda: server.messages.count("the database is reached; readings are taken") == 3
+                eventually, lambda: server.messages.count("database available; accepting readings") == 3
             )
             await asyncio.sleep(0.2)
             async with senders(server, 4) as clients:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.history.formats import Format, encode, head, tail
+from app.history.formats import HistoryFormat, encode, head, tail
 
 SCHEMA = pa.schema(
     [
@@ -34,7 +34,7 @@ ROWS = st.lists(
 Rows = list[dict[str, Any]]
 
 
-def written(format_: Format, rows: Rows) -> bytes:
+def written(format_: HistoryFormat, rows: Rows) -> bytes:
     batch = pa.RecordBatch.from_pylist(rows, SCHEMA)
     return head(format_, SCHEMA) + bytes(encode(format_, batch)) + tail(format_)
 
@@ -46,15 +46,15 @@ def moment(text: str) -> datetime:
 
 @given(ROWS)
 def test_ndjson_has_a_row_a_line_and_json_a_comma_after_each(rows: Rows) -> None:
-    lines = written(Format.NDJSON, rows).decode().split("\n")[:-1]
+    lines = written(HistoryFormat.NDJSON, rows).decode().split("\n")[:-1]
     assert [row | {"time": moment(row["time"])} for row in map(json.loads, lines)] == rows
-    listed = json.loads(b"[" + written(Format.JSON, rows)[:-1] + b"]")
+    listed = json.loads(b"[" + written(HistoryFormat.JSON, rows)[:-1] + b"]")
     assert [row | {"time": moment(row["time"])} for row in listed] == rows
 
 
 @given(ROWS)
 def test_csv_has_a_header_quotes_names_and_leaves_empty_what_is_missing(rows: Rows) -> None:
-    said = list(csv.DictReader(io.StringIO(written(Format.CSV, rows).decode(), newline="")))
+    said = list(csv.DictReader(io.StringIO(written(HistoryFormat.CSV, rows).decode(), newline="")))
     assert [
         {
             "time": moment(row["time"]),
@@ -68,7 +68,7 @@ def test_csv_has_a_header_quotes_names_and_leaves_empty_what_is_missing(rows: Ro
 
 @given(ROWS)
 def test_an_arrow_stream_is_read_by_arrow(rows: Rows) -> None:
-    table = pa.ipc.open_stream(written(Format.ARROW, rows)).read_all()
+    table = pa.ipc.open_stream(written(HistoryFormat.ARROW, rows)).read_all()
     assert table.schema == SCHEMA
     assert table.to_pylist() == rows
 
@@ -76,5 +76,5 @@ def test_an_arrow_stream_is_read_by_arrow(rows: Rows) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_no_number_in_json_is_null_as_text(value: float) -> None:
     row = {"time": datetime(2026, 1, 1, tzinfo=UTC), "sensor_id": "a", "count": 1, "temperature": value}
-    assert json.loads(written(Format.NDJSON, [row]))["temperature"] is None
-    assert written(Format.CSV, [row]).splitlines()[1].endswith(b",1,")
+    assert json.loads(written(HistoryFormat.NDJSON, [row]))["temperature"] is None
+    assert written(HistoryFormat.CSV, [row]).splitlines()[1].endswith(b",1,")

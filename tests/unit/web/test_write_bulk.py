@@ -18,14 +18,14 @@ from app.ingest.decode.timestamps import TimeWindow
 from app.ingest.receipt import BatchResult
 from app.web.auth import ApiKey, ApiKeys, Scope
 from app.web.bodies import STALLED_AFTER_S
-from app.web.write_bulk import DECODING_FACTOR, BulkIngest, Limits
+from app.web.write_bulk import DECODING_FACTOR, BulkIngest, BulkLimits
 from tests.unit.ingest.decode import bodies
 from tests.unit.samples import T0_US
 
 KEY = "correct-horse-battery"
 READING = b'{"sensor_id":"a","temperature":1}'
 
-FEW = Limits(body_bytes=1_000, inflated_bytes=1_000, rows=10, days=10, held_bytes=100_000)
+FEW = BulkLimits(body_bytes=1_000, inflated_bytes=1_000, rows=10, days=10, held_bytes=100_000)
 
 
 class IngestQueue:
@@ -71,7 +71,7 @@ async def send(
     parts: AsyncIterator[Message],
     headers: dict[str, str] | None = None,
     *,
-    limits: Limits = FEW,
+    limits: BulkLimits = FEW,
 ) -> int:
     """Has a body stored; the status."""
     bulk = BulkIngest(
@@ -164,10 +164,10 @@ COMPACT: dict[str, Callable[[pa.Table], bytes]] = {
 def test_room_for_what_a_format_inflates_to(content_type: str) -> None:
     """It is held while the body is read, given back after it, and refused before it where there is none."""
     body = COMPACT[content_type](bodies.table([{"sensor_id": "a" * 200, "temperature": 1.0}] * 5_000))
-    limits = Limits(body_bytes=1 << 20, inflated_bytes=4 << 20, rows=5_000, days=10, held_bytes=16 << 20)
+    limits = BulkLimits(body_bytes=1 << 20, inflated_bytes=4 << 20, rows=5_000, days=10, held_bytes=16 << 20)
     values_bytes = 5_000 * 5 * 8
 
-    def sent(intake: IngestQueue, limits: Limits) -> int:
+    def sent(intake: IngestQueue, limits: BulkLimits) -> int:
         # On a loop of real time, since it is decoded in a thread.
         return asyncio.run(send(intake, whole(body), {"content-type": content_type}, limits=limits))
 

@@ -24,7 +24,7 @@ async def channels(*, max_messages: int = 1_000, max_bytes: int = 1_000_000) -> 
 
 
 async def received(end: Channel, last: Control) -> list[Control | Receipts]:
-    """What an end receives up to a certain message; receipts one by one."""
+    """Return what an end receives up to a certain message; receipts one by one."""
     got: list[Control | Receipts] = []
 
     def receive(message: Control | Receipts) -> None:
@@ -98,6 +98,6 @@ async def test_an_end_that_takes_no_messages_for_ever_is_given_up() -> None:
 
 
 async def clog(end: Channel) -> None:
-    """Fills what the kernel and the transport hold, so that whatever comes next has to wait."""
+    """Fill the buffers of the kernel and the transport, so that whatever comes next has to wait."""
     end.forward([CommittedReading(0, 0, "clog", b"x" * 900_000)])
     await asyncio.sleep(0.001)

@@ -36,7 +36,7 @@ def body_of(frame: bytes) -> bytes:
         messages.ForwardingAck(4, RECEIPT),
         messages.Granted(3, None),
         messages.Granted(3, RECEIPT),
-        messages.Refused(3),
+        messages.Denied(3),
         messages.MessagesDropped(RECEIPT),
         messages.Scrape(9),
         messages.Collect(9),

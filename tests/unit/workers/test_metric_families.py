@@ -10,7 +10,7 @@ from tests.unit.test_metrics import buffer_with_everything, registry, scrape
 
 
 def of(registry: CollectorRegistry) -> list[Family]:
-    """A worker's families as they arrive at the parent."""
+    """Return a worker's families as they arrive at the parent."""
     return metric_families.decode(metric_families.encode(metric_families.families_of(registry)))
 
 

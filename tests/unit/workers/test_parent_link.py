@@ -1,4 +1,4 @@
-"""The uplink: what a worker does when its parent is silent, or gone."""
+"""The link to the parent: a worker whose parent is silent, or gone."""
 
 import asyncio
 import socket
@@ -12,6 +12,7 @@ from app.live.hub import Hub
 from app.workers.channel import Channel, ChannelStats
 from app.workers.messages import (
     Control,
+    Denied,
     ForwardingAck,
     Granted,
     Hello,
@@ -19,7 +20,6 @@ from app.workers.messages import (
     Leave,
     MessagesDropped,
     Receipts,
-    Refused,
     Scrape,
     SetForwarding,
     Welcome,
@@ -48,7 +48,7 @@ class Parent:
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[Parent]:
-    """A worker's uplink and hub, welcomed by a parent."""
+    """Open a worker's link and hub, welcomed by a parent."""
     below, above = socket.socketpair()
     uplink = ParentLink(
         below,
@@ -99,7 +99,7 @@ async def test_a_key_without_a_free_place_is_told_the_limit() -> None:
     async with connected() as parent:
         joining = asyncio.create_task(parent.uplink.join("API_KEY"))
         await parent.until(Join(1, "API_KEY"))
-        parent.channel.send(Refused(1))
+        parent.channel.send(Denied(1))
         with pytest.raises(TooManySubscribers, match="already has 2"):
             await joining
 

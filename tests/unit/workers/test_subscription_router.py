@@ -1,4 +1,4 @@
-"""The switchboard: rules one by one, and then the promises of the whole star, whatever overtakes what in it."""
+"""The subscription router: its rules, then the promises of the whole star, whichever frames overtake others."""
 
 from collections import deque
 from collections.abc import Coroutine, Generator, Sequence
@@ -14,7 +14,7 @@ from app.live.bus import LocalSubscribers
 from app.live.hub import Hub, Subscriber
 from app.live.mailbox import later
 from app.workers import messages
-from app.workers.messages import ForwardingAck, Granted, Join, Leave, Refused, SetForwarding, Welcome
+from app.workers.messages import Denied, ForwardingAck, Granted, Join, Leave, SetForwarding, Welcome
 from app.workers.subscription_router import SubscriptionRouter
 from tests.unit.samples import receipt
 
@@ -71,12 +71,12 @@ def test_the_limit_holds_over_all_workers_and_a_worker_that_is_gone_holds_no_pla
     switch.join(1, 1, "API_KEY")
     switch.heard(2, 1, None)
     switch.join(2, 1, "API_KEY")
-    assert switch.join(1, 2, "API_KEY") == [(1, Refused(2))]
-    assert switch.join(2, 2, "API_KEY") == [(2, Refused(2))]
+    assert switch.join(1, 2, "API_KEY") == [(1, Denied(2))]
+    assert switch.join(2, 2, "API_KEY") == [(2, Denied(2))]
     assert switch.leave(1, 2) == []
     switch.disconnect(2)
     assert switch.join(1, 3, "API_KEY") == [(1, Granted(3, None))]
-    assert switch.join(1, 4, "API_KEY") == [(1, Refused(4))]
+    assert switch.join(1, 4, "API_KEY") == [(1, Denied(4))]
 
 
 def test_nobody_waits_for_a_worker_that_is_gone() -> None:
@@ -101,7 +101,7 @@ def test_a_worker_that_comes_while_somebody_listens_forwards_from_its_welcome_on
     assert switch.join(1, 2, "API_KEY") == [(1, Granted(2, None))]
 
 
-class WriteResult:
+class JoinAnswer:
     """What a subscriber waits for. Awaiting it suspends once; the test resumes when it likes."""
 
     refused = False
@@ -123,17 +123,17 @@ class Worker:
         self.wanted = False
         self.up: deque[bytes] = deque()
         self.down: deque[bytes] = deque()
-        self.answers: dict[int, WriteResult] = {}
+        self.answers: dict[int, JoinAnswer] = {}
         self.places = count(1)
         self.listeners: list[Listener] = []
         self.hub = Hub(bus=self, mailbox_messages=10_000, mailbox_bytes=10_000_000)
 
     def attach(self, audience: LocalSubscribers) -> None:
-        """Here it is known."""
+        """Note that it is known here."""
 
     async def join(self, _key_name: str) -> int:
         place = next(self.places)
-        answer = self.answers[place] = WriteResult()
+        answer = self.answers[place] = JoinAnswer()
         self.up.append(messages.encode_control(Join(place, "API_KEY")))
         await answer
         return place
@@ -145,7 +145,7 @@ class Worker:
         self.up.append(messages.encode_receipts(receipts))
 
     def hear(self) -> None:
-        """Takes the next frame from above."""
+        """Take the next frame from the parent."""
         match messages.decode(self.down.popleft()[messages.LENGTH_BYTES :]):
             case Welcome(wanted):
                 self.wanted = wanted
@@ -157,7 +157,7 @@ class Worker:
                 if latest is not None:
                     self.hub.remember(latest)
                 self.answers[place].given = True
-            case Refused(place):
+            case Denied(place):
                 self.answers[place].given = self.answers[place].refused = True
             case list(receipts):
                 self.hub.deliver(receipts)
@@ -211,7 +211,7 @@ class Star:
             self.switch.recall(latest)
 
     def kill(self, number: int, frames_out: int) -> None:
-        """Ends a worker of which so many frames have left; another takes its place."""
+        """End a worker of which so many frames have left, and replace it."""
         worker = self.workers[number]
         for _ in range(frames_out):
             self.carry(worker)
@@ -232,7 +232,7 @@ class Star:
             self.workers[number].down.append(messages.encode_control(message))
 
     def carry(self, worker: Worker) -> None:
-        """The switchboard takes the next frame of a worker."""
+        """Let the router take the next frame of a worker."""
         match messages.decode(worker.up.popleft()[messages.LENGTH_BYTES :]):
             case Join(place, key_name):
                 self.say(self.switch.join(worker.number, place, key_name))
