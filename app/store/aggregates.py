@@ -54,7 +54,7 @@ LATEST_SPAN = timedelta(days=30)
 LATEST_SENSORS = 10_000
 SHOWN_IDS = 10
 
-# Without the columnstore's policy of readings the schema has been made anew, or somebody removed it.
+# Without the columnstore's policy of readings the schema has been made anew, or the policy was removed.
 IS_DUE = """
 SELECT EXISTS (SELECT FROM stale_ranges)
     OR NOT coalesce((SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_refreshed_until')
@@ -252,7 +252,7 @@ class Aggregates:
             await asyncio.sleep(max(INTERVAL_S, PAUSE_PER_WORK * (clock() - began)))
 
     async def refresh(self) -> None:
-        """Refreshes what is due, if no other process is at it. Raises DatabaseUnavailable."""
+        """Refresh the aggregates that are due, unless another process is refreshing. Raises DatabaseUnavailable."""
         async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as pooled:
             row = await (await pooled.execute(IS_DUE, [SWEEP_INTERVAL])).fetchone()
         assert row is not None  # a SELECT without FROM has one row
@@ -271,7 +271,7 @@ class Aggregates:
                     await self._refresh_all(now, is_look=is_look)
 
     async def _refresh_all(self, now: datetime, *, is_look: bool) -> None:
-        """Refreshes what is due, under the lock; ``is_look``: and looks for days that are not right."""
+        """Refresh the aggregates that are due, under the lock. With ``is_look``, also find days that are not right."""
         async with await self._database.connect("sensorflow aggregates") as connection:
             if not self._database.is_pooled:
                 await connection.execute(OF_THIS_SESSION)
@@ -313,7 +313,7 @@ class Aggregates:
         return is_all
 
     async def _sweep(self, connection: Connection, now: datetime) -> None:
-        """Refreshes what has come since the last sweep, and was not late then."""
+        """Refresh the spans of readings that came since the last sweep and were not late then."""
         for piece in self._pieces(await _swept(connection, now) - SWEEP_BACK, now):
             await self._refresh(connection, piece)
         await connection.execute(SET_SWEPT, [now])
@@ -391,7 +391,7 @@ class Aggregates:
                 await find_latest(connection, start, end)
 
     def _pieces(self, start: datetime, end: datetime) -> Iterator[Span]:
-        """A span in parts that each take about as long as is fitting."""
+        """Split a span into pieces that each take about the intended time to refresh."""
         clock = asyncio.get_running_loop().time
         while start < end:
             piece_end = min(TIERS[-1].floor(start) + self._piece, end)
@@ -448,7 +448,7 @@ async def nameless_sensors(connection: Connection, start: datetime, end: datetim
 
 
 def nameless_message(ids: Sequence[int]) -> str:
-    """What is to be done about readings of these sensors."""
+    """Tell an operator what to do about readings of these sensors."""
     shown = ", ".join(map(str, ids)) + (" and others" if len(ids) == SHOWN_IDS else "")
     return (
         f"Readings of sensors without a name (sensor_id {shown}) are in no query by name. "

@@ -57,15 +57,15 @@ class Sensors:
         self._on_new_limits = on_new_limits
 
     async def page(self, *, after: str, limit: int, online: bool | None) -> list[Sensor]:
-        """The sensors whose names come after one, by name; only those that are online, or are not, if it is said."""
+        """Return the sensors whose names come after ``after``, by name. ``online`` keeps those online or offline."""
         return [_sensor(row) for row in await self._page(PAGE, after=after, limit=limit, online=online)]
 
     async def latest(self, *, after: str, limit: int) -> list[LatestReading]:
-        """The latest readings of the sensors that have one, likewise."""
+        """Return the latest readings of the sensors that have one and whose names come after ``after``, by name."""
         return [_latest(row) for row in await self._page(LATEST_PAGE, after=after, limit=limit)]
 
     async def one(self, name: str) -> Sensor:
-        """A sensor. Raises NotFound."""
+        """Return the sensor of a name. Raises NotFound."""
         rows = await self._rows(ONE, {"name": name, "limit": 1})
         if not rows:
             raise NotFound(f"No sensor is called {name!r}.")
