@@ -222,7 +222,7 @@ ORDER BY sensor_id LIMIT %s
 
 
 class Aggregates:
-    """Keeps the aggregates right beside the flusher, on a connection of its own.
+    """Keep the aggregates right beside the flusher, on a connection of its own.
 
     Args:
         database: where they are.
@@ -248,7 +248,7 @@ class Aggregates:
                 self._piece = FIRST_PIECE
                 # A policy that is at the same refresh is no trouble.
                 is_busy = isinstance(error.__cause__, LockNotAvailable)
-                logger.log(logging.DEBUG if is_busy else logging.WARNING, "the aggregates wait for a turn: %s", error)
+                logger.log(logging.DEBUG if is_busy else logging.WARNING, "can't refresh the aggregates yet: %s", error)
             await asyncio.sleep(max(INTERVAL_S, PAUSE_PER_WORK * (clock() - began)))
 
     async def refresh(self) -> None:
@@ -304,7 +304,7 @@ class Aggregates:
                 except psycopg.Error as error:
                     if connection.closed or isinstance(error, LockNotAvailable):
                         raise
-                    logger.warning("the aggregates from %s to %s can't be refreshed: %s", start, end, first_line(error))
+                    logger.warning("can't refresh the aggregates from %s to %s: %s", start, end, first_line(error))
                     is_all = False
                 else:
                     of_span = (ids for starts_at, ends_at, ids in rows if start <= starts_at and ends_at <= end)
@@ -429,7 +429,7 @@ async def _swept(connection: Connection, now: datetime) -> datetime:
 
 
 async def find_latest(connection: Connection, start: datetime, end: datetime) -> None:
-    """Brings ``latest_readings`` up to what the aggregates of these hours know. Raises what the driver raises."""
+    """Bring ``latest_readings`` up to the aggregates of these hours. Raises what the driver raises."""
     while start < end:
         span_start = max(start, end - LATEST_SPAN)
         after, count = 0, LATEST_SENSORS

@@ -68,5 +68,5 @@ def _check(results: list[PGresult], expected: ExecStatus) -> PGresult:
         if result.status in FAILED:
             raise errors.error_from_result(result)
     if not results or results[-1].status != expected:
-        raise errors.OperationalError(f"PostgreSQL went off the protocol: expected {expected.name}")
+        raise errors.OperationalError(f"unexpected answer from PostgreSQL: expected {expected.name}")
     return results[-1]

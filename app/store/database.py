@@ -555,7 +555,7 @@ class Database:
 
     @asynccontextmanager
     async def read_connection(self, *, timeout_s: float) -> AsyncIterator[Connection]:
-        """Borrows for a reader, as soon as it is their turn. Raises DatabaseUnavailable, in words for them."""
+        """Lend a connection to a reader, in turn. Raises DatabaseUnavailable, with a message for the reader."""
         try:
             with translate_driver_errors():
                 async with (
@@ -565,7 +565,7 @@ class Database:
                 ):
                     yield connection
         except DatabaseUnavailable as error:
-            logger.warning("the database can't be read: %s", error)
+            logger.warning("can't read the database: %s", error)
             raise DatabaseUnavailable("The database can't be read at the moment.", public=error.public) from error
 
     @asynccontextmanager

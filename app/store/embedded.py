@@ -397,7 +397,7 @@ def _binaries() -> Path:
 
 
 def _make_reachable(path: Path) -> None:
-    """Lets the database's account pass through (not list) the folders above, where root alone could."""
+    """Let the database's account pass through (not list) the folders above, where root alone could."""
     for folder in (path, *path.parents):
         mode = folder.stat().st_mode
         if not mode & 0o001:

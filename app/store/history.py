@@ -344,7 +344,7 @@ def _rows_of(query: Query, sensors: Mapping[int, str], values: Sequence[bytes]) 
 
 
 def _numbers(value: bytes, type_: pa.DataType, validity: pa.Buffer | None) -> pa.Array:
-    """Numbers of eight bytes each in network order, with Arrow's bitmap of those that are there, or None."""
+    """Decode numbers of eight bytes each in network order, with Arrow's bitmap of those that are there, or None."""
     words = array("q", value)
     if sys.byteorder == "little":
         words.byteswap()

@@ -187,7 +187,7 @@ def _rank(reading: LatestRow, horizon_us: float) -> tuple[bool, int, int]:
 
 
 class LatestReadings:
-    """Notes what this process has committed, and keeps the table up to it.
+    """Record the readings that this process has committed, and keep the table up to date.
 
     Args:
         database: where the table is.

@@ -247,7 +247,7 @@ class SensorLimits:
                 await self.check()
                 await self.log_held()
             except DatabaseUnavailable as error:
-                logger.debug("the limits wait to be looked at: %s", error)
+                logger.debug("can't look up the limits yet: %s", error)
 
     async def check(self) -> None:
         """Load the limits if they are not those that are known. Raises DatabaseUnavailable."""

@@ -83,7 +83,7 @@ def wanted(retention: Retention) -> Iterator[tuple[Kind, str, Mapping[str, timed
 
 
 async def apply_policies(connection: Connection, retention: Retention) -> None:
-    """Brings the jobs to what they should be. Raises what the driver raises."""
+    """Bring the jobs to the retention's policies. Raises what the driver raises."""
     found = {}
     async for procedure, table, *values in await connection.execute(JOBS):
         found[procedure, table] = dict(zip(ARGUMENTS, values, strict=True))

@@ -84,7 +84,7 @@ def latest_of_each_sensor(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def encode_rows(rows: pa.RecordBatch) -> list[bytes]:
-    """Rows with WIRE_SCHEMA, and the TRAILER, in pieces."""
+    """Encode rows with WIRE_SCHEMA, and the TRAILER, in pieces."""
     encoder = ArrowToPostgresBinaryEncoder(WIRE_SCHEMA)
     encoder.write_header()
     return [encoder.write_batch(rows), encoder.finish()]

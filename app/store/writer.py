@@ -172,7 +172,7 @@ class RowSlice:
     """Whether all of it is stored or nothing."""
 
     def split(self) -> "list[RowSlice]":
-        """Its rows in two parts, if it may be parted."""
+        """Return the slice's rows in two parts, or none if it must stay whole."""
         if isinstance(self.rows, bytes) or self.is_atomic or self.count == 1:
             return []
         middle = self.count // 2
@@ -435,9 +435,7 @@ class Writer:
         return row is None
 
     def _note(self, flush: PreparedFlush) -> None:
-        """Lets the latest readings, and the limits, know of a flush that is committed. A failure must not make it look
-        uncommitted.
-        """
+        """Tell the latest readings and the limits of a committed flush. A failure must not make it look uncommitted."""
         try:
             if flush.unlogged:
                 self.limits.hold(flush.unlogged)
@@ -555,7 +553,7 @@ class Writer:
                     raise
                 commit_is_out = False
                 if tag != "COMMIT":
-                    raise DatabaseUnavailable(f"COMMIT was answered with {tag}")
+                    raise DatabaseUnavailable(f"PostgreSQL answered COMMIT with {tag}")
                 if warnings:
                     raise OutcomeUnknown(f"PostgreSQL warned at COMMIT: {warnings[0]}")
         except Exception as error:
@@ -717,7 +715,7 @@ async def _claim(connection: Connection, answers: Mapping[Claim, Replay], *, is_
         await connection.rollback()
         kept = await claims.recall(connection, names)
         if not kept:
-            raise DatabaseUnavailable("the claims that were in the way have just been pruned")
+            raise DatabaseUnavailable("the conflicting idempotency records have just been deleted")
         raise DuplicateRequest(kept)
 
 
@@ -855,7 +853,7 @@ def _hours_before(content: Content, time_us: int) -> set[datetime]:
 
 
 def _arranged(encoded: Iterable[Rows]) -> tuple[list[bytes], pa.RecordBatch | None]:
-    """Rows as they are copied: first those that are packed, then the others, in order."""
+    """Arrange rows as they are copied: first the packed ones, then the others, in order."""
     packed: list[bytes] = []
     columns: list[pa.RecordBatch] = []
     for rows in encoded:
