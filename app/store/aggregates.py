@@ -55,7 +55,7 @@ LATEST_SENSORS = 10_000
 SHOWN_IDS = 10
 
 # Without the columnstore's policy of readings the schema has been made anew, or the policy was removed.
-IS_DUE = """
+REFRESH_DUE_SQL = """
 SELECT EXISTS (SELECT FROM stale_ranges)
     OR NOT coalesce((SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_refreshed_until')
                     BETWEEN now() - %s AND now(), false),
@@ -65,7 +65,7 @@ SELECT EXISTS (SELECT FROM stale_ranges)
        )
 """
 # To compile it takes 12 s where the refresh itself takes 0.2.
-OF_THIS_SESSION = "SET jit = off"
+SESSION_SETTINGS_SQL = "SET jit = off"
 LOCK = "SELECT pg_advisory_xact_lock(%s)"
 TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%s), now()"
 STALE_SPANS = 1_000
@@ -90,14 +90,14 @@ SELECT greatest(
     )
 )
 """
-REACH = f"SELECT now(), ({DELETED_UNTIL})"
+NOW_AND_DELETED_UNTIL_SQL = f"SELECT now(), ({DELETED_UNTIL})"
 SET_DELETED_UNTIL = f"""
 INSERT INTO server_settings (name, value)
 SELECT 'readings_deleted_until', until::text FROM ({DELETED_UNTIL}) AS deleted (until) WHERE until IS NOT NULL
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
 """
-SWEPT = "SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_refreshed_until'"
-SET_SWEPT = """
+REFRESHED_UNTIL_SQL = "SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_refreshed_until'"
+SET_REFRESHED_UNTIL_SQL = """
 INSERT INTO server_settings (name, value) VALUES ('aggregates_refreshed_until', %s::timestamptz::text)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
 """
@@ -254,7 +254,7 @@ class Aggregates:
     async def refresh(self) -> None:
         """Refresh the aggregates that are due, unless another process is refreshing. Raises DatabaseUnavailable."""
         async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as pooled:
-            row = await (await pooled.execute(IS_DUE, [SWEEP_INTERVAL])).fetchone()
+            row = await (await pooled.execute(REFRESH_DUE_SQL, [SWEEP_INTERVAL])).fetchone()
         assert row is not None  # a SELECT without FROM has one row
         is_due, lacks_policies = row
         self._has_policies &= not lacks_policies
@@ -274,7 +274,7 @@ class Aggregates:
         """Refresh the aggregates that are due, under the lock. With ``is_look``, also find days that are not right."""
         async with await self._database.connect("sensorflow aggregates") as connection:
             if not self._database.is_pooled:
-                await connection.execute(OF_THIS_SESSION)
+                await connection.execute(SESSION_SETTINGS_SQL)
             # Before there are policies, and from the oldest on: until the last of it is refreshed, queries take what is
             # missing from the readings.
             is_all = await self._refresh_stale(connection)
@@ -316,7 +316,7 @@ class Aggregates:
         """Refresh the spans of readings that came since the last sweep and were not late then."""
         for piece in self._pieces(await _swept(connection, now) - SWEEP_BACK, now):
             await self._refresh(connection, piece)
-        await connection.execute(SET_SWEPT, [now])
+        await connection.execute(SET_REFRESHED_UNTIL_SQL, [now])
 
     async def _find_incomplete(self, connection: Connection, now: datetime) -> list[Span]:
         """Add the days whose aggregates differ from their readings to the stale ranges; return these days."""
@@ -380,7 +380,7 @@ class Aggregates:
                 await self._database.connect("sensorflow refresh") as connection,
             ):
                 if not self._database.is_pooled:
-                    await connection.execute(OF_THIS_SESSION)
+                    await connection.execute(SESSION_SETTINGS_SQL)
                 spans = await (await connection.execute(CHUNKS, {"start": start, "end": end})).fetchall()
                 for first, last in merged(spans):
                     for piece in self._pieces(max(first, start), min(last, end)):
@@ -416,7 +416,7 @@ class Aggregates:
 
 async def _reach(connection: Connection) -> tuple[datetime, datetime | None]:
     """Return the time, and until when readings have been deleted."""
-    row = await (await connection.execute(REACH)).fetchone()
+    row = await (await connection.execute(NOW_AND_DELETED_UNTIL_SQL)).fetchone()
     assert row is not None  # a SELECT without FROM has one row
     now, deleted_until = row
     return now, deleted_until
@@ -424,7 +424,7 @@ async def _reach(connection: Connection) -> tuple[datetime, datetime | None]:
 
 async def _swept(connection: Connection, now: datetime) -> datetime:
     """When the last sweep was. If somebody has deleted that: now; what is older is found as what SQL has changed is."""
-    row = await (await connection.execute(SWEPT)).fetchone()
+    row = await (await connection.execute(REFRESHED_UNTIL_SQL)).fetchone()
     return now if row is None else min(row[0], now)
 
 

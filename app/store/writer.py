@@ -107,7 +107,7 @@ CHECK_SCHEMA_EVERY_S = 5.0
 key in each flush's own statement would tell at once, and cost 15 to 25 µs of 200."""
 ENCODE_IN_THREAD_ROWS = 2_000
 """Columns of so many rows are encoded beside the event loop: they take 0.2 ms and more, a thread's hand-over 0.1."""
-PARTING_S = 2.0
+BISECT_S = 2.0
 """How long the refused rows among those of one request are looked for: 1,000 of them take about a second. A request of
 100,000, and all of them bad, would outlast the flush timeout and be tried again endlessly, before everything else."""
 BRIEF_LOCK_TIMEOUT_S = 0.1
@@ -571,13 +571,13 @@ class Writer:
         """Row by row where it must be: what is refused stands in ``flush.refused``, the rest in the transaction."""
         await connection.execute(flush.begin(self._lock_timeout_s) + flush.add_stale_ranges, prepare=False)
         flush.refused = dict(flush.unnamed)
-        parting_ends = asyncio.get_running_loop().time() + min(PARTING_S, self._flush_timeout_s / 3)
-        await self._copy_parts(connection, list(flush.pieces()), flush.refused, parting_ends)
+        bisect_until = asyncio.get_running_loop().time() + min(BISECT_S, self._flush_timeout_s / 3)
+        await self._copy_parts(connection, list(flush.pieces()), flush.refused, bisect_until)
 
     async def _copy_parts(
-        self, connection: Connection, pieces: Sequence[RowSlice], refused: dict[int, str | None], parting_ends: float
+        self, connection: Connection, pieces: Sequence[RowSlice], refused: dict[int, str | None], bisect_until: float
     ) -> None:
-        """Copy pieces, split where PostgreSQL refuses a row. From ``parting_ends`` on, each request stays whole."""
+        """Copy pieces, split where PostgreSQL refuses a row. From ``bisect_until`` on, each request stays whole."""
         parts = [pieces]
         while parts:
             pieces = parts.pop()
@@ -588,13 +588,13 @@ class Writer:
                     await connection.execute(RELEASE, prepare=False)
             except RejectedByDatabase as error:
                 await connection.execute(ROLLBACK_PART, prepare=False)
-                has_time = asyncio.get_running_loop().time() < parting_ends
+                has_time = asyncio.get_running_loop().time() < bisect_until
                 split = pieces if len(pieces) > 1 else pieces[0].split() if has_time else []
                 if split:
                     middle = len(split) // 2
                     parts += [split[middle:], split[:middle]]
                 else:
-                    refused.update(await self._reasons(connection, pieces[0], str(error), parting_ends))
+                    refused.update(await self._reasons(connection, pieces[0], str(error), bisect_until))
 
     async def _copy_by_day(self, connection: Connection, flush: PreparedFlush) -> None:
         """Write all rows, each day (UTC) by its own COPY into the rowstore, waiting little for locks.
@@ -611,7 +611,7 @@ class Writer:
             await connection.execute(ROLLBACK_PART, prepare=False)
             blocked = [(EARLIEST_US, int(flush.stale[-1][1].timestamp()) * 1_000_000 - 1)]
         rejected = None
-        ends = asyncio.get_running_loop().time() + PARTING_S
+        ends = asyncio.get_running_loop().time() + BISECT_S
         for day, rows in sorted(_by_day(flush).items(), reverse=True):
             payload = _payload(*_arranged(rows))
             count = sum(1 if isinstance(part, bytes) else part.num_rows for part in rows)
@@ -630,7 +630,7 @@ class Writer:
             raise rejected
 
     async def _reasons(
-        self, connection: Connection, piece: RowSlice, error: str, parting_ends: float
+        self, connection: Connection, piece: RowSlice, error: str, bisect_until: float
     ) -> Mapping[int, str | None]:
         """Why the rows of a piece that is refused, and not parted further, are not stored."""
         places = range(piece.start, piece.start + piece.count)
@@ -639,7 +639,7 @@ class Writer:
         if piece.is_atomic:
             culprits: dict[int, str | None] = {}
             await connection.execute(SAVEPOINT_WHOLE, prepare=False)
-            await self._copy_parts(connection, [replace(piece, is_atomic=False)], culprits, parting_ends)
+            await self._copy_parts(connection, [replace(piece, is_atomic=False)], culprits, bisect_until)
             await connection.execute(ROLLBACK_WHOLE, prepare=False)
             if culprits:
                 return {**dict.fromkeys(places), **culprits}
@@ -752,7 +752,7 @@ async def _insert_claims_briefly(connection: Connection, answers: Mapping[Claim,
     repeated: list[tuple[str, str]] = []
     blocked: list[tuple[str, str]] = []
     parts = [list(answers)]
-    ends = asyncio.get_running_loop().time() + PARTING_S
+    ends = asyncio.get_running_loop().time() + BISECT_S
     while parts:
         part = parts.pop()
         await connection.execute(SAVEPOINT, prepare=False)
