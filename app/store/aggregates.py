@@ -54,8 +54,8 @@ LATEST_SPAN = timedelta(days=30)
 LATEST_SENSORS = 10_000
 SHOWN_IDS = 10
 
-# Without the columnstore's policy of readings the schema has been made anew, or somebody removed it.
-IS_DUE = """
+# Without the columnstore's policy of readings the schema has been made anew, or the policy was removed.
+REFRESH_DUE_SQL = """
 SELECT EXISTS (SELECT FROM stale_ranges)
     OR NOT coalesce((SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_refreshed_until')
                     BETWEEN now() - %s AND now(), false),
@@ -65,7 +65,7 @@ SELECT EXISTS (SELECT FROM stale_ranges)
        )
 """
 # To compile it takes 12 s where the refresh itself takes 0.2.
-OF_THIS_SESSION = "SET jit = off"
+SESSION_SETTINGS_SQL = "SET jit = off"
 LOCK = "SELECT pg_advisory_xact_lock(%s)"
 TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%s), now()"
 STALE_SPANS = 1_000
@@ -90,14 +90,14 @@ SELECT greatest(
     )
 )
 """
-REACH = f"SELECT now(), ({DELETED_UNTIL})"
+NOW_AND_DELETED_UNTIL_SQL = f"SELECT now(), ({DELETED_UNTIL})"
 SET_DELETED_UNTIL = f"""
 INSERT INTO server_settings (name, value)
 SELECT 'readings_deleted_until', until::text FROM ({DELETED_UNTIL}) AS deleted (until) WHERE until IS NOT NULL
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
 """
-SWEPT = "SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_refreshed_until'"
-SET_SWEPT = """
+REFRESHED_UNTIL_SQL = "SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_refreshed_until'"
+SET_REFRESHED_UNTIL_SQL = """
 INSERT INTO server_settings (name, value) VALUES ('aggregates_refreshed_until', %s::timestamptz::text)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
 """
@@ -222,7 +222,7 @@ ORDER BY sensor_id LIMIT %s
 
 
 class Aggregates:
-    """Keeps the aggregates right beside the flusher, on a connection of its own.
+    """Keep the aggregates right beside the flusher, on a connection of its own.
 
     Args:
         database: where they are.
@@ -248,13 +248,13 @@ class Aggregates:
                 self._piece = FIRST_PIECE
                 # A policy that is at the same refresh is no trouble.
                 is_busy = isinstance(error.__cause__, LockNotAvailable)
-                logger.log(logging.DEBUG if is_busy else logging.WARNING, "the aggregates wait for a turn: %s", error)
+                logger.log(logging.DEBUG if is_busy else logging.WARNING, "can't refresh the aggregates yet: %s", error)
             await asyncio.sleep(max(INTERVAL_S, PAUSE_PER_WORK * (clock() - began)))
 
     async def refresh(self) -> None:
-        """Refreshes what is due, if no other process is at it. Raises DatabaseUnavailable."""
+        """Refresh the aggregates that are due, unless another process is refreshing. Raises DatabaseUnavailable."""
         async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as pooled:
-            row = await (await pooled.execute(IS_DUE, [SWEEP_INTERVAL])).fetchone()
+            row = await (await pooled.execute(REFRESH_DUE_SQL, [SWEEP_INTERVAL])).fetchone()
         assert row is not None  # a SELECT without FROM has one row
         is_due, lacks_policies = row
         self._has_policies &= not lacks_policies
@@ -271,10 +271,10 @@ class Aggregates:
                     await self._refresh_all(now, is_look=is_look)
 
     async def _refresh_all(self, now: datetime, *, is_look: bool) -> None:
-        """Refreshes what is due, under the lock; ``is_look``: and looks for days that are not right."""
+        """Refresh the aggregates that are due, under the lock. With ``is_look``, also find days that are not right."""
         async with await self._database.connect("sensorflow aggregates") as connection:
             if not self._database.is_pooled:
-                await connection.execute(OF_THIS_SESSION)
+                await connection.execute(SESSION_SETTINGS_SQL)
             # Before there are policies, and from the oldest on: until the last of it is refreshed, queries take what is
             # missing from the readings.
             is_all = await self._refresh_stale(connection)
@@ -304,7 +304,7 @@ class Aggregates:
                 except psycopg.Error as error:
                     if connection.closed or isinstance(error, LockNotAvailable):
                         raise
-                    logger.warning("the aggregates from %s to %s can't be refreshed: %s", start, end, first_line(error))
+                    logger.warning("can't refresh the aggregates from %s to %s: %s", start, end, first_line(error))
                     is_all = False
                 else:
                     of_span = (ids for starts_at, ends_at, ids in rows if start <= starts_at and ends_at <= end)
@@ -313,10 +313,10 @@ class Aggregates:
         return is_all
 
     async def _sweep(self, connection: Connection, now: datetime) -> None:
-        """Refreshes what has come since the last sweep, and was not late then."""
+        """Refresh the spans of readings that came since the last sweep and were not late then."""
         for piece in self._pieces(await _swept(connection, now) - SWEEP_BACK, now):
             await self._refresh(connection, piece)
-        await connection.execute(SET_SWEPT, [now])
+        await connection.execute(SET_REFRESHED_UNTIL_SQL, [now])
 
     async def _find_incomplete(self, connection: Connection, now: datetime) -> list[Span]:
         """Add the days whose aggregates differ from their readings to the stale ranges; return these days."""
@@ -380,7 +380,7 @@ class Aggregates:
                 await self._database.connect("sensorflow refresh") as connection,
             ):
                 if not self._database.is_pooled:
-                    await connection.execute(OF_THIS_SESSION)
+                    await connection.execute(SESSION_SETTINGS_SQL)
                 spans = await (await connection.execute(CHUNKS, {"start": start, "end": end})).fetchall()
                 for first, last in merged(spans):
                     for piece in self._pieces(max(first, start), min(last, end)):
@@ -391,7 +391,7 @@ class Aggregates:
                 await find_latest(connection, start, end)
 
     def _pieces(self, start: datetime, end: datetime) -> Iterator[Span]:
-        """A span in parts that each take about as long as is fitting."""
+        """Split a span into pieces that each take about the intended time to refresh."""
         clock = asyncio.get_running_loop().time
         while start < end:
             piece_end = min(TIERS[-1].floor(start) + self._piece, end)
@@ -416,7 +416,7 @@ class Aggregates:
 
 async def _reach(connection: Connection) -> tuple[datetime, datetime | None]:
     """Return the time, and until when readings have been deleted."""
-    row = await (await connection.execute(REACH)).fetchone()
+    row = await (await connection.execute(NOW_AND_DELETED_UNTIL_SQL)).fetchone()
     assert row is not None  # a SELECT without FROM has one row
     now, deleted_until = row
     return now, deleted_until
@@ -424,12 +424,12 @@ async def _reach(connection: Connection) -> tuple[datetime, datetime | None]:
 
 async def _swept(connection: Connection, now: datetime) -> datetime:
     """When the last sweep was. If somebody has deleted that: now; what is older is found as what SQL has changed is."""
-    row = await (await connection.execute(SWEPT)).fetchone()
+    row = await (await connection.execute(REFRESHED_UNTIL_SQL)).fetchone()
     return now if row is None else min(row[0], now)
 
 
 async def find_latest(connection: Connection, start: datetime, end: datetime) -> None:
-    """Brings ``latest_readings`` up to what the aggregates of these hours know. Raises what the driver raises."""
+    """Bring ``latest_readings`` up to the aggregates of these hours. Raises what the driver raises."""
     while start < end:
         span_start = max(start, end - LATEST_SPAN)
         after, count = 0, LATEST_SENSORS
@@ -448,7 +448,7 @@ async def nameless_sensors(connection: Connection, start: datetime, end: datetim
 
 
 def nameless_message(ids: Sequence[int]) -> str:
-    """What is to be done about readings of these sensors."""
+    """Tell an operator what to do about readings of these sensors."""
     shown = ", ".join(map(str, ids)) + (" and others" if len(ids) == SHOWN_IDS else "")
     return (
         f"Readings of sensors without a name (sensor_id {shown}) are in no query by name. "

@@ -21,7 +21,7 @@ FAILED = frozenset({ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE})
 
 
 def begin_copy(connection: PGconn, statements: bytes) -> PQGen[None]:
-    """Sends statements of which the last is COPY … FROM STDIN, and waits until PostgreSQL is ready for the rows.
+    """Send statements that end with COPY … FROM STDIN, and wait until PostgreSQL is ready for the rows.
 
     Nothing is committed by it: the statements begin with BEGIN and have no COMMIT.
 
@@ -34,10 +34,10 @@ def begin_copy(connection: PGconn, statements: bytes) -> PQGen[None]:
 
 
 def copy_rows(connection: PGconn, pieces: Iterable[bytes]) -> PQGen[int]:
-    """Sends the rows, in pieces of any size, and gives back how many PostgreSQL took.
+    """Send the rows, in pieces of any size, and return how many PostgreSQL took.
 
     Raises:
-        psycopg.Error: likewise; now it may be about the rows.
+        psycopg.Error: as for ``begin_copy``, or PostgreSQL refused the rows.
     """
     for piece in pieces:
         view = memoryview(piece)
@@ -51,10 +51,10 @@ def copy_rows(connection: PGconn, pieces: Iterable[bytes]) -> PQGen[int]:
 
 
 def commit(connection: PGconn) -> PQGen[str]:
-    """Sends COMMIT; gives back the command tag of the answer, which is ROLLBACK after an error nobody looked at.
+    """Send COMMIT and return the command tag of the answer, which is ROLLBACK after an unhandled error.
 
     Raises:
-        psycopg.Error: likewise.
+        psycopg.Error: as for ``begin_copy``.
     """
     connection.send_query(b"COMMIT")
     yield from send(connection)
@@ -63,10 +63,10 @@ def commit(connection: PGconn) -> PQGen[str]:
 
 
 def _check(results: list[PGresult], expected: ExecStatus) -> PGresult:
-    """The last of the results, if it is what was expected and none is an error."""
+    """Return the last result if it has the expected status and no result is an error."""
     for result in results:
         if result.status in FAILED:
             raise errors.error_from_result(result)
     if not results or results[-1].status != expected:
-        raise errors.OperationalError(f"PostgreSQL went off the protocol: expected {expected.name}")
+        raise errors.OperationalError(f"unexpected answer from PostgreSQL: expected {expected.name}")
     return results[-1]

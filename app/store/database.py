@@ -106,7 +106,7 @@ PUBLIC_REASONS = {
 
 
 def away(error: Exception) -> DatabaseUnavailable:
-    """A driver's error as ours."""
+    """Translate a driver's error into DatabaseUnavailable."""
     sqlstate = error.sqlstate if isinstance(error, psycopg.Error) else None
     if (reason := PUBLIC_REASONS.get(sqlstate or "")) is not None:
         return DatabaseUnavailable(first_line(error), public=reason)
@@ -116,7 +116,7 @@ def away(error: Exception) -> DatabaseUnavailable:
 
 
 def first_line(error: Exception) -> str:
-    """An error in one line, for a log."""
+    """Return an error's first line, for a log."""
     line = str(error).strip().split("\n", 1)[0] or type(error).__name__
     return f"disk full: {line}" if isinstance(error, psycopg.errors.DiskFull) else line
 
@@ -282,8 +282,8 @@ def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
 
 @contextmanager
 def migrating(url: str) -> Iterator[psycopg.Connection]:
-    """A connection in autocommit, while no other process migrates. Raises DatabaseUnavailable, and what ``inspected``
-    does.
+    """Yield a connection in autocommit while no other process migrates. Raises DatabaseUnavailable, and what
+    ``inspected`` raises.
 
     The lock is held by a transaction on a connection of its own: a pooler may give a session's lock to the next client.
     """
@@ -306,7 +306,7 @@ def migrating(url: str) -> Iterator[psycopg.Connection]:
 
 
 def connect_to_migrate(url: str, *, autocommit: bool) -> psycopg.Connection:
-    """A connection for what takes its time. Raises what the driver raises, and what ``inspected`` does."""
+    """Open a connection for long statements. Raises what the driver raises, and what ``inspected`` does."""
     connection = psycopg.connect(url, autocommit=True, **connection_arguments(url, "sensorflow migrate"))
     try:
         row = connection.execute(INSPECT, INSPECT_ARGUMENTS, prepare=False).fetchone()
@@ -464,13 +464,13 @@ class Database:
         return edition
 
     async def restore_settings(self, connection: Connection) -> None:
-        """Add the rows of ``server_settings`` that views need and somebody has deleted. Raises what the driver
+        """Add the rows of ``server_settings`` that views need and that were deleted. Raises what the driver
         raises.
         """
         await connection.execute(RESTORE_SETTINGS, self._for_views)
 
     async def connect(self, application_name: str) -> Connection:
-        """A connection of the caller's own, in autocommit. Raises DatabaseUnavailable and, before ``prepare`` has
+        """Open a connection of the caller's own, in autocommit. Raises DatabaseUnavailable and, before ``prepare`` has
         succeeded, ConfigurationError.
         """
         with translate_driver_errors():
@@ -546,7 +546,7 @@ class Database:
 
     @asynccontextmanager
     async def connection(self, *, timeout_s: float) -> AsyncIterator[Connection]:
-        """A pooled connection for a read. Driver errors inside, and a pool that has none in time, are
+        """Lend a pooled connection for a read. Driver errors inside, and a pool that has none in time, are
         DatabaseUnavailable.
         """
         with translate_driver_errors():
@@ -555,7 +555,7 @@ class Database:
 
     @asynccontextmanager
     async def read_connection(self, *, timeout_s: float) -> AsyncIterator[Connection]:
-        """Borrows for a reader, as soon as it is their turn. Raises DatabaseUnavailable, in words for them."""
+        """Lend a connection to a reader, in turn. Raises DatabaseUnavailable, with a message for the reader."""
         try:
             with translate_driver_errors():
                 async with (
@@ -565,12 +565,12 @@ class Database:
                 ):
                     yield connection
         except DatabaseUnavailable as error:
-            logger.warning("the database can't be read: %s", error)
+            logger.warning("can't read the database: %s", error)
             raise DatabaseUnavailable("The database can't be read at the moment.", public=error.public) from error
 
     @asynccontextmanager
     async def _lend(self, timeout_s: float) -> AsyncIterator[Connection]:
-        """A pooled connection. One that turns out to lead to a server that takes no writes is not given back: a
+        """Lend a pooled connection. One that leads to a server that takes no writes is not given back: a
         balancer, or a setting of that moment, would keep it there for good.
 
         Before Python 3.12, asyncio.wait_for, by which the pool waits, drops a cancellation that comes together with the
@@ -601,11 +601,11 @@ class Database:
         self._readers = asyncio.Semaphore(max(1, pool_size * READERS_SHARE // POOL_MAX_SIZE))
 
     def pool_stats(self) -> dict[str, int]:
-        """The pool's own counters, by the names that psycopg_pool gives them."""
+        """Return the pool's own counters, by the names that psycopg_pool gives them."""
         return self._pool.get_stats()
 
     async def close(self) -> None:
-        """Closes the pool; connections of callers' own are theirs to close."""
+        """Close the pool. Callers close the connections of their own."""
         await self._pool.close(timeout=2)
 
 

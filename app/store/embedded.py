@@ -73,7 +73,7 @@ class _Identity(TypedDict, total=False):
 
 @contextmanager
 def embedded_database(data_dir: Path, *, workers: int = 1, may_join: bool = False) -> Iterator[str]:
-    """A running PostgreSQL with its data under ``data_dir``; yields its connection string, and stops it at the end.
+    """Run PostgreSQL with its data under ``data_dir``, yield its connection string, and stop it at the end.
 
     It has connections for so many ``workers``, if it was not running already. Where it ``may_join``, one that another
     process has started is used, and left running.
@@ -282,7 +282,7 @@ class _Cluster:
             )
 
     def _full_disk(self) -> str:
-        """A sentence that says that the disk is full; empty if it is not, or can't be asked."""
+        """Return a sentence about the full disk, empty if it is not full or can't be asked."""
         try:
             free = shutil.disk_usage(self._folder.parent).free
         except OSError:
@@ -295,7 +295,7 @@ class _Cluster:
         )
 
     def _failure(self, what: str) -> str:
-        """What went wrong, with the reason if it can be told."""
+        """Describe the failure, with its reason if that is known."""
         return "\n".join(
             part
             for part in (
@@ -397,7 +397,7 @@ def _binaries() -> Path:
 
 
 def _make_reachable(path: Path) -> None:
-    """Lets the database's account pass through (not list) the folders above, where root alone could."""
+    """Let the database's account pass through (not list) the folders above, where root alone could."""
     for folder in (path, *path.parents):
         mode = folder.stat().st_mode
         if not mode & 0o001:

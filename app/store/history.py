@@ -104,7 +104,7 @@ class History:
         self._database = database
 
     async def find(self, names: Sequence[str]) -> list[int]:
-        """The ids of the sensors that have these names.
+        """Find the ids of the sensors that have these names.
 
         Raises:
             NotFound: some are no sensor's; the message has them.
@@ -117,11 +117,11 @@ class History:
         return list(found.values())
 
     def schema(self, query: Query) -> pa.Schema:
-        """The columns of a query's rows."""
+        """Return the columns of a query's rows."""
         return _schema(query)
 
     async def pages(self, query: Query, *, after: Position | None, limit: int | None) -> AsyncGenerator[Page, None]:
-        """The rows of a query, or those after a row of it, at most ``limit`` of them; each page has some.
+        """Yield the rows of a query, or those after one of its rows, at most ``limit``. No page is empty.
 
         Raises:
             DatabaseUnavailable: the rest of them can't be had.
@@ -221,7 +221,7 @@ def _schema(query: Query) -> pa.Schema:
 
 
 def _columns(query: Query) -> list[ResultColumn]:
-    """What a query's rows have beside their keys."""
+    """Return the columns of a query's rows beside their keys."""
     if query.bucket is Bucket.RAW:
         return [ResultColumn(metric, pa.float64(), metric, f"{metric} IS NOT NULL") for metric in query.metrics]
     columns = [ResultColumn("count", pa.int64(), "count")]
@@ -251,15 +251,16 @@ def _sensors_per_page(query: Query) -> int:
 
 
 async def _sensors_from(connection: Connection, first_id: int, query: Query, at_most: int) -> dict[int, str]:
-    """The next of the sensors that are asked for: names by id, in the order of the ids."""
+    """Return the next of the queried sensors: names by id, in the order of the ids."""
     ids = None if query.sensor_ids is None else list(query.sensor_ids)
     cursor = await connection.execute(SENSORS_FROM, {"first_id": first_id, "ids": ids, "at_most": at_most})
     return dict(await cursor.fetchall())
 
 
 def _statement(query: Query, sensor_ids: Sequence[int], after: Position | None, limit: int) -> sql.Composed:
-    """The query of a page. Its row has the place of the sensor, the time and the id of each row, then the conditions
-    and the columns: each as what the send functions make of it, one after the other, or null where there are no rows.
+    """Build the query of a page. Its row has the place of the sensor, the time and the id of each row, then the
+    conditions and the columns: each as what the send functions make of it, one after the other, or null where
+    there are no rows.
     """
     is_raw = query.bucket is Bucket.RAW
     time, id_, order = ("time", "id", "time, id") if is_raw else ("bucket", "0", "bucket")
@@ -324,7 +325,7 @@ def _page_of(sensors: Mapping[int, str], parts: Sequence[_Rows]) -> Page:
 
 
 def _rows_of(query: Query, sensors: Mapping[int, str], values: Sequence[bytes]) -> _Rows:
-    """The rows in the answer to ``_statement``."""
+    """Return the rows in the answer to ``_statement``."""
     columns = _columns(query)
     conditions = _conditions(columns)
     places, times, ids = (_numbers(value, pa.int64(), None) for value in values[:3])
@@ -345,7 +346,7 @@ def _rows_of(query: Query, sensors: Mapping[int, str], values: Sequence[bytes]) 
 
 
 def _numbers(value: bytes, type_: pa.DataType, validity: pa.Buffer | None) -> pa.Array:
-    """Numbers of eight bytes each in network order, with Arrow's bitmap of those that are there, or None."""
+    """Decode numbers of eight bytes each in network order, with Arrow's bitmap of those that are there, or None."""
     words = array("q", value)
     if sys.byteorder == "little":
         words.byteswap()

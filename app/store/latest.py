@@ -126,7 +126,7 @@ class LatestRows:
         self._compact_at = COMPACT_ROWS
 
     def note(self, rows: pa.RecordBatch, horizon_us: float = math.inf) -> None:
-        """Takes rows with the columns of SCHEMA, one of a sensor, by sensor; or none."""
+        """Take rows with the columns of SCHEMA, one per sensor, by sensor, or none."""
         if not rows.num_rows:
             return
         sensors = array_fingerprint(rows["sensor_id"])
@@ -141,11 +141,11 @@ class LatestRows:
             self._compact_at = self._rows + COMPACT_ROWS
 
     def batches(self) -> Collection[pa.RecordBatch]:
-        """What has been noted, and may be among the latest."""
+        """Return the recorded rows that may be among the latest."""
         return self._batches.values()
 
     def latest(self, horizon_us: float = math.inf) -> pa.RecordBatch:
-        """The latest row of each sensor, by sensor. There must be one: ``batches`` tells."""
+        """Return the latest row of each sensor, by sensor. There must be one: ``batches`` tells."""
         rows = in_order([*self._batches.values()])
         is_ahead = _is_beyond(rows, horizon_us)
         if is_ahead is None:
@@ -182,12 +182,12 @@ def _is_beyond(rows: pa.RecordBatch, horizon_us: float) -> pa.BooleanArray | Non
 
 
 def _rank(reading: LatestRow, horizon_us: float) -> tuple[bool, int, int]:
-    """What is greater of the later of two readings."""
+    """Return a key that is greater for the later of two readings."""
     return reading.time <= horizon_us, reading.time, reading.id
 
 
 class LatestReadings:
-    """Notes what this process has committed, and keeps the table up to it.
+    """Record the readings that this process has committed, and keep the table up to date.
 
     Args:
         database: where the table is.
@@ -223,7 +223,7 @@ class LatestReadings:
         return self._clock() - min(since) if since else 0.0
 
     def note(self, readings: Iterable[LatestRow], rows: pa.RecordBatch | None) -> None:
-        """Takes note of committed readings: such as came alone, and of others each sensor's latest, by sensor."""
+        """Record committed readings: those that came alone, and each sensor's latest of the others, by sensor."""
         noted, horizon_us = self._noted, self._horizon_us()
         for reading in readings:
             known = noted.get(reading.sensor_id)
@@ -242,7 +242,7 @@ class LatestReadings:
             self._noted_since = self._clock()
 
     async def run(self) -> None:
-        """Works until cancelled; while the database is away what is noted waits."""
+        """Write recorded rows until cancelled. While the database is unavailable they wait."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.recover())
             tasks.create_task(self._keep_writing())
@@ -275,7 +275,7 @@ class LatestReadings:
         self._is_behind = is_behind
 
     async def leave(self) -> None:
-        """Writes what a process that ends has noted, unless the database hangs: the next start finds it too."""
+        """Write a stopping process's recorded rows, unless the database hangs. The next start finds them too."""
         if not self._is_stuck:
             with suppress(DatabaseUnavailable, TimeoutError):
                 async with asyncio.timeout(LEAVING_TIMEOUT_S):
@@ -366,7 +366,7 @@ def recovery_of(span: tuple[str, str], after: int, sensors: int, horizon_us: flo
 
 
 def _columns_of(singles: Collection[LatestRow]) -> pa.RecordBatch:
-    """Readings that came alone, as columns, by sensor."""
+    """Return readings that came alone, as columns, by sensor."""
     columns = zip(*sorted(singles), strict=True)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)

@@ -190,7 +190,7 @@ NO_LIMITS = LimitSnapshot(array("q"), [array("d")] * len(METRICS), [array("d")] 
 
 
 def _row(reading: LatestRow, metric: str, value: float, lower: float, upper: float) -> bytes:
-    """A row of the log for a value of a reading that came alone."""
+    """Return a row of the log for a value of a reading that came alone."""
     name, is_above, time = metric.encode(), value > upper, reading.time - POSTGRES_EPOCH_US
     keys: bytes = _KEYS.pack(len(SCHEMA), 8, reading.sensor_id, len(name))
     bound = upper if is_above else lower
@@ -198,7 +198,7 @@ def _row(reading: LatestRow, metric: str, value: float, lower: float, upper: flo
 
 
 def _summary(beyond: pa.RecordBatch, metric: str, *, is_above: bool) -> pa.RecordBatch:
-    """A row with SCHEMA for each sensor, of rows by sensor."""
+    """Return a row with SCHEMA for each sensor, of rows by sensor."""
     furthest = "max" if is_above else "min"
     grouped = pa.table(beyond).group_by("sensor_id", use_threads=False)  # in the order of the sensors
     summed = grouped.aggregate(
@@ -247,7 +247,7 @@ class SensorLimits:
                 await self.check()
                 await self.log_held()
             except DatabaseUnavailable as error:
-                logger.debug("the limits wait to be looked at: %s", error)
+                logger.debug("can't look up the limits yet: %s", error)
 
     async def check(self) -> None:
         """Load the limits if they are not those that are known. Raises DatabaseUnavailable."""

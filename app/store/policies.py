@@ -21,7 +21,7 @@ DROP_MARGIN = timedelta(hours=2)
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long readings and each tier of aggregates are kept, days; 0: for ever."""
+    """How long readings and each tier of aggregates are kept, days; 0: without end."""
 
     raw_days: float
     minute_days: float
@@ -29,7 +29,7 @@ class Retention:
     day_days: float
 
     def by_table(self) -> Mapping[str, float]:
-        """The days by the names of the tables."""
+        """Return the days by the names of the tables."""
         return {
             "readings": self.raw_days,
             **dict(zip((tier.name for tier in TIERS), (self.minute_days, self.hour_days, self.day_days), strict=True)),
@@ -83,7 +83,7 @@ def wanted(retention: Retention) -> Iterator[tuple[Kind, str, Mapping[str, timed
 
 
 async def apply_policies(connection: Connection, retention: Retention) -> None:
-    """Brings the jobs to what they should be. Raises what the driver raises."""
+    """Bring the jobs to the retention's policies. Raises what the driver raises."""
     found = {}
     async for procedure, table, *values in await connection.execute(JOBS):
         found[procedure, table] = dict(zip(ARGUMENTS, values, strict=True))

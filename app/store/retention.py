@@ -45,7 +45,7 @@ DELETE FROM readings WHERE ctid = ANY (ARRAY(
 
 
 async def delete_old_readings(database: Database, *, days: float, has_chunks: bool) -> None:
-    """Deletes what is older than so many days, in steps that hold nobody up. Raises DatabaseUnavailable."""
+    """Delete readings older than ``days``, in steps that hold no other session up. Raises DatabaseUnavailable."""
     at_a_time = CHUNKS_AT_A_TIME if has_chunks else ROWS_AT_A_TIME
     deleted = at_a_time
     while deleted >= at_a_time:
@@ -56,7 +56,7 @@ async def delete_old_readings(database: Database, *, days: float, has_chunks: bo
 
 
 async def run_retention(database: Database, *, days: float, has_chunks: bool) -> None:
-    """Does so every hour until cancelled."""
+    """Delete old readings every hour until cancelled."""
     while True:
         pause_s = INTERVAL_S
         try:

@@ -57,15 +57,15 @@ class Sensors:
         self._on_new_limits = on_new_limits
 
     async def page(self, *, after: str, limit: int, online: bool | None) -> list[Sensor]:
-        """The sensors whose names come after one, by name; only those that are online, or are not, if it is said."""
+        """Return the sensors whose names come after ``after``, by name. ``online`` keeps those online or offline."""
         return [_sensor(row) for row in await self._page(PAGE, after=after, limit=limit, online=online)]
 
     async def latest(self, *, after: str, limit: int) -> list[LatestReading]:
-        """The latest readings of the sensors that have one, likewise."""
+        """Return the latest readings of the sensors that have one and whose names come after ``after``, by name."""
         return [_latest(row) for row in await self._page(LATEST_PAGE, after=after, limit=limit)]
 
     async def one(self, name: str) -> Sensor:
-        """A sensor. Raises NotFound."""
+        """Return the sensor of a name. Raises NotFound."""
         rows = await self._rows(ONE, {"name": name, "limit": 1})
         if not rows:
             raise NotFound(f"No sensor is called {name!r}.")
@@ -75,7 +75,7 @@ class Sensors:
         """Change a sensor, or create it; return what it has become, and whether it is new.
 
         Raises:
-            InvalidSensor: its limits would be of a metric that there is not, or the lower would be above the upper.
+            InvalidSensor: a limit is of an unknown metric, or a lower limit would be above the upper.
         """
         async with (
             self._database.read_connection(timeout_s=TIMEOUT_S) as connection,
@@ -138,7 +138,7 @@ async def _change_limits(connection: Connection, sensor_id: int, change: SensorC
     if change.limits is not None:
         known = [name for (name,) in await (await connection.execute(METRICS)).fetchall()]
         if unknown := [metric for metric in change.limits if metric not in known]:
-            raise InvalidSensor(f"limits: {unknown[0]!r} is no metric: {', '.join(known)} are.")
+            raise InvalidSensor(f"limits: unknown metric {unknown[0]!r}. Known metrics: {', '.join(known)}.")
         for metric, lower, upper in await (await connection.execute(LIMITS, [sensor_id])).fetchall():
             limits[metric] = Limits(lower=lower, upper=upper)
         for metric, changed in change.limits.items():
@@ -149,7 +149,7 @@ async def _change_limits(connection: Connection, sensor_id: int, change: SensorC
     await connection.execute(DELETE_LIMITS, [sensor_id])
     for metric, (lower, upper) in ((metric, (limit.lower, limit.upper)) for metric, limit in limits.items()):
         if lower is not None and upper is not None and lower > upper:
-            raise InvalidSensor(f"limits: the lower one of {metric}, {lower:g}, would be above the upper, {upper:g}.")
+            raise InvalidSensor(f"limits: the lower limit of {metric}, {lower:g}, is above the upper limit, {upper:g}.")
         if lower is not None or upper is not None:
             await connection.execute(INSERT_LIMITS, [sensor_id, metric, lower, upper])
 

@@ -20,7 +20,7 @@ before, so whatever is not late passes through all of them."""
 
 
 def moment(time_us: float) -> str:
-    """A time, or infinity, in microseconds since 1970 UTC, as PostgreSQL reads it."""
+    """Format a time, or infinity, in microseconds since 1970 UTC, as PostgreSQL reads it."""
     return "infinity" if time_us == math.inf else str(EPOCH + timedelta(microseconds=time_us))
 
 
@@ -37,11 +37,11 @@ class Tier:
     """How long its own columnstore waits for late readings."""
 
     def floor(self, moment: datetime) -> datetime:
-        """The start of the bucket that a time lies in."""
+        """Return the start of the bucket that a time lies in."""
         return EPOCH + (moment - EPOCH) // self.width * self.width
 
     def ceil(self, moment: datetime) -> datetime:
-        """The first start of a bucket that is not before a time."""
+        """Return the first start of a bucket that is not before a time."""
         return EPOCH - (EPOCH - moment) // self.width * self.width
 
 
@@ -76,7 +76,7 @@ TIERS = (
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:
-    """The same times in as few spans as can be; they come, and are given back, in the order of their starts."""
+    """Merge spans into as few as cover the same times. Both are in the order of their starts."""
     found: list[Span] = []
     for start, end in spans:
         if found and start <= found[-1][1]:

@@ -53,8 +53,8 @@ def pack_reading(reading: Reading, sensor_id: int, row_id: int, source_id: int) 
 
 
 def columns_of(batch: Batch, sensor_ids: pa.Int32Array, first_id: int, source_id: int | None) -> pa.RecordBatch:
-    """A batch with WIRE_SCHEMA: ``sensor_ids`` are those of its names, its rows have the ids from ``first_id`` on. Ids
-    that are missing are null.
+    """Return a batch with WIRE_SCHEMA: ``sensor_ids`` are those of its names, its rows have ids from ``first_id`` on.
+    Missing ids are null.
     """
     time, sensor, *measures = batch.columns.columns
     columns = [
@@ -68,7 +68,7 @@ def columns_of(batch: Batch, sensor_ids: pa.Int32Array, first_id: int, source_id
 
 
 def in_order(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    """The rows of batches with WIRE_SCHEMA, by sensor and from the latest back."""
+    """Sort the rows of batches with WIRE_SCHEMA by sensor and from the latest back."""
     table = pa.Table.from_batches(batches)
     (rows,) = table.take(pc.sort_indices(table, sort_keys=SORT_KEYS)).combine_chunks().to_batches()
     return rows
@@ -84,7 +84,7 @@ def latest_of_each_sensor(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def encode_rows(rows: pa.RecordBatch) -> list[bytes]:
-    """Rows with WIRE_SCHEMA, and the TRAILER, in pieces."""
+    """Encode rows with WIRE_SCHEMA, and the TRAILER, in pieces."""
     encoder = ArrowToPostgresBinaryEncoder(WIRE_SCHEMA)
     encoder.write_header()
     return [encoder.write_batch(rows), encoder.finish()]

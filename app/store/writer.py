@@ -107,9 +107,9 @@ CHECK_SCHEMA_EVERY_S = 5.0
 key in each flush's own statement would tell at once, and cost 15 to 25 µs of 200."""
 ENCODE_IN_THREAD_ROWS = 2_000
 """Columns of so many rows are encoded beside the event loop: they take 0.2 ms and more, a thread's hand-over 0.1."""
-PARTING_S = 2.0
+BISECT_S = 2.0
 """How long the refused rows among those of one request are looked for: 1,000 of them take about a second. A request of
-100,000, and all of them bad, would outlast the flush timeout and be tried again for ever, before everything else."""
+100,000, and all of them bad, would outlast the flush timeout and be tried again endlessly, before everything else."""
 BRIEF_LOCK_TIMEOUT_S = 0.1
 """How long each lock is waited for where it is known that some can't be had: everybody else's flush waits meanwhile."""
 DAY_US = 86_400_000_000
@@ -126,7 +126,7 @@ fault, not the server. Any other SQLSTATE may pass by itself or by an operator's
 
 @contextmanager
 def content_errors() -> Iterator[None]:
-    """What PostgreSQL objects to in the rows becomes RejectedByDatabase, by SQLSTATE; other errors pass."""
+    """Raise RejectedByDatabase where PostgreSQL objects to the rows, by SQLSTATE. Other errors pass."""
     try:
         yield
     except psycopg.Error as error:
@@ -172,7 +172,7 @@ class RowSlice:
     """Whether all of it is stored or nothing."""
 
     def split(self) -> "list[RowSlice]":
-        """Its rows in two parts, if it may be parted."""
+        """Return the slice's rows in two parts, or none if it must stay whole."""
         if isinstance(self.rows, bytes) or self.is_atomic or self.count == 1:
             return []
         middle = self.count // 2
@@ -225,7 +225,7 @@ class PreparedFlush:
     """Its violations, if a lock has kept them out of the log. Known once it is committed."""
 
     def begin(self, lock_timeout_s: float) -> str:
-        """What its transaction begins with."""
+        """Return the statements that the flush's transaction begins with."""
         return _begin(self.first_id, self.rows, lock_timeout_s, self.names)
 
     @property
@@ -301,7 +301,7 @@ class Writer:
             await connection.execute(PROBE.format(begin=begin), prepare=False)
 
     async def close(self) -> None:
-        """Gives up the connection; whatever it was doing is rolled back by PostgreSQL."""
+        """Give up the connection. PostgreSQL rolls back its open transaction."""
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
@@ -325,7 +325,7 @@ class Writer:
         await self._sensors.learn(batch.sensors, lock_timeout_s=self._lock_timeout_s)
 
     async def prepare(self, contents: Sequence[Content], *, was_blocked: bool = False) -> PreparedFlush:
-        """Make a flush of these, in their order: names become ids, every row gets one, all is encoded. After
+        """Make a flush of the contents, in their order: names become ids, every row gets one, all is encoded. After
         ``was_blocked``, wait only briefly for locks.
 
         It holds for the connection that there is now: if that is lost, prepare anew.
@@ -386,14 +386,14 @@ class Writer:
     async def write(
         self, flush: PreparedFlush, answers: Callable[[], Mapping[Claim, Replay]], *, was_blocked: bool = False
     ) -> None:
-        """Commits a flush, less the rows that PostgreSQL refuses: ``flush.refused`` names them. ``answers`` is asked
+        """Commit a flush, less the rows that PostgreSQL refuses: ``flush.refused`` names them. ``answers`` is asked
         for its claims, once it is known which those are. Where it ``was_blocked``, locks are not waited for at first.
 
         Raises:
             DatabaseUnavailable: nothing of it is committed; the connection that it was prepared for may be lost.
-            DatabaseLocked: likewise; another session's lock is in the way of any flush.
-            Blocked: likewise; a lock is in the way of some days, or claims.
-            DuplicateRequest: likewise; some of its claims have been committed before.
+            DatabaseLocked: nothing is committed; another session's lock is in the way of any flush.
+            Blocked: nothing is committed; a lock is in the way of some days, or claims.
+            DuplicateRequest: nothing is committed; some of its claims have been committed before.
             OutcomeUnknown: the connection died, or went silent, after COMMIT was sent; or it was not confirmed.
         """
         if asyncio.get_running_loop().time() - self._checked_at > CHECK_SCHEMA_EVERY_S:
@@ -435,9 +435,7 @@ class Writer:
         return row is None
 
     def _note(self, flush: PreparedFlush) -> None:
-        """Lets the latest readings, and the limits, know of a flush that is committed. A failure must not make it look
-        uncommitted.
-        """
+        """Tell the latest readings and the limits of a committed flush. A failure must not make it look uncommitted."""
         try:
             if flush.unlogged:
                 self.limits.hold(flush.unlogged)
@@ -450,7 +448,7 @@ class Writer:
             logger.exception("the latest readings of flush %d are not known until the next start", flush.first_id)
 
     def _stale(self, contents: Sequence[Content]) -> Sequence[Span]:
-        """The hours of the readings that come so late that no policy would refresh the aggregates of them."""
+        """Return the hours of the readings too late for any policy to refresh their aggregates."""
         edition = self._database.edition
         if edition is None or not edition.continuous_aggregates:
             return []
@@ -518,7 +516,7 @@ class Writer:
         return bool(rows >= threshold * sensors * _days([content for content, _, _ in identified]))
 
     async def _reserve_ids(self, count: int) -> int:
-        """The first of ``count`` consecutive ids, at most ID_BLOCK_ROWS. The rest of a block too short is let go."""
+        """Return the first of ``count`` consecutive ids, at most ID_BLOCK_ROWS. The rest of a short block is lost."""
         block = self._ids
         if count > block.left:
             async with self._database.connection(timeout_s=self._flush_timeout_s) as connection:
@@ -555,7 +553,7 @@ class Writer:
                     raise
                 commit_is_out = False
                 if tag != "COMMIT":
-                    raise DatabaseUnavailable(f"COMMIT was answered with {tag}")
+                    raise DatabaseUnavailable(f"PostgreSQL answered COMMIT with {tag}")
                 if warnings:
                     raise OutcomeUnknown(f"PostgreSQL warned at COMMIT: {warnings[0]}")
         except Exception as error:
@@ -573,13 +571,13 @@ class Writer:
         """Row by row where it must be: what is refused stands in ``flush.refused``, the rest in the transaction."""
         await connection.execute(flush.begin(self._lock_timeout_s) + flush.add_stale_ranges, prepare=False)
         flush.refused = dict(flush.unnamed)
-        parting_ends = asyncio.get_running_loop().time() + min(PARTING_S, self._flush_timeout_s / 3)
-        await self._copy_parts(connection, list(flush.pieces()), flush.refused, parting_ends)
+        bisect_until = asyncio.get_running_loop().time() + min(BISECT_S, self._flush_timeout_s / 3)
+        await self._copy_parts(connection, list(flush.pieces()), flush.refused, bisect_until)
 
     async def _copy_parts(
-        self, connection: Connection, pieces: Sequence[RowSlice], refused: dict[int, str | None], parting_ends: float
+        self, connection: Connection, pieces: Sequence[RowSlice], refused: dict[int, str | None], bisect_until: float
     ) -> None:
-        """Copies pieces, parted where something is refused; at ``parting_ends`` requests stay as whole as they are."""
+        """Copy pieces, split where PostgreSQL refuses a row. From ``bisect_until`` on, each request stays whole."""
         parts = [pieces]
         while parts:
             pieces = parts.pop()
@@ -590,13 +588,13 @@ class Writer:
                     await connection.execute(RELEASE, prepare=False)
             except RejectedByDatabase as error:
                 await connection.execute(ROLLBACK_PART, prepare=False)
-                has_time = asyncio.get_running_loop().time() < parting_ends
+                has_time = asyncio.get_running_loop().time() < bisect_until
                 split = pieces if len(pieces) > 1 else pieces[0].split() if has_time else []
                 if split:
                     middle = len(split) // 2
                     parts += [split[middle:], split[:middle]]
                 else:
-                    refused.update(await self._reasons(connection, pieces[0], str(error), parting_ends))
+                    refused.update(await self._reasons(connection, pieces[0], str(error), bisect_until))
 
     async def _copy_by_day(self, connection: Connection, flush: PreparedFlush) -> None:
         """Write all rows, each day (UTC) by its own COPY into the rowstore, waiting little for locks.
@@ -613,7 +611,7 @@ class Writer:
             await connection.execute(ROLLBACK_PART, prepare=False)
             blocked = [(EARLIEST_US, int(flush.stale[-1][1].timestamp()) * 1_000_000 - 1)]
         rejected = None
-        ends = asyncio.get_running_loop().time() + PARTING_S
+        ends = asyncio.get_running_loop().time() + BISECT_S
         for day, rows in sorted(_by_day(flush).items(), reverse=True):
             payload = _payload(*_arranged(rows))
             count = sum(1 if isinstance(part, bytes) else part.num_rows for part in rows)
@@ -632,7 +630,7 @@ class Writer:
             raise rejected
 
     async def _reasons(
-        self, connection: Connection, piece: RowSlice, error: str, parting_ends: float
+        self, connection: Connection, piece: RowSlice, error: str, bisect_until: float
     ) -> Mapping[int, str | None]:
         """Why the rows of a piece that is refused, and not parted further, are not stored."""
         places = range(piece.start, piece.start + piece.count)
@@ -641,7 +639,7 @@ class Writer:
         if piece.is_atomic:
             culprits: dict[int, str | None] = {}
             await connection.execute(SAVEPOINT_WHOLE, prepare=False)
-            await self._copy_parts(connection, [replace(piece, is_atomic=False)], culprits, parting_ends)
+            await self._copy_parts(connection, [replace(piece, is_atomic=False)], culprits, bisect_until)
             await connection.execute(ROLLBACK_WHOLE, prepare=False)
             if culprits:
                 return {**dict.fromkeys(places), **culprits}
@@ -658,7 +656,7 @@ class Writer:
 
     @asynccontextmanager
     async def _step(self) -> AsyncIterator[Connection]:
-        """A live connection for one step, within the timeout. After a failure none of the step is left behind."""
+        """Lend a live connection for one step, within the timeout. A failed step leaves nothing behind."""
         if is_new := self._connection is None:
             with translate_driver_errors():
                 async with asyncio.timeout(self._flush_timeout_s):
@@ -717,7 +715,7 @@ async def _claim(connection: Connection, answers: Mapping[Claim, Replay], *, is_
         await connection.rollback()
         kept = await claims.recall(connection, names)
         if not kept:
-            raise DatabaseUnavailable("the claims that were in the way have just been pruned")
+            raise DatabaseUnavailable("the conflicting idempotency records have just been deleted")
         raise DuplicateRequest(kept)
 
 
@@ -754,7 +752,7 @@ async def _insert_claims_briefly(connection: Connection, answers: Mapping[Claim,
     repeated: list[tuple[str, str]] = []
     blocked: list[tuple[str, str]] = []
     parts = [list(answers)]
-    ends = asyncio.get_running_loop().time() + PARTING_S
+    ends = asyncio.get_running_loop().time() + BISECT_S
     while parts:
         part = parts.pop()
         await connection.execute(SAVEPOINT, prepare=False)
@@ -799,7 +797,7 @@ def _days(contents: Sequence[Content]) -> int:
 
 
 def _encoded(identified: Sequence[ResolvedRows], row_id: int) -> Iterator[Rows]:
-    """The rows of each content, with the ids from ``row_id`` on."""
+    """Yield the rows of each content, with the ids from ``row_id`` on."""
     for content, sensor_ids, source_id in identified:
         if not isinstance(content, Reading):
             rows = columns_of(content, sensor_ids, row_id, source_id)
@@ -837,7 +835,7 @@ def _pieces(contents: Sequence[Content], encoded: Iterable[Rows], first_id: int)
 
 
 def _single_rows(identified: Sequence[ResolvedRows], row_id: int) -> Iterator[LatestRow]:
-    """The contents that are one reading, with the ids from ``row_id`` on."""
+    """Yield the contents that are one reading, with the ids from ``row_id`` on."""
     for content, sensor_id, source_id in identified:
         if isinstance(content, Reading) and sensor_id is not None and source_id is not None:
             time_us, _, temperature, humidity, pressure, _ = content
@@ -846,7 +844,7 @@ def _single_rows(identified: Sequence[ResolvedRows], row_id: int) -> Iterator[La
 
 
 def _hours_before(content: Content, time_us: int) -> set[datetime]:
-    """The starts of the hours (UTC) in which its readings before a time lie."""
+    """Return the starts of the hours (UTC) that hold the content's readings before a time."""
     if isinstance(content, Reading):
         return {EPOCH + content.time_us // HOUR_US * HOUR}
     times = content.columns["time"]
@@ -855,7 +853,7 @@ def _hours_before(content: Content, time_us: int) -> set[datetime]:
 
 
 def _arranged(encoded: Iterable[Rows]) -> tuple[list[bytes], pa.RecordBatch | None]:
-    """Rows as they are copied: first those that are packed, then the others, in order."""
+    """Arrange rows as they are copied: first the packed ones, then the others, in order."""
     packed: list[bytes] = []
     columns: list[pa.RecordBatch] = []
     for rows in encoded:
@@ -867,7 +865,7 @@ def _arranged(encoded: Iterable[Rows]) -> tuple[list[bytes], pa.RecordBatch | No
 
 
 def _payload(packed: Sequence[bytes], rows: pa.RecordBatch | None) -> list[bytes]:
-    """A whole COPY of these, in pieces."""
+    """Return a whole COPY of the rows, in pieces."""
     if rows is None:
         return [b"".join([HEADER, *packed, TRAILER])]
     return [b"".join([HEADER, *packed]), *encode_rows(rows)]
