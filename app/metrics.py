@@ -93,7 +93,7 @@ class Instruments:
 
 
 class ServerCollector(Collector):
-    """QueryService the parts' own counts at each scrape.
+    """Read the parts' own counts at each scrape.
 
     Args:
         buffer, hub: the parts.

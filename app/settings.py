@@ -204,7 +204,7 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """QueryService the environment and ``.env``.
+    """Read the environment and ``.env``.
 
     Raises:
         ConfigurationError: a value is unusable; the message names each.

@@ -128,7 +128,7 @@ def send(server: SensorFlow, *, days: int) -> tuple[int, float]:
 
 
 def read_back(store: Postgres, folder: Path, *, days: int) -> list[ReadBack]:
-    """QueryService some days of the one sensor from the middle of its history, and the minutes of all of it.
+    """Read some days of the one sensor from the middle of its history, and the minutes of all of it.
 
     Raises:
         WrongAnswer: fewer or more rows came than were stored.

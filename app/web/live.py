@@ -59,7 +59,7 @@ def live_router(*, hub: Hub, keyring: auth.ApiKeys, send_timeout_s: float) -> AP
 
 
 async def _until_hung_up(websocket: WebSocket) -> None:
-    """QueryService, and ignores, what the peer sends: its close frame is among it."""
+    """Read and ignore what the peer sends: its close frame is among it."""
     while (await websocket.receive())["type"] != "websocket.disconnect":
         pass
 

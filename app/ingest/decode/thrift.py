@@ -18,7 +18,7 @@ _VARINTS = frozenset({I16, I32, I64})
 
 
 class CompactReader:
-    """QueryService values one after the other; ``at`` is where the next one begins.
+    """Read values one after the other; ``at`` is where the next one begins.
 
     Raises:
         ValueError: from every method, if there is no such value there.

@@ -994,7 +994,7 @@ async def test_stopping_server_refuses_what_still_comes() -> None:
 
 
 async def until_cancelled(_: Scope, receive: Receive, send: Send) -> None:
-    """QueryService the body, and answers 503 where that is cancelled, as our routes do."""
+    """Read the body, and answer 503 where that is cancelled, as our routes do."""
     try:
         while (await receive())["more_body"]:
             pass

@@ -1,4 +1,4 @@
-"""MetricsAggregator: all of the server or nothing, and the dead are not forgotten."""
+"""A scrape: all of the server or nothing, and the dead are not forgotten."""
 
 import asyncio
 
