@@ -69,7 +69,7 @@ class Throttle:
         return any(window.left_out for window in self._windows.values())
 
     def ended(self, now: float) -> Iterator[tuple[logging.LogRecord, int]]:
-        """The last line of each kind that had some left out in a window that has ended, and how many they were.
+        """Return, for each kind with lines left out in a window that has ended, the last line and their number.
 
         To write that line begins the kind's next window.
         """
@@ -84,7 +84,7 @@ class Throttle:
 
 
 def _kind_of(record: logging.LogRecord) -> tuple[Hashable, int]:
-    """What a line is alike to, and how many such are written in a window."""
+    """Return the kind of a line, and how many of that kind are written in a window."""
     if (kind := getattr(record, "kind", None)) is not None:
         return kind, 1
     error = record.exc_info[0] if record.exc_info else None
@@ -103,14 +103,14 @@ class ThrottledHandler(logging.StreamHandler[TextIO]):
         self._timer: threading.Timer | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Called by logging, with the handler's lock held."""
+        """Write a line. logging calls this with the handler's lock held."""
         if record.levelno <= logging.DEBUG or self._throttle.admits(record, self._clock()):
             super().emit(record)
         else:
             self._start_timer()
 
     def close(self) -> None:
-        """Called by logging at the end of the process."""
+        """Write what was left out. logging calls this at the end of the process."""
         if self._timer is not None:
             self._timer.cancel()
             self._write_left_out(math.inf)
@@ -168,7 +168,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(*, level: str, as_json: bool) -> None:
-    """Sends every logger's lines to standard error in one form."""
+    """Send every logger's lines to standard error in one form."""
     handler = ThrottledHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter(colour=sys.stderr.isatty()))
     logging.basicConfig(level=level, handlers=[handler], force=True)

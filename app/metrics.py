@@ -52,7 +52,7 @@ class RequestDurations(Collector):
         self._durations: defaultdict[tuple[str, str, int], Durations] = defaultdict(Durations)
 
     def observe(self, route: str, method: str, status: int, duration_s: float) -> None:
-        """Counts one answered request. On the event loop only."""
+        """Count one answered request. On the event loop only."""
         durations = self._durations[route, method, status]
         durations.counts[bisect_left(LATENCY_BUCKETS_S, duration_s)] += 1
         durations.sum_s += duration_s
@@ -87,7 +87,7 @@ class Instruments:
         )
 
     def observe_flush(self, rows: int, duration_s: float) -> None:
-        """Counts one committed flush."""
+        """Count one committed flush."""
         self._flush_rows.observe(rows)
         self._flush_duration.observe(duration_s)
 

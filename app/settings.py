@@ -224,7 +224,7 @@ def _is_of_another_program(name: str, setting: str) -> bool:
 
 
 def unknown_settings(environment: Iterable[str]) -> list[str]:
-    """A sentence on each name that was probably meant for a setting: all unknown ones in ``.env``, and those of the
+    """Return a sentence on each name that was probably meant for a setting: all unknown ones in ``.env``, those of the
     environment that differ from a setting's by a slip.
     """
     known = {name.upper() for name in Settings.model_fields}
@@ -249,7 +249,7 @@ class Keys:
 
 
 def strong_keys(api_key: str, api_key_ws: str) -> Keys:
-    """The two keys, if both are strong and they differ.
+    """Return the two keys, if both are strong and they differ.
 
     Raises:
         ConfigurationError: one is missing, a placeholder or short, or they are equal; the message says which, and

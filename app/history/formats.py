@@ -33,7 +33,7 @@ MEDIA_TYPES = {
 
 
 def head(format_: HistoryFormat, schema: pa.Schema) -> bytes:
-    """What comes before all rows of a streamed format."""
+    """Return what comes before all rows of a streamed format."""
     match format_:
         case HistoryFormat.CSV:
             names: list[str] = schema.names
@@ -44,7 +44,7 @@ def head(format_: HistoryFormat, schema: pa.Schema) -> bytes:
 
 
 def encode(format_: HistoryFormat, rows: pa.RecordBatch) -> memoryview:
-    """Some rows. Those of JSON are followed by a comma each."""
+    """Encode some rows. In JSON a comma follows each."""
     match format_:
         case HistoryFormat.CSV:
             return _joined(rows, ["", *[","] * (rows.num_columns - 1)], "\n", null="", quoted=_quoted_for_csv)
@@ -56,14 +56,14 @@ def encode(format_: HistoryFormat, rows: pa.RecordBatch) -> memoryview:
 
 
 def tail(format_: HistoryFormat) -> bytes:
-    """What comes after all rows of a streamed format: without it, an Arrow stream is cut short."""
+    """Return what comes after all rows of a streamed format: without it, an Arrow stream is cut short."""
     return ARROW_END_OF_STREAM if format_ is HistoryFormat.ARROW else b""
 
 
 def _joined(
     rows: pa.RecordBatch, before: Sequence[str], end: str, *, null: str, quoted: Callable[[str], str]
 ) -> memoryview:
-    """The rows as text: each column with what stands before it, and the end of a row."""
+    """Return the rows as text: each column with what stands before it, and the end of a row."""
     parts: list[str | pa.Array] = []
     for text, column in zip(before, rows.columns, strict=True):
         parts += [text, _texts(column, null=null, quoted=quoted)]

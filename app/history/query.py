@@ -36,8 +36,8 @@ one reading a second: 10,800 readings, 4,320 minutes, 2,160 hours; days beyond."
 
 
 def bucket_for(span_us: int, *, age_us: int, kept_us: Mapping[Bucket, int]) -> Bucket:
-    """The bucket that suits a span which began so long ago; not one of which nothing is left. ``kept_us``: how long the
-    rows of each are kept; 0 = for ever.
+    """Return the bucket that suits a span which began so long ago, and whose rows are still kept. ``kept_us``: how long
+    the rows of each are kept; 0: without end.
     """
     suiting = (bucket for longest_us, bucket in LONGEST_SPANS_US if span_us <= longest_us)
     return next((bucket for bucket in suiting if not kept_us[bucket] or age_us <= kept_us[bucket]), Bucket.DAY)
@@ -89,7 +89,7 @@ class Cursor(NamedTuple):
 
     @classmethod
     def decode(cls, text: str, asked: str) -> "Cursor":
-        """What ``encode`` wrote, of the same query.
+        """Return the row that ``encode`` wrote, for the same query.
 
         Raises:
             InvalidParameter: it is something else, or of another query.

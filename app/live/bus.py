@@ -24,13 +24,13 @@ class LocalSubscribers(Protocol):
         """The latest reading that the hub knows of."""
 
     def deliver(self, receipts: Sequence[CommittedReading]) -> None:
-        """Readings, at least one, that another process has committed; the hub has not had them yet."""
+        """Publish readings, at least one, that another process has committed; the hub has not had them yet."""
 
     def remember(self, receipt: CommittedReading) -> None:
-        """A reading that was committed earlier, for the subscribers to come."""
+        """Take a reading that was committed earlier, for later subscribers."""
 
     def lapse(self) -> None:
-        """Readings have been left out, and not for newer ones: those who listen now have a gap."""
+        """Drop the subscribers: readings have been left out, and not for newer ones, so that there is a gap."""
 
 
 class Bus(Protocol):
@@ -43,7 +43,7 @@ class Bus(Protocol):
         """Says, once and before anything else, which hub stands at this end."""
 
     async def join(self, key_name: str) -> int:
-        """A place for one subscriber of a key; a number that nobody else has here.
+        """Reserve a place for one subscriber of a key, and return its number, unique in this process.
 
         Once it returns, the hub has had, or remembers something later than, every reading that any process committed
         before it was called; and ``deliver`` gets each one that another process commits from now on, once.
@@ -54,10 +54,10 @@ class Bus(Protocol):
         """
 
     def leave(self, place: int) -> None:
-        """Gives a place back."""
+        """Give a place back."""
 
     def forward(self, receipts: Sequence[CommittedReading]) -> None:
-        """Takes readings committed here to the other hubs, in this order. It never waits."""
+        """Take readings committed here to the other hubs, in this order. Never waits."""
 
 
 class ConnectionQuota:
@@ -75,7 +75,7 @@ class ConnectionQuota:
         return place in self._key_of
 
     def take(self, place: Hashable, key_name: str) -> None:
-        """Takes a place.
+        """Take a place.
 
         Raises:
             TooManySubscribers: this key has as many as it may.
@@ -103,13 +103,13 @@ class LocalBus:
         """Nobody is at another end."""
 
     async def join(self, key_name: str) -> int:
-        """A place; see Bus. It never waits."""
+        """Return a place; see Bus. Never waits."""
         place = next(self._numbers)
         self._places.take(place, key_name)
         return place
 
     def leave(self, place: int) -> None:
-        """Gives a place back."""
+        """Give a place back."""
         self._places.give_back(place)
 
     def forward(self, receipts: Sequence[CommittedReading]) -> None:

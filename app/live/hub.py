@@ -49,7 +49,7 @@ class Subscriber:
         return self.mailbox.take()
 
     def put(self, messages: Sequence[CommittedReading]) -> int:
-        """Adds messages, conflating if they would not fit, and drops the subscriber if they still don't.
+        """Add messages, conflate if they would not fit, and drop the subscriber if they still don't.
 
         Returns:
             How many messages were left out for newer ones.
@@ -99,7 +99,7 @@ class Hub:
         return bool(self._subscribers) or self._bus.wanted
 
     async def subscribe(self, key_name: str, wake: Callable[[], None]) -> Subscriber:
-        """A new subscriber, whose mailbox already holds the latest reading, if there is one.
+        """Return a new subscriber, whose mailbox already holds the latest reading, if there is one.
 
         Raises:
             TooManySubscribers: this key has as many as it may.
@@ -115,7 +115,7 @@ class Hub:
         return subscriber
 
     def drop(self, subscriber: Subscriber) -> None:
-        """Gives up a subscriber that takes its messages too slowly; it is still to be unsubscribed."""
+        """Give up a subscriber that takes its messages too slowly. The caller still unsubscribes it."""
         if not subscriber.dropped:
             subscriber.dropped = True
             self.tally.dropped += 1
@@ -126,24 +126,24 @@ class Hub:
         self._bus.leave(subscriber.place)
 
     def remember(self, receipt: CommittedReading) -> None:
-        """Takes note of a reading that was committed earlier, without publishing it."""
+        """Note a reading that was committed earlier, without publishing it."""
         self.latest = receipt if self.latest is None else later(self.latest, receipt, self._horizon_us())
 
     def publish(self, receipts: Sequence[CommittedReading]) -> None:
-        """Readings, at least one, that this process has committed: into every mailbox, here and elsewhere."""
+        """Put readings, at least one, that this process has committed into every mailbox, here and elsewhere."""
         self.deliver(receipts)
         if self._bus.wanted:
             self._bus.forward(receipts)
 
     def deliver(self, receipts: Sequence[CommittedReading]) -> None:
-        """Puts committed readings, at least one, into every mailbox of this process."""
+        """Put committed readings, at least one, into every mailbox of this process."""
         self.remember(max(receipts, key=event_time))
         for subscriber in self._subscribers:
             if not subscriber.dropped:
                 self._put(subscriber, receipts)
 
     def lapse(self) -> None:
-        """Drops everybody: readings of another process were lost on their way, and nobody shall miss one unknowing."""
+        """Drop all subscribers: readings of another process were lost on their way, and each gap must be noticed."""
         for subscriber in self._subscribers:
             self.drop(subscriber)
             subscriber.wake()

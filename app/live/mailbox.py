@@ -50,7 +50,7 @@ class Mailbox:
         return messages
 
     def put(self, messages: Sequence[CommittedReading]) -> int:
-        """Adds messages, and conflates if they would not fit.
+        """Add messages, and conflate if they would not fit.
 
         Returns:
             How many messages were left out for newer ones.

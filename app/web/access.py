@@ -18,7 +18,7 @@ def key_bytes(header: str | None) -> bytes | None:
 
 
 def requires(keyring: ApiKeys, scope: Scope) -> Dependency:
-    """A route's dependency: a key for ``scope``. Raises Unauthorized, before more of the request is checked."""
+    """Return a route's dependency: a key for ``scope``. It raises Unauthorized before more is checked."""
 
     def check(key: Annotated[str | None, Security(KEY_HEADER)]) -> None:
         keyring.authorize(key_bytes(key), scope)

@@ -45,7 +45,7 @@ class ApiKeys:
         return found
 
     def authorize(self, secret: bytes | None, scope: Scope) -> str:
-        """The name of the key that was shown, if it may be used for ``scope``.
+        """Return the name of the key that was sent, if it may be used for ``scope``.
 
         Args:
             secret: its bytes as they came; a key with letters beyond ASCII is its UTF-8.

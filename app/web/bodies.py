@@ -41,7 +41,7 @@ def stalled() -> BodyStalled:
 
 
 def announced_bytes(request: Request, *, limit_bytes: int) -> int:
-    """The length that a request gives its body; 0 if it gives none. Raises BodyTooLarge."""
+    """Return the length that a request gives its body; 0 if it gives none. Raises BodyTooLarge."""
     announced = request.headers.get("content-length", "0")
     size = int(announced) if announced.isdigit() else 0
     if size > limit_bytes:
@@ -50,7 +50,7 @@ def announced_bytes(request: Request, *, limit_bytes: int) -> int:
 
 
 async def parts_of(request: Request, *, limit_bytes: int) -> AsyncIterator[bytes]:
-    """The body, in the parts in which it comes.
+    """Yield the body, in the parts in which it comes.
 
     Raises:
         BodyTooLarge: with the part that goes over the limit.

@@ -67,7 +67,7 @@ UNFORESEEN: tuple[int, Headers, bytes] = (500, [CLOSE], b'{"detail":"Internal Se
 
 
 def status_of(error: SensorFlowError) -> int:
-    """The status of an error's class, or of the nearest class above it."""
+    """Return the status of an error's class, or of the nearest class above it."""
     return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
 
 
@@ -92,7 +92,7 @@ def answer(error: SensorFlowError) -> tuple[int, Headers, bytes]:
 
 
 async def respond(_: Request, error: Exception) -> Response:
-    """What FastAPI answers where a route raises a SensorFlowError."""
+    """Answer for FastAPI where a route raises a SensorFlowError."""
     assert isinstance(error, SensorFlowError)  # it is registered for those
     status, headers, body = answer(error)
     return Response(

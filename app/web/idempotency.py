@@ -25,13 +25,13 @@ OutcomeUnknown if the database does not confirm what it has."""
 
 
 def require_usable(key: str) -> None:
-    """Raises InvalidParameter if an Idempotency-Key can't be one."""
+    """Check an Idempotency-Key. Raises InvalidParameter."""
     if not (0 < len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
         raise InvalidParameter(f"Idempotency-Key should be 1 to {MAX_KEY_LENGTH} ASCII characters.")
 
 
 def fingerprint(key: str, key_name: str, *content: bytes) -> RequestIdentity:
-    """What stands for a request: the API key's name, its Idempotency-Key, and all that decides what it stores."""
+    """Return what identifies a request: the API key's name, its Idempotency-Key, and what decides what it stores."""
     digest = hashlib.sha256()
     for part in content:
         digest.update(b"%d:" % len(part))

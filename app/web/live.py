@@ -25,7 +25,7 @@ CLOSE_TIMEOUT_S = 1.0
 
 
 def live_router(*, hub: Hub, keyring: auth.ApiKeys, send_timeout_s: float) -> APIRouter:
-    """The WebSocket route. A send that takes longer than ``send_timeout_s`` ends its connection."""
+    """Return the WebSocket route. A send that takes longer than ``send_timeout_s`` ends its connection."""
     router = APIRouter()
 
     @router.websocket(PATH)
@@ -67,7 +67,7 @@ async def _until_hung_up(websocket: WebSocket) -> None:
 async def _forward(
     websocket: WebSocket, hub: Hub, subscriber: Subscriber, mail: asyncio.Event, send_timeout_s: float
 ) -> None:
-    """Sends the mailbox's content as it comes, until the subscriber is dropped or a send takes too long."""
+    """Send the mailbox's content as it comes, until the subscriber is dropped or a send takes too long."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(None) as deadline:

@@ -90,7 +90,7 @@ class Endpoint(Protocol):
         """Return whether this is an API key, whatever it may be used for."""
 
     def open(self, exchange: "Exchange") -> BodyHandler:
-        """Looks at a request's head, and returns what takes its body: called once, if the whole of it comes.
+        """Look at a request's head, and return what takes its body: called once, if the whole of it comes.
 
         From then on the endpoint owes the exchange an answer, at any later time. A SensorFlowError that is raised here
         or on taking the body is one.
@@ -155,7 +155,7 @@ class Exchange:
         return self._body_bytes
 
     def start(self) -> None:
-        """Called when its turn has come: all requests before it have been answered."""
+        """Begin its turn: all requests before it have been answered."""
         endpoint, connection = self._endpoint, self._connection
         if connection.transport.is_closing():
             return
@@ -177,7 +177,7 @@ class Exchange:
             connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def receive(self, piece: bytes) -> None:
-        """Called with each piece of the body, be it before its turn."""
+        """Take a piece of the body, be it before its turn."""
         bound = self._endpoint.max_body_bytes
         if self._answered or self._body_bytes > bound:
             return
@@ -187,7 +187,7 @@ class Exchange:
             self.refuse(BodyTooLarge(bound))
 
     def end(self) -> None:
-        """Called where the request ends, be it before its turn."""
+        """End the request, be it before its turn."""
         self._is_whole = True
         if self._take_body is None or self._answered:
             return
@@ -300,7 +300,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._default_lines = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Called by the event loop when a peer has connected."""
+        """Begin a connection. The event loop calls this when a peer has connected."""
         self._transport = CoalescingTransport(transport, self.loop, expects_more=self._expects_more)
         super().connection_made(self._transport)  # type: ignore[arg-type]
         self.flow = _Reading(self._transport, self._read_on)
@@ -313,7 +313,7 @@ class HttpProtocol(HttpToolsProtocol):
             )
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the event loop when the peer has gone."""
+        """End the connection. The event loop calls this when the peer has gone."""
         self._let_go()
         self._held = None
         running = self._running
@@ -324,7 +324,7 @@ class HttpProtocol(HttpToolsProtocol):
             _disconnect(running)  # uvicorn tells only the last one in line
 
     def data_received(self, data: bytes) -> None:
-        """Called by the event loop with what the peer has sent."""
+        """Take what the peer has sent. The event loop calls this."""
         if self._last_answer is not None:
             return
         if self._unparsed:  # a transport may deliver what it had read when it was paused
@@ -353,14 +353,14 @@ class HttpProtocol(HttpToolsProtocol):
         return True  # closing is ours: what has been gathered is written first
 
     def resume_writing(self) -> None:
-        """Called by the event loop when the peer reads again."""
+        """Go on writing. The event loop calls this when the peer reads again."""
         super().resume_writing()
         if self._held is not None:
             held, self._held = self._held, None
             self.send(*held)
 
     def on_message_begin(self) -> None:
-        """Called by httptools where a request begins."""
+        """Begin a request. httptools calls this."""
         self.url = b""
         self.headers = []
         self._head_bytes = 0
@@ -368,14 +368,14 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_message = True
 
     def on_url(self, url: bytes) -> None:
-        """Called by httptools with the target of the request, or a part of it."""
+        """Take the target of the request, or a part of it. httptools calls this."""
         self.url += url
         self._head_bytes += len(url)
         if self._head_bytes > MAX_HEAD_BYTES:
             self._cut_off()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by httptools with each header, and each trailer."""
+        """Take a header, or a trailer. httptools calls this for each."""
         if not self._in_body:  # a trailer would be a header that no proxy has seen (RFC 9110, 6.5.1)
             self.headers.append((name.lower(), value.rstrip(b" \t")))
         self._head_bytes += len(name) + len(value) + HEADER_BYTES
@@ -383,7 +383,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._cut_off()
 
     def on_headers_complete(self) -> None:
-        """Called by httptools at the end of the head."""
+        """End the head. httptools calls this."""
         parser, endpoint = self.parser, self._endpoint
         headers = dict(self.headers)
         if len(headers) != len(self.headers):
@@ -413,7 +413,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
 
     def on_body(self, body: bytes) -> None:
-        """Called by httptools with each piece of a body."""
+        """Take a piece of a body. httptools calls this for each."""
         self._body_bytes += len(body)
         if self._receiving is not None:
             self._receiving.receive(body)
@@ -421,7 +421,7 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Called by httptools where a request ends."""
+        """End a request. httptools calls this."""
         self._in_message = self._in_body = False
         if self._is_replayed:
             return
@@ -431,7 +431,7 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def send(self, exchange: Exchange, status: int, headers: error_responses.Headers, body: bytes) -> None:
-        """Writes the answer to the exchange whose turn it is, as soon as the peer has room for it."""
+        """Write the answer to the exchange whose turn it is, as soon as the peer has room for it."""
         if self._transport.is_closing():
             return
         if self.flow.write_paused:
@@ -450,7 +450,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._transport.abort()
 
     def on_response_complete(self) -> None:
-        """Called when a request has been answered: the next one in line begins."""
+        """Begin the next request in line, after one has been answered."""
         self._head_due = self.loop.time() + HEAD_TIMEOUT_S
         self.server_state.total_requests += 1
         if not self._transport.is_closing():
@@ -695,7 +695,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _forwarded_ip(self, proxies: Any) -> str:
-        """The sender's address, by the rule of uvicorn's ProxyHeadersMiddleware, which sees ASGI only."""
+        """Return the sender's address, by the rule of uvicorn's ProxyHeadersMiddleware, which sees ASGI only."""
         if self._peer_ip not in proxies:
             return self._peer_ip
         forwarded = b", ".join(value for name, value in self.headers if name == b"x-forwarded-for")
@@ -741,7 +741,7 @@ def _joined(first: memoryview, second: memoryview) -> memoryview:
 
 
 def _path_of(url: bytes) -> bytes:
-    """The path of a request's target, unquoted; empty if it has none."""
+    """Return the path of a request's target, unquoted; empty if it has none."""
     try:
         return unquote_to_bytes(httptools.parse_url(url).path or b"")
     except httptools.HttpParserInvalidURLError:

@@ -55,13 +55,13 @@ class HistoryStore(Protocol):
     """Where the rows are."""
 
     async def find(self, names: Sequence[str]) -> list[int]:
-        """The ids of these sensors. Raises NotFound, DatabaseUnavailable."""
+        """Return the ids of these sensors. Raises NotFound, DatabaseUnavailable."""
 
     def schema(self, query: HistoryQuery) -> pa.Schema:
-        """The columns of a query's rows."""
+        """Return the columns of a query's rows."""
 
     def pages(self, query: HistoryQuery, *, after: Position | None, limit: int | None) -> AsyncGenerator[Page, None]:
-        """The rows of a query. Raises DatabaseUnavailable."""
+        """Yield the rows of a query. Raises DatabaseUnavailable."""
 
 
 class ReadingsQuery(BaseModel):
@@ -163,7 +163,7 @@ class Streamed(StreamingResponse):
             await self._parts.aclose()
 
     async def stream_response(self, send: Send) -> None:
-        """Sends the parts. To return before the last is how an ASGI application has its connection cut."""
+        """Send the parts. To return before the last is how an ASGI application has its connection cut."""
         try:
             await super().stream_response(send)
         except SensorFlowError as error:
@@ -186,7 +186,7 @@ class QueryService:
         self._turns = asyncio.Semaphore(MAX_READS)
 
     async def answer(self, request: ReadingsQuery) -> Response:
-        """The beginning of an answer: its first rows are there, or all of them if it has a limit.
+        """Begin an answer: return once its first rows are there, or all of them if it has a limit.
 
         Raises:
             InvalidParameter, NotFound, TooManyReads, DatabaseUnavailable: there is none.
@@ -201,7 +201,7 @@ class QueryService:
         return Streamed(parts, headers, MEDIA_TYPES[request.format])
 
     async def _query(self, request: ReadingsQuery) -> tuple[HistoryQuery, Position | None]:
-        """What is asked for, and the row after which it goes on."""
+        """Return the query, and the row after which it continues."""
         after = None
         if request.cursor is not None:
             from_us, to_us, bucket, after = Cursor.decode(request.cursor, request.asked)
@@ -224,7 +224,7 @@ class QueryService:
     async def _whole(
         self, request: ReadingsQuery, query: HistoryQuery, after: Position | None, headers: dict[str, str]
     ) -> Parts:
-        """The parts of an answer that has a limit. The first is empty: it comes when the headers are complete."""
+        """Yield the parts of an answer that has a limit. The first is empty: it comes when the headers are complete."""
         limit = request.limit or DEFAULT_LIMIT
         rows, texts, cursor = 0, list[memoryview](), None
         whole: list[bytes | memoryview]
@@ -248,7 +248,7 @@ class QueryService:
                     yield piece
 
     async def _stream(self, format_: HistoryFormat, query: HistoryQuery, after: Position | None) -> Parts:
-        """The parts of a stream. The first is empty: it comes when the first rows are there."""
+        """Yield the parts of a stream. The first is empty: it comes when the first rows are there."""
         async with self._turn(), aclosing(self._history.pages(query, after=after, limit=None)) as pages:
             page = await anext(pages, None)
             yield b""
@@ -274,7 +274,7 @@ class QueryService:
 
 
 def reads_router(reads: QueryService, *, keyring: auth.ApiKeys) -> APIRouter:
-    """The route."""
+    """Return the route."""
     router = APIRouter(tags=["read"], dependencies=[requires(keyring, auth.Scope.READ), Depends(utf8_query)])
 
     @router.get(
@@ -297,7 +297,7 @@ def reads_router(reads: QueryService, *, keyring: auth.ApiKeys) -> APIRouter:
         },
     )
     async def get_readings(query: Annotated[ReadingsQuery, Query()]) -> Response:
-        """Readings, or rows that each stand for a bucket of them, of some or all sensors in a span of time. A bucket's
+        """Return readings, or a row for each bucket of them, of some or all sensors in a span of time. A bucket's
         mean is the mean of its readings; its first and last are those by time.
         """
         return await reads.answer(query)

@@ -38,13 +38,13 @@ class Registry(Protocol):
     """Where sensors are known. Raises DatabaseUnavailable."""
 
     async def page(self, *, after: str, limit: int, online: bool | None) -> list[Sensor]:
-        """The sensors whose names come after one, by name."""
+        """Return the sensors whose names come after one, by name."""
 
     async def latest(self, *, after: str, limit: int) -> list[LatestReading]:
         """Their latest readings, likewise."""
 
     async def one(self, name: str) -> Sensor:
-        """A sensor. Raises NotFound."""
+        """Return a sensor. Raises NotFound."""
 
     async def change(self, name: str, change: SensorChange) -> tuple[Sensor, bool]:
         """Change a sensor, or create it; give back what it has become, and whether it is new. Raises InvalidSensor."""
@@ -65,7 +65,7 @@ class LatestPage(BaseModel):
 
 
 def sensors_router(registry: Registry, *, keyring: auth.ApiKeys) -> APIRouter:
-    """The routes."""
+    """Return the routes."""
     router = APIRouter(prefix="/api", tags=["sensors"], responses=REFUSALS)
     reader = [requires(keyring, auth.Scope.READ), Depends(utf8_query)]
 
@@ -138,7 +138,7 @@ def _require_usable(name: str) -> None:
 
 
 async def _change(request: Request) -> SensorChange:
-    """What the body says, whatever it is called. As a dependency it is read after the key; FastAPI reads bodies first,
+    """Read the body, whatever its type is called. As a dependency it is read after the key; FastAPI reads bodies first,
     and all of them.
     """
     announced_bytes(request, limit_bytes=MAX_CHANGE_BYTES)

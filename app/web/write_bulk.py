@@ -154,7 +154,7 @@ class PartialResult(StoredReadings):
 
 
 def bulk_router(bulk: "BulkIngest") -> APIRouter:
-    """The route."""
+    """Return the route."""
     router = APIRouter(tags=["ingest"])
 
     @router.post(
@@ -198,7 +198,7 @@ def bulk_router(bulk: "BulkIngest") -> APIRouter:
         },
     )
     async def post_readings(request: Request, key: Annotated[str | None, Security(KEY_HEADER)]) -> Response:
-        """Stores the readings of a body: an object, an array of them or an object of columns, NDJSON, CSV with a header
+        """Store the readings of a body: an object, an array of them or an object of columns, NDJSON, CSV with a header
         row, an Arrow stream or Parquet, gzip or zstd if you like. 201 means that they are committed.
         """
         headers: dict[str, str] = {}
@@ -246,7 +246,7 @@ class BulkIngest:
         """Of a body inflated, whether its Content-Encoding or its format has compressed it."""
 
     async def store(self, request: Request, key: str | None) -> Replay:
-        """Does what a request asks for.
+        """Store the readings of a request, and answer it.
 
         Raises:
             SensorFlowError: nothing of it is stored, or nobody can tell.
@@ -420,7 +420,7 @@ def _options(request: Request) -> Options:
 
 
 def _preferences(request: Request) -> set[str]:
-    """What the Prefer headers ask for (RFC 7240), without parameters."""
+    """Return what the Prefer headers ask for (RFC 7240), without parameters."""
     preferences = ",".join(request.headers.getlist("prefer")).split(",")
     return {preference.partition(";")[0].strip().lower() for preference in preferences}
 
@@ -436,7 +436,7 @@ def _format(content_type: str) -> Format:
 
 
 def _log_loss(answer: WriteResult) -> None:
-    """The sender has had its 202, and is not told any more."""
+    """Log the outcome of a request whose sender has had its 202."""
     if isinstance(answer, SensorFlowError):
         logger.warning("readings that were answered 202 are not stored: %s", answer)
     elif isinstance(answer, BatchResult) and answer.refused:

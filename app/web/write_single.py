@@ -98,7 +98,7 @@ class ReadingEndpoint:
         return self._keyring.knows(key)
 
     def open(self, exchange: Exchange) -> BodyHandler:
-        """Checks the key; what it returns has the reading stored, and answers when it is.
+        """Check the key, and return what has the reading stored and answers when it is.
 
         Raises:
             Unauthorized, UnsupportedEncoding: the body is not asked for.
@@ -148,14 +148,14 @@ def _as_it_was(outcome: CommittedReading | BatchResult) -> Replay:
 
 
 async def post_temperature_reading(reading: ReadingBody, key: Annotated[str, Security(KEY_HEADER)]) -> Any:
-    """Stores one reading. 201 means that it is committed; 503 that it is not stored, and to send it again after
+    """Store one reading. 201 means that it is committed; 503 that it is not stored, and to send it again after
     Retry-After seconds; 504 that the database did not say.
     """
     raise NotImplementedError("app.web.protocol takes these requests past FastAPI")
 
 
 def documented_route() -> APIRoute:
-    """The route as the OpenAPI document shows it, and as FastAPI refuses other methods."""
+    """Return the route as the OpenAPI document shows it, and as FastAPI refuses other methods."""
     return APIRoute(
         PATH,
         post_temperature_reading,
