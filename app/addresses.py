@@ -12,7 +12,7 @@ ANY = {"0.0.0.0", "::"}  # noqa: S104  # recognised, not listened on
 _SIOCGIFADDR = 0x8915
 _IF_INET6 = Path("/proc/net/if_inet6")
 _DOCUMENTATION = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
-"""Nobody's addresses; a socket is pointed there to learn which of ours it would use. Nothing is sent."""
+"""Addresses of no host; a socket is pointed there to learn which of ours it would use. Nothing is sent."""
 
 
 def urls_of(host: str, port: int) -> list[str]:

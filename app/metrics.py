@@ -100,7 +100,7 @@ class ServerCollector(Collector):
         failed_flushes: how many there have been since the start.
         clock: seconds, the clock of the buffer.
         pool_stats: the connection pool's counters, by psycopg_pool's names.
-        database_statistics: the last look at the database; None while it is away.
+        database_statistics: the last look at the database; None while it is unavailable.
         latest_age_s: how long the oldest reading has waited that is not yet among the latest.
         ready: whether readings are taken.
     """
@@ -191,7 +191,7 @@ class ServerCollector(Collector):
             yield Gauge("sensorflow_database_size_bytes", "Size of the database on disk.", statistics.size_bytes, "max")
             yield Gauge(
                 "sensorflow_database_connections",
-                "Connections to the database, anybody's.",
+                "Connections to the database, of all users.",
                 statistics.connections,
                 "max",
             )
@@ -216,7 +216,7 @@ class ServerCollector(Collector):
 
 
 class ProcessMetrics(Collector):
-    """Processor time, memory and descriptors of this process, by everybody's names; nothing where there is no /proc."""
+    """Processor time, memory and descriptors of this process, by the usual names; nothing where there is no /proc."""
 
     def __init__(self) -> None:
         self._process = ProcessCollector(registry=None)

@@ -28,7 +28,7 @@ class RequestIdentity(NamedTuple):
     key: str
     """The Idempotency-Key."""
     content_hash: bytes
-    """Of all that decides what is stored and answered."""
+    """The digest of all that decides what is stored and answered."""
 
     @property
     def name(self) -> tuple[str, str]:

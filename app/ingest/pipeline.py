@@ -177,7 +177,7 @@ class Publisher(Protocol):
 
     @property
     def is_listening(self) -> bool:
-        """Whether anybody wants every reading; if not, it is enough to let it remember the latest."""
+        """Whether a subscriber wants every reading; if not, it is enough to let it remember the latest."""
 
     def publish(self, receipts: Sequence[CommittedReading]) -> None:
         """Tells of readings, in the order of commits. It must not block."""
@@ -284,7 +284,7 @@ class Pipeline(Generic[AnyPrepared]):
 
     @property
     def public_reason(self) -> str | None:
-        """The same as far as anybody may know: without the database's own words, and its names of hosts and users."""
+        """The same in words that anyone may read: without the database's own, and its names of hosts and users."""
         if self.trouble is None or self._draining:
             return self.unavailable_reason
         return self._public_reason
@@ -354,7 +354,7 @@ class Pipeline(Generic[AnyPrepared]):
             self._tell_arrival()
 
     async def run(self) -> None:
-        """Flushes until cancelled. Whatever ends it, everybody who waits is answered."""
+        """Flush until cancelled. Whatever ends it, all who wait are answered."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks

@@ -37,7 +37,7 @@ class Bus(Protocol):
     """What a hub needs of a bus."""
 
     wanted: bool
-    """Whether anybody listens in another process. If not, there is nothing to forward."""
+    """Whether a subscriber listens in another process. If not, there is nothing to forward."""
 
     def attach(self, audience: LocalSubscribers) -> None:
         """Says, once and before anything else, which hub stands at this end."""
@@ -100,7 +100,7 @@ class LocalBus:
         self._numbers = count(1)
 
     def attach(self, audience: LocalSubscribers) -> None:
-        """Nobody is at another end."""
+        """Do nothing: there is no other process."""
 
     async def join(self, key_name: str) -> int:
         """Return a place; see Bus. Never waits."""
@@ -113,4 +113,4 @@ class LocalBus:
         self._places.give_back(place)
 
     def forward(self, receipts: Sequence[CommittedReading]) -> None:
-        """There is nobody to forward to."""
+        """Do nothing: there is no other process."""

@@ -95,7 +95,7 @@ class Hub:
 
     @property
     def is_listening(self) -> bool:
-        """Whether anybody does, here or elsewhere."""
+        """Whether a subscriber does, here or elsewhere."""
         return bool(self._subscribers) or self._bus.wanted
 
     async def subscribe(self, key_name: str, wake: Callable[[], None]) -> Subscriber:

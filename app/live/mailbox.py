@@ -1,4 +1,4 @@
-"""Readings that wait for somebody who takes them at a pace of their own, within bounds.
+"""Readings that wait, within bounds, for a subscriber that takes them at its own pace.
 
 Pure. Promise: what does not fit is conflated to the latest reading of each sensor, and whoever puts is told how many
 were left out; what does not fit even then is the owner's to give up. (7)
@@ -16,7 +16,7 @@ event_time = attrgetter("time_us", "id")
 
 
 def later(one: CommittedReading, other: CommittedReading, horizon_us: float = math.inf) -> CommittedReading:
-    """Of two readings the later by event time; at the same time, the one with the higher id. One from beyond the
+    """Return the later of two readings by event time; at the same time, the one with the higher id. One from beyond the
     horizon was stored while a clock was wrong: it is later than no other.
     """
     latest = max(one, other, key=event_time)

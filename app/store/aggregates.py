@@ -423,7 +423,7 @@ async def _reach(connection: Connection) -> tuple[datetime, datetime | None]:
 
 
 async def _swept(connection: Connection, now: datetime) -> datetime:
-    """When the last sweep was. If somebody has deleted that: now; what is older is found as what SQL has changed is."""
+    """When the last sweep was. If that was deleted by hand: now; what is older is found as what SQL has changed is."""
     row = await (await connection.execute(REFRESHED_UNTIL_SQL)).fetchone()
     return now if row is None else min(row[0], now)
 

@@ -47,15 +47,15 @@ class Room(NamedTuple):
 
     max_connections: int
     reserved: int
-    """Of them for superusers, and for those that administer it."""
+    """Those reserved for superusers, and for those that administer it."""
     role_limit: int | None
     """What the account may have."""
     others: int
-    """In use by anybody but servers of this kind."""
+    """Those in use by other clients than servers of this kind."""
 
     @property
     def most(self) -> int:
-        """What this account may have if nobody else has any."""
+        """What this account may have if there is no other client."""
         most = self.max_connections - self.reserved
         return most if self.role_limit is None else min(most, self.role_limit)
 
@@ -69,7 +69,7 @@ def pool_size(room: Room, workers: int) -> int:
     """Return how many connections the pool of each worker may have, from MIN_POOL_SIZE to POOL_MAX_SIZE.
 
     Raises:
-        ConfigurationError: so many workers can't have what they need, even if nobody else is connected.
+        ConfigurationError: so many workers can't have what they need, even if no other client is connected.
     """
     needed = OF_ITS_OWN + MIN_POOL_SIZE
     if workers * needed > room.most:

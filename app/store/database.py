@@ -46,7 +46,7 @@ READERS_SHARE = 2
 
 
 SCHEME = re.compile(r"^postgres(ql)?(\+\w+)?://")
-"""Of a URL; SQLAlchemy's has the driver's name in it."""
+"""The scheme of a URL; SQLAlchemy's has the driver's name in it."""
 
 
 def connection_arguments(url: str, application_name: str) -> dict[str, Any]:
@@ -102,7 +102,7 @@ PUBLIC_REASONS = {
     "55P03": "A lock in the database was held for too long.",
     "57014": "The database cancelled a statement.",
 }
-"""What anybody may know of an error, by SQLSTATE. One of a connection that was not made has none."""
+"""What the public may know of an error, by SQLSTATE. One of a connection that was not made has none."""
 
 
 def away(error: Exception) -> DatabaseUnavailable:
@@ -481,8 +481,8 @@ class Database:
             return connection
 
     async def connect_to_write(self, application_name: str) -> Connection:
-        """Likewise, to a schema that is whole and of this version: another server may have taken over, or a restore be
-        under way.
+        """Connect as ``connect`` does, to a schema that is whole and of this version: another server may have taken
+        over, or a restore be under way.
         """
         connection = await self.connect(application_name)
         try:

@@ -360,7 +360,7 @@ class _Cluster:
         return {"user": self._account.pw_uid, "group": self._account.pw_gid, "extra_groups": []}
 
     def _unprivileged_account(self) -> pwd.struct_passwd | None:
-        """For root: the account that owns the cluster, or is to own it. None for everybody else: run as yourself."""
+        """For root: the account that owns the cluster, or is to own it. None for other users: run as yourself."""
         if os.geteuid() != 0:
             return None
         if self._folder.exists():

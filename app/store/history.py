@@ -34,8 +34,8 @@ MAX_SENSORS_PER_PAGE = 200
 """Also a query over thousands of sensors that have no rows must come to its end in time."""
 PAGE_TIMEOUT_S = 30.0
 PAGE_CHUNKS = 16
-"""Of readings that one query may touch. In the columnstore each takes four of the locks of which a server has 64 for
-each connection that it allows, and five years of days would take 7,300."""
+"""Chunks of readings that one query may touch. In the columnstore each takes four of the locks of which a server has 64
+for each connection that it allows, and five years of days would take 7,300."""
 
 TIERS = dict(zip((Bucket.MINUTE, Bucket.HOUR, Bucket.DAY), tiers.TIERS, strict=True))
 KEYS = pa.schema([("time", pa.timestamp("us", "UTC")), ("sensor_id", pa.string())])

@@ -45,7 +45,9 @@ SINGLES = 20_000
 RECOVERY_SENSORS = 500
 """Sensors that are looked up at a time when a process begins."""
 RECOVERY_CHUNKS = 8
-"""Of which they are looked up at a time: each takes up to four of the locks that all of PostgreSQL's sessions share."""
+"""Chunks in which they are looked up at a time: each takes up to four of the locks that all of PostgreSQL's sessions
+share.
+"""
 RECOVERY_FAILURES = 3
 """So many in a row are told."""
 COMPACT_ROWS = 100_000
@@ -156,8 +158,8 @@ class LatestRows:
 
 
 def _later_of_each(known: pa.RecordBatch, rows: pa.RecordBatch, horizon_us: float) -> pa.RecordBatch:
-    """Of two batches of the same sensors, each sensor's later row. Its column of sensors is the very same one: of equal
-    ones not all have the same key.
+    """Return each sensor's later row of two batches of the same sensors. Its column of sensors is the very same one: of
+    equal ones not all have the same key.
     """
     is_later = pc.or_(
         pc.greater(rows["time"], known["time"]),
@@ -207,7 +209,7 @@ class LatestReadings:
         self._clock = clock
         self._noted: dict[int, LatestRow] = {}
         self.unwritten = LatestRows()
-        """Of the readings that did not come alone."""
+        """Rows of the readings that did not come alone."""
         self._noted_since: float | None = None
         self._writing_since: float | None = None
         self._piece_rows = PIECE_ROWS
@@ -380,7 +382,7 @@ def _arrays_of_singles(singles: Sequence[LatestRow]) -> list[str]:
 
 
 def _arrays_of_rows(rows: pa.RecordBatch) -> list[str]:
-    """Likewise, of rows with SCHEMA."""
+    """Do the same for rows with SCHEMA."""
     columns = (rows["sensor_id"], rows["time"].cast(pa.int64()), *rows.columns[2:])
     return [_array(column.to_pylist()) for column in columns]
 

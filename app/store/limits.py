@@ -69,7 +69,7 @@ LOG_VIOLATIONS = (
 ROLLBACK_LOG = "ROLLBACK TO log"
 LEAVING_TIMEOUT_S = 2.0
 MAX_HELD_BYTES = 16 << 20
-"""Of violations that could not be logged yet; some 150,000 rows."""
+"""Bytes of violations that could not be logged yet; some 150,000 rows."""
 KEPT_DAYS = 90
 MAX_ROWS = 1_000_000
 """Rows of the log; some 200 MB."""
@@ -116,9 +116,11 @@ class LimitSnapshot:
     lower: Sequence["array[float]"]
     """For each of METRICS, in the order of the sensors; -inf where there is none."""
     upper: Sequence["array[float]"]
-    """Likewise, inf where there is none."""
+    """Upper limits; inf where there is none."""
     of_single_sensors: dict[int, Sequence[Bounds]] = field(default_factory=dict)
-    """Of those whose readings have come alone: to look into the columns takes 2.2 µs a reading, and into this 1.2."""
+    """Limits of those whose readings have come alone: to look into the columns takes 2.2 µs a reading, and into this
+    1.2.
+    """
 
     def violations(self, readings: Iterable[LatestRow], rows: pa.RecordBatch | None) -> list[bytes]:
         """Return the rows of the log as a binary COPY in pieces; none if all readings are within their limits.

@@ -30,7 +30,7 @@ PRUNE_TURN_S = 5.0
 """How long a turn prunes at most; what is left is the next one's."""
 PRUNE_SOURCES_EVERY_S = 86_400.0
 CLOCK_LOOKS = 3
-"""Of so many looks at the clock the one counts that was answered soonest."""
+"""Looks at the clock, of which the one counts that was answered soonest."""
 MAX_SKEW_S = 5.0
 """A clock that is further from the server's is told, and corrected for where sensors are found online or not."""
 
@@ -118,7 +118,7 @@ class Maintenance:
         self._now_us = now_us
         self._is_skewed = False
         self.statistics: DatabaseStatistics | None = None
-        """None until the first look, and while the database is away."""
+        """None until the first look, and while the database is unavailable."""
 
     async def run(self) -> None:
         """Work until cancelled; skip a turn if the database is unavailable."""

@@ -28,12 +28,12 @@ from app.store.database import Connection, Database
 PIECE_NAMES = 5_000
 """As many as PostgreSQL adds in a tenth of a second, and finds in a hundredth."""
 MAX_REMEMBERED_BYTES = 96 << 20
-"""Of names, in each process: some 500,000 of 20 characters."""
+"""Bytes of names, in each process: some 500,000 of 20 characters."""
 NAME_BYTES = 150
 """What remembering a name takes beside its characters, as measured with a million of them: 137 with 24 characters each,
 and up to 170 while their dict grows."""
 MAX_ARRAYS_BYTES = 16 << 20
-"""Of arrays of names: those that 80 gateways with 10,000 sensors each send. Beyond it they are forgotten."""
+"""Bytes of arrays of names: those that 80 gateways with 10,000 sensors each send. Beyond it they are forgotten."""
 MIN_REMEMBERED_NAMES = 100
 """Smaller arrays gain little, and may be of very many kinds."""
 ARRAY_BYTES = 800
@@ -151,7 +151,7 @@ class NameIds(Generic[Name]):
         Raises:
             DatabaseUnavailable: there are some that are not remembered, and the database can't be asked. Those that it
                 has answered for are remembered all the same.
-            DatabaseLocked: likewise, because another session has locked the table, or a name in it, for too long.
+            DatabaseLocked: the same, because another session has locked the table, or a name in it, for too long.
         """
         before = self._remembered
         if self._touch and asyncio.get_running_loop().time() > self._forget_at:

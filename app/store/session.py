@@ -78,7 +78,7 @@ def inspected(row: Sequence[Any], *, backend_pid: int) -> Session:
 
     Raises:
         DatabaseUnavailable: this server can't be used now; another connection, or a later one, may be.
-        ConfigurationError: it never can, until somebody changes what the message names.
+        ConfigurationError: it never can, until what the message names is changed.
     """
     pid, is_standby, encoding, database, user, schema, search_path, restoring, disabled, extension, differing = row
     if is_standby:

@@ -75,7 +75,7 @@ def in_order(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def latest_of_each_sensor(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """Of rows that are ``in_order``, the first of each sensor. It costs a hundredth of the order."""
+    """Return the first row of each sensor, of rows that are ``in_order``. It costs a hundredth of the order."""
     sensors = rows["sensor_id"]
     if len(sensors) < 2:
         return rows

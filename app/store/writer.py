@@ -9,7 +9,7 @@ Promises:
     * No lock of another session holds up more than it covers: its days, its claims, or new names are found and named.
 
 The ledger, and not pg_xact_status, is the proof: after a crash before the WAL was flushed, the same transaction id may
-be given out again and then reads "committed" for somebody else's work.
+be given out again and then reads "committed" for the work of another.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ the rows, or raises if names were deleted or renamed since their ids were looked
 took 6 and a subquery 12."""
 NAMES_CHANGED_BY = "SELECT coalesce((SELECT value FROM server_settings WHERE name = 'names_changed_by'), '')"
 ADD_STALE_RANGES = "INSERT INTO stale_ranges (starts_at, ends_at) VALUES {}; "
-"""Likewise: as a statement of its own it took a round trip of each flush of late readings."""
+"""In the same query: as a statement of its own it took a round trip of each flush of late readings."""
 STALE_RANGE = "(to_timestamp({:.0f}), to_timestamp({:.0f}))"
 INTO_COLUMNSTORE = "SET LOCAL timescaledb.enable_direct_compress_copy = on; "
 SAVEPOINT = "SAVEPOINT part; "
@@ -111,7 +111,7 @@ BISECT_S = 2.0
 """How long the refused rows among those of one request are looked for: 1,000 of them take about a second. A request of
 100,000, and all of them bad, would outlast the flush timeout and be tried again endlessly, before everything else."""
 BRIEF_LOCK_TIMEOUT_S = 0.1
-"""How long each lock is waited for where it is known that some can't be had: everybody else's flush waits meanwhile."""
+"""How long each lock is waited for where it is known that some can't be had: all other readings wait meanwhile."""
 DAY_US = 86_400_000_000
 EARLIEST_US = -(1 << 62)
 HOUR = timedelta(hours=1)
@@ -152,12 +152,12 @@ class ResolvedRows(NamedTuple):
 
     content: Content
     sensor_ids: int | pa.Int32Array | None
-    """Of a reading the one, of a batch those of its ``sensors``. None, or null: there is no id left for it."""
+    """The one of a reading, or those of a batch's ``sensors``. None, or null: there is no id left for it."""
     source_id: int | None
 
 
 Rows: TypeAlias = bytes | pa.RecordBatch
-"""Of one request: a row as it goes over the wire, or rows with WIRE_SCHEMA."""
+"""The rows of one request: a row as it goes over the wire, or rows with WIRE_SCHEMA."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,7 @@ class PreparedFlush:
     alone: Callable[[], Iterable[LatestRow]]
     """Those of its readings that came alone."""
     latest: pa.RecordBatch | None
-    """Of its other rows, the latest of each sensor."""
+    """The latest row of each sensor among its other rows."""
     stale: Sequence[Span]
     """The hours in which late readings of it lie, if aggregates have to be told."""
     limits: LimitSnapshot

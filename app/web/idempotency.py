@@ -53,7 +53,7 @@ async def answered_before(recall: Recall, request: RequestIdentity) -> Replay | 
 
     Raises:
         IdempotencyConflict: its key was used with another content.
-        DatabaseUnavailable, OutcomeUnknown: nobody can tell.
+        DatabaseUnavailable, OutcomeUnknown: that can't be known now.
     """
     kept = await recall(request)
     if kept is None:

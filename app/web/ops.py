@@ -2,7 +2,7 @@
 
 Promises:
     * A scrape shows the metrics of a moment after it was asked for.
-    * However often anybody asks, without a key, making metrics takes a tenth of the event loop's time at most.
+    * However often they are asked for, without a key, making metrics takes a tenth of the event loop's time at most.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from app.web.access import KEY_HEADER, key_bytes
 from app.web.auth import ApiKeys
 
 SCRAPE_PAUSE = 9.0
-"""Of metrics that took 5 ms to make, the next are begun 45 ms later: a tenth of the time."""
+"""The pause after metrics were made, in times of how long that took: after 5 ms it is 45."""
 MAX_SCRAPE_PAUSE_S = 1.0
 
 
 class SharedScrapes:
-    """Make metrics now and then, for everybody who has asked meanwhile.
+    """Make metrics now and then, for all that have asked meanwhile.
 
     Args:
         scrape: makes them; its TimeoutError goes to all of those.

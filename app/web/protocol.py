@@ -11,9 +11,9 @@ What uvicorn lacks, and is here:
 * uvicorn reads on after each answer, however many requests wait in line: 66 MB of them, without a key, took 800 MB.
   Here nothing is read or parsed while any waits: 5 MB.
 * uvicorn parses all that a read has brought in one turn of the event loop, and libuv reads up to 8 MB in one: a single
-  connection stopped the process for 13 s. Here it is parsed in slices, in turns with everybody else's.
-* uvicorn waits for a head for ever, and sets a timer at each answer for what follows: here one timer a connection looks
-  now and then, a head has HEAD_TIMEOUT_S, and a body has to keep coming.
+  connection stopped the process for 13 s. Here it is parsed in slices, in turns with those of other connections.
+* uvicorn waits for a head without end, and sets a timer at each answer for what follows: here one timer a connection
+  looks now and then, a head has HEAD_TIMEOUT_S, and a body has to keep coming.
 * uvicorn closes at once when a peer has sent its last, though it may still read: here it is answered first.
 * httptools takes what follows an ``Upgrade`` for another protocol, also a body. Here every offer but a WebSocket
   handshake is ignored, as RFC 9110 (7.8) allows.
@@ -192,7 +192,7 @@ class Exchange:
         if self._take_body is None or self._answered:
             return
         body = b"".join(self._pieces)
-        self._pieces.clear()  # nobody needs it until the answer
+        self._pieces.clear()  # it is not needed until the answer
         try:
             self._take_body(body)
         except Exception as error:
@@ -224,7 +224,7 @@ class Exchange:
         if isinstance(error, SensorFlowError):
             self.refuse(error)
         else:
-            logger.error("a request failed in a way that nobody foresaw", exc_info=error)
+            logger.error("unhandled error in request", exc_info=error)
             self.answer(*error_responses.UNFORESEEN)
 
 
@@ -290,7 +290,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Whether the peer has closed its side."""
         self._is_upgraded = False
         self._last_answer: tuple[int, error_responses.Headers, bytes] | None = None
-        """What is said after the answers that are owed, before the connection is closed."""
+        """What is sent after the answers that are owed, before the connection is closed."""
         self._head_due = 0.0
         self._piece_at = 0.0
         self._patience: asyncio.TimerHandle | None = None
@@ -317,7 +317,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._let_go()
         self._held = None
         running = self._running
-        if isinstance(self.cycle, Exchange):  # nobody waits in it to be told
+        if isinstance(self.cycle, Exchange):  # no task waits in it to be told
             self.cycle = None
         super().connection_lost(exc)
         if running is not None and running is not self.cycle and not isinstance(running, Exchange):

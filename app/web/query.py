@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 PATH = "/api/readings"
 DEFAULT_SPAN_US = DAY_US
 DEFAULT_LIMIT = 10_000
-"""Of JSON, which is not streamed."""
+"""Rows of JSON, which is not streamed."""
 MAX_LIMIT = 20_000
 """What has a limit is put together before it is sent: 13 MB with all columns of a tier."""
 MAX_READS = 8
@@ -48,7 +48,7 @@ BUCKET_HEADER = "X-Bucket"
 CURSOR_HEADER = "X-Next-Cursor"
 
 Parts: TypeAlias = AsyncGenerator[bytes | memoryview, None]
-"""Of an answer; they hold its turn until they end or are closed."""
+"""The parts of an answer; they hold its turn until they end or are closed."""
 
 
 class HistoryStore(Protocol):
@@ -175,7 +175,7 @@ class QueryService:
 
     Args:
         history: where the rows are.
-        kept_us: how long the rows of each bucket are kept, microseconds; 0 = for ever.
+        kept_us: how long the rows of each bucket are kept, microseconds; 0: without end.
         now_us: microseconds since 1970 UTC.
     """
 

@@ -41,7 +41,7 @@ class Registry(Protocol):
         """Return the sensors whose names come after one, by name."""
 
     async def latest(self, *, after: str, limit: int) -> list[LatestReading]:
-        """Their latest readings, likewise."""
+        """Return their latest readings, by name."""
 
     async def one(self, name: str) -> Sensor:
         """Return a sensor. Raises NotFound."""

@@ -4,7 +4,7 @@ Promises:
     * 201 and ``stored`` speak of committed readings; 202, asked for with ``Prefer: respond-async``, of buffered. (3)
     * An Idempotency-Key seen before is answered as it was the first time, and stores nothing. (5)
     * A key is checked before the body is read, and what was announced must fit into the buffer. Room is held for what
-      has come, not for what was announced: bodies that come slowly lock nobody out.
+      has come, not for what was announced: bodies that come slowly lock no other out.
     * A body without a single reading is refused: it is no success of anything.
 """
 
@@ -243,13 +243,13 @@ class BulkIngest:
         self._limits = limits
         self._now_us = now_us
         self._inflated_limit_bytes = min(limits.inflated_bytes, limits.held_bytes // DECODING_FACTOR)
-        """Of a body inflated, whether its Content-Encoding or its format has compressed it."""
+        """Bytes of a body inflated, whether its Content-Encoding or its format has compressed it."""
 
     async def store(self, request: Request, key: str | None) -> Replay:
         """Store the readings of a request, and answer it.
 
         Raises:
-            SensorFlowError: nothing of it is stored, or nobody can tell.
+            SensorFlowError: nothing of it is stored, or that can't be known.
         """
         headers = request.headers
         key_name = self._keyring.authorize(key_bytes(key), auth.Scope.INGEST)

@@ -29,7 +29,8 @@ Result = TypeVar("Result")
 MAX_MESSAGES = 10_000
 """Batches and dictionaries: each takes 0.1 ms and 3 KB, however few its rows."""
 MAX_REPEATED_BYTES = 1 << 30
-"""Of dictionaries, each as often as there are batches: each batch's is validated, which takes 0.6 s a gigabyte."""
+"""Bytes of dictionaries, each as often as there are batches: each batch's is validated, which takes 0.6 s a gigabyte.
+"""
 MAX_SCHEMA_BYTES = 1 << 20
 """1,000 columns take some 200 KB."""
 
@@ -91,7 +92,7 @@ def _open(body: bytes, terms: DecodeOptions) -> Opened:
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
 _MESSAGE_VERSION, _MESSAGE_HEADER_TYPE, _MESSAGE_HEADER, _MESSAGE_METADATA = 0, 1, 2, 4
 _VERSION_5 = 4
-"""Of the format, since Arrow 1.0."""
+"""The version of the format, since Arrow 1.0."""
 _DICTIONARY_BATCH_ID, _DICTIONARY_BATCH_DATA, _DICTIONARY_BATCH_IS_DELTA = 0, 1, 2
 _RECORD_BATCH_BUFFERS, _RECORD_BATCH_COMPRESSION = 2, 3
 _NOT_INFLATED = -1
@@ -131,12 +132,12 @@ def _inflated_bytes(body: bytes) -> int:
 
 
 class _Sizes(NamedTuple):
-    """Of a message."""
+    """What a message takes."""
 
     inflated_bytes: int = 0
-    """Of the buffers that are compressed."""
+    """Bytes of its compressed buffers, inflated."""
     content_bytes: int = 0
-    """Of all its buffers, inflated."""
+    """Bytes of all its buffers, inflated."""
     dictionary: int | None = None
     """The id of the dictionary that it is."""
     is_delta: bool = False

@@ -37,7 +37,7 @@ COLUMNS = ("sensor_id", "time", *METRICS)
 """All that are known, in the order in which a row's first fault is looked for."""
 
 MAX_COLUMNS = 1_000
-"""Of a table, those that are not known included."""
+"""Columns of a table, unknown ones included."""
 MAX_UNKNOWN_COLUMNS = 100
 MAX_NAMED_COLUMNS = 30
 MAX_SHOWN_LENGTH = 100
@@ -102,7 +102,7 @@ class DecodeOptions:
     max_errors: int
     """Bad rows that are described; all are counted."""
     max_columns: int = MAX_COLUMNS
-    """Of an Arrow stream, those that are not known included."""
+    """Columns of an Arrow stream, unknown ones included."""
     max_inflated_bytes: int = 1 << 30
     """What an Arrow stream or Parquet may take together with what comes out of it when it is inflated."""
     is_time_required: bool = False

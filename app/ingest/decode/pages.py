@@ -20,7 +20,7 @@ MAX_FOOTER_BYTES = 1 << 20
 MAX_CHUNKS = 20_000
 """Row groups, each times its columns: pyarrow takes a kilobyte for each."""
 MAX_PAGES = 20_000
-"""Of all columns that are known."""
+"""Bytes of all columns that are known."""
 MAX_PAGE_HEADER_BYTES = 16_384
 """The least and the greatest value stand in it, which writers leave out beyond 4 KB."""
 MAX_FIXED_BYTES = 32
@@ -35,7 +35,7 @@ _BYTE_ARRAY, _FIXED_LEN_BYTE_ARRAY = 6, 7
 _OPTIONAL, _REPEATED = 1, 2
 _DATA_PAGE, _INDEX_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = range(4)
 _HEADER_OF = {_DATA_PAGE: 5, _DICTIONARY_PAGE: 7, _DATA_PAGE_V2: 8}
-"""Which field of a page's header says what is in a page of its kind: all others are read by nobody."""
+"""Which field of a page's header says what is in a page of its kind: no other is read."""
 _PLAIN, _PLAIN_DICTIONARY, _RLE_DICTIONARY = 0, 2, 8
 _DELTAS = {6: 1, 7: 2}
 """DELTA_LENGTH_BYTE_ARRAY and DELTA_BYTE_ARRAY, and how many runs of lengths each begins with."""
@@ -55,7 +55,7 @@ class Column:
     is_optional: bool
     values: int = 0
     inflated_bytes: int = 0
-    """Of its pages, dictionaries included."""
+    """Bytes of its pages, dictionaries included."""
     largest_page_bytes: int = 0
     is_dictionary_readable: bool = True
     """Whether pyarrow can read it as a dictionary."""
@@ -67,7 +67,7 @@ class Pages:
 
     rows: int
     names: Sequence[str]
-    """Of the columns at the top, nested ones included."""
+    """Those of the columns at the top, nested ones included."""
     columns: dict[str, Column]
 
 

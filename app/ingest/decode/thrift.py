@@ -11,7 +11,7 @@ TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range
 MAX_DEPTH = 16
 """Parquet's structures are at most seven deep."""
 MAX_FIELD = 32_767
-"""Of the fields of a struct: beyond it, what counts in 16 bits would begin anew, and read a field again."""
+"""Fields of a struct: beyond it, what counts in 16 bits would begin anew, and read a field again."""
 
 _FIXED_BYTES = {BYTE: 1, DOUBLE: 8}
 _VARINTS = frozenset({I16, I32, I64})
