@@ -3,7 +3,7 @@
 from grafana.choices import CHOICES_IN_WORDS, SENSOR_CHOICES
 from grafana.fleet import HIDDEN, TO_SENSOR
 from grafana.metrics import UNIT, UNIT_ALONE, WITH_UNIT
-from grafana.panels import dashboard, override, sql, table, timeseries, variable
+from grafana.panels import NO_CELL, dashboard, override, sql, table, timeseries, variable
 from grafana.zoom import Points, mean_curves, points
 
 MOST_CURVES = 50
@@ -50,7 +50,7 @@ chart = timeseries(
         UNIT_ALONE,
     ],
     size=(24, 13),
-    defaults={"displayName": "${__field.labels.sensor}", "noValue": NOTHING},
+    defaults={"displayName": "${__field.labels.sensor}", "noValue": NO_CELL},
     custom={"fillOpacity": 0},
     calcs=["lastNotNull"],
     # Each sensor gets a frame of its own: in a common one, times that only another has would break its line.

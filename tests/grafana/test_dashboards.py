@@ -260,6 +260,14 @@ def test_empty_cells_have_words_of_their_own(dashboard: Node) -> None:
 
 
 @each_dashboard()
+def test_legends_have_no_sentences(dashboard: Node) -> None:
+    """What an empty chart says stands in its legend, too, as the figure of each series that has none."""
+    for panel in panels(dashboard):
+        if panel["type"] == "timeseries" and panel["options"]["legend"]["calcs"]:
+            assert panel["fieldConfig"]["defaults"].get("noValue", "–") in {"–", "no data"}, panel["title"]
+
+
+@each_dashboard()
 def test_folded_panels_lie_below_their_row(dashboard: Node) -> None:
     """And have numbers that no other panel has; Grafana asks for them once they are unfolded."""
     numbers = [panel["id"] for panel in [*dashboard["panels"], *panels(dashboard)] if panel["type"] != "row"]
