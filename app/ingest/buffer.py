@@ -10,8 +10,9 @@ Promises:
     * Order is kept: a submission put back stands where it stood, before everything that came later. One that is parked
       stands nowhere, and then at the end.
 
-The transaction's form (begin, then accept, reject or keep) follows Telegraf's ``models/buffer``. Two flushes may be in
-the air, the later one being prepared while the earlier is written; they end in their order.
+The transaction's form (``begin_flush``, then ``commit``, ``reject`` or ``requeue_in_flight``) follows Telegraf's
+``models/buffer``. Two flushes may be in flight, the later one being prepared while the earlier is written; they end in
+their order.
 
 What can't be stored for now, while the rest can, is set aside: it stays held, and waits for flushes of its own.
 """
@@ -213,7 +214,7 @@ class Buffer:
         """Answer every submission whose deadline has come; finite deadlines must be in the order of the queue.
 
         One that waits is given back with ``error``, one that is set aside with ``blocked`` if there is such. One in
-        flush may be committed at this moment: its sender is told ``unknown``, and it stays until the flush ends.
+        flight may be committed at this moment: its sender is told ``unknown``, and it stays until the flush ends.
         """
         if due := _due(self._waiting, now):
             late = set(due)  # each looked for in the queue, 20,000 behind as many without a waiting sender took 5 s
