@@ -13,7 +13,7 @@ from textwrap import dedent
 import yaml
 
 from grafana import database, fleet, ingest
-from grafana.metrics import WRITTEN
+from grafana.metrics import symbol
 from grafana.panels import POSTGRESQL, Json
 
 FOLDER = "SensorFlow"
@@ -24,8 +24,7 @@ HEAD = """\
 # mail server.
 """
 
-WHENS = " ".join(f"WHEN '{unit}' THEN '{written.symbol.strip()}'" for unit, written in WRITTEN.items())
-SYMBOL = f"CASE m.unit {WHENS} ELSE m.unit END"
+SYMBOL = symbol("m.unit")
 
 SENSOR_LINK = "{{ externalURL }}d/sensorflow-sensor?var-sensor={{ .Labels.sensor_id }}"
 

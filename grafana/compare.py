@@ -1,9 +1,9 @@
 """Compare sensors: one metric of many sensors, side by side."""
 
 from grafana.choices import CHOICES_IN_WORDS, SENSOR_CHOICES
-from grafana.fleet import HIDDEN, TO_SENSOR
+from grafana.fleet import TO_SENSOR
 from grafana.metrics import UNIT, UNIT_ALONE, WITH_UNIT
-from grafana.panels import NO_CELL, dashboard, override, sql, table, timeseries, variable
+from grafana.panels import FRAME_OF_EACH_SENSOR, HIDDEN, NO_CELL, dashboard, override, sql, table, timeseries, variable
 from grafana.zoom import Points, mean_curves, points
 
 MOST_CURVES = 50
@@ -56,10 +56,7 @@ chart = timeseries(
     # Each sensor gets a frame of its own: in a common one, times that only another has would break its line.
     transformations=[
         WITH_UNIT,
-        {
-            "id": "partitionByValues",
-            "options": {"fields": ["sensor"], "keepFields": False, "naming": {"asLabels": True}},
-        },
+        FRAME_OF_EACH_SENSOR,
     ],
     points=Points.COMPARED,
 )

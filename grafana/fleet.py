@@ -4,11 +4,12 @@ from grafana.metrics import WRITTEN
 from grafana.panels import (
     BLUE,
     EVERY,
+    FRAME_OF_EACH_SENSOR,
     GREEN,
     GREY,
+    HIDDEN,
     ORANGE,
     RED,
-    Json,
     alert_list,
     choice,
     colored_text,
@@ -30,7 +31,7 @@ from grafana.panels import (
     timeseries,
     variable,
 )
-from grafana.zoom import HOURS_MS, MINUTES_MS, Points, counts
+from grafana.zoom import WIDTH_S, Points, counts
 
 STATUS_COLORS = {"online": GREEN, "offline": RED, "never seen": GREY}
 STATUS = "CASE WHEN is_online THEN 'online' WHEN last_seen_at IS NULL THEN 'never seen' ELSE 'offline' END"
@@ -45,7 +46,6 @@ VIOLATION_WIDTHS_PX = {"Metric": 100, "Value": 75, "Side": 60, "Limit": 75, "Bey
 """Without them the columns share the width evenly, and the last is out of sight on a narrow screen."""
 
 TO_SENSOR = link("Sensor detail", "/d/sensorflow-sensor?var-sensor=${__data.fields.id}&${__url_time_range}")
-HIDDEN: Json = {"legend": True, "tooltip": True, "viz": True}
 
 sensors = stat(
     "Sensors",
@@ -411,8 +411,7 @@ states = state_timeline(
         matches=MATCHES,
         most=str(MOST_TIMELINES),
         counts=counts("sensor_id = ANY(ARRAY(SELECT sensor_id FROM first))"),
-        width=f"""CASE WHEN $__interval_ms <= {MINUTES_MS} THEN INTERVAL '1 minute'
-                      WHEN $__interval_ms <= {HOURS_MS} THEN INTERVAL '1 hour' ELSE INTERVAL '1 day' END""",
+        width=f"make_interval(secs => greatest(60, {WIDTH_S}))",
         out=OUT_OF_LIMITS,
     ),
     size=(24, 12),
@@ -421,12 +420,7 @@ states = state_timeline(
         "mappings": colored_text(STATE_COLORS),
         "noValue": "No sensor matches",
     },
-    transformations=[
-        {
-            "id": "partitionByValues",
-            "options": {"fields": ["sensor"], "keepFields": False, "naming": {"asLabels": True}},
-        },
-    ],
+    transformations=[FRAME_OF_EACH_SENSOR],
     points=Points.STATES,
 )
 

@@ -4,9 +4,10 @@ An axis takes the decimals that its steps need, and a figure those of its metric
 figure has as many as Grafana thinks right.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from grafana.panels import Json, override, unit_from
+from grafana.panels import HIDDEN, Json, override, unit_from
 
 
 class Written(NamedTuple):
@@ -22,14 +23,24 @@ WRITTEN = {"celsius": Written(" °C", 2), "percent": Written("%", 1), "pressureh
 
 def decimals(unit: str) -> str:
     """An expression of SQL: the decimals of a column of units, or NULL."""
-    cases = " ".join(f"WHEN '{name}' THEN {written.decimals}" for name, written in WRITTEN.items())
-    return f"CASE {unit} {cases} END"
+    return _by_unit(unit, {name: str(written.decimals) for name, written in WRITTEN.items()}, otherwise="NULL")
+
+
+def symbol(unit: str) -> str:
+    """An expression of SQL: the symbols of a column of units, without a space before them."""
+    symbols = {name: f"'{written.symbol.strip()}'" for name, written in WRITTEN.items()}
+    return _by_unit(unit, symbols, otherwise=unit)
 
 
 def with_symbol(value: str, unit: str) -> str:
     """An expression of SQL: a column of values as text, with all of its digits and the symbol of its unit."""
-    cases = " ".join(f"WHEN '{name}' THEN '{written.symbol}'" for name, written in WRITTEN.items())
-    return f"{value} || CASE {unit} {cases} ELSE ' ' || {unit} END"
+    symbols = {name: f"'{written.symbol}'" for name, written in WRITTEN.items()}
+    return f"{value} || " + _by_unit(unit, symbols, otherwise=f"' ' || {unit}")
+
+
+def _by_unit(unit: str, expressions: Mapping[str, str], *, otherwise: str) -> str:
+    cases = " ".join(f"WHEN '{name}' THEN {expression}" for name, expression in expressions.items())
+    return f"CASE {unit} {cases} ELSE {otherwise} END"
 
 
 UNIT, WITH_UNIT = unit_from(
@@ -41,5 +52,5 @@ UNIT_ALONE, _ = unit_from("SELECT unit FROM metrics WHERE name = ${metric:sqlstr
 
 AXIS = "NULL::double precision AS axis"
 """The first column of a chart's values. Grafana writes an axis as its first series, which is never drawn."""
-OF_AXIS: Json = override("axis", decimals=None, custom__hideFrom={"legend": True, "tooltip": True, "viz": True})
+OF_AXIS: Json = override("axis", decimals=None, custom__hideFrom=HIDDEN)
 """The override of that column: without decimals, those of an axis are its steps'."""

@@ -21,6 +21,15 @@ NO_CELL = "–"
 TAG = "sensorflow"
 
 
+HIDDEN: Json = {"legend": True, "tooltip": True, "viz": True}
+"""Of a column that is only there for links or axes."""
+FRAME_OF_EACH_SENSOR: Json = {
+    "id": "partitionByValues",
+    "options": {"fields": ["sensor"], "keepFields": False, "naming": {"asLabels": True}},
+}
+"""The transformation that parts rows by sensor: in a common frame, a time that only another has would break a line."""
+
+
 def sql(query: str, *, ref: str = "A", series: bool = False, **parts: str) -> Json:
     """A query of the database, in Grafana's two shapes: a table, or series over the column ``time``.
 

@@ -1,12 +1,13 @@
 """Sensor detail: one sensor at every zoom, from a year down to single readings."""
 
 from grafana.choices import CHOICES_IN_WORDS, SENSOR_CHOICES
-from grafana.fleet import HIDDEN, STATE_COLORS, STATUS, STATUS_COLORS
+from grafana.fleet import OUT_OF_LIMITS, STATE_COLORS, STATUS, STATUS_COLORS
 from grafana.metrics import AXIS, OF_AXIS, UNIT, WITH_UNIT, decimals, with_symbol
 from grafana.panels import (
     BLUE,
     GREEN,
     GREY,
+    HIDDEN,
     NO_CELL,
     ORANGE,
     RED,
@@ -76,7 +77,7 @@ registered = table(
         sensor=SENSOR,
     ),
     size=(24, 4),
-    empty="No sensor yet. One is registered by its first reading or with PUT /api/sensors/{name}.",
+    empty="No sensor yet. One is registered by its first reading or with PATCH /api/sensors/{name}.",
     overrides=[
         override(
             "Status",
@@ -366,7 +367,7 @@ states = state_timeline(
             LEFT JOIN stepped p ON true
             WHERE s.id = {sensor}
         ), changes AS (
-            SELECT time, CASE WHEN is_out THEN 'out of limits' ELSE 'online' END AS state FROM stepped
+            SELECT time, CASE WHEN is_out THEN '{out}' ELSE 'online' END AS state FROM stepped
             UNION ALL
             SELECT time + silence, 'offline' FROM stepped, allowed WHERE time + silence < coalesce(next_time, ends_at)
             UNION ALL
@@ -381,6 +382,7 @@ states = state_timeline(
         WHERE state IS DISTINCT FROM before
         ORDER BY time
         """,
+        out=OUT_OF_LIMITS,
         span_s="greatest(0.004 * $__interval_ms, {bucket_s})",
         bucket_s=WIDTH_S,
         points=points(VALUES),

@@ -181,12 +181,14 @@ FROM drawn
 WHERE ends_at_gap"""
 
 
-def counts(where: str = "true") -> str:
-    """A query of how many readings each sensor sent: time, width_s, sensor_id, count. None is read by itself."""
+def counts(where: str = "true", *, above_ms: int = 0) -> str:
+    """A query of how many readings each sensor sent: time, width_s, sensor_id, count. None is read by itself. Below an
+    interval of ``above_ms`` it has no rows.
+    """
     return f"""\
 SELECT bucket AS time, 60 AS width_s, sensor_id, count
 FROM readings_1m
-WHERE $__interval_ms <= {MINUTES_MS} AND {where}
+WHERE $__interval_ms > {above_ms} AND $__interval_ms <= {MINUTES_MS} AND {where}
   AND {in_range("1 minute")}
 UNION ALL
 SELECT bucket, 3600, sensor_id, count
@@ -198,6 +200,17 @@ SELECT bucket, 86400, sensor_id, count
 FROM readings_1d
 WHERE $__interval_ms > {HOURS_MS} AND {where}
   AND {in_range("1 day")}"""
+
+
+def received(where: str) -> str:
+    """A query of which readings came, whatever is in them: time, width_s (0: a reading), sensor_id, count."""
+    return f"""\
+SELECT time, 0 AS width_s, sensor_id, 1 AS count
+FROM readings
+WHERE $__interval_ms <= {RAW_MS} AND {where}
+  AND time >= $__timeFrom() AND time <= $__timeTo()
+UNION ALL
+{counts(where, above_ms=RAW_MS)}"""
 
 
 def bin_of(time: str, width_s: str) -> str:
@@ -213,27 +226,3 @@ def in_range(width: str) -> str:
 def bucket_of_now(width: str) -> str:
     """The start of the bucket that is not whole yet."""
     return f"date_bin('{width}', now(), TIMESTAMPTZ 'epoch')"
-
-
-def received(where: str) -> str:
-    """A query of which readings came, whatever is in them: time, width_s (0: a reading), count."""
-    return f"""\
-SELECT time, 0 AS width_s, 1 AS count
-FROM readings
-WHERE $__interval_ms <= {RAW_MS} AND {where}
-  AND time >= $__timeFrom() AND time <= $__timeTo()
-UNION ALL
-SELECT bucket, 60, count
-FROM readings_1m
-WHERE $__interval_ms > {RAW_MS} AND $__interval_ms <= {MINUTES_MS} AND {where}
-  AND {in_range("1 minute")}
-UNION ALL
-SELECT bucket, 3600, count
-FROM readings_1h
-WHERE $__interval_ms > {MINUTES_MS} AND $__interval_ms <= {HOURS_MS} AND {where}
-  AND {in_range("1 hour")}
-UNION ALL
-SELECT bucket, 86400, count
-FROM readings_1d
-WHERE $__interval_ms > {HOURS_MS} AND {where}
-  AND {in_range("1 day")}"""

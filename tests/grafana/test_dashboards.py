@@ -268,6 +268,14 @@ def test_legends_have_no_sentences(dashboard: Node) -> None:
 
 
 @each_dashboard()
+def test_named_routes_exist(dashboard: Node) -> None:
+    """A reader who is told to send a request finds it in docs/api.md, which another test holds against the server."""
+    routes = set(re.findall(r"(?:GET|POST|PUT|PATCH|DELETE) /api/[\w/{}]*\w}?", json.dumps(dashboard)))
+    api = (REPOSITORY / "docs" / "api.md").read_text()
+    assert {route for route in routes if f"`{route}`" not in api} == set()
+
+
+@each_dashboard()
 def test_folded_panels_lie_below_their_row(dashboard: Node) -> None:
     """And have numbers that no other panel has; Grafana asks for them once they are unfolded."""
     numbers = [panel["id"] for panel in [*dashboard["panels"], *panels(dashboard)] if panel["type"] != "row"]
