@@ -168,7 +168,7 @@ def import_files(settings: Settings, chosen: argparse.Namespace, database_url: s
     async def run() -> int:
         async with AsyncExitStack() as stack:
             stack.enter_context(_cancelled_by_sigterm())
-            intake, log = (
+            service, log = (
                 await stack.enter_async_context(importing(settings, database_url, SOURCE.key_name))
                 if database_url
                 else (None, None)
@@ -176,7 +176,7 @@ def import_files(settings: Settings, chosen: argparse.Namespace, database_url: s
             outcomes = [
                 await import_file(
                     path,
-                    intake=intake,
+                    service=service,
                     log=log,
                     layout=layout,
                     window=window,

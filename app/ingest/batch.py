@@ -6,6 +6,7 @@ batch and never once a row.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -18,6 +19,9 @@ ROW_SIZE_BYTES = 192
 """What one row of a batch is counted as: its columns, their sorted copy, and the same on the wire."""
 NAME_SIZE_BYTES = 128
 """What each of a batch's sensor names is counted as, beside its bytes: for a while it is a Python object."""
+
+
+HOUR_US = 3_600_000_000
 
 
 class Sender(NamedTuple):
@@ -51,9 +55,22 @@ class Reading(NamedTuple):
         """What it is counted as while it is held."""
         return READING_SIZE_BYTES
 
+    @property
+    def sensors(self) -> pa.StringArray:
+        """The name of its sensor, alone."""
+        return pa.array([self.sensor], pa.string())
+
     def time_range_us(self) -> tuple[int, int]:
         """Its time, twice."""
         return self.time_us, self.time_us
+
+    def is_any_between(self, first_us: int, last_us: int) -> bool:
+        """Return whether it lies in a span of time, both ends included."""
+        return first_us <= self.time_us <= last_us
+
+    def hours_before(self, time_us: int) -> set[datetime]:
+        """Return the start of its hour (UTC) if it lies before a time."""
+        return {datetime.fromtimestamp(self.time_us // HOUR_US * 3_600, UTC)} if self.time_us < time_us else set()
 
 
 BATCH_SCHEMA = pa.schema(
@@ -93,6 +110,22 @@ class Batch:
         """Return the earliest and the latest time, in microseconds since 1970 UTC."""
         extremes = pc.min_max(self.columns["time"].cast(pa.int64()))
         return extremes["min"].as_py(), extremes["max"].as_py()
+
+    def is_any_between(self, first_us: int, last_us: int) -> bool:
+        """Return whether any reading lies in a span of time, both ends included."""
+        earliest_us, latest_us = self.time_range_us()
+        if latest_us < first_us or earliest_us > last_us:
+            return False
+        times = self.columns["time"].cast(pa.int64())
+        return bool(pc.any(pc.and_(pc.greater_equal(times, first_us), pc.less_equal(times, last_us))).as_py())
+
+    def hours_before(self, time_us: int) -> set[datetime]:
+        """Return the starts of the hours (UTC) that hold the readings before a time."""
+        if self.time_range_us()[0] >= time_us:
+            return set()
+        times = self.columns["time"]
+        times = times.filter(pc.less(times, pa.scalar(time_us, times.type)))
+        return set(pc.unique(pc.floor_temporal(times, unit="hour")).to_pylist())
 
     def readings(self, start: int, rows: int) -> Iterator[Reading]:
         """Yield ``rows`` readings, beginning at the row ``start``."""

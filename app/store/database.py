@@ -42,7 +42,7 @@ MIGRATION_WAIT_S = 5.0
 MIGRATION_POLL_S = 0.2
 POOL_MAX_SIZE = 4
 READERS_SHARE = 2
-"""So many of the pool's connections may be with those who read back: flushes need names and claims meanwhile."""
+"""So many of the pool's connections may be with those who read back: flushes need names and records meanwhile."""
 
 
 SCHEME = re.compile(r"^postgres(ql)?(\+\w+)?://")

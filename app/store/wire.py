@@ -88,3 +88,10 @@ def encode_rows(rows: pa.RecordBatch) -> list[bytes]:
     encoder = ArrowToPostgresBinaryEncoder(WIRE_SCHEMA)
     encoder.write_header()
     return [encoder.write_batch(rows), encoder.finish()]
+
+
+def encode_copy(packed: Sequence[bytes], rows: pa.RecordBatch | None) -> list[bytes]:
+    """Return a whole COPY in pieces: packed readings, and rows with WIRE_SCHEMA if there are any."""
+    if rows is None:
+        return [b"".join([HEADER, *packed, TRAILER])]
+    return [b"".join([HEADER, *packed]), *encode_rows(rows)]

@@ -10,7 +10,10 @@ ROOT = Path(__file__).parents[2]
 PURE = [
     "app.ingest.buffer",
     "app.ingest.batch",
-    "app.ingest.receipt",
+    "app.ingest.blocked",
+    "app.ingest.idempotency",
+    "app.ingest.request",
+    "app.ingest.result",
     "app.ingest.decode",
     "app.history",
     "app.registry",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.ingest.batch import Reading
-from app.ingest.receipt import receipt_encoder
+from app.ingest.result import receipt_encoder
 from tests.unit.samples import T0_US, reading, readings
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
