@@ -22,8 +22,8 @@ class Points(IntEnum):
     """Of each of several. Readings up to an hour, 1m up to 60 hours, 1h up to 65 days, then 1d."""
     STATES = 600
     """What some sensors were. 1m below 35 hours, 1h below 37 days, then 1d."""
-    FLEET = 100
-    """1m below 5 hours, 1h below 6 days, then 1d."""
+    FLEET = 43
+    """1m up to 2.5 hours, 1h up to 2.5 days, then 1d."""
 
 
 RAW_MS, MINUTES_MS, HOURS_MS = 2_000, 120_000, 3_600_000

@@ -247,9 +247,14 @@ def choice_of_locations(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
 def fleet_over_time(look: Look, now: pd.Timestamp) -> Rows:
     tier = "readings_1m" if look.tier == "readings" else look.tier
     width = timedelta(seconds=WIDTHS_S[tier])
-    times = look.stored.readings["time"].dt.floor(width)
+    times = look.stored.readings["time"]
+    ends_at = now
+    if tier == "readings_1d":
+        whole_hours_until = (look.end - timedelta(hours=1)).floor("1h")
+        times, ends_at = times[times < whole_hours_until], min(now, whole_hours_until)
+    times = times.dt.floor(width)
     times = times[(times >= look.start.floor(width)) & (times <= look.end)]
-    elapsed_s = {time: min(width, max(now - time, timedelta(seconds=1))).total_seconds() for time in times.unique()}
+    elapsed_s = {time: min(width, max(ends_at - time, timedelta(seconds=1))).total_seconds() for time in times.unique()}
     return [(time, count / elapsed_s[time]) for time, count in sorted(times.value_counts().items())]
 
 
