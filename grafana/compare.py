@@ -52,7 +52,8 @@ chart = timeseries(
     size=(24, 13),
     defaults={"displayName": "${__field.labels.sensor}", "noValue": NO_CELL},
     custom={"fillOpacity": 0},
-    calcs=["lastNotNull"],
+    # Its last figure would be the mean of a bucket. The table below has the last reading.
+    calcs=[],
     # Each sensor gets a frame of its own: in a common one, times that only another has would break its line.
     transformations=[
         WITH_UNIT,

@@ -8,6 +8,7 @@ from grafana.panels import (
     GREEN,
     GREY,
     HIDDEN,
+    NO_CELL,
     ORANGE,
     RED,
     alert_list,
@@ -90,6 +91,10 @@ MATCHES = f"""\
     AND ('' IN (${{state:sqlstring}}) OR {STATUS} IN (${{state:sqlstring}})
          OR '{OUT_OF_LIMITS}' IN (${{state:sqlstring}}) AND s.sensor_id IN (SELECT sensor_id FROM limit_violations))"""
 """Whether the sensor ``s`` of ``sensor_status`` is one that is looked for."""
+NO_SENSOR = (
+    "No sensor matches the search, location and state above, or none has sent yet: "
+    "POST /api/readings registers a sensor with its first reading."
+)
 FILTERED = "Search, location and state above choose which."
 
 # A sensor that has been silent for days and was out of limits then is counted on neither side; a reading that arrives
@@ -136,7 +141,7 @@ newest = stat(
     """),
     size=(4, 4),
     unit="s",
-    defaults={"color": fixed(BLUE), "noValue": "none yet"},
+    defaults={"color": fixed(BLUE), "noValue": NO_CELL},
 )
 
 listed = stat(
@@ -190,7 +195,7 @@ every_sensor = table(
         most=str(MOST_SENSORS),
     ),
     size=(24, 11),
-    empty="No sensor matches",
+    empty=NO_SENSOR,
     overrides=[
         override("id", custom__hideFrom=HIDDEN),
         override("Sensor", links=TO_SENSOR),
@@ -445,7 +450,7 @@ states = state_timeline(
     defaults={
         "displayName": "${__field.labels.sensor}",
         "mappings": colored_text(STATE_COLORS),
-        "noValue": "No sensor matches",
+        "noValue": NO_SENSOR,
     },
     transformations=[FRAME_OF_EACH_SENSOR],
     points=Points.STATES,

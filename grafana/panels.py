@@ -115,6 +115,12 @@ def from_zero(color: str, *steps: tuple[float, str]) -> Json:
     return thresholds(GREY, (0, color), *steps)
 
 
+def ramp(*colors: str) -> Json:
+    """Split the panel's values, from the lowest to the highest, into as many equal spans, and give each its colour."""
+    steps = [{"value": 100 * index / len(colors) or None, "color": color} for index, color in enumerate(colors)]
+    return {"mode": "percentage", "steps": steps}
+
+
 def words(meanings: Mapping[str, tuple[str, str]]) -> list[Json]:
     """Mappings of values to words in colours."""
     options = {
@@ -297,15 +303,16 @@ def table(
     overrides: Sequence[Json] = (),
     transformations: Sequence[Json] = (),
     points: int | None = None,
-    empty: str | None = None,
+    empty: str = "no data",
+    is_filterable: bool = True,
 ) -> Json:
-    """Rows as the query orders them; ``empty`` is what stands there when the query has none.
+    """Make a table of rows as the query orders them; ``empty`` stands there when the query has none.
 
     To Grafana that is a value of the panel's fields, so each field gets another one for its own cells without a value.
+    Unless ``is_filterable`` is false, each heading has a button that filters by its column.
     """
-    if empty is not None:
-        defaults = {**(defaults or {}), "noValue": empty}
-        overrides = [override_matching(".*", noValue=NO_CELL), *overrides]
+    defaults = {**(defaults or {}), "noValue": empty}
+    overrides = [override_matching(".*", noValue=NO_CELL), *overrides]
     return panel(
         "table",
         title,
@@ -314,7 +321,7 @@ def table(
         size=size,
         unit=unit,
         defaults=defaults,
-        custom={"align": "auto", "cellOptions": {"type": "auto"}, "filterable": True, "inspect": False},
+        custom={"align": "auto", "cellOptions": {"type": "auto"}, "filterable": is_filterable, "inspect": False},
         options={"cellHeight": "sm", "frameIndex": 0, "showHeader": True},
         overrides=overrides,
         transformations=transformations,

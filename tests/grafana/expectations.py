@@ -491,7 +491,7 @@ def sensor_quality(look: Look, now: pd.Timestamp) -> Rows:
         times, start, end = times.dt.floor(width), start.floor(width), end.floor(width) + width
     end = min(end, now)
     times = times[(times >= start) & (times <= look.end)]
-    if not expected_s:
+    if not expected_s or look.sensor not in set(readings["sensor"]):
         return [(len(times), None, None, None)]
     spans = [(start, 0), *((time, width_s) for time in sorted(set(times))), (end, 0)]
     missing = [

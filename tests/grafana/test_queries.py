@@ -296,6 +296,18 @@ def test_states(stored: Stored) -> None:
     assert states_of(stored, "Attic", "temperature", until - hour, until) == [(until - hour, "never seen")]
 
 
+@pytest.mark.parametrize("edition_and_admin_url", [*EDITIONS, WASM], indirect=True)
+def test_completeness_of_a_sensor_that_never_sent(stored: Stored) -> None:
+    """It has no share of its expected readings, and no gap: nobody knows since when it should have sent."""
+    query = QUERIES["sensorflow-sensor: Completeness in this range"]
+    chosen: dict[str, Value] = {"sensor": stored.ids["Attic"], "metric": "none"}
+    for tier in WIDTHS_S:
+        length = timedelta(milliseconds=POINT_MS[tier] * query.of_panel["maxDataPoints"])
+        width_ms = interval_ms(length, query.of_panel["maxDataPoints"], query.of_panel["interval"])
+        request = Request((stored.until - length).to_pydatetime(), stored.until.to_pydatetime(), width_ms, chosen)
+        assert stored.ask(expand(query.sql, request)).rows == [(0, None, None, None)]
+
+
 def test_states_are_bounded() -> None:
     """However often a sensor goes over its limit, a range has so many spans of one state or another, and no more."""
     panel = QUERIES[STATES].of_panel
