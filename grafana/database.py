@@ -4,7 +4,6 @@ from grafana.panels import (
     BLUE,
     GREEN,
     GREY,
-    NO_CELL,
     ORANGE,
     RED,
     colored_text,
@@ -35,7 +34,7 @@ HEALTH = [
             SELECT sum(before_bytes)::double precision / nullif(sum(after_bytes), 0) AS "Ratio" FROM table_sizes
         """),
         unit="suffix: ×",
-        defaults={"color": fixed(BLUE), "decimals": 1, "noValue": NO_CELL},
+        defaults={"color": fixed(BLUE), "decimals": 1},
     ),
     stat(
         "Connections",

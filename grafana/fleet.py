@@ -8,7 +8,6 @@ from grafana.panels import (
     GREEN,
     GREY,
     HIDDEN,
-    NO_CELL,
     ORANGE,
     RED,
     alert_list,
@@ -141,7 +140,7 @@ newest = stat(
     """),
     size=(4, 4),
     unit="s",
-    defaults={"color": fixed(BLUE), "noValue": NO_CELL},
+    defaults={"color": fixed(BLUE)},
 )
 
 listed = stat(

@@ -264,7 +264,7 @@ def stat(
     ``text`` is what stands there: left alone, Grafana leaves out the name of a figure that is the only one. Unless
     ``is_wide`` is false, name and figure stand side by side where there is width for it, and both get small. With
     ``texts``, fields that are no numbers are shown, too. Grafana makes them as large as has room in one line, and then
-    breaks them at a space: there should be none that breaks.
+    breaks them at a space: there should be none that breaks. So is what stands for a missing figure: a dash.
     """
     has_course = not (texts or target.get("instant"))
     return panel(
@@ -274,7 +274,7 @@ def stat(
         [target, *others],
         size=size,
         unit=unit,
-        defaults=defaults,
+        defaults={"noValue": NO_CELL, **(defaults or {})},
         options={
             "colorMode": "value",
             "graphMode": "area" if has_course else "none",

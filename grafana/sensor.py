@@ -99,7 +99,7 @@ registered = table(
             custom__width=150,
         ),
         override("Age", unit="s", decimals=1, custom__width=75),
-        override("Expected every", unit="s", custom__width=105),
+        override("Expected every", unit="s", custom__width=110),
         override("Limits", custom__wrapText=True),
         *(override(name, custom__width=125) for name in ("Sensor", "Label", "Location")),
         override("link_from", custom__hideFrom=HIDDEN),
@@ -132,7 +132,7 @@ latest = stat(
         blue=BLUE,
     ),
     size=(12, 4),
-    defaults={"thresholds": thresholds(GREY), "noValue": NO_CELL},
+    defaults={"thresholds": thresholds(GREY)},
     text="value_and_name",
     is_wide=False,
     # The first text is the field's name, the number its value; columns named unit, decimals, color are what they say.
@@ -187,7 +187,7 @@ quality = stat(
     ),
     size=(12, 4),
     unit="short",
-    defaults={"color": fixed(BLUE), "noValue": NO_CELL},
+    defaults={"color": fixed(BLUE)},
     overrides=[
         override("Readings", unit="locale", decimals=0),
         override(
@@ -324,7 +324,7 @@ figures = stat(
     ),
     UNIT,
     size=(6, 10),
-    defaults={"color": fixed(BLUE), "noValue": NO_CELL},
+    defaults={"color": fixed(BLUE)},
     overrides=[
         override("Readings", unit="locale", decimals=0),
         override(

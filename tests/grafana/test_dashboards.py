@@ -264,7 +264,7 @@ def test_figures_without_a_value_are_short(dashboard: Node) -> None:
     """Grafana writes whatever stands for a value as large as a value: a sentence fills the panel."""
     for panel in panels(dashboard):
         if panel["type"] == "stat":
-            assert panel["fieldConfig"]["defaults"].get("noValue", "–") in {"–", "no data"}, panel["title"]
+            assert panel["fieldConfig"]["defaults"]["noValue"] in {"–", "no data"}, panel["title"]
 
 
 def test_an_empty_fleet_says_how_to_send() -> None:
