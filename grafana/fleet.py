@@ -1,23 +1,25 @@
 """Fleet overview: which sensors send, and which of them are out of their limits. Grafana's home."""
 
-from grafana.metrics import WRITTEN
+from grafana.metrics import WRITTEN, symbol
 from grafana.panels import (
     BLUE,
     EVERY,
-    FRAME_OF_EACH_SENSOR,
     GREEN,
     GREY,
     HIDDEN,
     ORANGE,
     RED,
+    Json,
     alert_list,
     choice,
     colored_text,
     dashboard,
     fixed,
+    frame_of_each,
     from_zero,
     link,
     override,
+    override_matching,
     panel,
     pattern,
     promql,
@@ -31,7 +33,7 @@ from grafana.panels import (
     timeseries,
     variable,
 )
-from grafana.zoom import HOURS_MS, WIDTH_S, Points, bin_of, counts
+from grafana.zoom import HOURS_MS, WIDTH_S, Points, bin_of, counts, means
 
 STATUS_COLORS = {"online": GREEN, "offline": RED, "never seen": GREY}
 STATUS = "CASE WHEN is_online THEN 'online' WHEN last_seen_at IS NULL THEN 'never seen' ELSE 'offline' END"
@@ -46,6 +48,8 @@ STATE_COLORS = {**STATUS_COLORS, OUT_OF_LIMITS: ORANGE}
 
 VIOLATION_WIDTHS_PX = {"Metric": 100, "Value": 75, "Side": 60, "Limit": 75, "Beyond by": 105, "Time": 125}
 """Without them the columns share the width evenly, and the last is out of sight on a narrow screen."""
+
+SPARKLINE: Json = {"type": "sparkline", "fillOpacity": 0, "gradientMode": "none", "lineInterpolation": "linear"}
 
 TO_SENSOR = link("Sensor detail", "/d/sensorflow-sensor?var-sensor=${__data.fields.id}&${__url_time_range}")
 
@@ -451,8 +455,53 @@ states = state_timeline(
         "mappings": colored_text(STATE_COLORS),
         "noValue": NO_SENSOR,
     },
-    transformations=[FRAME_OF_EACH_SENSOR],
+    transformations=[frame_of_each("sensor")],
     points=Points.STATES,
+)
+
+# Each series becomes a row, and the rows keep the order of the first table, in which the series come.
+trends = table(
+    f"Trends of {MOST_TIMELINES} sensors",
+    f"""The course of each metric of the first {MOST_TIMELINES} sensors of the table in this range, and its last mean.
+    {FILTERED} A line spans its cell from the lowest mean to the highest. Sensors that sent nothing in this range are
+    left out. Means of a minute up to 2.5 hours, of an hour up to 2.5 days, of a day above.""",
+    sql(
+        """
+        WITH first AS MATERIALIZED (
+            SELECT s.sensor_id, s.name, row_number() OVER (
+                       ORDER BY v.sensor_id IS NULL, s.is_online NULLS LAST, s.name
+                   ) AS place
+            FROM sensor_status s
+            LEFT JOIN (SELECT DISTINCT sensor_id FROM limit_violations) v ON v.sensor_id = s.sensor_id
+            WHERE {matches}
+            ORDER BY place
+            LIMIT {most}
+        )
+        SELECT p.time, f.sensor_id::text AS id, f.name AS "Sensor", m.title || ', ' || {symbol} AS "Metric", p.mean
+        FROM (
+            {means}
+        ) AS p
+        JOIN first f ON f.sensor_id = p.sensor_id
+        JOIN metrics m ON m.name = p.metric
+        ORDER BY f.place, m.title, p.time
+        """,
+        matches=MATCHES,
+        most=str(MOST_TIMELINES),
+        symbol=symbol("m.unit"),
+        means=means("sensor_id = ANY(ARRAY(SELECT sensor_id FROM first))"),
+    ),
+    size=(24, 12),
+    unit="none",
+    defaults={"decimals": 1, "color": fixed(BLUE)},
+    empty="None of the sensors that match has sent in this range",
+    overrides=[
+        override("id", custom__hideFrom=HIDDEN),
+        override("Sensor", links=TO_SENSOR, custom__width=220),
+        override("Metric", custom__width=160),
+        override_matching("Trend #A", displayName="Trend", custom__cellOptions=SPARKLINE),
+    ],
+    transformations=[frame_of_each("id", "Sensor", "Metric"), {"id": "timeSeriesTable", "options": {}}],
+    points=Points.FLEET,
 )
 
 alerts = alert_list(
@@ -465,6 +514,7 @@ alerts = alert_list(
 # Without the Community edition the aggregates are views: a month of twenty sensors takes them seconds.
 FOLDED = [
     row("States over time", folded=[states]),
+    row("Trends", folded=[trends]),
     row("Readings by their own time", folded=[by_own_time]),
 ]
 

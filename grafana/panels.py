@@ -23,11 +23,6 @@ TAG = "sensorflow"
 
 HIDDEN: Json = {"legend": True, "tooltip": True, "viz": True}
 """Of a column that is only there for links or axes."""
-FRAME_OF_EACH_SENSOR: Json = {
-    "id": "partitionByValues",
-    "options": {"fields": ["sensor"], "keepFields": False, "naming": {"asLabels": True}},
-}
-"""The transformation that parts rows by sensor: in a common frame, a time that only another has would break a line."""
 
 
 def sql(query: str, *, ref: str = "A", series: bool = False, **parts: str) -> Json:
@@ -157,6 +152,15 @@ def unit_from(query: str) -> tuple[Json, Json]:
         "applyTo": {"id": "byType", "options": "number"},
     }
     return sql(query, ref="unit"), {"id": "configFromData", "options": options}
+
+
+def frame_of_each(*columns: str) -> Json:
+    """Return the transformation that makes a frame of the rows that have the same values in some columns.
+
+    In a common frame, a time that only another series has would break a line.
+    """
+    options = {"fields": list(columns), "keepFields": False, "naming": {"asLabels": True}}
+    return {"id": "partitionByValues", "options": options}
 
 
 def panel(

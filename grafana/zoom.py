@@ -182,6 +182,25 @@ FROM drawn
 WHERE ends_at_gap"""
 
 
+def means(where: str) -> str:
+    """Return a query of the means of all metrics, by buckets: time, sensor_id, metric, mean."""
+    return f"""\
+SELECT bucket AS time, sensor_id, metric, sum / count AS mean
+FROM points_1m
+WHERE $__interval_ms <= {MINUTES_MS} AND {where}
+  AND {in_range("1 minute")}
+UNION ALL
+SELECT bucket, sensor_id, metric, sum / count
+FROM points_1h
+WHERE $__interval_ms > {MINUTES_MS} AND $__interval_ms <= {HOURS_MS} AND {where}
+  AND {in_range("1 hour")}
+UNION ALL
+SELECT bucket, sensor_id, metric, sum / count
+FROM points_1d
+WHERE $__interval_ms > {HOURS_MS} AND {where}
+  AND {in_range("1 day")}"""
+
+
 def counts(where: str = "true", *, above_ms: int = 0) -> str:
     """Return a query of how many readings each sensor sent, by buckets: time, width_s, sensor_id, count.
 

@@ -295,6 +295,22 @@ def fleet_states(look: Look, now: pd.Timestamp) -> Rows:
     return rows
 
 
+def fleet_trends(look: Look, now: pd.Timestamp) -> Rows:
+    """Of every sensor that matches, as there are fewer than are shown at most."""
+    tier = "readings_1m" if look.tier == "readings" else look.tier
+    width = timedelta(seconds=WIDTHS_S[tier])
+    rows: Rows = []
+    for status in looked_for(look, now):
+        sent = look.stored.readings[look.stored.readings["sensor"] == status.name]
+        times = sent["time"].dt.floor(width)
+        is_in_range = (times >= look.start.floor(width)) & (times <= look.end)
+        for metric, (title, _) in METRICS.items():
+            means = sent[metric][is_in_range].dropna().groupby(times).mean()
+            about = (look.stored.ids[status.name], status.name, f"{title}, {SYMBOLS[metric].strip()}")
+            rows += [(time, *about, mean) for time, mean in means.items()]
+    return rows
+
+
 def sensor_latest(look: Look, now: pd.Timestamp) -> Rows:
     (status,) = (each for each in statuses(look.stored, now) if each.name == look.sensor)
     out = {metric for sensor, metric in violations(look.stored, now) if sensor == look.sensor}
@@ -636,6 +652,7 @@ EXPECTED: dict[str, Callable[[Look, pd.Timestamp], Rows]] = {
     "sensorflow-fleet: Where the sensors are": fleet_places,
     "sensorflow-fleet: Readings by their own time": fleet_over_time,
     "sensorflow-fleet: States of 20 sensors": fleet_states,
+    "sensorflow-fleet: Trends of 20 sensors": fleet_trends,
     "sensorflow-fleet: Listed below": fleet_listed,
     "sensorflow-fleet: variable location": choice_of_locations,
     "sensorflow-sensor: Latest reading": sensor_latest,

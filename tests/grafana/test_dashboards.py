@@ -280,6 +280,22 @@ def test_an_empty_fleet_says_how_to_send() -> None:
         assert "none has sent yet: POST /api/readings" in each
 
 
+def test_trends_are_a_row_for_each_series() -> None:
+    """A frame for each sensor and metric becomes a row, drawn as a line through the means and no others."""
+    (trends,) = (each for each in panels(DASHBOARDS["fleet-overview.json"]) if each["title"].startswith("Trends of"))
+    parted, to_rows = trends["transformations"]
+    assert (parted["id"], to_rows["id"]) == ("partitionByValues", "timeSeriesTable")
+    assert parted["options"]["fields"] == ["id", "Sensor", "Metric"]
+    (cell,) = (
+        each["value"]
+        for override in trends["fieldConfig"]["overrides"]
+        if override["matcher"]["options"] == "/^Trend #A$/"
+        for each in override["properties"]
+        if each["id"] == "custom.cellOptions"
+    )
+    assert (cell["type"], cell["lineInterpolation"]) == ("sparkline", "linear")
+
+
 def test_a_sensor_that_never_sent_is_promised_no_link() -> None:
     """An empty chart names the link to the last reading only on the condition that there is one."""
     (chart,) = (each for each in panels(DASHBOARDS["sensor-detail.json"]) if each["title"] == "$metric")
@@ -358,7 +374,7 @@ def test_the_fleet_does_not_add_up_all_sensors_over_time() -> None:
 def test_filters_of_the_fleet_hold_for_all_that_lists_sensors() -> None:
     """The map and the violations show the same sensors as the table."""
     listing = {"Listed below", "Sensors and their latest readings", "Limit violations now", "Where the sensors are"}
-    listing.add("States of 20 sensors")
+    listing |= {"States of 20 sensors", "Trends of 20 sensors"}
     of_filters = {
         query.place
         for query in panel_queries(DASHBOARDS["fleet-overview.json"])
