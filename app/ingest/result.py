@@ -82,7 +82,9 @@ class BatchResult:
 
     @classmethod
     def from_json(cls, result: bytes) -> Self:
-        """Read what ``to_json`` has written. Versions up to 0.5 wrote the answer itself, with all its hints."""
+        """Read what ``to_json`` has written. Before the schema's revision 0007 it was the answer itself,
+        with all its hints.
+        """
         fields = orjson.loads(result)
         return cls(
             fields["stored"] if "stored" in fields else fields["accepted"],

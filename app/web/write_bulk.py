@@ -166,7 +166,8 @@ def bulk_router(bulk: "BulkIngest") -> APIRouter:
                 "model": AcceptedReadings,
                 "description": "With respond-async: in memory; a crash may lose them",
             },
-            401: {"model": Problem, "description": "The API key is missing or wrong"},
+            401: {"model": Problem, "description": "The API key is missing or unknown"},
+            403: {"model": Problem, "description": "The API key may not write readings"},
             408: {"model": Problem, "description": "The body stopped coming"},
             409: {"model": Problem, "description": "The Idempotency-Key was used for another request"},
             413: {"model": Problem, "description": "Too many bytes or readings: split them"},
@@ -335,7 +336,7 @@ class BulkIngest:
                 result = BatchResult.from_json(stored.result)
                 if not result.rejected:
                     return first, stored.replay_to(first), None
-                if result.rejected_rows:  # versions before 0.4 did not name them
+                if result.rejected_rows:  # the first versions did not name them
                     rest = for_rejected(identity)
                     return rest, await self._service.replay(rest), rows_of_ranges(result.rejected_rows)
         return identity, stored.replay_to(identity), None
