@@ -838,8 +838,7 @@ def _single_rows(identified: Sequence[ResolvedRows], row_id: int) -> Iterator[La
     """Yield the contents that are one reading, with the ids from ``row_id`` on."""
     for content, sensor_id, source_id in identified:
         if isinstance(content, Reading) and sensor_id is not None and source_id is not None:
-            time_us, _, temperature, humidity, pressure, _ = content
-            yield LatestRow(sensor_id, time_us, row_id, temperature, humidity, pressure)
+            yield LatestRow(sensor_id, content.time_us, row_id, content.values)
         row_id += content.rows
 
 
