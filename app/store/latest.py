@@ -13,7 +13,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -376,9 +376,10 @@ def _columns_of(singles: Collection[LatestRow]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 
-def _columns(singles: Iterable[LatestRow]) -> Iterator[tuple[Any, ...]]:
+def _columns(singles: Iterable[LatestRow]) -> list[tuple[Any, ...]]:
     """Return the columns of at least one row, those of SCHEMA."""
-    return zip(*((*keys, *values) for *keys, values in singles), strict=True)
+    *keys, values = zip(*singles, strict=True)
+    return [*keys, *zip(*values, strict=True)]
 
 
 def _arrays_of_singles(singles: Sequence[LatestRow]) -> list[str]:
