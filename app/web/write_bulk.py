@@ -39,6 +39,7 @@ from app.ingest.idempotency import IdempotencyRecord, Replay, RequestIdentity
 from app.ingest.request import WriteRequest
 from app.ingest.result import MAX_ERRORS, BatchResult, WriteOutcome
 from app.ingest.service import DECODING_FACTOR, WriteService
+from app.schema import EXAMPLE_METRIC, METRICS, OTHER_EXAMPLE_METRIC
 from app.web import auth, error_responses
 from app.web.access import KEY_HEADER, key_bytes
 from app.web.bodies import announced_bytes, parts_of
@@ -93,9 +94,10 @@ PARAMETERS = [
     },
 ]
 EXAMPLES: Mapping[Format, object] = {
-    Format.JSON: [{"sensor_id": "greenhouse-1", "temperature": 23.5, "humidity": 48.2, "pressure": 1013.2}],
-    Format.NDJSON: '{"sensor_id": "greenhouse-1", "temperature": 23.5}\n{"sensor_id": "greenhouse-2", "humidity": 9}\n',
-    Format.CSV: "sensor_id,time,temperature\ngreenhouse-1,2023-07-12T14:30:45Z,23.5\n",
+    Format.JSON: [{"sensor_id": "greenhouse-1", **{name: metric.example for name, metric in METRICS.items()}}],
+    Format.NDJSON: f'{{"sensor_id": "greenhouse-1", "{EXAMPLE_METRIC}": 23.5}}\n'
+    f'{{"sensor_id": "greenhouse-2", "{OTHER_EXAMPLE_METRIC}": 9}}\n',
+    Format.CSV: f"sensor_id,time,{EXAMPLE_METRIC}\ngreenhouse-1,2023-07-12T14:30:45Z,23.5\n",
 }
 
 
