@@ -29,7 +29,7 @@ from benchmarks.machine import description
 from benchmarks.peers import SensorFlow
 from benchmarks.readings import Format, bodies, make_readings
 from benchmarks.report import GOAL_SHAPE, GOAL_SINGLE
-from tests.server import REPOSITORY, running
+from tests.support.server import REPOSITORY, running
 
 SINGLE_SECONDS = 4
 

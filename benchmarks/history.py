@@ -26,7 +26,7 @@ from benchmarks.load import HttpConnection, WrongAnswer, http_request, send_once
 from benchmarks.peers import Postgres, SensorFlow, sensorflow
 from benchmarks.readings import Format, bodies, make_readings, sensor_name
 from benchmarks.report import History, ReadBack
-from tests.server import API_KEY, eventually
+from tests.support.server import API_KEY, eventually
 
 DAY_S = 86_400
 DAY_MS = 1_000 * DAY_S

@@ -24,7 +24,7 @@ from app.store.embedded import embedded_database
 from benchmarks.load import CopyConnection, Target
 from benchmarks.machine import disk_bytes, family, memory_mb, parent_of
 from benchmarks.readings import CONTENT_TYPES, Format
-from tests.server import API_KEY, Server, eventually, running
+from tests.support.server import API_KEY, Server, eventually, running
 
 START_TIMEOUT_S = 30
 SETTLE_TIMEOUT_S = 120

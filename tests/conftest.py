@@ -1,23 +1,17 @@
 """Fixtures that reach a real database, one run of each test an edition; the summary says which editions there were."""
 
-import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
 
 from app.store.database import migrate
-from tests.clusters import EDITIONS, cluster
-from tests.wasm import wasm_cluster
-
-WASM = "wasm"
-"""An edition for tests that ask for it by its name, and make do with one connection: see tests/wasm.py."""
+from tests.support.clusters import EDITIONS, cluster
+from tests.support.databases import WASM, new_database
+from tests.support.wasm import wasm_cluster
 
 _reached: dict[str, str] = {}
-_numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session", params=EDITIONS)
@@ -76,16 +70,6 @@ def community_database(community_admin_url: str) -> Iterator[str]:
     with new_database(community_admin_url) as url:
         migrate(url)
         yield url
-
-
-@contextmanager
-def new_database(admin_url: str) -> Iterator[str]:
-    """The connection string of a new, empty database on a cluster."""
-    name = f"test_{next(_numbers)}"
-    with psycopg.connect(admin_url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-        yield make_conninfo(admin_url, dbname=name)
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from hypothesis import settings
 
-from tests.unit.virtual_time import VirtualTimeLoop
+from tests.support.virtual_time import VirtualTimeLoop
 
 settings.register_profile("unit", deadline=None)
 settings.load_profile("unit")

@@ -3,13 +3,12 @@
 import ast
 import re
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 
 from app.schema import METRICS
+from tests.support.modules import MODULES
 
-ROOT = Path(__file__).parents[2]
 PURE = [
     "app.schema",
     "app.ingest.buffer",
@@ -43,13 +42,6 @@ NAMES_METRICS = {
     "app.store.database": "columns of the original SensorFlow's table, which stay what they are",
 }
 DRIVERS = {"psycopg", "psycopg_pool", "sqlalchemy", "alembic"}
-
-
-def name_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-MODULES = {name_of(path): ast.parse(path.read_text()) for path in (ROOT / "app").rglob("*.py")}
 
 
 def is_in(module: str, room: str) -> bool:

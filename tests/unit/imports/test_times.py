@@ -9,7 +9,7 @@ from app.imports.layout import ColumnMapping
 from app.imports.times import localize
 from app.ingest.decode.columns import ParsedColumns, check
 from app.ingest.decode.readings import Format, open_readings
-from tests.unit.ingest.decode.bodies import ANY_TIME, ndjson, rows_of, rules, terms_of
+from tests.support.bodies import ANY_TIME, ndjson, rows_of, rules, terms_of
 
 TERMS = terms_of(rules(window=ANY_TIME))
 

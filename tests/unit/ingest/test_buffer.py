@@ -17,7 +17,7 @@ from app.ingest.buffer import Buffer, Submission
 from app.ingest.idempotency import IdempotencyRecord
 from app.ingest.request import WriteRequest
 from app.ingest.result import WriteOutcome
-from tests.unit.samples import SOURCE, reading, receipt, record
+from tests.support.samples import SOURCE, reading, receipt, record
 
 AWAY = DatabaseUnavailable("away")
 BLOCKED = DatabaseLocked("locked")

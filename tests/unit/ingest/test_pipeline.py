@@ -49,7 +49,7 @@ from app.ingest.pipeline import (
 )
 from app.ingest.request import WriteRequest
 from app.ingest.result import BatchResult, CommittedReading, WriteOutcome
-from tests.unit.samples import SOURCE, T0_US, batch_of, decoded_of, reading, record
+from tests.support.samples import SOURCE, T0_US, batch_of, decoded_of, reading, record
 
 COMMIT_TIMEOUT_S = 4.0
 RECOVERY_S = 2 * LONGEST_BACKOFF_S

@@ -16,7 +16,7 @@ from app.live.mailbox import later
 from app.workers import messages
 from app.workers.messages import Denied, ForwardingAck, Granted, Join, Leave, SetForwarding, Welcome
 from app.workers.subscription_router import SubscriptionRouter
-from tests.unit.samples import receipt
+from tests.support.samples import receipt
 
 
 def board(*workers: int, limit: int = 10) -> SubscriptionRouter:

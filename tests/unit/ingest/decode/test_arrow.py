@@ -18,12 +18,14 @@ from app.errors import BodyTooLarge, MalformedBody, TooManyRows
 from app.ingest.decode.readings import Format
 from app.ingest.decode.timestamps import Precision
 from tests.attacks import bombs
-from tests.unit.ingest.decode import reference
-from tests.unit.ingest.decode.bodies import (
+from tests.support import reference
+from tests.support.bodies import (
     ANY_TIME,
     arrow_stream,
+    compare,
     decode,
     iso,
+    many_rules,
     parquet,
     places,
     recent_us,
@@ -31,8 +33,7 @@ from tests.unit.ingest.decode.bodies import (
     rules,
     table,
 )
-from tests.unit.ingest.decode.test_readings import compare, many_rules
-from tests.unit.samples import T0_US
+from tests.support.samples import T0_US
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 A_DAY_US = 86_400_000_000

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from app.ingest.decode.csvs import decode_csv, end_of_records, records
 from app.ingest.decode.dialect import CsvDialect
 from app.ingest.decode.readings import Format, decode_readings
-from tests.unit.ingest.decode.bodies import (
+from tests.support.bodies import (
     WAYS,
     arrow_from,
     decode,
@@ -23,7 +23,7 @@ from tests.unit.ingest.decode.bodies import (
     rows_of,
     terms_of,
 )
-from tests.unit.ingest.decode.reference import KNOWN
+from tests.support.reference import KNOWN
 
 NAMES = ["sensor_id", "time", "temperature"]
 COMMAS = CsvDialect()

@@ -17,8 +17,8 @@ from app.ingest.decode.pages import Pages, pages_of
 from app.ingest.decode.readings import Format
 from app.ingest.decode.thrift import STRUCT, CompactReader
 from tests.attacks import bombs
+from tests.support.bodies import decode, parquet
 from tests.unit.ingest.decode import handmade
-from tests.unit.ingest.decode.bodies import decode, parquet
 
 PAGE_HEADER_BYTES = 100
 KNOWN = frozenset(COLUMNS)

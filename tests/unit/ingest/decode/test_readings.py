@@ -16,15 +16,15 @@ from app.ingest.decode.columns import columns_like_time
 from app.ingest.decode.readings import Format
 from app.ingest.decode.timestamps import Precision, TimeWindow
 from app.ingest.decode.uniform import columns_of_one_shape
-from tests.unit.ingest.decode import reference
-from tests.unit.ingest.decode.bodies import (
+from tests.support import reference
+from tests.support.bodies import (
     ANY_TIME,
-    MAX_ERRORS,
     WAYS,
     WINDOW,
     any_rows,
     arrow_from,
     arrow_stream,
+    compare,
     csv,
     decode,
     iso,
@@ -32,6 +32,7 @@ from tests.unit.ingest.decode.bodies import (
     json_columns,
     lines_of_one_shape,
     many_rows,
+    many_rules,
     ndjson,
     parquet,
     places,
@@ -40,8 +41,8 @@ from tests.unit.ingest.decode.bodies import (
     rules,
     table,
 )
-from tests.unit.ingest.decode.reference import KNOWN, Rules
-from tests.unit.samples import T0_US, measures, names
+from tests.support.reference import KNOWN, Rules
+from tests.support.samples import T0_US, measures, names
 
 
 @pytest.fixture(params=WAYS)
@@ -52,14 +53,6 @@ def each_way(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 REFUSALS = (MalformedBody, TooManyRows, BodyTooLarge)
-
-many_rules = st.builds(
-    Rules,
-    st.one_of(st.just(Precision.AUTO), st.sampled_from(Precision)),
-    st.sampled_from([WINDOW, ANY_TIME]),
-    st.just(T0_US),
-    st.sampled_from([1, 2, 50]),
-)
 
 
 def hold(body: bytes, form: Format, held_to: Rules) -> None:
@@ -75,16 +68,6 @@ def hold(body: bytes, form: Format, held_to: Rules) -> None:
             else:
                 with pytest.raises(MalformedBody):
                     decode(body, form, held_to)
-
-
-def compare(expected: reference.Expected, body: bytes, form: Format, held_to: Rules) -> None:
-    decoded = decode(body, form, held_to)
-    assert rows_of(decoded) == expected.rows
-    assert decoded.rejected == len(expected.faults)
-    assert places(decoded) == expected.faults[:MAX_ERRORS]
-    assert list(decoded.unknown_columns) == expected.unknown
-    assert all(fault.reason for fault in decoded.errors)
-    json.dumps([fault.value for fault in decoded.errors], allow_nan=False)
 
 
 lines = st.one_of(

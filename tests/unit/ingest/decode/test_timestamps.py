@@ -19,7 +19,7 @@ from app.ingest.decode.timestamps import (
     parse_time_us,
     parse_times_us,
 )
-from tests.unit.samples import T0_US, times_us
+from tests.support.samples import T0_US, times_us
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DAY_US = 86_400_000_000
