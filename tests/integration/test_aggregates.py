@@ -34,6 +34,7 @@ from tests.support.aggregating import (
     run_job,
 )
 from tests.support.databases import new_database
+from tests.support.examples import examples
 
 END_OF_SUMMER_TIME_S = 1_729_990_800
 """In the European Union in 2024."""
@@ -113,7 +114,7 @@ def test_aggregates_are_a_plain_count_whatever_comes_late_and_whatever_is_cut_sh
     """A writer whose clock is behind stands for readings that came on time, while no policy could run."""
     edition, admin_url = edition_and_admin_url
 
-    @settings(max_examples=30 if edition == "community" else 3, deadline=None, suppress_health_check=[*HealthCheck])
+    @settings(examples(30 if edition == "community" else 3), suppress_health_check=[*HealthCheck])
     @given(steps=STEPS)
     def check(steps: list[Step]) -> None:
         async def go() -> None:

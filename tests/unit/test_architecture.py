@@ -7,7 +7,7 @@ from graphlib import TopologicalSorter
 import pytest
 
 from app.schema import METRICS
-from tests.support.modules import MODULES
+from tests.support.modules import MODULES, ROOT
 
 PURE = [
     "app.schema",
@@ -148,3 +148,14 @@ def test_metrics_are_named_in_the_schema() -> None:
         if isinstance(text, str) and METRIC.search(text)
     }
     assert naming == NAMES_METRICS.keys()
+
+
+def test_no_test_imports_another() -> None:
+    """What several tests use is in tests/support, or in a module of their folder that holds no test."""
+    imported = {
+        f"{path.relative_to(ROOT)} imports {node.module}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and re.search(r"^tests\.(.*\.)?(test_\w+|conftest)$", node.module or "")
+    }
+    assert imported == set()
