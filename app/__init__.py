@@ -5,11 +5,12 @@ A reading's journey, and the module that owns each leg of it::
     bytes on a socket      web.protocol          a request is gathered within bounds, and has its turn
       -> a body            web.write_single      of one reading, or (web.write_bulk) of many; a key is checked first
       -> readings          ingest.decode         JSON becomes a Reading, many become a Batch of Arrow columns
+      -> a request         ingest.service        a WriteRequest: the one way in, also for files (imports.importer)
       -> the buffer        ingest.buffer         bounded in rows and bytes; full means 429 or 503
       -> a flush           ingest.pipeline       everything that arrived during the last flush is stored together
-      -> rows              store.wire            names become ids, and rows COPY's binary format
-      -> PostgreSQL        store.writer          ledger row + COPY + claims + COMMIT, one transaction
-      -> a receipt         ingest.receipt        the JSON of a committed reading, encoded once
+      -> rows              store.rows            names become ids, and rows COPY's binary format (store.wire)
+      -> PostgreSQL        store.writer          ledger row + COPY + idempotency records + COMMIT
+      -> a result          ingest.result         a receipt, the JSON of a committed reading, or the result of a batch
       -> the sender        web                   201, only after COMMIT
       -> the subscribers   live.hub, web.live    each through a mailbox of its own
       -> other processes   live.bus, workers     if the server has several, and they have subscribers
@@ -27,7 +28,7 @@ In the background::
     aggregates             store.aggregates      by minute, hour and day (store.tiers), refreshed by store.policies too
     readings out of limits store.limits          found in each flush, and logged in its transaction
     old readings           store.retention       deleted, unless a policy does it
-    old senders and claims store.maintenance     deleted; it also compares the clocks
+    old senders, records   store.maintenance     deleted; it also compares the clocks
 
 Around a connection::
 
@@ -44,6 +45,7 @@ Around a connection::
 Commands: ``imports`` reads files, whose readings go through the same buffer; ``migrate --adopt``, ``move`` and
 ``refresh`` are ``store.adoption``, ``store.move`` and ``store.refresh``.
 
+The metrics of a reading are defined in ``schema``, from which columns, SQL and keys of JSON are derived.
 What the server knows of a sensor besides its readings is in ``registry``, ``store.sensors`` and ``web.sensors``.
 
 Imports run downward only: ``serve`` runs one process or several; ``imports`` knows ``main``, which puts a process's

@@ -4,7 +4,8 @@
 
     SensorFlowError
     ├── ConfigurationError     the server can't start like this; the message says what to change
-    ├── Unauthorized           no key, an unknown one, or one that may not do this
+    ├── Unauthorized           no key, or an unknown one
+    ├── Forbidden              a key that may not do this
     ├── Refused                nothing is stored, and sending the same again can't cure it
     │   ├── InvalidReading         the content; ``details`` names each fault
     │   ├── MalformedBody          no reading can be told from another in it: not JSON, no header, not Parquet
@@ -43,7 +44,11 @@ class ConfigurationError(SensorFlowError):
 
 
 class Unauthorized(SensorFlowError):
-    """The key is missing, unknown, or not meant for this."""
+    """The key is missing or unknown."""
+
+
+class Forbidden(SensorFlowError):
+    """The key is known, and lacks the scope that the request needs."""
 
 
 class Refused(SensorFlowError):

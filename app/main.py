@@ -15,26 +15,26 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from starlette.types import ASGIApp
 
 from app import __version__
-from app.errors import ConfigurationError, DatabaseUnavailable, OutcomeUnknown, SensorFlowError
+from app.errors import ConfigurationError, DatabaseUnavailable, SensorFlowError
 from app.history.query import DAY_US, Bucket
 from app.ingest.batch import Reading
 from app.ingest.buffer import Buffer
-from app.ingest.claim import RequestIdentity, StoredResult
 from app.ingest.decode.timestamps import TimeWindow
-from app.ingest.pipeline import IngestQueue, Pipeline, Publisher
-from app.ingest.receipt import CommittedReading, receipt_encoder
+from app.ingest.pipeline import Pipeline, Publisher
+from app.ingest.result import CommittedReading, receipt_encoder
+from app.ingest.service import WriteService
 from app.live.bus import Bus, LocalBus
 from app.live.hub import Hub
 from app.memory import keep_returning, share_one_arena
 from app.metrics import Instruments, ProcessMetrics, ServerCollector
 from app.settings import Keys, Settings
-from app.store import claims
 from app.store.aggregates import Aggregates
 from app.store.capacity import fit
 from app.store.database import Database, Edition
 from app.store.durability import confirm
 from app.store.history import History, latest_reading
-from app.store.imports import ImportClaims
+from app.store.idempotency import IdempotencyRecords
+from app.store.imports import ImportRecords
 from app.store.latest import LatestReadings
 from app.store.maintenance import Maintenance
 from app.store.policies import Retention
@@ -58,13 +58,12 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = "Ingestion of sensor readings into TimescaleDB. 201 means committed."
 PREPARE_INTERVAL_S = 1.0
 READINESS_TIMEOUT_S = 2.0
-RECALL_TIMEOUT_S = 4.0
 LOCK_SHARE = 0.25
 """Part of COMMIT_TIMEOUT_S for waiting for a lock. Readings that are not locked must still be stored in time."""
 IMPORT_MAX_ROWS = 1_000_000
 IMPORT_MAX_BYTES = 256 << 20
 """Bounds of an import's own buffer. A part of a file must fit, however the server's buffer is set."""
-IMPORT_CLAIMS_TIMEOUT_S = 60.0
+IMPORT_RECORDS_TIMEOUT_S = 60.0
 REMEMBERING_HEAD_START_S = 1.0
 REMEMBERING_TIMEOUT_S = 60.0
 
@@ -180,7 +179,7 @@ class Server:
         self.sensors = Sensors(self._database, on_new_limits=self._writer.limits.check)
         self._maintenance = Maintenance(
             self._database,
-            claims_window_hours=settings.idempotency_window_hours,
+            idempotency_window_hours=settings.idempotency_window_hours,
             accept_future_minutes=settings.accept_future_minutes,
             now_us=now_us,
         )
@@ -193,6 +192,7 @@ class Server:
             audience=self.hub,
             on_flush=self.instruments.observe_flush,
         )
+        self.service = WriteService(self.pipeline, IdempotencyRecords(self._database))
         registry.register(ProcessMetrics())
         registry.register(
             ServerCollector(
@@ -288,28 +288,6 @@ class Server:
                 logger.critical("unhandled error in the server's work; stopping", exc_info=error)
             self._fail(error)
 
-    async def recall(self, fingerprint: RequestIdentity) -> StoredResult | None:
-        """Return what was committed under a request's Idempotency-Key; None: nothing.
-
-        Raises:
-            DatabaseUnavailable
-            OutcomeUnknown: something was committed, and is not known to be durable.
-        """
-        name, is_there = fingerprint.name, False
-        try:
-            async with self._database.connection(timeout_s=RECALL_TIMEOUT_S) as connection:
-                is_there = await claims.can_be_seen(connection, name)
-                return (await claims.recall(connection, [name])).get(name) if is_there else None
-        except DatabaseUnavailable as error:
-            if is_there:
-                raise OutcomeUnknown(
-                    "The database has not confirmed yet that the readings under this Idempotency-Key are stored: send "
-                    "the request again."
-                ) from error
-            raise DatabaseUnavailable(
-                "Nothing is stored: the database can't be asked for this Idempotency-Key."
-            ) from error
-
     async def readiness(self, *, detailed: bool) -> Readiness:
         """Check the pipeline, and that the database accepts writes; ``detailed`` quotes the database's own errors."""
         trouble, public = self.pipeline.unavailable_reason, self.pipeline.public_reason
@@ -330,10 +308,10 @@ class Server:
 @asynccontextmanager
 async def importing(
     settings: Settings, database_url: str, key_name: str
-) -> AsyncIterator[tuple[IngestQueue, ImportClaims]]:
-    """Open a queue into a database, without a server, and the claims of earlier imports.
+) -> AsyncIterator[tuple[WriteService, ImportRecords]]:
+    """Open the way into a database, without a server, and the records of earlier imports.
 
-    At the end, what the queue holds is flushed if the database is available, also after an error.
+    At the end, what the buffer holds is flushed if the database is available, also after an error.
 
     Raises:
         DatabaseUnavailable: the database can't be reached.
@@ -357,7 +335,8 @@ async def importing(
         if work.done():
             work.result()
         try:
-            yield pipeline, ImportClaims(database, key_name=key_name, timeout_s=IMPORT_CLAIMS_TIMEOUT_S)
+            service = WriteService(pipeline, IdempotencyRecords(database))
+            yield service, ImportRecords(database, key_name=key_name, timeout_s=IMPORT_RECORDS_TIMEOUT_S)
         finally:
             # To cancel a COPY under way would roll it back, and psycopg 3.3.9 can't: its C generators end in a
             # TypeError when it resumes them, which it logs.
@@ -425,12 +404,11 @@ def create_app(
         kept_days=settings.retention_raw_days,
     )
     endpoint = ReadingEndpoint(
-        pipeline=server.pipeline,
+        service=server.service,
         keyring=keyring,
         window=window,
         max_body_bytes=settings.max_body_bytes,
         now_us=now_us,
-        recall=server.recall,
         observe=observe,
         clock=time.perf_counter,
     )
@@ -438,8 +416,7 @@ def create_app(
     app.include_router(
         bulk_router(
             BulkIngest(
-                intake=server.pipeline,
-                recall=server.recall,
+                service=server.service,
                 keyring=keyring,
                 window=window,
                 limits=BulkLimits(

@@ -25,7 +25,7 @@ from app.ingest.decode.jsons import field_names
 from app.ingest.decode.readings import Format
 from app.ingest.decode.utf8 import without_bom
 
-# Both decide how a file is cut, and so which claims stand for it: after a change, what was imported before would be
+# Both decide how a file is cut, and so which records stand for it: after a change, what was imported before would be
 # stored again.
 BLOCK_BYTES = 4 << 20
 BLOCK_ROWS = 50_000

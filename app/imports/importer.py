@@ -1,8 +1,8 @@
 """The import of a file into the database. Its readings are decoded, checked and flushed like those of requests.
 
-A file's blocks are decoded one by one, and a block's readings go in parts, each with a claim. So a file may be imported
-again, after a failure or by mistake: what was imported is found by its claims, which never expire, and only the rest is
-stored. (5)
+A file's blocks are decoded one by one, and a block's readings go in parts, each with an idempotency record. So a file
+may be imported again, after a failure or by mistake: what was imported is found by its records, which never expire, and
+only the rest is stored. (5)
 """
 
 import asyncio
@@ -19,23 +19,21 @@ from app.errors import (
     ConfigurationError,
     DatabaseUnavailable,
     IdempotencyConflict,
-    NotStored,
     Refused,
-    SensorFlowError,
 )
-from app.imports.claims import Claims, ImportLog, claims_of, forget
 from app.imports.files import BLOCK_BYTES, Block, InputFile, open_file
+from app.imports.keys import ImportLog, PartKeys, forget, keys_of
 from app.imports.layout import ColumnMapping
 from app.imports.rejects import OWN_COLUMNS, RejectsReport, report_path
 from app.imports.times import Localized, localize
 from app.ingest.batch import Batch, Sender
-from app.ingest.buffer import WriteResult
-from app.ingest.claim import Claim, DatedClaim, Replay, RequestIdentity
 from app.ingest.decode.columns import Decoded, DecodeOptions, ParsedColumns, RowError, check
 from app.ingest.decode.readings import open_readings
 from app.ingest.decode.timestamps import TimeWindow
-from app.ingest.pipeline import IngestQueue
-from app.ingest.receipt import BatchResult
+from app.ingest.idempotency import DatedResult, IdempotencyRecord, Replay, RequestIdentity
+from app.ingest.request import WriteRequest
+from app.ingest.result import BatchResult, WriteResult
+from app.ingest.service import WriteService
 
 SOURCE = Sender("import", "")
 """The sender of imported readings, as the tables show it."""
@@ -125,7 +123,7 @@ class Importer:
     """Imports files, and reports its progress.
 
     Args:
-        intake: takes the readings; None: they are only checked.
+        service: stores the readings; None: they are only checked.
         log: what was imported before; None: nothing.
         layout: what the files' columns are.
         window: which times the readings may bring.
@@ -136,24 +134,22 @@ class Importer:
     def __init__(
         self,
         *,
-        intake: IngestQueue | None,
+        service: WriteService | None,
         log: ImportLog | None,
         layout: ColumnMapping,
         window: TimeWindow,
         now_us: Callable[[], int],
         on_progress: Callable[[float, ImportResult], None],
     ) -> None:
-        self._intake = intake
+        self._service = service
         self._log = log
         self._layout = layout
         self._window = window
         self._now_us = now_us
         self._on_progress = on_progress
-        self._turn = asyncio.Lock()
-        """Keeps the order of the file where the buffer is full: no tail may be claimed before what it follows."""
 
     async def forget(self, path: Path) -> bool:
-        """Delete the claims of a file, so that it is imported anew, and return whether it had any.
+        """Delete the records of a file, so that it is imported anew, and return whether it had any.
 
         Raises:
             ConfigurationError: it can't be read.
@@ -182,24 +178,24 @@ class Importer:
 
     async def _import(self, path: Path, file: InputFile, report: RejectsReport) -> ImportResult:
         outcome = ImportResult(notes=file.notes)
-        claims = await claims_of(path, file, self._layout, self._log)
+        keys = await keys_of(path, file, self._layout, self._log)
         free = asyncio.Semaphore(PARTS_UNDER_WAY)
         rows_before = 0
         async with asyncio.TaskGroup() as tasks:
-            while (block := await asyncio.to_thread(file.next_block, await claims.cuts())) is not None:
+            while (block := await asyncio.to_thread(file.next_block, await keys.cuts())) is not None:
                 decoded = await asyncio.to_thread(self._decode, path, block, file, rows_before, outcome)
-                claims.enter(block, rows_before)
+                keys.enter(block, rows_before)
                 storing = _Storing(block, rows_before, report, outcome)
                 storing.reject(decoded.errors)
                 parts = list(_parts(decoded))
-                imported = await self._imported([claims.key(number) for number in range(len(parts))])
+                imported = await self._imported([keys.key(number) for number in range(len(parts))])
                 for number, part in enumerate(parts):
-                    claim = _claim(claims, number, part, len(parts))
-                    if (earlier := imported.get(claim.fingerprint.key)) is not None:
-                        storing.find(part, claim, earlier)
+                    record = _record(keys, number, part, len(parts))
+                    if (earlier := imported.get(record.identity.key)) is not None:
+                        storing.find(part, record, earlier)
                     else:
                         await free.acquire()
-                        task = tasks.create_task(self._store(part, claim, storing, is_first=number == 0))
+                        task = tasks.create_task(self._store(part, record, storing, is_first=number == 0))
                         task.add_done_callback(lambda _: free.release())
                 rows_before += decoded.batch.rows + decoded.rejected
                 self._on_progress(block.progress, outcome)
@@ -230,57 +226,37 @@ class Importer:
         outcome.unknown_columns |= dict.fromkeys(name for name in decoded.unknown_columns if name not in OWN_COLUMNS)
         return replace(decoded, batch=_in_celsius(decoded.batch, self._layout))
 
-    async def _imported(self, keys: Sequence[str]) -> Mapping[str, DatedClaim]:
+    async def _imported(self, keys: Sequence[str]) -> Mapping[str, DatedResult]:
         return await self._log.find(keys) if self._log is not None and keys else {}
 
-    async def _store(self, part: Chunk, claim: Claim, storing: "_Storing", *, is_first: bool) -> None:
+    async def _store(self, part: Chunk, record: IdempotencyRecord, storing: "_Storing", *, is_first: bool) -> None:
         """Commit a part, or find that it was committed before.
 
-        The first part's claim says how its block was cut. It comes before the others, which would not be found without
+        The first part's record says how its block was cut. It comes before the others, which would not be found without
         it when the file has grown.
         """
         if not is_first:
-            await storing.first_is_claimed.wait()
-        answer = await self._answer(part.batch, claim)
-        if isinstance(answer, IdempotencyConflict):
-            raise ConfigurationError(CHANGED)
-        if isinstance(answer, SensorFlowError):
-            raise answer
-        if isinstance(answer, Replay):
+            await storing.first_is_recorded.wait()
+        result = await self._write(WriteRequest(part.batch, record, is_awaited=False))
+        if isinstance(result, Replay):
             storing.outcome.found += part.batch.rows
             storing.outcome.add_times(part.batch.columns)
-        elif isinstance(answer, BatchResult):
-            storing.store(part, answer)
-        storing.first_is_claimed.set()
+        elif isinstance(result, BatchResult):
+            storing.store(part, result)
+        storing.first_is_recorded.set()
 
-    async def _answer(self, batch: Batch, claim: Claim) -> WriteResult:
-        if self._intake is None:
-            return BatchResult(batch.rows, {})
-        answered: asyncio.Future[WriteResult] = asyncio.get_running_loop().create_future()
-
-        def on_result(answer: WriteResult) -> None:
-            if not answered.done():  # the wait may have timed out
-                answered.set_result(answer)
-
+    async def _write(self, request: WriteRequest) -> WriteResult:
+        if self._service is None:
+            return BatchResult(request.content.rows)
         try:
             async with asyncio.timeout(LONGEST_WAIT_S):
-                async with self._turn:
-                    await self._submit(self._intake, batch, on_result, claim)
-                return await answered
+                return await self._service.write(request, waits_for_room=True)
+        except IdempotencyConflict:
+            raise ConfigurationError(CHANGED) from None
         except TimeoutError:
             raise DatabaseUnavailable(
                 "The database was unavailable for too long. Import the file again: stored readings are recognised."
             ) from None
-
-    @staticmethod
-    async def _submit(
-        intake: IngestQueue, batch: Batch, on_result: Callable[[WriteResult], None], claim: Claim
-    ) -> None:
-        while True:
-            try:
-                return intake.submit(batch, on_result, claim=claim, is_awaited=False)
-            except NotStored as error:
-                await asyncio.sleep(error.retry_after_s)
 
 
 @dataclass(slots=True)
@@ -291,25 +267,25 @@ class _Storing:
     rows_before: int
     report: RejectsReport
     outcome: ImportResult
-    first_is_claimed: asyncio.Event = field(default_factory=asyncio.Event)
+    first_is_recorded: asyncio.Event = field(default_factory=asyncio.Event)
 
     def reject(self, faults: Sequence[RowError]) -> None:
         """Report rejected rows of the block."""
         self.outcome.reject(faults, self.rows_before)
         self.report.write(faults, self.block, self.rows_before)
 
-    def find(self, part: Chunk, claim: Claim, earlier: DatedClaim) -> None:
+    def find(self, part: Chunk, record: IdempotencyRecord, earlier: DatedResult) -> None:
         """Count a part that was imported before. Raises ConfigurationError if it had other readings then."""
-        if earlier.content_hash != claim.fingerprint.content_hash:
+        if earlier.content_hash != record.identity.content_hash:
             raise ConfigurationError(CHANGED)
-        self.first_is_claimed.set()
+        self.first_is_recorded.set()
         self.outcome.found += part.batch.rows
         self.outcome.add_times(part.batch.columns)
         self.outcome.found_at = max(earlier.at, self.outcome.found_at or earlier.at)
 
     def store(self, part: Chunk, stored: BatchResult) -> None:
         """Count the rows of a part that was committed, and report those that PostgreSQL rejected."""
-        self.outcome.stored += stored.rows
+        self.outcome.stored += stored.stored
         columns = part.batch.columns
         if stored.refused:
             is_refused = pc.is_in(pa.arange(0, part.batch.rows), pa.array(list(stored.refused), pa.int64()))
@@ -324,11 +300,10 @@ class _Storing:
         )
 
 
-def _claim(claims: Claims, number: int, part: Chunk, parts: int) -> Claim:
-    """Return the claim of one of a block's parts."""
-    fingerprint = RequestIdentity(SOURCE.key_name, claims.key(number), claims.content_hash(part.batch.rows))
-    replay = Replay(201, claims.answer(number, parts))
-    return Claim(fingerprint, lambda _: replay, expires=False)
+def _record(keys: PartKeys, number: int, part: Chunk, parts: int) -> IdempotencyRecord:
+    """Return the record of one of a block's parts."""
+    identity = RequestIdentity(SOURCE.key_name, keys.key(number), keys.content_hash(part.batch.rows))
+    return IdempotencyRecord(identity, keys.result(number, parts), expires=False)
 
 
 def _of_one_sensor(sent: ParsedColumns, name: str, path: Path) -> ParsedColumns:

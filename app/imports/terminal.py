@@ -8,13 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from app.imports.claims import ImportLog
 from app.imports.importer import Importer, ImportResult
+from app.imports.keys import ImportLog
 from app.imports.layout import ColumnMapping
 from app.imports.rejects import report_path
 from app.ingest.decode.columns import format_names, truncated_for_message
 from app.ingest.decode.timestamps import TimeWindow
-from app.ingest.pipeline import IngestQueue
+from app.ingest.service import WriteService
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -22,7 +22,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 async def import_file(
     path: Path,
     *,
-    intake: IngestQueue | None,
+    service: WriteService | None,
     log: ImportLog | None,
     layout: ColumnMapping,
     window: TimeWindow,
@@ -51,7 +51,7 @@ async def import_file(
         def elapsed_s() -> float:
             return max(time.monotonic() - started, 1e-6)
 
-        importer = Importer(intake=intake, log=log, layout=layout, window=window, now_us=now_us, on_progress=move)
+        importer = Importer(service=service, log=log, layout=layout, window=window, now_us=now_us, on_progress=move)
         if store_again and await importer.forget(path):
             console.print(
                 f"{path.name}: records of earlier imports deleted. If this import is interrupted, continue it without "
@@ -59,7 +59,7 @@ async def import_file(
                 soft_wrap=True,
             )
         outcome = await importer.run(path)
-    summary = ", ".join(_summary(outcome, path, is_stored=intake is not None))
+    summary = ", ".join(_summary(outcome, path, is_stored=service is not None))
     said = [f"{summary} ({elapsed_s():.1f} s, {outcome.rows / elapsed_s():,.0f} rows/s)", *_remarks(outcome, layout)]
     print("\n".join(f"{path.name}: {line}" for line in said), flush=True)
     return outcome

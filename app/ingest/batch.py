@@ -6,10 +6,14 @@ batch and never once a row.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import repeat
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from app.schema import METRIC_FIELDS
 
 READING_SIZE_BYTES = 2_304
 """What one reading that waits alone is counted as, with its request and the longest name that a sensor may have: 2,178
@@ -18,6 +22,9 @@ ROW_SIZE_BYTES = 192
 """What one row of a batch is counted as: its columns, their sorted copy, and the same on the wire."""
 NAME_SIZE_BYTES = 128
 """What each of a batch's sensor names is counted as, beside its bytes: for a while it is a Python object."""
+
+
+HOUR_US = 3_600_000_000
 
 
 class Sender(NamedTuple):
@@ -42,6 +49,11 @@ class Reading(NamedTuple):
     source: Sender
 
     @property
+    def values(self) -> tuple[float | None, ...]:
+        """Its values, in the order of METRICS."""
+        return self[2:-1]
+
+    @property
     def rows(self) -> int:
         """One."""
         return 1
@@ -51,18 +63,29 @@ class Reading(NamedTuple):
         """What it is counted as while it is held."""
         return READING_SIZE_BYTES
 
+    @property
+    def sensors(self) -> pa.StringArray:
+        """The name of its sensor, alone."""
+        return pa.array([self.sensor], pa.string())
+
     def time_range_us(self) -> tuple[int, int]:
         """Its time, twice."""
         return self.time_us, self.time_us
+
+    def is_any_between(self, first_us: int, last_us: int) -> bool:
+        """Return whether it lies in a span of time, both ends included."""
+        return first_us <= self.time_us <= last_us
+
+    def hours_before(self, time_us: int) -> set[datetime]:
+        """Return the start of its hour (UTC) if it lies before a time."""
+        return {datetime.fromtimestamp(self.time_us // HOUR_US * 3_600, UTC)} if self.time_us < time_us else set()
 
 
 BATCH_SCHEMA = pa.schema(
     [
         pa.field("time", pa.timestamp("us", "UTC"), nullable=False),
         pa.field("sensor", pa.int32(), nullable=False),
-        pa.field("temperature", pa.float64()),
-        pa.field("humidity", pa.float64()),
-        pa.field("pressure", pa.float64()),
+        *METRIC_FIELDS,
     ]
 )
 
@@ -94,13 +117,28 @@ class Batch:
         extremes = pc.min_max(self.columns["time"].cast(pa.int64()))
         return extremes["min"].as_py(), extremes["max"].as_py()
 
+    def is_any_between(self, first_us: int, last_us: int) -> bool:
+        """Return whether any reading lies in a span of time, both ends included."""
+        earliest_us, latest_us = self.time_range_us()
+        if latest_us < first_us or earliest_us > last_us:
+            return False
+        times = self.columns["time"].cast(pa.int64())
+        return bool(pc.any(pc.and_(pc.greater_equal(times, first_us), pc.less_equal(times, last_us))).as_py())
+
+    def hours_before(self, time_us: int) -> set[datetime]:
+        """Return the starts of the hours (UTC) that hold the readings before a time."""
+        if self.time_range_us()[0] >= time_us:
+            return set()
+        times = self.columns["time"]
+        times = times.filter(pc.less(times, pa.scalar(time_us, times.type)))
+        return set(pc.unique(pc.floor_temporal(times, unit="hour")).to_pylist())
+
     def readings(self, start: int, rows: int) -> Iterator[Reading]:
         """Yield ``rows`` readings, beginning at the row ``start``."""
         part = self.columns.slice(start, rows)
         times, sensors = part["time"].cast(pa.int64()), self.sensors.take(part["sensor"])
         columns = (column.to_pylist() for column in (times, sensors, *part.columns[2:]))
-        for time_us, sensor, temperature, humidity, pressure in zip(*columns, strict=True):
-            yield Reading(time_us, sensor, temperature, humidity, pressure, self.source)
+        yield from map(Reading._make, zip(*columns, repeat(self.source, len(part)), strict=True))
 
     def latest(self) -> int:
         """Return the position of the row with the latest time; the last one of several."""

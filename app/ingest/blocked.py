@@ -7,12 +7,8 @@ long reader to end, accepts nothing; the others do. And while sensors or sources
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from app.errors import DatabaseLocked
-from app.ingest.batch import Content, Reading
-from app.ingest.claim import Claim
+from app.ingest.request import WriteRequest
 
 Span = tuple[int, int]
 """Times from the first to the last, both included, microseconds since 1970 UTC."""
@@ -23,65 +19,55 @@ class Blocked(DatabaseLocked):
 
     Args:
         spans: the times whose readings can't be stored.
-        claims: the names of the claims that can't be; None if no claim can.
+        records: the names of the idempotency records that can't be; None if none can.
         of_new_names: whether readings of new sensors or senders can't be.
     """
 
     def __init__(
-        self, spans: Sequence[Span], claims: Collection[tuple[str, str]] | None = (), *, of_new_names: bool = False
+        self, spans: Sequence[Span], records: Collection[tuple[str, str]] | None = (), *, of_new_names: bool = False
     ) -> None:
         super().__init__("another session has locked a part of the tables")
         self.spans = spans
-        self.claims = claims
+        self.records = records
         self.of_new_names = of_new_names
 
 
 @dataclass(slots=True)
 class Blockage:
-    """The readings and claims that are known to be blocked."""
+    """The readings and idempotency records that are known to be blocked."""
 
     spans: Sequence[Span] = ()
-    claims: frozenset[tuple[str, str]] = frozenset()
-    is_every_claim: bool = False
+    records: frozenset[tuple[str, str]] = frozenset()
+    is_every_record: bool = False
     of_new_names: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.spans or self.claims or self.is_every_claim or self.of_new_names)
+        return bool(self.spans or self.records or self.is_every_record or self.of_new_names)
 
-    def holds(self, content: Content, claim: Claim | None, *, has_new_names: bool = False) -> bool:
-        """Return whether readings are blocked; a batch is blocked by any of its readings."""
+    def holds(self, request: WriteRequest, *, has_new_names: bool = False) -> bool:
+        """Return whether a request is blocked; a batch is blocked by any of its readings."""
         if self.of_new_names and has_new_names:
             return True
-        if claim is not None and (self.is_every_claim or claim.name in self.claims):
+        record = request.record
+        if record is not None and (self.is_every_record or record.name in self.records):
             return True
-        return any(_reaches(content, span) for span in self.spans)
+        return any(request.content.is_any_between(*span) for span in self.spans)
 
     def add(self, blocked: Blocked) -> None:
         """Add what a flush has found to be blocked."""
         self.spans = list(dict.fromkeys([*self.spans, *blocked.spans]))
-        if blocked.claims is None:
-            self.is_every_claim = True
+        if blocked.records is None:
+            self.is_every_record = True
         else:
-            self.claims |= frozenset(blocked.claims)
+            self.records |= frozenset(blocked.records)
         self.of_new_names |= blocked.of_new_names
 
-    def lift(self, tried: Iterable[tuple[Content, Claim | None]]) -> None:
-        """Forget what blocked these contents, which are about to be tried again or have been stored. Whether new names
+    def lift(self, tried: Iterable[WriteRequest]) -> None:
+        """Forget what blocked these requests, which are about to be tried again or have been stored. Whether new names
         are still blocked, the caller knows.
         """
-        for content, claim in tried:
-            self.spans = [span for span in self.spans if not _reaches(content, span)]
-            if claim is not None:
-                self.claims -= {claim.name}
-                self.is_every_claim = False
-
-
-def _reaches(content: Content, span: Span) -> bool:
-    """Return whether any of these readings lies in a span."""
-    first, last = content.time_range_us()
-    if last < span[0] or first > span[1]:
-        return False
-    if isinstance(content, Reading):
-        return True
-    times = content.columns["time"].cast(pa.int64())
-    return bool(pc.any(pc.and_(pc.greater_equal(times, span[0]), pc.less_equal(times, span[1]))).as_py())
+        for request in tried:
+            self.spans = [span for span in self.spans if not request.content.is_any_between(*span)]
+            if request.record is not None:
+                self.records -= {request.record.name}
+                self.is_every_record = False

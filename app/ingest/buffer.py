@@ -24,23 +24,19 @@ from itertools import chain
 from operator import attrgetter
 
 from app.errors import BufferFull, KeyOverShare, NotStored, SensorFlowError
-from app.ingest.batch import Content
-from app.ingest.claim import Claim, Replay
-from app.ingest.receipt import BatchResult, CommittedReading
-
-WriteResult = CommittedReading | BatchResult | Replay | SensorFlowError
-"""What a sender is told about a submission: its receipt, or why there is none."""
+from app.ingest.request import WriteRequest
+from app.ingest.result import WriteOutcome
 
 
 @dataclass(slots=True, eq=False)
 class Submission:
-    """What one request sent, on its way, with the moment by which it must be answered.
+    """A request on its way, with the moment by which it must be answered.
 
     ``on_result`` is called at most once. A submission whose sender has been told "unknown" stays until its fate is
     known, and is then counted, but its sender is not told again.
     """
 
-    content: Content
+    request: WriteRequest
     rows: int
     size_bytes: int
     arrived_at: float
@@ -48,14 +44,12 @@ class Submission:
     read from."""
     deadline: float
     """Infinite where no sender waits for the commit."""
-    on_result: Callable[[WriteResult], None]
-    claim: Claim | None = None
-    """What makes sending it again harmless, if its sender asked for that."""
+    on_result: Callable[[WriteOutcome], None]
     answered: bool = False
     is_aside: bool = False
     """Whether it waits for flushes of its own."""
 
-    def answer(self, answer: WriteResult) -> None:
+    def answer(self, answer: WriteOutcome) -> None:
         """Tells the sender, unless it has been told."""
         if not self.answered:
             self.answered = True
@@ -123,7 +117,7 @@ class Buffer:
         """
         if self.rows + submission.rows > self.max_rows:
             raise _full(retry_after_s())
-        self.reserve(submission.content.source.key_name, submission.size_bytes, retry_after_s=retry_after_s)
+        self.reserve(submission.request.content.source.key_name, submission.size_bytes, retry_after_s=retry_after_s)
         self.rows += submission.rows
         self.tally.accepted += submission.rows
         if is_parked:
@@ -153,7 +147,7 @@ class Buffer:
     def begin_flush(self, max_rows: int) -> Sequence[Submission]:
         """Take submissions from the front into a flush, ``max_rows`` at most but always one; they stay held.
 
-        A flush takes one submission per claim: only the commit of the first tells whether the other repeats it.
+        A flush takes one submission per idempotency key: only the commit of one tells whether another repeats it.
         """
         flush, rows = _taken(self._waiting, max_rows)
         self.waiting_rows -= rows
@@ -183,7 +177,7 @@ class Buffer:
         for submission in flush:
             self._let_go(submission)
 
-    def reject(self, submission: Submission, answer: WriteResult) -> None:
+    def reject(self, submission: Submission, answer: WriteOutcome) -> None:
         """Take a submission out of the earliest flush: it is never to be stored, and its sender is told why."""
         self._flushes[0].remove(submission)
         self.tally.rejected += submission.rows
@@ -262,19 +256,19 @@ class Buffer:
 
     def _let_go(self, submission: Submission) -> None:
         self.rows -= submission.rows
-        self._hold(submission.content.source.key_name, -submission.size_bytes)
+        self._hold(submission.request.content.source.key_name, -submission.size_bytes)
 
 
 def _taken(queue: deque[Submission], max_rows: int) -> tuple[list[Submission], int]:
     """Return submissions from the front of a queue, and their rows."""
     rows = 0
     taken: list[Submission] = []
-    claims: set[tuple[str, str]] = set()
+    names: set[tuple[str, str]] = set()
     while queue and (not taken or rows + queue[0].rows <= max_rows):
-        if (claim := queue[0].claim) is not None:
-            if claim.name in claims:
+        if (record := queue[0].request.record) is not None:
+            if record.name in names:
                 break
-            claims.add(claim.name)
+            names.add(record.name)
         submission = queue.popleft()
         taken.append(submission)
         rows += submission.rows

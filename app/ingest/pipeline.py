@@ -20,13 +20,15 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Generic, Protocol, TypeVar
 
 from app.errors import (
     DatabaseLocked,
     DatabaseUnavailable,
+    IdempotencyConflict,
     NotStored,
     OutcomeUnknown,
     RejectedByDatabase,
@@ -35,9 +37,10 @@ from app.errors import (
 )
 from app.ingest.batch import Batch, Content, Reading
 from app.ingest.blocked import Blockage, Blocked
-from app.ingest.buffer import Buffer, Submission, WriteResult
-from app.ingest.claim import Claim, DuplicateRequest, Replay
-from app.ingest.receipt import BatchResult, CommittedReading
+from app.ingest.buffer import Buffer, Submission
+from app.ingest.idempotency import DuplicateRequest, Records, Replay, RequestIdentity, StoredResult
+from app.ingest.request import WriteRequest
+from app.ingest.result import BatchResult, CommittedReading, WriteOutcome
 from app.repeats import Repeats
 
 logger = logging.getLogger(__name__)
@@ -114,10 +117,8 @@ class Store(Protocol[AnyPrepared]):
             Blocked: another session's lock is in the way of new names. Those added before it stay.
         """
 
-    async def write(
-        self, prepared: AnyPrepared, answers: Callable[[], Mapping[Claim, Replay]], *, was_blocked: bool
-    ) -> None:
-        """Commit a flush, with the claims that ``answers`` gives once the refused rows are known.
+    async def write(self, prepared: AnyPrepared, records: Callable[[], Records], *, was_blocked: bool) -> None:
+        """Commit a flush, with the records and their results that ``records`` gives once the refused rows are known.
 
         Wait briefly for locks if the flush ``was_blocked`` by one.
 
@@ -125,7 +126,7 @@ class Store(Protocol[AnyPrepared]):
             DatabaseUnavailable: nothing of it is committed, nor will be; or the connection was lost since it was
                 prepared.
             Blocked: nothing is committed; another session's lock is in the way of some of its contents.
-            DuplicateRequest: nothing is committed; some of its claims have been committed before.
+            DuplicateRequest: nothing is committed; some of its requests have been committed before.
             OutcomeUnknown: COMMIT was sent and not confirmed.
         """
 
@@ -143,6 +144,10 @@ class Flush(Generic[AnyPrepared]):
     prepared: AnyPrepared
     started: float
     was_blocked: bool
+
+    def by_position(self) -> Iterator[tuple[int, Submission]]:
+        """Yield each submission after the position of its first row."""
+        return zip(accumulate((each.rows for each in self.submissions), initial=0), self.submissions, strict=False)
 
 
 class _Unstorable(Exception):
@@ -184,23 +189,6 @@ class Publisher(Protocol):
 
     def remember(self, receipt: CommittedReading) -> None:
         """Record the latest of some readings."""
-
-
-class IngestQueue(Protocol):
-    """The side of the pipeline that senders see: Pipeline says what each does."""
-
-    def reserve(self, key_name: str, size_bytes: int) -> None: ...
-
-    def batch_being_decoded(self) -> AbstractContextManager[None]: ...
-
-    def submit(
-        self,
-        content: Content,
-        on_result: Callable[[WriteResult], None],
-        *,
-        claim: Claim | None = None,
-        is_awaited: bool = True,
-    ) -> None: ...
 
 
 class Pipeline(Generic[AnyPrepared]):
@@ -317,20 +305,12 @@ class Pipeline(Generic[AnyPrepared]):
 
     def submit(
         self,
-        content: Content,
-        on_result: Callable[[WriteResult], None],
-        *,
-        claim: Claim | None = None,
-        is_awaited: bool = True,
+        request: WriteRequest,
+        on_result: Callable[[WriteOutcome], None],
     ) -> None:
-        """Take readings in; ``on_result`` gets their answer, once, at the latest when the commit timeout has passed; or
-        three times that, where many new sensors must be added first.
-
-        Args:
-            content: a reading, or a batch.
-            on_result: is given the answer.
-            claim: is stored with the readings.
-            is_awaited: whether a sender waits for the answer; if not, there is no timeout.
+        """Take a request in; ``on_result`` gets its result or an error, once, at the latest when the commit timeout has
+        passed; or three times that, where many new sensors must be added first. A request that is not awaited has no
+        timeout.
 
         Raises:
             KeyOverShare, BufferFull, DatabaseUnavailable, ShuttingDown: nothing is taken, and ``on_result`` won't be
@@ -338,11 +318,12 @@ class Pipeline(Generic[AnyPrepared]):
         """
         self._raise_unavailable()
         now = self._clock()
-        patience_s = self._commit_timeout_s if is_awaited else math.inf
-        submission = Submission(content, content.rows, content.size_bytes, now, now + patience_s, on_result, claim)
+        content = request.content
+        patience_s = self._commit_timeout_s if request.is_awaited else math.inf
+        submission = Submission(request, content.rows, content.size_bytes, now, now + patience_s, on_result)
         if self._blockage and self._is_blocked(submission):
             # It would be held until the lock is gone. One is taken, to find out, where nothing else is about to.
-            if not is_awaited and (self.buffer.aside or now < self._retry_blocked_at):
+            if not request.is_awaited and (self.buffer.aside or now < self._retry_blocked_at):
                 raise self._locked()
             submission.is_aside = True
         if self._tasks is not None and isinstance(content, Batch) and self._has_too_many_new_names(content):
@@ -521,7 +502,7 @@ class Pipeline(Generic[AnyPrepared]):
         started = self._clock()
         with _unforeseen_errors(submissions):
             prepared = await self._store.prepare(
-                [submission.content for submission in submissions], was_blocked=was_blocked
+                [submission.request.content for submission in submissions], was_blocked=was_blocked
             )
         return Flush(submissions, prepared, started, was_blocked)
 
@@ -568,11 +549,12 @@ class Pipeline(Generic[AnyPrepared]):
         self._prefetch()
         try:
             with _unforeseen_errors(flush.submissions):
-                await self._store.write(prepared, lambda: self._answers_of_claims(flush), was_blocked=flush.was_blocked)
+                await self._store.write(prepared, lambda: self._records(flush), was_blocked=flush.was_blocked)
         except DuplicateRequest as error:
             for submission in flush.submissions:
-                if submission.claim is not None and (kept := error.kept.get(submission.claim.name)) is not None:
-                    self.buffer.reject(submission, kept.answer_to(submission.claim.fingerprint))
+                record = submission.request.record
+                if record is not None and (stored := error.results.get(record.name)) is not None:
+                    self.buffer.reject(submission, _replay_or_conflict(stored, record.identity))
             await self._discard_prefetched()
             self.buffer.requeue_in_flight()
             return
@@ -582,17 +564,17 @@ class Pipeline(Generic[AnyPrepared]):
                 raise DatabaseUnavailable(f"flush {prepared.first_id} did not commit") from error
         finally:
             self._writing = False
-        outcomes = self._outcomes(flush)
+        results = self._results(flush)
         if prepared.refused:
             reason = next(filter(None, prepared.refused.values()), None)
             logger.warning("PostgreSQL refused %d rows: %s", len(prepared.refused), reason)
         self.buffer.commit(refused_rows=len(prepared.refused))
-        for submission, outcome in zip(flush.submissions, outcomes, strict=True):
-            submission.answer(outcome)
+        for submission, result in zip(flush.submissions, results, strict=True):
+            submission.answer(result)
         self._observe(flush)
         if flush.was_blocked:
             self._lift_blockage(flush)
-        await self._publish(flush, outcomes)
+        await self._publish(flush, results)
 
     async def _set_blocked_aside(self, blocked: Blocked) -> None:
         """Set aside the submissions that another session's lock blocks; the others go into the next flush."""
@@ -602,50 +584,53 @@ class Pipeline(Generic[AnyPrepared]):
             )
         await self._discard_prefetched()
         if not blocked.of_new_names:  # names are tried before all else
-            self._blockage.lift((submission.content, submission.claim) for submission in self.buffer.in_flight)
+            self._blockage.lift(submission.request for submission in self.buffer.in_flight)
         self.buffer.requeue_in_flight()
         self._blockage.add(blocked)
         self.buffer.sort_out(self._is_blocked)
         self._retry_blocked_at = self._clock() + RETRY_BLOCKED_S
 
     def _lift_blockage(self, flush: Flush[AnyPrepared]) -> None:
-        self._blockage.lift((submission.content, submission.claim) for submission in flush.submissions)
+        self._blockage.lift(submission.request for submission in flush.submissions)
         self.buffer.sort_out(self._is_blocked)
         if not self._blockage:
             logger.info("no readings wait for a lock any more")
 
     def _is_blocked(self, submission: Submission) -> bool:
         has_new_names = self._blockage.of_new_names and self._has_new_names(submission)
-        return self._blockage.holds(submission.content, submission.claim, has_new_names=has_new_names)
+        return self._blockage.holds(submission.request, has_new_names=has_new_names)
 
     def _has_new_names(self, submission: Submission) -> bool:
-        return self._store.has_new_names(submission.content)
+        return self._store.has_new_names(submission.request.content)
 
-    def _outcomes(self, flush: Flush[AnyPrepared]) -> list[CommittedReading | BatchResult | RejectedByDatabase]:
-        """Return the outcome of each submission, for a flush that is committed."""
-        outcomes: list[CommittedReading | BatchResult | RejectedByDatabase] = []
-        refused = flush.prepared.refused
-        place = 0
-        for submission in flush.submissions:
-            content = submission.content
-            if isinstance(content, Batch):
-                rows = range(place, place + content.rows) if refused else ()
-                of_batch = {row - place: refused[row] for row in rows if row in refused}
-                outcomes.append(BatchResult(content.rows - len(of_batch), of_batch))
-            elif place in refused:
-                outcomes.append(RejectedByDatabase(refused[place]))
-            else:
-                outcomes.append(self._encode(content, flush.prepared.first_id + place))
-            place += content.rows
-        return outcomes
+    def _results(self, flush: Flush[AnyPrepared]) -> list[CommittedReading | BatchResult | RejectedByDatabase]:
+        """Return the result of each submission, for a flush that is committed."""
+        return [self._result(submission.request, start, flush.prepared) for start, submission in flush.by_position()]
 
-    def _answers_of_claims(self, flush: Flush[AnyPrepared]) -> dict[Claim, Replay]:
-        if not any(submission.claim for submission in flush.submissions):
+    def _result(
+        self, request: WriteRequest, start: int, prepared: AnyPrepared
+    ) -> CommittedReading | BatchResult | RejectedByDatabase:
+        """Return the result of a request whose rows begin at the position ``start`` of a flush."""
+        content, refused = request.content, prepared.refused
+        if isinstance(content, Reading):
+            if start in refused:
+                return RejectedByDatabase(refused[start])
+            return self._encode(content, prepared.first_id + start)
+        rows = range(start, start + content.rows) if refused else ()
+        of_batch = {row - start: refused[row] for row in rows if row in refused}
+        stored = content.rows - len(of_batch)
+        if request.decoded is None:
+            return BatchResult(stored, refused=of_batch)
+        return BatchResult.of(request.decoded, stored, of_batch)
+
+    def _records(self, flush: Flush[AnyPrepared]) -> Records:
+        """Return the idempotency records of a flush, and what is stored with each."""
+        if not any(submission.request.record for submission in flush.submissions):
             return {}
         return {
-            submission.claim: submission.claim.answer(outcome)
-            for submission, outcome in zip(flush.submissions, self._outcomes(flush), strict=True)
-            if submission.claim is not None and not isinstance(outcome, RejectedByDatabase)
+            record: result.to_json() if record.result is None else record.result
+            for submission, result in zip(flush.submissions, self._results(flush), strict=True)
+            if (record := submission.request.record) is not None and not isinstance(result, RejectedByDatabase)
         }
 
     def _observe(self, flush: Flush[AnyPrepared]) -> None:
@@ -659,16 +644,15 @@ class Pipeline(Generic[AnyPrepared]):
         self._bytes_per_s += 0.2 * (bytes_per_s - self._bytes_per_s)
 
     async def _publish(
-        self, flush: Flush[AnyPrepared], outcomes: Sequence[CommittedReading | BatchResult | RejectedByDatabase]
+        self, flush: Flush[AnyPrepared], results: Sequence[CommittedReading | BatchResult | RejectedByDatabase]
     ) -> None:
-        receipts = [outcome for outcome in outcomes if isinstance(outcome, CommittedReading)]
+        receipts = [result for result in results if isinstance(result, CommittedReading)]
         if receipts:
             self._audience.publish(receipts)
-        first_id = flush.prepared.first_id
-        for submission, outcome in zip(flush.submissions, outcomes, strict=True):
-            if isinstance(submission.content, Batch) and isinstance(outcome, BatchResult) and outcome.rows:
-                await self._publish_batch(submission.content, first_id, outcome.refused)
-            first_id += submission.rows
+        for (start, submission), result in zip(flush.by_position(), results, strict=True):
+            content = submission.request.content
+            if isinstance(content, Batch) and isinstance(result, BatchResult) and result.stored:
+                await self._publish_batch(content, flush.prepared.first_id + start, result.refused)
 
     async def _publish_batch(self, batch: Batch, first_id: int, refused: Mapping[int, str | None]) -> None:
         """Publish each stored row; without subscribers and refusals, only remember the latest for later ones."""
@@ -739,3 +723,11 @@ class Pipeline(Generic[AnyPrepared]):
     @staticmethod
     def _unknown() -> OutcomeUnknown:
         return OutcomeUnknown("The database has not answered in time: the reading may be stored, or not.")
+
+
+def _replay_or_conflict(stored: StoredResult, identity: RequestIdentity) -> Replay | IdempotencyConflict:
+    """Return what a request is told that has the key of one that was committed before."""
+    try:
+        return stored.replay_to(identity)
+    except IdempotencyConflict as conflict:
+        return conflict

@@ -13,7 +13,7 @@ from itertools import count
 from typing import Protocol
 
 from app.errors import TooManySubscribers
-from app.ingest.receipt import CommittedReading
+from app.ingest.result import CommittedReading
 
 
 class LocalSubscribers(Protocol):

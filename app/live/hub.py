@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from app.ingest.receipt import CommittedReading
+from app.ingest.result import CommittedReading
 from app.live.bus import Bus
 from app.live.mailbox import Mailbox, event_time, later
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from app.ingest.receipt import CommittedReading
+from app.ingest.result import CommittedReading
 
 event_time = attrgetter("time_us", "id")
 """The order of readings by event time; of two at the same time, by id. (9)"""

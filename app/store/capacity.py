@@ -13,7 +13,7 @@ QUERY_TIMEOUT_S = 10.0
 OF_ITS_OWN = 2
 """Connections that a worker has beside its pool: for flushes, and for aggregates."""
 MIN_POOL_SIZE = 2
-"""One for readers, and one for names and claims, which flushes need meanwhile."""
+"""One for readers, and one for names and idempotency records, which flushes need meanwhile."""
 LOCKS_OF_A_CHUNK = 4
 """In the columnstore: two tables with an index each."""
 WHOLE_QUERIES = 2

@@ -42,7 +42,7 @@ MIGRATION_WAIT_S = 5.0
 MIGRATION_POLL_S = 0.2
 POOL_MAX_SIZE = 4
 READERS_SHARE = 2
-"""So many of the pool's connections may be with those who read back: flushes need names and claims meanwhile."""
+"""So many of the pool's connections may be with those who read back: flushes need names and records meanwhile."""
 
 
 SCHEME = re.compile(r"^postgres(ql)?(\+\w+)?://")
@@ -179,9 +179,8 @@ SELECT ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND a
 FROM pg_class c
 WHERE relnamespace = current_schema::regnamespace AND relname = %s AND relkind IN ('r', 'p', 'v', 'm', 'f')
 """
-ORIGINAL_COLUMNS = frozenset(
-    {"id", "temperature", "humidity", "pressure", "date_recorded", "time_recorded", "sensor_id", "client_ip"}
-)
+ORIGINAL_METRICS = ("temperature", "humidity", "pressure")
+ORIGINAL_COLUMNS = frozenset({"id", *ORIGINAL_METRICS, "date_recorded", "time_recorded", "sensor_id", "client_ip"})
 KEPT_ORIGINAL = "data_of_original"
 ADOPTION_IS_BEGUN = f"""
 SELECT to_regclass(format('%I.{KEPT_ORIGINAL}', current_schema)) IS NULL

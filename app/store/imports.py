@@ -1,9 +1,9 @@
-"""The claims of imported readings: looked up before a file is stored, and deleted when it is to be stored again."""
+"""The records of imported readings: looked up before a file is stored, and deleted when it is to be stored again."""
 
 from collections.abc import Collection, Mapping
 
-from app.ingest.claim import DatedClaim
-from app.store import claims
+from app.ingest.idempotency import DatedResult
+from app.store import idempotency
 from app.store.database import Database
 
 STORED_AT = "SELECT key, created_at FROM idempotency_keys WHERE key_name = %s AND key = ANY(%s)"
@@ -12,8 +12,8 @@ ANY_WITH_PREFIX = "SELECT FROM idempotency_keys WHERE key_name = %s AND starts_w
 FORGET = "DELETE FROM idempotency_keys WHERE key_name = %s AND (key = ANY(%s) OR starts_with(key, %s))"
 
 
-class ImportClaims:
-    """The claims of one sender, in the database. Its methods raise DatabaseUnavailable.
+class ImportRecords:
+    """The idempotency records of one sender, in the database. Its methods raise DatabaseUnavailable.
 
     Args:
         database: where they are.
@@ -26,26 +26,26 @@ class ImportClaims:
         self._key_name = key_name
         self._timeout_s = timeout_s
 
-    async def find(self, keys: Collection[str]) -> Mapping[str, DatedClaim]:
-        """Look up claims by their keys."""
+    async def find(self, keys: Collection[str]) -> Mapping[str, DatedResult]:
+        """Look up records by their keys."""
         async with self._database.connection(timeout_s=self._timeout_s) as connection:
-            kept = await claims.recall(connection, [(self._key_name, key) for key in keys])
-            if not kept:
+            results = await idempotency.find(connection, [(self._key_name, key) for key in keys])
+            if not results:
                 return {}
             cursor = await connection.execute(STORED_AT, [self._key_name, list(keys)])
             stored_at = dict(await cursor.fetchall())
         return {
-            key: DatedClaim(each.content_hash, each.replay.body, stored_at[key])
-            for (_, key), each in kept.items()
+            key: DatedResult(*stored, stored_at[key])
+            for (_, key), stored in results.items()
             if key in stored_at  # else it was forgotten in between
         }
 
     async def has_any(self, prefix: str) -> bool:
-        """Tell whether there is a claim whose key begins so."""
+        """Tell whether there is a record whose key begins so."""
         async with self._database.connection(timeout_s=self._timeout_s) as connection:
             return await (await connection.execute(ANY_WITH_PREFIX, [self._key_name, prefix])).fetchone() is not None
 
     async def forget(self, keys: Collection[str], prefix: str | None) -> None:
-        """Delete claims by their keys, and those whose key begins so; all or none."""
+        """Delete records by their keys, and those whose key begins so; all or none."""
         async with self._database.connection(timeout_s=self._timeout_s) as connection:
             await connection.execute(FORGET, [self._key_name, list(keys), prefix])

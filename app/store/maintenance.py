@@ -1,5 +1,5 @@
-"""What the database needs now and then: ledger, claims, senders and the log of violations pruned, its state and its
-clock looked at.
+"""What the database needs now and then: ledger, idempotency records, senders and the log of violations pruned, its
+state and its clock looked at.
 
 Nothing here is all or nothing: what is pruned goes in pieces, each a transaction, and a piece that fails leaves those
 before it gone.
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from app.errors import DatabaseUnavailable
-from app.store import claims, limits
+from app.store import idempotency, limits
 from app.store.capacity import warn_of_locks
 from app.store.database import Connection, Database
 from app.store.locks import PRUNE_LOCK
@@ -99,7 +99,7 @@ class Maintenance:
 
     Args:
         database: what is maintained.
-        claims_window_hours: how long claims are kept.
+        idempotency_window_hours: how long idempotency records are kept.
         accept_future_minutes: how far ahead readings may lie; 0: any distance.
         now_us: the time, microseconds since 1970 UTC.
     """
@@ -108,12 +108,12 @@ class Maintenance:
         self,
         database: Database,
         *,
-        claims_window_hours: float,
+        idempotency_window_hours: float,
         accept_future_minutes: float,
         now_us: Callable[[], int],
     ) -> None:
         self._database = database
-        self._claims_window_hours = claims_window_hours
+        self._idempotency_window_hours = idempotency_window_hours
         self._accept_future_minutes = accept_future_minutes
         self._now_us = now_us
         self._is_skewed = False
@@ -178,16 +178,20 @@ class Maintenance:
         return skew_s
 
     async def prune(self) -> None:
-        """Delete old rows of the ledger and of the log of violations, and old claims. Raises DatabaseUnavailable."""
+        """Delete old rows of the ledger and of the log of violations, and old idempotency records.
+
+        Raises:
+            DatabaseUnavailable
+        """
 
         async def ledger(connection: Connection) -> bool:
             return (await connection.execute(PRUNE_LEDGER)).rowcount == PRUNE_PIECE_ROWS
 
-        async def old_claims(connection: Connection) -> bool:
-            return await claims.prune(connection, older_than_hours=self._claims_window_hours)
+        async def old_records(connection: Connection) -> bool:
+            return await idempotency.prune(connection, older_than_hours=self._idempotency_window_hours)
 
         await self._in_pieces(ledger)
-        await self._in_pieces(old_claims)
+        await self._in_pieces(old_records)
         await self._in_pieces(limits.prune)
 
     async def prune_sources(self) -> None:

@@ -1,4 +1,4 @@
-"""Committing a flush: its ledger row, its rows by binary COPY, its claims, and COMMIT, in one transaction.
+"""Committing a flush: its ledger row, its rows by binary COPY, its idempotency records, and COMMIT, in one transaction.
 
 Promises:
     * ``write`` returns only after COMMIT has been confirmed and as many rows were copied as were to be. (3)
@@ -6,7 +6,7 @@ Promises:
     * The ledger row is in the flush's own transaction, so it is there exactly if the rows are. (4)
     * A claim is in the transaction of the readings that it speaks for. (5)
     * One bad row never sinks its neighbours: what PostgreSQL refuses is found by halving, under savepoints. (6)
-    * No lock of another session holds up more than it covers: its days, its claims, or new names are found and named.
+    * No lock of another session holds up more than it covers: its days, its records, or new names are found and named.
 
 The ledger, and not pg_xact_status, is the proof: after a crash before the WAL was flushed, the same transaction id may
 be given out again and then reads "committed" for the work of another.
@@ -15,18 +15,15 @@ be given out again and then reads "committed" for the work of another.
 import asyncio
 import logging
 import math
-from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from itertools import accumulate
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import NamedTuple
 
 import psycopg
 import pyarrow as pa
-import pyarrow.compute as pc
 from psycopg.errors import LockNotAvailable
 from psycopg.pq import TransactionStatus
 
@@ -34,25 +31,17 @@ from app.errors import DatabaseLocked, DatabaseUnavailable, OutcomeUnknown, Reje
 from app.ingest.batch import Batch, Content, Reading
 from app.ingest.blocked import Blocked
 from app.ingest.blocked import Span as BlockedSpan
-from app.ingest.claim import Claim, DuplicateRequest, Replay
-from app.store import claims
+from app.ingest.idempotency import DuplicateRequest, Records
+from app.store import idempotency
 from app.store.copy import begin_copy, commit, copy_rows
 from app.store.database import Connection, Database, first_line, translate_driver_errors
 from app.store.durability import CONFIRM, confirmed, hear_warnings
-from app.store.latest import LatestReadings, LatestRow
+from app.store.latest import LatestReadings
 from app.store.limits import ROLLBACK_LOG, LimitSnapshot, SensorLimits, log_violations
 from app.store.names import NameIds, SensorIds
-from app.store.tiers import EPOCH, LATE_AFTER, Span, merged
-from app.store.wire import (
-    COPY_READINGS,
-    HEADER,
-    TRAILER,
-    columns_of,
-    encode_rows,
-    in_order,
-    latest_of_each_sensor,
-    pack_reading,
-)
+from app.store.rows import DAY_US, FlushRows, RowSlice, payload_of
+from app.store.tiers import LATE_AFTER, Span, merged
+from app.store.wire import COPY_READINGS, encode_copy, latest_of_each_sensor
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +72,7 @@ SAVEPOINT_WHOLE = "SAVEPOINT whole"
 ROLLBACK_WHOLE = "ROLLBACK TO whole; RELEASE whole"
 LOCK = "LOCK TABLE ONLY readings, ONLY flushes IN ROW EXCLUSIVE MODE"
 """What every flush needs, whatever days it has; without it, nothing can be stored."""
-LOCK_CLAIMS = "LOCK TABLE idempotency_keys IN ROW EXCLUSIVE MODE"
+LOCK_RECORDS = "LOCK TABLE idempotency_keys IN ROW EXCLUSIVE MODE"
 PROBE = f"{{begin}}{LOCK}; ROLLBACK; {CONFIRM}"
 """A database that lets us write, but does not confirm a commit, stores nothing."""
 LOCK_HOLDERS = """
@@ -112,10 +101,8 @@ BISECT_S = 2.0
 100,000, and all of them bad, would outlast the flush timeout and be tried again endlessly, before everything else."""
 BRIEF_LOCK_TIMEOUT_S = 0.1
 """How long each lock is waited for where it is known that some can't be had: all other readings wait meanwhile."""
-DAY_US = 86_400_000_000
 EARLIEST_US = -(1 << 62)
 HOUR = timedelta(hours=1)
-HOUR_US = 3_600_000_000
 MIN_COLUMNSTORE_ROWS = 1_000
 """Smaller flushes go to the rowstore unseen: looking at their times would cost more than it could bring."""
 
@@ -147,41 +134,6 @@ def lock_errors() -> Iterator[None]:
         ) from error
 
 
-class ResolvedRows(NamedTuple):
-    """What is to be written, and the ids of its names."""
-
-    content: Content
-    sensor_ids: int | pa.Int32Array | None
-    """The one of a reading, or those of a batch's ``sensors``. None, or null: there is no id left for it."""
-    source_id: int | None
-
-
-Rows: TypeAlias = bytes | pa.RecordBatch
-"""The rows of one request: a row as it goes over the wire, or rows with WIRE_SCHEMA."""
-
-
-@dataclass(frozen=True, slots=True)
-class RowSlice:
-    """Rows of a flush that one request sent."""
-
-    start: int
-    """The place of its first row in the flush."""
-    rows: Rows
-    count: int
-    is_atomic: bool
-    """Whether all of it is stored or nothing."""
-
-    def split(self) -> "list[RowSlice]":
-        """Return the slice's rows in two parts, or none if it must stay whole."""
-        if isinstance(self.rows, bytes) or self.is_atomic or self.count == 1:
-            return []
-        middle = self.count // 2
-        return [
-            RowSlice(self.start, self.rows.slice(0, middle), middle, is_atomic=False),
-            RowSlice(self.start + middle, self.rows.slice(middle), self.count - middle, is_atomic=False),
-        ]
-
-
 @dataclass(slots=True)
 class IdBlock:
     """Ids that are ours and no row's yet."""
@@ -190,48 +142,52 @@ class IdBlock:
     left: int = 0
 
 
+class EncodedFlush(NamedTuple):
+    """What is computed from the rows of a flush before it is written."""
+
+    payload: Sequence[bytes]
+    """All of its rows, as a COPY in pieces of any size."""
+    latest: pa.RecordBatch | None
+    """The latest row of each sensor among those of its batches."""
+    stale: Sequence[Span]
+    """The hours in which late readings of it lie, if aggregates have to be told."""
+    violations: Sequence[bytes]
+    """Which of its readings are beyond their limits, as a COPY in pieces; empty if none is."""
+
+
 @dataclass(slots=True, eq=False)
 class PreparedFlush:
     """Readings ready to be written."""
 
-    first_id: int
-    """The id of its first row; the ledger knows the flush by it."""
-    rows: int
+    rows: FlushRows
+    encoded: EncodedFlush
     into_columnstore: bool
     connection: Connection | None
     """What it can be written on: its ids are those of the server behind it."""
-    contents: Sequence[Content]
-    payload: Sequence[bytes]
-    """All of its rows, as a COPY in pieces of any size."""
-    pieces: Callable[[], Iterable[RowSlice]]
-    """The same rows by request, for when they must be told apart."""
-    alone: Callable[[], Iterable[LatestRow]]
-    """Those of its readings that came alone."""
-    latest: pa.RecordBatch | None
-    """The latest row of each sensor among its other rows."""
-    stale: Sequence[Span]
-    """The hours in which late readings of it lie, if aggregates have to be told."""
     limits: LimitSnapshot
-    violations: Sequence[bytes]
-    """Which of its readings are beyond them, as a COPY in pieces; empty if none is."""
     names: str
     """What had last changed the names when their ids were looked up."""
     unnamed: Mapping[int, str | None]
     """The rows that can't be written, as ``refused``: there is no id for their sensor or their sender."""
-    refused: dict[int, str | None] = field(default_factory=dict)
-    """The rows that are not stored, by their place, and why PostgreSQL did not take them; None where it would have, and
-    another row of a request that is all or nothing is at fault. Known once it is committed."""
+    refused: dict[int, str | None]
+    """The rows that are not stored, by their position, and why PostgreSQL did not take them; None where it would have,
+    and another row of a request that is all or nothing is at fault. Known once it is committed."""
     unlogged: Sequence[bytes] = ()
     """Its violations, if a lock has kept them out of the log. Known once it is committed."""
 
+    @property
+    def first_id(self) -> int:
+        """The id of its first row; the ledger knows the flush by it."""
+        return self.rows.first_id
+
     def begin(self, lock_timeout_s: float) -> str:
         """Return the statements that the flush's transaction begins with."""
-        return _begin(self.first_id, self.rows, lock_timeout_s, self.names)
+        return _begin(self.first_id, self.rows.count, lock_timeout_s, self.names)
 
     @property
     def add_stale_ranges(self) -> str:
         """What comes next, before any rows; perhaps nothing."""
-        spans = [STALE_RANGE.format(start.timestamp(), end.timestamp()) for start, end in self.stale]
+        spans = [STALE_RANGE.format(start.timestamp(), end.timestamp()) for start, end in self.encoded.stale]
         return ADD_STALE_RANGES.format(", ".join(spans)) if spans else ""
 
 
@@ -312,11 +268,7 @@ class Writer:
 
     def has_new_names(self, content: Content) -> bool:
         """Return whether a sensor or the sender of some readings is not remembered here."""
-        if self._sources.has_new(content.source):
-            return True
-        if isinstance(content, Reading):
-            return self._sensors.has_new(content.sensor)
-        return self.new_names(content) > 0
+        return self._sources.has_new(content.source) or bool(self._sensors.unknown_of(content.sensors))
 
     async def learn_names(self, batch: Batch) -> None:
         """Look up a batch's unknown sensors and add missing ones, piece by piece in turn with other batches. Raises
@@ -335,65 +287,29 @@ class Writer:
             Blocked: another session has locked a table of names, or a new name in it.
         """
         connection, names = self._connection, self._names_changed_by
-        rows = sum(content.rows for content in contents)
-        identified = await self._resolved(
-            contents, lock_timeout_s=BRIEF_LOCK_TIMEOUT_S if was_blocked else self._lock_timeout_s
-        )
-        unnamed = self._unnamed(identified)
-        first_id = await self._reserve_ids(rows)
+        rows = await self._rows(contents, lock_timeout_s=BRIEF_LOCK_TIMEOUT_S if was_blocked else self._lock_timeout_s)
         limits = await self.limits.current()
-
-        def encoded() -> Iterator[Rows]:
-            return _encoded(identified, first_id)
-
-        def alone() -> Iterator[LatestRow]:
-            return _single_rows(identified, first_id)
-
-        def payload() -> tuple[list[bytes], pa.RecordBatch | None, Sequence[Span], list[bytes]]:
-            packed, ordered = _arranged(encoded())
-            latest = None if ordered is None else latest_of_each_sensor(ordered)
-            violations = limits.violations(alone(), ordered)
-            return _payload(packed, ordered), latest, self._stale(contents), violations
-
-        def pieces() -> Iterator[RowSlice]:
-            return _pieces(contents, encoded(), first_id)
-
-        into_columnstore = self._suits_columnstore(identified, rows)
-        if rows >= MIN_COLUMNSTORE_ROWS:
+        into_columnstore = self._suits_columnstore(rows)
+        if rows.count >= MIN_COLUMNSTORE_ROWS:
             self.gains_by_large_flushes = into_columnstore
-        in_thread = sum(content.rows for content in contents if isinstance(content, Batch)) >= ENCODE_IN_THREAD_ROWS
-        loop = asyncio.get_running_loop()
-        made = await loop.run_in_executor(self._encoder, payload) if in_thread else payload()
-        encoded_rows, latest, stale, violations = made
-        return PreparedFlush(
-            first_id,
-            rows,
-            into_columnstore,
-            connection,
-            contents,
-            encoded_rows,
-            pieces,
-            alone,
-            latest,
-            stale,
-            limits,
-            violations,
-            names or "",
-            unnamed,
-            dict(unnamed),
-        )
+        if rows.batch_rows >= ENCODE_IN_THREAD_ROWS:
+            loop = asyncio.get_running_loop()
+            encoded = await loop.run_in_executor(self._encoder, _encode, rows, limits, self._late_us())
+        else:
+            encoded = _encode(rows, limits, self._late_us())
+        unnamed = rows.unnamed(self._sensors.no_id_left, self._sources.no_id_left)
+        return PreparedFlush(rows, encoded, into_columnstore, connection, limits, names or "", unnamed, dict(unnamed))
 
-    async def write(
-        self, flush: PreparedFlush, answers: Callable[[], Mapping[Claim, Replay]], *, was_blocked: bool = False
-    ) -> None:
-        """Commit a flush, less the rows that PostgreSQL refuses: ``flush.refused`` names them. ``answers`` is asked
-        for its claims, once it is known which those are. Where it ``was_blocked``, locks are not waited for at first.
+    async def write(self, flush: PreparedFlush, records: Callable[[], Records], *, was_blocked: bool = False) -> None:
+        """Commit a flush, less the rows that PostgreSQL refuses: ``flush.refused`` names them. ``records`` is asked
+        for its idempotency records, once it is known which those are. Where it ``was_blocked``, locks are not waited
+        for at first.
 
         Raises:
             DatabaseUnavailable: nothing of it is committed; the connection that it was prepared for may be lost.
             DatabaseLocked: nothing is committed; another session's lock is in the way of any flush.
-            Blocked: nothing is committed; a lock is in the way of some days, or claims.
-            DuplicateRequest: nothing is committed; some of its claims have been committed before.
+            Blocked: nothing is committed; a lock is in the way of some days, or records.
+            DuplicateRequest: nothing is committed; some of its requests have been committed before.
             OutcomeUnknown: the connection died, or went silent, after COMMIT was sent; or it was not confirmed.
         """
         if asyncio.get_running_loop().time() - self._checked_at > CHECK_SCHEMA_EVERY_S:
@@ -406,7 +322,7 @@ class Writer:
         while copy not in tried:
             tried.add(copy)
             try:
-                await self._transact(flush, copy, answers)
+                await self._transact(flush, copy, records)
             except DatabaseLocked as error:  # or Blocked, which only that copy raises
                 copy, last = self._copy_by_day, error
             except RejectedByDatabase as error:
@@ -440,80 +356,49 @@ class Writer:
             if flush.unlogged:
                 self.limits.hold(flush.unlogged)
             if flush.refused:
-                alone, rows = _taken(flush)
-                self._latest.note(alone, None if rows is None else latest_of_each_sensor(rows))
+                singles, rows = flush.rows.without(flush.refused)
+                self._latest.note(singles, None if rows is None else latest_of_each_sensor(rows))
             else:
-                self._latest.note(flush.alone(), flush.latest)
+                self._latest.note(flush.rows.single_rows(), flush.encoded.latest)
         except Exception:
             logger.exception("the latest readings of flush %d are not known until the next start", flush.first_id)
 
-    def _stale(self, contents: Sequence[Content]) -> Sequence[Span]:
-        """Return the hours of the readings too late for any policy to refresh their aggregates."""
+    def _late_us(self) -> int:
+        """Return the time, microseconds since 1970 UTC, before which no policy refreshes the aggregates of readings."""
         edition = self._database.edition
         if edition is None or not edition.continuous_aggregates:
-            return []
-        late_us = self._now_us() - LATE_AFTER // timedelta(microseconds=1)
-        hours: set[datetime] = set()
-        for content in contents:
-            if content.time_range_us()[0] < late_us:
-                hours |= _hours_before(content, late_us)
-        return list(merged((hour, hour + HOUR) for hour in sorted(hours)))
+            return EARLIEST_US
+        return self._now_us() - LATE_AFTER // timedelta(microseconds=1)
 
-    async def _resolved(self, contents: Sequence[Content], *, lock_timeout_s: float) -> list[ResolvedRows]:
+    async def _rows(self, contents: Sequence[Content], *, lock_timeout_s: float) -> FlushRows:
+        """Look up the ids of names, add missing names, and give each row an id."""
         names = [content.sensor for content in contents if isinstance(content, Reading)]
         arrays = [content.sensors for content in contents if isinstance(content, Batch)]
         try:
             source_ids = await self._sources.ids_of(
                 [content.source for content in contents], lock_timeout_s=lock_timeout_s
             )
-            of_sensors = await self._sensors.ids_of_all(names, arrays, lock_timeout_s=lock_timeout_s)
+            of_names, of_arrays = await self._sensors.ids_of_all(names, arrays, lock_timeout_s=lock_timeout_s)
         except DatabaseLocked as error:
             blocked = Blocked((), of_new_names=True)
             async with self._database.connection(timeout_s=self._flush_timeout_s) as connection:
                 blocked.holders = await _lock_holders(connection)
             raise blocked from error
-        of_names, of_arrays = map(iter, of_sensors)
-        return [
-            ResolvedRows(content, next(of_names if isinstance(content, Reading) else of_arrays), source_id)
-            for content, source_id in zip(contents, source_ids, strict=True)
-        ]
+        first_id = await self._reserve_ids(sum(content.rows for content in contents))
+        return FlushRows.of(
+            first_id, contents, source_ids=source_ids, sensor_ids=of_names, sensor_ids_of_batches=of_arrays
+        )
 
-    def _unnamed(self, identified: Sequence[ResolvedRows]) -> dict[int, str | None]:
-        """Return the rows whose sensor or sender has no id, by position in the flush, and why."""
-        unnamed: dict[int, str | None] = {}
-        start = 0
-        for content, sensor_ids, source_id in identified:
-            if isinstance(content, Reading):
-                if sensor_ids is None or source_id is None:
-                    unnamed[start] = self._sources.no_id_left if source_id is None else self._sensors.no_id_left
-                start += 1
-                continue
-            if not _has_ids(sensor_ids, source_id):
-                if source_id is None:
-                    unnamed |= dict.fromkeys(range(start, start + content.rows), self._sources.no_id_left)
-                else:
-                    if content.is_atomic:
-                        unnamed |= dict.fromkeys(range(start, start + content.rows))
-                    rows = columns_of(content, sensor_ids, 0, source_id)
-                    places = pc.indices_nonzero(pc.is_null(rows["sensor_id"])).to_pylist()
-                    unnamed |= {start + place: self._sensors.no_id_left for place in places}
-            start += content.rows
-        return unnamed
-
-    def _suits_columnstore(self, identified: Sequence[ResolvedRows], rows: int) -> bool:
+    def _suits_columnstore(self, rows: FlushRows) -> bool:
         """Whether writing straight to the columnstore is the faster way; few rows a sensor and chunk make it the slower
         one. TimescaleDB 2.29.2, flushes of 10,000 rows, columnstore's rate over rowstore's, by rows a sensor: 1 0.25,
         2 0.42, 3 0.52, 4 0.72, 5 0.89, 7 1.13, 10 1.58, 20 1.58; of 50,000: 5 0.92, 7 0.97, 10 1.31, 20 1.97. In bytes
         on disk a reading: 1 608, 5 154, 7 114, 10 85, 20 56, and always some 135 in the rowstore with its index.
         """
         edition, threshold = self._database.edition, self._columnstore_rows_per_sensor
-        if rows < MIN_COLUMNSTORE_ROWS or not threshold or edition is None or not edition.direct_compress:
+        if rows.count < MIN_COLUMNSTORE_ROWS or not threshold or edition is None or not edition.direct_compress:
             return False
-        alone = {sensor_id for content, sensor_id, _ in identified if isinstance(content, Reading)}
-        sensors = len(alone)
-        if of_batches := [sensor_ids for content, sensor_ids, _ in identified if isinstance(content, Batch)]:
-            sensors = pc.count_distinct(pa.concat_arrays([*of_batches, pa.array([*alone], pa.int32())])).as_py()
-        return bool(rows >= threshold * sensors * _days([content for content, _, _ in identified]))
+        return rows.count >= threshold * rows.sensor_count() * rows.day_count()
 
     async def _reserve_ids(self, count: int) -> int:
         """Return the first of ``count`` consecutive ids, at most ID_BLOCK_ROWS. The rest of a short block is lost."""
@@ -532,7 +417,7 @@ class Writer:
         self,
         flush: PreparedFlush,
         copy: Callable[[Connection, PreparedFlush], Awaitable[None]],
-        answers: Callable[[], Mapping[Claim, Replay]],
+        records: Callable[[], Records],
     ) -> None:
         if self._connection is None or self._connection is not flush.connection:
             raise DatabaseUnavailable("the connection that the flush was prepared for is lost")
@@ -540,7 +425,7 @@ class Writer:
         try:
             async with self._step() as connection:
                 await copy(connection, flush)
-                await _claim(connection, answers(), is_brief=copy == self._copy_by_day)
+                await _insert_records(connection, records(), is_brief=copy == self._copy_by_day)
                 await _log_violations(connection, flush)
                 commit_is_out = True
                 try:
@@ -565,36 +450,36 @@ class Writer:
         """All rows in one COPY. Raises RejectedByDatabase if PostgreSQL does not take every one."""
         begin = flush.begin(self._lock_timeout_s) + flush.add_stale_ranges
         begin += INTO_COLUMNSTORE if flush.into_columnstore else ""
-        await self._copy(connection, begin, flush.payload, flush.rows - len(flush.unnamed))
+        await self._copy(connection, begin, flush.encoded.payload, flush.rows.count - len(flush.unnamed))
 
     async def _copy_what_is_taken(self, connection: Connection, flush: PreparedFlush) -> None:
         """Row by row where it must be: what is refused stands in ``flush.refused``, the rest in the transaction."""
         await connection.execute(flush.begin(self._lock_timeout_s) + flush.add_stale_ranges, prepare=False)
         flush.refused = dict(flush.unnamed)
         bisect_until = asyncio.get_running_loop().time() + min(BISECT_S, self._flush_timeout_s / 3)
-        await self._copy_parts(connection, list(flush.pieces()), flush.refused, bisect_until)
+        await self._copy_parts(connection, list(flush.rows.slices()), flush.refused, bisect_until)
 
     async def _copy_parts(
-        self, connection: Connection, pieces: Sequence[RowSlice], refused: dict[int, str | None], bisect_until: float
+        self, connection: Connection, slices: Sequence[RowSlice], refused: dict[int, str | None], bisect_until: float
     ) -> None:
-        """Copy pieces, split where PostgreSQL refuses a row. From ``bisect_until`` on, each request stays whole."""
-        parts = [pieces]
+        """Copy slices, split where PostgreSQL refuses a row. From ``bisect_until`` on, each request stays whole."""
+        parts = [slices]
         while parts:
-            pieces = parts.pop()
+            slices = parts.pop()
             try:
-                payload = _payload(*_arranged(piece.rows for piece in pieces))
-                await self._copy(connection, SAVEPOINT, payload, sum(piece.count for piece in pieces))
+                payload = payload_of(each.rows for each in slices)
+                await self._copy(connection, SAVEPOINT, payload, sum(each.count for each in slices))
                 with content_errors():
                     await connection.execute(RELEASE, prepare=False)
             except RejectedByDatabase as error:
                 await connection.execute(ROLLBACK_PART, prepare=False)
                 has_time = asyncio.get_running_loop().time() < bisect_until
-                split = pieces if len(pieces) > 1 else pieces[0].split() if has_time else []
+                split = slices if len(slices) > 1 else slices[0].split() if has_time else []
                 if split:
                     middle = len(split) // 2
                     parts += [split[middle:], split[:middle]]
                 else:
-                    refused.update(await self._reasons(connection, pieces[0], str(error), bisect_until))
+                    refused.update(await self._reasons(connection, slices[0], str(error), bisect_until))
 
     async def _copy_by_day(self, connection: Connection, flush: PreparedFlush) -> None:
         """Write all rows, each day (UTC) by its own COPY into the rowstore, waiting little for locks.
@@ -607,13 +492,13 @@ class Writer:
         await connection.execute(flush.begin(BRIEF_LOCK_TIMEOUT_S), prepare=False)
         await connection.execute(LOCK, prepare=False)
         blocked: list[BlockedSpan] = []
-        if flush.stale and not await _unless_locked(connection.execute(SAVEPOINT + flush.add_stale_ranges)):
+        if flush.encoded.stale and not await _unless_locked(connection.execute(SAVEPOINT + flush.add_stale_ranges)):
             await connection.execute(ROLLBACK_PART, prepare=False)
-            blocked = [(EARLIEST_US, int(flush.stale[-1][1].timestamp()) * 1_000_000 - 1)]
+            blocked = [(EARLIEST_US, int(flush.encoded.stale[-1][1].timestamp()) * 1_000_000 - 1)]
         rejected = None
         ends = asyncio.get_running_loop().time() + BISECT_S
-        for day, rows in sorted(_by_day(flush).items(), reverse=True):
-            payload = _payload(*_arranged(rows))
+        for day, rows in sorted(flush.rows.by_day().items(), reverse=True):
+            payload = payload_of(rows)
             count = sum(1 if isinstance(part, bytes) else part.num_rows for part in rows)
             has_time = asyncio.get_running_loop().time() < ends
             try:
@@ -702,41 +587,32 @@ async def _unless_locked(work: Awaitable[object]) -> bool:
     return True
 
 
-async def _claim(connection: Connection, answers: Mapping[Claim, Replay], *, is_brief: bool) -> None:
-    """Claim these keys. Raises DuplicateRequest if some have been claimed before; if it is to be brief, Blocked if some
-    have been by a transaction that has not ended.
+async def _insert_records(connection: Connection, records: Records, *, is_brief: bool) -> None:
+    """Insert idempotency records. Raises DuplicateRequest if some have been committed before; if it is to be brief,
+    Blocked if some are in a transaction that has not ended.
     """
-    if not answers:
+    if not records:
         return
-    insert = _insert_claims_briefly if is_brief else claims.insert
-    if names := await insert(connection, answers):
+    insert = _insert_records_briefly if is_brief else idempotency.insert
+    if names := await insert(connection, records):
         # Those are committed: the insertion waited for any transaction that was about to. Whether they are durable, a
         # commit tells, which must not be that of this flush.
         await connection.rollback()
-        kept = await claims.recall(connection, names)
-        if not kept:
+        results = await idempotency.find(connection, names)
+        if not results:
             raise DatabaseUnavailable("the conflicting idempotency records have just been deleted")
-        raise DuplicateRequest(kept)
+        raise DuplicateRequest(results)
 
 
 async def _log_violations(connection: Connection, flush: PreparedFlush) -> None:
     """Log which of the rows that PostgreSQL has taken are beyond their limits, unless the log is locked."""
-    violations = flush.limits.violations(*_taken(flush)) if flush.refused else flush.violations
+    violations = flush.encoded.violations
+    if flush.refused:
+        violations = flush.limits.violations(*flush.rows.without(flush.refused))
     flush.unlogged = ()
     if violations and not await _unless_locked(log_violations(connection, violations)):
         await connection.execute(ROLLBACK_LOG, prepare=False)
         flush.unlogged = violations
-
-
-def _taken(flush: PreparedFlush) -> tuple[list[LatestRow], pa.RecordBatch | None]:
-    """Return what is left of a flush without its refused rows: single readings, and batches by sensor."""
-    refused = {flush.first_id + place for place in flush.refused}
-    alone = [reading for reading in flush.alone() if reading.id not in refused]
-    batches = [piece.rows for piece in flush.pieces() if isinstance(piece.rows, pa.RecordBatch)]
-    if not batches:
-        return alone, None
-    rows = in_order(batches)
-    return alone, rows.filter(pc.invert(pc.is_in(rows["id"], pa.array(refused))))
 
 
 async def _lock_holders(connection: Connection) -> str:
@@ -745,25 +621,25 @@ async def _lock_holders(connection: Connection) -> str:
     return "; ".join(lock for (lock,) in held)
 
 
-async def _insert_claims_briefly(connection: Connection, answers: Mapping[Claim, Replay]) -> Sequence[tuple[str, str]]:
-    """Insert claims like ``claims.insert``, in halves, each under a savepoint. Raises Blocked."""
-    if not await _unless_locked(connection.execute(LOCK_CLAIMS, prepare=False)):
+async def _insert_records_briefly(connection: Connection, records: Records) -> Sequence[tuple[str, str]]:
+    """Insert records like ``idempotency.insert``, in halves, each under a savepoint. Raises Blocked."""
+    if not await _unless_locked(connection.execute(LOCK_RECORDS, prepare=False)):
         raise Blocked((), None)
     repeated: list[tuple[str, str]] = []
     blocked: list[tuple[str, str]] = []
-    parts = [list(answers)]
+    parts = [list(records)]
     ends = asyncio.get_running_loop().time() + BISECT_S
     while parts:
         part = parts.pop()
         await connection.execute(SAVEPOINT, prepare=False)
         try:
-            repeated += await claims.insert(connection, {claim: answers[claim] for claim in part})
+            repeated += await idempotency.insert(connection, {record: records[record] for record in part})
         except LockNotAvailable:
             await connection.execute(ROLLBACK_PART, prepare=False)
             if len(part) > 1 and asyncio.get_running_loop().time() < ends:
                 parts += [part[: len(part) // 2], part[len(part) // 2 :]]
             else:
-                blocked += [claim.name for claim in part]
+                blocked += [record.name for record in part]
         else:
             await connection.execute(RELEASE_PART, prepare=False)
     if blocked:
@@ -771,101 +647,11 @@ async def _insert_claims_briefly(connection: Connection, answers: Mapping[Claim,
     return repeated
 
 
-def _by_day(flush: PreparedFlush) -> Mapping[int, Sequence[Rows]]:
-    """Return a flush's rows by day (UTC), in days since 1970."""
-    days: dict[int, list[Rows]] = defaultdict(list)
-    starts_of = accumulate((content.rows for content in flush.contents), initial=0)
-    singles = {
-        start: content.time_us // DAY_US
-        for start, content in zip(starts_of, flush.contents, strict=False)
-        if isinstance(content, Reading)
-    }
-    for piece in flush.pieces():
-        if isinstance(piece.rows, bytes):
-            days[singles[piece.start]].append(piece.rows)
-        else:
-            starts = pc.floor_temporal(piece.rows["time"], unit="day")
-            for start in pc.unique(starts):
-                days[start.value // DAY_US].append(piece.rows.filter(pc.equal(starts, start)))
-    return days
-
-
-def _days(contents: Sequence[Content]) -> int:
-    """How many days, each a chunk, the times lie in, at most."""
-    extremes = [content.time_range_us() for content in contents]
-    return max(last for _, last in extremes) // DAY_US - min(first for first, _ in extremes) // DAY_US + 1
-
-
-def _encoded(identified: Sequence[ResolvedRows], row_id: int) -> Iterator[Rows]:
-    """Yield the rows of each content, with the ids from ``row_id`` on."""
-    for content, sensor_ids, source_id in identified:
-        if not isinstance(content, Reading):
-            rows = columns_of(content, sensor_ids, row_id, source_id)
-            yield rows if _has_ids(sensor_ids, source_id) else _with_ids(rows, is_atomic=content.is_atomic)
-            row_id += content.rows
-            continue
-        yield b"" if sensor_ids is None or source_id is None else pack_reading(content, sensor_ids, row_id, source_id)
-        row_id += 1
-
-
-def _has_ids(sensor_ids: pa.Int32Array, source_id: int | None) -> bool:
-    """Return whether every row of a batch can be written."""
-    return source_id is not None and not sensor_ids.null_count
-
-
-def _with_ids(rows: pa.RecordBatch, *, is_atomic: bool) -> pa.RecordBatch:
-    """Return the rows of a batch that have both ids; none, if a batch that is all or nothing lacks one."""
-    if is_atomic:
-        return rows.slice(0, 0)
-    return rows.filter(pc.and_(pc.is_valid(rows["sensor_id"]), pc.is_valid(rows["source_id"])))
-
-
-def _pieces(contents: Sequence[Content], encoded: Iterable[Rows], first_id: int) -> Iterator[RowSlice]:
-    start = 0
-    for content, rows in zip(contents, encoded, strict=True):
-        if isinstance(rows, bytes):
-            if rows:
-                yield RowSlice(start, rows, 1, is_atomic=False)
-        elif rows.num_rows == content.rows:
-            yield RowSlice(start, rows, content.rows, is_atomic=isinstance(content, Batch) and content.is_atomic)
-        else:  # not all have ids
-            for place, id_ in enumerate(rows["id"].to_pylist()):
-                yield RowSlice(id_ - first_id, rows.slice(place, 1), 1, is_atomic=False)
-        start += content.rows
-
-
-def _single_rows(identified: Sequence[ResolvedRows], row_id: int) -> Iterator[LatestRow]:
-    """Yield the contents that are one reading, with the ids from ``row_id`` on."""
-    for content, sensor_id, source_id in identified:
-        if isinstance(content, Reading) and sensor_id is not None and source_id is not None:
-            time_us, _, temperature, humidity, pressure, _ = content
-            yield LatestRow(sensor_id, time_us, row_id, temperature, humidity, pressure)
-        row_id += content.rows
-
-
-def _hours_before(content: Content, time_us: int) -> set[datetime]:
-    """Return the starts of the hours (UTC) that hold the content's readings before a time."""
-    if isinstance(content, Reading):
-        return {EPOCH + content.time_us // HOUR_US * HOUR}
-    times = content.columns["time"]
-    times = times.filter(pc.less(times, pa.scalar(time_us, times.type)))
-    return set(pc.unique(pc.floor_temporal(times, unit="hour")).to_pylist())
-
-
-def _arranged(encoded: Iterable[Rows]) -> tuple[list[bytes], pa.RecordBatch | None]:
-    """Arrange rows as they are copied: first the packed ones, then the others, in order."""
-    packed: list[bytes] = []
-    columns: list[pa.RecordBatch] = []
-    for rows in encoded:
-        if isinstance(rows, bytes):
-            packed.append(rows)
-        elif rows.num_rows:
-            columns.append(rows)
-    return packed, in_order(columns) if columns else None
-
-
-def _payload(packed: Sequence[bytes], rows: pa.RecordBatch | None) -> list[bytes]:
-    """Return a whole COPY of the rows, in pieces."""
-    if rows is None:
-        return [b"".join([HEADER, *packed, TRAILER])]
-    return [b"".join([HEADER, *packed]), *encode_rows(rows)]
+def _encode(rows: FlushRows, limits: LimitSnapshot, late_us: int) -> EncodedFlush:
+    """Encode the rows of a flush. Aggregates must be told of readings before the time ``late_us``."""
+    ordered = rows.ordered()
+    latest = None if ordered is None else latest_of_each_sensor(ordered)
+    hours = set().union(*(content.hours_before(late_us) for content in rows.contents))
+    stale = list(merged((hour, hour + HOUR) for hour in sorted(hours)))
+    violations = limits.violations(rows.single_rows(), ordered)
+    return EncodedFlush(encode_copy(rows.packed(), ordered), latest, stale, violations)

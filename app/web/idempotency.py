@@ -1,13 +1,12 @@
-"""The Idempotency-Key header: what makes two requests the same, and the first answer given again. (5)
+"""The Idempotency-Key header: what makes two requests the same. (5)
 
 The header is that of the IETF's draft (draft-ietf-httpapi-idempotency-key-header), its value any ASCII text.
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable
 
-from app.errors import InvalidParameter, SensorFlowError
-from app.ingest.claim import Replay, RequestIdentity, StoredResult
+from app.errors import InvalidParameter
+from app.ingest.idempotency import RequestIdentity
 
 MAX_KEY_LENGTH = 255
 IDEMPOTENCY_KEY = {
@@ -18,10 +17,6 @@ IDEMPOTENCY_KEY = {
     "was the first time, and nothing is stored twice.",
 }
 """As the OpenAPI document shows it."""
-
-Recall = Callable[[RequestIdentity], Awaitable[StoredResult | None]]
-"""Finds what was committed under a request's Idempotency-Key, if anything was; DatabaseUnavailable if it can't ask, and
-OutcomeUnknown if the database does not confirm what it has."""
 
 
 def require_usable(key: str) -> None:
@@ -46,19 +41,3 @@ OF_REJECTED = "\trejected"
 def for_rejected(request: RequestIdentity) -> RequestIdentity:
     """Return the identity of a request's rejected readings, sent again under the same key."""
     return request._replace(key=request.key + OF_REJECTED)
-
-
-async def answered_before(recall: Recall, request: RequestIdentity) -> Replay | None:
-    """How this request was answered the first time, if it was.
-
-    Raises:
-        IdempotencyConflict: its key was used with another content.
-        DatabaseUnavailable, OutcomeUnknown: that can't be known now.
-    """
-    kept = await recall(request)
-    if kept is None:
-        return None
-    answer = kept.answer_to(request)
-    if isinstance(answer, SensorFlowError):
-        raise answer
-    return answer

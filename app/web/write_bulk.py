@@ -11,10 +11,8 @@ Promises:
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import attrgetter
 from typing import Annotated, Literal
 
 import orjson
@@ -31,30 +29,28 @@ from app.errors import (
     TooManyRows,
     UnsupportedFormat,
 )
-from app.ingest.batch import Batch, Sender
-from app.ingest.buffer import WriteResult
-from app.ingest.claim import Claim, Replay, RequestIdentity
-from app.ingest.decode.columns import Decoded, DecodeOptions, RowError
+from app.ingest.batch import Sender
+from app.ingest.decode.columns import Decoded, DecodeOptions
 from app.ingest.decode.inflate import codec_of, inflated
-from app.ingest.decode.ranges import as_ranges, rows_of_ranges
+from app.ingest.decode.ranges import rows_of_ranges
 from app.ingest.decode.readings import COMPACT_FORMATS, Format, decode_opened, decode_readings, open_readings
 from app.ingest.decode.timestamps import Precision, TimeWindow
-from app.ingest.pipeline import IngestQueue
-from app.ingest.receipt import BatchResult, CommittedReading
+from app.ingest.idempotency import IdempotencyRecord, Replay, RequestIdentity
+from app.ingest.request import WriteRequest
+from app.ingest.result import MAX_ERRORS, BatchResult, WriteOutcome
+from app.ingest.service import DECODING_FACTOR, WriteService
+from app.schema import EXAMPLE_METRIC, METRICS, OTHER_EXAMPLE_METRIC
 from app.web import auth, error_responses
 from app.web.access import KEY_HEADER, key_bytes
 from app.web.bodies import announced_bytes, parts_of
-from app.web.idempotency import IDEMPOTENCY_KEY, Recall, answered_before, fingerprint, for_rejected, require_usable
+from app.web.idempotency import IDEMPOTENCY_KEY, fingerprint, for_rejected, require_usable
 from app.web.write_single import MAX_ADDRESS_LENGTH, Problem
 
 logger = logging.getLogger(__name__)
 
 PATH = "/api/readings"
-DECODING_FACTOR = 4
-"""Bytes of memory that a byte of a body is counted as until it has become columns."""
 DECODE_IN_THREAD_BYTES = 65_536
 """Larger bodies are decoded beside the event loop: they take 0.3 ms and more, a thread's hand-over 0.1."""
-MAX_ERRORS = 100
 
 
 class Options(BaseModel):
@@ -98,9 +94,10 @@ PARAMETERS = [
     },
 ]
 EXAMPLES: Mapping[Format, object] = {
-    Format.JSON: [{"sensor_id": "greenhouse-1", "temperature": 23.5, "humidity": 48.2, "pressure": 1013.2}],
-    Format.NDJSON: '{"sensor_id": "greenhouse-1", "temperature": 23.5}\n{"sensor_id": "greenhouse-2", "humidity": 9}\n',
-    Format.CSV: "sensor_id,time,temperature\ngreenhouse-1,2023-07-12T14:30:45Z,23.5\n",
+    Format.JSON: [{"sensor_id": "greenhouse-1", **{name: metric.example for name, metric in METRICS.items()}}],
+    Format.NDJSON: f'{{"sensor_id": "greenhouse-1", "{EXAMPLE_METRIC}": 23.5}}\n'
+    f'{{"sensor_id": "greenhouse-2", "{OTHER_EXAMPLE_METRIC}": 9}}\n',
+    Format.CSV: f"sensor_id,time,{EXAMPLE_METRIC}\ngreenhouse-1,2023-07-12T14:30:45Z,23.5\n",
 }
 
 
@@ -171,7 +168,8 @@ def bulk_router(bulk: "BulkIngest") -> APIRouter:
                 "model": AcceptedReadings,
                 "description": "With respond-async: in memory; a crash may lose them",
             },
-            401: {"model": Problem, "description": "The API key is missing or wrong"},
+            401: {"model": Problem, "description": "The API key is missing or unknown"},
+            403: {"model": Problem, "description": "The API key may not write readings"},
             408: {"model": Problem, "description": "The body stopped coming"},
             409: {"model": Problem, "description": "The Idempotency-Key was used for another request"},
             413: {"model": Problem, "description": "Too many bytes or readings: split them"},
@@ -218,8 +216,7 @@ class BulkIngest:
     """What stands behind POST /api/readings.
 
     Args:
-        intake: takes the readings and answers for them.
-        recall: finds what was committed under a request's Idempotency-Key, if anything was.
+        service: stores the readings.
         keyring: knows the keys.
         window: which times a reading may bring.
         limits: what one request may bring.
@@ -229,15 +226,13 @@ class BulkIngest:
     def __init__(
         self,
         *,
-        intake: IngestQueue,
-        recall: Recall,
+        service: WriteService,
         keyring: auth.ApiKeys,
         window: TimeWindow,
         limits: BulkLimits,
         now_us: Callable[[], int],
     ) -> None:
-        self._intake = intake
-        self._recall = recall
+        self._service = service
         self._keyring = keyring
         self._window = window
         self._limits = limits
@@ -245,8 +240,8 @@ class BulkIngest:
         self._inflated_limit_bytes = min(limits.inflated_bytes, limits.held_bytes // DECODING_FACTOR)
         """Bytes of a body inflated, whether its Content-Encoding or its format has compressed it."""
 
-    async def store(self, request: Request, key: str | None) -> Replay:
-        """Store the readings of a request, and answer it.
+    async def store(self, request: Request, key: str | None) -> tuple[int, bytes]:
+        """Store the readings of a request, and return the status and the body of the answer.
 
         Raises:
             SensorFlowError: nothing of it is stored, or that can't be known.
@@ -260,7 +255,7 @@ class BulkIngest:
         source = Sender(key_name, request.client.host[:MAX_ADDRESS_LENGTH] if request.client else "")
         if (idempotency_key := headers.get("idempotency-key")) is not None:
             require_usable(idempotency_key)
-        with self._room(key_name) as grow_to:
+        with self._service.room(key_name) as grow_to:
             body = await self._body(request, key_name, codec, grow_to)
             identity, only_rows = None, None
             if idempotency_key is not None:
@@ -269,30 +264,10 @@ class BulkIngest:
                 identity, replay, only_rows = await self._repeated(identify, options)
                 del identify  # it has the body
                 if replay is not None:
-                    return replay
-            terms = DecodeOptions(
-                source=source,
-                precision=options.precision,
-                window=self._window.for_backfill() if options.backfill else self._window,
-                now_us=self._now_us(),
-                max_rows=self._limits.rows,
-                max_chunks=self._limits.days,
-                max_errors=MAX_ERRORS,
-                max_inflated_bytes=self._inflated_limit_bytes,
-                is_backfill=options.backfill,
-                only_rows=only_rows,
-            )
-            if format_ in COMPACT_FORMATS:
-                with self._intake.batch_being_decoded():
-                    opened = await asyncio.to_thread(open_readings, body, format_, terms)
-                    grow_to(len(body) + opened.inflated_bytes)
-                    decoded = await asyncio.to_thread(decode_opened, opened, terms)
-                    del opened  # it has the body
-            elif len(body) > DECODE_IN_THREAD_BYTES:
-                with self._intake.batch_being_decoded():
-                    decoded = await asyncio.to_thread(decode_readings, body, format_, terms)
-            else:
-                decoded = decode_readings(body, format_, terms)
+                    result = BatchResult.from_json(replay.result)
+                    return _answer(result, options, is_awaited=is_awaited, has_key=True)
+            terms = self._decode_options(source, options, only_rows)
+            decoded = await self._decoded(body, format_, terms, grow_to)
             del body
         if decoded.batch.size_bytes > self._limits.held_bytes:
             raise TooManyRows(
@@ -300,91 +275,86 @@ class BulkIngest:
             )
         if not decoded.batch.rows and not decoded.rejected:
             raise MalformedBody("The body has no readings; nothing is stored.")
-        report = Report(decoded, is_awaited=is_awaited, is_ok=options.partial == "ok", has_key=identity is not None)
-        if not decoded.batch.rows or (decoded.rejected and not options.partial):
-            return report.answer(0)
+        result = await self._result(decoded, options, identity, is_awaited=is_awaited)
+        return _answer(result, options, is_awaited=is_awaited, has_key=identity is not None)
+
+    def _decode_options(self, source: Sender, options: Options, only_rows: pa.Array | None) -> DecodeOptions:
+        return DecodeOptions(
+            source=source,
+            precision=options.precision,
+            window=self._window.for_backfill() if options.backfill else self._window,
+            now_us=self._now_us(),
+            max_rows=self._limits.rows,
+            max_chunks=self._limits.days,
+            max_errors=MAX_ERRORS,
+            max_inflated_bytes=self._inflated_limit_bytes,
+            is_backfill=options.backfill,
+            only_rows=only_rows,
+        )
+
+    async def _decoded(
+        self, body: bytes, format_: Format, terms: DecodeOptions, grow_to: Callable[[int], None]
+    ) -> Decoded:
+        if format_ in COMPACT_FORMATS:
+            with self._service.batch_being_decoded():
+                opened = await asyncio.to_thread(open_readings, body, format_, terms)
+                grow_to(len(body) + opened.inflated_bytes)
+                return await asyncio.to_thread(decode_opened, opened, terms)
+        if len(body) > DECODE_IN_THREAD_BYTES:
+            with self._service.batch_being_decoded():
+                return await asyncio.to_thread(decode_readings, body, format_, terms)
+        return decode_readings(body, format_, terms)
+
+    async def _result(
+        self, decoded: Decoded, options: Options, identity: RequestIdentity | None, *, is_awaited: bool
+    ) -> BatchResult:
+        """Store the readings that may be stored, and return the result."""
         batch = decoded.batch if options.partial else replace(decoded.batch, is_atomic=True)
+        if not batch.rows or (decoded.rejected and not options.partial):
+            return BatchResult.of(decoded, 0)
         if is_awaited:
-            return await self._committed(batch, report, identity)
-        accepted = report.answer(batch.rows)
-        claim = Claim(identity, lambda _: accepted) if identity else None
-        self._intake.submit(batch, _log_loss, claim=claim, is_awaited=False)
+            record = IdempotencyRecord(identity) if identity else None
+            return await self._written(WriteRequest(batch, record, decoded=decoded))
+        accepted = BatchResult.of(decoded, batch.rows)
+        record = IdempotencyRecord(identity, accepted.to_json()) if identity else None
+        self._service.submit(WriteRequest(batch, record, is_awaited=False, decoded=decoded), _log_loss)
         return accepted
 
     async def _repeated(
         self, identify: Callable[[Options], RequestIdentity], options: Options
     ) -> tuple[RequestIdentity, Replay | None, pa.Array | None]:
-        """Find how a request with an Idempotency-Key is identified, its stored answer if there is one, and the rows
-        that are left if it was rejected in part and now comes as backfill.
+        """Return the identity of a request with an Idempotency-Key, its result if it is stored, and the rows that are
+        left if it was rejected in part and now comes as backfill.
 
         Of two that come at once both may be told to go on: they have one name, and its second commit finds the first.
         """
-        request = await asyncio.to_thread(identify, options)
-        kept = await self._recall(request)
-        if kept is None:
-            return request, None, None
-        if options.backfill and kept.content_hash != request.content_hash:
+        identity = await asyncio.to_thread(identify, options)
+        stored = await self._service.find(identity)
+        if stored is None:
+            return identity, None, None
+        if options.backfill and stored.content_hash != identity.content_hash:
             first = await asyncio.to_thread(identify, options.model_copy(update={"backfill": False}))
-            if kept.content_hash == first.content_hash:
-                report = orjson.loads(kept.replay.body)
-                if "rejected" not in report:
-                    return first, kept.replay, None
-                if ranges := report.get("rejected_rows"):  # versions before this one did not name them
-                    rest = for_rejected(request)
-                    return rest, await answered_before(self._recall, rest), rows_of_ranges(ranges)
-        answer = kept.answer_to(request)
-        if isinstance(answer, SensorFlowError):
-            raise answer
-        return request, answer, None
+            if stored.content_hash == first.content_hash:
+                result = BatchResult.from_json(stored.result)
+                if not result.rejected:
+                    return first, stored.replay_to(first), None
+                if result.rejected_rows:  # the first versions did not name them
+                    rest = for_rejected(identity)
+                    return rest, await self._service.replay(rest), rows_of_ranges(result.rejected_rows)
+        return identity, stored.replay_to(identity), None
 
-    async def _committed(self, batch: Batch, report: "Report", identity: RequestIdentity | None) -> Replay:
-        """Hands a batch in, and waits for what becomes of it."""
-        answered: asyncio.Future[Replay] = asyncio.get_running_loop().create_future()
-
-        def told(outcome: BatchResult | CommittedReading) -> Replay:
-            assert isinstance(outcome, BatchResult)  # what a batch becomes
-            return report.answer(outcome.rows, outcome)
-
-        def on_result(answer: WriteResult) -> None:
-            if answered.done():  # the server is stopping, and has cancelled the request
-                return
-            if isinstance(answer, SensorFlowError):
-                answered.set_exception(answer)
-            else:
-                answered.set_result(answer if isinstance(answer, Replay) else told(answer))
-
-        self._intake.submit(batch, on_result, claim=Claim(identity, told) if identity else None)
+    async def _written(self, write: WriteRequest) -> BatchResult:
+        """Return the result of a request once it is committed."""
         try:
-            return await answered
-        except asyncio.CancelledError:  # the stopping server's patience has ended before the commit's
+            result = await self._service.write(write)
+        except asyncio.CancelledError:  # the server is stopping, and waits no longer for the commit
             raise OutcomeUnknown("The server is stopping: the readings may be stored, or not.") from None
-
-    @contextmanager
-    def _room(self, key_name: str) -> Iterator[Callable[[int], None]]:
-        """Room in the buffer for a body on its way in; what is yielded makes sure of as many bytes of it."""
-        held = 0
-
-        def grow_to(body_bytes: int) -> None:
-            nonlocal held
-            wanted = body_bytes * DECODING_FACTOR
-            if wanted > held:
-                self._intake.reserve(key_name, wanted - held)
-                held = wanted
-
-        try:
-            yield grow_to
-        finally:
-            self._intake.reserve(key_name, -held)
-
-    def _require_room(self, key_name: str, body_bytes: int) -> None:
-        """Raise what reserving so much room for a body would raise now, without reserving it."""
-        self._intake.reserve(key_name, body_bytes * DECODING_FACTOR)
-        self._intake.reserve(key_name, -body_bytes * DECODING_FACTOR)
+        return result if isinstance(result, BatchResult) else BatchResult.from_json(result.to_json())
 
     async def _body(self, request: Request, key_name: str, codec: str | None, grow_to: Callable[[int], None]) -> bytes:
         """Return the body, inflated, reserving room for each part that has come."""
         limit = min(self._limits.body_bytes, self._limits.held_bytes // DECODING_FACTOR)
-        self._require_room(key_name, announced_bytes(request, limit_bytes=limit))
+        self._service.require_room(key_name, announced_bytes(request, limit_bytes=limit))
         parts: list[bytes] = []
         size = 0
         async for part in parts_of(request, limit_bytes=limit):
@@ -435,72 +405,48 @@ def _format(content_type: str) -> Format:
         ) from None
 
 
-def _log_loss(answer: WriteResult) -> None:
-    """Log the outcome of a request whose sender has had its 202."""
-    if isinstance(answer, SensorFlowError):
-        logger.warning("readings that were answered 202 are not stored: %s", answer)
-    elif isinstance(answer, BatchResult) and answer.refused:
-        why = next(filter(None, answer.refused.values()), "")
-        logger.warning("PostgreSQL refused %d readings that were answered 202: %s", len(answer.refused), why)
+def _log_loss(result: WriteOutcome) -> None:
+    """Log the result of a request whose sender has had its 202."""
+    if isinstance(result, SensorFlowError):
+        logger.warning("readings that were answered 202 are not stored: %s", result)
+    elif isinstance(result, BatchResult) and result.refused:
+        why = next(filter(None, result.refused.values()), "")
+        logger.warning("PostgreSQL refused %d readings that were answered 202: %s", len(result.refused), why)
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """The result of a body, as its sender is told."""
+def _answer(result: BatchResult, options: Options, *, is_awaited: bool, has_key: bool) -> tuple[int, bytes]:
+    """Return the status and the body of the answer to a request with this result."""
+    body: dict[str, object] = {"stored" if is_awaited else "accepted": result.stored}
+    if result.rejected:
+        body |= {"rejected": result.rejected, "rejected_rows": result.rejected_rows, "errors": result.errors}
+    if result.unknown_columns:
+        body["unknown_columns"] = result.unknown_columns
+    if hints := [*result.hints, *_hints_at_backfill(result, has_key=has_key)]:
+        body["hints"] = hints
+    return _status(result, options, is_awaited=is_awaited), orjson.dumps(body)
 
-    decoded: Decoded
-    is_awaited: bool
-    """Whether it is told of what is stored, and not of what is in memory."""
-    is_ok: bool
-    """Whether bad readings are no error of the request."""
-    has_key: bool
-    """Whether it has an Idempotency-Key."""
 
-    def answer(self, rows: int, outcome: BatchResult | None = None) -> Replay:
-        """Return the answer where ``rows`` are stored, or accepted; ``outcome`` has those that PostgreSQL refused."""
-        decoded = self.decoded
-        refused = {row: why for row, why in outcome.refused.items() if why is not None} if outcome is not None else {}
-        report: dict[str, object] = {"stored" if self.is_awaited else "accepted": rows}
-        if decoded.rejected or refused:
-            first = sorted(refused)[:MAX_ERRORS]
-            by_database = [RowError(decoded.rows[row].as_py(), None, refused[row], None) for row in first]
-            errors = sorted([*decoded.errors, *by_database], key=attrgetter("row"))[:MAX_ERRORS]
-            rejected_rows = decoded.rejected_rows
-            if refused:
-                more = decoded.rows.take(pa.array(refused, pa.int64()))
-                rejected_rows = pa.concat_arrays([rejected_rows, more]).sort()
-            report |= {
-                "rejected": decoded.rejected + len(refused),
-                "rejected_rows": as_ranges(rejected_rows),
-                "errors": errors,
-            }
-        if decoded.unknown_columns:
-            report["unknown_columns"] = decoded.unknown_columns
-        hints = [*(decoded.hints if rows else ()), *self._hints_at_backfill(is_any_stored=rows > 0)]
-        if hints:
-            report["hints"] = hints
-        return Replay(self._status(is_atomic="errors" not in report), orjson.dumps(report))
+def _hints_at_backfill(result: BatchResult, *, has_key: bool) -> Iterator[str]:
+    if not result.is_backfill_wanted:
+        return
+    if not result.stored:
+        how = "Send the request again with backfill=true."
+    elif has_key:
+        how = (
+            "Send the request again with the same Idempotency-Key and backfill=true: "
+            "only the missing readings are then stored."
+        )
+    else:
+        how = (
+            "Send only the rows in rejected_rows again, with backfill=true: the others are stored. "
+            "With an Idempotency-Key you could send the whole request again."
+        )
+    yield f"Some readings are older than ACCEPT_PAST_DAYS. {how}"
 
-    def _hints_at_backfill(self, *, is_any_stored: bool) -> Iterator[str]:
-        if not self.decoded.is_backfill_wanted:
-            return
-        if not is_any_stored:
-            how = "Send the request again with backfill=true."
-        elif self.has_key:
-            how = (
-                "Send the request again with the same Idempotency-Key and backfill=true: "
-                "only the missing readings are then stored."
-            )
-        else:
-            how = (
-                "Send only the rows in rejected_rows again, with backfill=true: the others are stored. "
-                "With an Idempotency-Key you could send the whole request again."
-            )
-        yield f"Some readings are older than ACCEPT_PAST_DAYS. {how}"
 
-    def _status(self, *, is_atomic: bool) -> int:
-        if not is_atomic and not self.is_ok:
-            return 422
-        if not self.is_awaited:
-            return 202
-        return 201 if is_atomic else 200
+def _status(result: BatchResult, options: Options, *, is_awaited: bool) -> int:
+    if result.rejected and options.partial != "ok":
+        return 422
+    if not is_awaited:
+        return 202
+    return 200 if result.rejected else 201

@@ -19,15 +19,15 @@ from pydantic import BaseModel
 
 from app.errors import SensorFlowError, UnsupportedEncoding
 from app.ingest.batch import Reading, Sender
-from app.ingest.buffer import WriteResult
-from app.ingest.claim import Claim, Replay, RequestIdentity
 from app.ingest.decode.reading import ReadingBody, decode_reading
 from app.ingest.decode.timestamps import TimeWindow
-from app.ingest.pipeline import IngestQueue
-from app.ingest.receipt import BatchResult, CommittedReading
+from app.ingest.idempotency import IdempotencyRecord, RequestIdentity
+from app.ingest.request import WriteRequest
+from app.ingest.result import WriteOutcome, WriteResult
+from app.ingest.service import WriteService
 from app.web import auth
 from app.web.access import KEY_HEADER
-from app.web.idempotency import IDEMPOTENCY_KEY, Recall, answered_before, fingerprint, require_usable
+from app.web.idempotency import IDEMPOTENCY_KEY, fingerprint, require_usable
 from app.web.measure import Observe
 from app.web.protocol import BodyHandler, Exchange
 
@@ -59,12 +59,11 @@ class ReadingEndpoint:
     """What answers POST /api/temperature_reading: an ``app.web.protocol.Endpoint``.
 
     Args:
-        pipeline: takes each reading and answers for it.
+        service: stores the readings.
         keyring: knows the keys.
         window: which times a reading may bring.
         max_body_bytes: the largest body that is read.
         now_us: microseconds since 1970 UTC.
-        recall: finds what was committed under a request's Idempotency-Key.
         observe: is told route, method, status and duration in seconds of each request.
         clock: seconds, for ``observe``.
     """
@@ -74,77 +73,67 @@ class ReadingEndpoint:
     def __init__(
         self,
         *,
-        pipeline: IngestQueue,
+        service: WriteService,
         keyring: auth.ApiKeys,
         window: TimeWindow,
         max_body_bytes: int,
         now_us: Callable[[], int],
-        recall: Recall,
         observe: Observe,
         clock: Callable[[], float],
     ) -> None:
         self.max_body_bytes = max_body_bytes
         self.observe = partial(observe, PATH, "POST")
         self.clock = clock
-        self._pipeline = pipeline
+        self._service = service
         self._keyring = keyring
         self._window = window
         self._now_us = now_us
-        self._recall = recall
-        self._recalling: set[asyncio.Future[None]] = set()
+        self._writing: set[asyncio.Task[None]] = set()
 
     def knows(self, key: bytes | None) -> bool:
         """Return whether this is an API key, whatever it may be used for."""
         return self._keyring.knows(key)
 
     def open(self, exchange: Exchange) -> BodyHandler:
-        """Check the key, and return what has the reading stored and answers when it is.
+        """Check the key, and return the function that stores a reading and answers when it is committed.
 
         Raises:
-            Unauthorized, UnsupportedEncoding: the body is not asked for.
+            Unauthorized, Forbidden, UnsupportedEncoding: the body is not asked for.
         """
         key_name = self._keyring.authorize(exchange.headers.get(b"x-api-key"), auth.Scope.INGEST)
         if exchange.headers.get(b"content-encoding", b"identity") != b"identity":
             raise UnsupportedEncoding("Send the reading without a Content-Encoding.")
 
-        def on_result(answer: WriteResult) -> None:
-            if isinstance(answer, CommittedReading):
-                exchange.answer(201, (), answer.payload)
-            elif isinstance(answer, SensorFlowError):
-                exchange.refuse(answer)
-            elif isinstance(answer, Replay):
-                exchange.answer(answer.status, (), answer.body)
+        def on_result(result: WriteOutcome) -> None:
+            if isinstance(result, SensorFlowError):
+                exchange.refuse(result)
+            else:
+                exchange.answer(201, (), result.to_json())
 
         def decode(body: bytes) -> Reading:
             source = Sender(key_name, exchange.client_ip[:MAX_ADDRESS_LENGTH])
             return decode_reading(body, source=source, window=self._window, now_us=self._now_us())
 
-        def store(body: bytes) -> None:
-            self._pipeline.submit(decode(body), on_result)
+        def write(body: bytes) -> None:
+            self._service.submit(WriteRequest(decode(body)), on_result)
 
-        async def store_once(body: bytes, request: RequestIdentity) -> None:
-            replay = await answered_before(self._recall, request)
-            if replay is not None:
-                on_result(replay)
-            else:
-                self._pipeline.submit(decode(body), on_result, claim=Claim(request, _as_it_was))
+        async def write_unless_repeated(body: bytes, identity: RequestIdentity) -> None:
+            result: WriteResult | None = await self._service.replay(identity)
+            if result is None:
+                result = await self._service.write(WriteRequest(decode(body), IdempotencyRecord(identity)))
+            on_result(result)
 
-        def store_unless_it_was(body: bytes) -> None:
-            request = fingerprint(idempotency_key, key_name, self.path, body)
-            self._recalling.add(recalling := asyncio.ensure_future(store_once(body, request)))
-            recalling.add_done_callback(self._recalling.discard)
-            recalling.add_done_callback(exchange.fail_with)
+        def write_once(body: bytes) -> None:
+            identity = fingerprint(idempotency_key, key_name, self.path, body)
+            self._writing.add(writing := asyncio.create_task(write_unless_repeated(body, identity)))
+            writing.add_done_callback(self._writing.discard)
+            writing.add_done_callback(exchange.fail_with)
 
         if b"idempotency-key" not in exchange.headers:
-            return store
+            return write
         idempotency_key = exchange.headers[b"idempotency-key"].decode("latin-1")
         require_usable(idempotency_key)
-        return store_unless_it_was
-
-
-def _as_it_was(outcome: CommittedReading | BatchResult) -> Replay:
-    assert isinstance(outcome, CommittedReading)  # what a reading becomes
-    return Replay(201, outcome.payload)
+        return write_once
 
 
 async def post_temperature_reading(reading: ReadingBody, key: Annotated[str, Security(KEY_HEADER)]) -> Any:
@@ -165,7 +154,8 @@ def documented_route() -> APIRoute:
         tags=["ingest"],
         summary="Store one reading",
         responses={
-            401: {"model": Problem, "description": "The API key is missing or wrong"},
+            401: {"model": Problem, "description": "The API key is missing or unknown"},
+            403: {"model": Problem, "description": "The API key may not write readings"},
             408: {"model": Problem, "description": "The body stopped coming"},
             409: {"model": Problem, "description": "The Idempotency-Key was used for another request"},
             413: {"model": Problem, "description": "The body is too large"},

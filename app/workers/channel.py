@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 
-from app.ingest.receipt import CommittedReading
+from app.ingest.result import CommittedReading
 from app.live.mailbox import Mailbox, event_time
 from app.workers import messages
 from app.workers.messages import Control, MessagesDropped, Receipts

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from app.ingest.receipt import CommittedReading
+from app.ingest.result import CommittedReading
 
 LENGTH_BYTES = 4
 _CONTROL, _RECEIPTS = 0, 1

@@ -13,7 +13,7 @@ from socket import socket
 from typing import TypeVar
 
 from app.errors import LiveUnavailable, TooManySubscribers
-from app.ingest.receipt import CommittedReading
+from app.ingest.result import CommittedReading
 from app.live.bus import LocalSubscribers
 from app.workers.channel import Channel, ChannelStats
 from app.workers.messages import (

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from app.errors import TooManySubscribers
-from app.ingest.receipt import CommittedReading
+from app.ingest.result import CommittedReading
 from app.live.bus import ConnectionQuota
 from app.live.mailbox import event_time, later
 from app.workers.messages import Denied, Granted, SetForwarding, Welcome

@@ -49,10 +49,13 @@ def test_a_reading_in_the_older_form_is_taken(client: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["temperature"]) == (201, 23.5)
 
 
-@pytest.mark.parametrize("key", [None, "", "wrong", API_KEY[:-1], API_KEY_WS])
-def test_401_without_a_key_for_sending(server: Server, key: str | None) -> None:
-    answer = httpx.post(server.url + PATH, json=READING, headers={} if key is None else {"X-API-Key": key})
-    assert answer.status_code == 401
+@pytest.mark.parametrize(
+    ("key", "status"), [(None, 401), ("", 401), ("wrong", 401), (API_KEY[:-1], 401), (API_KEY_WS, 403)]
+)
+@pytest.mark.parametrize("path", [PATH, "/api/readings"])
+def test_key_that_may_not_send(server: Server, path: str, key: str | None, status: int) -> None:
+    answer = httpx.post(server.url + path, json=READING, headers={} if key is None else {"X-API-Key": key})
+    assert answer.status_code == status
     assert "API key" in answer.json()["detail"]
 
 
@@ -246,7 +249,7 @@ def test_large_head_is_431(server: Server, path: str) -> None:
 def test_the_openapi_page_shows_the_whole_contract(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     operation = document["paths"][PATH]["post"]
-    assert {"201", "401", "413", "415", "422", "503", "504"} <= set(operation["responses"])
+    assert {"201", "401", "403", "413", "415", "422", "503", "504"} <= set(operation["responses"])
     (scheme,) = operation["security"][0]
     assert document["components"]["securitySchemes"][scheme] == {"type": "apiKey", "in": "header", "name": "X-API-Key"}
     assert set(document["components"]["schemas"]["ReadingBody"]["properties"]) == {*READING, "time"}
@@ -278,6 +281,19 @@ def test_what_postgresql_refuses_is_422_and_its_neighbours_are_stored(
     assert client.post(PATH, json={**READING, "temperature": 1000}).status_code == 422
     assert client.post(PATH, json=READING).status_code == 201
     assert count(embedded_database_url) == 1
+
+
+def test_labels_are_bounded(client: httpx.Client) -> None:
+    """Paths and methods that are not the server's make no new series."""
+    for number, method in enumerate(["PROPFIND", "REPORT", "INVENTED"]):
+        client.get(f"/no/such/path/{number}")
+        client.request(method, f"/api/sensors/{number}")
+        client.get(f"/docs/{number}.js")
+    labels = re.findall(r'request_duration_seconds_count{method="(\w+)",route="([^"]+)"', client.get("/metrics").text)
+    assert not [label for label in labels if re.search(r"\d|\.js", "".join(label)) and "swagger" not in label[1]]
+    assert ("GET", "unknown") in labels
+    assert {method for method, _ in labels} <= {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"}
+    assert "other" in {method for method, _ in labels}
 
 
 def test_health_ready_and_metrics_tell_the_state(client: httpx.Client) -> None:

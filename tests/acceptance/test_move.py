@@ -24,7 +24,7 @@ def rows(url: str, query: str) -> list[tuple[object, ...]]:
 
 
 def fill(folder: Path) -> list[tuple[object, ...]]:
-    """An embedded database with four months of readings, a sensor with limits and a claim; its readings."""
+    """Fill an embedded database with readings, a sensor with limits and an idempotency record; return the readings."""
     with running(folder, API_KEY=API_KEY) as server:
         headers = {"X-API-Key": API_KEY, "Idempotency-Key": "first"}
         now_s = time.time()

@@ -206,7 +206,7 @@ def test_no_sensors_and_no_readings_are_empty_answers(site: Site) -> None:
     assert table.schema.names == ["time", "sensor_id", "humidity"]
 
 
-@pytest.mark.parametrize("key", [None, "wrong", API_KEY_WS])
+@pytest.mark.parametrize(("key", "status"), [(None, 401), ("wrong", 401), (API_KEY_WS, 403)])
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -219,9 +219,9 @@ def test_no_sensors_and_no_readings_are_empty_answers(site: Site) -> None:
         ("PATCH", "/api/sensors/tied"),
     ],
 )
-def test_401_without_a_key_for_reading(site: Site, method: str, path: str, key: str | None) -> None:
+def test_key_that_may_not_read(site: Site, method: str, path: str, key: str | None, status: int) -> None:
     answer = httpx.request(method, site.server.url + path, headers={} if key is None else {"X-API-Key": key})
-    assert answer.status_code == 401
+    assert answer.status_code == status
     assert "API key" in answer.json()["detail"]
 
 
@@ -450,6 +450,6 @@ def test_the_openapi_document_tells_of_it_all(site: Site) -> None:
     assert {parameter["name"] for parameter in read["parameters"]} == {
         *("sensor_id", "from", "to", "bucket", "metrics", "limit", "cursor", "format")
     }
-    assert {"200", "401", "404", "422", "503"} == set(read["responses"])
+    assert {"200", "401", "403", "404", "422", "503"} == set(read["responses"])
     assert read["security"] == [{"APIKeyHeader": []}]
     assert set(paths["/api/sensors/{name}"]) == {"get", "patch"}

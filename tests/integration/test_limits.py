@@ -5,16 +5,16 @@ import pytest
 
 from app.errors import DatabaseUnavailable
 from app.ingest.batch import Reading
-from app.ingest.claim import DuplicateRequest, Replay
+from app.ingest.idempotency import DuplicateRequest
 from app.registry import SensorChange
 from app.store import limits
 from app.store.sensors import Sensors
 from tests.integration.test_aggregates import execute, reading, rig, rows
 from tests.integration.test_locks import holding
-from tests.unit.samples import batch_of, claim
+from tests.unit.samples import batch_of, record
 
 MINUTE, HOUR = 60, 3_600
-ANSWER = Replay(201, b"the first answer")
+ANSWER = b"the first answer"
 LIMIT = """
 INSERT INTO sensors (name) VALUES ('a');
 INSERT INTO sensor_limits SELECT id, 'temperature', 0, 21 FROM sensors
@@ -85,10 +85,10 @@ async def test_flush_that_is_rolled_back_does_not_count(database: str) -> None:
     execute(database, LIMIT)
     async with rig(database) as parts:
         hot = reading(parts.clock_s[0], 30)
-        await parts.writer.write(await parts.writer.prepare([hot]), lambda: {claim(): ANSWER})
+        await parts.writer.write(await parts.writer.prepare([hot]), lambda: {record(): ANSWER})
         flush = await parts.writer.prepare([hot])
         with pytest.raises(DuplicateRequest):
-            await parts.writer.write(flush, lambda: {claim(): ANSWER})
+            await parts.writer.write(flush, lambda: {record(): ANSWER})
     assert rows(database, LOG) == [(True, 1, 30, 21)]
 
 

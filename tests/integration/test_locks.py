@@ -29,7 +29,7 @@ from tests.integration.test_writer import (
     writing,
 )
 from tests.server import API_KEY, running
-from tests.unit.samples import claim
+from tests.unit.samples import record
 
 DAY_US = DAY_S * 1_000_000
 CHUNKS = "SELECT chunk::text FROM show_chunks('readings') AS chunk ORDER BY 1"
@@ -103,28 +103,28 @@ async def test_entire_table(database: str, lock: str) -> None:
     assert count(database, "readings") == 2
 
 
-async def test_claims(database: str) -> None:
-    """Readings without a claim are stored while no claim can be."""
+async def test_locked_records(database: str) -> None:
+    """Readings without a record are stored while no record can be."""
     async with writing(database, lock_timeout_s=0.2) as writer:
         with holding(database, "LOCK TABLE idempotency_keys"):
             with pytest.raises(Blocked) as blocked:
-                await write(writer, reading(0), reading(1), answers={claim(): FIRST_ANSWER})
-            assert (blocked.value.spans, blocked.value.claims) == ((), None)
+                await write(writer, reading(0), reading(1), records={record(): FIRST_ANSWER})
+            assert (blocked.value.spans, blocked.value.records) == ((), None)
             await write(writer, reading(0))
     assert count(database, "readings") == 1
 
 
-async def test_claim_of_another_transaction(database: str) -> None:
-    """A claim that an unended transaction has is named among many others."""
-    answers = {claim(f"k{number}"): FIRST_ANSWER for number in range(20)}
-    row = "VALUES ('API_KEY', 'k7', 'content', 201, '', true)"
-    statement = f"INSERT INTO idempotency_keys (key_name, key, content_hash, status, answer, expires) {row}"
+async def test_record_of_another_transaction(database: str) -> None:
+    """A record that an unended transaction has is named among many others."""
+    records = {record(f"k{number}"): FIRST_ANSWER for number in range(20)}
+    row = "VALUES ('API_KEY', 'k7', 'content', '', true)"
+    statement = f"INSERT INTO idempotency_keys (key_name, key, content_hash, result, expires) {row}"
     async with writing(database, lock_timeout_s=0.2) as writer:
         with holding(database, statement):
             with pytest.raises(Blocked) as blocked:
-                await write(writer, reading(0), answers=answers)
-            assert blocked.value.claims == [("API_KEY", "k7")]
-        await write(writer, reading(0), answers=answers)
+                await write(writer, reading(0), records=records)
+            assert blocked.value.records == [("API_KEY", "k7")]
+        await write(writer, reading(0), records=records)
     assert count(database, "idempotency_keys") == 20
 
 
@@ -226,7 +226,7 @@ async def test_brief_flush(database: str) -> None:
     ]
     async with writing(database) as writer:
         flush = await writer.prepare(contents)
-        await writer.write(flush, lambda: {claim(): FIRST_ANSWER}, was_blocked=True)
+        await writer.write(flush, lambda: {record(): FIRST_ANSWER}, was_blocked=True)
     assert stored(database) == as_stored(contents, flush.first_id)
     assert count(database, "flushes") == count(database, "idempotency_keys") == 1
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from app.store import claims, maintenance, retention, sensors
+from app.store import idempotency, maintenance, retention, sensors
 from app.store.database import Database
 from app.store.maintenance import Maintenance
 from tests.integration.parts import sensors_of
@@ -28,7 +28,9 @@ async def maintaining(
     database = Database(url, timezone="UTC", offline_after_s=300)
     try:
         await database.prepare()
-        yield Maintenance(database, claims_window_hours=24, accept_future_minutes=accept_future_minutes, now_us=now_us)
+        yield Maintenance(
+            database, idempotency_window_hours=24, accept_future_minutes=accept_future_minutes, now_us=now_us
+        )
     finally:
         await database.close()
 
@@ -73,15 +75,15 @@ async def test_a_skewed_clock_is_told_and_makes_nobody_offline(
 
 
 async def test_pruning_goes_in_pieces(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And as long as there is more: one piece a turn would never catch up with many claims."""
+    """And as long as there is more: one piece a turn would never catch up with many records."""
     monkeypatch.setattr(maintenance, "PRUNE_PIECE_ROWS", 10)
     monkeypatch.setattr(maintenance, "PRUNE_LEDGER", maintenance.PRUNE_LEDGER.replace("20000", "10"))
-    monkeypatch.setattr(claims, "PRUNE_PIECE_ROWS", 10)
-    monkeypatch.setattr(claims, "PRUNE", claims.PRUNE.replace("20000", "10"))
+    monkeypatch.setattr(idempotency, "PRUNE_PIECE_ROWS", 10)
+    monkeypatch.setattr(idempotency, "PRUNE", idempotency.PRUNE.replace("20000", "10"))
     execute(database, "INSERT INTO flushes SELECT i, 1, now() - i * interval '1 minute' FROM generate_series(1, 45) i")
     execute(
         database,
-        "INSERT INTO idempotency_keys SELECT 'k', i::text, '', 201, '', true, now() - i * interval '1 hour'"
+        "INSERT INTO idempotency_keys SELECT 'k', i::text, '', '', true, now() - i * interval '1 hour'"
         " FROM generate_series(1, 59) i",
     )
     async with maintaining(database) as pruning:

@@ -195,6 +195,30 @@ def test_what_is_stored_stays_while_the_columnstore_comes_and_goes(empty_databas
         assert connection.execute("SELECT count(*) FROM idempotency_keys").fetchone() == (0,)
 
 
+def test_results_of_idempotency_keys(empty_database: str) -> None:
+    """What an older version remembers stays valid, there and back: its answer is the result, and gives the status."""
+    answers = {
+        "single": (201, b'{"id":1,"sensor_id":"\\"rejected\\":"}', True),
+        "batch": (201, b'{"stored":2}', True),
+        "in part": (422, b'{"stored":1,"rejected":1,"rejected_rows":"2","errors":[]}', True),
+        "in memory": (202, b'{"accepted":2}', True),
+        "file": (201, b'{"bytes":4,"sha256":"00","parts":1}', False),
+    }
+    migrate(empty_database, "0006")
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        for key, (status, answer, expires) in answers.items():
+            connection.execute(
+                "INSERT INTO idempotency_keys VALUES ('API_KEY', %s, 'hash', %s, %s, %s)",
+                [key, status, answer, expires],
+            )
+        migrate(empty_database)
+        found: dict[str, bytes] = dict(connection.execute("SELECT key, result FROM idempotency_keys").fetchall())
+        assert found == {key: answer for key, (_, answer, _) in answers.items()}
+        migrate(empty_database, "0006", down=True)
+        back = connection.execute("SELECT key, status, answer, expires FROM idempotency_keys").fetchall()
+        assert {key: values for key, *values in back} == {key: [*values] for key, values in answers.items()}
+
+
 def test_the_columnstore_is_there_exactly_where_the_licence_has_one(database: str, edition: str) -> None:
     async def prepare() -> bool:
         opened = Database(database, timezone="UTC", offline_after_s=300)

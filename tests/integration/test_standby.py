@@ -11,7 +11,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from app.errors import DatabaseUnavailable, OutcomeUnknown
-from app.ingest.claim import DuplicateRequest, StoredResult
+from app.ingest.idempotency import DuplicateRequest, StoredResult
 from app.registry import SensorChange
 from app.store.database import Database, migrate
 from tests.conftest import new_database
@@ -19,7 +19,7 @@ from tests.integration.parts import sensors_of
 from tests.integration.test_writer import FIRST_ANSWER, count, execute, reading, rows, writing
 from tests.server import API_KEY, eventually, running
 from tests.standby import Pair, synchronous_pair
-from tests.unit.samples import claim
+from tests.unit.samples import record
 
 PATH = "/api/temperature_reading"
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = %s"
@@ -127,25 +127,25 @@ async def test_ledger_without_the_flush(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("how", [CANCEL, None], ids=["cancelled", "timed out"])
-async def test_claim(pair: Pair, how: str | None) -> None:
-    """A claim that another process left, visible and on no standby, is no repetition before the standby is back."""
+async def test_record(pair: Pair, how: str | None) -> None:
+    """A record that another process left, visible and on no standby, is no repetition before the standby is back."""
     async with writing(pair.url, flush_timeout_s=1) as other, writing(pair.url, flush_timeout_s=1) as writer:
         lost, flush = await other.prepare([reading(0)]), await writer.prepare([reading(0)])
         pair.cut()
         with pytest.raises(OutcomeUnknown):
-            await other.write(lost, lambda: {claim(): FIRST_ANSWER})
+            await other.write(lost, lambda: {record(): FIRST_ANSWER})
         eventually(lambda: count(pair.url, "idempotency_keys") == 1)
         ending = asyncio.create_task(asyncio.to_thread(end_wait, pair.url, how)) if how else None
         with pytest.raises(DatabaseUnavailable):
-            await writer.write(flush, lambda: {claim(): FIRST_ANSWER})
+            await writer.write(flush, lambda: {record(): FIRST_ANSWER})
         if ending:
             await ending
         pair.join()
         await writer.connect()
         flush = await writer.prepare([reading(0)])
         with pytest.raises(DuplicateRequest) as repetition:
-            await writer.write(flush, lambda: {claim(): FIRST_ANSWER})
-        assert repetition.value.kept == {claim().name: StoredResult(b"content", FIRST_ANSWER)}
+            await writer.write(flush, lambda: {record(): FIRST_ANSWER})
+        assert repetition.value.results == {record().name: StoredResult(b"content", FIRST_ANSWER)}
     assert count(pair.url, "readings") == 1
 
 

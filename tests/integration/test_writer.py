@@ -1,8 +1,9 @@
 """The writer against real servers: what is committed, what is not, and what is known when a connection breaks."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import pairwise
 
 import psycopg
@@ -10,20 +11,20 @@ import pytest
 
 from app.errors import DatabaseUnavailable, OutcomeUnknown
 from app.ingest.batch import Batch, Content, Reading, Sender
-from app.ingest.claim import Claim, DuplicateRequest, Replay, StoredResult
+from app.ingest.idempotency import DuplicateRequest, Records, StoredResult
 from app.store.database import Database
 from app.store.history import latest_reading
 from app.store.latest import LatestReadings
 from app.store.names import MIN_REMEMBERED_NAMES
 from app.store.writer import ID_BLOCK_ROWS, MIN_COLUMNSTORE_ROWS, PreparedFlush, Writer
 from tests.proxy import Fault, faulty_proxy
-from tests.unit.samples import batch_of, claim
+from tests.unit.samples import batch_of, record
 
 DASHBOARD = Sender("API_KEY", "192.0.2.7")
 SCRIPT = Sender("API_KEY", "192.0.2.8")
 T0_US = 1_689_172_245_000_000  # 2023-07-12T14:30:45Z
 DAY_S = 86_400
-FIRST_ANSWER = Replay(201, b"the first answer")
+FIRST_ANSWER = b"the first answer"
 
 
 def reading(place: int, *, sensor: str = "a", source: Sender = DASHBOARD) -> Reading:
@@ -62,10 +63,10 @@ async def writing(
         await database.close()
 
 
-async def write(writer: Writer, *contents: Content, answers: Mapping[Claim, Replay] | None = None) -> PreparedFlush:
-    """Prepares and writes a flush of these, with its claims."""
+async def write(writer: Writer, *contents: Content, records: Records | None = None) -> PreparedFlush:
+    """Prepares and writes a flush of these, with its records."""
     flush = await writer.prepare(contents)
-    await writer.write(flush, lambda: answers or {})
+    await writer.write(flush, lambda: records or {})
     return flush
 
 
@@ -148,7 +149,7 @@ async def test_readings_and_batches_are_stored_to_the_last_bit(database: str) ->
     ]
     async with writing(database, columnstore_rows_per_sensor=0) as writer:
         flush = await write(writer, *contents)
-    assert (flush.rows, flush.refused) == (5_022, {})
+    assert (flush.rows.count, flush.refused) == (5_022, {})
     assert [row[:5] for row in stored(database)] == [row[:5] for row in as_stored(contents, flush.first_id)]
     assert {row[5:7] for row in stored(database)[1:5_001]} == {SCRIPT}
     assert rows(database, "SELECT flush_id, rows FROM flushes") == [(flush.first_id, 5_022)]
@@ -271,48 +272,46 @@ async def test_a_ledger_that_refuses_every_flush_is_the_servers_trouble(database
     assert count(database, "readings") == 0
 
 
-async def test_a_claim_is_stored_with_its_readings_and_knows_which_were_refused(database: str) -> None:
+async def test_record_knows_what_was_refused(database: str) -> None:
     refuse_heat(database)
     known: list[set[int]] = []
 
-    def answers() -> Mapping[Claim, Replay]:
+    def records() -> Records:
         known.append(set(flush.refused))
-        return {claim("k", content=b"\0hash"): Replay(422, b"\0body"), claim("lasting", expires=False): FIRST_ANSWER}
+        return {record("k", content=b"\0hash"): b"\0body", record("lasting", expires=False): FIRST_ANSWER}
 
     async with writing(database) as writer:
         flush = await writer.prepare([reading(0), reading(40)])
-        await writer.write(flush, answers)
+        await writer.write(flush, records)
     assert known == [{1}]
-    assert rows(
-        database, "SELECT key_name, key, content_hash, status, answer, expires FROM idempotency_keys ORDER BY 2"
-    ) == [
-        ("API_KEY", "k", b"\0hash", 422, b"\0body", True),
-        ("API_KEY", "lasting", b"content", 201, FIRST_ANSWER.body, False),
+    assert rows(database, "SELECT key_name, key, content_hash, result, expires FROM idempotency_keys ORDER BY 2") == [
+        ("API_KEY", "k", b"\0hash", b"\0body", True),
+        ("API_KEY", "lasting", b"content", FIRST_ANSWER, False),
     ]
 
 
-async def test_a_repeated_claim_keeps_the_whole_flush_out_and_tells_the_first_answer(database: str) -> None:
+async def test_repeated_record(database: str) -> None:
     async with writing(database) as writer:
-        await write(writer, reading(0), answers={claim(): FIRST_ANSWER})
+        await write(writer, reading(0), records={record(): FIRST_ANSWER})
         with pytest.raises(DuplicateRequest) as repetition:
-            await write(writer, reading(0), reading(1), answers={claim(content=b"other"): Replay(201, b"second")})
-        assert repetition.value.kept == {("API_KEY", "k1"): StoredResult(b"content", FIRST_ANSWER)}
-        await write(writer, reading(1), answers={claim(key_name="API_KEY_WS"): FIRST_ANSWER})
+            await write(writer, reading(0), reading(1), records={record(content=b"other"): b"second"})
+        assert repetition.value.results == {("API_KEY", "k1"): StoredResult(b"content", FIRST_ANSWER)}
+        await write(writer, reading(1), records={record(key_name="API_KEY_WS"): FIRST_ANSWER})
     assert count(database, "readings") == count(database, "flushes") == count(database, "idempotency_keys") == 2
 
 
-async def test_a_claim_that_is_new_is_not_taken_for_kept_beside_a_repeated_one(database: str) -> None:
+async def test_new_record_beside_a_repeated_one(database: str) -> None:
     """Or its sender would be told of readings that were rolled back."""
     async with writing(database) as writer:
-        await write(writer, reading(0), answers={claim("old"): FIRST_ANSWER})
-        answers = {claim(key): Replay(201, key.encode()) for key in ("before", "old", "z after")}
+        await write(writer, reading(0), records={record("old"): FIRST_ANSWER})
+        records = {record(key): key.encode() for key in ("before", "old", "z after")}
         with pytest.raises(DuplicateRequest) as repetition:
-            await write(writer, reading(1), reading(0), reading(2), answers=answers)
-        assert repetition.value.kept.keys() == {("API_KEY", "old")}
+            await write(writer, reading(1), reading(0), reading(2), records=records)
+        assert repetition.value.results.keys() == {("API_KEY", "old")}
     assert count(database, "readings") == count(database, "idempotency_keys") == 1
 
 
-async def test_a_claim_that_could_not_be_stored_commits_nothing(database: str) -> None:
+async def test_record_that_could_not_be_stored_commits_nothing(database: str) -> None:
     """As where the row that stood in its way has been pruned since."""
     execute(
         database,
@@ -321,32 +320,32 @@ async def test_a_claim_that_could_not_be_stored_commits_nothing(database: str) -
     )
     async with writing(database) as writer:
         with pytest.raises(DatabaseUnavailable):
-            await write(writer, reading(0), answers={claim(): FIRST_ANSWER})
+            await write(writer, reading(0), records={record(): FIRST_ANSWER})
     assert count(database, "readings") == count(database, "flushes") == 0
 
 
-async def test_of_two_processes_with_the_same_claims_one_commits_and_the_other_finds_them_kept(database: str) -> None:
+async def test_two_processes_with_the_same_records(database: str) -> None:
     async with writing(database) as one, writing(database) as other:
-        keys = [claim(f"k{number}") for number in range(20)]
+        keys = [record(f"k{number}") for number in range(20)]
         flushes = [await writer.prepare([reading(0)]) for writer in (one, other)]
         outcomes = await asyncio.gather(
-            one.write(flushes[0], lambda: dict.fromkeys(keys, Replay(201, b"one"))),
-            other.write(flushes[1], lambda: dict.fromkeys(reversed(keys), Replay(201, b"other"))),
+            one.write(flushes[0], lambda: dict.fromkeys(keys, b"one")),
+            other.write(flushes[1], lambda: dict.fromkeys(reversed(keys), b"other")),
             return_exceptions=True,
         )
     (loser,) = [outcome for outcome in outcomes if outcome is not None]
     assert isinstance(loser, DuplicateRequest)
-    assert len(loser.kept) == 20
+    assert len(loser.results) == 20
     winner = b"one" if outcomes[0] is None else b"other"
-    assert {kept.replay for kept in loser.kept.values()} == {Replay(201, winner)}
+    assert {stored.result for stored in loser.results.values()} == {winner}
     assert count(database, "readings") == count(database, "flushes") == 1
 
 
 @pytest.mark.parametrize("commits", [True, False])
-async def test_a_claim_waits_for_the_transaction_that_has_it(database: str, commits: bool) -> None:
+async def test_record_waits_for_the_transaction_that_has_it(database: str, commits: bool) -> None:
     async with writing(database) as writer, await psycopg.AsyncConnection.connect(database) as first:
-        await first.execute("INSERT INTO idempotency_keys VALUES ('API_KEY', 'k1', 'content', 201, 'first', true)")
-        writing_too = asyncio.create_task(write(writer, reading(0), answers={claim(): FIRST_ANSWER}))
+        await first.execute("INSERT INTO idempotency_keys VALUES ('API_KEY', 'k1', 'content', 'first', true)")
+        writing_too = asyncio.create_task(write(writer, reading(0), records={record(): FIRST_ANSWER}))
         await until_somebody_waits_for_a_lock(database)
         await (first.commit if commits else first.rollback)()
         if commits:
@@ -623,7 +622,7 @@ async def test_an_id_that_the_ledger_has_is_the_servers_trouble_and_not_the_send
     async with writing(database) as writer:
         first = await write(writer, reading(0))
         second = await writer.prepare([reading(1)])
-        second.first_id = first.first_id
+        second.rows = replace(second.rows, first_id=first.first_id)
         with pytest.raises(DatabaseUnavailable, match="flushes_pkey"):
             await writer.write(second, dict)
     assert count(database, "readings") == 1

@@ -7,9 +7,10 @@ import pyarrow as pa
 from hypothesis import strategies as st
 
 from app.ingest.batch import BATCH_SCHEMA, Batch, Reading, Sender
-from app.ingest.claim import Claim, Replay, RequestIdentity
+from app.ingest.decode.columns import Decoded
 from app.ingest.decode.timestamps import EARLIEST_US, LATEST_US
-from app.ingest.receipt import BatchResult, CommittedReading
+from app.ingest.idempotency import IdempotencyRecord, RequestIdentity
+from app.ingest.result import CommittedReading
 
 Result = TypeVar("Result")
 
@@ -48,16 +49,16 @@ def batch_of(readings: Sequence[Reading], *, source: Sender = SOURCE, is_atomic:
     )
 
 
-def claim(key: str = "k1", *, key_name: str = "API_KEY", content: bytes = b"content", expires: bool = True) -> Claim:
-    """Return a claim whose answer tells how many readings are stored."""
-    return Claim(RequestIdentity(key_name, key, content), replay_of, expires)
+def decoded_of(batch: Batch) -> Decoded:
+    """Return a batch as it was decoded from a body without bad readings."""
+    return Decoded(batch, 0, (), (), pa.arange(1, batch.rows + 1), pa.array([], pa.int64()))
 
 
-def replay_of(outcome: CommittedReading | BatchResult) -> Replay:
-    """Return the answer to a request with a claim: how many readings are stored, and which are not."""
-    if isinstance(outcome, CommittedReading):
-        return Replay(201, b"id %d" % outcome.id)
-    return Replay(422 if outcome.refused else 201, f"{outcome.rows} stored, without {[*outcome.refused]}".encode())
+def record(
+    key: str = "k1", *, key_name: str = "API_KEY", content: bytes = b"content", expires: bool = True
+) -> IdempotencyRecord:
+    """Return a record that is stored with the result of its request."""
+    return IdempotencyRecord(RequestIdentity(key_name, key, content), expires=expires)
 
 
 def receipt(

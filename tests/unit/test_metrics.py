@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.errors import DatabaseUnavailable, RejectedByDatabase
 from app.ingest.buffer import Buffer, Submission
+from app.ingest.request import WriteRequest
 from app.live.bus import LocalBus
 from app.live.hub import Hub
 from app.metrics import LATENCY_BUCKETS_S, Instruments, RequestDurations, ServerCollector
@@ -29,7 +30,7 @@ def buffer_with_everything() -> Buffer:
         deadline = 10.0 if place in {4, 5} else 1_000.0
         content = batch_of([reading()] * rows) if rows > 1 else reading()
         buffer.add(
-            Submission(content, rows, content.size_bytes, 90.0 + place, deadline, lambda _: None),
+            Submission(WriteRequest(content), rows, content.size_bytes, 90.0 + place, deadline, lambda _: None),
             retry_after_s=lambda: 1,
         )
     flight = buffer.begin_flush(9)

@@ -1,12 +1,12 @@
-"""Files through the importer into an intake that takes all, and without one."""
+"""Files through the importer into a pipeline that takes all, and without one."""
 
 import asyncio
 import gzip
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
@@ -14,23 +14,25 @@ import pytest
 from app.errors import BufferFull, ConfigurationError
 from app.imports.importer import Importer, ImportResult
 from app.imports.layout import ColumnMapping
-from app.ingest.batch import Batch, Content, Reading
-from app.ingest.buffer import WriteResult
-from app.ingest.claim import Claim, DatedClaim
+from app.ingest.batch import Batch, Reading
 from app.ingest.decode.timestamps import Precision, TimeWindow
-from app.ingest.receipt import BatchResult
+from app.ingest.idempotency import DatedResult
+from app.ingest.pipeline import Pipeline
+from app.ingest.request import WriteRequest
+from app.ingest.result import BatchResult, WriteOutcome
+from app.ingest.service import StoredRecords, WriteService
 from tests.unit.ingest.decode import bodies
 from tests.unit.samples import T0_US
 
 
 class Taken:
-    """An intake that stores at once, and keeps the claims."""
+    """A pipeline that stores at once, and keeps the records."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, DatedClaim] = {}
+        self.kept: dict[str, DatedResult] = {}
         self.readings: list[Reading] = []
 
-    async def find(self, keys: Collection[str]) -> Mapping[str, DatedClaim]:
+    async def find(self, keys: Collection[str]) -> Mapping[str, DatedResult]:
         return {key: self.kept[key] for key in keys if key in self.kept}
 
     async def has_any(self, prefix: str) -> bool:
@@ -41,35 +43,26 @@ class Taken:
         for key in gone:
             del self.kept[key]
 
-    def reserve(self, key_name: str, size_bytes: int) -> None:
-        """There is room."""
-
-    @contextmanager
-    def batch_being_decoded(self) -> Iterator[None]:
-        yield
-
     def submit(
         self,
-        content: Content,
-        on_result: Callable[[WriteResult], None],
-        *,
-        claim: Claim | None = None,
-        is_awaited: bool = True,
+        request: WriteRequest,
+        on_result: Callable[[WriteOutcome], None],
     ) -> None:
-        assert claim is not None
-        assert not is_awaited
+        content, record = request.content, request.record
+        assert record is not None
+        assert record.result is not None
+        assert not request.is_awaited
         assert isinstance(content, Batch)
-        stored = BatchResult(content.rows, {})
-        _, key, content_hash = claim.fingerprint
-        self.kept[key] = DatedClaim(content_hash, claim.answer(stored).body, datetime(2023, 7, 12, tzinfo=UTC))
+        _, key, content_hash = record.identity
+        self.kept[key] = DatedResult(content_hash, record.result, datetime(2023, 7, 12, tzinfo=UTC))
         self.readings += content.readings(0, content.rows)
-        on_result(stored)
+        on_result(BatchResult(content.rows))
 
 
-def importer(layout: ColumnMapping, intake: Taken | None) -> Importer:
+def importer(layout: ColumnMapping, taken: Taken | None) -> Importer:
     return Importer(
-        intake=intake,
-        log=intake,
+        service=None if taken is None else WriteService(cast("Pipeline[Any]", taken), cast("StoredRecords", taken)),
+        log=taken,
         layout=layout,
         window=TimeWindow.of(past_days=0, future_minutes=0, kept_days=0),
         now_us=lambda: T0_US,
@@ -77,41 +70,41 @@ def importer(layout: ColumnMapping, intake: Taken | None) -> Importer:
     )
 
 
-def imported(path: Path, layout: ColumnMapping, intake: Taken | None = None) -> ImportResult:
+def imported(path: Path, layout: ColumnMapping, taken: Taken | None = None) -> ImportResult:
     """Import a file in real time, since it is read in threads."""
-    return asyncio.run(importer(layout, intake).run(path))
+    return asyncio.run(importer(layout, taken).run(path))
 
 
 CSV = b"sensor_id,time,temperature\n"
 OLD_KEY = "c16be58e0a83a77db2fa4078a0c3d34f6d286c437b8a84b98b3fefa7bafa544d:0:0"
-"""The claim of the file below as it was when all files were known by their whole content."""
+"""The key of the file below as it was when all files were known by their whole content."""
 
 
-def test_old_claims(tmp_path: Path) -> None:
+def test_old_keys(tmp_path: Path) -> None:
     """A text that was imported when files were known by their whole content is still found."""
     (tmp_path / "a.csv").write_bytes(b"station,time,temperature\na,1000,212\n")
     layout = ColumnMapping({"sensor_id": "station"}, frozenset(["temperature"]), Precision.MS)
-    intake = Taken()
-    intake.kept[OLD_KEY] = DatedClaim(b"1", b"", datetime(2023, 7, 12, tzinfo=UTC))
-    assert (imported(tmp_path / "a.csv", layout, intake).found, intake.readings) == (1, [])
+    taken = Taken()
+    taken.kept[OLD_KEY] = DatedResult(b"1", b"", datetime(2023, 7, 12, tzinfo=UTC))
+    assert (imported(tmp_path / "a.csv", layout, taken).found, taken.readings) == (1, [])
 
 
-def test_claims_of_a_text(tmp_path: Path) -> None:
-    """Claims never expire: what changes their names has every file stored again."""
+def test_keys_of_a_text(tmp_path: Path) -> None:
+    """Records never expire: what changes their keys has every file stored again."""
     (tmp_path / "a.csv").write_bytes(CSV + b"a,1000000000,21\n")
-    intake = Taken()
-    imported(tmp_path / "a.csv", ColumnMapping(), intake)
-    assert list(intake.kept) == ["51b68bcbb1bf12b1bc851fef278873d09239f8a4f7b1a80dd1c20d5ef2a8ec90:0:0"]
+    taken = Taken()
+    imported(tmp_path / "a.csv", ColumnMapping(), taken)
+    assert list(taken.kept) == ["51b68bcbb1bf12b1bc851fef278873d09239f8a4f7b1a80dd1c20d5ef2a8ec90:0:0"]
 
 
-def test_claims_of_parquet(tmp_path: Path) -> None:
+def test_keys_of_parquet(tmp_path: Path) -> None:
     """Files that don't grow are known by their whole content, as they always were."""
     table = pa.table({"sensor_id": ["a"], "time": [1_000_000_000], "temperature": [21.0]})
     (tmp_path / "a.parquet").write_bytes(bodies.parquet(table))
-    layout, intake = ColumnMapping(precision=Precision.S), Taken()
-    imported(tmp_path / "a.parquet", layout, intake)
+    layout, taken = ColumnMapping(precision=Precision.S), Taken()
+    imported(tmp_path / "a.parquet", layout, taken)
     digest = hashlib.sha256((tmp_path / "a.parquet").read_bytes() + b"([], [], <Precision.S: 's'>)").hexdigest()
-    assert list(intake.kept) == [f"{digest}:0:0"]
+    assert list(taken.kept) == [f"{digest}:0:0"]
 
 
 def row(number: int) -> bytes:
@@ -130,43 +123,43 @@ def test_wide_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("steps", [[3, 5, 5, 9], [0, 1, 2], [7, 7]])
 def test_a_log_that_grows(tmp_path: Path, steps: list[int]) -> None:
     """A log is imported from where it ended before, under another name and compressed too; nothing is stored twice."""
-    intake, before = Taken(), 0
+    taken, before = Taken(), 0
     for step, rows in enumerate(steps):
         text = CSV + b"".join(map(row, range(rows)))
         path = tmp_path / (f"{step}.csv.gz" if step % 2 else f"{step}.csv")
         path.write_bytes(gzip.compress(text) if step % 2 else text)
-        outcome = imported(path, ColumnMapping(), intake)
+        outcome = imported(path, ColumnMapping(), taken)
         assert (outcome.stored, outcome.found) == (rows - before, before)
         before = rows
-    assert [reading.temperature for reading in intake.readings] == list(range(steps[-1]))
+    assert [reading.temperature for reading in taken.readings] == list(range(steps[-1]))
 
 
 def test_a_log_cut_within_a_line(tmp_path: Path) -> None:
     """A line that was imported before it was whole is stored when it is, and that is said."""
-    intake = Taken()
+    taken = Taken()
     (tmp_path / "a.csv").write_bytes(CSV + row(0) + b"a,1000000001,1")
-    assert imported(tmp_path / "a.csv", ColumnMapping(), intake).stored == 2
+    assert imported(tmp_path / "a.csv", ColumnMapping(), taken).stored == 2
     (tmp_path / "a.csv").write_bytes(CSV + row(0) + b"a,1000000001,17\n" + row(2))
-    outcome = imported(tmp_path / "a.csv", ColumnMapping(), intake)
-    assert (outcome.found, [reading.temperature for reading in intake.readings]) == (1, [0, 1, 17, 2])
+    outcome = imported(tmp_path / "a.csv", ColumnMapping(), taken)
+    assert (outcome.found, [reading.temperature for reading in taken.readings]) == (1, [0, 1, 17, 2])
     assert any("a,1000000001,1'" in note for note in outcome.notes)
     # It is as it was where only the end of the line was missing.
     (tmp_path / "b.csv").write_bytes(CSV + row(0) + row(1)[:-1])
-    imported(tmp_path / "b.csv", ColumnMapping(), intake)
+    imported(tmp_path / "b.csv", ColumnMapping(), taken)
     (tmp_path / "b.csv").write_bytes(CSV + row(0) + row(1) + row(2))
-    outcome = imported(tmp_path / "b.csv", ColumnMapping(), intake)
+    outcome = imported(tmp_path / "b.csv", ColumnMapping(), taken)
     assert (outcome.stored, outcome.found, outcome.notes) == (1, 2, [])
 
 
 def test_logs_with_one_beginning(tmp_path: Path) -> None:
     """Two logs that begin alike each have their own rest stored."""
-    intake = Taken()
+    taken = Taken()
     for rest in (b"b,1000000000,1\n", b"c,1000000000,1\n", b"b,1000000000,1\n"):
         (tmp_path / "a.csv").write_bytes(CSV + row(0))
-        imported(tmp_path / "a.csv", ColumnMapping(), intake)
+        imported(tmp_path / "a.csv", ColumnMapping(), taken)
         (tmp_path / "a.csv").write_bytes(CSV + row(0) + rest)
-        imported(tmp_path / "a.csv", ColumnMapping(), intake)
-    assert [reading.sensor for reading in intake.readings] == ["a", "b", "c"]
+        imported(tmp_path / "a.csv", ColumnMapping(), taken)
+    assert [reading.sensor for reading in taken.readings] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.ndjson", "a.parquet", "a.json"])
@@ -179,21 +172,21 @@ def test_what_was_forgotten_is_stored_again(tmp_path: Path, name: str) -> None:
         "a.parquet": bodies.parquet(pa.Table.from_pylist([reading])),
         "a.json": bodies.json_array([reading]),
     }
-    intake = Taken()
+    taken = Taken()
     for each, content in contents.items():
         (tmp_path / each).write_bytes(content)
-        assert imported(tmp_path / each, ColumnMapping(), intake).stored == 1
-    assert asyncio.run(importer(ColumnMapping(), intake).forget(tmp_path / name))
-    assert not asyncio.run(importer(ColumnMapping(), intake).forget(tmp_path / name))
+        assert imported(tmp_path / each, ColumnMapping(), taken).stored == 1
+    assert asyncio.run(importer(ColumnMapping(), taken).forget(tmp_path / name))
+    assert not asyncio.run(importer(ColumnMapping(), taken).forget(tmp_path / name))
     for each in contents:
-        outcome = imported(tmp_path / each, ColumnMapping(), intake)
+        outcome = imported(tmp_path / each, ColumnMapping(), taken)
         assert (outcome.stored, outcome.found) == ((1, 0) if each == name else (0, 1))
 
 
 def test_what_options_make_another_file(tmp_path: Path) -> None:
     """Options that decide what is stored are part of what a file is known by."""
     (tmp_path / "a.csv").write_bytes(b"time,temperature\n2013-07-12T12:00:00,21\n")
-    intake = Taken()
+    taken = Taken()
     for layout in (
         ColumnMapping(sensor_name="a"),
         ColumnMapping(sensor_name="b"),
@@ -201,40 +194,40 @@ def test_what_options_make_another_file(tmp_path: Path) -> None:
         ColumnMapping(sensor_name="a", time_format="%Y-%m-%dT%H:%M:%S"),
         ColumnMapping(sensor_name="a", fahrenheit=frozenset(["temperature"])),
     ):
-        assert imported(tmp_path / "a.csv", layout, intake).stored == 1
-        assert imported(tmp_path / "a.csv", layout, intake).found == 1
+        assert imported(tmp_path / "a.csv", layout, taken).stored == 1
+        assert imported(tmp_path / "a.csv", layout, taken).found == 1
     for layout in (
         ColumnMapping(sensor_name="a", missing=frozenset(["-9"])),
         ColumnMapping(sensor_name="a", separator=",", has_decimal_comma=True, skip_lines=0),
     ):
-        assert imported(tmp_path / "a.csv", layout, intake).found == 1
+        assert imported(tmp_path / "a.csv", layout, taken).found == 1
 
 
 def test_rows_that_are_no_longer_rejected(tmp_path: Path) -> None:
     """Rows that an option would now accept are not stored beside the others; their own file can be imported with it."""
     text = b"sensor_id,time,temperature,humidity\na,1000000000,1,50\na,1000000001,--,51\n"
     (tmp_path / "a.csv").write_bytes(text)
-    intake, layout = Taken(), ColumnMapping(missing=frozenset(["--"]))
-    assert imported(tmp_path / "a.csv", ColumnMapping(), intake).rejected == 1
+    taken, layout = Taken(), ColumnMapping(missing=frozenset(["--"]))
+    assert imported(tmp_path / "a.csv", ColumnMapping(), taken).rejected == 1
     with pytest.raises(ConfigurationError, match="nothing was stored twice"):
-        imported(tmp_path / "a.csv", layout, intake)
+        imported(tmp_path / "a.csv", layout, taken)
 
 
 @pytest.mark.parametrize("line", [b"a,x,%d\n", b"a,,\n", b'a,1,"\n'])
 def test_a_tail_of_nothing_but_rejected_rows(tmp_path: Path, line: bytes) -> None:
     """Rows added after a rejected tail are stored once."""
-    intake = Taken()
+    taken = Taken()
     tail = line % 7 if b"%d" in line else line
     (tmp_path / "a.csv").write_bytes(CSV + tail)
-    assert imported(tmp_path / "a.csv", ColumnMapping(), intake).rejected == 1
+    assert imported(tmp_path / "a.csv", ColumnMapping(), taken).rejected == 1
     for _ in range(2):
         (tmp_path / "a.csv").write_bytes(CSV + tail + row(1) + row(2))
-        assert imported(tmp_path / "a.csv", ColumnMapping(), intake).rejected == 1
-    assert [reading.temperature for reading in intake.readings] == [1, 2]
+        assert imported(tmp_path / "a.csv", ColumnMapping(), taken).rejected == 1
+    assert [reading.temperature for reading in taken.readings] == [1, 2]
 
 
 class Full(Taken):
-    """An intake that has no room at first, and then takes one part of another block before it has again."""
+    """A pipeline that has no room at first, and then takes one part of another block before it has again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,21 +235,18 @@ class Full(Taken):
 
     def submit(
         self,
-        content: Content,
-        on_result: Callable[[WriteResult], None],
-        *,
-        claim: Claim | None = None,
-        is_awaited: bool = True,
+        request: WriteRequest,
+        on_result: Callable[[WriteOutcome], None],
     ) -> None:
         if self.refusals:
             self.refusals -= 1
             raise BufferFull("full")
-        super().submit(content, on_result, claim=claim, is_awaited=is_awaited)
+        super().submit(request, on_result)
 
 
 def test_a_full_buffer_keeps_the_order(tmp_path: Path) -> None:
     """A part that did not fit is stored before the parts that follow it in the file."""
     (tmp_path / "a.csv").write_bytes(CSV + b"".join(map(row, range(3))) + row(3)[:-1])
-    intake = Full()
-    assert imported(tmp_path / "a.csv", ColumnMapping(), intake).stored == 4
-    assert [reading.temperature for reading in intake.readings] == [0, 1, 2, 3]
+    taken = Full()
+    assert imported(tmp_path / "a.csv", ColumnMapping(), taken).stored == 4
+    assert [reading.temperature for reading in taken.readings] == [0, 1, 2, 3]

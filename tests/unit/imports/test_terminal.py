@@ -16,7 +16,7 @@ def printed(path: Path, capsys: pytest.CaptureFixture[str], layout: ColumnMappin
     window = TimeWindow.of(past_days=0, future_minutes=0)
     importing = import_file(
         path,
-        intake=None,
+        service=None,
         log=None,
         layout=layout or ColumnMapping(),
         window=window,

@@ -1,7 +1,8 @@
 """What is known to be blocked: which readings it holds, and when it is forgotten."""
 
 from app.ingest.blocked import Blockage, Blocked
-from tests.unit.samples import T0_US, batch_of, claim, reading
+from app.ingest.request import WriteRequest
+from tests.unit.samples import T0_US, batch_of, reading, record
 
 SPAN = (T0_US, T0_US + 9)
 
@@ -16,41 +17,43 @@ def blockage(*found: Blocked) -> Blockage:
 def test_times() -> None:
     """Readings are blocked by their times, a batch by any of them, and both ends belong to a span."""
     known = blockage(Blocked([SPAN]))
-    held = {time_us - T0_US: known.holds(reading(time_us=time_us), None) for time_us in range(T0_US - 1, T0_US + 11)}
+    held = {
+        time_us - T0_US: known.holds(WriteRequest(reading(time_us=time_us))) for time_us in range(T0_US - 1, T0_US + 11)
+    }
     assert held == {-1: False, **dict.fromkeys(range(10), True), 10: False}
     before, after = reading(time_us=T0_US - 1), reading(time_us=T0_US + 10)
-    assert not known.holds(batch_of([before, after]), None)
-    assert known.holds(batch_of([before, reading(), after]), None)
+    assert not known.holds(WriteRequest(batch_of([before, after])))
+    assert known.holds(WriteRequest(batch_of([before, reading(), after])))
 
 
-def test_claims() -> None:
-    """Requests are blocked by their claims: by some, or by every one."""
-    known = blockage(Blocked((), [claim("x").name]))
-    assert known.holds(reading(), claim("x"))
-    assert not known.holds(reading(), claim("y"))
-    assert not known.holds(reading(), None)
+def test_records() -> None:
+    """Requests are blocked by their records: by some, or by every one."""
+    known = blockage(Blocked((), [record("x").name]))
+    assert known.holds(WriteRequest(reading(), record("x")))
+    assert not known.holds(WriteRequest(reading(), record("y")))
+    assert not known.holds(WriteRequest(reading()))
     known.add(Blocked((), None))
-    assert known.holds(reading(), claim("y"))
-    assert not known.holds(reading(), None)
+    assert known.holds(WriteRequest(reading(), record("y")))
+    assert not known.holds(WriteRequest(reading()))
 
 
 def test_new_names() -> None:
     """Of a lock on names it only matters whether there are new ones."""
     known = blockage(Blocked((), of_new_names=True))
-    assert known.holds(reading(), None, has_new_names=True)
-    assert not known.holds(reading(), claim("x"))
+    assert known.holds(WriteRequest(reading()), has_new_names=True)
+    assert not known.holds(WriteRequest(reading(), record("x")))
     known.add(Blocked([SPAN]))
     assert known.of_new_names
-    known.lift([(reading(), None)])
+    known.lift([WriteRequest(reading())])
     assert known.of_new_names
 
 
 def test_lift() -> None:
     """Only contents that have been tried are forgotten."""
     other = (T0_US + 100, T0_US + 109)
-    known = blockage(Blocked([SPAN, other]), Blocked((), [claim("x").name, claim("y").name]))
-    known.lift([(reading(), claim("x"))])
+    known = blockage(Blocked([SPAN, other]), Blocked((), [record("x").name, record("y").name]))
+    known.lift([WriteRequest(reading(), record("x"))])
     assert known.spans == [other]
-    assert known.claims == {claim("y").name}
-    known.lift([(reading(time_us=other[1]), claim("y"))])
+    assert known.records == {record("y").name}
+    known.lift([WriteRequest(reading(time_us=other[1]), record("y"))])
     assert not known

@@ -13,9 +13,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from app.errors import BufferFull, DatabaseLocked, DatabaseUnavailable, KeyOverShare, OutcomeUnknown, RejectedByDatabase
 from app.ingest.batch import READING_SIZE_BYTES as ROW
 from app.ingest.batch import Sender
-from app.ingest.buffer import Buffer, Submission, WriteResult
-from app.ingest.claim import Claim
-from tests.unit.samples import SOURCE, claim, reading, receipt
+from app.ingest.buffer import Buffer, Submission
+from app.ingest.idempotency import IdempotencyRecord
+from app.ingest.request import WriteRequest
+from app.ingest.result import WriteOutcome
+from tests.unit.samples import SOURCE, reading, receipt, record
 
 AWAY = DatabaseUnavailable("away")
 BLOCKED = DatabaseLocked("locked")
@@ -33,13 +35,13 @@ def submission(
     at: float = 0,
     patience_s: float = PATIENCE_S,
     key_name: str = SOURCE.key_name,
-    claim: Claim | None = None,
-    answers: list[WriteResult] | None = None,
+    record: IdempotencyRecord | None = None,
+    answers: list[WriteOutcome] | None = None,
 ) -> Submission:
     """A submission that only has its measures: the buffer looks at nothing of what is in it but whose it is."""
     content = reading(source=Sender(key_name, "192.0.2.7"))
-    heard: list[WriteResult] = [] if answers is None else answers
-    return Submission(content, rows, size_bytes, at, at + patience_s, heard.append, claim)
+    heard: list[WriteOutcome] = [] if answers is None else answers
+    return Submission(WriteRequest(content, record), rows, size_bytes, at, at + patience_s, heard.append)
 
 
 def filled(*submissions: Submission, max_rows: int = PLENTY) -> Buffer:
@@ -179,16 +181,16 @@ def test_a_flush_that_took_nothing_is_none() -> None:
     assert (buffer.rows, buffer.tally.committed) == (0, 1)
 
 
-def test_of_submissions_with_one_claim_a_flush_takes_one() -> None:
-    claims = [claim("x"), None, claim("y"), claim("x"), claim("y"), claim("x", key_name="other")]
-    submissions = [submission(claim=each) for each in claims]
+def test_flush_takes_one_submission_per_idempotency_key() -> None:
+    records = [record("x"), None, record("y"), record("x"), record("y"), record("x", key_name="other")]
+    submissions = [submission(record=each) for each in records]
     buffer = filled(*submissions)
     assert list(buffer.begin_flush(100)) == submissions[:3]
     assert list(buffer.begin_flush(100)) == submissions[3:], "the one before is in the air, and will be told of"
 
 
 def test_a_rejected_submission_is_told_why_and_leaves_its_neighbours() -> None:
-    answers: list[WriteResult] = []
+    answers: list[WriteOutcome] = []
     submissions = [submission(rows=rows, answers=answers) for rows in (1, 4, 2, 1)]
     buffer = filled(*submissions)
     flush = buffer.begin_flush(7)
@@ -203,7 +205,7 @@ def test_a_rejected_submission_is_told_why_and_leaves_its_neighbours() -> None:
 
 
 def test_at_its_deadline_what_waits_is_given_back_and_what_flies_is_unknown() -> None:
-    answers: list[WriteResult] = []
+    answers: list[WriteOutcome] = []
     submissions = [submission(at=at, rows=10 + at, answers=answers) for at in range(5)]
     buffer = filled(*submissions)
     buffer.begin_flush(1)
@@ -224,7 +226,7 @@ def test_at_its_deadline_what_waits_is_given_back_and_what_flies_is_unknown() ->
 
 
 def test_what_nobody_waits_for_stays_while_its_neighbours_expire() -> None:
-    answers: list[WriteResult] = []
+    answers: list[WriteOutcome] = []
     patience = [math.inf, PATIENCE_S, math.inf, math.inf, PATIENCE_S, PATIENCE_S, math.inf]
     submissions = [submission(at=at, patience_s=each, answers=answers) for at, each in enumerate(patience)]
     buffer = filled(*submissions)
@@ -250,8 +252,9 @@ def test_many_that_expire_at_once_are_not_each_looked_for_among_those_that_do_no
             compared += 1
             return self is other
 
-    patient = [Compared(reading(), 1, ROW, 0, math.inf, lambda _: None) for _ in range(500)]
-    buffer = filled(*patient, *(Compared(reading(), 1, ROW, 0, PATIENCE_S, lambda _: None) for _ in range(500)))
+    patient = [Compared(WriteRequest(reading()), 1, ROW, 0, math.inf, lambda _: None) for _ in range(500)]
+    others = [Compared(WriteRequest(reading()), 1, ROW, 0, PATIENCE_S, lambda _: None) for _ in range(500)]
+    buffer = filled(*patient, *others)
     expire(buffer, PATIENCE_S)
     assert compared <= 1_000
     assert list(buffer.begin_flush(PLENTY)) == patient
@@ -278,7 +281,7 @@ class ParsedColumns:
 
     submission: Submission
     key_name: str
-    claim_key: str | None
+    idempotency_key: str | None
 
 
 class BufferAgainstModel(RuleBasedStateMachine):
@@ -298,8 +301,8 @@ class BufferAgainstModel(RuleBasedStateMachine):
         self.parked: list[int] = []
         self.flushes: list[list[int]] = []
         self.ends: Counter[str] = Counter()
-        self.expected: dict[int, WriteResult] = {}
-        self.told: defaultdict[int, list[WriteResult]] = defaultdict(list)
+        self.expected: dict[int, WriteOutcome] = {}
+        self.told: defaultdict[int, list[WriteOutcome]] = defaultdict(list)
 
     @property
     def held(self) -> list[int]:
@@ -319,7 +322,7 @@ class BufferAgainstModel(RuleBasedStateMachine):
             return BufferFull
         return None
 
-    def tell(self, number: int, answer: WriteResult) -> None:
+    def tell(self, number: int, answer: WriteOutcome) -> None:
         self.expected.setdefault(number, answer)
 
     def is_late(self, number: int) -> bool:
@@ -329,12 +332,19 @@ class BufferAgainstModel(RuleBasedStateMachine):
         rows=st.integers(1, 6),
         size_bytes=st.integers(1, 12),
         key_name=st.sampled_from("ab"),
-        claim_key=st.none() | st.sampled_from("xy"),
+        idempotency_key=st.none() | st.sampled_from("xy"),
         is_awaited=st.booleans(),
         is_parked=st.sampled_from([False, False, True]),
     )
     def send(
-        self, rows: int, size_bytes: int, key_name: str, claim_key: str | None, *, is_awaited: bool, is_parked: bool
+        self,
+        rows: int,
+        size_bytes: int,
+        key_name: str,
+        idempotency_key: str | None,
+        *,
+        is_awaited: bool,
+        is_parked: bool,
     ) -> None:
         number = next(self.numbers)
         sent = submission(
@@ -343,7 +353,7 @@ class BufferAgainstModel(RuleBasedStateMachine):
             at=self.now,
             patience_s=PATIENCE_S if is_awaited else math.inf,
             key_name=key_name,
-            claim=claim(claim_key, key_name=key_name) if claim_key else None,
+            record=record(idempotency_key, key_name=key_name) if idempotency_key else None,
             answers=self.told[number],
         )
         full = BufferFull if self.rows_of(self.held) + rows > self.max_rows else None
@@ -352,7 +362,7 @@ class BufferAgainstModel(RuleBasedStateMachine):
                 self.buffer.add(sent, retry_after_s=lambda: 1, is_parked=is_parked)
         else:
             self.buffer.add(sent, retry_after_s=lambda: 1, is_parked=is_parked)
-            self.sent[number] = ParsedColumns(sent, key_name, claim_key)
+            self.sent[number] = ParsedColumns(sent, key_name, idempotency_key)
             (self.parked if is_parked else self.waiting).append(number)
 
     @precondition(lambda self: self.sent)
@@ -408,14 +418,14 @@ class BufferAgainstModel(RuleBasedStateMachine):
 
     def front(self, numbers: list[int], max_rows: int) -> list[int]:
         flush: list[int] = []
-        claims = set()
+        keys = set()
         for number in numbers:
             sent = self.sent[number]
             if flush and self.rows_of([*flush, number]) > max_rows:
                 break
-            if sent.claim_key is not None and (sent.key_name, sent.claim_key) in claims:
+            if sent.idempotency_key is not None and (sent.key_name, sent.idempotency_key) in keys:
                 break
-            claims.add((sent.key_name, sent.claim_key))
+            keys.add((sent.key_name, sent.idempotency_key))
             flush.append(number)
         return flush
 
@@ -451,7 +461,7 @@ class BufferAgainstModel(RuleBasedStateMachine):
 
     @rule(key_names=st.sets(st.sampled_from("ab")))
     def sort_out(self, key_names: set[str]) -> None:
-        self.buffer.sort_out(lambda submission: submission.content.source.key_name in key_names)
+        self.buffer.sort_out(lambda submission: submission.request.content.source.key_name in key_names)
         held = [*self.aside, *self.waiting]
         self.blocked -= set(held)
         self.blocked |= {number for number in held if self.sent[number].key_name in key_names}

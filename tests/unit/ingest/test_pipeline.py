@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -24,9 +24,17 @@ from app.errors import (
 )
 from app.ingest import pipeline
 from app.ingest.batch import READING_SIZE_BYTES, Batch, Content, Reading
-from app.ingest.blocked import Blockage, Blocked, Span
-from app.ingest.buffer import Buffer, WriteResult
-from app.ingest.claim import Claim, DuplicateRequest, Replay, StoredResult, StoredResults
+from app.ingest.blocked import Blocked, Span
+from app.ingest.buffer import Buffer
+from app.ingest.decode.columns import Decoded
+from app.ingest.idempotency import (
+    DuplicateRequest,
+    IdempotencyRecord,
+    Records,
+    Replay,
+    StoredResult,
+    StoredResults,
+)
 from app.ingest.pipeline import (
     ENOUGH_ROWS,
     FIRST_BACKOFF_S,
@@ -39,8 +47,9 @@ from app.ingest.pipeline import (
     SWEEP_INTERVAL_S,
     Pipeline,
 )
-from app.ingest.receipt import BatchResult, CommittedReading
-from tests.unit.samples import SOURCE, T0_US, batch_of, claim, reading, replay_of
+from app.ingest.request import WriteRequest
+from app.ingest.result import BatchResult, CommittedReading, WriteOutcome
+from tests.unit.samples import SOURCE, T0_US, batch_of, decoded_of, reading, record
 
 COMMIT_TIMEOUT_S = 4.0
 RECOVERY_S = 2 * LONGEST_BACKOFF_S
@@ -51,7 +60,7 @@ LATE_US = T0_US - 86_400_000_000
 BAD = "bad"
 """PostgreSQL refuses sensors whose names begin like this."""
 
-Answered = asyncio.Future[WriteResult]
+Answered = asyncio.Future[WriteOutcome]
 
 
 def rows_of(contents: Sequence[Content]) -> list[Reading]:
@@ -97,7 +106,7 @@ class FakeStore:
         self.preparing.set()
         self.locked: list[Span] = []
         """Times that another session keeps locked."""
-        self.locked_claims: set[str] = set()
+        self.locked_keys: set[str] = set()
         """Keys that a transaction has which does not end."""
         self.are_names_locked = False
         """Whether no name can be added, for another session has locked their tables."""
@@ -107,7 +116,7 @@ class FakeStore:
         """Of the next commits that lose their answer: whether they commit."""
         self.ledger: dict[int, FakeFlush] = {}
         """The committed flushes by their first ids, in the order of commits."""
-        self.claims: dict[tuple[str, str], StoredResult] = {}
+        self.records: dict[tuple[str, str], StoredResult] = {}
         self.prepared: list[list[str]] = []
         self.attempts: list[list[str]] = []
         self.unprepared = 0
@@ -178,9 +187,7 @@ class FakeStore:
         self._next_id += sum(each.rows for each in contents)
         return FakeFlush(first_id, contents, connection)
 
-    async def write(
-        self, flush: FakeFlush, answers: Callable[[], Mapping[Claim, Replay]], *, was_blocked: bool
-    ) -> None:
+    async def write(self, flush: FakeFlush, records: Callable[[], Records], *, was_blocked: bool) -> None:
         if flush.connection != self._connection:
             raise DatabaseUnavailable("prepared for another connection")
         self.attempts.append(sensors_of(flush.contents))
@@ -188,33 +195,31 @@ class FakeStore:
         self._choke("write", flush.contents)
         if not was_blocked and self._is_locked(flush):
             await asyncio.sleep(LOCK_TIMEOUT_S)
-        if spans := [
-            span for span in self.locked if any(Blockage([span]).holds(each, None) for each in flush.contents)
-        ]:
+        if spans := [span for span in self.locked if any(each.is_any_between(*span) for each in flush.contents)]:
             raise Blocked(spans)
         place = 0
         for content in flush.contents:
             flush.refused |= {place + row: why for row, why in refused_of(content).items()}
             place += content.rows
-        claims = answers()
-        if names := [each.name for each in claims if each.fingerprint.key in self.locked_claims]:
+        new = records()
+        if names := [each.name for each in new if each.identity.key in self.locked_keys]:
             raise Blocked((), names)
-        if kept := {each.name: self.claims[each.name] for each in claims if each.name in self.claims}:
-            raise DuplicateRequest(kept)
+        if stored := {each.name: self.records[each.name] for each in new if each.name in self.records}:
+            raise DuplicateRequest(stored)
         is_lost = bool(self.lost_answers)
         if not is_lost:
             await self.connect()
         if not is_lost or self.lost_answers.popleft():
             self.ledger[flush.first_id] = flush
-            self.claims |= {
-                each.name: StoredResult(each.fingerprint.content_hash, replay) for each, replay in claims.items()
+            self.records |= {
+                each.name: StoredResult(each.identity.content_hash, result) for each, result in new.items()
             }
         if is_lost:
             self._connection += 1
             raise OutcomeUnknown("the connection died during COMMIT")
 
     def _is_locked(self, flush: FakeFlush) -> bool:
-        return any(Blockage(self.locked).holds(each, None) for each in flush.contents)
+        return any(each.is_any_between(*span) for each in flush.contents for span in self.locked)
 
     def _choke(self, step: str, contents: Sequence[Content]) -> None:
         if len(sensors_of(contents)) > self.memory_rows:
@@ -250,7 +255,7 @@ class FakeAudience:
 
 
 def receipt_of(reading: Reading, reading_id: int) -> CommittedReading:
-    return CommittedReading(reading_id, reading.time_us, reading.sensor, b"{}")
+    return CommittedReading(reading_id, reading.time_us, reading.sensor, b"id %d" % reading_id)
 
 
 def batch(*sensors: str, is_atomic: bool = False) -> Batch:
@@ -305,11 +310,18 @@ class Plant:
             assert tally.accepted == ended + self.pipeline.buffer.rows
             await asyncio.sleep(SWEEP_INTERVAL_S / 10)
 
-    def send(self, what: str | Content, *, claim: Claim | None = None, is_awaited: bool = True) -> Answered:
+    def send(
+        self,
+        what: str | Content,
+        *,
+        record: IdempotencyRecord | None = None,
+        is_awaited: bool = True,
+        decoded: Decoded | None = None,
+    ) -> Answered:
         """Submits a reading of a sensor, or what it is given; a second answer to it would raise in the pipeline."""
         answered: Answered = asyncio.get_running_loop().create_future()
         content = reading(what) if isinstance(what, str) else what
-        self.pipeline.submit(content, answered.set_result, claim=claim, is_awaited=is_awaited)
+        self.pipeline.submit(WriteRequest(content, record, is_awaited, decoded), answered.set_result)
         return answered
 
     async def send_into_silence(self, *sensors: str) -> list[Answered]:
@@ -354,7 +366,7 @@ async def test_readings_sent_at_once_share_a_flush() -> None:
 
 
 async def test_readings_that_come_within_a_few_turns_of_the_loop_share_a_flush() -> None:
-    async def send_late(turns: int) -> WriteResult:
+    async def send_late(turns: int) -> WriteOutcome:
         for _ in range(turns):
             await asyncio.sleep(0)
         return await plant.send(str(turns))
@@ -689,7 +701,7 @@ async def test_a_batch_is_one_submission_with_as_many_ids_as_rows() -> None:
     plant = Plant()
     async with plant.running():
         answers = await asyncio.gather(plant.send("a"), plant.send(batch("b", "c", "b")), plant.send("d"))
-        assert [*answers] == [receipt_of(reading("a"), 1), BatchResult(3, {}), receipt_of(reading("d"), 5)]
+        assert [*answers] == [receipt_of(reading("a"), 1), BatchResult(3), receipt_of(reading("d"), 5)]
         assert plant.store.ids == [("a", 1), ("b", 2), ("c", 3), ("b", 4), ("d", 5)]
         assert sorted((receipt.id, receipt.sensor) for receipt in plant.published) == [
             (id_, sensor) for sensor, id_ in plant.store.ids
@@ -722,7 +734,7 @@ async def test_each_batch_hears_of_its_own_bad_rows_and_of_no_other(
         for content, answer in zip(contents, answers, strict=True):
             refused = refused_of(content)
             if isinstance(content, Batch):
-                assert answer == BatchResult(content.rows - len(refused), refused)
+                assert answer == BatchResult(content.rows - len(refused), refused=refused)
             else:
                 assert isinstance(answer, RejectedByDatabase if refused else CommittedReading)
         assert sorted((receipt.sensor, receipt.id) for receipt in plant.published) == sorted(plant.store.ids)
@@ -782,7 +794,7 @@ async def test_what_nobody_waits_for_outlives_the_commit_timeout() -> None:
         assert plant.pipeline.buffer.rows == 4
         plant.store.away = False
         assert isinstance(await answers[1], CommittedReading)
-        assert await batch_answer == BatchResult(3, {})
+        assert await batch_answer == BatchResult(3)
         assert plant.store.stored == ["not awaited", *"abc"]
 
 
@@ -859,20 +871,26 @@ async def test_room_is_refused_while_the_database_is_away_but_taken_back() -> No
         await drain
 
 
-async def test_a_claim_is_kept_with_the_answer_that_its_sender_got() -> None:
+async def test_record_with_result() -> None:
     plant = Plant()
     async with plant.running():
         answers = await asyncio.gather(
-            plant.send("a", claim=claim("one")),
-            plant.send(batch("b", BAD, "c"), claim=claim("two", content=b"batch")),
-            plant.send(batch(BAD), claim=claim("three")),
-            plant.send(BAD, claim=claim("refused")),
-            plant.send("unclaimed"),
+            plant.send("a", record=record("one")),
+            plant.send(
+                content := batch("b", BAD, "c"), record=record("two", content=b"batch"), decoded=decoded_of(content)
+            ),
+            plant.send(batch(BAD), record=record("three")),
+            plant.send(BAD, record=record("refused")),
+            plant.send("without a key"),
         )
-        assert plant.store.claims == {
-            ("API_KEY", "one"): StoredResult(b"content", Replay(201, b"id 1")),
-            ("API_KEY", "two"): StoredResult(b"batch", Replay(422, b"2 stored, without [1]")),
-            ("API_KEY", "three"): StoredResult(b"content", Replay(422, b"0 stored, without [0]")),
+        assert plant.store.records == {
+            ("API_KEY", "one"): StoredResult(b"content", b"id 1"),
+            ("API_KEY", "two"): StoredResult(
+                b"batch",
+                b'{"stored":2,"rejected":1,"rejected_rows":"2","errors":'
+                b'[{"row":2,"column":null,"reason":"PostgreSQL would not take it","value":null}]}',
+            ),
+            ("API_KEY", "three"): StoredResult(b"content", b'{"stored":0}'),
         }
         assert isinstance(answers[3], RejectedByDatabase), "it may be sent again under the same key"
 
@@ -882,14 +900,14 @@ async def test_a_repetition_is_answered_as_the_first_one_was_and_stores_nothing(
     """In the same breath, where it waits for the flush after, or after its commit."""
     plant = Plant()
     async with plant.running():
-        first = plant.send("a", claim=claim())
+        first = plant.send("a", record=record())
         if later:
             await first
-        neighbours = [plant.send("b"), plant.send(batch("c"), claim=claim("another"))]
-        again = [plant.send("a", claim=claim()), plant.send("a", claim=claim())]
-        other = plant.send("b", claim=claim(content=b"other"))
+        neighbours = [plant.send("b"), plant.send(batch("c"), record=record("another"))]
+        again = [plant.send("a", record=record()), plant.send("a", record=record())]
+        other = plant.send("b", record=record(content=b"other"))
         assert isinstance(await first, CommittedReading)
-        assert await asyncio.gather(*again) == 2 * [Replay(201, b"id 1")]
+        assert await asyncio.gather(*again) == 2 * [Replay(b"id 1")]
         assert isinstance(await other, IdempotencyConflict)
         assert [type(answer) for answer in await asyncio.gather(*neighbours)] == [CommittedReading, BatchResult]
         assert sorted(plant.store.stored) == ["a", "b", "c"]
@@ -898,16 +916,16 @@ async def test_a_repetition_is_answered_as_the_first_one_was_and_stores_nothing(
 
 async def test_what_another_process_committed_is_answered_as_it_was_there() -> None:
     plant = Plant()
-    kept = {("API_KEY", key): StoredResult(b"content", Replay(201, key.encode())) for key in "abc"}
-    plant.store.claims |= kept
+    kept = {("API_KEY", key): StoredResult(b"content", key.encode()) for key in "abc"}
+    plant.store.records |= kept
     async with plant.running():
         answers = await asyncio.gather(
-            *(plant.send(key, claim=claim(key)) for key in "abc"),
-            plant.send("d", claim=claim("d")),
-            plant.send("b", claim=claim("b", content=b"other", key_name="API_KEY")),
-            plant.send("a", claim=claim("a", key_name="API_KEY_WS")),
+            *(plant.send(key, record=record(key)) for key in "abc"),
+            plant.send("d", record=record("d")),
+            plant.send("b", record=record("b", content=b"other", key_name="API_KEY")),
+            plant.send("a", record=record("a", key_name="API_KEY_WS")),
         )
-        assert answers[:3] == [Replay(201, b"a"), Replay(201, b"b"), Replay(201, b"c")]
+        assert answers[:3] == [Replay(b"a"), Replay(b"b"), Replay(b"c")]
         assert isinstance(answers[4], IdempotencyConflict)
         assert plant.store.stored == ["d", "a"]
         assert plant.store.attempts == [["a", "b", "c", "d"], ["d", "b", "a"], ["d", "a"]], (
@@ -918,24 +936,24 @@ async def test_what_another_process_committed_is_answered_as_it_was_there() -> N
 async def test_a_repetition_is_no_trouble_and_costs_no_time() -> None:
     plant = Plant()
     async with plant.running():
-        await plant.send("a", claim=claim())
+        await plant.send("a", record=record())
         sent_at = now()
-        await asyncio.gather(*(plant.send("a", claim=claim()) for _ in range(3)), plant.send("b"))
+        await asyncio.gather(*(plant.send("a", record=record()) for _ in range(3)), plant.send("b"))
         assert now() - sent_at < FIRST_BACKOFF_S
         assert plant.pipeline.trouble is None
 
 
-async def test_who_sends_again_after_an_unknown_outcome_learns_it_by_the_claim() -> None:
+async def test_sent_again_after_unknown_outcome() -> None:
     plant = Plant()
     async with plant.running():
         plant.store.speaking.clear()
-        first = plant.send("a", claim=claim())
+        first = plant.send("a", record=record())
         await asyncio.sleep(0.1)
         plant.store.lost_answers.append(True)
         assert isinstance(await first, OutcomeUnknown)
-        again = plant.send("a", claim=claim())
+        again = plant.send("a", record=record())
         plant.store.speaking.set()
-        assert await again == Replay(201, b"id 1")
+        assert await again == Replay(b"id 1")
         assert plant.store.stored == ["a"]
 
 
@@ -1015,10 +1033,10 @@ async def test_a_flush_that_fails_again_and_again_is_tried_in_parts_and_then_who
     plant = Plant(flush_max_rows=8)
     write = plant.store.write
 
-    async def write_few(flush: FakeFlush, answers: Callable[[], Mapping[Claim, Replay]], *, was_blocked: bool) -> None:
+    async def write_few(flush: FakeFlush, records: Callable[[], Records], *, was_blocked: bool) -> None:
         if len(sensors_of(flush.contents)) > 2:
             raise DatabaseUnavailable("out of locks")
-        await write(flush, answers, was_blocked=was_blocked)
+        await write(flush, records, was_blocked=was_blocked)
 
     async with plant.running():
         plant.store.write = write_few  # type: ignore[method-assign]
@@ -1123,17 +1141,17 @@ async def test_after_an_unknown_outcome_what_was_prepared_before_it_is_prepared_
 
 async def test_when_a_repetition_is_found_what_was_prepared_ahead_keeps_its_place() -> None:
     plant = Plant()
-    plant.store.claims[claim().name] = StoredResult(b"content", Replay(201, b"first"))
+    plant.store.records[record().name] = StoredResult(b"content", b"first")
     with worth_preparing(rows=2):
         async with plant.running():
             plant.store.speaking.clear()
-            answers = [plant.send("a", claim=claim()), plant.send("b")]
+            answers = [plant.send("a", record=record()), plant.send("b")]
             await asyncio.sleep(0.1)
-            answers += [plant.send("c"), plant.send("d"), plant.send("a", claim=claim()), plant.send("e")]
+            answers += [plant.send("c"), plant.send("d"), plant.send("a", record=record()), plant.send("e")]
             await asyncio.sleep(0.1)
             plant.store.speaking.set()
             said = await asyncio.gather(*answers)
-            assert said[0] == said[4] == Replay(201, b"first")
+            assert said[0] == said[4] == Replay(b"first")
             assert plant.store.stored == ["b", "c", "d", "e"]
 
 
@@ -1142,14 +1160,14 @@ async def test_a_repetition_prepared_ahead_of_the_first_ones_commit_is_recognise
     with worth_preparing(rows=2):
         async with plant.running():
             plant.store.speaking.clear()
-            first = plant.send("a", claim=claim())
+            first = plant.send("a", record=record())
             await asyncio.sleep(0.1)
-            again = [plant.send("a", claim=claim()), plant.send("b")]
+            again = [plant.send("a", record=record()), plant.send("b")]
             await asyncio.sleep(0.1)
             assert plant.store.prepared == [["a"], ["a", "b"]]
             plant.store.speaking.set()
             assert isinstance(await first, CommittedReading)
-            assert await again[0] == Replay(201, b"id 1")
+            assert await again[0] == Replay(b"id 1")
             assert isinstance(await again[1], CommittedReading)
             assert plant.store.stored == ["a", "b"]
 
@@ -1318,16 +1336,16 @@ async def test_lock_that_ends_unseen() -> None:
     assert plant.store.stored == ["b", "c", "d"]
 
 
-async def test_locked_claim() -> None:
+async def test_locked_key() -> None:
     """A request whose key an unended transaction has holds up no other."""
     plant = Plant()
     async with plant.running():
-        plant.store.locked_claims = {"x"}
-        answers = [plant.send("a", claim=claim("x")), plant.send("b", claim=claim("y")), plant.send("c")]
+        plant.store.locked_keys = {"x"}
+        answers = [plant.send("a", record=record("x")), plant.send("b", record=record("y")), plant.send("c")]
         await asyncio.gather(*answers[1:])
         assert isinstance(await answers[0], DatabaseLocked)
-        plant.store.locked_claims = set()
-        assert isinstance(await plant.send("a", claim=claim("x")), CommittedReading)
+        plant.store.locked_keys = set()
+        assert isinstance(await plant.send("a", record=record("x")), CommittedReading)
 
 
 async def test_locked_names() -> None:
@@ -1484,7 +1502,7 @@ class SentRequest:
     """What was sent, and what is said of it."""
 
     content: Content
-    claim: Claim | None
+    record: IdempotencyRecord | None
     is_awaited: bool
     answered: Answered
 
@@ -1502,30 +1520,30 @@ class Sender:
         number = self._contents
         each = [reading(f"{kind} {number}.{row}", time_us=T0_US + len(kind)) for row, kind in enumerate(kinds)]
         content = each[0] if form == "alone" else batch_of(each, is_atomic=form == "whole batch")
-        self.submit(content, claim(key, content=b"%d" % number) if key else None, is_awaited)
+        self.submit(content, record(key, content=b"%d" % number) if key else None, is_awaited)
 
     def send_again(self, back: int) -> None:
-        """What was sent some time ago, if it has a claim: a new content and a new claim that say the same."""
-        if back < len(self.sent) and (old := self.sent[-1 - back]).claim is not None:
+        """Send again what was sent some time ago with a key: a new content and a new record that say the same."""
+        if back < len(self.sent) and (old := self.sent[-1 - back]).record is not None:
             content = old.content
             copy = (
                 Reading(*content)
                 if isinstance(content, Reading)
                 else batch_of(rows_of([content]), is_atomic=content.is_atomic)
             )
-            _, key, content_hash = old.claim.fingerprint
-            self.submit(copy, claim(key, content=content_hash), old.is_awaited)
+            _, key, content_hash = old.record.identity
+            self.submit(copy, record(key, content=content_hash), old.is_awaited)
 
-    def submit(self, content: Content, claim: Claim | None, is_awaited: bool) -> None:
+    def submit(self, content: Content, record: IdempotencyRecord | None, is_awaited: bool) -> None:
         with suppress(NotStored):
-            answered = self.plant.send(content, claim=claim, is_awaited=is_awaited)
-            self.sent.append(SentRequest(content, claim, is_awaited, answered))
+            answered = self.plant.send(content, record=record, is_awaited=is_awaited)
+            self.sent.append(SentRequest(content, record, is_awaited, answered))
 
 
 def lock(store: FakeStore, what: set[int | str]) -> None:
     """Locks the times of some kinds of readings, some keys, or the names, and nothing else."""
     store.locked = [(T0_US + place, T0_US + place) for place in what if isinstance(place, int)]
-    store.locked_claims = {key for key in what if isinstance(key, str)}
+    store.locked_keys = {key for key in what if isinstance(key, str)}
     store.are_names_locked = "names" in what
 
 
@@ -1554,7 +1572,7 @@ async def suffer(fate: tuple[str, object], plant: Plant, sender: Sender) -> None
         case ("lose answer", bool(committed)):
             plant.store.lost_answers.append(committed)
         case ("elsewhere", str(key)):
-            plant.store.claims.setdefault(claim(key).name, StoredResult(b"elsewhere", Replay(201, b"elsewhere")))
+            plant.store.records.setdefault(record(key).name, StoredResult(b"elsewhere", b"elsewhere"))
         case ("listening", bool(is_listening)):
             plant.audience.is_listening = is_listening
 
@@ -1586,9 +1604,9 @@ async def test_whatever_the_database_does_every_answer_is_true(
             assert id(content) not in first_ids, "nothing is stored twice"
             first_ids[id(content)] = first_id
             first_id += content.rows
-    assert len(set(plant.store.stored)) == len(plant.store.stored), "nor under a claim that it was repeated with"
+    assert len(set(plant.store.stored)) == len(plant.store.stored), "nor under a key that it was repeated with"
     for each in sender.sent:
-        assert_answer_is_true(each, first_ids.get(id(each.content)), plant.store.claims)
+        assert_answer_is_true(each, first_ids.get(id(each.content)), plant.store.records)
     assert_audience_knows_what_is_stored(plant)
     tally = plant.pipeline.buffer.tally
     assert (tally.accepted, tally.committed) == (
@@ -1597,18 +1615,18 @@ async def test_whatever_the_database_does_every_answer_is_true(
     )
 
 
-def assert_answer_is_true(sent: SentRequest, first_id: int | None, kept: StoredResults) -> None:
+def assert_answer_is_true(sent: SentRequest, first_id: int | None, stored: StoredResults) -> None:
     refused = refused_of(sent.content)
     replay = None
     match sent.answered.result():
         case CommittedReading() as receipt:
             assert receipt == receipt_of(rows_of([sent.content])[0], receipt.id)
             assert receipt.id == first_id
-            replay = replay_of(receipt)
-        case BatchResult() as stored:
+            replay = Replay(receipt.payload)
+        case BatchResult() as result:
             assert first_id is not None
-            assert stored == BatchResult(sent.content.rows - len(refused), refused)
-            replay = replay_of(stored)
+            assert result == BatchResult(sent.content.rows - len(refused), refused=refused)
+            replay = Replay(result.to_json())
         case RejectedByDatabase():
             assert refused == {0: "PostgreSQL would not take it"}
             assert isinstance(sent.content, Reading)
@@ -1617,13 +1635,13 @@ def assert_answer_is_true(sent: SentRequest, first_id: int | None, kept: StoredR
             replay = again
         case IdempotencyConflict():
             assert first_id is None
-            assert sent.claim is not None
-            assert kept[sent.claim.name].content_hash != sent.claim.fingerprint.content_hash
+            assert sent.record is not None
+            assert stored[sent.record.name].content_hash != sent.record.identity.content_hash
         case answer:
             assert sent.is_awaited, "who doesn't wait is not given up"
             assert isinstance(answer, OutcomeUnknown) or (isinstance(answer, NotStored) and first_id is None)
-    if replay is not None and sent.claim is not None:
-        assert kept[sent.claim.name] == StoredResult(sent.claim.fingerprint.content_hash, replay)
+    if replay is not None and sent.record is not None:
+        assert stored[sent.record.name] == StoredResult(sent.record.identity.content_hash, replay.result)
 
 
 def assert_audience_knows_what_is_stored(plant: Plant) -> None:
@@ -1702,7 +1720,7 @@ async def test_what_waits_for_its_sensors_is_given_back_in_time() -> None:
             assert isinstance(await parked, DatabaseUnavailable)
             assert now() - began <= 2 * COMMIT_TIMEOUT_S + SWEEP_INTERVAL_S
             plant.store.learning.set()
-            assert await unawaited == BatchResult(2, {})
+            assert await unawaited == BatchResult(2)
     assert plant.store.stored == ["c", "d"]
 
 
@@ -1715,7 +1733,7 @@ async def test_sensors_that_cannot_be_learnt_are_left_to_the_flush() -> None:
             parked = plant.send(batch("a", "b"))
             await asyncio.sleep(0.5)
             plant.store.away = False
-            assert await parked == BatchResult(2, {})
+            assert await parked == BatchResult(2)
 
 
 async def test_poison_among_new_sensors() -> None:
@@ -1741,4 +1759,4 @@ async def test_a_stop_waits_for_what_is_parked() -> None:
         await asyncio.sleep(0.5)
         plant.store.learning.set()
         await draining
-        assert await parked == BatchResult(2, {})
+        assert await parked == BatchResult(2)

@@ -3,7 +3,7 @@
 import pytest
 
 from app.errors import TooManySubscribers
-from app.ingest.receipt import CommittedReading
+from app.ingest.result import CommittedReading
 from app.live.bus import ConnectionQuota, LocalBus
 from app.live.hub import Hub
 from tests.unit.samples import at_once, receipt

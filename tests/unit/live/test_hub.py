@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import TooManySubscribers
-from app.ingest.receipt import CommittedReading
+from app.ingest.result import CommittedReading
 from app.live.bus import LocalBus
 from app.live.hub import Hub, Subscriber
 from app.live.mailbox import later

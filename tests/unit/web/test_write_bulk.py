@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
@@ -12,13 +13,15 @@ from starlette.types import Message
 
 from app.errors import BodyStalled, BodyTooLarge, BufferFull, MalformedBody, SensorFlowError, UnsupportedEncoding
 from app.ingest.batch import Content
-from app.ingest.buffer import WriteResult
-from app.ingest.claim import Claim, RequestIdentity
 from app.ingest.decode.timestamps import TimeWindow
-from app.ingest.receipt import BatchResult
+from app.ingest.idempotency import RequestIdentity
+from app.ingest.pipeline import Pipeline
+from app.ingest.request import WriteRequest
+from app.ingest.result import BatchResult, WriteOutcome
+from app.ingest.service import DECODING_FACTOR, WriteService
 from app.web.auth import ApiKey, ApiKeys, Scope
 from app.web.bodies import STALLED_AFTER_S
-from app.web.write_bulk import DECODING_FACTOR, BulkIngest, BulkLimits
+from app.web.write_bulk import BulkIngest, BulkLimits
 from tests.unit.ingest.decode import bodies
 from tests.unit.samples import T0_US
 
@@ -28,7 +31,7 @@ READING = b'{"sensor_id":"a","temperature":1}'
 FEW = BulkLimits(body_bytes=1_000, inflated_bytes=1_000, rows=10, days=10, held_bytes=100_000)
 
 
-class IngestQueue:
+class RoomyPipeline:
     """A pipeline that commits at once, and keeps account of the room that is held."""
 
     def __init__(self, room_bytes: int = 1_000_000) -> None:
@@ -50,24 +53,20 @@ class IngestQueue:
 
     def submit(
         self,
-        content: Content,
-        on_result: Callable[[WriteResult], None],
-        *,
-        claim: Claim | None = None,
-        is_awaited: bool = True,
+        request: WriteRequest,
+        on_result: Callable[[WriteOutcome], None],
     ) -> None:
-        assert (claim, is_awaited) == (None, True)
+        assert (request.record, request.is_awaited) == (None, True)
         assert self.held_bytes == 0, "what has become columns is counted as such, and not twice"
-        self.submitted.append(content)
-        on_result(BatchResult(content.rows, {}))
+        self.submitted.append(request.content)
+        on_result(BatchResult(request.content.rows))
 
-
-async def nothing_kept(_: RequestIdentity) -> None:
-    """No request was seen before."""
+    async def find(self, _: RequestIdentity) -> None:
+        """No request was seen before."""
 
 
 async def send(
-    intake: IngestQueue,
+    pipeline: RoomyPipeline,
     parts: AsyncIterator[Message],
     headers: dict[str, str] | None = None,
     *,
@@ -75,8 +74,7 @@ async def send(
 ) -> int:
     """Has a body stored; the status."""
     bulk = BulkIngest(
-        intake=intake,
-        recall=nothing_kept,
+        service=WriteService(cast("Pipeline[Any]", pipeline), pipeline),
         keyring=ApiKeys(ApiKey("API_KEY", KEY, frozenset(Scope))),
         window=TimeWindow(None, None),
         limits=limits,
@@ -90,7 +88,8 @@ async def send(
         "headers": [(name.encode(), value.encode()) for name, value in sent.items()],
     }
     request = Request(scope, parts.__anext__)
-    return (await bulk.store(request, KEY)).status
+    status, _ = await bulk.store(request, KEY)
+    return status
 
 
 async def whole(*parts: bytes) -> AsyncIterator[Message]:
@@ -110,17 +109,17 @@ async def cut(part: bytes) -> AsyncIterator[Message]:
 
 
 async def test_a_body_holds_room_for_what_was_announced_until_it_has_become_columns() -> None:
-    intake = IngestQueue()
-    assert await send(intake, whole(READING[:5], READING[5:]), {"content-length": "900"}) == 201
-    assert intake.most_held_bytes == 900 * DECODING_FACTOR
-    assert intake.held_bytes == 0
-    assert [content.rows for content in intake.submitted] == [1]
+    pipeline = RoomyPipeline()
+    assert await send(pipeline, whole(READING[:5], READING[5:]), {"content-length": "900"}) == 201
+    assert pipeline.most_held_bytes == 900 * DECODING_FACTOR
+    assert pipeline.held_bytes == 0
+    assert [content.rows for content in pipeline.submitted] == [1]
 
 
 async def test_a_body_that_announces_nothing_holds_room_for_what_has_come() -> None:
-    intake = IngestQueue()
-    assert await send(intake, whole(READING, b"\n", READING)) == 201
-    assert intake.most_held_bytes == (2 * len(READING) + 1) * DECODING_FACTOR
+    pipeline = RoomyPipeline()
+    assert await send(pipeline, whole(READING, b"\n", READING)) == 201
+    assert pipeline.most_held_bytes == (2 * len(READING) + 1) * DECODING_FACTOR
 
 
 @pytest.mark.parametrize(
@@ -137,18 +136,18 @@ async def test_a_body_that_announces_nothing_holds_room_for_what_has_come() -> N
 async def test_whatever_becomes_of_a_body_its_room_is_given_back(
     parts: AsyncIterator[Message], headers: dict[str, str], error: type[SensorFlowError]
 ) -> None:
-    intake = IngestQueue()
+    pipeline = RoomyPipeline()
     with pytest.raises(error):
-        await send(intake, parts, headers)
-    assert intake.held_bytes == 0
-    assert not intake.submitted
+        await send(pipeline, parts, headers)
+    assert pipeline.held_bytes == 0
+    assert not pipeline.submitted
 
 
 async def test_a_body_for_which_there_is_no_room_is_refused_before_it_is_read() -> None:
-    intake = IngestQueue(room_bytes=900 * DECODING_FACTOR - 1)
+    pipeline = RoomyPipeline(room_bytes=900 * DECODING_FACTOR - 1)
     with pytest.raises(BufferFull):
-        await send(intake, stalled(READING), {"content-length": "900"})
-    assert intake.held_bytes == 0
+        await send(pipeline, stalled(READING), {"content-length": "900"})
+    assert pipeline.held_bytes == 0
 
 
 COMPACT: dict[str, Callable[[pa.Table], bytes]] = {
@@ -167,17 +166,17 @@ def test_room_for_what_a_format_inflates_to(content_type: str) -> None:
     limits = BulkLimits(body_bytes=1 << 20, inflated_bytes=4 << 20, rows=5_000, days=10, held_bytes=16 << 20)
     values_bytes = 5_000 * 5 * 8
 
-    def sent(intake: IngestQueue, limits: BulkLimits) -> int:
+    def sent(pipeline: RoomyPipeline, limits: BulkLimits) -> int:
         # On a loop of real time, since it is decoded in a thread.
-        return asyncio.run(send(intake, whole(body), {"content-type": content_type}, limits=limits))
+        return asyncio.run(send(pipeline, whole(body), {"content-type": content_type}, limits=limits))
 
-    intake = IngestQueue(room_bytes=16 << 20)
-    assert sent(intake, limits) == 201
-    assert intake.most_held_bytes >= DECODING_FACTOR * values_bytes
-    assert intake.held_bytes == 0
-    intake = IngestQueue(room_bytes=DECODING_FACTOR * values_bytes)
+    pipeline = RoomyPipeline(room_bytes=16 << 20)
+    assert sent(pipeline, limits) == 201
+    assert pipeline.most_held_bytes >= DECODING_FACTOR * values_bytes
+    assert pipeline.held_bytes == 0
+    pipeline = RoomyPipeline(room_bytes=DECODING_FACTOR * values_bytes)
     with pytest.raises(BufferFull):
-        sent(intake, limits)
-    assert (intake.held_bytes, intake.submitted) == (0, [])
+        sent(pipeline, limits)
+    assert (pipeline.held_bytes, pipeline.submitted) == (0, [])
     with pytest.raises(BodyTooLarge, match="100,000 bytes when inflated"):
-        sent(IngestQueue(room_bytes=16 << 20), replace(limits, inflated_bytes=100_000))
+        sent(RoomyPipeline(room_bytes=16 << 20), replace(limits, inflated_bytes=100_000))

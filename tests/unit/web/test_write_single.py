@@ -9,20 +9,23 @@ import pytest
 
 from app.errors import (
     DatabaseUnavailable,
+    Forbidden,
     InvalidParameter,
     InvalidReading,
+    SensorFlowError,
     ShuttingDown,
     Unauthorized,
     UnsupportedEncoding,
 )
 from app.ingest.batch import Reading, Sender
-from app.ingest.buffer import WriteResult
-from app.ingest.claim import Claim, Replay, RequestIdentity, StoredResult
 from app.ingest.decode.timestamps import TimeWindow
-from app.ingest.pipeline import IngestQueue
+from app.ingest.idempotency import RequestIdentity, StoredResult
+from app.ingest.pipeline import Pipeline
+from app.ingest.request import WriteRequest
+from app.ingest.result import WriteOutcome
+from app.ingest.service import WriteService
 from app.web import error_responses
 from app.web.auth import ApiKey, ApiKeys, Scope
-from app.web.idempotency import Recall
 from app.web.protocol import Exchange
 from app.web.write_single import ReadingEndpoint
 from tests.unit.samples import T0_US, receipt
@@ -55,34 +58,31 @@ class Request:
 
 
 class Basket:
-    """A pipeline that leaves it to the test to settle."""
+    """A pipeline that leaves it to the test to answer, and the records of earlier requests."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: Exception | None = None, earlier: StoredResult | None = None) -> None:
         self.error = error
-        self.submitted: list[tuple[Reading, Callable[[WriteResult], None]]] = []
-        self.claims: list[Claim | None] = []
+        self.earlier = earlier
+        self.submitted: list[tuple[WriteRequest, Callable[[WriteOutcome], None]]] = []
+        self.sought: list[RequestIdentity] = []
 
-    def submit(self, reading: Reading, on_result: Callable[[WriteResult], None], *, claim: Claim | None = None) -> None:
+    def submit(self, request: WriteRequest, on_result: Callable[[WriteOutcome], None]) -> None:
         if self.error is not None:
             raise self.error
-        self.submitted.append((reading, on_result))
-        self.claims.append(claim)
+        self.submitted.append((request, on_result))
+
+    async def find(self, identity: RequestIdentity) -> StoredResult | None:
+        self.sought.append(identity)
+        return self.earlier
 
 
-async def nothing_kept(_: RequestIdentity) -> None:
-    """No request was seen before."""
-
-
-def endpoint(
-    basket: Basket, observed: list[tuple[object, ...]] | None = None, recall: Recall = nothing_kept
-) -> ReadingEndpoint:
+def endpoint(basket: Basket, observed: list[tuple[object, ...]] | None = None) -> ReadingEndpoint:
     return ReadingEndpoint(
-        pipeline=cast("IngestQueue", basket),
+        service=WriteService(cast("Pipeline[Any]", basket), basket),
         keyring=KEYRING,
         window=TimeWindow.of(past_days=30, future_minutes=10),
         max_body_bytes=1_000,
         now_us=lambda: T0_US,
-        recall=recall,
         observe=lambda *seen: observed.append(seen) if observed is not None else None,
         clock=lambda: 0.0,
     )
@@ -92,9 +92,14 @@ def send(basket: Basket, request: Request, body: bytes = BODY) -> None:
     endpoint(basket).open(cast("Exchange", request))(body)
 
 
-@pytest.mark.parametrize("headers", [{}, {b"x-api-key": b"wrong"}, {b"x-api-key": EARS}])
-def test_a_key_for_sending_is_asked_for_before_the_body(headers: dict[bytes, bytes]) -> None:
-    with pytest.raises(Unauthorized):
+@pytest.mark.parametrize(
+    ("headers", "error"),
+    [({}, Unauthorized), ({b"x-api-key": b"wrong"}, Unauthorized), ({b"x-api-key": EARS}, Forbidden)],
+)
+def test_a_key_for_sending_is_asked_for_before_the_body(
+    headers: dict[bytes, bytes], error: type[SensorFlowError]
+) -> None:
+    with pytest.raises(error):
         endpoint(Basket()).open(cast("Exchange", Request(headers)))
 
 
@@ -109,9 +114,9 @@ def test_an_encoding_is_refused_before_the_body_but_not_before_the_key() -> None
 def test_a_reading_is_submitted_with_its_source_and_answered_when_it_is_settled() -> None:
     basket, request = Basket(), Request({b"x-api-key": KEY}, client_ip="2001:db8::" + "1" * 100)
     send(basket, request)
-    [(reading, on_result)] = basket.submitted
+    [(write, on_result)] = basket.submitted
     source = Sender("API_KEY", "2001:db8::" + "1" * 35)
-    assert reading == Reading(T0_US, "greenhouse-1", 23.5, 48.2, 1013.2, source)
+    assert write.content == Reading(T0_US, "greenhouse-1", 23.5, 48.2, 1013.2, source)
     assert request.answers == []
     on_result(receipt(7))
     assert request.answers == [(201, (), b"x" * 10)]
@@ -140,23 +145,25 @@ def test_requests_are_observed_under_their_route() -> None:
     assert observed == [("/api/temperature_reading", "POST", 201, 0.25)]
 
 
-async def send_with_key(basket: Basket, recall: Recall, body: bytes = BODY) -> Request:
-    """Sends a reading with an Idempotency-Key, and lets the claims be asked."""
+async def send_with_key(basket: Basket, body: bytes = BODY) -> Request:
+    """Send a reading with an Idempotency-Key, and let the records be asked."""
     request = Request({b"x-api-key": KEY, b"idempotency-key": b"once"})
-    endpoint(basket, recall=recall).open(cast("Exchange", request))(body)
+    endpoint(basket).open(cast("Exchange", request))(body)
     for _ in range(5):
         await asyncio.sleep(0)
     return request
 
 
-async def test_a_reading_with_a_new_key_is_submitted_with_a_claim_on_its_answer() -> None:
+async def test_new_key() -> None:
+    """A reading with a new key is submitted with a record, and the record keeps its result."""
     basket = Basket()
-    request = await send_with_key(basket, nothing_kept)
-    [claim] = basket.claims
-    assert claim is not None
-    assert claim.name == ("API_KEY", "once")
-    assert claim.answer(receipt(7)) == Replay(201, b"x" * 10)
-    basket.submitted[0][1](receipt(7))
+    request = await send_with_key(basket)
+    [(write, on_result)] = basket.submitted
+    assert write.record is not None
+    assert (write.record.name, write.record.result) == (("API_KEY", "once"), None)
+    on_result(receipt(7))
+    for _ in range(5):
+        await asyncio.sleep(0)
     assert request.answers == [(201, (), b"x" * 10)]
 
 
@@ -165,28 +172,18 @@ async def test_a_reading_with_a_new_key_is_submitted_with_a_claim_on_its_answer(
 )
 async def test_a_reading_sent_again_is_answered_as_the_first_time_before_it_is_looked_at(body: bytes) -> None:
     basket = Basket()
-    first: list[RequestIdentity] = []
-
-    async def ask(request: RequestIdentity) -> None:
-        first.append(request)
-
-    async def remember(request: RequestIdentity) -> StoredResult:
-        assert request == first[0]
-        return StoredResult(request.content_hash, Replay(201, b"as it was"))
-
-    await send_with_key(basket, ask, body)
+    await send_with_key(basket, body)
+    basket.earlier = StoredResult(basket.sought[0].content_hash, b"as it was")
     basket.submitted.clear()
-    request = await send_with_key(basket, remember, body)
+    request = await send_with_key(basket, body)
+    assert basket.sought[0] == basket.sought[1]
     assert request.answers == [(201, (), b"as it was")]
     assert not basket.submitted
 
 
 async def test_another_reading_under_the_same_key_is_refused() -> None:
-    async def remember(_: RequestIdentity) -> StoredResult:
-        return StoredResult(b"of another body", Replay(201, b"as it was"))
-
-    basket = Basket()
-    request = await send_with_key(basket, remember)
+    basket = Basket(earlier=StoredResult(b"of another body", b"as it was"))
+    request = await send_with_key(basket)
     assert [status for status, *_ in request.answers] == [409]
     assert not basket.submitted
 

@@ -5,7 +5,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from app.ingest.receipt import CommittedReading
+from app.ingest.result import CommittedReading
 from app.workers.channel import MOST_CONTROLS, Channel, ChannelStats
 from app.workers.messages import Collect, Control, Drain, Leave, MessagesDropped, Receipts
 from tests.unit.samples import receipt

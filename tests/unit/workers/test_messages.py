@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.ingest.receipt import CommittedReading
+from app.ingest.result import CommittedReading
 from app.workers import messages
 from app.workers.messages import Control
 from tests.unit.samples import names, times_us

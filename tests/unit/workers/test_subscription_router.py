@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import TooManySubscribers
-from app.ingest.receipt import CommittedReading
+from app.ingest.result import CommittedReading
 from app.live.bus import LocalSubscribers
 from app.live.hub import Hub, Subscriber
 from app.live.mailbox import later

@@ -1,10 +1,10 @@
-"""The names by which a file's readings are recognised when it is imported again.
+"""The idempotency keys by which a file's readings are recognised when it is imported again.
 
-A text is recognised by its beginning: each block's claims are named by the digest of everything before it, and hold its
-length. So a log that has grown is recognised as far as it was imported, and continues there; its name and its
-compression do not matter. Other files are recognised by the digest of the whole.
+A text is recognised by its beginning: the keys of each block begin with the digest of everything before it, and its
+record holds its length. So a log that has grown is recognised as far as it was imported, and continues there; its name
+and its compression do not matter. Other files are recognised by the digest of the whole.
 
-The options that decide what is stored are part of both names. Claims never expire.
+The options that decide what is stored are part of both digests. The records never expire.
 """
 
 import asyncio
@@ -17,26 +17,26 @@ from typing import Protocol
 from app.errors import ConfigurationError
 from app.imports.files import Block, Cut, InputFile
 from app.imports.layout import ColumnMapping
-from app.ingest.claim import DatedClaim
+from app.ingest.idempotency import DatedResult
 
 CUTS_AT_A_TIME = 8
 
 
 class ImportLog(Protocol):
-    """The claims of earlier imports, in the database."""
+    """The records of earlier imports, in the database."""
 
-    async def find(self, keys: Collection[str]) -> Mapping[str, DatedClaim]:
-        """Look up claims by their keys. Raises DatabaseUnavailable."""
+    async def find(self, keys: Collection[str]) -> Mapping[str, DatedResult]:
+        """Look up records by their keys. Raises DatabaseUnavailable."""
 
     async def has_any(self, prefix: str) -> bool:
-        """Tell whether there is a claim whose key begins so. Raises DatabaseUnavailable."""
+        """Tell whether there is a record whose key begins so. Raises DatabaseUnavailable."""
 
     async def forget(self, keys: Collection[str], prefix: str | None) -> None:
-        """Delete claims by their keys, and those whose key begins so, all or none. Raises DatabaseUnavailable."""
+        """Delete records by their keys, and those whose key begins so, all or none. Raises DatabaseUnavailable."""
 
 
-class Claims(Protocol):
-    """The names of one file's claims, block by block."""
+class PartKeys(Protocol):
+    """The keys of one file's parts, block by block."""
 
     async def cuts(self) -> Sequence[Cut]:
         """Look up where blocks ended that began here in earlier imports."""
@@ -45,17 +45,17 @@ class Claims(Protocol):
         """Begin with the next block."""
 
     def key(self, part: int) -> str:
-        """Name the claim of a part of the block, from 0."""
+        """Return the key of a part of the block, from 0."""
 
     def content_hash(self, rows: int) -> bytes:
         """Return the hash by which a part is known to be the same."""
 
-    def answer(self, part: int, parts: int, /) -> bytes:
-        """Return the answer that is stored with the claim of a part."""
+    def result(self, part: int, parts: int, /) -> bytes:
+        """Return the result that is stored in the record of a part."""
 
 
-class ClaimsOfWhole:
-    """Claims of a file that is known by its whole content."""
+class KeysOfWhole:
+    """The keys of a file that is known by its whole content."""
 
     def __init__(self, digest: str) -> None:
         self.prefix = f"{digest}:"
@@ -73,12 +73,12 @@ class ClaimsOfWhole:
     def content_hash(self, rows: int) -> bytes:
         return b"%d" % rows
 
-    def answer(self, _part: int, _parts: int, /) -> bytes:
+    def result(self, _part: int, _parts: int, /) -> bytes:
         return b""
 
 
-class ClaimsOfBeginning:
-    """Claims of a text, each named by the digest of what comes before its block."""
+class KeysOfBeginning:
+    """The keys of a text, each named by the digest of what comes before its block."""
 
     def __init__(self, log: ImportLog | None, options: bytes) -> None:
         self._log = log
@@ -88,7 +88,7 @@ class ClaimsOfBeginning:
         self._name = ""
 
     async def cuts(self) -> Sequence[Cut]:
-        """Return where blocks that began here ended in earlier imports. The claim of each first part has it."""
+        """Return where blocks that began here ended in earlier imports. The record of each first part has it."""
         self._cuts = []
         while self._log is not None:
             keys = [self._key_of_cut(len(self._cuts) + number) for number in range(CUTS_AT_A_TIME)]
@@ -96,7 +96,7 @@ class ClaimsOfBeginning:
             for key in keys:
                 if key not in found:
                     return self._cuts
-                cut = json.loads(found[key].answer)
+                cut = json.loads(found[key].result)
                 self._cuts.append(Cut(cut["bytes"], bytes.fromhex(cut["sha256"])))
         return ()
 
@@ -115,48 +115,48 @@ class ClaimsOfBeginning:
     def content_hash(self, rows: int) -> bytes:
         return b"%d:%b" % (rows, self._cut.digest)
 
-    def answer(self, part: int, parts: int, /) -> bytes:
+    def result(self, part: int, parts: int, /) -> bytes:
         if part:
             return b""
         return json.dumps({"bytes": self._cut.size, "sha256": self._cut.digest.hex(), "parts": parts}).encode()
 
 
-async def claims_of(path: Path, file: InputFile, layout: ColumnMapping, log: ImportLog | None) -> Claims:
-    """Return the claims of a file's readings, by which they are found again.
+async def keys_of(path: Path, file: InputFile, layout: ColumnMapping, log: ImportLog | None) -> PartKeys:
+    """Return the keys of a file's readings, by which they are found again.
 
     A text that was imported when all files were known by their whole content still is.
     """
     if log is None:
-        return ClaimsOfBeginning(None, b"")
-    whole = ClaimsOfWhole(await asyncio.to_thread(_digest, path, _old_options(layout)))
+        return KeysOfBeginning(None, b"")
+    whole = KeysOfWhole(await asyncio.to_thread(_digest, path, _old_options(layout)))
     has_old_options = layout.sensor_name is None and layout.time_format is None
     is_known_whole = not file.grows and layout.time_zone == "UTC"
     if has_old_options and (is_known_whole or await log.has_any(whole.prefix)):
         return whole
     options = _options(layout)
     if not file.grows:
-        return ClaimsOfWhole(await asyncio.to_thread(_digest, path, options))
-    return ClaimsOfBeginning(log, b"%b\n%b%b" % (options, file.dialect.separator.encode(), file.header))
+        return KeysOfWhole(await asyncio.to_thread(_digest, path, options))
+    return KeysOfBeginning(log, b"%b\n%b%b" % (options, file.dialect.separator.encode(), file.header))
 
 
 async def forget(path: Path, file: InputFile, layout: ColumnMapping, log: ImportLog) -> bool:
-    """Delete the claims of a file, so that it is imported anew, and return whether it had any.
+    """Delete the records of a file, so that it is imported anew, and return whether it had any.
 
     Raises:
         ConfigurationError: the file can't be read.
         DatabaseUnavailable
     """
-    claims = await claims_of(path, file, layout, log)
-    if isinstance(claims, ClaimsOfWhole):
-        if is_known := await log.has_any(claims.prefix):
-            await log.forget([], claims.prefix)
+    part_keys = await keys_of(path, file, layout, log)
+    if isinstance(part_keys, KeysOfWhole):
+        if is_known := await log.has_any(part_keys.prefix):
+            await log.forget([], part_keys.prefix)
         return is_known
     keys: list[str] = []
-    while (block := file.next_block(await claims.cuts())) is not None:
-        claims.enter(block, 0)
-        found = await log.find([claims.key(0)])
-        if first := found.get(claims.key(0)):
-            keys += [claims.key(part) for part in range(json.loads(first.answer)["parts"])]
+    while (block := file.next_block(await part_keys.cuts())) is not None:
+        part_keys.enter(block, 0)
+        found = await log.find([part_keys.key(0)])
+        if first := found.get(part_keys.key(0)):
+            keys += [part_keys.key(part) for part in range(json.loads(first.result)["parts"])]
     if keys:
         await log.forget(keys, None)
     return bool(keys)
@@ -183,7 +183,7 @@ def _options(layout: ColumnMapping) -> bytes:
 
 
 def _digest(path: Path, options: bytes) -> str:
-    """Return the beginning of the claims of a whole file: the digest of its content and of the options."""
+    """Return the beginning of the keys of a whole file: the digest of its content and of the options."""
     try:
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256")

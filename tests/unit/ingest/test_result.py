@@ -1,16 +1,19 @@
 """What a sender is told: the reading, to the last bit, with its date and time in the configured zone."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import orjson
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.ingest.batch import Reading
-from app.ingest.receipt import receipt_encoder
-from tests.unit.samples import T0_US, reading, readings
+from app.ingest.decode.columns import RowError
+from app.ingest.result import BatchResult, receipt_encoder
+from tests.unit.samples import T0_US, batch_of, decoded_of, reading, readings
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DAY_US = 86_400_000_000
@@ -59,3 +62,57 @@ def test_a_receipt_says_what_was_stored(sent: Reading, reading_id: int, zone: st
             "client_ip": sent.source.client_ip,
         }
     )
+
+
+def test_batch_result_as_json() -> None:
+    """What is stored of a result is all that a repetition of the request is told."""
+    result = BatchResult(
+        2,
+        rejected=2,
+        rejected_rows="1,4",
+        errors=[RowError(1, "time", "It is too old.", "2001-01-01"), RowError(4, None, "PostgreSQL refused it.", None)],
+        unknown_columns=["co2"],
+        hints=["Send times."],
+        is_backfill_wanted=True,
+    )
+    assert BatchResult.from_json(result.to_json()) == result
+    assert BatchResult(3).to_json() == b'{"stored":3}'
+    assert BatchResult.from_json(b'{"stored":3}').stored == 3
+
+
+@pytest.mark.parametrize("word", ["stored", "accepted"])
+def test_batch_result_of_an_older_version(word: str) -> None:
+    """Before the schema's revision 0007 the answer itself was stored."""
+    answer = (
+        b'{"%b":1,"rejected":1,"rejected_rows":"2","errors":[{"row":2,"column":"time","reason":"too old","value":7}],'
+        b'"unknown_columns":["co2"],"hints":["Some readings are older than ACCEPT_PAST_DAYS."]}'
+    ) % word.encode()
+    assert BatchResult.from_json(answer) == BatchResult(
+        1,
+        rejected=1,
+        rejected_rows="2",
+        errors=[RowError(2, "time", "too old", 7)],
+        unknown_columns=["co2"],
+        hints=["Some readings are older than ACCEPT_PAST_DAYS."],
+    )
+
+
+def test_batch_result_of_refused_rows() -> None:
+    """Rows that PostgreSQL refused are named beside those that decoding rejected, by their position in the body."""
+    decoded = replace(
+        decoded_of(batch_of([reading()] * 3)),
+        rejected=2,
+        errors=[RowError(2, "temperature", "It is no number.", "x")],
+        rows=pa.array([1, 3, 5]),
+        rejected_rows=pa.array([2, 4]),
+        hints=["Send times."],
+    )
+    result = BatchResult.of(decoded, 1, {0: "too hot", 2: None, 1: "too cold"})
+    assert (result.stored, result.rejected, result.rejected_rows) == (1, 4, "1-4")
+    assert [(error.row, error.reason) for error in result.errors] == [
+        (1, "too hot"),
+        (2, "It is no number."),
+        (3, "too cold"),
+    ]
+    assert result.hints == ["Send times."]
+    assert BatchResult.of(decoded, 0).hints == ()
