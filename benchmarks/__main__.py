@@ -104,7 +104,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """A system under test, and how to send it all readings; without a store nothing is counted."""
+    """A system under test, and how to send it all readings. Without a store nothing is counted."""
 
     name: str
     store: Store | None

@@ -105,7 +105,7 @@ def make_history(store: Postgres, folder: Path, *, days: int) -> History:
 
 
 def send(server: SensorFlow, *, days: int) -> tuple[int, float]:
-    """Send the readings; return their number, and the seconds that the server took."""
+    """Send the readings, and return their number and the seconds that the server took."""
     target = server.bulk(Format.ARROW)
     now_ms = int(time.time() * 1_000)
     today_ms = now_ms // DAY_MS * DAY_MS
@@ -162,7 +162,7 @@ def read_back(store: Postgres, folder: Path, *, days: int) -> list[ReadBack]:
 
 
 def _read(url: str, asked: dict[str, str | int]) -> tuple[tuple[float, float], bytes]:
-    """Read an answer; return the milliseconds until its first byte, the seconds until its last, and its body."""
+    """Read an answer. Return the milliseconds until its first byte, the seconds until its last, and its body."""
     body = bytearray()
     began = time.perf_counter()
     with httpx.stream("GET", url, params=asked, headers={"X-API-Key": API_KEY}, timeout=60) as response:

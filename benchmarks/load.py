@@ -54,7 +54,7 @@ class Sent:
 def send_once_each(
     portions: Sequence[bytes], connect: Callable[[], AbstractContextManager[Send]], *, connections: int, warm_up: int
 ) -> Sent:
-    """Send each portion once, over whichever connection is free; the first ``warm_up`` portions off the clock."""
+    """Send each portion once, over whichever connection is free, the first ``warm_up`` of them off the clock."""
     latencies_s: list[float] = []
     failures: list[BaseException] = []
     times: list[tuple[float, float]] = []

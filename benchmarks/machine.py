@@ -34,7 +34,7 @@ def sync_ms(folder: Path) -> float:
 
 
 def memory_mb(pid: int) -> float | None:
-    """Return the resident memory of a process and its descendants, MB; a shared page counts once.
+    """Return the resident memory of a process and its descendants, MB. A shared page counts once.
 
     None if the processes belong to another account.
     """
@@ -62,7 +62,7 @@ def family(pid: int) -> list[int]:
 
 
 def parent_of(pid: int) -> int | None:
-    """Return the parent's id of a process; None if there is no such process."""
+    """Return the parent's id of a process, or None if there is no such process."""
     return dict(_parents()).get(pid)
 
 

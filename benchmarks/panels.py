@@ -88,7 +88,7 @@ def ask(url: str, sql: str) -> tuple[int, float, float]:
 
 
 def written(length: timedelta) -> str:
-    """Write a length for people; a second more or less does not matter."""
+    """Write a length for people, where a second more or less does not matter."""
     seconds = length.total_seconds() + 1
     unit, width = next((unit, width) for unit, width in UNITS if seconds >= 3 * width)
     return f"{seconds / width:.3g} {unit}"

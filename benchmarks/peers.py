@@ -46,7 +46,7 @@ class Store(Protocol):
         """Return the readings' bytes on disk, once all are there. Only ``end`` may follow."""
 
     def memory_mb(self) -> float | None:
-        """Return the memory of its processes, MB; None if it can't be read."""
+        """Return the memory of its processes, MB, or None if it can't be read."""
 
     def end(self) -> None:
         """Remove all readings, and any work that is still to be done on them."""
@@ -77,7 +77,7 @@ class Postgres:
         return row
 
     def _takes_direct_copy(self) -> bool:
-        """Set the table up for COPY straight into the columnstore; return whether this database can."""
+        """Set the table up for COPY straight into the columnstore. Return whether this database can."""
         (known,) = self._row(
             "SELECT count(*) FROM pg_settings WHERE name = 'timescaledb.enable_direct_compress_copy'",
         )
@@ -332,7 +332,7 @@ def bare_uvicorn(folder: Path) -> Iterator[Target]:
 
 
 def version(peer: type[Peer]) -> str | None:
-    """Return the version of a peer's package; None if its program is not installed."""
+    """Return the version of a peer's package, or None if its program is not installed."""
     if shutil.which(peer.program) is None:
         return None
     if shutil.which("dpkg-query") is None:
@@ -350,7 +350,7 @@ def free_port() -> int:
 
 
 def _start(command: list[str], folder: Path, url: str) -> "subprocess.Popen[bytes]":
-    """Start a server and wait until it answers; its output goes to a file in its folder."""
+    """Start a server and wait until it answers. Its output goes to a file in its folder."""
     with (folder / "output").open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ)
 

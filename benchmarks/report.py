@@ -66,7 +66,7 @@ def counted(count: int, one: str, many: str | None = None) -> str:
 
 
 def rate(rounds: Rounds, name: str) -> float | None:
-    """Return a contestant's median rate; None if it did not take part."""
+    """Return a contestant's median rate, or None if it did not take part."""
     return median(round_.rate for round_ in rounds[name]) if name in rounds else None
 
 
