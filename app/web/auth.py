@@ -8,7 +8,7 @@ import hmac
 from dataclasses import dataclass
 from enum import Enum
 
-from app.errors import Unauthorized
+from app.errors import Forbidden, Unauthorized
 
 
 class Scope(Enum):
@@ -52,14 +52,17 @@ class ApiKeys:
             scope: what for.
 
         Raises:
-            Unauthorized: it is missing, unknown or meant for something else.
+            Unauthorized: it is missing or unknown.
+            Forbidden: it lacks the scope.
         """
         if not secret:
             raise Unauthorized("An API key is missing: send it as X-API-Key, or to a WebSocket as ?api-key=.")
         found = None
         for known, key in self._keys:
-            if hmac.compare_digest(known, secret) and scope in key.scopes:
+            if hmac.compare_digest(known, secret):
                 found = key
         if found is None:
-            raise Unauthorized(f"This API key is unknown, or not one to {scope.value} with.")
+            raise Unauthorized("Unknown API key. Check the X-API-Key header, or ?api-key= of a WebSocket.")
+        if scope not in found.scopes:
+            raise Forbidden(held=[each.value for each in Scope if each in found.scopes], needed=scope.value)
         return found.name

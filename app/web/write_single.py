@@ -98,7 +98,7 @@ class ReadingEndpoint:
         """Check the key, and return the function that stores a reading and answers when it is committed.
 
         Raises:
-            Unauthorized, UnsupportedEncoding: the body is not asked for.
+            Unauthorized, Forbidden, UnsupportedEncoding: the body is not asked for.
         """
         key_name = self._keyring.authorize(exchange.headers.get(b"x-api-key"), auth.Scope.INGEST)
         if exchange.headers.get(b"content-encoding", b"identity") != b"identity":
@@ -154,7 +154,8 @@ def documented_route() -> APIRoute:
         tags=["ingest"],
         summary="Store one reading",
         responses={
-            401: {"model": Problem, "description": "The API key is missing or wrong"},
+            401: {"model": Problem, "description": "The API key is missing or unknown"},
+            403: {"model": Problem, "description": "The API key lacks the scope ingest"},
             408: {"model": Problem, "description": "The body stopped coming"},
             409: {"model": Problem, "description": "The Idempotency-Key was used for another request"},
             413: {"model": Problem, "description": "The body is too large"},

@@ -49,11 +49,29 @@ def test_a_reading_in_the_older_form_is_taken(client: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["temperature"]) == (201, 23.5)
 
 
-@pytest.mark.parametrize("key", [None, "", "wrong", API_KEY[:-1], API_KEY_WS])
-def test_401_without_a_key_for_sending(server: Server, key: str | None) -> None:
-    answer = httpx.post(server.url + PATH, json=READING, headers={} if key is None else {"X-API-Key": key})
+@pytest.mark.parametrize("path", [PATH, "/api/readings"])
+@pytest.mark.parametrize("key", [None, "", "wrong", API_KEY[:-1]])
+def test_401_without_a_key_for_sending(server: Server, path: str, key: str | None) -> None:
+    answer = httpx.post(server.url + path, json=READING, headers={} if key is None else {"X-API-Key": key})
     assert answer.status_code == 401
     assert "API key" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", [PATH, "/api/readings"])
+def test_403_with_a_key_for_listening(server: Server, path: str) -> None:
+    """A valid key that may not send is answered 403, with its scope and the needed one, and is counted as that."""
+    counter = f'sensorflow_http_request_duration_seconds_count{{method="POST",route="{path}",status="403"}}'
+
+    def count() -> float:
+        samples = dict(line.rsplit(" ", 1) for line in httpx.get(f"{server.url}/metrics").text.splitlines())
+        return float(samples.get(counter, 0))
+
+    before = count()
+    answer = httpx.post(server.url + path, json=READING, headers={"X-API-Key": API_KEY_WS})
+    assert answer.status_code == 403
+    assert answer.json() == {"detail": "This API key has the scope 'listen'. Use a key with 'ingest'."}
+    assert "www-authenticate" not in answer.headers
+    assert count() == before + 1
 
 
 @pytest.mark.parametrize(
@@ -246,7 +264,7 @@ def test_large_head_is_431(server: Server, path: str) -> None:
 def test_the_openapi_page_shows_the_whole_contract(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     operation = document["paths"][PATH]["post"]
-    assert {"201", "401", "413", "415", "422", "503", "504"} <= set(operation["responses"])
+    assert {"201", "401", "403", "413", "415", "422", "503", "504"} <= set(operation["responses"])
     (scheme,) = operation["security"][0]
     assert document["components"]["securitySchemes"][scheme] == {"type": "apiKey", "in": "header", "name": "X-API-Key"}
     assert set(document["components"]["schemas"]["ReadingBody"]["properties"]) == {*READING, "time"}
@@ -419,6 +437,7 @@ def test_refused_senders_are_in_the_log(embedded_database_url: str, tmp_path: Pa
             client.post(PATH, json={**READING, "time": 1_500_000_000 + number})
             client.post("/api/readings", json=[{"sensor_id": "a", "temperature": "warm"}] * (number + 1))
             client.post(PATH, json=READING, headers={"X-API-Key": f"a-secret-{number}"})
+            client.post(PATH, json=READING, headers={"X-API-Key": API_KEY_WS})
             client.get(f"/api/sensors/{number}?secret=a-secret", headers={"X-Forwarded-For": "203.0.113.9"})
             client.patch("/api/sensors/x", json={"latitude": "north"})
         assert server.stop() == 0
@@ -427,12 +446,13 @@ def test_refused_senders_are_in_the_log(embedded_database_url: str, tmp_path: Pa
         ("POST /api/temperature_reading from 127.0.0.1: 422, body.time: ", "days ago"),
         ("POST /api/readings from 127.0.0.1: 422, row 1: ", "should be a number"),
         ("POST /api/temperature_reading from 127.0.0.1: 401, ", "API key"),
+        ("POST /api/temperature_reading from 127.0.0.1: 403, ", "'ingest'"),
         ("GET /api/sensors/0 from 203.0.113.9: 404, ", "'0'"),
         ("PATCH /api/sensors/x from 127.0.0.1: 422, body.latitude: ", "number"),
     ]
     for line, (begins, has) in zip(lines, wanted, strict=False):
         assert line.startswith(f"refused {begins}")
         assert has in line
-    assert len(lines) == 10
-    assert all(line.endswith("(49 such lines in the last minute)") for line in lines[5:])
+    assert len(lines) == 2 * len(wanted)
+    assert all(line.endswith("(49 such lines in the last minute)") for line in lines[len(wanted) :])
     assert "a-secret" not in server.log

@@ -206,8 +206,7 @@ def test_no_sensors_and_no_readings_are_empty_answers(site: Site) -> None:
     assert table.schema.names == ["time", "sensor_id", "humidity"]
 
 
-@pytest.mark.parametrize("key", [None, "wrong", API_KEY_WS])
-@pytest.mark.parametrize(
+REQUESTS_FOR_A_KEY = pytest.mark.parametrize(
     ("method", "path"),
     [
         ("GET", PATH),
@@ -219,10 +218,23 @@ def test_no_sensors_and_no_readings_are_empty_answers(site: Site) -> None:
         ("PATCH", "/api/sensors/tied"),
     ],
 )
+
+
+@pytest.mark.parametrize("key", [None, "wrong"])
+@REQUESTS_FOR_A_KEY
 def test_401_without_a_key_for_reading(site: Site, method: str, path: str, key: str | None) -> None:
     answer = httpx.request(method, site.server.url + path, headers={} if key is None else {"X-API-Key": key})
     assert answer.status_code == 401
     assert "API key" in answer.json()["detail"]
+
+
+@REQUESTS_FOR_A_KEY
+def test_403_with_a_key_for_listening(site: Site, method: str, path: str) -> None:
+    """A valid key that may only listen is answered 403, with its scope and the needed one."""
+    answer = httpx.request(method, site.server.url + path, headers={"X-API-Key": API_KEY_WS})
+    assert answer.status_code == 403
+    needed = "read" if method == "GET" else "ingest"
+    assert answer.json() == {"detail": f"This API key has the scope 'listen'. Use a key with {needed!r}."}
 
 
 def reader(site: Site, **query: str) -> socket.socket:
@@ -450,6 +462,6 @@ def test_the_openapi_document_tells_of_it_all(site: Site) -> None:
     assert {parameter["name"] for parameter in read["parameters"]} == {
         *("sensor_id", "from", "to", "bucket", "metrics", "limit", "cursor", "format")
     }
-    assert {"200", "401", "404", "422", "503"} == set(read["responses"])
+    assert {"200", "401", "403", "404", "422", "503"} == set(read["responses"])
     assert read["security"] == [{"APIKeyHeader": []}]
     assert set(paths["/api/sensors/{name}"]) == {"get", "patch"}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.errors import Unauthorized
+from app.errors import Forbidden, Unauthorized
 from app.web.auth import ApiKey, ApiKeys, Scope
 
 MASTER, EARS = "correct-horse-battery", "correct-horse-listens"
@@ -29,13 +29,12 @@ def test_a_key_opens_what_it_is_for(shown: str, scope: Scope, name: str) -> None
     [
         (None, Scope.INGEST, "missing"),
         (b"", Scope.LISTEN, "missing"),
-        (EARS.encode(), Scope.INGEST, "not one to ingest with"),
-        (b"wrong", Scope.LISTEN, "unknown"),
-        (MASTER[:-1].encode(), Scope.INGEST, "unknown"),
-        (MASTER.encode() + b"x", Scope.INGEST, "unknown"),
-        (MASTER.upper().encode(), Scope.INGEST, "unknown"),
-        (b" " + MASTER.encode(), Scope.INGEST, "unknown"),
-        (b"\xff\x00", Scope.INGEST, "unknown"),
+        (b"wrong", Scope.LISTEN, "Unknown"),
+        (MASTER[:-1].encode(), Scope.INGEST, "Unknown"),
+        (MASTER.encode() + b"x", Scope.INGEST, "Unknown"),
+        (MASTER.upper().encode(), Scope.INGEST, "Unknown"),
+        (b" " + MASTER.encode(), Scope.INGEST, "Unknown"),
+        (b"\xff\x00", Scope.INGEST, "Unknown"),
     ],
 )
 def test_any_other_key_opens_nothing(shown: bytes | None, scope: Scope, reason: str) -> None:
@@ -43,6 +42,15 @@ def test_any_other_key_opens_nothing(shown: bytes | None, scope: Scope, reason: 
         KEYRING.authorize(shown, scope)
     assert MASTER not in str(refusal.value)
     assert EARS not in str(refusal.value)
+
+
+@pytest.mark.parametrize("needed", [Scope.INGEST, Scope.READ])
+def test_key_without_the_scope(needed: Scope) -> None:
+    """A valid key that lacks the scope is forbidden; the message names its scopes and the needed one."""
+    with pytest.raises(Forbidden, match=f"^This API key has the scope 'listen'. Use a key with '{needed.value}'.$"):
+        KEYRING.authorize(EARS.encode(), needed)
+    with pytest.raises(Forbidden, match=r"'ingest, read'.*'listen'"):
+        ApiKeys(ApiKey("A", MASTER, frozenset({Scope.READ, Scope.INGEST}))).authorize(MASTER.encode(), Scope.LISTEN)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from app.errors import (
     ConfigurationError,
     DatabaseUnavailable,
     Fault,
+    Forbidden,
     InvalidReading,
     KeyOverShare,
     MalformedBody,
@@ -41,6 +42,12 @@ def tree(root: type[SensorFlowError]) -> Iterator[type[SensorFlowError]]:
     ("error", "status", "headers", "detail"),
     [
         (Unauthorized("no key"), 401, [(b"www-authenticate", b"APIKey")], "no key"),
+        (
+            Forbidden(held=["listen"], needed="read"),
+            403,
+            [],
+            "This API key has the scope 'listen'. Use a key with 'read'.",
+        ),
         (BodyTooLarge(65_536), 413, [(b"connection", b"close")], "The body is larger than 65,536 bytes."),
         (TooManyRows(1_001, 1_000), 413, [], "The body has 1,001 readings, and a request may bring 1,000: split it."),
         (MalformedBody("no header"), 422, [], "no header"),
@@ -74,7 +81,7 @@ def statuses(root: type[SensorFlowError]) -> set[int]:
 
 
 def test_what_sending_again_cannot_cure_is_never_5xx_and_only_the_unknown_is_504() -> None:
-    assert all(400 <= status < 500 for status in statuses(Refused) | statuses(Unauthorized))
+    assert all(400 <= status < 500 for status in statuses(Refused) | statuses(Unauthorized) | statuses(Forbidden))
     assert statuses(KeyOverShare) == {429}
     assert statuses(BodyStalled) == {408}
     assert statuses(NotStored) == {408, 429, 503}
@@ -82,5 +89,5 @@ def test_what_sending_again_cannot_cure_is_never_5xx_and_only_the_unknown_is_504
 
 
 def test_a_websocket_is_closed_for_what_its_handshake_can_raise() -> None:
-    codes = {kind: error_responses.CLOSE_CODES[kind] for kind in (Unauthorized, TooManySubscribers)}
+    codes = {kind: error_responses.CLOSE_CODES[kind] for kind in (Unauthorized, Forbidden, TooManySubscribers)}
     assert set(codes.values()) == {1008}

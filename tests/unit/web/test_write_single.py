@@ -9,8 +9,10 @@ import pytest
 
 from app.errors import (
     DatabaseUnavailable,
+    Forbidden,
     InvalidParameter,
     InvalidReading,
+    SensorFlowError,
     ShuttingDown,
     Unauthorized,
     UnsupportedEncoding,
@@ -90,9 +92,14 @@ def send(basket: Basket, request: Request, body: bytes = BODY) -> None:
     endpoint(basket).open(cast("Exchange", request))(body)
 
 
-@pytest.mark.parametrize("headers", [{}, {b"x-api-key": b"wrong"}, {b"x-api-key": EARS}])
-def test_a_key_for_sending_is_asked_for_before_the_body(headers: dict[bytes, bytes]) -> None:
-    with pytest.raises(Unauthorized):
+@pytest.mark.parametrize(
+    ("headers", "error"),
+    [({}, Unauthorized), ({b"x-api-key": b"wrong"}, Unauthorized), ({b"x-api-key": EARS}, Forbidden)],
+)
+def test_a_key_for_sending_is_asked_for_before_the_body(
+    headers: dict[bytes, bytes], error: type[SensorFlowError]
+) -> None:
+    with pytest.raises(error):
         endpoint(Basket()).open(cast("Exchange", Request(headers)))
 
 
