@@ -45,6 +45,7 @@ Around a connection::
 Commands: ``imports`` reads files, whose readings go through the same buffer; ``migrate --adopt``, ``move`` and
 ``refresh`` are ``store.adoption``, ``store.move`` and ``store.refresh``.
 
+The metrics of a reading are defined in ``schema``, from which columns, SQL and keys of JSON are derived.
 What the server knows of a sensor besides its readings is in ``registry``, ``store.sensors`` and ``web.sensors``.
 
 Imports run downward only: ``serve`` runs one process or several; ``imports`` knows ``main``, which puts a process's

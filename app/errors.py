@@ -5,7 +5,7 @@
     SensorFlowError
     ├── ConfigurationError     the server can't start like this; the message says what to change
     ├── Unauthorized           no key, or an unknown one
-    ├── Forbidden              a key of ours, without the scope that is needed
+    ├── Forbidden              a key that may not do this
     ├── Refused                nothing is stored, and sending the same again can't cure it
     │   ├── InvalidReading         the content; ``details`` names each fault
     │   ├── MalformedBody          no reading can be told from another in it: not JSON, no header, not Parquet
@@ -44,15 +44,11 @@ class ConfigurationError(SensorFlowError):
 
 
 class Unauthorized(SensorFlowError):
-    """The API key is missing or unknown."""
+    """The key is missing or unknown."""
 
 
 class Forbidden(SensorFlowError):
-    """The API key is valid, but has only the scopes ``held``, and not the one that is ``needed``."""
-
-    def __init__(self, *, held: Sequence[str], needed: str) -> None:
-        scopes = ", ".join(held)
-        super().__init__(f"This API key has the scope {scopes!r}. Use a key with {needed!r}.")
+    """The key is known, and lacks the scope that the request needs."""
 
 
 class Refused(SensorFlowError):

@@ -25,11 +25,13 @@ import psycopg
 from psycopg.errors import LockNotAvailable
 
 from app.errors import DatabaseUnavailable
+from app.schema import METRICS, qualified
 from app.store.database import Connection, Database, first_line, translate_driver_errors
+from app.store.latest import INSERT_LATEST, REPLACE_LATEST
+from app.store.latest import SCHEMA as LATEST_SCHEMA
 from app.store.locks import REFRESH_LOCK
 from app.store.policies import DROP_MARGIN, Retention, apply_policies
 from app.store.tiers import LATE_AFTER, TIERS, Span, merged
-from app.store.wire import WIRE_SCHEMA
 
 logger = logging.getLogger(__name__)
 
@@ -157,16 +159,15 @@ _DIFFERS = """r.{0}_count <> a.{0}_count OR r.{0}_min IS DISTINCT FROM a.{0}_min
             OR r.{0}_max IS DISTINCT FROM a.{0}_max
             OR abs(r.{0}_sum - coalesce(a.{0}_sum, 0))
                 > 1e-9 * r.{0}_count * greatest(abs(r.{0}_min), abs(r.{0}_max))"""
-_METRICS = WIRE_SCHEMA.names[4:]
 IS_COMPLETE = f"""
 SELECT NOT EXISTS (
     SELECT FROM (
         SELECT time_bucket('1 hour', time) AS bucket, sensor_id, count(*) AS count,
-               {", ".join(_FIGURES.format(metric) for metric in _METRICS)}
+               {", ".join(_FIGURES.format(metric) for metric in METRICS)}
         FROM readings WHERE time >= %(start)s AND time < %(end)s GROUP BY 1, 2
     ) r
     FULL JOIN (SELECT * FROM {{hours}} WHERE bucket >= %(start)s AND bucket < %(end)s) a USING (bucket, sensor_id)
-    WHERE r.count IS DISTINCT FROM a.count OR {" OR ".join(_DIFFERS.format(metric) for metric in _METRICS)}
+    WHERE r.count IS DISTINCT FROM a.count OR {" OR ".join(_DIFFERS.format(metric) for metric in METRICS)}
 ) AND (SELECT coalesce(sum(count), 0) FROM {{hours}} WHERE bucket >= %(start)s AND bucket < %(end)s)
     = (SELECT coalesce(sum(count), 0) FROM {{days}} WHERE bucket >= %(start)s AND bucket < %(end)s)
 """
@@ -188,14 +189,14 @@ CHECKED = "SELECT day, changes FROM checked_days"
 FORGET_CHECKED = "DELETE FROM checked_days WHERE day <> ALL(%s)"
 HAVE_AGGREGATES = "SELECT DISTINCT bucket FROM {days} WHERE bucket = ANY(%s)"
 # From the hours in which the aggregates have readings of each sensor, to the latest of them by the index.
-FIND_LATEST = """
+FIND_LATEST = f"""
 WITH hours AS (
     SELECT sensor_id, max(bucket) AS hour FROM readings_1h
     WHERE bucket >= %(start)s AND bucket < %(end)s AND sensor_id > %(after)s
     GROUP BY sensor_id ORDER BY sensor_id LIMIT %(limit)s
 ), found AS (
-    INSERT INTO latest_readings AS l (sensor_id, time, id, temperature, humidity, pressure)
-    SELECT r.sensor_id, r.time, r.id, r.temperature, r.humidity, r.pressure
+    {INSERT_LATEST}
+    SELECT {qualified("r", LATEST_SCHEMA.names)}
     FROM hours
     JOIN sensors s ON s.id = hours.sensor_id
     LEFT JOIN latest_readings known ON known.sensor_id = hours.sensor_id
@@ -207,9 +208,7 @@ WITH hours AS (
     ) r
     WHERE known.time IS NULL OR known.time < hours.hour + interval '1 hour'
     ORDER BY r.sensor_id
-    ON CONFLICT (sensor_id) DO UPDATE
-    SET (time, id, temperature, humidity, pressure)
-        = (excluded.time, excluded.id, excluded.temperature, excluded.humidity, excluded.pressure)
+    {REPLACE_LATEST}
     WHERE (excluded.time, excluded.id) > (l.time, l.id)
 )
 SELECT max(sensor_id), count(*) FROM hours

@@ -24,6 +24,7 @@ from psycopg import sql
 from app.errors import NotFound
 from app.history.query import DAY_US, Bucket, Page, Position, Query
 from app.ingest.batch import Reading, Sender
+from app.schema import METRIC_TYPES, qualified
 from app.store import tiers
 from app.store.database import Connection, Database
 from app.store.tiers import moment
@@ -78,11 +79,11 @@ LATEST_KNOWN = """
 SELECT sensor_id, time, id FROM latest_readings WHERE time <= %s::timestamptz ORDER BY time DESC, id DESC LIMIT 10
 """
 # The time stands in the text, so that PostgreSQL plans with one chunk and locks one.
-READING = sql.SQL("""
-SELECT (extract(epoch FROM r.time) * 1000000)::bigint, s.name, r.temperature, r.humidity, r.pressure,
+READING = sql.SQL(f"""
+SELECT (extract(epoch FROM r.time) * 1000000)::bigint, s.name, {qualified("r")},
        o.key_name, o.client_ip, r.id
 FROM readings r JOIN sensors s ON s.id = r.sensor_id JOIN sources o ON o.id = r.source_id
-WHERE r.sensor_id = {sensor_id} AND r.time = {time} AND r.id = {id}
+WHERE r.sensor_id = {{sensor_id}} AND r.time = {{time}} AND r.id = {{id}}
 """)
 
 
@@ -211,8 +212,8 @@ async def latest_reading(connection: Connection, *, horizon_us: float = math.inf
         statement = READING.format(sensor_id=sensor_id, time=time, id=id_)
         row = await (await connection.execute(statement, prepare=False)).fetchone()
         if row is not None:
-            time_us, sensor, temperature, humidity, pressure, key_name, client_ip, reading_id = row
-            return Reading(time_us, sensor, temperature, humidity, pressure, Sender(key_name, client_ip)), reading_id
+            *reading, key_name, client_ip, reading_id = row
+            return Reading._make((*reading, Sender(key_name, client_ip))), reading_id
     return None
 
 
@@ -223,7 +224,7 @@ def _schema(query: Query) -> pa.Schema:
 def _columns(query: Query) -> list[ResultColumn]:
     """Return the columns of a query's rows beside their keys."""
     if query.bucket is Bucket.RAW:
-        return [ResultColumn(metric, pa.float64(), metric, f"{metric} IS NOT NULL") for metric in query.metrics]
+        return [ResultColumn(name, METRIC_TYPES[name], name, f"{name} IS NOT NULL") for name in query.metrics]
     columns = [ResultColumn("count", pa.int64(), "count")]
     for metric in query.metrics:
         count = f"{metric}_count"

@@ -15,13 +15,14 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import sql
 
 from app.errors import DatabaseUnavailable
+from app.schema import METRIC_COLUMNS, METRIC_FIELDS, METRICS, qualified
 from app.store.arrays import array_fingerprint
 from app.store.database import Connection, Database
 from app.store.locks import RECOVERY_LOCK
@@ -53,20 +54,26 @@ RECOVERY_FAILURES = 3
 COMPACT_ROWS = 100_000
 """So many noted rows more than there are sensors are reduced to the latest of each, in some 5 ms."""
 
-NEWER = """
-ON CONFLICT (sensor_id) DO UPDATE
-SET (time, id, temperature, humidity, pressure)
-    = (excluded.time, excluded.id, excluded.temperature, excluded.humidity, excluded.pressure)
-WHERE (excluded.time <= {horizon}, excluded.time, excluded.id) > (l.time <= {horizon}, l.time, l.id)
+SCHEMA = pa.schema([*(WIRE_SCHEMA.field(name) for name in ("sensor_id", "time", "id")), *METRIC_FIELDS])
+"""The columns of ``latest_readings``."""
+_REPLACED = SCHEMA.names[1:]
+
+INSERT_LATEST = f"INSERT INTO latest_readings AS l ({', '.join(SCHEMA.names)})"
+REPLACE_LATEST = (
+    f"ON CONFLICT (sensor_id) DO UPDATE SET ({', '.join(_REPLACED)}) = ({qualified('excluded', _REPLACED)})"
+)
+NEWER = f"""
+{REPLACE_LATEST}
+WHERE (excluded.time <= {{horizon}}, excluded.time, excluded.id) > (l.time <= {{horizon}}, l.time, l.id)
 """
 # In the order of the sensors: two processes that write the same in two orders would deadlock.
 WRITE = f"""
-INSERT INTO latest_readings AS l (sensor_id, time, id, temperature, humidity, pressure)
-SELECT n.sensor_id, TIMESTAMPTZ 'epoch' + n.time_us * INTERVAL '1 microsecond', n.id, temperature, humidity, pressure
+{INSERT_LATEST}
+SELECT n.sensor_id, TIMESTAMPTZ 'epoch' + n.time_us * INTERVAL '1 microsecond', n.id, {qualified("n")}
 FROM unnest(
     %(sensor_id)s::integer[], %(time)s::bigint[], %(id)s::bigint[],
-    %(temperature)s::float8[], %(humidity)s::float8[], %(pressure)s::float8[]
-) AS n (sensor_id, time_us, id, temperature, humidity, pressure)
+    {", ".join(f"%({metric.name})s::{metric.sql_type}[]" for metric in METRICS.values())}
+) AS n (sensor_id, time_us, id, {METRIC_COLUMNS})
 JOIN sensors ON sensors.id = n.sensor_id
 ORDER BY n.sensor_id
 {NEWER.format(horizon="%(horizon)s::timestamptz")}
@@ -87,8 +94,8 @@ WITH turn AS MATERIALIZED (
         AND (SELECT is_ours FROM turn)
     ORDER BY s.id LIMIT {{sensors}}
 ), found AS (
-    INSERT INTO latest_readings AS l (sensor_id, time, id, temperature, humidity, pressure)
-    SELECT part.id, r.time, r.id, r.temperature, r.humidity, r.pressure
+    {INSERT_LATEST}
+    SELECT part.id, {qualified("r", _REPLACED)}
     FROM part
     CROSS JOIN LATERAL (
         SELECT * FROM readings
@@ -110,12 +117,8 @@ class LatestRow(NamedTuple):
     time: int
     """Microseconds since 1970 UTC."""
     id: int
-    temperature: float | None
-    humidity: float | None
-    pressure: float | None
-
-
-SCHEMA = pa.schema([WIRE_SCHEMA.field(name) for name in LatestRow._fields])
+    values: tuple[float | None, ...]
+    """In the order of METRICS."""
 
 
 class LatestRows:
@@ -369,16 +372,21 @@ def recovery_of(span: tuple[str, str], after: int, sensors: int, horizon_us: flo
 
 def _columns_of(singles: Collection[LatestRow]) -> pa.RecordBatch:
     """Return readings that came alone, as columns, by sensor."""
-    columns = zip(*sorted(singles), strict=True)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    arrays = [pa.array(column, field.type) for column, field in zip(_columns(sorted(singles)), SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+def _columns(singles: Iterable[LatestRow]) -> list[tuple[Any, ...]]:
+    """Return the columns of at least one row, those of SCHEMA."""
+    *keys, values = zip(*singles, strict=True)
+    return [*keys, *zip(*values, strict=True)]
 
 
 def _arrays_of_singles(singles: Sequence[LatestRow]) -> list[str]:
     """Return a statement's columns as PostgreSQL writes arrays. Not by Arrow: to make columns of Python values it
     imports pandas, if installed, for 0.3 s.
     """
-    return [_array(column) for column in zip(*singles, strict=True)]
+    return [_array(column) for column in _columns(singles)]
 
 
 def _arrays_of_rows(rows: pa.RecordBatch) -> list[str]:

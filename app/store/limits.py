@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 from pgpq import ArrowToPostgresBinaryEncoder
 
 from app.errors import DatabaseUnavailable
+from app.schema import METRIC_NAMES
 from app.store.copy import begin_copy, copy_rows
 from app.store.database import Connection, Database
 from app.store.latest import LatestRow
@@ -38,20 +39,18 @@ CHECK_INTERVAL_S = 2.0
 QUERY_TIMEOUT_S = 30.0
 """The limits of a million sensors take about a second."""
 
-METRICS = WIRE_SCHEMA.names[4:]
-FIRST_VALUE = LatestRow._fields.index(METRICS[0])
 MAX_SINGLE_SENSORS = 100_000
 Bounds: TypeAlias = tuple[int, float, float]
-"""Where a value stands in a reading, and its lower and upper limit."""
+"""The position of a metric among METRIC_NAMES, and its lower and upper limit."""
 VERSION = "SELECT value FROM server_settings WHERE name = 'limits_version'"
 _BOUNDS = [
     f"coalesce(max({bound}) FILTER (WHERE metric = '{metric}'), '{none}') AS {metric}_{bound}"
-    for metric in METRICS
+    for metric in METRIC_NAMES
     for bound, none in (("lower", "-Infinity"), ("upper", "Infinity"))
 ]
 _VALUES = [
     f"string_agg(float8send({metric}_{bound}), '' ORDER BY sensor_id)"
-    for metric in METRICS
+    for metric in METRIC_NAMES
     for bound in ("lower", "upper")
 ]
 LOAD = f"""
@@ -114,7 +113,7 @@ class LimitSnapshot:
     sensor_ids: "array[int]"
     """Ascending."""
     lower: Sequence["array[float]"]
-    """For each of METRICS, in the order of the sensors; -inf where there is none."""
+    """For each of METRIC_NAMES, in the order of the sensors; -inf where there is none."""
     upper: Sequence["array[float]"]
     """Upper limits; inf where there is none."""
     of_single_sensors: dict[int, Sequence[Bounds]] = field(default_factory=dict)
@@ -148,9 +147,9 @@ class LimitSnapshot:
             if bounds is None:
                 bounds = self._bounds_of(reading[0])
             for place, lower, upper in bounds:
-                value = reading[place]
+                value = reading.values[place]
                 if value is not None and not lower <= value <= upper:
-                    packed.append(_row(reading, METRICS[place - FIRST_VALUE], value, lower, upper))
+                    packed.append(_row(reading, METRIC_NAMES[place], value, lower, upper))
         return packed
 
     def _bounds_of(self, sensor_id: int) -> Sequence[Bounds]:
@@ -158,7 +157,7 @@ class LimitSnapshot:
         place = bisect_left(self.sensor_ids, sensor_id)
         if place < len(self.sensor_ids) and self.sensor_ids[place] == sensor_id:
             columns = zip(self.lower, self.upper, strict=True)
-            each = ((which, lower[place], upper[place]) for which, (lower, upper) in enumerate(columns, FIRST_VALUE))
+            each = ((which, lower[place], upper[place]) for which, (lower, upper) in enumerate(columns))
             found += (bounds for bounds in each if bounds[1:] != (-inf, inf))
         if len(self.of_single_sensors) >= MAX_SINGLE_SENSORS:
             self.of_single_sensors.clear()
@@ -176,7 +175,7 @@ class LimitSnapshot:
         places = pc.if_else(pc.equal(known.take(places), sensor_ids), places, None)
         if places.null_count == len(places):
             return
-        for metric, lower, upper in zip(METRICS, self.lower, self.upper, strict=True):
+        for metric, lower, upper in zip(METRIC_NAMES, self.lower, self.upper, strict=True):
             for bounds, is_above in ((lower, False), (upper, True)):
                 of_runs = _column(bounds, pa.float64()).take(places)
                 bound = pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(runs.run_ends, of_runs))
@@ -188,7 +187,7 @@ class LimitSnapshot:
                     yield _summary(beyond, metric, is_above=is_above)
 
 
-NO_LIMITS = LimitSnapshot(array("q"), [array("d")] * len(METRICS), [array("d")] * len(METRICS))
+NO_LIMITS = LimitSnapshot(array("q"), [array("d")] * len(METRIC_NAMES), [array("d")] * len(METRIC_NAMES))
 
 
 def _row(reading: LatestRow, metric: str, value: float, lower: float, upper: float) -> bytes:

@@ -39,7 +39,7 @@ from app.store.durability import CONFIRM, confirmed, hear_warnings
 from app.store.latest import LatestReadings
 from app.store.limits import ROLLBACK_LOG, LimitSnapshot, SensorLimits, log_violations
 from app.store.names import NameIds, SensorIds
-from app.store.rows import FlushRows, RowSlice, payload_of
+from app.store.rows import DAY_US, FlushRows, RowSlice, payload_of
 from app.store.tiers import LATE_AFTER, Span, merged
 from app.store.wire import COPY_READINGS, encode_copy, latest_of_each_sensor
 
@@ -101,10 +101,8 @@ BISECT_S = 2.0
 100,000, and all of them bad, would outlast the flush timeout and be tried again endlessly, before everything else."""
 BRIEF_LOCK_TIMEOUT_S = 0.1
 """How long each lock is waited for where it is known that some can't be had: all other readings wait meanwhile."""
-DAY_US = 86_400_000_000
 EARLIEST_US = -(1 << 62)
 HOUR = timedelta(hours=1)
-HOUR_US = 3_600_000_000
 MIN_COLUMNSTORE_ROWS = 1_000
 """Smaller flushes go to the rowstore unseen: looking at their times would cost more than it could bring."""
 

@@ -18,7 +18,9 @@ def key_bytes(header: str | None) -> bytes | None:
 
 
 def requires(keyring: ApiKeys, scope: Scope) -> Dependency:
-    """Return a route's dependency: a key for ``scope``. It raises Unauthorized or Forbidden before more is checked."""
+    """Return a route's dependency: a key for ``scope``. It raises Unauthorized or Forbidden before more is
+    checked.
+    """
 
     def check(key: Annotated[str | None, Security(KEY_HEADER)]) -> None:
         keyring.authorize(key_bytes(key), scope)

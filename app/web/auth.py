@@ -19,6 +19,14 @@ class Scope(Enum):
     READ = "read"
 
 
+ALLOWS = {
+    Scope.INGEST: "write readings",
+    Scope.LISTEN: "listen to live readings",
+    Scope.READ: "read readings and sensors",
+}
+"""What each allows, in words."""
+
+
 @dataclass(frozen=True, slots=True)
 class ApiKey:
     """A key, the name under which it appears in tables, logs and limits, and what it may do."""
@@ -53,16 +61,17 @@ class ApiKeys:
 
         Raises:
             Unauthorized: it is missing or unknown.
-            Forbidden: it lacks the scope.
+            Forbidden: it is known, and may not be used for ``scope``.
         """
         if not secret:
             raise Unauthorized("An API key is missing: send it as X-API-Key, or to a WebSocket as ?api-key=.")
         found = None
         for known, key in self._keys:
-            if hmac.compare_digest(known, secret):
+            if hmac.compare_digest(known, secret) and (found is None or scope in key.scopes):
                 found = key
         if found is None:
-            raise Unauthorized("Unknown API key. Check the X-API-Key header, or ?api-key= of a WebSocket.")
+            raise Unauthorized("This API key is unknown. Send one that the server was started with.")
         if scope not in found.scopes:
-            raise Forbidden(held=[each.value for each in Scope if each in found.scopes], needed=scope.value)
+            allowed = ", ".join(ALLOWS[each] for each in Scope if each in found.scopes)
+            raise Forbidden(f"This API key, {found.name}, may not {ALLOWS[scope]}. It may {allowed or 'do nothing'}.")
         return found.name

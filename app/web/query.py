@@ -23,8 +23,8 @@ from app.errors import InvalidParameter, SensorFlowError, TooManyReads
 from app.history.formats import MEDIA_TYPES, HistoryFormat, encode, head, tail
 from app.history.query import DAY_US, Bucket, Cursor, Page, Position, bucket_for
 from app.history.query import Query as HistoryQuery
-from app.ingest.decode.columns import METRICS
 from app.ingest.decode.timestamps import parse_time_us
+from app.schema import EXAMPLE_METRIC, METRICS
 from app.web import auth
 from app.web.access import requires
 from app.web.names import names_in, utf8_query
@@ -125,12 +125,12 @@ EXAMPLE = {
             "time": "2023-07-12T14:00:00.000000Z",
             "sensor_id": "greenhouse-1",
             "count": 3600,
-            "temperature_count": 3600,
-            "temperature_mean": 23.48,
-            "temperature_min": 22.9,
-            "temperature_max": 24.1,
-            "temperature_first": 23.1,
-            "temperature_last": 23.5,
+            f"{EXAMPLE_METRIC}_count": 3600,
+            f"{EXAMPLE_METRIC}_mean": 23.48,
+            f"{EXAMPLE_METRIC}_min": 22.9,
+            f"{EXAMPLE_METRIC}_max": 24.1,
+            f"{EXAMPLE_METRIC}_first": 23.1,
+            f"{EXAMPLE_METRIC}_last": 23.5,
         }
     ],
     "next_cursor": None,
@@ -292,7 +292,7 @@ def reads_router(reads: QueryService, *, keyring: auth.ApiKeys) -> APIRouter:
                 },
             },
             401: {"model": Problem, "description": "The API key is missing or unknown"},
-            403: {"model": Problem, "description": "The API key lacks the scope read"},
+            403: {"model": Problem, "description": "The API key may not read"},
             404: {"model": Problem, "description": "One of the sensors is not known"},
             503: {"model": Problem, "description": "Not now; ask again after Retry-After seconds"},
         },

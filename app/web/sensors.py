@@ -29,7 +29,7 @@ Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 After = Annotated[str, Query(alias="cursor", pattern="^[^\0]*$", description="The next_cursor of an answer.")]
 REFUSALS: dict[int | str, dict[str, object]] = {
     401: {"model": Problem, "description": "The API key is missing or unknown"},
-    403: {"model": Problem, "description": "The API key lacks the scope read"},
+    403: {"model": Problem, "description": "The API key may not read"},
     503: {"model": Problem, "description": "Not now; ask again after Retry-After seconds"},
 }
 UNKNOWN: dict[int | str, dict[str, object]] = {404: {"model": Problem, "description": "The sensor is not known"}}
@@ -108,7 +108,6 @@ def sensors_router(registry: Registry, *, keyring: auth.ApiKeys) -> APIRouter:
         summary="Change a sensor's label, place and limits, or create it",
         responses={
             201: {"model": Sensor, "description": "The sensor is created"},
-            403: {"model": Problem, "description": "The API key lacks the scope ingest"},
             408: {"model": Problem, "description": "The body stopped coming"},
             413: {"model": Problem, "description": "The body is too large"},
             422: {"description": "The sensor can't become that"},

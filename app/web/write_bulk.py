@@ -39,6 +39,7 @@ from app.ingest.idempotency import IdempotencyRecord, Replay, RequestIdentity
 from app.ingest.request import WriteRequest
 from app.ingest.result import MAX_ERRORS, BatchResult, WriteOutcome
 from app.ingest.service import DECODING_FACTOR, WriteService
+from app.schema import EXAMPLE_METRIC, METRICS, OTHER_EXAMPLE_METRIC
 from app.web import auth, error_responses
 from app.web.access import KEY_HEADER, key_bytes
 from app.web.bodies import announced_bytes, parts_of
@@ -93,9 +94,10 @@ PARAMETERS = [
     },
 ]
 EXAMPLES: Mapping[Format, object] = {
-    Format.JSON: [{"sensor_id": "greenhouse-1", "temperature": 23.5, "humidity": 48.2, "pressure": 1013.2}],
-    Format.NDJSON: '{"sensor_id": "greenhouse-1", "temperature": 23.5}\n{"sensor_id": "greenhouse-2", "humidity": 9}\n',
-    Format.CSV: "sensor_id,time,temperature\ngreenhouse-1,2023-07-12T14:30:45Z,23.5\n",
+    Format.JSON: [{"sensor_id": "greenhouse-1", **{name: metric.example for name, metric in METRICS.items()}}],
+    Format.NDJSON: f'{{"sensor_id": "greenhouse-1", "{EXAMPLE_METRIC}": 23.5}}\n'
+    f'{{"sensor_id": "greenhouse-2", "{OTHER_EXAMPLE_METRIC}": 9}}\n',
+    Format.CSV: f"sensor_id,time,{EXAMPLE_METRIC}\ngreenhouse-1,2023-07-12T14:30:45Z,23.5\n",
 }
 
 
@@ -167,7 +169,7 @@ def bulk_router(bulk: "BulkIngest") -> APIRouter:
                 "description": "With respond-async: in memory; a crash may lose them",
             },
             401: {"model": Problem, "description": "The API key is missing or unknown"},
-            403: {"model": Problem, "description": "The API key lacks the scope ingest"},
+            403: {"model": Problem, "description": "The API key may not write readings"},
             408: {"model": Problem, "description": "The body stopped coming"},
             409: {"model": Problem, "description": "The Idempotency-Key was used for another request"},
             413: {"model": Problem, "description": "Too many bytes or readings: split them"},
@@ -336,7 +338,7 @@ class BulkIngest:
                 result = BatchResult.from_json(stored.result)
                 if not result.rejected:
                     return first, stored.replay_to(first), None
-                if result.rejected_rows:  # versions before 0.4 did not name them
+                if result.rejected_rows:  # the first versions did not name them
                     rest = for_rejected(identity)
                     return rest, await self._service.replay(rest), rows_of_ranges(result.rejected_rows)
         return identity, stored.replay_to(identity), None

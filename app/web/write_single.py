@@ -155,7 +155,7 @@ def documented_route() -> APIRoute:
         summary="Store one reading",
         responses={
             401: {"model": Problem, "description": "The API key is missing or unknown"},
-            403: {"model": Problem, "description": "The API key lacks the scope ingest"},
+            403: {"model": Problem, "description": "The API key may not write readings"},
             408: {"model": Problem, "description": "The body stopped coming"},
             409: {"model": Problem, "description": "The Idempotency-Key was used for another request"},
             413: {"model": Problem, "description": "The body is too large"},

@@ -13,7 +13,7 @@ import pytest
 
 from app.errors import DatabaseUnavailable, NotFound
 from app.history.query import DAY_US, HOUR_US, Bucket, Page, Position, Query
-from app.ingest.decode.columns import METRICS
+from app.schema import METRIC_NAMES
 from app.store import history
 from app.store.database import READERS_SHARE, Database
 from app.store.history import History
@@ -91,7 +91,7 @@ def rows_of(pages: Sequence[Page]) -> list[dict[str, Any]]:
     return [row for page in pages for row in page.rows.to_pylist()]
 
 
-def query(bucket: Bucket, *, ids: Sequence[int] | None = None, metrics: Sequence[str] = METRICS) -> Query:
+def query(bucket: Bucket, *, ids: Sequence[int] | None = None, metrics: Sequence[str] = METRIC_NAMES) -> Query:
     """Two days and a half."""
     return Query(ids, T0_US, T0_US + 5 * DAY_US // 2, bucket, metrics)
 
@@ -143,7 +143,7 @@ def same(rows: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]]) -> bo
 
 async def test_pages_have_every_row_once_in_order_and_go_on_after_any(filled: str) -> None:
     async with reading(filled) as there:
-        for bucket, ids, metrics in product(Bucket, (None, [4, 1], [3]), (METRICS, ("humidity",))):
+        for bucket, ids, metrics in product(Bucket, (None, [4, 1], [3]), (METRIC_NAMES, ("humidity",))):
             asked = query(bucket, ids=ids, metrics=metrics)
             wanted = expected(asked)
             for page_rows, chunks in product((3, 7, 25, 1_000), (1, 16)):
@@ -179,7 +179,7 @@ async def test_locks_of_a_query_are_bounded(community_database: str) -> None:
             " ORDER BY sensor_id, time"
         ).fetchall()
     async with reading(community_database) as there:
-        asked = Query(None, 0, T0_US + 1_000 * DAY_US, Bucket.RAW, METRICS)
+        asked = Query(None, 0, T0_US + 1_000 * DAY_US, Bucket.RAW, METRIC_NAMES)
         spans = await there._spans(asked)
         assert len(spans) >= days // history.PAGE_CHUNKS
         with psycopg.connect(community_database) as connection:

@@ -20,7 +20,7 @@ RELATION_LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'relation' AND 
 
 
 def noted(sensor_id: int, time_us: int, id_: int) -> LatestRow:
-    return LatestRow(sensor_id, time_us, id_, 20.0, None, None)
+    return LatestRow(sensor_id, time_us, id_, (20.0, None, None))
 
 
 def rows(url: str, query: str) -> list[tuple[object, ...]]:

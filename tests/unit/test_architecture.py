@@ -1,13 +1,17 @@
 """The house rules, read off the syntax: which rooms are pure, and that no import runs back up."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from app.schema import METRICS
+
 ROOT = Path(__file__).parents[2]
 PURE = [
+    "app.schema",
     "app.ingest.buffer",
     "app.ingest.batch",
     "app.ingest.blocked",
@@ -27,6 +31,17 @@ IMPURE_MODULES = {
     *("time", "random", "secrets", "logging", "warnings", "os", "sys", "io", "pathlib", "app.settings"),
 }
 IMPURE_CALLS = {"open", "print", "input", "now", "utcnow", "today", "getenv"}
+METRIC = re.compile(rf"(?<![a-z])({'|'.join(METRICS)})(?!_reading)")
+"""A metric's name, but for those of the route /api/temperature_reading and its functions."""
+NAMES_METRICS = {
+    "app.schema": "it is where they are defined",
+    "app.ingest.batch": "attributes of a Reading: a NamedTuple of constant fields is what mypy checks",
+    "app.ingest.decode.reading": "the contract of /api/temperature_reading; its parser is straight code for speed",
+    "app.ingest.result": "the contract of the same route and of /ws/sensor_updates; straight code for speed",
+    "app.web.write_single": "the contract of the same route, in OpenAPI",
+    "app.store.wire": "the packing of one reading; straight code for speed",
+    "app.store.database": "columns of the original SensorFlow's table, which stay what they are",
+}
 DRIVERS = {"psycopg", "psycopg_pool", "sqlalchemy", "alembic"}
 
 
@@ -81,6 +96,7 @@ def test_a_pure_room_has_no_clock_no_log_no_loop_and_no_environment(room: str) -
     ("room", "above"),
     [
         ("app.errors", ["app"]),
+        ("app.schema", ["app"]),
         ("app.ingest", ["app.web", "app.live", "app.store", "app.workers", "app.metrics", "app.main", "app.settings"]),
         ("app.history", ["app.web", "app.live", "app.store", "app.workers", "app.metrics", "app.main", "app.settings"]),
         (
@@ -128,3 +144,15 @@ def test_only_the_store_speaks_to_a_database() -> None:
     speakers = {module for module in MODULES for name in imports(module) if name.partition(".")[0] in DRIVERS}
     assert {module for module in speakers if not is_in(module, "app.store")} == set()
     assert "app.store.database" in speakers
+
+
+def test_metrics_are_named_in_the_schema() -> None:
+    """Whatever has a column or a key for each metric derives it from ``app.schema``, but for few modules."""
+    naming = {
+        module
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        for _, text in ast.iter_fields(node)
+        if isinstance(text, str) and METRIC.search(text)
+    }
+    assert naming == NAMES_METRICS.keys()

@@ -31,8 +31,8 @@ from app.ingest.decode.timestamps import (
     parse_time_us,
     parse_times_us,
 )
+from app.schema import METRIC_TYPES, METRICS
 
-METRICS = ("temperature", "humidity", "pressure")
 COLUMNS = ("sensor_id", "time", *METRICS)
 """All that are known, in the order in which a row's first fault is looked for."""
 
@@ -262,11 +262,11 @@ def check(sent: ParsedColumns, terms: DecodeOptions) -> Decoded:
         moments = moments.fill_null(terms.now_us)
 
     metrics = []
-    for name in METRICS:
-        values = sent.columns.get(name, pa.nulls(sent.rows, pa.float64()))
+    for name, arrow_type in METRIC_TYPES.items():
+        values = sent.columns.get(name, pa.nulls(sent.rows, arrow_type))
         _add_parse_errors(sent, name, objections)
         if pc.all(pc.is_finite(values)).as_py() is False:
-            values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)
+            values = pc.if_else(pc.is_nan(values), pa.scalar(None, arrow_type), values)
             not_finite = pc.invert(pc.is_finite(values)).fill_null(False)
             _object(objections, name, not_finite, _always(NOT_FINITE.format(name)))
         metrics.append(values)

@@ -25,7 +25,6 @@ import pyarrow.csv
 from app.errors import MalformedBody
 from app.ingest.decode.columns import (
     COLUMNS,
-    METRICS,
     NO_NUMBER,
     NO_VALUE,
     NOT_FINITE,
@@ -37,6 +36,7 @@ from app.ingest.decode.columns import (
 from app.ingest.decode.dialect import CsvDialect
 from app.ingest.decode.jsons import NUMBER_IN_TEXT
 from app.ingest.decode.utf8 import NOT_UTF8, has, is_utf8, without_bom
+from app.schema import METRIC_TYPES, METRICS
 
 MAX_FIELDS = 1_000
 """A line of more is no record: 4 MB of two letters each took 159 MB."""
@@ -206,7 +206,7 @@ def _by_arrow(
             parse_options=pyarrow.csv.ParseOptions(delimiter=dialect.separator, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=known,
-                column_types=dict.fromkeys(known, pa.string()) | dict.fromkeys(metrics, pa.float64()),
+                column_types={name: METRIC_TYPES.get(name, pa.string()) for name in known},
                 null_values=list(NO_VALUE | dialect.missing),
                 strings_can_be_null=False,
                 decimal_point="," if dialect.decimal_comma else ".",

@@ -7,13 +7,23 @@ is taken, as it was there; a boolean, NaN and Infinity are not. So is a byte ord
 from typing import Annotated
 
 import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    WithJsonSchema,
+)
 from pydantic_core import from_json
 
 from app.errors import Fault, InvalidReading
 from app.ingest.batch import Reading, Sender
 from app.ingest.decode.timestamps import TimeWindow, parse_time_us
 from app.ingest.decode.utf8 import BOM
+from app.schema import METRICS
 
 MAX_SENSOR_ID_LENGTH = 255
 MAX_PLAIN_BYTES = 400
@@ -43,19 +53,25 @@ EpochMicroseconds = Annotated[
 ]
 
 
+EXAMPLE_BODY: dict[str, JsonValue] = {
+    "temperature": METRICS["temperature"].example,
+    "humidity": METRICS["humidity"].example,
+    "pressure": METRICS["pressure"].example,
+    "sensor_id": "greenhouse-1",
+}
+
+
 class ReadingBody(BaseModel):
     """A reading as it is sent."""
 
     model_config = ConfigDict(
         extra="ignore",
-        json_schema_extra={
-            "example": {"temperature": 23.5, "humidity": 48.2, "pressure": 1013.2, "sensor_id": "greenhouse-1"}
-        },
+        json_schema_extra={"example": EXAMPLE_BODY},
     )
 
-    temperature: Measure = Field(description="°C")
-    humidity: Measure = Field(description="%")
-    pressure: Measure = Field(description="hPa")
+    temperature: Measure = Field(description=METRICS["temperature"].unit)
+    humidity: Measure = Field(description=METRICS["humidity"].unit)
+    pressure: Measure = Field(description=METRICS["pressure"].unit)
     sensor_id: SensorId = Field(description=f"The sensor's name, 1 to {MAX_SENSOR_ID_LENGTH} characters.")
     time: EpochMicroseconds | None = Field(
         None,

@@ -137,18 +137,6 @@ def _in_us(number: float, scale: float) -> int:
     return round(number * scale)
 
 
-def implausible_epoch(number: float) -> str | None:
-    """Say what a number looks like instead, if no sender can mean it as a time since 1970; None if one can.
-
-    The unit is told by magnitude, as with Precision.AUTO. A number that is plausible may still be outside a TimeWindow.
-    """
-    try:
-        parse_time_us(number)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
 def _implausible(number: float, time_us: int, unit: Precision) -> str:
     read = _iso(time_us)
     looks_like = _looks_like(number, time_us)

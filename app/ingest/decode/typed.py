@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from app.errors import MalformedBody
-from app.ingest.decode.columns import METRICS, DecodeOptions, ParsedColumns, require_small
+from app.ingest.decode.columns import DecodeOptions, ParsedColumns, require_small
+from app.schema import METRICS
 
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError, ValueError, KeyError, OverflowError, struct.error)
 """What is raised for bytes that are damaged."""

@@ -82,7 +82,7 @@ def test_batch_result_as_json() -> None:
 
 @pytest.mark.parametrize("word", ["stored", "accepted"])
 def test_batch_result_of_an_older_version(word: str) -> None:
-    """Versions up to 0.5 stored the answer itself."""
+    """Before the schema's revision 0007 the answer itself was stored."""
     answer = (
         b'{"%b":1,"rejected":1,"rejected_rows":"2","errors":[{"row":2,"column":"time","reason":"too old","value":7}],'
         b'"unknown_columns":["co2"],"hints":["Some readings are older than ACCEPT_PAST_DAYS."]}'

@@ -42,12 +42,7 @@ def tree(root: type[SensorFlowError]) -> Iterator[type[SensorFlowError]]:
     ("error", "status", "headers", "detail"),
     [
         (Unauthorized("no key"), 401, [(b"www-authenticate", b"APIKey")], "no key"),
-        (
-            Forbidden(held=["listen"], needed="read"),
-            403,
-            [],
-            "This API key has the scope 'listen'. Use a key with 'read'.",
-        ),
+        (Forbidden("may only listen"), 403, [], "may only listen"),
         (BodyTooLarge(65_536), 413, [(b"connection", b"close")], "The body is larger than 65,536 bytes."),
         (TooManyRows(1_001, 1_000), 413, [], "The body has 1,001 readings, and a request may bring 1,000: split it."),
         (MalformedBody("no header"), 422, [], "no header"),
