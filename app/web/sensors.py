@@ -108,6 +108,7 @@ def sensors_router(registry: Registry, *, keyring: auth.ApiKeys) -> APIRouter:
         summary="Change a sensor's label, place and limits, or create it",
         responses={
             201: {"model": Sensor, "description": "The sensor is created"},
+            403: {"model": Problem, "description": "The API key may not write"},
             408: {"model": Problem, "description": "The body stopped coming"},
             413: {"model": Problem, "description": "The body is too large"},
             422: {"description": "The sensor can't become that"},
