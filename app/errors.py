@@ -80,7 +80,7 @@ class TooManyRows(Refused):
     """The body has more readings, or values in them, than one request may bring."""
 
     def __init__(self, count: int, limit: int, what: str = "readings") -> None:
-        super().__init__(f"The body has {count:,} {what}, and a request may bring {limit:,}: split it.")
+        super().__init__(f"The body has {count:,} {what}. A request may have {limit:,}: split it.")
 
 
 class BodyTooLarge(Refused):
@@ -170,7 +170,7 @@ class TooManyReads(NotStored):
     """The limit of concurrent requests for the history is reached."""
 
     def __init__(self) -> None:
-        super().__init__("Too many requests are reading the history at the moment; try again later.", retry_after_s=5)
+        super().__init__("Too many requests are reading the history. Try again in five seconds.", retry_after_s=5)
 
 
 class ShuttingDown(NotStored):
@@ -192,4 +192,4 @@ class LiveUnavailable(SensorFlowError):
     """The server's other processes can't be reached, so that a subscriber would miss readings."""
 
     def __init__(self) -> None:
-        super().__init__("Live readings are unavailable at the moment; connect again.")
+        super().__init__("Live readings are unavailable. Connect again in a few seconds.")

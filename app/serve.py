@@ -197,7 +197,7 @@ def _raise_file_limit() -> None:
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     except (OSError, ValueError) as error:
-        logger.warning("the limit of open files stays at %d: %s", soft, error)
+        logger.warning("can't raise the limit of open files (%d): %s", soft, error)
 
 
 def _max_connections(settings: Settings) -> int:

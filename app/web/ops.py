@@ -101,9 +101,9 @@ def ops_router(
 
     @router.get(
         "/ready",
-        summary="Readings are taken: the database is reached and migrated, and the flusher lives",
+        summary="Readings are accepted: the database is available and migrated, and the flusher runs",
         response_model=Readiness,
-        responses={503: {"model": Readiness, "description": "Readings are refused"}},
+        responses={503: {"model": Readiness, "description": "Readings are rejected; trouble says why"}},
     )
     async def ready(key: Annotated[str | None, Security(KEY_HEADER)]) -> Any:
         state = await readiness(detailed=keyring.knows(key_bytes(key)))
@@ -114,6 +114,6 @@ def ops_router(
         try:
             return Response(await shared_scrape(), media_type=CONTENT_TYPE_LATEST)
         except TimeoutError:  # a scrape that failed is seen; sums that lack a part would look like a restart
-            return Response("A worker did not answer in time.\n", 503, media_type="text/plain")
+            return Response("A worker did not send its metrics in time. Scrape again.\n", 503, media_type="text/plain")
 
     return router

@@ -346,7 +346,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Answer what is owed before closing: the peer has sent its last, and may still read."""
         self._has_ended = True
         if self._in_body and self._running is self.cycle and self.is_owed:
-            self._end(400, "The body was cut short.")
+            self._end(400, "The body is incomplete. Send the whole request again.")
         self._drop_unfinished()
         if not self.is_owed and not self.pipeline:
             self._transport.close()
@@ -446,7 +446,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self._transport.close()
             self.on_response_complete()
         except Exception as error:
-            logger.error("an answer could not be written", exc_info=error)
+            logger.error("failed to write a response", exc_info=error)
             self._transport.abort()
 
     def on_response_complete(self) -> None:
@@ -661,7 +661,7 @@ class HttpProtocol(HttpToolsProtocol):
         if (unfinished := self._unfinished) is not None:
             unfinished.refuse(stalled())
         elif self._in_message and not self._in_body:
-            self._end(408, f"The request's headers did not come within {HEAD_TIMEOUT_S:g} seconds.")
+            self._end(408, f"The request's headers did not arrive within {HEAD_TIMEOUT_S:g} seconds.")
         else:
             self._transport.close()
 
@@ -715,8 +715,8 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self._end(
                 431,
-                f"The request's headers are larger than {MAX_HEAD_BYTES:,} bytes, where each counts {HEADER_BYTES} "
-                "more than its text.",
+                f"The request's headers are larger than {MAX_HEAD_BYTES:,} bytes. Each header counts {HEADER_BYTES} "
+                "bytes more than its text: send fewer or shorter ones.",
             )
         raise ValueError("the head of the request is too long")  # ends the parsing of what has arrived
 

@@ -135,12 +135,12 @@ class ChannelCollector(Collector):
             (
                 "readings_conflated",
                 tally.conflated,
-                "Readings left out on that way for a newer one of the same sensor.",
+                "Readings not forwarded because a newer one of the same sensor took their place.",
             ),
             (
                 "lapses",
                 tally.lapses,
-                "Times that readings found no room on that way, for which subscribers are dropped.",
+                "Times that a full channel lost readings, so that subscribers were disconnected.",
             ),
         ):
             yield CounterMetricFamily(f"sensorflow_forwarded_{name}", help_, value=count)

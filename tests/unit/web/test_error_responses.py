@@ -44,7 +44,7 @@ def tree(root: type[SensorFlowError]) -> Iterator[type[SensorFlowError]]:
         (Unauthorized("no key"), 401, [(b"www-authenticate", b"APIKey")], "no key"),
         (Forbidden("may only listen"), 403, [], "may only listen"),
         (BodyTooLarge(65_536), 413, [(b"connection", b"close")], "The body is larger than 65,536 bytes."),
-        (TooManyRows(1_001, 1_000), 413, [], "The body has 1,001 readings, and a request may bring 1,000: split it."),
+        (TooManyRows(1_001, 1_000), 413, [], "The body has 1,001 readings. A request may have 1,000: split it."),
         (MalformedBody("no header"), 422, [], "no header"),
         (UnsupportedEncoding("no br"), 415, [], "no br"),
         (InvalidReading([FAULT]), 422, [], [FAULT | {"loc": ["body", "humidity"]}]),

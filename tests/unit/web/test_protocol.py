@@ -753,7 +753,7 @@ async def test_body_cut_short(request_: bytes) -> None:
     connection.protocol.eof_received()
     await a_few_turns()
     assert (connection.statuses, connection.wire.ended) == ([400], "closed")
-    assert b"cut short" in connection.sent
+    assert b"incomplete" in connection.sent
     assert connection.desk.taken == []
 
 

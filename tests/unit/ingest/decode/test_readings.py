@@ -343,7 +343,7 @@ def test_far_more_values_than_readings_need_are_refused_before_they_take_memory(
         (b'{"sensor_id":%b}' % many, Format.JSON),
         (b'{"sensor_id":"a","other":[%b]}' % many, Format.NDJSON),
     ):
-        with pytest.raises(TooManyRows, match="values, and a request may bring 2,100,000: split it"):
+        with pytest.raises(TooManyRows, match=r"values\. A request may have 2,100,000: split it"):
             decode(body, form)
 
 
