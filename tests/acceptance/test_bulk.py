@@ -33,18 +33,18 @@ NOW = datetime.now(UTC).replace(microsecond=123_456)
 
 @pytest.fixture(scope="module")
 def shared(embedded_admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A server at its defaults; each test has sensors of its own."""
+    """Start a server with default settings. Each test has its own sensors."""
     with new_database(embedded_admin_url) as url, site(tmp_path_factory.mktemp("shared"), url) as shared:
         yield shared
 
 
 def reading(sensor: str, *, ago: timedelta = timedelta(0), **fields: object) -> dict[str, object]:
-    """A reading that nothing is wrong with."""
+    """Return a good reading."""
     return {"sensor_id": sensor, "time": (NOW - ago).isoformat(), "temperature": 21.5, **fields}
 
 
 def some_readings(prefix: str, count: int) -> list[dict[str, object]]:
-    """Readings of several sensors and days, in which each of the metrics is missing now and then."""
+    """Return readings of several sensors and days, in which each of the metrics is sometimes missing."""
     return [
         {
             "sensor_id": f"{prefix}sensor {number % 7}, «é»",
@@ -70,7 +70,7 @@ def test_the_same_readings_are_the_same_rows_whatever_they_are_sent_as(database:
 
 
 WEATHER_ROWS = 26_114
-"""Of the 26,115 in the file, one has none of the three metrics."""
+"""The file has 26,115 rows. One of them has none of the three metrics."""
 FINGERPRINTS = """
 SELECT split_part(s.name, ' ', 1), count(*), md5(string_agg(concat_ws(',',
            split_part(s.name, ' ', 2), extract(epoch FROM r.time),
@@ -82,7 +82,7 @@ FROM readings r JOIN sensors s ON s.id = r.sensor_id GROUP BY 1
 
 
 def weather(prefix: str) -> list[dict[str, object]]:
-    """The whole of the real input, with its gaps; as an import would read it, but for the names."""
+    """Return all of the real input with its gaps, as an import would read it, but with other names."""
 
     def number(text: str) -> float | None:
         return None if text in ("", "NA") else float(text)
@@ -306,7 +306,7 @@ def test_a_bad_key_is_refused_before_the_body_is_read(shared: Site, key: bytes) 
 
 
 def _head_only(there: Site, headers: bytes, *, key: bytes = API_KEY.encode()) -> bytes:
-    """The answer to a request of which nothing but the head is sent."""
+    """Return the answer to a request whose body is never sent."""
     with connection_to(there.server) as connection:
         connection.sendall(
             b"POST %s HTTP/1.1\r\nHost: x\r\nX-API-Key: %s\r\nContent-Type: text/csv\r\n%s\r\n"
@@ -481,7 +481,7 @@ def test_a_request_of_which_nothing_was_stored_leaves_its_key_free(shared: Site)
 
 
 def offline(sensor: str, hours: int = 960) -> list[dict[str, object]]:
-    """Return a body of a device that was offline for long; one of its readings is bad."""
+    """Return a body of a device that was offline for long, with one bad reading."""
     sent = [reading(sensor, ago=timedelta(hours=hour)) for hour in range(hours)]
     return [*sent[:3], reading(sensor, temperature="x"), *sent[3:]]
 
@@ -523,7 +523,7 @@ def test_eight_backfills_at_once(shared: Site, prefer: dict[str, str]) -> None:
 
 
 def test_backfill_where_nothing_is_missing(shared: Site) -> None:
-    """A request that was stored whole is answered as it was; one of which nothing was stored is stored whole."""
+    """A request that was stored completely gets its first answer. A request of which nothing was stored is stored."""
     whole, old = [reading("nothing missing")] * 3, [reading("all missing", ago=timedelta(days=31))] * 3
     first = shared.send(*whole, Idempotency_Key="nothing missing")
     again = shared.send(*whole, query="backfill=true", Idempotency_Key="nothing missing")
@@ -776,13 +776,13 @@ MIB = 2**20
 
 
 def peak_memory(there: Site) -> int:
-    """The most that the server has held resident, bytes."""
+    """Return the server's peak of resident memory, bytes."""
     status = Path(f"/proc/{there.server.process.pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1_024
 
 
 def sending(there: Site, requests: list[tuple[bytes, dict[str, str]]], *, senders: int = 16) -> list[httpx.Response]:
-    """Sends requests, over and over as long as the list is, each sender one after the other."""
+    """Send requests from several senders, each one after the other, until every request was sent."""
 
     def send(request: tuple[bytes, dict[str, str]]) -> httpx.Response:
         body, headers = request

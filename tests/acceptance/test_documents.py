@@ -142,7 +142,7 @@ def device(heading: str, folder: Path, server: Server, **environment: str) -> It
 
 
 def readings_of(client: httpx.Client, sensor: str) -> list[dict[str, Any]]:
-    """Return a sensor's readings; none while it is not known."""
+    """Return a sensor's readings, none while the sensor is unknown."""
     answer = client.get("/api/readings", params={"sensor_id": sensor, "bucket": "raw"})
     return [] if answer.status_code == 404 else answer.raise_for_status().json()["readings"]
 

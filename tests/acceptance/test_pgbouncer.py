@@ -23,7 +23,7 @@ REQUESTS = 40
 
 @pytest.fixture
 def pooled_database(empty_database: str) -> Iterator[str]:
-    """A new database by way of a PgBouncer."""
+    """Make a new database behind a PgBouncer."""
     with pgbouncer(empty_database) as url:
         yield url
 
@@ -66,7 +66,7 @@ def test_transaction_mode(pooled_database: str, empty_database: str, tmp_path: P
 
 
 def test_settings_that_a_pooler_parts(pooled_database: str, empty_database: str, tmp_path: Path) -> None:
-    """A setting that no session can set behind a pooler ends the start with the command for it; after that command the
+    """If no session can set a setting behind a pooler, the start ends with the command to run. After that command the
     server works.
     """
     parameters = conninfo_to_dict(empty_database)

@@ -76,7 +76,7 @@ class Watched:
 def watched(
     request: pytest.FixtureRequest, embedded_admin_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Watched]:
-    """A server that has been sent good and bad, and too much, and has been without its database for a moment."""
+    """Run a server that has got good and bad readings, too many, and has lost its database for a moment."""
     folder = tmp_path_factory.mktemp("watched")
     with (
         new_database(embedded_admin_url) as url,
@@ -129,7 +129,7 @@ def _send(run: Watched, client: httpx.Client) -> None:
 
 
 def _send_too_much(run: Watched) -> None:
-    """Send requests whose bodies lack their last byte; half of them are refused for want of room."""
+    """Send requests whose bodies lack their last byte. Half of them are refused, because there is no room."""
     head = f"POST {MANY} HTTP/1.1\r\nHost: x\r\nX-API-Key: {API_KEY}\r\nContent-Length: {BODY_BYTES}\r\n"
     head += "Content-Type: application/json\r\n\r\n"
     with ExitStack() as stack:
@@ -273,7 +273,7 @@ def test_promtool_finds_no_fault_in_a_scrape(watched: Watched) -> None:
 
 
 def prometheus_targets() -> Iterator[tuple[str, Node]]:
-    """What the panels of all dashboards ask Prometheus, and where."""
+    """Yield the Prometheus queries of all dashboards, with their places."""
     for name, dashboard in DASHBOARDS.items():
         for panel in panels(dashboard):
             for target in panel.get("targets", []):
@@ -283,7 +283,7 @@ def prometheus_targets() -> Iterator[tuple[str, Node]]:
 
 
 def expanded(expression: str) -> str:
-    """An expression as Grafana asks it, over a time that is no longer than its panels have points."""
+    """Return an expression as Grafana sends it, over a time no longer than its panels have points."""
     interval_s = SCRAPE_INTERVAL_S
     rate_interval_s = max(interval_s + SCRAPE_INTERVAL_S, 4 * SCRAPE_INTERVAL_S)
     for name, value in {"rate_interval": f"{rate_interval_s}s", "interval": f"{interval_s}s", "range": "60s"}.items():

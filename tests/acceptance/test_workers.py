@@ -31,13 +31,13 @@ IDS_OF_A_WORKER = 100_000
 
 @pytest.fixture
 def server(embedded_database_url: str, tmp_path: Path) -> Iterator[Server]:
-    """A server of two workers on a new database."""
+    """Start a server of two workers on a new database."""
     with running(tmp_path, DATABASE_URL=embedded_database_url, WORKERS="2") as server:
         yield server
 
 
 def workers(server: Server) -> list[int]:
-    """The processes of the workers, in the order in which they were started."""
+    """Return the processes of the workers, in the order in which they were started."""
     found = (re.fullmatch(r"worker \d+ is process (\d+)", message) for message in server.messages)
     return [int(match[1]) for match in found if match]
 
@@ -118,7 +118,7 @@ async def test_every_subscriber_hears_every_reading_of_either_worker_once_and_in
 
 
 async def test_whoever_subscribes_under_load_misses_nothing_from_then_on_and_gets_nothing_twice(server: Server) -> None:
-    """Nobody listens in between, so that each time the workers begin anew to tell each other."""
+    """No subscriber stays in between, so the workers start to forward again each time."""
     async with senders(server, 4) as clients:
 
         async def send(client: httpx.AsyncClient) -> None:

@@ -45,7 +45,7 @@ OF_GRAFANA = re.compile(r"__\w+")
 
 
 def each_dashboard() -> pytest.MarkDecorator:
-    """Runs a test once for every dashboard."""
+    """Run a test once for each dashboard."""
     return pytest.mark.parametrize("dashboard", DASHBOARDS.values(), ids=DASHBOARDS.keys())
 
 
@@ -55,7 +55,7 @@ def each_of_counts() -> pytest.MarkDecorator:
 
 
 def each_rule() -> pytest.MarkDecorator:
-    """Runs a test once for every alert rule."""
+    """Run a test once for each alert rule."""
     return pytest.mark.parametrize("rule", ALERT_RULES, ids=[rule["uid"] for rule in ALERT_RULES])
 
 
@@ -69,7 +69,7 @@ def everything(node: object) -> Iterator[Node]:
 
 
 def variables(dashboard: Node) -> set[str]:
-    """The names of a dashboard's variables."""
+    """Return the names of a dashboard's variables."""
     return {variable["name"] for variable in dashboard["templating"]["list"]}
 
 
@@ -149,7 +149,7 @@ def test_variables_that_are_used_exist_and_those_that_exist_are_used(dashboard: 
 
 @each_dashboard()
 def test_a_choice_of_sensors_is_searched_and_cut(dashboard: Node) -> None:
-    """And never all sensors by itself; its description says that the list is cut."""
+    """A choice of sensors can be searched, never selects all by itself, and says that its list is cut."""
     for variable in dashboard["templating"]["list"]:
         if "FROM sensors" in variable["query"]:
             assert "$__searchFilter" in variable["query"]
@@ -208,12 +208,12 @@ def test_every_override_is_of_a_field_that_its_queries_name() -> None:
 
 
 def prometheus_panels(dashboard: Node) -> Iterator[Node]:
-    """The panels that ask Prometheus."""
+    """Yield the panels that query Prometheus."""
     return (panel for panel in panels(dashboard) if panel.get("datasource", {}).get("type") == "prometheus")
 
 
 def color_of_nothing(panel: Node) -> str:
-    """The colour of a stat that has no value: the one from below all thresholds, unless it has only one."""
+    """Return the colour of a stat without a value: the one below all thresholds, unless it has only one."""
     defaults = panel["fieldConfig"]["defaults"]
     color = defaults["color"]
     found: str = color["fixedColor"] if color["mode"] == "fixed" else defaults["thresholds"]["steps"][0]["color"]
@@ -277,7 +277,7 @@ def test_named_routes_exist(dashboard: Node) -> None:
 
 @each_dashboard()
 def test_folded_panels_lie_below_their_row(dashboard: Node) -> None:
-    """And have numbers that no other panel has; Grafana asks for them once they are unfolded."""
+    """Folded panels lie below their row and have unique numbers, by which Grafana queries them once unfolded."""
     numbers = [panel["id"] for panel in [*dashboard["panels"], *panels(dashboard)] if panel["type"] != "row"]
     assert len(set(numbers)) == len({panel["title"] for panel in panels(dashboard)})
     for each in dashboard["panels"]:
@@ -325,7 +325,7 @@ def test_axes_have_a_scale_for_zeros(dashboard: Node) -> None:
 
 @each_of_counts()
 def test_legends_have_room(dashboard: Node) -> None:
-    """Two rows fit below the lines; more, or as many as there are labels, stand beside them."""
+    """A legend has room: two rows fit below the lines. Longer or unbounded legends stand beside them."""
     for panel in panels(dashboard):
         if panel["type"] == "timeseries":
             is_of_labels = any("{{" in target.get("legendFormat", "") for target in panel["targets"])
@@ -336,8 +336,8 @@ def test_legends_have_room(dashboard: Node) -> None:
 
 @each_dashboard()
 def test_units_are_words(dashboard: Node) -> None:
-    """Not Grafana's "c/s" for counts per second; a count of things has no decimals on its axis, one of readings all of
-    its digits: 8,006 and 8,697 would both be 8 K.
+    """Units are words, not Grafana's "c/s". A count of things has no decimals on its axis, and one of readings has all
+    digits: 8,006 and 8,697 would both be 8 K.
     """
     for panel in panels(dashboard):
         for override in panel["fieldConfig"]["overrides"]:
@@ -475,7 +475,7 @@ def test_a_rule_links_to_a_dashboard_and_names_steps_that_exist(rule: Node) -> N
 
 @each_rule()
 def test_a_rule_stands_beside_a_panel(rule: Node) -> None:
-    """Grafana shows its alerts on the panel, and the panel with its alerts; it takes both annotations or neither."""
+    """Each rule names a panel, so that Grafana shows both together. Grafana takes both annotations or neither."""
     annotations = rule["annotations"]
     (dashboard,) = (each for each in DASHBOARDS.values() if each["uid"] == annotations["__dashboardUid__"])
     (panel,) = (each for each in panels(dashboard) if str(each["id"]) == annotations["__panelId__"])
@@ -492,7 +492,7 @@ def test_an_alert_does_not_flap(rule: Node) -> None:
 
 
 def shown(text: str, labels: dict[str, str], values: dict[str, float]) -> str:
-    """A template of an alert as Grafana fills it; durations and numbers plainly."""
+    """Fill a template of an alert as Grafana does, with plain durations and numbers."""
 
     def number(match: re.Match[str]) -> str:
         return f"{values[match[1]]:g}"
@@ -544,7 +544,7 @@ LABELS_OF_VIOLATION = {"sensor": "roof", "sensor_id": "7", "metric": "pressure",
 def test_an_alert_says_what_is_and_what_should_be(
     uid: str, labels: dict[str, str], values: dict[str, float], parts: list[str]
 ) -> None:
-    """The value with its unit, the limit and on which side of it; how long a sensor is silent, and what is expected."""
+    """An alert names the value with its unit, the limit and its side, or a sensor's silence and its interval."""
     (rule,) = (rule for rule in ALERT_RULES if rule["uid"] == uid)
     text = shown(rule["annotations"]["description"], labels, values)
     assert all(part in text for part in parts), text

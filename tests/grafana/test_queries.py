@@ -89,20 +89,20 @@ OF_MANY_UNITS = {"sensorflow-fleet: Limit violations now", "sensorflow-sensor: R
 
 
 def each(queries: dict[str, Query]) -> Callable[[Test], Test]:
-    """Runs a test once for every query on every edition."""
+    """Run a test once for each query on each edition."""
     of_query = pytest.mark.parametrize("query", queries.values(), ids=queries.keys())
     on_edition = pytest.mark.parametrize("edition_and_admin_url", [*EDITIONS, WASM], indirect=True)
     return lambda test: on_edition(of_query(test))
 
 
 def variables_of(query: Query) -> set[str]:
-    """The variables of the query's dashboard."""
+    """Return the variables of the query's dashboard."""
     dashboards = [each for each in DASHBOARDS.values() if each["uid"] == query.dashboard]
     return {variable["name"] for dashboard in dashboards for variable in dashboard["templating"]["list"]}
 
 
 def looks(stored: Stored, query: Query) -> Iterator[tuple[Look, str]]:
-    """The query in every range, and for every metric where one can be chosen, expanded."""
+    """Yield the expanded query for each range, and for each metric if one can be chosen."""
     points = query.of_panel.get("maxDataPoints", DEFAULT_POINTS)
     tiers = list(WIDTHS_S) if "$__" in query.sql else ["readings_1m"]
     metrics = list(METRICS) if "metric" in variables_of(query) else ["temperature"]
@@ -128,12 +128,12 @@ def looks(stored: Stored, query: Query) -> Iterator[tuple[Look, str]]:
 
 
 def texts(row: tuple[Any, ...]) -> list[str]:
-    """What a row is known by: all but its numbers, which are not quite the same."""
+    """Return what identifies a row: everything but its numbers, which may differ a little."""
     return [str(value) for value in row if not isinstance(value, float)]
 
 
 def assert_same(found: Answer, expected: list[tuple[Any, ...]], *, in_order: bool) -> None:
-    """Numbers are the same to nine digits, all else exactly; a series is only held to be ordered by its time."""
+    """Assert that numbers agree to nine digits and all else exactly. A series must only be ordered by time."""
     rows = found.rows
     if not in_order:
         rows, expected = (sorted(each, key=texts) for each in (rows, expected))
@@ -148,7 +148,7 @@ def assert_same(found: Answer, expected: list[tuple[Any, ...]], *, in_order: boo
 
 
 def series_of(answer: Answer) -> dict[str, list[pd.Timestamp]]:
-    """The times of each series in the order of first rows, by the text that names it."""
+    """Return the times of each series by its name, in the order of first rows."""
     found: dict[str, list[pd.Timestamp]] = {}
     for row in answer.rows:
         found.setdefault(" ".join(value for value in row if isinstance(value, str)), []).append(
@@ -205,7 +205,7 @@ def test_series_keep_their_order(stored: Stored, query: Query) -> None:
 
 @each({name: query for name, query in QUERIES.items() if query.is_time_series})
 def test_a_series_has_times_and_numbers_and_at_most_one_name(stored: Stored, query: Query) -> None:
-    """Else Grafana refuses it, or names its lines after columns that nobody meant."""
+    """A series has the columns that Grafana needs: otherwise Grafana refuses it, or names its lines wrongly."""
     for _, sql in looks(stored, query):
         answer = stored.ask(sql)
         assert answer.columns[0] == "time"
@@ -259,7 +259,7 @@ STATES = "sensorflow-sensor: $metric: state in this range"
 def states_of(
     stored: Stored, sensor: str, metric: str, start: pd.Timestamp, end: pd.Timestamp
 ) -> list[tuple[Any, ...]]:
-    """The changes of a sensor's state in a range."""
+    """Return the changes of a sensor's state in a range."""
     width_ms = interval_ms(end - start, QUERIES[STATES].of_panel["maxDataPoints"], "1s")
     chosen: dict[str, Value] = {"sensor": stored.ids[sensor], "metric": metric}
     request = Request(start.to_pydatetime(), end.to_pydatetime(), width_ms, chosen)
@@ -289,7 +289,7 @@ def test_states_are_bounded() -> None:
 
 
 def metrics_of(stored: Stored, sensor: str) -> list[str]:
-    """What Sensor detail offers for a sensor."""
+    """Return the metrics that Sensor detail offers for a sensor."""
     query = QUERIES["sensorflow-sensor: variable metric"]
     end = stored.until.to_pydatetime()
     chosen: dict[str, Value] = {"sensor": stored.ids[sensor], "metric": []}
@@ -307,7 +307,7 @@ def test_metrics_of_a_sensor(stored: Stored) -> None:
 
 @each(ZOOMED)
 def test_only_the_tier_that_suits_the_range_is_read(stored: Stored, query: Query) -> None:
-    """Of finer ones no more than what came since the bucket of now began or, on Community, since the last refresh."""
+    """A query reads finer tiers only for the current bucket or, on Community, since the last refresh."""
     for look, sql in looks(stored, query):
         reads_readings = re.search(r"FROM (points|readings)\b", query.sql)
         tier = "readings_1m" if look.tier == "readings" and not reads_readings else look.tier

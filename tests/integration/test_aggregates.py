@@ -62,7 +62,7 @@ class Step(NamedTuple):
     behind_s: int
     """How long ago it happens: the writer's clock."""
     ages_s: Sequence[tuple[int, str, float | None]]
-    """Of readings: how old they are when they come, of which sensor, and a value."""
+    """Readings to send: their age when they arrive, their sensor, and a value."""
 
 
 STEPS = st.lists(

@@ -17,7 +17,7 @@ LIMIT = 9
 
 @pytest.fixture
 def limited_url(embedded_database_url: str) -> Iterator[str]:
-    """A database whose owner may have LIMIT connections."""
+    """Return a database whose owner may have LIMIT connections."""
     name = conninfo_to_dict(embedded_database_url)["dbname"]
     with psycopg.connect(embedded_database_url, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE limited LOGIN CREATEROLE CONNECTION LIMIT {LIMIT}")

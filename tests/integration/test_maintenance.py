@@ -121,7 +121,7 @@ async def test_senders_without_a_stored_reading_are_pruned(database: str) -> Non
 
 
 async def test_chunks_are_dropped_few_at_a_time(database: str, edition: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until all are gone that are too old; a statement that drops them all takes the locks of all."""
+    """Old chunks are dropped a few at a time until all are gone, because one statement would take the locks of all."""
     if edition not in {"community", "apache"}:
         pytest.skip("there are no chunks")
     monkeypatch.setattr(retention, "CHUNKS_AT_A_TIME", 3)

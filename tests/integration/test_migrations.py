@@ -160,7 +160,7 @@ def test_migration_lock(empty_database: str, monkeypatch: pytest.MonkeyPatch, ca
 
 
 def test_migration_lock_of_tables(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A migration that waits for a table gives up in time, so that nobody waits behind it for long."""
+    """A migration that waits for a table gives up soon, so that flushes don't wait long behind it."""
     monkeypatch.setattr("app.store.database.MIGRATION_LOCK_TIMEOUT", "100ms")
     migrate(empty_database)
     with psycopg.connect(empty_database) as connection:

@@ -135,7 +135,7 @@ async def test_late_readings_are_nobody_elses(community_database: str, caplog: p
 
 
 async def test_check_is_bounded(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Days that have aggregates are checked some at a time; none of them is left out in the end."""
+    """Days that have aggregates are checked some at a time, and in the end none is left out."""
     monkeypatch.setattr(aggregates, "CHECK_S", 0.0)
     async with rig(community_database) as parts:
         await parts.write(*(reading(parts.clock_s[0] - age_s, 1) for age_s in range(0, 30 * DAY, 6 * HOUR)))
@@ -248,7 +248,7 @@ def test_move_is_all_or_nothing(
 
 
 def test_move_of_a_deleted_sensor(embedded_database_url: str, database: str) -> None:
-    """Its readings, which nobody has deleted, become no new sensor's."""
+    """The readings of a deleted sensor do not become a new sensor's."""
     migrate(embedded_database_url)
     execute(embedded_database_url, INSERT, "DELETE FROM sensors WHERE id = 3")
     move.move(embedded_database_url, database, say=print)
@@ -290,7 +290,7 @@ async def test_plain_table_beside_timescaledb(
 
 
 async def use_plain_table(url: str) -> None:
-    """Writes a reading to it."""
+    """Write a reading to the plain table."""
     async with rig(url) as parts:
         await parts.write(reading(parts.clock_s[0], 1))
         assert parts.database.edition is not None

@@ -32,14 +32,14 @@ EDITIONS = ["embedded", "community"]
 
 @pytest.fixture(scope="module", params=EDITIONS)
 def shared_pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    """A primary and its standby, for tests that let them live."""
+    """Run a primary and its standby, for tests that keep both running."""
     with synchronous_pair(request.param) as pair:
         yield pair
 
 
 @pytest.fixture
 def pair(shared_pair: Pair) -> Iterator[Pair]:
-    """These, with a new database that has the schema in it."""
+    """Return that pair with a new database that has the schema in it."""
     admin_url = shared_pair.url
     with new_database(admin_url) as url:
         migrate(url)
@@ -51,14 +51,14 @@ def pair(shared_pair: Pair) -> Iterator[Pair]:
 
 @pytest.fixture(params=EDITIONS)
 def mortal_pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    """A primary with the schema in it and its standby, for one test."""
+    """Run a primary with the schema in it and its standby, for one test."""
     with synchronous_pair(request.param) as pair:
         migrate(pair.url)
         yield pair
 
 
 def end_wait(url: str, how: str, whose: str = FLUSHER) -> None:
-    """Ends the wait of one of our commits for the standby, as an operator may."""
+    """End a commit's wait for the standby, as an operator may."""
     with psycopg.connect(url, autocommit=True) as connection:
         eventually(lambda: connection.execute(WAITING, [whose]).rowcount > 0)
         connection.execute(f"SELECT {how} FROM ({WAITING}) AS waiting", [whose])
@@ -71,7 +71,7 @@ def turn_warnings_off(url: str) -> None:
 
 @asynccontextmanager
 async def ended(url: str, how: str, whose: str = FLUSHER) -> AsyncIterator[None]:
-    """Ends the wait that begins in the block."""
+    """End the wait that begins in the block."""
     ending = asyncio.create_task(asyncio.to_thread(end_wait, url, how, whose))
     yield
     await ending
@@ -149,7 +149,7 @@ async def test_record(pair: Pair, how: str | None) -> None:
 
 
 async def test_connect(pair: Pair) -> None:
-    """A database that writes and confirms nothing is away."""
+    """A database that writes and does not confirm is unavailable."""
     async with writing(pair.url, flush_timeout_s=1) as writer:
         pair.cut()
         with pytest.raises(DatabaseUnavailable):
@@ -183,7 +183,7 @@ class Client:
         self.statuses: dict[int, list[int]] = {}
 
     async def send(self, number: int) -> int:
-        """Sends one, perhaps not for the first time; the status."""
+        """Send a reading, perhaps again, and return the status."""
         body = {"temperature": number, "humidity": 50, "pressure": 1000, "sensor_id": "s"}
         headers = {"X-API-Key": API_KEY, "Idempotency-Key": str(number)}
         async with httpx.AsyncClient(timeout=60) as client:

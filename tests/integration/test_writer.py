@@ -57,7 +57,7 @@ def swallow_heat(url: str) -> None:
 
 
 def kill_flusher(url: str) -> None:
-    """Ends the flusher's backend, and waits until it is gone."""
+    """End the flusher's backend, and wait until it is gone."""
     execute(url, "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name ~ 'flusher'")
 
 
@@ -550,7 +550,7 @@ async def test_an_id_that_the_ledger_has_is_the_servers_trouble_and_not_the_send
 
 
 def last_id(url: str, table: str) -> object:
-    """The last value that an identity has given out."""
+    """Return the last value of an identity."""
     return rows(url, f"SELECT last_value FROM {table}_id_seq")[0][0]
 
 

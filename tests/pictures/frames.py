@@ -31,11 +31,11 @@ class Choice:
 
 
 class CanNotBeDrawn(ValueError):
-    """A panel that only a Grafana server draws; the text says why."""
+    """A panel that only a Grafana server draws, with the reason as its text."""
 
 
 def frame(ref: str, columns: Sequence[tuple[str, int]], rows: Sequence[tuple[object, ...]]) -> Node:
-    """A table as the data source sends it; ``columns`` are names and types."""
+    """Return a table as the data source sends it. ``columns`` are names and types."""
     fields = [
         {"name": name, "type": _kind(oid), "config": {}, "values": [_plain(row[index]) for row in rows]}
         for index, (name, oid) in enumerate(columns)
@@ -84,7 +84,7 @@ def wide(table: Node) -> Node:
 
 
 def transformed(frames: list[Node], transformations: Sequence[Node]) -> list[Node]:
-    """The frames after a panel's transformations."""
+    """Return the frames after a panel's transformations."""
     for transformation in transformations:
         match transformation["id"]:
             case "rowsToFields":
@@ -129,7 +129,7 @@ def _of(table: Node, kind: str) -> list[Node]:
 
 
 def with_texts(title: str, texts: Mapping[str, str]) -> str:
-    """A title with the texts of the variables in it."""
+    """Return a title with the texts of its variables."""
     return re.sub(r"\$\{?(\w+)\}?", lambda found: texts.get(found[1], found[0]), title)
 
 

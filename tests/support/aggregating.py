@@ -62,7 +62,7 @@ class Rig(NamedTuple):
     """What the writer takes for the time, in its one place."""
 
     async def write(self, *readings: Reading) -> None:
-        """Commits readings: one alone, several as one request."""
+        """Commit readings: one alone, several as one request."""
         content = readings[0] if len(readings) == 1 else batch_of(readings, source=SOURCE)
         await self.writer.write(await self.writer.prepare([content]), dict)
 

@@ -26,7 +26,7 @@ class Load:
 
     @asynccontextmanager
     async def on(self, server: Server) -> AsyncIterator[None]:
-        """Sends to a server for as long as the block lasts; a broken connection ends its sender."""
+        """Send to a server until the block ends. A broken connection ends its sender."""
         limits = httpx.Limits(max_connections=SENDERS)
         async with httpx.AsyncClient(headers={"X-API-Key": API_KEY}, limits=limits, timeout=30) as client:
             senders = [asyncio.create_task(self._send(client, server.url + PATH)) for _ in range(SENDERS)]

@@ -1,4 +1,4 @@
-"""Prometheus as docker-compose starts it, with the repository's own configuration; only what it scrapes is another."""
+"""Runs Prometheus as docker-compose does, with the repository's configuration but another target."""
 
 import shutil
 import socket
@@ -40,20 +40,20 @@ class Prometheus:
         self._client.close()
 
     def get(self, path: str) -> Any:
-        """What stands at a path of the API."""
+        """Return the answer of a path of the API."""
         return self._data(self._client.get(f"/api/v1{path}"))
 
     def ask(self, expression: str) -> list[Series]:
-        """The series of an expression as of now; fails on an error, and on a warning."""
+        """Return the current series of an expression. An error or a warning fails the test."""
         return list(self._data(self._client.post("/api/v1/query", data={"query": expression}))["result"])
 
     def ask_range(self, expression: str, *, start: float, end: float) -> list[Series]:
-        """The series of an expression over a time, as of each scrape."""
+        """Return the series of an expression over a time, at each scrape."""
         form = {"query": expression, "start": str(start), "end": str(end), "step": str(SCRAPE_INTERVAL_S)}
         return list(self._data(self._client.post("/api/v1/query_range", data=form))["result"])
 
     def value(self, expression: str) -> float:
-        """The one value of an expression as of now."""
+        """Return the one current value of an expression."""
         [series] = self.ask(expression)
         return float(series["value"][1])
 
@@ -67,7 +67,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(folder: Path, *, target: str) -> Iterator[Prometheus]:
-    """A Prometheus that has begun to scrape ``target``, host and port, each second; skips, with the reason, where there
+    """Run a Prometheus that scrapes ``target``, host and port, each second, or skip the test with the reason if there
     is none.
     """
     if shutil.which("prometheus") is None:

@@ -20,7 +20,7 @@ needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="pr
 
 
 def promtool(*arguments: str | Path) -> None:
-    """Runs it, and fails with what it says."""
+    """Run promtool, and fail with its output."""
     result = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -55,5 +55,5 @@ def test_promtool_finds_no_fault_in_the_rules() -> None:
 
 @needs_promtool
 def test_alerts_fire_when_they_should_and_not_otherwise() -> None:
-    """Each after its time; none at a fresh start, when counters begin anew, or at night."""
+    """Each alert fires after its time, and none fires at a fresh start, when counters start again, or at night."""
     promtool("test", "rules", CASES)

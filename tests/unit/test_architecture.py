@@ -55,7 +55,7 @@ def modules_in(room: str) -> list[str]:
 
 
 def imports(module: str) -> set[str]:
-    """What a module imports, at its top or anywhere else in it."""
+    """Return what a module imports, at its top or anywhere else."""
     found = set()
     for node in ast.walk(MODULES[module]):
         if isinstance(node, ast.Import):

@@ -5,7 +5,7 @@ from grafana.__main__ import ALERTS, FOLDER, texts
 
 
 def test_the_dashboards_are_what_their_source_makes() -> None:
-    """`python -m grafana` makes them; a dashboard without a source would never be changed again."""
+    """The dashboards are what `python -m grafana` makes, because one without a source would never change again."""
     assert {path.name: path.read_text() for path in FOLDER.iterdir()} == texts()
 
 

@@ -85,7 +85,7 @@ def test_an_exception_is_told_in_json(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("as_json", [True, False])
 def test_a_line_is_written_whatever_its_message_holds(capfd: pytest.CaptureFixture[str], as_json: bool) -> None:
-    """Such as a file's name that is no UTF-8; like the real one, this standard error takes what it can't encode."""
+    """A line is written even with text that is no UTF-8. Like the real one, this standard error escapes it."""
     configure_logging(level="INFO", as_json=as_json)
     logger.error("can't read %s", "caf\udce9")
     [line] = capfd.readouterr().err.splitlines()
@@ -114,7 +114,7 @@ def record(
     kind: object = None,
     name: str = "app.somewhere",
 ) -> logging.LogRecord:
-    """A log line; of a kind of its own, if that is given."""
+    """Return a log line, with its own kind if one is given."""
     made = logging.LogRecord(name, level, __file__, 1, message, arguments, None)
     if kind is not None:
         made.kind = kind
@@ -160,7 +160,7 @@ def test_many_kinds_hide_no_error() -> None:
 
 
 def test_good_news_is_told_one_by_one() -> None:
-    """INFO lines that differ are all written; the same one again and again is not."""
+    """INFO lines that differ are all written, but not one that repeats."""
     throttle = Throttle()
     assert all(throttle.admits(record("worker %d", n, level=logging.INFO), 0.0) for n in range(20))
     assert sum(throttle.admits(record("back again", level=logging.INFO), 0.0) for _ in range(20)) == BURST

@@ -134,7 +134,7 @@ def test_lock_has_every_hash_and_no_host() -> None:
 
 
 def test_lock_is_where_it_is_installed() -> None:
-    """README and the image install it, and only with hashes; CONTRIBUTING says how it is renewed."""
+    """README and the image install the lock with hashes only, and CONTRIBUTING says how to renew it."""
     install = "--require-hashes -r requirements.lock"
     assert f".venv/bin/pip install {install}" in (REPOSITORY / "README.md").read_text()
     assert "--require-hashes -r server.lock" in (REPOSITORY / "Dockerfile").read_text()

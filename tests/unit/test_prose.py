@@ -48,7 +48,7 @@ def heads(file: Path) -> Iterator[str]:
 
 
 def sentences(page: str) -> Iterator[str]:
-    """Yield the sentences of a page in Markdown, without its code; a cell of a table has sentences of its own."""
+    """Yield the sentences of a page in Markdown, without its code. A cell of a table has its own sentences."""
     prose = CODE.sub(lambda code: "\n" if code[0].startswith((" ", "```")) else "X", page)
     for paragraph in re.split(r"\n\s*\n|\n(?= *(?:- |\d+\. |\|))|\n(?=#)| \| ", prose):
         yield from re.split(r"(?<=[.!?])[)*]*\s+(?=[^a-z])", paragraph.strip(" \n|"))

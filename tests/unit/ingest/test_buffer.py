@@ -39,7 +39,7 @@ def submission(
     record: IdempotencyRecord | None = None,
     answers: list[WriteOutcome] | None = None,
 ) -> Submission:
-    """A submission that only has its measures: the buffer looks at nothing of what is in it but whose it is."""
+    """Return a submission with a size and a key only: the buffer looks at nothing else."""
     content = reading(source=Sender(key_name, "192.0.2.7"))
     heard: list[WriteOutcome] = [] if answers is None else answers
     return Submission(WriteRequest(content, record), rows, size_bytes, at, at + patience_s, heard.append)

@@ -73,7 +73,7 @@ def sensors_of(contents: Sequence[Content]) -> list[str]:
 
 
 def refused_of(content: Content) -> dict[int, str]:
-    """The rows of a content that the database won't take."""
+    """Return the rows of a content that the database refuses."""
     rows = rows_of([content])
     bad = [place for place, row in enumerate(rows) if row.sensor.startswith(BAD)]
     all_or_nothing = isinstance(content, Batch) and content.is_atomic
@@ -94,7 +94,7 @@ class FakeFlush:
 
 
 class FakeStore:
-    """A database that can be away, silent or picky, and lose its answer to COMMIT; it knows what it committed."""
+    """A database that can be unavailable, hang, refuse rows, or lose its answer to COMMIT."""
 
     def __init__(self) -> None:
         self.away = False
@@ -114,7 +114,7 @@ class FakeStore:
         self.names: set[str] = set()
         """Those that have an id: of a sensor, the last letter is enough."""
         self.lost_answers: deque[bool] = deque()
-        """Of the next commits that lose their answer: whether they commit."""
+        """The next commits that lose their answer: whether each commits."""
         self.ledger: dict[int, FakeFlush] = {}
         """The committed flushes by their first ids, in the order of commits."""
         self.records: dict[tuple[str, str], StoredResult] = {}
@@ -234,7 +234,7 @@ class FakeStore:
 
 
 class FakeAudience:
-    """Hears all, or has somebody else remember the latest."""
+    """A publisher that gets every receipt, or leaves the latest to another."""
 
     def __init__(self, on_commit: Callable[[Sequence[CommittedReading]], None] | None) -> None:
         self.is_listening = True
@@ -294,7 +294,7 @@ class Plant:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Runs until the end of the block, where nothing may be left; the sums are right all the time."""
+        """Run the pipeline until the block ends. The sums hold all the time, and nothing may be left."""
         async with asyncio.timeout(LONGEST_TEST_S), asyncio.TaskGroup() as tasks:
             work = tasks.create_task(self.pipeline.run())
             scraper = tasks.create_task(self._scrape_for_ever())
@@ -319,7 +319,7 @@ class Plant:
         is_awaited: bool = True,
         decoded: Decoded | None = None,
     ) -> Answered:
-        """Submits a reading of a sensor, or what it is given; a second answer to it would raise in the pipeline."""
+        """Submit a reading of a sensor, or a given content. A second answer to it would raise in the pipeline."""
         answered: Answered = asyncio.get_running_loop().create_future()
         content = reading(what) if isinstance(what, str) else what
         self.pipeline.submit(WriteRequest(content, record, is_awaited, decoded), answered.set_result)
@@ -443,7 +443,7 @@ async def test_a_short_absence_is_ridden_out() -> None:
 
 
 async def test_a_connection_that_died_while_idle_is_nobodys_trouble() -> None:
-    """The first failure is tried again at once: no backoff, and nobody is refused meanwhile."""
+    """After the first failure a flush is retried at once, without a pause, and no sender is refused meanwhile."""
     plant = Plant()
     async with plant.running():
         plant.store.away = True
@@ -523,7 +523,7 @@ async def test_after_a_lost_commit_the_ledger_tells_whether_to_write_again(commi
 
 @pytest.mark.parametrize("committed", [True, False])
 async def test_what_is_unknown_at_the_deadline_is_told_so_and_not_written_again(committed: bool) -> None:
-    """Its sender will send it again; if it was committed after all, subscribers see it."""
+    """A submission that is unknown at the deadline is not written again, but subscribers see it if it committed."""
     plant = Plant()
     async with plant.running():
         plant.store.lost_answers.append(committed)
@@ -674,7 +674,7 @@ async def test_a_bug_ends_the_flusher_and_leaves_nobody_waiting(place: str) -> N
 @pytest.mark.parametrize("step", ["prepare", "write"])
 @pytest.mark.parametrize("ahead_rows", [2, 1_000])
 async def test_poison(step: str, ahead_rows: int) -> None:
-    """A request over which the store fails in an unforeseen way is rejected; its neighbours are stored in order."""
+    """A request that makes the store fail in an unforeseen way is rejected, and its neighbours are stored in order."""
     plant = Plant()
     plant.store.chokes_in = step
     sensors = [*"abcde", POISON, *"fgh", POISON, *"ijk"]
@@ -1233,7 +1233,7 @@ async def test_the_duration_of_a_flush_prepared_ahead_begins_when_the_one_before
 
 
 def late(sensor: str) -> Reading:
-    """A reading of the day that is locked in some tests."""
+    """Return a reading of the day that is locked in some tests."""
     return reading(sensor, time_us=LATE_US)
 
 
@@ -1350,7 +1350,7 @@ async def test_locked_key() -> None:
 
 
 async def test_locked_names() -> None:
-    """While no new sensor can be added, readings of known ones go on; of several new ones, one is waited for."""
+    """While no new sensor can be added, readings of known ones are stored, and one flush waits for new ones."""
     plant = Plant()
     async with plant.running():
         await plant.send("a")
@@ -1500,7 +1500,7 @@ FATE = st.one_of(
 
 @dataclass
 class SentRequest:
-    """What was sent, and what is said of it."""
+    """A sent request and its results."""
 
     content: Content
     record: IdempotencyRecord | None
@@ -1509,7 +1509,7 @@ class SentRequest:
 
 
 class Sender:
-    """Sends what it is told to; no two contents of it have a sensor in common."""
+    """A sender of given contents, of which no two have a sensor in common."""
 
     def __init__(self, plant: Plant) -> None:
         self.plant = plant
@@ -1646,7 +1646,7 @@ def assert_answer_is_true(sent: SentRequest, first_id: int | None, stored: Store
 
 
 def assert_audience_knows_what_is_stored(plant: Plant) -> None:
-    """Every committed row once, flush after flush; of batches that nobody listened to, the latest."""
+    """Assert that subscribers got each committed row once, in order, and the latest of batches without listeners."""
     published = {receipt.id: receipt.sensor for receipt in plant.published}
     assert len(published) == len(plant.published)
     remembered = {receipt.id for receipt in plant.audience.remembered}
@@ -1683,7 +1683,7 @@ def new_names_at_most(names: int) -> Iterator[None]:
 
 
 async def test_many_new_sensors_keep_nobody_waiting() -> None:
-    """A batch that brings them is committed once they are known; others are meanwhile, also with a few new ones."""
+    """A batch with many new sensors is committed once they are known. Other batches are committed meanwhile."""
     plant = Plant()
     plant.store.learning.clear()
     async with plant.running():
@@ -1699,7 +1699,7 @@ async def test_many_new_sensors_keep_nobody_waiting() -> None:
 
 
 async def test_new_sensors_of_many_batches_are_counted_together() -> None:
-    """Until a flush begins; known ones don't count, however many they are."""
+    """New sensors of all batches are counted until a flush begins. Known ones don't count."""
     plant = Plant()
     plant.store.known |= set("abcdef")
     async with plant.running():

@@ -105,7 +105,7 @@ async def test_replay() -> None:
 
 
 def test_room() -> None:
-    """Room grows with the body and is given back; asking whether there is some holds none."""
+    """Room grows with the body and is given back. A check for room reserves none."""
     stand_in = StandIn()
     with service(stand_in).room("API_KEY") as grow_to:
         for size in (10, 200, 150):

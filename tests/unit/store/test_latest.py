@@ -27,7 +27,7 @@ def batch_of(rows: Sequence[LatestRow]) -> pa.RecordBatch:
 
 @st.composite
 def flushes(draw: st.DrawFn) -> list[list[LatestRow]]:
-    """Of each flush the latest row of each of its sensors, by sensor; flushes of one set of sensors occur again."""
+    """Draw flushes, each with the latest row of its sensors, by sensor. The same sensors come again."""
     some_sensors = st.lists(st.integers(1, 6), min_size=1, unique=True).map(sorted)
     sets = draw(st.lists(some_sensors, min_size=1, max_size=3))
     ids = iter(draw(st.permutations(range(1, 200))))
@@ -49,7 +49,7 @@ def rank(row: LatestRow, horizon_us: float) -> tuple[bool, int, int]:
 def test_the_latest_of_each_sensor_is_kept_whatever_came_together(
     flushes: list[list[LatestRow]], compact_rows: int, horizon_us: float
 ) -> None:
-    """Later by time, and of one time by id; what is beyond the horizon gives way to what is not."""
+    """The latest of each sensor is kept, by time and then by id. A reading beyond the horizon gives way to another."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latest, "COMPACT_ROWS", compact_rows)
         noted = LatestRows()
@@ -131,7 +131,7 @@ def test_the_same_sensors_again_are_no_more_rows() -> None:
 
 
 class Table:
-    """The table, its connection and cursor: takes some statements, and is away then."""
+    """The table, its connection and cursor, which take some statements and are unavailable after that."""
 
     edition = None
 

@@ -68,7 +68,7 @@ def test_one_secret_for_two_keys(keys: tuple[str, str]) -> None:
     [(MASTER, True), (EARS, True), ("wrong", False), (MASTER[:-1], False), ("", False), (None, False)],
 )
 def test_knows(shown: str | None, known: bool) -> None:
-    """A key is known whatever it is for; nothing is no key, also where a key is empty."""
+    """A key is known whatever its rights. An empty text is no key, even if a key is empty."""
     ring = ApiKeys(ApiKey("EMPTY", "", frozenset()), *(ApiKey(key, key, frozenset()) for key in (MASTER, EARS)))
     assert ring.knows(shown.encode() if shown is not None else None) is known
 

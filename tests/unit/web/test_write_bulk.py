@@ -72,7 +72,7 @@ async def send(
     *,
     limits: BulkLimits = FEW,
 ) -> int:
-    """Has a body stored; the status."""
+    """Store a body and return the status."""
     bulk = BulkIngest(
         service=WriteService(cast("Pipeline[Any]", pipeline), pipeline),
         keyring=ApiKeys(ApiKey("API_KEY", KEY, frozenset(Scope))),

@@ -190,7 +190,7 @@ class Listener:
 
 
 class Star:
-    """Workers round a switchboard; nothing moves but by the test's hand."""
+    """Workers around a subscription router, whose messages move only when the test moves them."""
 
     def __init__(self, size: int, limit: int) -> None:
         self.switch = SubscriptionRouter(limit)

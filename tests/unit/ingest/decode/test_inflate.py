@@ -1,4 +1,4 @@
-"""Content-Encoding: undone exactly, never past the bound, and damage is said to be damage."""
+"""Content-Encoding is undone exactly and never past the bound, and damage is reported as damage."""
 
 import contextlib
 import gzip

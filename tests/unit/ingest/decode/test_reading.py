@@ -21,7 +21,7 @@ FIELDS = {"temperature": b"23.5", "humidity": b"48.2", "pressure": b"1013.2", "s
 
 
 def body(without: str | None = None, **raw: bytes) -> bytes:
-    """A good body, with these fields' JSON instead."""
+    """Return a good body with other JSON for these fields."""
     fields = {name: text for name, text in (FIELDS | raw).items() if name != without}
     return b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), text) for name, text in fields.items())
 
