@@ -106,12 +106,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Hears it."""
+    """Take the editions that another process reports."""
     _reached.update(getattr(node, "workeroutput", {}).get("reached", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says which editions of the database the run met."""
+    """Print the editions of the database that the run tested."""
     if _reached:
         reached = ", ".join(f"{name} ({version})" for name, version in _reached.items())
         terminalreporter.write_line(f"Database editions tested: {reached}")

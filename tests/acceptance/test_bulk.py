@@ -402,7 +402,7 @@ def _holds(there: Site, size_bytes: int) -> bool:
 
 
 def _holds_nothing(there: Site) -> None:
-    """Whether all that was held comes free."""
+    """Return whether everything that was held is released."""
     eventually(partial(_holds, there, 0))
     assert adds_up(there.metrics())
 

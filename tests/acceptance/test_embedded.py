@@ -30,7 +30,7 @@ def status(server: Server) -> int:
 
 
 def stored(data_dir: Path) -> int:
-    """How many readings the PostgreSQL of a DATA_DIR has."""
+    """Return how many readings the PostgreSQL of a DATA_DIR has."""
     with psycopg.connect(host=str(data_dir / "socket"), user="sensorflow", dbname="postgres") as connection:
         row = connection.execute("SELECT count(*) FROM readings").fetchone()
     assert row
@@ -38,12 +38,12 @@ def stored(data_dir: Path) -> int:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended."""
+    """Return whether a process has ended."""
     return not Path(f"/proc/{pid}/cwd").exists()
 
 
 def is_ready(data_dir: Path) -> bool:
-    """Whether the PostgreSQL of a DATA_DIR takes connections."""
+    """Return whether the PostgreSQL of a DATA_DIR accepts connections."""
     found = postmaster_of(data_dir / "postgres")
     return found is not None and found.is_ready
 

@@ -47,7 +47,7 @@ def readings(count: int) -> list[dict[str, object]]:
 
 
 def renamed(sent: list[dict[str, object]]) -> list[dict[str, object]]:
-    """As a file of other columns has them."""
+    """Return the readings with the columns of another file."""
     names = {"sensor_id": "station", "time": "when", "temperature": "temp", "humidity": "humid", "pressure": "pressure"}
     return [{theirs: reading[ours] for ours, theirs in names.items()} for reading in sent]
 
@@ -189,7 +189,7 @@ def test_a_file_of_several_blocks_with_newlines_in_quotes_arrives_whole(url: str
 
 
 def has_more_than(url: str, count: int) -> bool:
-    """Whether so many readings are committed, and more."""
+    """Return whether more than ``count`` readings are committed."""
     return bool(scalar(url, COUNT) > count)
 
 

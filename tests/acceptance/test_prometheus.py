@@ -68,7 +68,7 @@ class Watched:
 
     @property
     def empty(self) -> Mapping[str, str]:
-        """The metrics of which there is nothing yet, and why."""
+        """Return the metrics without any sample yet, with the reasons."""
         return NOT_YET if self.workers > 1 else NOT_YET | OF_SEVERAL_WORKERS
 
 

@@ -43,7 +43,7 @@ def answer(client: httpx.Client, **query: str) -> pd.DataFrame:
 
 
 def assert_same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
-    """Numbers are the same to nine digits, all else exactly."""
+    """Assert that numbers agree to nine digits, and all else exactly."""
     expected = expected[list(found.columns)].astype(
         {"time": found["time"].dtype, "sensor_id": found["sensor_id"].dtype}
     )

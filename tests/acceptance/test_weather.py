@@ -37,7 +37,7 @@ class Observation(NamedTuple):
     pressure: float
 
     def body(self) -> dict[str, object]:
-        """As it is posted."""
+        """Return the reading as it is posted."""
         return {
             "sensor_id": self.airport,
             "time": self.time,

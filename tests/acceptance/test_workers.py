@@ -57,7 +57,7 @@ def worker_of(reading: dict[str, object]) -> int:
 
 @asynccontextmanager
 async def senders(server: Server, count: int) -> AsyncIterator[list[httpx.AsyncClient]]:
-    """Clients of one connection each, opened one after the other and so on one worker after the other."""
+    """Return clients of one connection each, opened in turn and so spread over the workers in turn."""
     async with AsyncExitStack() as stack:
         clients = []
         for _ in range(count):
@@ -74,7 +74,7 @@ async def post(client: httpx.AsyncClient, **fields: object) -> dict[str, object]
 
 
 async def metrics(client: httpx.AsyncClient) -> dict[str, float]:
-    """Every sample without labels, by name."""
+    """Return every sample without labels, by name."""
     return samples(await client.get("/metrics"))
 
 
@@ -287,7 +287,7 @@ async def test_a_worker_that_stands_still_slows_no_other_and_its_subscribers_go_
 
 
 async def until_the_end(websocket: ClientConnection, expected: int) -> str:
-    """Whether a subscriber has had so many messages, or was told that it has not."""
+    """Return whether a subscriber has got a number of messages, or was told that some are missing."""
     for _ in range(expected):
         try:
             await asyncio.wait_for(websocket.recv(), 60)

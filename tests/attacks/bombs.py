@@ -37,7 +37,7 @@ class Bomb(NamedTuple):
 
 
 def findings() -> Iterator[Finding]:
-    """Each bomb on a server of its own."""
+    """Try each bomb on a server of its own."""
     with cluster("embedded") as admin_url:
         for name, make in BOMBS.items():
             with new_database(admin_url) as url, TemporaryDirectory() as folder:
@@ -198,7 +198,7 @@ def views_of_one_text() -> Bomb:
 
 
 def tiny_batches() -> Bomb:
-    """As many batches of one row as a body may have bytes for."""
+    """Make as many batches of one row as fit into a body."""
     table = pa.table({"sensor_id": ["a"], "temperature": [1.0]})
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, table.schema) as writer:

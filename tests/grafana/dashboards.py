@@ -56,7 +56,7 @@ class Query:
 
 
 def panels(dashboard: Node) -> Iterator[Node]:
-    """Every panel that shows something, also those of rows."""
+    """Yield every panel that shows something, also those of rows."""
     for panel in dashboard.get("panels", []):
         if panel["type"] == "row":
             yield from panel.get("panels", [])
@@ -65,7 +65,7 @@ def panels(dashboard: Node) -> Iterator[Node]:
 
 
 def is_sql(source: Node | None) -> bool:
-    """Whether a reference to a datasource leads to PostgreSQL."""
+    """Return whether a reference to a datasource means PostgreSQL."""
     uid = (source or {}).get("uid")
     return uid in DATASOURCES and DATASOURCES[uid]["type"] == SQL_TYPE
 

@@ -203,7 +203,7 @@ def _with_variables(sql: str, variables: Mapping[str, Value]) -> str:
 
 
 def _interpolated(value: Value) -> str:
-    """As ``interpolateVariable``: several values are quoted, and a single one has quotes around it in the query."""
+    """Do as ``interpolateVariable``: quote several values, and expect quotes around a single one in the query."""
     return _sql_strings(value) if isinstance(value, list) else value.replace("'", "''")
 
 
@@ -243,6 +243,6 @@ def _epoch_s(moment: datetime) -> int:
 
 
 def _rfc3339(moment: datetime) -> str:
-    """In UTC, with a fraction only where there is one, and no zeros at its end."""
+    """Write a time in UTC, with a fraction only if there is one, and without zeros at its end."""
     text = moment.astimezone(UTC).isoformat().removesuffix("+00:00")
     return (text.rstrip("0") if "." in text else text) + "Z"

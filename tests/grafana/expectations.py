@@ -33,7 +33,7 @@ class Filters(NamedTuple):
 
     @property
     def variables(self) -> dict[str, str | list[str]]:
-        """As Grafana puts them in: All is one empty text."""
+        """Return the variables as Grafana passes them: All is one empty text."""
         return {"search": self.search, "location": list(self.locations or [""]), "state": list(self.states or [""])}
 
 
@@ -71,7 +71,7 @@ class Status:
 
     @property
     def word(self) -> str:
-        """As the panels say it."""
+        """Return the word that the panels show."""
         return "never seen" if self.is_online is None else "online" if self.is_online else "offline"
 
 
@@ -111,7 +111,7 @@ def buckets(look: Look, metric: str, sensors: list[str], now: pd.Timestamp) -> p
 
 
 def statuses(stored: Stored, now: pd.Timestamp) -> list[Status]:
-    """Every registered sensor, by name."""
+    """Return every registered sensor, by name."""
     latest = stored.readings.sort_values("time", kind="stable").groupby("sensor").tail(1).set_index("sensor")
     found = []
     for sensor in SENSORS:
@@ -127,7 +127,7 @@ def statuses(stored: Stored, now: pd.Timestamp) -> list[Status]:
 
 
 def violations(stored: Stored, now: pd.Timestamp) -> dict[tuple[str, str], Beyond]:
-    """By sensor and metric: of what came in the last hour and the latest readings that are not too old."""
+    """Return violations by sensor and metric, from the last hour and the latest readings that are not too old."""
     seen = [(each.sensor, each.metric, each.value, time) for each, time in stored.logged if each.arrived_s_ago < 3_600]
     for status in statuses(stored, now):
         if status.age_s is not None and status.age_s < max(
@@ -147,7 +147,7 @@ def violations(stored: Stored, now: pd.Timestamp) -> dict[tuple[str, str], Beyon
 
 
 def flushes(stored: Stored, now: pd.Timestamp) -> list[tuple[int, float]]:
-    """Rows and age in seconds of every flush."""
+    """Return the rows and the age in seconds of every flush."""
     return [*LEDGER, *((rows, (now - committed_at).total_seconds()) for rows, committed_at in stored.flushes)]
 
 
@@ -308,7 +308,7 @@ def sensor_latest(look: Look, now: pd.Timestamp) -> Rows:
 
 
 def limits_in_words(look: Look) -> str | None:
-    """Each metric's, with what is open at one end said so."""
+    """Write each metric's limits, also those with one side only."""
     found = []
     for metric, lower, upper in sorted(REGISTERED[look.sensor].limits):
         title, symbol = METRICS[metric][0], SYMBOLS[metric]

@@ -150,7 +150,7 @@ class Stored:
         return answer
 
     def rows_taken(self, sql: str) -> Counter[str]:
-        """Return the rows that a query reads from ``readings`` and each aggregate, if any.
+        """Return how many rows a query reads from ``readings`` and each aggregate, if any.
 
         On Community they are tables; elsewhere they are views of the readings, and told by the width of their buckets.
         """
@@ -164,7 +164,7 @@ class Stored:
         return +rows
 
     def chunks_planned_in_vain(self, sql: str) -> int:
-        """How many chunks a query is planned for that its start then leaves out."""
+        """Return how many chunks are planned for a query and then skipped at its start."""
         with self._as_reader():
             row = self._connection.execute(f"EXPLAIN (FORMAT JSON) {sql}".encode()).fetchone()
         assert row is not None

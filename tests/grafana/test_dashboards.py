@@ -60,7 +60,7 @@ def each_rule() -> pytest.MarkDecorator:
 
 
 def everything(node: object) -> Iterator[Node]:
-    """Every object in a piece of JSON, itself included."""
+    """Yield every object in a piece of JSON, with itself."""
     if isinstance(node, dict):
         yield node
     if isinstance(node, dict | list):

@@ -67,7 +67,7 @@ def ask(connection: psycopg.Connection, query: Query, length: timedelta, sensor:
 
 
 def shows(rows: list[dict[str, Any]]) -> bool:
-    """Whether the value or the limit is in the rows, as a number or in a text, or that one is beyond the other."""
+    """Return whether the rows show the value or the limit, or that one is beyond the other."""
     values = [value for row in rows for value in row.values()]
     return bool({CO2, LIMIT, "out of limits"} & set(values)) or any(
         f"{LIMIT:g} ppm" in value for value in values if isinstance(value, str)

@@ -80,7 +80,7 @@ def rows(url: str, query: str) -> list[tuple[object, ...]]:
 
 
 def set_for_database(url: str, settings: Mapping[str, str]) -> None:
-    """From the next connection on, these hold in the database unless a session says otherwise."""
+    """Set defaults of the database, from the next connection on."""
     with psycopg.connect(url, autocommit=True) as connection:
         for name, value in settings.items():
             connection.execute(

@@ -234,7 +234,7 @@ class Client:
         return (await self._client.post(self._url + "/api/temperature_reading", json=body)).status_code
 
     async def ready(self) -> tuple[int, str | None]:
-        """Whether readings are taken, and why not."""
+        """Return whether readings are accepted, and if not, why."""
         answer = await self._client.get(self._url + "/ready")
         return answer.status_code, answer.json()["trouble"]
 

@@ -65,7 +65,7 @@ def end_wait(url: str, how: str, whose: str = FLUSHER) -> None:
 
 
 def turn_warnings_off(url: str) -> None:
-    """Has new sessions hear of errors only, as an operator may."""
+    """Limit messages of new sessions to errors, as an operator may."""
     execute(url, f"ALTER DATABASE {conninfo_to_dict(url)['dbname']} SET client_min_messages = error")
 
 

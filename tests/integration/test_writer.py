@@ -37,7 +37,7 @@ from tests.support.writing import (
 
 
 def in_columnstore(url: str) -> int:
-    """How many rows TimescaleDB holds compressed."""
+    """Return how many rows TimescaleDB holds compressed."""
     tables = rows(
         url, "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE tablename ~ '^compress_hyper'"
     )
@@ -47,7 +47,7 @@ def in_columnstore(url: str) -> int:
 
 
 def swallow_heat(url: str) -> None:
-    """From now on a trigger leaves such readings out, and PostgreSQL calls that success."""
+    """Let a trigger leave hot readings out from now on, which PostgreSQL reports as success."""
     execute(
         url,
         "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS"

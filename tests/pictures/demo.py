@@ -101,7 +101,7 @@ def _bump(before_h: np.ndarray, span: Span) -> np.ndarray:
 
 
 def _lift(sensor: Demo, temperature: np.ndarray, before_h: np.ndarray) -> float:
-    """How far the middle of the excursion must be lifted for it to end three degrees beyond the limit."""
+    """Return how far to lift the middle of the excursion, so that it ends three degrees beyond the limit."""
     assert sensor.warmer
     middle = np.argmin(np.abs(before_h - sum(sensor.warmer) / 2))
     return float(sensor.limits["temperature"]["upper"] + 3 - temperature[middle])

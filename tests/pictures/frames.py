@@ -60,7 +60,7 @@ def _plain(value: object) -> object:
 
 
 def wide(table: Node) -> Node:
-    """Series of a table over its column of times: one for each number and each combination of texts.
+    """Return the series of a table over its times: one for each number and each combination of texts.
 
     A single number's series have the texts as names, several have their own.
     """
@@ -136,7 +136,7 @@ def with_texts(title: str, texts: Mapping[str, str]) -> str:
 def shown(
     panels: Sequence[Node], opened: Collection[str], chosen: Mapping[str, Sequence[Choice]]
 ) -> Iterator[tuple[Node, dict[str, Choice]]]:
-    """Every panel that is in sight, with the choices that its row is repeated for.
+    """Yield every visible panel, with the choices that its row is repeated for.
 
     Collapsed rows stay so, but for those whose titles are among ``opened``.
     """
@@ -155,7 +155,7 @@ def shown(
 
 
 def placed(panels: Sequence[Node]) -> list[Node]:
-    """Panels line by line from the top, as wide as their line, where others have been left out of it."""
+    """Place panels line by line from the top, wider if others in their line are left out."""
     lines: list[list[Node]] = []
     for panel in panels:
         place = panel["gridPos"]

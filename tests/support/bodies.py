@@ -167,7 +167,7 @@ metrics = st.none() | finite | st.sampled_from([0, -7, 21.5, 1e-300, 2**53 + 1])
 
 
 def iso_texts(time_us: int) -> st.SearchStrategy[str]:
-    """One moment in the ways that ISO 8601 is written."""
+    """Draw one time in the ways that ISO 8601 allows."""
     moment = EPOCH + timedelta(microseconds=time_us)
     offset = timedelta(minutes=150)
     return st.sampled_from(
@@ -361,7 +361,7 @@ def lines_of_one_shape(draw: st.DrawFn, *, oddities: bool) -> bytes:
 
 
 def odd_of(name: str) -> st.SearchStrategy[str]:
-    """Values that may be read otherwise in a column, or not at all."""
+    """Draw values that a column may read differently, or not at all."""
     if name == "sensor_id":
         return (sensor_ids | bad_sensor_ids).map(json.dumps)
     return odd_times_as_written if name == "time" else odd_numbers_as_written

@@ -29,7 +29,7 @@ Row = tuple[str, datetime, float | None, float | None, float | None]
 
 
 def _in_columns(readings: Sequence[Sent]) -> pa.Table:
-    """As a program that measures has them: moments, and not text."""
+    """Return the columns as a measuring program has them: times and not text."""
     table = bodies.table(readings)
     times = table["time"].cast(pa.timestamp("us", "UTC"))
     return table.set_column(table.schema.get_field_index("time"), "time", times)
@@ -99,7 +99,7 @@ class Site:
         return self.post(bodies.ndjson(readings), query=query, **headers)
 
     def metrics(self) -> dict[str, float]:
-        """Every sample without labels."""
+        """Return every sample without labels."""
         return samples(self.client.get("/metrics"))
 
 

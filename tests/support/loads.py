@@ -38,7 +38,7 @@ class Load:
                 await asyncio.gather(*senders, return_exceptions=True)
 
     def has_acknowledged(self, readings: int) -> bool:
-        """Whether so many have been answered 201."""
+        """Return whether a number of readings have been answered 201."""
         return len(self.acknowledged) >= readings
 
     async def _send(self, client: httpx.AsyncClient, url: str) -> None:

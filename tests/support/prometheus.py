@@ -30,7 +30,7 @@ class Prometheus:
 
     @property
     def has_scraped(self) -> bool:
-        """Whether it has begun: some five seconds after its start, which no option changes."""
+        """Return whether scrapes have begun, some five seconds after the start, which no option changes."""
         try:
             return self._client.get("/-/ready").is_success and bool(self.ask("up == 1"))
         except httpx.TransportError:
@@ -113,13 +113,13 @@ def _free_port() -> int:
 
 
 def samples(answer: httpx.Response) -> dict[str, float]:
-    """Every sample without labels, by name."""
+    """Return every sample without labels, by name."""
     assert answer.status_code == 200
     families = text_string_to_metric_families(answer.text)
     return {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
 
 
 def adds_up(said: dict[str, float]) -> bool:
-    """Whether every reading that was accepted is accounted for."""
+    """Return whether every accepted reading is accounted for."""
     ends = sum(said[f"sensorflow_readings_{end}_total"] for end in ("committed", "rejected", "given_back"))
     return said["sensorflow_readings_accepted_total"] == ends + said["sensorflow_buffer_rows"]

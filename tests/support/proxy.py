@@ -54,7 +54,7 @@ class FaultyProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def refuse(self) -> None:
-        """Cuts every connection and lets no more through, until ``fault`` is changed."""
+        """Cut every connection and let no more through, until ``fault`` is changed."""
         self.fault = Fault.REFUSE
         for connection in list(self._sockets):
             with suppress(OSError):

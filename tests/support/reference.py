@@ -321,7 +321,7 @@ def end_of_first_line(text: str, at: int) -> int:
 
 
 def is_stray(fields: list[str], header: list[str]) -> bool:
-    """Whether a record of several lines is one by a stray quote."""
+    """Return whether a record of several lines comes from a stray quote."""
     return len(fields) != len(header) or any(
         name in KNOWN[1:] and ("\r" in field or "\n" in field) for name, field in zip(header, fields, strict=True)
     )

@@ -75,12 +75,12 @@ class Server:
 
     @property
     def log(self) -> str:
-        """All that it has written."""
+        """Return everything that the server has written."""
         return "".join(self.output)
 
     @property
     def messages(self) -> list[str]:
-        """The messages of its log."""
+        """Return the messages of the server's log."""
         return [orjson.loads(line)["message"] for line in self.output if line.startswith("{")]
 
     @property

@@ -60,7 +60,7 @@ def wasm_cluster(config: pytest.Config) -> Iterator[str]:
 
 
 def migrate_alone(url: str) -> None:
-    """As ``app.store.database.migrate``, without the second connection, that holds the lock."""
+    """Migrate as ``app.store.database.migrate`` does, without the second connection, which holds the lock."""
     engine = sqlalchemy.create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=sqlalchemy.NullPool
     )

@@ -88,7 +88,7 @@ def count(url: str, table: str) -> object:
 
 
 def stored(url: str) -> list[tuple[object, ...]]:
-    """Each row as its reading would be, with its id, by id."""
+    """Return each row as its reading would be, with its id, by id."""
     return rows(
         url,
         "SELECT (extract(epoch FROM time) * 1000000)::bigint, s.name, temperature, humidity, pressure, key_name,"
@@ -104,7 +104,7 @@ def as_stored(contents: Sequence[Content], first_id: int) -> list[tuple[object, 
 
 
 def refuse_heat(url: str) -> None:
-    """From now on PostgreSQL takes no reading of 25 °C and more: of ``reading(place)`` none from the 15th place on."""
+    """Let PostgreSQL refuse readings of 25 °C and more: those of ``reading(place)`` from the 15th place on."""
     execute(url, "ALTER TABLE readings ADD CONSTRAINT heat CHECK (temperature < 25)")
 
 

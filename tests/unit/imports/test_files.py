@@ -25,7 +25,7 @@ def compressed_by_zstd(text: bytes) -> bytes:
 
 
 def read(path: Path, layout: ColumnMapping | None = None) -> list[Block]:
-    """All blocks of a file."""
+    """Return all blocks of a file."""
     with open_file(path, layout or ColumnMapping()) as file:
         return list(iter(file.next_block, None))
 

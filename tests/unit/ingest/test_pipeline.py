@@ -138,7 +138,7 @@ class FakeStore:
 
     @property
     def ids(self) -> list[tuple[str, int]]:
-        """The sensor and the id of each stored row, in the order of commits, and in a flush by id."""
+        """Return the sensor and the id of each stored row, in the order of commits, and in a flush by id."""
         return [
             (row.sensor, flush.first_id + place)
             for flush in self.ledger.values()
@@ -326,7 +326,7 @@ class Plant:
         return answered
 
     async def send_into_silence(self, *sensors: str) -> list[Answered]:
-        """Silences the database, and has one flush take these to it."""
+        """Let the database hang, and let one flush take these readings to it."""
         self.store.speaking.clear()
         answers = [self.send(sensor) for sensor in sensors]
         await asyncio.sleep(0.1)
@@ -1542,7 +1542,7 @@ class Sender:
 
 
 def lock(store: FakeStore, what: set[int | str]) -> None:
-    """Locks the times of some kinds of readings, some keys, or the names, and nothing else."""
+    """Lock the times of some kinds of readings, some keys, or the names, and nothing else."""
     store.locked = [(T0_US + place, T0_US + place) for place in what if isinstance(place, int)]
     store.locked_keys = {key for key in what if isinstance(key, str)}
     store.are_names_locked = "names" in what

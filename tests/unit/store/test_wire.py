@@ -19,7 +19,7 @@ Row = tuple[object, ...]
 
 
 def read_back(rows: bytes) -> list[Row]:
-    """Rows of binary COPY without header and trailer, times in microseconds since 1970."""
+    """Decode rows of binary COPY without header and trailer, with times in microseconds since 1970."""
     found = []
     while rows:
         (fields,), rows = struct.unpack("!h", rows[:2]), rows[2:]

@@ -37,7 +37,7 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def answers_at_once(_: Scope, __: Receive, send: Send) -> None:
-    """Answers 200 before it has seen any of the body."""
+    """Answer 200 before it has seen any of the body."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
     await send({"type": "http.response.body", "body": b""})
 

@@ -39,7 +39,7 @@ def test_reason_in_other_body() -> None:
 
 
 def kinds(caplog: pytest.LogCaptureFixture) -> int:
-    """How many kinds the logged lines are of."""
+    """Return the number of kinds of the logged lines."""
     return len({vars(record)["kind"] for record in caplog.records})
 
 

@@ -83,7 +83,7 @@ class Connection:
 
     @property
     def alive(self) -> list[Any]:
-        """The protocols that a stopping server would end."""
+        """Return the protocols that a stopping server would end."""
         return list(self.state.connections)
 
     def feed(self, data: bytes) -> None:

@@ -62,7 +62,7 @@ class RoomyPipeline:
         on_result(BatchResult(request.content.rows))
 
     async def find(self, _: RequestIdentity) -> None:
-        """No request was seen before."""
+        """Find nothing: no request was seen before."""
 
 
 async def send(

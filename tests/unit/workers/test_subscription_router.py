@@ -252,7 +252,7 @@ class Star:
         return latest
 
     def on_result(self) -> None:
-        """Lets everything arrive."""
+        """Let everything arrive."""
         while any(worker.up or worker.down for worker in self.workers.values()) or self.resumable():
             for worker in self.workers.values():
                 while worker.up:
@@ -331,7 +331,7 @@ def read(listener: Listener) -> None:
 
 
 def check(listener: Listener, star: Star) -> None:
-    """All promises to one subscriber, once everything has arrived."""
+    """Check all promises to one subscriber, once everything has arrived."""
     committed = [(worker, each) for worker, each in star.committed if each.id not in star.lost]
     later_ones = {each.id for _, each in star.committed[listener.since : listener.until]} - star.lost
     assert listener.refused or listener.subscriber is not None

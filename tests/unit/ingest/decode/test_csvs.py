@@ -32,7 +32,7 @@ NO_LIMIT = 1 << 30
 
 @pytest.fixture(params=[way for way in WAYS if way != "of one shape"])
 def each_way(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Both readers."""
+    """Run a test once with each reader."""
     with arrow_from(*WAYS[request.param]):
         yield
 

@@ -48,7 +48,7 @@ from tests.support.samples import T0_US, measures, names
 
 @pytest.fixture(params=WAYS)
 def each_way(request: pytest.FixtureRequest) -> Iterator[None]:
-    """All ways of the text formats."""
+    """Yield all ways to read the text formats."""
     with arrow_from(*WAYS[request.param]):
         yield
 
