@@ -26,7 +26,7 @@ def send(to: Site, now_s: float) -> None:
 
 
 def test_a_killed_server_leaves_no_hole_in_the_aggregates(tmp_path: Path) -> None:
-    """It is killed right after its answers, before anything late was refreshed, and while the next one is at it."""
+    """A server that is killed before or during a refresh of late readings leaves no hole in the aggregates."""
     with cluster("community") as admin_url, new_database(admin_url) as url:
         now_s = time.time()
         for life in range(3):

@@ -165,7 +165,7 @@ def test_no_readings(shared: Site, query: str, headers: dict[str, str]) -> None:
 
 
 def test_partial_ok(shared: Site) -> None:
-    """A sender that repeats whatever is answered 4xx stores the good readings once, and is told of the bad ones."""
+    """With partial=ok, a sender that repeats every 4xx stores the good readings once and learns of the bad ones."""
     sent = [*(reading("repeated", temperature=number) for number in range(10)), reading("repeated", temperature="x")]
     for _ in range(5):
         answer = shared.send(*sent, query="partial=ok")
@@ -252,7 +252,7 @@ def test_old_readings_want_backfill_and_none_may_come_from_the_future(shared: Si
 
 
 def test_time_by_another_name(shared: Site) -> None:
-    """Nothing long past is stored as of now, and what is stored as of now says so."""
+    """No reading of long ago is stored with the time of arrival without a hint."""
     sent = {"sensor_id": "timestamp", "timestamp": "2013-01-01T00:00:00Z", "temperature": 1}
     refused = shared.send(sent, query="backfill=true")
     assert (refused.status_code, "'timestamp'" in refused.json()["detail"]) == (422, True)
@@ -603,7 +603,7 @@ def test_a_repetition_may_reach_another_worker(embedded_database_url: str, tmp_p
 def test_whoever_repeats_after_504_until_there_is_an_answer_is_stored_once(
     embedded_database_url: str, tmp_path: Path, fault: Fault | None
 ) -> None:
-    """None: the database hangs, and then goes on where it was."""
+    """A sender that repeats after 504 is stored once, even if the database only hangs and then continues."""
     settings = {"COMMIT_TIMEOUT_S": "0.5", "FLUSH_TIMEOUT_S": "1.5", "DRAIN_TIMEOUT_S": "2"}
     with (
         faulty_proxy(embedded_database_url) as proxy,
@@ -795,7 +795,7 @@ def sending(there: Site, requests: list[tuple[bytes, dict[str, str]]], *, sender
 def test_with_a_database_that_hangs_memory_is_bounded_and_all_is_accounted_for(
     embedded_database_url: str, tmp_path: Path
 ) -> None:
-    """The bounds are at their defaults, but for that on rows: one key reaches its share of the bytes before it."""
+    """With a hanging database memory stays within the default bounds and every reading is accounted for."""
     ten_thousand = bodies.ndjson(some_readings("", 2_000)) * 5
     line = b'{"sensor_id":"large","temperature":1,"padding":"%s"}\n' % (b"x" * 150)
     large = line * (16 * MIB // len(line))

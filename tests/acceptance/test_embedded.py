@@ -217,7 +217,7 @@ def test_full_disk_is_said(small_disk: Path, folder: Path) -> None:
 
 
 def test_first_start_on_full_disk(small_disk: Path) -> None:
-    """A database that can't be made for lack of space is an error that says so."""
+    """If there is no space for a new database, the error says so."""
     (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - (8 << 20)))
     with pytest.raises(ConfigurationError, match="Disk full: "), embedded_database(small_disk / "data"):
         pass

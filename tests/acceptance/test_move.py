@@ -38,7 +38,7 @@ def fill(folder: Path) -> list[tuple[object, ...]]:
 
 
 def test_move_to_another_database(folder: Path, empty_database: str, edition: str) -> None:
-    """All of it is there, ids included, and a server goes on with it."""
+    """A moved database has everything, ids included, and a server continues with it."""
     before = fill(folder)
     assert len(before) == 24 * 90
     status, output = run_command(folder, "move", DATABASE_URL=empty_database)

@@ -102,7 +102,7 @@ def test_settings_that_a_pooler_parts(pooled_database: str, empty_database: str,
 
 
 def test_start_waits_for_a_migration(embedded_database_url: str, tmp_path: Path) -> None:
-    """A start that finds the lock of migrations taken says by whom, and ends on SIGTERM."""
+    """A start that waits for the lock of migrations names its holder, and ends on SIGTERM."""
     with psycopg.connect(embedded_database_url, application_name="another migration") as holder:
         holder.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
         with starting(tmp_path, DATABASE_URL=embedded_database_url) as server:

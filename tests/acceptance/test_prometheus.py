@@ -54,7 +54,7 @@ OF_SEVERAL_WORKERS = {"sensorflow_worker_restarts_total": "one process has no pa
 
 @dataclass
 class Watched:
-    """A run, who has watched it, and what it was like for its senders."""
+    """A run of a server, the Prometheus that watched it, and its senders' answers."""
 
     server: Server
     prometheus: Prometheus
@@ -174,7 +174,7 @@ def test_the_processes_of_a_server_are_counted_as_one(watched: Watched) -> None:
 
 
 def test_every_panel_that_asks_prometheus_shows_something(watched: Watched) -> None:
-    """And what its legend names is there."""
+    """Every panel of Prometheus shows something, and every label in its legend exists."""
     end = time.time()
     targets = list(prometheus_targets())
     assert targets
@@ -191,7 +191,7 @@ def test_every_panel_that_asks_prometheus_shows_something(watched: Watched) -> N
 
 
 def test_every_metric_is_shown(watched: Watched) -> None:
-    """Whatever the server counts stands on a dashboard or in an alert."""
+    """Every metric of the server is on a dashboard or in an alert."""
     asked = [target["expr"] for _, target in prometheus_targets()]
     asked += [rule["query"] for group in watched.prometheus.get("/rules")["groups"] for rule in group["rules"]]
     shown = set(re.findall(r"\bsensorflow_\w+", " ".join(asked)))
@@ -202,9 +202,9 @@ def test_every_metric_is_shown(watched: Watched) -> None:
 
 
 def test_health_of_a_dead_server(embedded_admin_url: str, tmp_path: Path) -> None:
-    """As soon as a scrape fails no stat has a figure any more, and the server's says that it is down.
+    """As soon as a scrape fails, no stat has a figure, and the server's stat says that it is down.
 
-    Before, one that was sent nothing has no share of failed requests, and one that answers well has a share of 0.
+    Before, a server without requests has no share of failed requests, and one that answers well has a share of 0.
     """
     stats = {
         target["expr"]: panel

@@ -51,7 +51,7 @@ def is_alive(process: int) -> bool:
 
 
 def worker_of(reading: dict[str, object]) -> int:
-    """Which worker has committed a reading."""
+    """Return the worker that has committed a reading."""
     return int(str(reading["id"])) // IDS_OF_A_WORKER
 
 

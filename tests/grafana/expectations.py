@@ -55,7 +55,7 @@ class Look:
 
     @property
     def sensor(self) -> str:
-        """Where only one is chosen."""
+        """Return the sensor, if only one is chosen."""
         return self.sensors[0]
 
 

@@ -161,7 +161,7 @@ def test_a_choice_of_sensors_is_searched_and_cut(dashboard: Node) -> None:
 
 @pytest.mark.parametrize("hours", [0.25, 1, 3, 6, 12, 24, 48, 7 * 24, 30 * 24])
 def test_curves_of_several_sensors_keep_their_shape(hours: float) -> None:
-    """What is beyond a limit for minutes is not lost in the mean of an hour or a day."""
+    """Values beyond a limit for minutes are not lost in the mean of an hour or a day."""
     for panel in panels(DASHBOARDS["compare-sensors.json"]):
         width_ms = interval_ms(timedelta(hours=hours), panel["maxDataPoints"], "1s")
         bucket_ms = next((bucket for bound, bucket in BUCKETS_MS if width_ms <= bound), 86_400_000)
@@ -170,7 +170,7 @@ def test_curves_of_several_sensors_keep_their_shape(hours: float) -> None:
 
 @each_dashboard()
 def test_a_query_that_looks_at_the_interval_is_on_a_panel_of_fixed_points(dashboard: Node) -> None:
-    """Else the interval follows the width of the window, and the datasource's minimum of a minute."""
+    """A query that uses the interval is on a panel of fixed points: otherwise the window's width would decide."""
     for query in panel_queries(dashboard):
         if "$__interval" in query.sql:
             assert query.of_panel["maxDataPoints"] > 0
@@ -222,7 +222,7 @@ def color_of_nothing(panel: Node) -> str:
 
 @each_dashboard()
 def test_prometheus_stats_are_instant(dashboard: Node) -> None:
-    """A stat of Prometheus shows what is, not what was last seen, and nothing at all is grey."""
+    """A stat of Prometheus shows the current value, not the last one, and is grey without a value."""
     for panel in prometheus_panels(dashboard):
         if panel["type"] != "stat":
             continue
@@ -244,14 +244,14 @@ def test_no_data_is_not_green(dashboard: Node) -> None:
 
 @each_dashboard()
 def test_no_series_is_not_good_news(dashboard: Node) -> None:
-    """A panel without series says so, and not what that would mean if the server were up."""
+    """A panel without series says so, and does not show it as good news."""
     for panel in prometheus_panels(dashboard):
         assert panel["fieldConfig"]["defaults"].get("noValue", "no data") == "no data", panel["title"]
 
 
 @each_dashboard()
 def test_empty_cells_have_words_of_their_own(dashboard: Node) -> None:
-    """What an empty table says never stands in a cell: Grafana would put it into every NULL."""
+    """The text of an empty table never stands in a cell: Grafana would put it into every NULL."""
     for panel in panels(dashboard):
         if panel["type"] == "table" and panel["fieldConfig"]["defaults"].get("noValue"):
             first = panel["fieldConfig"]["overrides"][0]
@@ -261,7 +261,7 @@ def test_empty_cells_have_words_of_their_own(dashboard: Node) -> None:
 
 @each_dashboard()
 def test_legends_have_no_sentences(dashboard: Node) -> None:
-    """What an empty chart says stands in its legend, too, as the figure of each series that has none."""
+    """The text of an empty chart is no sentence, because Grafana shows it in the legend of series without values."""
     for panel in panels(dashboard):
         if panel["type"] == "timeseries" and panel["options"]["legend"]["calcs"]:
             assert panel["fieldConfig"]["defaults"].get("noValue", "–") in {"–", "no data"}, panel["title"]
@@ -269,7 +269,7 @@ def test_legends_have_no_sentences(dashboard: Node) -> None:
 
 @each_dashboard()
 def test_named_routes_exist(dashboard: Node) -> None:
-    """A reader who is told to send a request finds it in docs/api.md, which another test holds against the server."""
+    """Every route that a dashboard names is in docs/api.md, which another test compares with the server."""
     routes = set(re.findall(r"(?:GET|POST|PUT|PATCH|DELETE) /api/[\w/{}]*\w}?", json.dumps(dashboard)))
     api = (REPOSITORY / "docs" / "api.md").read_text()
     assert {route for route in routes if f"`{route}`" not in api} == set()
@@ -287,7 +287,7 @@ def test_folded_panels_lie_below_their_row(dashboard: Node) -> None:
 
 
 def test_the_fleet_does_not_add_up_all_sensors_over_time() -> None:
-    """What every visitor asks for every ten seconds reads no aggregate: those have rows of each sensor."""
+    """Queries that run every ten seconds for every viewer read no aggregate, which has rows for each sensor."""
     for panel in DASHBOARDS["fleet-overview.json"]["panels"]:
         for target in panel.get("targets", []):
             assert not re.search(r"FROM (readings|points)\w*", target.get("rawSql", "")), panel["title"]
@@ -407,7 +407,7 @@ def test_an_offline_sensor_links_to_its_last_reading() -> None:
     [("200", GREEN), ("204", GREEN), ("304", BLUE), ("404", ORANGE), ("429", ORANGE), ("503", RED)],
 )
 def test_statuses_have_the_colour_of_their_class(status: str, color: str) -> None:
-    """And not of their place among those that there happen to be."""
+    """Statuses have the colour of their class, not of their place in the list."""
     (panel,) = (each for each in panels(DASHBOARDS["ingest-and-server.json"]) if each["title"] == "Requests by status")
     (found,) = (
         each["properties"]
@@ -484,7 +484,7 @@ def test_a_rule_stands_beside_a_panel(rule: Node) -> None:
 
 @each_rule()
 def test_an_alert_does_not_flap(rule: Node) -> None:
-    """It fires on for as long, whether its row says that all is well or is gone while others have rows."""
+    """An alert does not flap: it goes on firing as long if its row shows a good value as if its row is gone."""
     (group,) = (group for group in ALERT_GROUPS if rule in group["rules"])
     kept_s = seconds(rule["keepFiringFor"])
     assert kept_s >= 2 * seconds(group["interval"])
@@ -552,7 +552,7 @@ def test_an_alert_says_what_is_and_what_should_be(
 
 
 def test_no_piece_of_sql_is_left_out_of_the_tests() -> None:
-    """Whatever is called ``rawSql`` or asks PostgreSQL is found where the tests look for it."""
+    """Every ``rawSql`` and every query of PostgreSQL is found where the tests look for it."""
     found = [
         query.sql
         for dashboard in DASHBOARDS.values()

@@ -241,7 +241,7 @@ def test_newest_of_no_readings(stored: Stored) -> None:
 
 
 def test_rate_of_readings_ahead(stored: Stored) -> None:
-    """A reading whose time is yet to come counts over its whole bucket, as any other."""
+    """A reading with a future time counts over its whole bucket, like any other."""
     query = QUERIES["sensorflow-fleet: Readings by their own time"]
     now, minute = stored.until - timedelta(minutes=30), timedelta(minutes=1)
     start, end = stored.until - timedelta(hours=1), stored.until
@@ -268,7 +268,7 @@ def states_of(
 
 @pytest.mark.parametrize("edition_and_admin_url", [*EDITIONS, WASM], indirect=True)
 def test_states(stored: Stored) -> None:
-    """What is silent for longer than three intervals is offline until it sends again, or to the end of the range."""
+    """A sensor that is silent for more than three intervals is offline until it sends again or the range ends."""
     until, hour = stored.until, timedelta(hours=1)
     died = [state for _, state in states_of(stored, "Roof", "temperature", until - 2 * hour, until)]
     assert died == ["out of limits", "offline"]
@@ -281,7 +281,7 @@ def test_states(stored: Stored) -> None:
 
 
 def test_states_are_bounded() -> None:
-    """However often a sensor goes over its limit, a range has so many spans of one state or another, and no more."""
+    """A range has a bounded number of spans of states, however often a sensor goes over its limit."""
     panel = QUERIES[STATES].of_panel
     for length in (timedelta(minutes=69), timedelta(hours=69), timedelta(days=74), timedelta(days=365)):
         width_ms = interval_ms(length, panel["maxDataPoints"], panel["interval"])
@@ -325,7 +325,7 @@ def test_only_the_tier_that_suits_the_range_is_read(stored: Stored, query: Query
 
 @pytest.mark.parametrize("edition_and_admin_url", EDITIONS, indirect=True)
 def test_planning_does_not_grow_with_the_history(stored: Stored) -> None:
-    """What stands for the bucket of now is planned for its chunk: for all of a year's, it took 50 ms. The chunks of the
+    """The part for the current bucket is planned for its chunk: for all of a year's, it took 50 ms. The chunks of the
     aggregates are a dozen. As WebAssembly, TimescaleDB takes all.
     """
     for query in ZOOMED.values():
@@ -336,7 +336,7 @@ def test_planning_does_not_grow_with_the_history(stored: Stored) -> None:
 
 @each({name: query for name, query in QUERIES.items() if str(query) == "sensorflow-database: Background jobs"})
 def test_jobs_without_a_run(stored: Stored, query: Query) -> None:
-    """A job that has never run is shown: TimescaleDB's times of it are -infinity, which no panel can draw."""
+    """A job that has never run is shown without TimescaleDB's -infinity, which no panel can draw."""
     answer = stored.ask(query.sql.replace("FROM database_jobs", f"FROM {JOB_WITHOUT_A_RUN}"))
     assert answer.rows == [(1, "compression", "readings", "never run", None, None, None, 0, 0)]
 
@@ -379,7 +379,7 @@ def test_every_number_in_a_table_has_a_unit(stored: Stored, query: Query) -> Non
 
 @each({name: query for name, query in QUERIES.items() if query.dashboard == "alerting"})
 def test_an_alerts_rows_are_one_number_and_labels_that_tell_them_apart(stored: Stored, query: Query) -> None:
-    """What Grafana asks of a table: it makes an alert of each row, known by its labels."""
+    """An alert's rows are one number and unique labels, because Grafana makes an alert of each row by its labels."""
     for _, sql in looks(stored, query):
         answer = stored.ask(sql)
         labels = [tuple(value for value in row if isinstance(value, str)) for row in answer.rows]

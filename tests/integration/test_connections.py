@@ -160,7 +160,7 @@ async def test_half_restored_under_a_flusher(database: str, monkeypatch: pytest.
 
 
 async def test_extension_that_is_too_old(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends a start, and not a server that runs."""
+    """An extension that is too old ends a start, but not a running server."""
     opened = Database(community_database, timezone="UTC", offline_after_s=300)
     try:
         await opened.prepare()
@@ -174,7 +174,7 @@ async def test_extension_that_is_too_old(community_database: str, monkeypatch: p
 
 
 async def test_schema_removed_and_made_again(database: str) -> None:
-    """A flusher that connects to a schema made anew under it brings its settings, and one to none is refused."""
+    """A flusher sets its settings in a schema that was made again, and refuses a database without one."""
     async with writing(database) as (_, writer):
         migrate(database, "base", down=True)
         await lose_connection(database, writer)
@@ -334,7 +334,7 @@ async def test_settings_of_the_database(empty_database: str, names: list[str]) -
 
 @pytest.mark.parametrize("turns", range(3))
 async def test_cancelled_while_a_connection_comes(database: str, turns: int) -> None:
-    """Who waits for a pooled connection and is cancelled as it comes does not go on with it."""
+    """A task that is cancelled as it gets a pooled connection does not continue with it."""
     async with opened(database) as opened_database:
         await opened_database.resize(1)
         began = asyncio.Event()

@@ -92,7 +92,7 @@ def rows_of(pages: Sequence[Page]) -> list[dict[str, Any]]:
 
 
 def query(bucket: Bucket, *, ids: Sequence[int] | None = None, metrics: Sequence[str] = METRIC_NAMES) -> Query:
-    """Two days and a half."""
+    """Return a query of two days and a half."""
     return Query(ids, T0_US, T0_US + 5 * DAY_US // 2, bucket, metrics)
 
 
@@ -164,7 +164,7 @@ async def test_pages_have_every_row_once_in_order_and_go_on_after_any(filled: st
 
 
 async def test_locks_of_a_query_are_bounded(community_database: str) -> None:
-    """However many chunks its span has: all sessions of a server share the room for locks."""
+    """A query takes a bounded number of locks, because all sessions share the room for them."""
     days = 100
     with psycopg.connect(community_database, autocommit=True) as connection:
         connection.execute("INSERT INTO sensors (name) SELECT i::text FROM generate_series(1, 5) i")

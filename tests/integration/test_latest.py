@@ -90,7 +90,7 @@ async def test_a_start_does_not_find_what_is_ahead(database: str) -> None:
 
 
 async def test_locks_of_a_start_are_bounded(database: str, edition: str) -> None:
-    """However many chunks there are. A sensor that has been silent for long is found all the same."""
+    """A start takes a bounded number of locks and still finds a sensor that was silent for long."""
     opened = Database(database, timezone="UTC", offline_after_s=300)
     readings = LatestReadings(opened)
     try:

@@ -78,7 +78,7 @@ async def test_chunk(community_database: str) -> None:
 
 @pytest.mark.parametrize("lock", ENTIRE)
 async def test_entire_table(database: str, lock: str) -> None:
-    """A lock that keeps out every reading is the database's trouble, and is told from one that keeps out some."""
+    """A lock that keeps out every reading counts as an unavailable database, unlike one that keeps out some."""
     async with writing(database, lock_timeout_s=0.2) as writer:
         await write(writer, reading(0))
         with holding(database, lock):
@@ -292,7 +292,7 @@ async def test_live_readings_of_known_sensors(database: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("lock", ENTIRE[1:])
 async def test_ready(database: str, tmp_path: Path, lock: str) -> None:
-    """A server that can store nothing says so, with the reason, and takes readings again once it can."""
+    """A server that can't store readings is not ready, gives the reason, and accepts readings again once it can."""
     with running(tmp_path, DATABASE_URL=database) as server:
         async with client_of(server.url) as client:
             assert await client.send(time.time()) == 201
@@ -309,7 +309,7 @@ async def test_ready(database: str, tmp_path: Path, lock: str) -> None:
 
 
 async def test_ready_silent(database: str, tmp_path: Path) -> None:
-    """A server whose flush takes longer than senders wait is not ready, before it is known why."""
+    """A server whose flush takes longer than senders wait is not ready, even before the reason is known."""
     with running(tmp_path, DATABASE_URL=database, COMMIT_TIMEOUT_S="1") as server:
         async with client_of(server.url) as client:
             assert await client.send(time.time()) == 201

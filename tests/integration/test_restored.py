@@ -173,7 +173,7 @@ async def test_readings_of_nameless_sensors(community_database: str, caplog: pyt
 
 
 async def test_aggregates_of_deleted_days_stay(community_database: str) -> None:
-    """Neither a look nor a refresh by hand takes away what retention has left."""
+    """Neither a check nor a refresh by hand removes aggregates whose readings were deleted by retention."""
     week = Retention(7, 0, 0, 0)
     async with rig(community_database) as parts:
         now_s = parts.clock_s[0]
@@ -257,7 +257,7 @@ def test_move_of_a_deleted_sensor(embedded_database_url: str, database: str) -> 
 
 
 def test_move_by_way_of_a_pooler(embedded_database_url: str, database: str) -> None:
-    """It leaves nothing in the pooler's sessions that another client could meet."""
+    """A move by way of a pooler leaves nothing in its sessions for another client."""
     migrate(embedded_database_url)
     execute(embedded_database_url, INSERT)
     with pgbouncer(database) as pooled_url:
@@ -267,7 +267,7 @@ def test_move_by_way_of_a_pooler(embedded_database_url: str, database: str) -> N
 
 
 def test_move_beside_a_writer(embedded_database_url: str, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that writes to either database is told of, not waited for."""
+    """A move does not wait for a server that writes to either database, but reports it."""
     monkeypatch.setattr(move, "LOCK_TIMEOUT_S", 1)
     migrate(embedded_database_url)
     for url in (embedded_database_url, database):

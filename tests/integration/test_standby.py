@@ -104,7 +104,7 @@ async def test_flush(pair: Pair, how: str | None) -> None:
 
 
 async def test_ledger_cancelled(pair: Pair) -> None:
-    """A look into the ledger whose own wait is cancelled knows nothing, also where warnings are turned off."""
+    """A look into the ledger whose wait is cancelled decides nothing, even with warnings turned off."""
     turn_warnings_off(pair.url)
     async with writing(pair.url) as writer:
         flush = await writer.prepare([reading(0)])
@@ -160,7 +160,7 @@ async def test_connect(pair: Pair) -> None:
 
 
 async def test_sensor_change(pair: Pair) -> None:
-    """A change of a sensor whose wait is cancelled is not called done, also where warnings are turned off."""
+    """A change of a sensor whose wait is cancelled is not reported as done, even with warnings turned off."""
     execute(pair.url, "INSERT INTO sensors (name) VALUES ('a')")
     turn_warnings_off(pair.url)
     database = Database(pair.url, timezone="UTC", offline_after_s=300)

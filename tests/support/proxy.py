@@ -17,7 +17,7 @@ PATIENCE_S = 30.0
 
 
 class Fault(Enum):
-    """What the proxy does to the conversation."""
+    """The fault that the proxy makes."""
 
     NONE = auto()
     LOSE_COMMIT = auto()

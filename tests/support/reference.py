@@ -40,7 +40,7 @@ class FaultError(Exception):
 
 @dataclass
 class Expected:
-    """What should come out: the good rows in order, the place of every fault, the names of unknown columns."""
+    """The expected result: the good rows in order, the place of every fault, and the names of unknown columns."""
 
     rows: list[Row] = field(default_factory=list)
     faults: list[tuple[int, str | None]] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a request's readings are held to."""
+    """The rules for a request's readings."""
 
     precision: Precision
     window: TimeWindow
@@ -58,7 +58,7 @@ class Rules:
 
 
 class NoRow:
-    """What stands where a row could not be read."""
+    """The place of a row that could not be read."""
 
 
 def decode(body: bytes, form: Format, rules: Rules) -> Expected:

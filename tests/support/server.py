@@ -93,7 +93,7 @@ class Server:
 
     @property
     def websocket_url(self) -> str:
-        """Where subscribers connect, without a key."""
+        """Return the URL of subscribers, without a key."""
         return self.url.replace("http", "ws", 1) + "/ws/sensor_updates"
 
     def stop(self, signal_: int = signal.SIGTERM) -> int:

@@ -27,7 +27,7 @@ def promtool(*arguments: str | Path) -> None:
 
 @pytest.mark.parametrize("alert", ALERTS, ids=[alert["alert"] for alert in ALERTS])
 def test_an_alert_says_how_bad_it_is_what_has_happened_and_what_to_do(alert: dict[str, Any]) -> None:
-    """And it waits before it says so."""
+    """An alert has a severity, a summary, a description of what to do, and a waiting time."""
     assert alert["for"] != "0s"
     assert alert["labels"].keys() == {"severity"}
     assert alert["labels"]["severity"] in {"critical", "warning"}
@@ -49,7 +49,7 @@ def test_every_alert_is_made_to_fire() -> None:
 
 @needs_promtool
 def test_promtool_finds_no_fault_in_the_rules() -> None:
-    """Nor anything to complain of."""
+    """The program promtool finds neither faults nor warnings in the rules."""
     promtool("check", "rules", "--lint-fatal", RULES)
 
 

@@ -126,7 +126,7 @@ def test_the_server_may_drain_before_it_is_killed() -> None:
 
 
 def test_the_example_of_env_has_every_variable_that_compose_uses() -> None:
-    """Whoever fills in .env.example has filled in everything, and nothing in vain: the others are settings."""
+    """.env.example has every variable that compose uses, and apart from those only settings."""
     used = {match["name"] for match in VARIABLE.finditer(COMPOSE_TEXT)}
     assert used <= set(ENV_EXAMPLE) <= used | SETTING_NAMES
 
@@ -190,7 +190,7 @@ def test_grafanas_datasources_read_only_variables_that_grafana_is_given() -> Non
 
 
 def test_prometheus_finds_its_rules_where_its_folder_is_mounted() -> None:
-    """Their path is relative to the configuration, of which the image reads /etc/prometheus/prometheus.yml."""
+    """Prometheus finds its rules: their path is relative to /etc/prometheus/prometheus.yml, which the image reads."""
     assert "./prometheus:/etc/prometheus:ro" in SERVICES["prometheus"]["volumes"]
     folder = REPOSITORY / "prometheus"
     rule_files = yaml.safe_load((folder / "prometheus.yml").read_text())["rule_files"]
@@ -199,7 +199,7 @@ def test_prometheus_finds_its_rules_where_its_folder_is_mounted() -> None:
 
 
 def test_grafana_knows_how_often_prometheus_scrapes() -> None:
-    """It chooses the width of rate() by that."""
+    """Grafana knows the scrape interval of Prometheus, from which it chooses the width of rate()."""
     sources = yaml.safe_load((REPOSITORY / "grafana/provisioning/datasources/datasources.yml").read_text())
     [source] = [source for source in sources["datasources"] if source["type"] == "prometheus"]
     configuration = yaml.safe_load((REPOSITORY / "prometheus" / "prometheus.yml").read_text())

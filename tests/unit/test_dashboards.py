@@ -10,5 +10,5 @@ def test_the_dashboards_are_what_their_source_makes() -> None:
 
 
 def test_alert_rules_are_what_their_source_makes() -> None:
-    """So a rule follows its panel, whose number is its place."""
+    """Alert rules are what their source makes, so that a rule follows its panel's number."""
     assert {path.name: path.read_text() for path in ALERTS.parent.iterdir()} == {ALERTS.name: alerts.text()}

@@ -13,7 +13,7 @@ PATIENCE_S = 10
 
 
 class Connection:
-    """A connection that notes what it is told, and when."""
+    """A connection that records its calls and their times."""
 
     def __init__(self, server: "Stopping", *, ends_at: str = "", fails: bool = False) -> None:
         self.told: list[tuple[str, float]] = []

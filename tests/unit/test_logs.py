@@ -97,7 +97,7 @@ def test_a_line_is_written_whatever_its_message_holds(capfd: pytest.CaptureFixtu
 def test_a_library_that_writes_keys_speaks_only_of_warnings(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, level: str
 ) -> None:
-    """They write each WebSocket's path with its query string, at INFO or DEBUG."""
+    """A library that writes keys logs only warnings: at INFO or DEBUG it writes a WebSocket's query string."""
     monkeypatch.setattr(logging.getLogger(name), "propagate", True)  # uvicorn's own settings, in another test, end it
     configure_logging(level=level, as_json=False)
     for quiet in (logging.DEBUG, logging.INFO):
@@ -151,7 +151,7 @@ def test_kinds_are_bounded() -> None:
 
 
 def test_many_kinds_hide_no_error() -> None:
-    """What one logger says of however many senders keeps no other's error from being written, nor its own."""
+    """Many lines of one logger about many senders hide no error, of another logger or its own."""
     throttle = Throttle()
     for sender in range(10_000):
         throttle.admits(record("refused", kind=sender), 0.0)

@@ -73,7 +73,7 @@ def test_one_list_of_dependencies() -> None:
 
 
 def test_python_versions_agree() -> None:
-    """What the linters check is the oldest Python that is promised."""
+    """The linters check the oldest Python that is supported."""
     oldest = PYPROJECT["project"]["requires-python"].removeprefix(">=")
     assert PYPROJECT["tool"]["mypy"]["python_version"] == oldest
     assert PYPROJECT["tool"]["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"

@@ -105,7 +105,7 @@ def test_rows_are_repeated_and_stay_closed() -> None:
 
 
 def test_places_have_no_holes() -> None:
-    """What is left of a line fills it, and lines follow each other."""
+    """The remaining panels of a line fill it, and lines follow each other without holes."""
     places = [(0, 0, 12, 4), (12, 0, 6, 3), (0, 30, 24, 1), (0, 31, 5, 2)]
     panels = [{"gridPos": dict(zip("xywh", place, strict=True))} for place in places]
     assert [tuple(panel["gridPos"].values()) for panel in placed(panels)] == [

@@ -42,7 +42,7 @@ def test_keys_of_a_text(tmp_path: Path) -> None:
 
 
 def test_keys_of_parquet(tmp_path: Path) -> None:
-    """Files that don't grow are known by their whole content, as they always were."""
+    """Files that don't grow are still recognised by their whole content."""
     table = pa.table({"sensor_id": ["a"], "time": [1_000_000_000], "temperature": [21.0]})
     (tmp_path / "a.parquet").write_bytes(bodies.parquet(table))
     layout, taken = ColumnMapping(precision=Precision.S), Taken()

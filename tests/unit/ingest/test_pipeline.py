@@ -85,7 +85,7 @@ POISON = "яд"
 
 @dataclass(slots=True)
 class FakeFlush:
-    """What the database was given to prepare."""
+    """The submissions that the database was given to prepare."""
 
     first_id: int
     contents: Sequence[Content]
@@ -456,7 +456,7 @@ async def test_a_connection_that_died_while_idle_is_nobodys_trouble() -> None:
 
 
 async def test_a_database_that_answers_but_stores_nothing_is_not_hammered() -> None:
-    """Such as one whose disk is full: it can be reached each time."""
+    """A database that answers but stores nothing, such as with a full disk, is retried with pauses."""
     plant = Plant()
     async with plant.running():
         plant.store.lost_answers.extend(1_000 * [False])
@@ -560,7 +560,7 @@ async def test_only_those_who_can_still_be_answered_are_written_again() -> None:
 
 @pytest.mark.parametrize("turns", range(12))
 async def test_a_reading_that_expires_on_its_way_into_a_flush_does_not_stop_the_flusher(turns: int) -> None:
-    """As after a pause of the whole process, in which its deadline passed."""
+    """A reading that expires on its way into a flush, after a pause of the process, does not stop the flusher."""
     plant = Plant()
     async with plant.running():
         answer = plant.send("a")
@@ -627,7 +627,7 @@ async def test_a_drain_that_runs_out_of_time_answers_everybody() -> None:
 
 
 async def test_a_drain_ends_as_soon_as_nothing_is_held() -> None:
-    """Also where the last reading was given back and not flushed."""
+    """A drain ends as soon as nothing is held, even if the last reading was given back."""
     plant = Plant()
     async with plant.running():
         plant.store.away = True
@@ -689,7 +689,7 @@ async def test_poison(step: str, ahead_rows: int) -> None:
 
 
 async def test_too_little_memory() -> None:
-    """What there is no memory for is no fault of the request: less is tried at once, and a single one is given back."""
+    """If memory runs out, smaller flushes are tried, and a single request is given back, not rejected."""
     plant = Plant()
     plant.store.memory_rows = 2
     async with plant.running():
@@ -723,7 +723,7 @@ async def test_a_batch_larger_than_a_flush_is_a_flush_of_its_own() -> None:
 async def test_each_batch_hears_of_its_own_bad_rows_and_of_no_other(
     bad: list[list[bool]], whole: list[bool | None]
 ) -> None:
-    """Whatever comes before it in the flush: batches, or readings that came alone."""
+    """Each batch learns only of its own bad rows, after any other batches or single readings in the flush."""
     plant = Plant()
     async with plant.running():
         contents: list[Content] = []
@@ -1217,7 +1217,7 @@ async def test_what_is_prepared_ahead_is_answered_at_its_deadline_and_when_the_f
 
 
 async def test_the_duration_of_a_flush_prepared_ahead_begins_when_the_one_before_has_ended() -> None:
-    """Or a busy server would seem half as fast as it is, and ask its senders to stay away for twice as long."""
+    """The duration of a flush prepared ahead begins when the one before ends: Retry-After is not twice as long."""
     plant = Plant()
     with worth_preparing(rows=2):
         async with plant.running():
@@ -1738,7 +1738,7 @@ async def test_sensors_that_cannot_be_learnt_are_left_to_the_flush() -> None:
 
 
 async def test_poison_among_new_sensors() -> None:
-    """A batch over whose sensors the store fails in an unforeseen way is left to its flush, and is rejected there."""
+    """A batch whose sensors make the store fail in an unforeseen way is left to its flush and rejected there."""
     plant = Plant()
     plant.store.chokes_in = "learn_names, prepare"
     async with plant.running():

@@ -68,7 +68,7 @@ def test_the_latest_of_each_sensor_is_kept_whatever_came_together(
 
 
 async def test_a_process_that_ends_while_it_writes() -> None:
-    """It writes when it leaves what was under way, and what was noted meanwhile."""
+    """A process that ends while it writes also writes what arrived meanwhile."""
 
     class Recording:
         def __init__(self) -> None:
@@ -104,7 +104,7 @@ def test_no_rows_are_nothing_noted() -> None:
 
 
 def test_what_the_database_did_not_take_is_noted_with_what_came_meanwhile() -> None:
-    """And the same sensors are held once."""
+    """Rows that the database did not take stay with those that arrived meanwhile, each sensor once."""
 
     class Away:
         @asynccontextmanager
@@ -123,7 +123,7 @@ def test_what_the_database_did_not_take_is_noted_with_what_came_meanwhile() -> N
 
 
 def test_the_same_sensors_again_are_no_more_rows() -> None:
-    """However many flushes come before the database takes what is noted."""
+    """The same sensors again take no more memory, however many flushes come before a write."""
     noted = LatestRows()
     for time_us in range(100):
         noted.note(batch_of([LatestRow(sensor, time_us, time_us, (1.5, None, None)) for sensor in range(10)]))
@@ -151,7 +151,7 @@ class Table:
 
 
 def test_what_is_written_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However much is noted: a database that fails now and then still gets all of it, in pieces that become smaller."""
+    """Written rows are not written again: a database that fails at times gets all rows, in smaller pieces."""
     monkeypatch.setattr(latest, "PIECE_ROWS", 400)
     table = Table(3)
     readings = LatestReadings(cast("Any", table))
@@ -171,7 +171,7 @@ def test_what_is_written_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_many_that_came_alone_are_not_held_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And are written all the same."""
+    """Many single readings are not held one by one, and are all written."""
     monkeypatch.setattr(latest, "SINGLES", 10)
     table = Table(99)
     readings = LatestReadings(cast("Any", table))
@@ -183,7 +183,7 @@ def test_many_that_came_alone_are_not_held_one_by_one(monkeypatch: pytest.Monkey
 
 
 def test_an_age_that_grows_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """And that it has been caught up with."""
+    """An age that grows is logged once, and once more when it is caught up."""
     monkeypatch.setattr(latest, "INTERVAL_S", 0)
     table, now = Table(0), iter(range(0, 10_000, 50))
     readings = LatestReadings(cast("Any", table), clock=lambda: next(now))

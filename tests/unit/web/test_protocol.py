@@ -808,7 +808,7 @@ async def test_nothing_is_parsed_while_requests_wait() -> None:
 
 @pytest.mark.parametrize("target", [b"/reading", b"/other"])
 async def test_long_body_is_parsed_whole(target: bytes) -> None:
-    """What has come of a body of known length is one slice."""
+    """The received part of a body of known length is one slice."""
     connection = Connection()
     connection.desk.max_body_bytes = 1_000_000
     connection.feed(post(b"x" * 200_000, target=target))
@@ -857,7 +857,7 @@ async def test_header_that_comes_twice(target: bytes) -> None:
 
 
 async def test_trailer_is_no_header() -> None:
-    """What comes behind a body says nothing of the request, also where it comes before the request is looked at."""
+    """A trailer after a body is no header of the request, even if it arrives before the request is handled."""
     connection = Connection(proxies="192.0.2.7")
     body = b"3\r\nabc\r\n0\r\nX-API-Key: k\r\nX-Forwarded-For: 192.0.2.9\r\n\r\n"
     connection.feed(b"POST /other HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
@@ -884,7 +884,7 @@ async def test_dripping_body_is_cut() -> None:
 
 
 async def test_closing_lets_the_answer_be_read() -> None:
-    """Where the peer still sends, what comes after the last answer is read and dropped for a while, and not parsed."""
+    """If the peer still sends, bytes after the last answer are read and dropped for a while, and not parsed."""
     connection = Connection()
     connection.feed(post(b"", length=MAX_BODY_BYTES + 1))
     assert (connection.statuses, connection.wire.ended) == ([413], "closed")

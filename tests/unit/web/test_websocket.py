@@ -117,7 +117,7 @@ async def test_subscriber_is_heard() -> None:
 )
 @pytest.mark.parametrize("in_one_read", [False, True])
 async def test_subscriber_that_sends_too_much(frame: bytes, in_one_read: bool) -> None:
-    """More than FRAMES_PER_S, or FRAMES_AT_ONCE in a burst, is closed with 1008 before much of it has been parsed."""
+    """A subscriber that sends more than FRAMES_PER_S, or FRAMES_AT_ONCE in a burst, is soon closed with 1008."""
     if frame[0] == 1:
         frame += b"\x80\x80\0\0\0\0"  # its end
     connection = Connection()

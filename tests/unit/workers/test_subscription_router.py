@@ -103,7 +103,7 @@ def test_a_worker_that_comes_while_somebody_listens_forwards_from_its_welcome_on
 
 
 class JoinAnswer:
-    """What a subscriber waits for. Awaiting it suspends once; the test resumes when it likes."""
+    """The answer that a subscriber waits for. Awaiting it suspends once, until the test resumes it."""
 
     refused = False
     given = False
@@ -212,7 +212,7 @@ class Star:
             self.switch.recall(latest)
 
     def kill(self, number: int, frames_out: int) -> None:
-        """End a worker of which so many frames have left, and replace it."""
+        """End a worker after a number of its frames have left, and replace it."""
         worker = self.workers[number]
         for _ in range(frames_out):
             self.carry(worker)

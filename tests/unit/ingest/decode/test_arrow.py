@@ -209,7 +209,7 @@ def test_decimals_to_the_last_bit(digits: list[int], scale: int) -> None:
 @pytest.mark.parametrize("type_", [pa.decimal32(7, 1), pa.decimal64(7, 1), pa.decimal128(7, 1), pa.decimal256(7, 1)])
 @pytest.mark.parametrize("form", WRITERS)
 def test_two_thousand_decimals(form: Format, type_: pa.DataType) -> None:
-    """None of them is one bit off, of whichever width."""
+    """Two thousand decimals of every width are read to the last bit."""
     values = [Decimal(number).scaleb(-1) for number in range(7_000, 9_000)]
     content = pa.table({"sensor_id": ["a"] * 2_000, "humidity": pa.array(values, pa.decimal128(7, 1)).cast(type_)})
     assert [row[3] for row in rows_of(decode(WRITERS[form](content), form))] == [float(value) for value in values]

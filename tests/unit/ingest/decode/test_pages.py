@@ -150,7 +150,7 @@ def test_field_that_comes_again() -> None:
 
 
 def test_column_without_a_type() -> None:
-    """It is no leaf to pyarrow, and would have others looked at in place of those that are read."""
+    """A column without a type is refused: pyarrow skips it, and the check would look at other columns than it reads."""
     body = handmade.written([NUMBERS], rows=2, before=handmade.element(b"empty", children=0))
     assert pq.read_schema(io.BytesIO(body)).names == ["empty", "temperature"]
     with pytest.raises(ValueError, match="without a type"):
