@@ -203,7 +203,7 @@ class Server:
                 pool_stats=self._database.pool_stats,
                 database_statistics=lambda: self._maintenance.statistics,
                 latest_age_s=lambda: self._latest.age_s,
-                ready=lambda: self.pipeline.unavailable_reason is None,
+                ready=lambda: self.pipeline.unready_reason is None,
             )
         )
 
@@ -275,7 +275,7 @@ class Server:
                 edition = await self._database.prepare()
                 await fit(self._database, workers=self._workers)
             except DatabaseUnavailable as error:
-                self.pipeline.note_unavailable(error)
+                self.pipeline.record_unavailable(error)
                 await asyncio.sleep(PREPARE_INTERVAL_S)
                 continue
             for name in edition.weak_durability:
@@ -290,16 +290,16 @@ class Server:
 
     async def readiness(self, *, detailed: bool) -> Readiness:
         """Check the pipeline, and that the database accepts writes; ``detailed`` quotes the database's own errors."""
-        trouble, public = self.pipeline.unavailable_reason, self.pipeline.public_reason
-        if trouble is None:
+        reason, public = self.pipeline.unready_reason, self.pipeline.public_reason
+        if reason is None:
             try:
                 await self._database.check_writable(timeout_s=READINESS_TIMEOUT_S)
             except DatabaseUnavailable as error:
-                trouble, public = str(error), error.public
+                reason, public = str(error), error.public
         edition = self._database.edition
         return Readiness(
-            ready=trouble is None,
-            trouble=trouble if detailed else public,
+            ready=reason is None,
+            trouble=reason if detailed else public,
             edition=str(edition) if edition else None,
             durability_off=list(edition.weak_durability) if edition else [],
         )
@@ -340,7 +340,7 @@ async def importing(
         finally:
             # To cancel a COPY under way would roll it back, and psycopg 3.3.9 can't: its C generators end in a
             # TypeError when it resumes them, which it logs.
-            if pipeline.trouble is None:
+            if pipeline.unavailable_reason is None:
                 await pipeline.drain(settings.drain_timeout_s)
     finally:
         for task in (opened, work):

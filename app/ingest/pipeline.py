@@ -255,30 +255,30 @@ class Pipeline(Generic[AnyPrepared]):
         self._bytes_per_s = 0.0
 
     @property
-    def trouble(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why nothing can be stored at the moment; None when all is well."""
         return "the server is shutting down" if self._draining else self._unavailable
 
     @property
-    def unavailable_reason(self) -> str | None:
-        """Why senders should stay away: the trouble, or a flush that takes longer than they wait. What it is, is not
-        known yet, and readings are still taken.
+    def unready_reason(self) -> str | None:
+        """Why senders should stay away: nothing can be stored, or a flush takes longer than they wait. Then the cause is
+        not known yet, and readings are still taken.
         """
-        if self.trouble is None and self._working_since is not None:
+        if self.unavailable_reason is None and self._working_since is not None:
             waited_s = self._clock() - self._working_since
             if waited_s > self._commit_timeout_s:
                 return f"the database has not committed anything for {waited_s:.0f} s"
-        return self.trouble
+        return self.unavailable_reason
 
     @property
     def public_reason(self) -> str | None:
         """The same in words that anyone may read: without the database's own, and its names of hosts and users."""
-        if self.trouble is None or self._draining:
-            return self.unavailable_reason
+        if self.unavailable_reason is None or self._draining:
+            return self.unready_reason
         return self._public_reason
 
-    def note_unavailable(self, error: DatabaseUnavailable) -> None:
-        """Take note, and log now and then, why nothing can be stored."""
+    def record_unavailable(self, error: DatabaseUnavailable) -> None:
+        """Record, and log now and then, why nothing can be stored."""
         if self._repeats.is_due(str(error), self._clock()):
             logger.warning("database unavailable; rejecting readings: %s", error)
         self._unavailable, self._public_reason = str(error), error.public
@@ -684,7 +684,7 @@ class Pipeline(Generic[AnyPrepared]):
                 return result
 
     async def _back_off(self, error: DatabaseUnavailable) -> None:
-        self.note_unavailable(error)
+        self.record_unavailable(error)
         await asyncio.sleep(self._backoff_s)
         self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
 

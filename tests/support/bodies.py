@@ -47,7 +47,7 @@ def decode(
     max_inflated_bytes: int = 24 << 20,
     only_rows: pa.Array | None = None,
 ) -> Decoded:
-    terms = terms_of(
+    options = options_of(
         held_to,
         max_rows=max_rows,
         is_time_required=is_time_required,
@@ -55,10 +55,10 @@ def decode(
         max_inflated_bytes=max_inflated_bytes,
         only_rows=only_rows,
     )
-    return decode_readings(body, form, terms)
+    return decode_readings(body, form, options)
 
 
-def terms_of(held_to: Rules | None = None, *, max_rows: int = 100_000, **others: Any) -> DecodeOptions:
+def options_of(held_to: Rules | None = None, *, max_rows: int = 100_000, **others: Any) -> DecodeOptions:
     held_to = held_to or rules()
     return DecodeOptions(
         source=SOURCE,

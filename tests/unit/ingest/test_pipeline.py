@@ -483,12 +483,12 @@ async def test_while_the_database_is_away_readings_are_refused_and_then_taken_ag
         with pytest.raises(DatabaseUnavailable, match="the database is unavailable") as refusal:
             plant.send("refused")
         assert refusal.value.retry_after_s == LONGEST_BACKOFF_S
-        assert plant.pipeline.trouble == "the plug is pulled"
+        assert plant.pipeline.unavailable_reason == "the plug is pulled"
         assert isinstance(await answer, DatabaseUnavailable)
         assert COMMIT_TIMEOUT_S <= now() - sent_at <= COMMIT_TIMEOUT_S + SWEEP_INTERVAL_S
         plant.store.away = False
         await asyncio.sleep(RECOVERY_S)
-        assert plant.pipeline.trouble is None
+        assert plant.pipeline.unavailable_reason is None
         assert isinstance(await plant.send("taken"), CommittedReading)
         assert plant.store.stored == ["taken"]
 
@@ -668,7 +668,7 @@ async def test_a_bug_ends_the_flusher_and_leaves_nobody_waiting(place: str) -> N
     assert isinstance(waits.result(), DatabaseUnavailable)
     assert in_flight.done(), "it is committed, and its sender hears nothing"
     assert isinstance(in_flight.result(), CommittedReading | OutcomeUnknown)
-    assert plant.pipeline.trouble == "the flusher has stopped"
+    assert plant.pipeline.unavailable_reason == "the flusher has stopped"
 
 
 @pytest.mark.parametrize("step", ["prepare", "write"])
@@ -941,7 +941,7 @@ async def test_a_repetition_is_no_trouble_and_costs_no_time() -> None:
         sent_at = now()
         await asyncio.gather(*(plant.send("a", record=record()) for _ in range(3)), plant.send("b"))
         assert now() - sent_at < FIRST_BACKOFF_S
-        assert plant.pipeline.trouble is None
+        assert plant.pipeline.unavailable_reason is None
 
 
 async def test_sent_again_after_unknown_outcome() -> None:
@@ -1137,7 +1137,7 @@ async def test_after_an_unknown_outcome_what_was_prepared_before_it_is_prepared_
             assert plant.store.stored == ["a", "b", "c"]
             anew = [["b", "c"]] if committed else [["a", "b", "c"]]
             assert plant.store.prepared == [["a"], ["b", "c"], *anew]
-            assert plant.pipeline.trouble is None
+            assert plant.pipeline.unavailable_reason is None
 
 
 async def test_when_a_repetition_is_found_what_was_prepared_ahead_keeps_its_place() -> None:
@@ -1253,7 +1253,7 @@ async def test_locked_day() -> None:
         late_answer = plant.send(late("e"))
         for answer in (answers[0], answers[2], late_answer):
             assert isinstance(await answer, DatabaseLocked)
-        assert plant.pipeline.unavailable_reason is None
+        assert plant.pipeline.unready_reason is None
         plant.store.locked = []
         assert await plant.send(late("f")) == receipt_of(late("f"), plant.store.ids[-1][1])
     assert plant.store.stored == ["b", *(f"live {number}" for number in range(100)), "f"]
@@ -1366,7 +1366,7 @@ async def test_locked_names() -> None:
             assert now() - began < 0.1
         for answer in (answers[0], *answers[2:]):
             assert isinstance(await answer, DatabaseLocked)
-        assert plant.pipeline.unavailable_reason is None
+        assert plant.pipeline.unready_reason is None
         answer = plant.send("b")
         await asyncio.sleep(0.1)
         plant.store.are_names_locked = False
@@ -1460,17 +1460,17 @@ async def test_unavailable() -> None:
     """A flush that takes longer than its senders wait is a reason to stay away, until it ends."""
     plant = Plant()
     async with plant.running():
-        assert plant.pipeline.unavailable_reason is None
+        assert plant.pipeline.unready_reason is None
         [answer] = await plant.send_into_silence("a")
-        assert plant.pipeline.unavailable_reason is None
+        assert plant.pipeline.unready_reason is None
         assert isinstance(await answer, OutcomeUnknown)
-        assert "for 4 s" in str(plant.pipeline.unavailable_reason)
-        assert plant.pipeline.trouble is None
+        assert "for 4 s" in str(plant.pipeline.unready_reason)
+        assert plant.pipeline.unavailable_reason is None
         plant.store.speaking.set()
         await plant.send("b")
-        assert plant.pipeline.unavailable_reason is None
+        assert plant.pipeline.unready_reason is None
         await asyncio.sleep(10 * COMMIT_TIMEOUT_S)
-        assert plant.pipeline.unavailable_reason is None
+        assert plant.pipeline.unready_reason is None
 
 
 SENDING = st.lists(

@@ -67,7 +67,7 @@ def test_pages_add_up_to_what_the_writer_counted(rows: int, distinct: int, optio
     pages, metadata = look_at(body), pq.read_metadata(io.BytesIO(body))
     assert (pages.rows, pages.names) == (rows, content.schema.names)
     for name, column in pages.columns.items():
-        groups = [metadata.row_group(place).column(column.place) for place in range(metadata.num_row_groups)]
+        groups = [metadata.row_group(place).column(column.index) for place in range(metadata.num_row_groups)]
         assert {group.path_in_schema for group in groups} <= {name}
         counted = sum(group.total_uncompressed_size for group in groups)
         most_headers = sum(2 + group.total_compressed_size // 10 for group in groups)
