@@ -1,4 +1,4 @@
-"""Servers to talk to."""
+"""Fixtures with running servers."""
 
 from collections.abc import Iterator
 from pathlib import Path

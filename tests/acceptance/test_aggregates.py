@@ -1,4 +1,4 @@
-"""Aggregates and latest readings after a server was killed: what was answered 201 is in them."""
+"""Aggregates and latest readings hold every reading that was answered 201, even after a kill."""
 
 import signal
 import time

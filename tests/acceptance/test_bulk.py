@@ -1,4 +1,4 @@
-"""POST /api/readings, as a client meets it."""
+"""POST /api/readings, as a client uses it."""
 
 import asyncio
 import csv

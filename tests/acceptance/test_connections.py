@@ -1,4 +1,4 @@
-"""What connections may do to the server and to each other, through real sockets and clients that we did not write."""
+"""The effects of connections on the server and on each other, with real sockets and clients of others."""
 
 import json
 import re

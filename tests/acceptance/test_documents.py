@@ -1,4 +1,4 @@
-"""The pages for users, tried: commands run as they stand, and the API's page names what the server offers."""
+"""The pages for users: their commands work, and the API's page names everything that the server offers."""
 
 import os
 import re

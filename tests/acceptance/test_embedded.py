@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: it comes back when it dies, and nothing else is touched for it."""
+"""The embedded PostgreSQL comes back when it dies, and no other process is touched."""
 
 import os
 import re

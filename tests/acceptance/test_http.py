@@ -1,4 +1,4 @@
-"""The HTTP contract, as a client meets it."""
+"""The HTTP contract, as a client uses it."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""python -m app import, as a person at a terminal meets it."""
+"""The command ``python -m app import``, as a person at a terminal uses it."""
 
 import csv
 import io

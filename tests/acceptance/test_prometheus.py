@@ -1,4 +1,4 @@
-"""A real Prometheus watches a real run: every panel and every alert that asks it gets an answer, and a true one."""
+"""A real Prometheus watches a real server: every panel and every alert gets a correct answer."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""What is read back over HTTP, as a client meets it."""
+"""Reading back over HTTP, as a client uses it."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Sensors of every name and with every value that can be set, as a client meets them."""
+"""Sensors with every name and every value that can be set, as a client uses them."""
 
 from collections.abc import Iterator
 from urllib.parse import quote

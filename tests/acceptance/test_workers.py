@@ -1,4 +1,4 @@
-"""Several workers behind one port are one server, to senders, subscribers, operators, and signals."""
+"""Several workers behind one port act as one server for senders, subscribers, operators and signals."""
 
 import asyncio
 import json

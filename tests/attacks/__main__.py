@@ -1,4 +1,4 @@
-"""Runs every attack on a server of its own, prints what each cost, and fails if that was more than it may."""
+"""Runs every attack on a server of its own, prints the cost of each, and fails if one is above its bound."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""Small bodies that would become large: what each makes a server hold, over what it holds when idle.
+"""Small bodies that would become large, and the memory that each makes a server use above its idle state.
 
 The bodies are made here, so that the repository has no binaries in it.
 """

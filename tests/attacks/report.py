@@ -1,4 +1,4 @@
-"""What an attack cost, beside what it may cost."""
+"""The cost of an attack, beside its bound."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""A server that is stopped while hostile connections are open, and readings that were answered 202 in its buffer."""
+"""A stop with open hostile connections, and with readings in the buffer that were answered 202."""
 
 import http.client
 import socket

@@ -1,4 +1,4 @@
-"""Every edition with the same readings in it, stored once a session."""
+"""Fixtures with every edition and the same readings, stored once a session."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""What the dashboards are looked at with: a year of real weather, and what sensors have sent until now.
+"""The data of the dashboards' tests: a year of real weather, and readings of some sensors until now.
 
 The weather is the file of tests/acceptance/test_weather.py, as pandas reads it. Of the others, one keeps within its
 limits and was silent for two hours, one is out of them, one fell silent, and one never sent.
@@ -27,7 +27,7 @@ DEFAULT_OFFLINE_AFTER_S = 300
 
 @dataclass(frozen=True, slots=True)
 class Sensor:
-    """What is registered of a sensor. ``limits`` are lower and upper ones by metric."""
+    """The registered data of a sensor. ``limits`` are lower and upper ones by metric."""
 
     name: str
     label: str | None = None

@@ -1,4 +1,4 @@
-"""What Grafana makes of a query before PostgreSQL sees it, so that dashboards can be held without a Grafana.
+"""Expands a query as Grafana does before PostgreSQL gets it, so that dashboards can be tested without a Grafana.
 
 Follows grafana/grafana, whose parts do it in this order: the browser puts in variables (templateSrv, and
 ``interpolateVariable`` of the PostgreSQL datasource) and chooses the interval (``calculateInterval`` of rangeutil.ts);
@@ -90,7 +90,7 @@ class ExpansionError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a dashboard asks with, besides the query.
+    """The inputs of a dashboard's query.
 
     Args:
         start: of the dashboard's range, aware.

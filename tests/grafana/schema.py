@@ -1,4 +1,4 @@
-"""The JSON Schema of a dashboard, made of Grafana's own types (npm's ``@grafana/schema``) in our image's version."""
+"""Makes a dashboard's JSON Schema from Grafana's own types (npm's ``@grafana/schema``) in our image's version."""
 
 import json
 import re

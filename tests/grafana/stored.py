@@ -1,4 +1,4 @@
-"""A database on which the dashboards' queries are run as the role that Grafana has, and the readings that are in it."""
+"""A database with readings, on which the dashboards' queries run as Grafana's role."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Dashboards and provisioning hold together: with each other, and with what Grafana says that they are."""
+"""Dashboards and provisioning agree with each other and with Grafana's types."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Aggregates against a plain count over the readings, whatever comes late, twice, out of order, or is cut short."""
+"""Aggregates agree with a plain count over the readings, whatever comes late, twice, out of order, or is cut short."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""What PostgreSQL has room for, on real servers."""
+"""The connections and locks that PostgreSQL has room for, on real servers."""
 
 import logging
 from collections.abc import Iterator

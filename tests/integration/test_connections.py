@@ -1,4 +1,4 @@
-"""What a connection leads to, and how it is set: restores, half a schema, standbys, settings of a database."""
+"""Connections to databases in a restore, with half a schema, on standbys, and with settings of their own."""
 
 import asyncio
 import os

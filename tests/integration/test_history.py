@@ -1,4 +1,4 @@
-"""The history read back from real servers: the rows that a slow and obvious account of the readings has."""
+"""The history from real servers has the same rows as a slow and obvious computation."""
 
 import math
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""The latest readings on real servers: of wrong clocks, of many chunks, and in pieces."""
+"""The latest readings on real servers: with wrong clocks, many chunks, and in pieces."""
 
 import asyncio
 import math

@@ -1,4 +1,4 @@
-"""Readings beyond their limits in a real database: every committed one counts, once, and for how long."""
+"""Readings beyond their limits in a real database: each committed one counts once, for a certain time."""
 
 import psycopg
 import pytest

@@ -1,4 +1,4 @@
-"""Locks of other sessions: what they cover waits, and everything else is stored."""
+"""Locks of other sessions keep out only the readings that they cover, and all others are stored."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Pruning, and what is found out about the database, on real servers."""
+"""Pruning, and measurements of the database, on real servers."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""The role that may only read, and its password."""
+"""The read-only role and its password."""
 
 import asyncio
 from collections.abc import Iterator

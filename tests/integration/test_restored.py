@@ -1,4 +1,4 @@
-"""Readings that came by another way than the flusher, and rows of the server's own that were deleted by hand."""
+"""Readings that were not written by the flusher, and rows of the server's tables that were deleted by hand."""
 
 import logging
 from datetime import UTC, datetime, timedelta

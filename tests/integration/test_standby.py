@@ -1,4 +1,4 @@
-"""What can be seen but is on no standby yet is not believed: nothing answered 201 is missing after a failover."""
+"""The server does not trust rows that no standby has yet, so no reading answered 201 is lost by a failover."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

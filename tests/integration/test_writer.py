@@ -1,4 +1,4 @@
-"""The writer against real servers: what is committed, what is not, and what is known when a connection breaks."""
+"""The writer on real servers: the outcome of each flush, also when a connection breaks."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A dashboard as Grafana asks it of the database: its variables, then each panel's queries, as the role that it has."""
+"""Runs a dashboard's queries as Grafana does: its variables, then each panel, as Grafana's role."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence

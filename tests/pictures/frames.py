@@ -1,4 +1,4 @@
-"""What Grafana does between the answer to a query and a panel: data frames, transformations, repeated rows, places.
+"""Does Grafana's work between a query's answer and a panel: data frames, transformations, repeated rows, places.
 
 Knows nothing of databases and browsers. Raises `CanNotBeDrawn` where a panel needs what this does not have.
 """

@@ -1,4 +1,4 @@
-"""Bodies to decode: good readings and bad ones, in every format, as hypothesis draws them; and what came of them."""
+"""Bodies to decode, good and bad, in every format, as Hypothesis draws them, and the readings of a batch."""
 
 import io
 import json

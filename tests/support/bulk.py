@@ -1,4 +1,4 @@
-"""Readings as the bodies of POST /api/readings, and as the rows that should come of them."""
+"""Readings as bodies of POST /api/readings, and as the rows that they should become."""
 
 import gzip
 from collections.abc import Callable, Iterator, Mapping, Sequence

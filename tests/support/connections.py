@@ -1,4 +1,4 @@
-"""A connection of app.web without a socket: what is written to it, and a turn of the event loop."""
+"""A connection of app.web without a socket, which records what is written, and a turn of the event loop."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Packages from npm that tests run, in the versions that are named, kept in pytest's cache between runs."""
+"""Packages from npm that tests run, in fixed versions, kept in pytest's cache between runs."""
 
 import shutil
 import subprocess

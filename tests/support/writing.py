@@ -1,4 +1,4 @@
-"""A Writer on a real database, readings for it, and what is stored."""
+"""A Writer on a real database, readings for it, and the stored rows."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

@@ -1,4 +1,4 @@
-"""Unit tests run in virtual time, and as long as they need: their laws don't depend on the machine's speed."""
+"""Unit tests run in virtual time and without a time limit: they don't depend on the machine's speed."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Prometheus' alerts: what each promises its reader, and promtool's tests of when it fires."""
+"""Prometheus' alerts: their texts, and promtool's tests of when they fire."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""The house rules, read off the syntax: which rooms are pure, and that no import runs back up."""
+"""The rules of the architecture, by the syntax: pure modules are pure, and imports run downward only."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The container files hold together: with each other, with the settings, and with the compose specification."""
+"""The container files agree with each other, with the settings, and with the compose specification."""
 
 import re
 import shutil

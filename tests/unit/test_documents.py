@@ -1,4 +1,4 @@
-"""The documents for people: what they name exists."""
+"""The pages for people name only things that exist."""
 
 import re
 from pathlib import Path

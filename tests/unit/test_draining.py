@@ -1,4 +1,4 @@
-"""The order of a stop: whatever connections do, the application ends, and it ends last."""
+"""The order of a stop: the application ends, and it ends last, whatever connections do."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the repository says of itself: its version, and what it needs."""
+"""The repository's version and requirements agree everywhere."""
 
 import ast
 import re

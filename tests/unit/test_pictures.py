@@ -1,4 +1,4 @@
-"""The README's pictures: that they are there and small, and what is made of answers before they are drawn.
+"""The README's pictures exist and are small, and answers become the right frames before they are drawn.
 
 The command itself, `python -m tests.pictures`, is no test: it needs a browser and 450 packages from npm, and sends live
 readings for longer than a minute, because the rate of the last minute is in the picture.

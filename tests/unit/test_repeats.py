@@ -1,4 +1,4 @@
-"""Which of many messages are logged."""
+"""The choice of which repeated messages are logged."""
 
 from app.repeats import INTERVAL_S, Repeats
 

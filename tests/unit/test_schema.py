@@ -1,4 +1,4 @@
-"""What names the metrics itself, for a contract or for speed, has those of ``app.schema`` in their order."""
+"""Modules that name the metrics themselves, for a contract or for speed, have the order of ``app.schema``."""
 
 from datetime import UTC
 

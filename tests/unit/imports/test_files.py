@@ -1,4 +1,4 @@
-"""A file's blocks hold what the file holds, wherever it is cut: at the end of a record."""
+"""A file's blocks hold everything in the file, and are cut at the ends of records."""
 
 import gzip
 import re

@@ -1,4 +1,4 @@
-"""Where a CSV's header is, and how the CSV is written."""
+"""Detection of a CSV's header and form."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Files through the importer into a pipeline that takes all, and without one."""
+"""The importer with a pipeline that accepts everything, and without one."""
 
 import asyncio
 import gzip

@@ -1,4 +1,4 @@
-"""The report of rejected rows: it holds them as the file has them, and is itself a file that can be imported."""
+"""The report has rejected rows as they stand in the file, and can be imported itself."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is printed of an import."""
+"""The output of an import."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is known to be blocked: which readings it holds, and when it is forgotten."""
+"""Known locks: the readings that they keep out, and when they are forgotten."""
 
 from app.ingest.blocked import Blockage, Blocked
 from app.ingest.request import WriteRequest

@@ -1,4 +1,4 @@
-"""The buffer: its bounds, its order and its sums; and whatever is done to it, against a model of plain lists."""
+"""The buffer's bounds, order and sums, and all its operations against a model of plain lists."""
 
 import itertools
 import math

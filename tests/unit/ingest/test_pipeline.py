@@ -1,4 +1,4 @@
-"""The pipeline against a database that does as it is told, in virtual time."""
+"""The pipeline with a database that the test controls, in virtual time."""
 
 import asyncio
 import math

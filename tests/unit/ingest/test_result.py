@@ -1,4 +1,4 @@
-"""What a sender is told: the reading, to the last bit, with its date and time in the configured zone."""
+"""The answer has the reading to the last bit, with its date and time in the configured zone."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""The way in: what is written through the service, and what its caller is told."""
+"""The write service: its submissions, and the results that its callers get."""
 
 import asyncio
 from collections.abc import Callable

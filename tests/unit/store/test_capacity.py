@@ -1,4 +1,4 @@
-"""What PostgreSQL has room for, in numbers."""
+"""The connections and locks that PostgreSQL has room for, computed."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is beyond its limits, against a plain look at each value."""
+"""Violations of limits agree with a plain check of each value."""
 
 import struct
 from array import array

@@ -1,4 +1,4 @@
-"""Ids of names on a database that is none."""
+"""Ids of names, with a stand-in for the database."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

@@ -1,4 +1,4 @@
-"""What is made of the inspection of a connection."""
+"""The conclusions from the inspection of a connection."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The bytes of binary COPY, packed or encoded: a slow and obvious reader finds in them what was sent."""
+"""The bytes of binary COPY, packed or encoded, hold what was sent, by a slow and obvious reader."""
 
 import struct
 from collections.abc import Sequence

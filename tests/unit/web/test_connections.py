@@ -1,4 +1,4 @@
-"""Who gives way when there are too many connections."""
+"""The connections that are dropped when there are too many."""
 
 import logging
 

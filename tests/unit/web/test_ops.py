@@ -1,4 +1,4 @@
-"""Metrics that many ask for at a time."""
+"""Metrics that many clients request at a time."""
 
 import asyncio
 

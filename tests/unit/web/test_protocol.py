@@ -1,4 +1,4 @@
-"""Bytes in, bytes out: requests past ASGI, in line with those that uvicorn hands to it, on a transport that is none."""
+"""The HTTP protocol on a stand-in transport: requests that bypass ASGI, in order with those of uvicorn."""
 
 import asyncio
 import json

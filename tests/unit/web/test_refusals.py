@@ -1,4 +1,4 @@
-"""What the log says of senders that are refused."""
+"""The log's lines about refused senders."""
 
 import logging
 

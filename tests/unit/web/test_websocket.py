@@ -1,4 +1,4 @@
-"""What a subscriber may send, and how a connection ends, on a transport that is none."""
+"""The bounds of a subscriber's messages, and the end of its connection, on a stand-in transport."""
 
 import asyncio
 from functools import partial

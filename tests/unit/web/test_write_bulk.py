@@ -1,4 +1,4 @@
-"""POST /api/readings on its way in: what holds room in the buffer, and how it is given back."""
+"""POST /api/readings before the flush: room in the buffer is held and given back."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator

@@ -1,4 +1,4 @@
-"""The endpoint of one reading: what it asks of a head, hands to the pipeline, and makes of the answer."""
+"""The endpoint of one reading: its checks of a head, its submissions, and its answers."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Metrics of several processes: what is added up, what isn't, and what outlives a worker."""
+"""Metrics of several processes: sums, other rules, and counters that outlive a worker."""
 
 from prometheus_client import CollectorRegistry, generate_latest
 

@@ -1,4 +1,4 @@
-"""A scrape: all of the server or nothing, and the dead are not forgotten."""
+"""A scrape has all workers' metrics or fails, and keeps the counters of dead workers."""
 
 import asyncio
 

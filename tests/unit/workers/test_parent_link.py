@@ -1,4 +1,4 @@
-"""The link to the parent: a worker whose parent is silent, or gone."""
+"""The link to the parent, for a worker whose parent is silent or gone."""
 
 import asyncio
 import socket

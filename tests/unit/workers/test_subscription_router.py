@@ -1,4 +1,4 @@
-"""The subscription router: its rules, then the promises of the whole star, whichever frames overtake others."""
+"""The subscription router's rules, and the promises of all workers together, in any order of their frames."""
 
 from collections import deque
 from collections.abc import Coroutine, Generator, Sequence

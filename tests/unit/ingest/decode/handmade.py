@@ -1,4 +1,4 @@
-"""Parquet files, written field by field: what no writer writes, and a reader may still believe."""
+"""Writes Parquet files field by field, such as no writer makes and a reader may still trust."""
 
 import struct
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Arrow streams and Parquet: any type that can be meant is taken, damage is refused, and nothing swells."""
+"""Arrow streams and Parquet: every useful type is read, damage is refused, and memory stays bounded."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""Parquet's footers and page headers: what they say is believed only as far as it adds up."""
+"""Parquet's footers and page headers are trusted only as far as they are consistent."""
 
 import gzip
 import io

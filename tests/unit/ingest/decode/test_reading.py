@@ -1,4 +1,4 @@
-"""One reading as JSON: taken exactly, or refused with every fault named, whatever the bytes are."""
+"""One reading as JSON is read exactly, or refused with every fault named, whatever the bytes are."""
 
 import json
 

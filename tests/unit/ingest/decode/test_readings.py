@@ -1,4 +1,4 @@
-"""Bulk bodies: in every format what the slow and obvious decoder makes of them, and nothing else, whatever they are."""
+"""Bulk bodies in every format become exactly what the slow and obvious decoder makes of them."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Times: an instant is the same instant in whichever form it comes."""
+"""A time is the same in every form in which it is written."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""NDJSON of one shape: what one program writes is read as a CSV, and everything else left to the other ways."""
+"""NDJSON of one shape, as one program writes it, is read as a CSV. The other ways read all else."""
 
 import json
 
