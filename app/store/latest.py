@@ -130,7 +130,7 @@ class LatestRows:
         self._rows = 0
         self._compact_at = COMPACT_ROWS
 
-    def note(self, rows: pa.RecordBatch, horizon_us: float = math.inf) -> None:
+    def record(self, rows: pa.RecordBatch, horizon_us: float = math.inf) -> None:
         """Take rows with the columns of SCHEMA, one per sensor, by sensor, or none."""
         if not rows.num_rows:
             return
@@ -227,7 +227,7 @@ class LatestReadings:
         since = [moment for moment in (self._noted_since, self._writing_since) if moment is not None]
         return self._clock() - min(since) if since else 0.0
 
-    def note(self, readings: Iterable[LatestRow], rows: pa.RecordBatch | None) -> None:
+    def record(self, readings: Iterable[LatestRow], rows: pa.RecordBatch | None) -> None:
         """Record committed readings: those that came alone, and each sensor's latest of the others, by sensor."""
         noted, horizon_us = self._noted, self._horizon_us()
         for reading in readings:
@@ -239,10 +239,10 @@ class LatestReadings:
             ):
                 noted[reading.sensor_id] = reading
         if len(noted) >= SINGLES:
-            self.unwritten.note(_columns_of(noted.values()), horizon_us)
+            self.unwritten.record(_columns_of(noted.values()), horizon_us)
             self._noted = {}
         if rows is not None:
-            self.unwritten.note(rows.select(SCHEMA.names), horizon_us)
+            self.unwritten.record(rows.select(SCHEMA.names), horizon_us)
         if self._noted_since is None and (noted or self.unwritten.batches()):
             self._noted_since = self._clock()
 
@@ -309,8 +309,8 @@ class LatestReadings:
         except BaseException as error:
             self._piece_rows = max(self._piece_rows // 2, MIN_PIECE_ROWS)
             for unwritten in rows.batches() if batch is None else [batch]:
-                self.unwritten.note(unwritten, horizon_us)
-            self.note(singles, None)
+                self.unwritten.record(unwritten, horizon_us)
+            self.record(singles, None)
             self._noted_since = self._writing_since
             self._is_stuck = isinstance(error, Exception)  # a process that ends cancels it, and then leaves
             raise

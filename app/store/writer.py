@@ -328,7 +328,7 @@ class Writer:
             except RejectedByDatabase as error:
                 copy, last = self._copy_what_is_taken, error
             else:
-                self._note(flush)
+                self._record_latest(flush)
                 return
         if isinstance(last, RejectedByDatabase):  # at COMMIT, where every row that is left has been taken
             raise DatabaseUnavailable(str(last)) from last
@@ -347,19 +347,19 @@ class Writer:
                 raise psycopg.Rollback(asking)
             await connection.execute(CONFIRM)
         if row is None:
-            self._note(flush)
+            self._record_latest(flush)
         return row is None
 
-    def _note(self, flush: PreparedFlush) -> None:
+    def _record_latest(self, flush: PreparedFlush) -> None:
         """Tell the latest readings and the limits of a committed flush. A failure must not make it look uncommitted."""
         try:
             if flush.unlogged:
                 self.limits.hold(flush.unlogged)
             if flush.refused:
                 singles, rows = flush.rows.without(flush.refused)
-                self._latest.note(singles, None if rows is None else latest_of_each_sensor(rows))
+                self._latest.record(singles, None if rows is None else latest_of_each_sensor(rows))
             else:
-                self._latest.note(flush.rows.single_rows(), flush.encoded.latest)
+                self._latest.record(flush.rows.single_rows(), flush.encoded.latest)
         except Exception:
             logger.exception("the latest readings of flush %d are not known until the next start", flush.first_id)
 

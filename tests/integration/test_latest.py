@@ -55,7 +55,7 @@ async def test_latest_gives_way_when_ahead(database: str) -> None:
             (NOW_US, 5, NOW_US, 5),
         ):
             horizon_us = clock_us
-            readings.note([noted(1, time_us, id_)], None)
+            readings.record([noted(1, time_us, id_)], None)
             await readings.write()
             assert rows(database, "SELECT id FROM latest_readings WHERE sensor_id = 1") == [(expected,)]
     finally:
@@ -142,7 +142,7 @@ async def test_a_start_that_cannot_look_up_still_writes(database: str) -> None:
             patch.setattr(latest, "INTERVAL_S", 0.05)
             patch.setattr(latest, "QUERY_TIMEOUT_S", 1.0)
             blocking.execute("LOCK TABLE readings")
-            readings.note([noted(1, NOW_US, 9_999)], None)
+            readings.record([noted(1, NOW_US, 9_999)], None)
             work = asyncio.create_task(readings.run())
             async with asyncio.timeout(20):
                 while rows(database, "SELECT id FROM latest_readings") != [(9_999,)]:
@@ -170,7 +170,7 @@ async def test_a_locked_row_holds_up_its_piece_only(database: str, monkeypatch: 
             connection.execute("INSERT INTO latest_readings (sensor_id, time, id) VALUES (25, '2000-01-01', 1)")
         with psycopg.connect(database) as blocking:
             blocking.execute("SELECT FROM latest_readings WHERE sensor_id = 25 FOR UPDATE")
-            readings.note([noted(sensor, NOW_US, sensor) for sensor in range(1, 31)], None)
+            readings.record([noted(sensor, NOW_US, sensor) for sensor in range(1, 31)], None)
             for written in (20, 20, 24, 24):
                 with pytest.raises(DatabaseUnavailable):
                     await readings.write()

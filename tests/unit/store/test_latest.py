@@ -54,7 +54,7 @@ def test_the_latest_of_each_sensor_is_kept_whatever_came_together(
         patch.setattr(latest, "COMPACT_ROWS", compact_rows)
         noted = LatestRows()
         for rows in flushes:
-            noted.note(batch_of(rows), horizon_us)
+            noted.record(batch_of(rows), horizon_us)
     expected: dict[int, LatestRow] = {}
     for row in (row for rows in flushes for row in rows):
         known = expected.get(row.sensor_id)
@@ -85,10 +85,10 @@ async def test_a_process_that_ends_while_it_writes() -> None:
 
     database = Recording()
     readings = LatestReadings(cast("Any", database))
-    readings.note([LatestRow(1, 0, 1, (1.5, None, None))], None)
+    readings.record([LatestRow(1, 0, 1, (1.5, None, None))], None)
     writing = asyncio.create_task(readings.write())
     await asyncio.sleep(0)
-    readings.note([LatestRow(2, 0, 2, (1.5, None, None))], None)
+    readings.record([LatestRow(2, 0, 2, (1.5, None, None))], None)
     writing.cancel()
     await asyncio.gather(writing, return_exceptions=True)
     database.answering.set()
@@ -99,7 +99,7 @@ async def test_a_process_that_ends_while_it_writes() -> None:
 def test_no_rows_are_nothing_noted() -> None:
     """All of a flush may have been refused."""
     noted = LatestRows()
-    noted.note(batch_of([LatestRow(1, 0, 1, (1.5, None, None))]).slice(0, 0))
+    noted.record(batch_of([LatestRow(1, 0, 1, (1.5, None, None))]).slice(0, 0))
     assert not noted.batches()
 
 
@@ -109,13 +109,15 @@ def test_what_the_database_did_not_take_is_noted_with_what_came_meanwhile() -> N
     class Away:
         @asynccontextmanager
         async def connection(self, **_: float) -> AsyncIterator[None]:
-            readings.note([], batch_of([LatestRow(sensor, 5, sensor, (2.5, None, None)) for sensor in range(10)]))
+            readings.record([], batch_of([LatestRow(sensor, 5, sensor, (2.5, None, None)) for sensor in range(10)]))
             raise DatabaseUnavailable("away")
             yield
 
     readings = LatestReadings(Away())  # type: ignore[arg-type]
     for time_us in (8, 9, 3):
-        readings.note([], batch_of([LatestRow(sensor, time_us + sensor, 1, (1.5, None, None)) for sensor in range(10)]))
+        readings.record(
+            [], batch_of([LatestRow(sensor, time_us + sensor, 1, (1.5, None, None)) for sensor in range(10)])
+        )
         with pytest.raises(DatabaseUnavailable):
             asyncio.run(readings.write())  # it uses a thread, for which virtual time does not wait
     (batch,) = readings.unwritten.batches()
@@ -126,7 +128,7 @@ def test_the_same_sensors_again_are_no_more_rows() -> None:
     """However many flushes come before the database takes what is noted."""
     noted = LatestRows()
     for time_us in range(100):
-        noted.note(batch_of([LatestRow(sensor, time_us, time_us, (1.5, None, None)) for sensor in range(10)]))
+        noted.record(batch_of([LatestRow(sensor, time_us, time_us, (1.5, None, None)) for sensor in range(10)]))
     assert [batch.num_rows for batch in noted.batches()] == [10]
 
 
@@ -155,8 +157,8 @@ def test_what_is_written_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(latest, "PIECE_ROWS", 400)
     table = Table(3)
     readings = LatestReadings(cast("Any", table))
-    readings.note([LatestRow(sensor, 1, sensor, (1.5, None, None)) for sensor in range(700)], None)
-    readings.note([], batch_of([LatestRow(sensor, 1, sensor, (1.5, None, None)) for sensor in range(1_000, 2_000)]))
+    readings.record([LatestRow(sensor, 1, sensor, (1.5, None, None)) for sensor in range(700)], None)
+    readings.record([], batch_of([LatestRow(sensor, 1, sensor, (1.5, None, None)) for sensor in range(1_000, 2_000)]))
     with pytest.raises(DatabaseUnavailable):
         asyncio.run(readings.write())
     assert [len(sensors) for sensors in table.written] == [400, 300, 400]
@@ -176,7 +178,9 @@ def test_many_that_came_alone_are_not_held_one_by_one(monkeypatch: pytest.Monkey
     table = Table(99)
     readings = LatestReadings(cast("Any", table))
     for start in range(0, 100, 5):
-        readings.note([LatestRow(sensor, 1, sensor, (1.5, None, 2.5)) for sensor in range(start + 5, start, -1)], None)
+        readings.record(
+            [LatestRow(sensor, 1, sensor, (1.5, None, 2.5)) for sensor in range(start + 5, start, -1)], None
+        )
     assert sum(batch.num_rows for batch in readings.unwritten.batches()) == 100
     asyncio.run(readings.write())
     assert table.written == [list(range(1, 101))]
@@ -189,7 +193,7 @@ def test_an_age_that_grows_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog:
     readings = LatestReadings(cast("Any", table), clock=lambda: next(now))
 
     async def work() -> None:
-        readings.note([LatestRow(1, 1, 1, (1.5, None, None))], None)
+        readings.record([LatestRow(1, 1, 1, (1.5, None, None))], None)
         writing = asyncio.create_task(readings.run())
         while "is" not in caplog.text:
             await asyncio.sleep(0)
