@@ -266,8 +266,8 @@ class BulkIngest:
                 if replay is not None:
                     result = BatchResult.from_json(replay.result)
                     return _answer(result, options, is_awaited=is_awaited, has_key=True)
-            terms = self._decode_options(source, options, only_rows)
-            decoded = await self._decoded(body, format_, terms, grow_to)
+            decode_options = self._decode_options(source, options, only_rows)
+            decoded = await self._decoded(body, format_, decode_options, grow_to)
             del body
         if decoded.batch.size_bytes > self._limits.held_bytes:
             raise TooManyRows(
@@ -293,17 +293,17 @@ class BulkIngest:
         )
 
     async def _decoded(
-        self, body: bytes, format_: Format, terms: DecodeOptions, grow_to: Callable[[int], None]
+        self, body: bytes, format_: Format, options: DecodeOptions, grow_to: Callable[[int], None]
     ) -> Decoded:
         if format_ in COMPACT_FORMATS:
             with self._service.batch_being_decoded():
-                opened = await asyncio.to_thread(open_readings, body, format_, terms)
+                opened = await asyncio.to_thread(open_readings, body, format_, options)
                 grow_to(len(body) + opened.inflated_bytes)
-                return await asyncio.to_thread(decode_opened, opened, terms)
+                return await asyncio.to_thread(decode_opened, opened, options)
         if len(body) > DECODE_IN_THREAD_BYTES:
             with self._service.batch_being_decoded():
-                return await asyncio.to_thread(decode_readings, body, format_, terms)
-        return decode_readings(body, format_, terms)
+                return await asyncio.to_thread(decode_readings, body, format_, options)
+        return decode_readings(body, format_, options)
 
     async def _result(
         self, decoded: Decoded, options: Options, identity: RequestIdentity | None, *, is_awaited: bool

@@ -8,7 +8,7 @@ from tempfile import mkdtemp
 import httpx
 import pytest
 
-from tests.server import API_KEY, Server, running
+from tests.support.server import API_KEY, Server, running
 
 
 @pytest.fixture

@@ -4,18 +4,13 @@ import signal
 import time
 from pathlib import Path
 
-from tests.acceptance.bulk import Site, scalar, site
-from tests.clusters import cluster
-from tests.conftest import new_database
-from tests.server import eventually
+from tests.support.aggregating import COUNTS
+from tests.support.bulk import Site, scalar, site
+from tests.support.clusters import cluster
+from tests.support.databases import new_database
+from tests.support.server import eventually
 
 HOUR = 3_600
-COUNTS = """
-SELECT (SELECT count(*) FROM readings) = ALL (ARRAY[
-    (SELECT coalesce(sum(count), 0) FROM readings_1m), (SELECT coalesce(sum(count), 0) FROM readings_1h),
-    (SELECT coalesce(sum(count), 0) FROM readings_1d)
-]) AND NOT EXISTS (SELECT FROM stale_ranges)
-"""
 LATEST = """
 SELECT NOT EXISTS (
     SELECT sensor_id, max(time) FROM readings GROUP BY 1 EXCEPT SELECT sensor_id, time FROM latest_readings

@@ -19,15 +19,14 @@ import psycopg
 import pytest
 
 from app.imports.command import REJECTED_STATUS
-from tests.acceptance.bulk import CODECS, FORMATS, NDJSON, PATH, Site, encoded, row_of, rows, scalar, site
-from tests.acceptance.scrapes import adds_up
-from tests.acceptance.test_http import connection_to
-from tests.acceptance.test_weather import weather_file
-from tests.acceptance.test_websocket import listen, receive
-from tests.conftest import new_database
-from tests.proxy import Fault, faulty_proxy
-from tests.server import API_KEY, API_KEY_WS, eventually, run_command
-from tests.unit.ingest.decode import bodies
+from tests.support import bodies
+from tests.support.bulk import CODECS, FORMATS, NDJSON, PATH, Site, encoded, row_of, rows, scalar, site
+from tests.support.clients import connection_to, listen, receive
+from tests.support.databases import new_database
+from tests.support.prometheus import adds_up
+from tests.support.proxy import Fault, faulty_proxy
+from tests.support.server import API_KEY, API_KEY_WS, eventually, run_command
+from tests.support.weather import weather_file
 
 NOW = datetime.now(UTC).replace(microsecond=123_456)
 

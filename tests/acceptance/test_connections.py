@@ -15,7 +15,7 @@ import pytest
 
 from tests.attacks.connections import ATTACKS, BROKEN_HANDSHAKES, cost_ms
 from tests.attacks.stop import stop_under_attack
-from tests.server import API_KEY, API_KEY_WS, Server, running
+from tests.support.server import API_KEY, API_KEY_WS, Server, running
 
 PATH = "/api/temperature_reading"
 READING = {"temperature": 23.5, "humidity": 48.25, "pressure": 1013.25, "sensor_id": "greenhouse-1"}

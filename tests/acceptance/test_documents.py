@@ -17,8 +17,8 @@ import psycopg
 import pytest
 
 from app.store.database import migrate
-from tests.acceptance.documents import DOCS, INLINE, blocks_of, run, section
-from tests.server import API_KEY, REPOSITORY, Server, eventually, running
+from tests.support.documents import DOCS, INLINE, blocks_of, run, section
+from tests.support.server import API_KEY, REPOSITORY, Server, eventually, running
 
 OF_THE_SERVER = {"id", "date_recorded", "time_recorded"}
 """What differs from one run to the next."""

@@ -17,7 +17,7 @@ import pytest
 from app.errors import ConfigurationError
 from app.store.embedded import embedded_database
 from app.store.postmaster import postmaster_of
-from tests.server import API_KEY, Server, eventually, running
+from tests.support.server import API_KEY, Server, eventually, running
 
 PATH = "/api/temperature_reading"
 READING = {"temperature": 23.5, "humidity": 48.25, "pressure": 1013.25, "sensor_id": "greenhouse-1"}

@@ -14,8 +14,9 @@ import psycopg
 import pytest
 
 from app import __version__
-from tests.proxy import Fault, faulty_proxy
-from tests.server import API_KEY, API_KEY_WS, Server, eventually, running, starting
+from tests.support.clients import connection_to
+from tests.support.proxy import Fault, faulty_proxy
+from tests.support.server import API_KEY, API_KEY_WS, Server, eventually, running, starting
 
 PATH = "/api/temperature_reading"
 READING = {"temperature": 23.5, "humidity": 48.25, "pressure": 1013.25, "sensor_id": "greenhouse-1"}
@@ -93,11 +94,6 @@ def test_a_body_that_is_no_reading_is_422(client: httpx.Client, body: bytes) -> 
 def test_a_body_too_large_is_413_also_without_a_length(client: httpx.Client) -> None:
     assert client.post(PATH, content=b"x" * 70_000).status_code == 413
     assert client.post(PATH, content=(b"x" * 7_000 for _ in range(10))).status_code == 413
-
-
-def connection_to(server: Server) -> socket.socket:
-    host, port = server.url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=30)
 
 
 def test_many_requests_may_come_at_once_on_one_connection(server: Server) -> None:

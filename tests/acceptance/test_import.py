@@ -17,9 +17,9 @@ import pytest
 
 from app.imports.command import REJECTED_STATUS
 from app.store.database import migrate
-from tests.acceptance.bulk import CODECS, Row, row_of, rows, scalar
-from tests.server import API_KEY, command, eventually, run_command, running
-from tests.unit.ingest.decode import bodies
+from tests.support import bodies
+from tests.support.bulk import CODECS, Row, row_of, rows, scalar
+from tests.support.server import API_KEY, command, eventually, run_command, running
 
 COUNT = "SELECT count(*) FROM readings"
 COLUMNS = ("--sensor", "station", "--time", "when", "--column", "temperature=temp", "--column", "humidity=humid")

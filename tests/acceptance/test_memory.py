@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import orjson
 
-from tests.server import API_KEY, Server, eventually, running
+from tests.support.server import API_KEY, Server, eventually, running
 
 ROWS = 90_000
 BODIES = 16

@@ -6,9 +6,9 @@ from pathlib import Path
 import httpx
 import psycopg
 
-from tests.acceptance.bulk import scalar, site
-from tests.acceptance.test_aggregates import COUNTS
-from tests.server import API_KEY, eventually, run_command, running
+from tests.support.aggregating import COUNTS
+from tests.support.bulk import scalar, site
+from tests.support.server import API_KEY, eventually, run_command, running
 
 DAY = 86_400
 EVERYTHING = """

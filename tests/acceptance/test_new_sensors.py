@@ -7,7 +7,7 @@ from statistics import quantiles
 
 import httpx
 
-from tests.server import API_KEY, running
+from tests.support.server import API_KEY, running
 
 NEW_SENSORS = 100_000
 SENDERS = 8

@@ -14,8 +14,8 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from app.store.locks import MIGRATION_LOCK
-from tests.pgbouncer import pgbouncer
-from tests.server import API_KEY, Server, eventually, running, starting
+from tests.support.pgbouncer import pgbouncer
+from tests.support.server import API_KEY, Server, eventually, running, starting
 
 SENDERS = 8
 REQUESTS = 40

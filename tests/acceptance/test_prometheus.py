@@ -19,12 +19,12 @@ import psycopg
 import pytest
 from websockets.sync.client import connect
 
-from tests.acceptance.test_http import connection_to
-from tests.conftest import new_database
 from tests.grafana.dashboards import DASHBOARDS, DATASOURCES, Node, panels
-from tests.prometheus import SCRAPE_INTERVAL_S, Prometheus, prometheus
-from tests.proxy import Fault, FaultyProxy, faulty_proxy
-from tests.server import API_KEY, API_KEY_WS, Server, eventually, running
+from tests.support.clients import connection_to
+from tests.support.databases import new_database
+from tests.support.prometheus import SCRAPE_INTERVAL_S, Prometheus, prometheus
+from tests.support.proxy import Fault, FaultyProxy, faulty_proxy
+from tests.support.server import API_KEY, API_KEY_WS, Server, eventually, running
 
 ONE = "/api/temperature_reading"
 MANY = "/api/readings"

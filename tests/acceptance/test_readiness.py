@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tests.server import API_KEY, API_KEY_WS, eventually, running, starting
+from tests.support.server import API_KEY, API_KEY_WS, eventually, running, starting
 
 UNREACHABLE = "The database can't be reached, or refuses the server's connection."
 

@@ -19,9 +19,9 @@ import pytest
 from app.history.formats import ARROW_END_OF_STREAM
 from app.web.query import MAX_LIMIT, MAX_READS
 from app.web.sensors import MAX_CHANGE_BYTES
-from tests.conftest import new_database
-from tests.proxy import Fault, FaultyProxy, faulty_proxy
-from tests.server import API_KEY, API_KEY_WS, Server, eventually, running
+from tests.support.databases import new_database
+from tests.support.proxy import Fault, FaultyProxy, faulty_proxy
+from tests.support.server import API_KEY, API_KEY_WS, Server, eventually, running
 
 PATH = "/api/readings"
 BIG_ROWS = 300_000

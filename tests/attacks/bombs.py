@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.attacks.report import Finding
-from tests.clusters import cluster
-from tests.conftest import new_database
-from tests.server import API_KEY, Server, running
+from tests.support.clusters import cluster
+from tests.support.databases import new_database
+from tests.support.server import API_KEY, Server, running
 
 MIB = 1 << 20
 BOUND_MIB = 200.0

@@ -21,8 +21,8 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from tests.attacks.report import Finding
-from tests.clusters import cluster
-from tests.server import API_KEY, API_KEY_WS, Server, running
+from tests.support.clusters import cluster
+from tests.support.server import API_KEY, API_KEY_WS, Server, running
 
 PATH = "/api/temperature_reading"
 READING = json.dumps({"temperature": 23.5, "humidity": 48.25, "pressure": 1013.25, "sensor_id": "greenhouse-1"})

@@ -13,8 +13,8 @@ import psycopg
 
 from tests.attacks.connections import BROKEN_HANDSHAKES
 from tests.attacks.report import Finding
-from tests.clusters import cluster
-from tests.server import API_KEY, Server, running
+from tests.support.clusters import cluster
+from tests.support.server import API_KEY, Server, running
 
 CONNECTIONS = 50
 REQUESTS = 10

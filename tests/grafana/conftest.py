@@ -9,14 +9,13 @@ import pandas as pd
 import psycopg
 import pytest
 
-from tests.acceptance.test_weather import weather_file
-from tests.conftest import WASM, new_database
 from tests.grafana.data import COLUMNS, as_weather, recent, weather
 from tests.grafana.stored import Stored
-from tests.server import run_command
-from tests.wasm import insert, migrate_alone
+from tests.support.databases import WASM, new_database
+from tests.support.server import run_command
+from tests.support.wasm import insert, migrate_alone
+from tests.support.weather import COMMAND, weather_file
 
-COMMAND = "import weather.csv recent.csv --sensor origin --time time_hour"
 COMMAND += " --column temperature=temp --column humidity=humid --fahrenheit temperature"
 
 WASM_SINCE = pd.Timestamp("2013-10-01T00:00:00Z")

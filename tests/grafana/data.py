@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pandas as pd
 
-from tests.acceptance.test_weather import weather_file
+from tests.support.weather import weather_file
 
 METRICS = {
     "temperature": ("Temperature", "celsius"),

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.grafana.dashboards import REPOSITORY, Node
-from tests.npm import installed
+from tests.support.npm import installed
 
 GENERATOR = "ts-json-schema-generator@2.4.0"
 """Later ones need a newer Node than distributions have."""

@@ -14,8 +14,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tests.clusters import EDITIONS
-from tests.conftest import WASM
 from tests.grafana.dashboards import (
     DASHBOARDS,
     Node,
@@ -38,6 +36,8 @@ from tests.grafana.expectations import (
     violations,
 )
 from tests.grafana.stored import Answer, Stored
+from tests.support.clusters import EDITIONS
+from tests.support.databases import WASM
 
 QUERIES: dict[str, Query] = {
     str(query): query

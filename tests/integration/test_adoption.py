@@ -10,7 +10,7 @@ from app.errors import ConfigurationError, DatabaseUnavailable
 from app.store import adoption
 from app.store.adoption import adopt
 from app.store.database import Database, migrate
-from tests.server import run_command
+from tests.support.server import run_command
 
 # As the original's models make it; rows by hand may lack what they want.
 ORIGINAL = """

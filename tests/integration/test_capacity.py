@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from app.store import capacity
 from app.store.database import Database
-from tests.server import COMMAND_TIMEOUT_S, running, starting
+from tests.support.server import COMMAND_TIMEOUT_S, running, starting
 
 LIMIT = 9
 

@@ -23,8 +23,8 @@ from app.store.database import Database, migrate
 from app.store.latest import LatestReadings
 from app.store.session import PINNED
 from app.store.writer import Writer
-from tests.clusters import cluster
-from tests.integration.parts import sensors_of
+from tests.support.clusters import cluster
+from tests.support.writing import sensors_of
 
 T0_US = 1_689_172_245_000_000  # 2023-07-12T14:30:45Z
 TYPICAL_DEVICE = Sender("API_KEY", "192.0.2.7")

@@ -9,9 +9,9 @@ from app.ingest.idempotency import DuplicateRequest
 from app.registry import SensorChange
 from app.store import limits
 from app.store.sensors import Sensors
-from tests.integration.test_aggregates import execute, reading, rig, rows
-from tests.integration.test_locks import holding
-from tests.unit.samples import batch_of, record
+from tests.support.aggregating import execute, reading, rig, rows
+from tests.support.databases import holding
+from tests.support.samples import batch_of, record
 
 MINUTE, HOUR = 60, 3_600
 ANSWER = b"the first answer"

@@ -2,18 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
-import psycopg
 import pytest
 
 from app.errors import DatabaseLocked
 from app.ingest.batch import Content, Sender
 from app.ingest.blocked import Blocked
-from tests.integration.test_writer import (
+from tests.support.databases import holding
+from tests.support.samples import record
+from tests.support.server import API_KEY, running
+from tests.support.writing import (
     DAY_S,
     FIRST_ANSWER,
     as_stored,
@@ -28,8 +30,6 @@ from tests.integration.test_writer import (
     write,
     writing,
 )
-from tests.server import API_KEY, running
-from tests.unit.samples import record
 
 DAY_US = DAY_S * 1_000_000
 CHUNKS = "SELECT chunk::text FROM show_chunks('readings') AS chunk ORDER BY 1"
@@ -40,16 +40,6 @@ ENTIRE = [
     "ALTER TABLE readings ADD COLUMN note text",
     "LOCK TABLE flushes",
 ]
-
-
-@contextmanager
-def holding(url: str, *statements: str) -> Iterator[None]:
-    """A transaction that has run statements and stays open for the block."""
-    with psycopg.connect(url) as connection:
-        for statement in statements:
-            connection.execute(statement)
-        yield
-        connection.rollback()
 
 
 @asynccontextmanager

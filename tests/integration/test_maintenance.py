@@ -12,7 +12,7 @@ import pytest
 from app.store import idempotency, maintenance, retention, sensors
 from app.store.database import Database
 from app.store.maintenance import Maintenance
-from tests.integration.parts import sensors_of
+from tests.support.writing import sensors_of
 
 MINUTE_US = 60_000_000
 

@@ -9,7 +9,7 @@ from psycopg.conninfo import make_conninfo
 
 from app.errors import ConfigurationError
 from app.store.database import READER, Database, migrate
-from tests.conftest import new_database
+from tests.support.databases import new_database
 
 PASSWORD = 'it\'s "ü" \\ $$'
 

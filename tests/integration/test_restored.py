@@ -13,8 +13,7 @@ from app.store.database import Connection, migrate
 from app.store.maintenance import STATISTICS
 from app.store.policies import Retention
 from app.store.tiers import TIERS, Span
-from tests.conftest import new_database
-from tests.integration.test_aggregates import (
+from tests.support.aggregating import (
     DAY,
     FOR_EVER,
     FOUND,
@@ -27,7 +26,8 @@ from tests.integration.test_aggregates import (
     rows,
     run_job,
 )
-from tests.pgbouncer import pgbouncer
+from tests.support.databases import new_database
+from tests.support.pgbouncer import pgbouncer
 
 INSERT = """
 INSERT INTO sensors (name) SELECT 'sensor ' || number FROM generate_series(1, 3) AS number ON CONFLICT DO NOTHING;

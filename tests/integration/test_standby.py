@@ -14,12 +14,11 @@ from app.errors import DatabaseUnavailable, OutcomeUnknown
 from app.ingest.idempotency import DuplicateRequest, StoredResult
 from app.registry import SensorChange
 from app.store.database import Database, migrate
-from tests.conftest import new_database
-from tests.integration.parts import sensors_of
-from tests.integration.test_writer import FIRST_ANSWER, count, execute, reading, rows, writing
-from tests.server import API_KEY, eventually, running
-from tests.standby import Pair, synchronous_pair
-from tests.unit.samples import record
+from tests.support.databases import new_database
+from tests.support.samples import record
+from tests.support.server import API_KEY, eventually, running
+from tests.support.standby import Pair, synchronous_pair
+from tests.support.writing import FIRST_ANSWER, count, execute, reading, rows, sensors_of, writing
 
 PATH = "/api/temperature_reading"
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = %s"

@@ -1,8 +1,7 @@
 """The writer against real servers: what is committed, what is not, and what is known when a connection breaks."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,95 +9,31 @@ import psycopg
 import pytest
 
 from app.errors import DatabaseUnavailable, OutcomeUnknown
-from app.ingest.batch import Batch, Content, Reading, Sender
+from app.ingest.batch import Content, Sender
 from app.ingest.idempotency import DuplicateRequest, Records, StoredResult
-from app.store.database import Database
 from app.store.history import latest_reading
 from app.store.latest import LatestReadings
 from app.store.names import MIN_REMEMBERED_NAMES
-from app.store.writer import ID_BLOCK_ROWS, MIN_COLUMNSTORE_ROWS, PreparedFlush, Writer
-from tests.proxy import Fault, faulty_proxy
-from tests.unit.samples import batch_of, record
-
-DASHBOARD = Sender("API_KEY", "192.0.2.7")
-SCRIPT = Sender("API_KEY", "192.0.2.8")
-T0_US = 1_689_172_245_000_000  # 2023-07-12T14:30:45Z
-DAY_S = 86_400
-FIRST_ANSWER = b"the first answer"
-
-
-def reading(place: int, *, sensor: str = "a", source: Sender = DASHBOARD) -> Reading:
-    return Reading(T0_US + place * 1_000_000, sensor, 20 + place / 3, -0.5, 1e-300, source)
-
-
-def batch(*places: int, sensors: int = 1, source: Sender = SCRIPT, is_atomic: bool = False) -> Batch:
-    rows = [reading(place, sensor=f"sensor {place % sensors}", source=source) for place in places]
-    return batch_of(rows, source=source, is_atomic=is_atomic)
-
-
-@asynccontextmanager
-async def writing(
-    url: str,
-    *,
-    timezone: str = "UTC",
-    flush_timeout_s: float = 10,
-    lock_timeout_s: float = 5,
-    columnstore_rows_per_sensor: int = 5,
-) -> AsyncIterator[Writer]:
-    database = Database(url, timezone=timezone, offline_after_s=300)
-    writer = Writer(
-        database,
-        flush_timeout_s=flush_timeout_s,
-        lock_timeout_s=lock_timeout_s,
-        columnstore_rows_per_sensor=columnstore_rows_per_sensor,
-        latest=LatestReadings(database),
-        now_us=lambda: T0_US,
-    )
-    try:
-        await database.prepare()
-        await writer.connect()
-        yield writer
-    finally:
-        await writer.close()
-        await database.close()
-
-
-async def write(writer: Writer, *contents: Content, records: Records | None = None) -> PreparedFlush:
-    """Prepares and writes a flush of these, with its records."""
-    flush = await writer.prepare(contents)
-    await writer.write(flush, lambda: records or {})
-    return flush
-
-
-def rows(url: str, query: str) -> list[tuple[object, ...]]:
-    with psycopg.connect(url) as connection:
-        return connection.execute(query).fetchall()
-
-
-def execute(url: str, *statements: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        for statement in statements:
-            connection.execute(statement)
-
-
-def count(url: str, table: str) -> object:
-    return rows(url, f"SELECT count(*) FROM {table}")[0][0]
-
-
-def stored(url: str) -> list[tuple[object, ...]]:
-    """Each row as its reading would be, with its id, by id."""
-    return rows(
-        url,
-        "SELECT (extract(epoch FROM time) * 1000000)::bigint, s.name, temperature, humidity, pressure, key_name,"
-        " client_ip, r.id FROM readings r JOIN sensors s ON s.id = sensor_id JOIN sources o ON o.id = source_id"
-        " ORDER BY r.id",
-    )
-
-
-def as_stored(contents: Sequence[Content], first_id: int) -> list[tuple[object, ...]]:
-    """What ``stored`` must say of these."""
-    each = [one for c in contents for one in ([c] if isinstance(c, Reading) else c.readings(0, c.rows))]
-    return [(*one[:5], *one.source, first_id + place) for place, one in enumerate(each)]
+from app.store.writer import ID_BLOCK_ROWS, MIN_COLUMNSTORE_ROWS
+from tests.support.proxy import Fault, faulty_proxy
+from tests.support.samples import batch_of, record
+from tests.support.writing import (
+    DASHBOARD,
+    DAY_S,
+    FIRST_ANSWER,
+    SCRIPT,
+    as_stored,
+    batch,
+    count,
+    execute,
+    reading,
+    refuse_heat,
+    rows,
+    stored,
+    until_somebody_waits_for_a_lock,
+    write,
+    writing,
+)
 
 
 def in_columnstore(url: str) -> int:
@@ -109,11 +44,6 @@ def in_columnstore(url: str) -> int:
     return sum(
         int(str(rows(url, f"SELECT coalesce(sum(_ts_meta_count), 0) FROM {table}")[0][0])) for (table,) in tables
     )
-
-
-def refuse_heat(url: str) -> None:
-    """From now on PostgreSQL takes no reading of 25 °C and more: of ``reading(place)`` none from the 15th place on."""
-    execute(url, "ALTER TABLE readings ADD CONSTRAINT heat CHECK (temperature < 25)")
 
 
 def swallow_heat(url: str) -> None:
@@ -129,15 +59,6 @@ def swallow_heat(url: str) -> None:
 def kill_flusher(url: str) -> None:
     """Ends the flusher's backend, and waits until it is gone."""
     execute(url, "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name ~ 'flusher'")
-
-
-async def until_somebody_waits_for_a_lock(url: str) -> None:
-    """Looks again and again; the tests' own patience is the test's timeout."""
-    async with asyncio.timeout(10):
-        while not rows(
-            url, "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        ):
-            await asyncio.sleep(0.01)
 
 
 async def test_readings_and_batches_are_stored_to_the_last_bit(database: str) -> None:

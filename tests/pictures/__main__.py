@@ -19,13 +19,13 @@ from tempfile import TemporaryDirectory
 import psycopg
 import pytest
 
-from tests.clusters import cluster
 from tests.grafana.dashboards import DASHBOARDS, REPOSITORY
 from tests.grafana.schema import image_version
-from tests.npm import install
 from tests.pictures.asking import Asker, Picture
 from tests.pictures.demo import DETAIL, LENGTH, Farm
-from tests.server import eventually, running
+from tests.support.clusters import cluster
+from tests.support.npm import install
+from tests.support.server import eventually, running
 
 SOURCE = Path(__file__).parent
 IMAGES = REPOSITORY / "docs" / "images"

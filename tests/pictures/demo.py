@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pandas as pd
 
-from tests.server import API_KEY
+from tests.support.server import API_KEY
 
 SEED = 20230712
 STEP_S = 20

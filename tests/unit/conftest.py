@@ -3,12 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hypothesis import settings
-
-from tests.unit.virtual_time import VirtualTimeLoop
-
-settings.register_profile("unit", deadline=None)
-settings.load_profile("unit")
+from tests.support.virtual_time import VirtualTimeLoop
 
 
 def pytest_asyncio_loop_factories(config: Any, item: Any) -> Mapping[str, Callable[[], VirtualTimeLoop]]:  # noqa: ARG001

@@ -3,13 +3,12 @@
 import ast
 import re
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 
 from app.schema import METRICS
+from tests.support.modules import MODULES, ROOT
 
-ROOT = Path(__file__).parents[2]
 PURE = [
     "app.schema",
     "app.ingest.buffer",
@@ -43,13 +42,6 @@ NAMES_METRICS = {
     "app.store.database": "columns of the original SensorFlow's table, which stay what they are",
 }
 DRIVERS = {"psycopg", "psycopg_pool", "sqlalchemy", "alembic"}
-
-
-def name_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-MODULES = {name_of(path): ast.parse(path.read_text()) for path in (ROOT / "app").rglob("*.py")}
 
 
 def is_in(module: str, room: str) -> bool:
@@ -156,3 +148,14 @@ def test_metrics_are_named_in_the_schema() -> None:
         if isinstance(text, str) and METRIC.search(text)
     }
     assert naming == NAMES_METRICS.keys()
+
+
+def test_no_test_imports_another() -> None:
+    """What several tests use is in tests/support, or in a module of their folder that holds no test."""
+    imported = {
+        f"{path.relative_to(ROOT)} imports {node.module}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and re.search(r"^tests\.(.*\.)?(test_\w+|conftest)$", node.module or "")
+    }
+    assert imported == set()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_architecture import ROOT
+from tests.support.modules import ROOT
 
 PAGE = (ROOT / "docs" / "guarantees.md").read_text()
 HEADING = re.compile(r"^## (\d+)\. ", re.MULTILINE)

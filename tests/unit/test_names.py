@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tests.unit.test_architecture import MODULES, ROOT
+from tests.support.modules import MODULES, ROOT
 
 GLOSSARY = (ROOT / "docs" / "glossary.md").read_text()
 WORDS = re.findall(r"^- \*\*(.+?)\*\*: ", GLOSSARY, re.MULTILINE)

@@ -13,7 +13,7 @@ from app.registry import LatestReading
 from app.schema import EXAMPLE_METRIC, METRICS, OTHER_EXAMPLE_METRIC, qualified
 from app.store.database import ORIGINAL_METRICS
 from app.web.write_single import StoredReading
-from tests.unit.samples import SOURCE, T0_US
+from tests.support.samples import SOURCE, T0_US
 
 VALUES = dict(zip(METRICS, (1.5, -2.5, 3e300), strict=True))
 

@@ -9,7 +9,7 @@ from pydantic import SecretStr, ValidationError
 
 from app.errors import ConfigurationError
 from app.settings import MIN_KEY_LENGTH, PLACEHOLDER_KEYS, Keys, Settings, load_settings, strong_keys, unknown_settings
-from tests.server import run_command
+from tests.support.server import run_command
 
 README = Path(__file__).parents[2] / "README.md"
 ROW = re.compile(r"^\| `([A-Z0-9_]+)` \| (.+?) \| (.+) \|$", re.MULTILINE)

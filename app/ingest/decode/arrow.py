@@ -35,7 +35,7 @@ MAX_SCHEMA_BYTES = 1 << 20
 """1,000 columns take some 200 KB."""
 
 
-def open_arrow_stream(body: bytes, terms: DecodeOptions) -> Opened:
+def open_arrow_stream(body: bytes, options: DecodeOptions) -> Opened:
     """Look at the messages of an Arrow IPC stream.
 
     Raises:
@@ -44,7 +44,7 @@ def open_arrow_stream(body: bytes, terms: DecodeOptions) -> Opened:
     """
     if body.startswith(b"ARROW1"):
         raise MalformedBody("The body is an Arrow file (Feather): send an Arrow stream.")
-    return _readably(lambda: _open(body, terms))
+    return _readably(lambda: _open(body, options))
 
 
 def _readably(do: Callable[[], Result]) -> Result:
@@ -54,34 +54,34 @@ def _readably(do: Callable[[], Result]) -> Result:
         raise MalformedBody(f"The body can't be read as an Arrow stream: {in_short(error)}") from error
 
 
-def _open(body: bytes, terms: DecodeOptions) -> Opened:
+def _open(body: bytes, options: DecodeOptions) -> Opened:
     inflated_bytes = _inflated_bytes(body)
-    require_small(len(body) + inflated_bytes, terms)
+    require_small(len(body) + inflated_bytes, options)
     with pyarrow.ipc.open_stream(pa.BufferReader(body)) as reader:
         schema = reader.schema
-    require_few_columns(len(schema.names), terms.max_columns)
-    unknown = require_columns(schema.names, terms)
+    require_few_columns(len(schema.names), options.max_columns)
+    unknown = require_columns(schema.names, options)
     known = [name for name in COLUMNS if name in schema.names]
     for name in known:
         require_flat(name, schema.field(name).type)
 
     def read() -> ParsedColumns:
         # Fields come in the order of the schema, whatever the order here.
-        options = pyarrow.ipc.IpcReadOptions(
+        ipc_options = pyarrow.ipc.IpcReadOptions(
             use_threads=False, included_fields=[schema.get_field_index(name) for name in known]
         )
         stream = pa.BufferReader(body)
         batches, rows = [], 0
-        with pyarrow.ipc.open_stream(stream, options=options) as reader:
+        with pyarrow.ipc.open_stream(stream, options=ipc_options) as reader:
             for batch in reader:
                 rows += batch.num_rows
-                if rows <= terms.max_rows:
+                if rows <= options.max_rows:
                     batches.append(batch)
             of_batches = reader.schema
-        require_few_rows(rows, terms)
+        require_few_rows(rows, options)
         if stream.tell() < len(body):
             raise MalformedBody("The body goes on after the end of its Arrow stream: send one stream a request.")
-        return columns_of_table(pa.Table.from_batches(batches, of_batches), known, unknown, terms)
+        return columns_of_table(pa.Table.from_batches(batches, of_batches), known, unknown, options)
 
     return Opened(inflated_bytes, lambda: _readably(read))
 

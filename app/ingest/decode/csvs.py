@@ -52,7 +52,7 @@ _BLANK = b" \t\r\n"
 _SHOWN_BYTES = 1_000
 
 
-def decode_csv(body: bytes, terms: DecodeOptions) -> ParsedColumns:
+def decode_csv(body: bytes, options: DecodeOptions) -> ParsedColumns:
     """Parse the columns of a CSV.
 
     Raises:
@@ -60,18 +60,18 @@ def decode_csv(body: bytes, terms: DecodeOptions) -> ParsedColumns:
         TooManyRows
     """
     body = without_bom(body)
-    names, start = read_header(body, terms.dialect)
+    names, start = read_header(body, options.dialect)
     try:
-        unknown = require_columns(names, terms)
+        unknown = require_columns(names, options)
     except MalformedBody as error:
         if len(names) == 1 and re.search(r"[;\t|]", names[0]):
             raise MalformedBody("The fields of a CSV should be separated by commas.") from error
         raise
-    if len(body) >= ARROW_PAYS_FROM_BYTES and body.count(b"\n") + body.count(b"\r") <= 2 * terms.max_rows + 2:
-        sent = _by_arrow(body, start, names, unknown, terms.dialect)
-        if sent is not None:
-            return sent
-    return _by_record(body, start, names, unknown, terms)
+    if len(body) >= ARROW_PAYS_FROM_BYTES and body.count(b"\n") + body.count(b"\r") <= 2 * options.max_rows + 2:
+        parsed = _by_arrow(body, start, names, unknown, options.dialect)
+        if parsed is not None:
+            return parsed
+    return _by_record(body, start, names, unknown, options)
 
 
 def read_header(body: bytes, dialect: CsvDialect) -> tuple[list[str], int]:
@@ -233,19 +233,19 @@ def _by_record(
     first: int,
     names: Sequence[str],
     unknown: Sequence[str],
-    terms: DecodeOptions,
+    options: DecodeOptions,
 ) -> ParsedColumns:
     places = {name: names.index(name) for name in COLUMNS if name in names}
     texts: dict[str, list[str | None]] = {name: [] for name in places}
     faults: dict[str | None, dict[int, str]] = {None: {}} | {name: {} for name in METRICS}
     spans: list[tuple[int, int]] = []
-    for row, (fields, start, end) in enumerate(records(body, first, terms.dialect, names)):
-        if row == terms.max_rows:  # the rest is counted by the line: quicker, and all but exact
-            require_few_rows(row + sum(1 for _ in _LINE.finditer(body, start)), terms)
+    for row, (fields, start, end) in enumerate(records(body, first, options.dialect, names)):
+        if row == options.max_rows:  # the rest is counted by the line: quicker, and all but exact
+            require_few_rows(row + sum(1 for _ in _LINE.finditer(body, start)), options)
         spans.append((start, end))
         try:
             if fields is None:
-                separators = _SEPARATORS.get(terms.dialect.separator, repr(terms.dialect.separator))
+                separators = _SEPARATORS.get(options.dialect.separator, repr(options.dialect.separator))
                 raise ValueError(
                     f"the line should be fields between {separators}, those with a quote in them quoted: "
                     '"such ""as"" this"'
@@ -264,7 +264,7 @@ def _by_record(
     columns: dict[str, pa.Array] = {}
     for name, column in texts.items():
         if name in METRICS:
-            columns[name] = _numbers(column, name, faults[name], terms.dialect)
+            columns[name] = _numbers(column, name, faults[name], options.dialect)
         elif name == "time":
             columns[name] = pa.array([text if text and text.strip(" \t") else None for text in column], pa.string())
         else:

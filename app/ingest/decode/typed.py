@@ -42,7 +42,7 @@ def require_flat(name: str, type_: pa.DataType) -> None:
 
 
 def columns_of_table(
-    table: pa.Table, known: Sequence[str], unknown: Sequence[str], terms: DecodeOptions
+    table: pa.Table, known: Sequence[str], unknown: Sequence[str], options: DecodeOptions
 ) -> ParsedColumns:
     """Return the columns of a table whose known ones are flat.
 
@@ -53,7 +53,7 @@ def columns_of_table(
     for name in known:
         chunked = table.column(name)
         chunked.validate(full=True)
-        require_small(sum(map(_bytes_viewed, chunked.chunks)), terms)
+        require_small(sum(map(_bytes_viewed, chunked.chunks)), options)
         read: _Read = _metric if name in METRICS else _time if name == "time" else _sensor
         if pa.types.is_dictionary(chunked.type):
             read = _dictionary_reader(read, is_kept=name not in METRICS)

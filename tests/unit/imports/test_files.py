@@ -14,7 +14,7 @@ from app.errors import ConfigurationError
 from app.imports.files import BLOCK_BYTES, Block, Cut, end_of_line, format_of, open_file
 from app.imports.layout import ColumnMapping
 from app.ingest.decode.readings import Format
-from tests.unit.ingest.decode import bodies
+from tests.support import bodies
 
 HEADER = b"sensor_id,time,temperature\n"
 lines = st.lists(st.text(st.sampled_from("ab{}\r "), max_size=5), max_size=12)

@@ -8,8 +8,8 @@ import pytest
 
 from app.imports.layout import ColumnMapping
 from app.imports.rejects import report_path
-from tests.unit.imports.test_importer import Taken, imported
-from tests.unit.ingest.decode import bodies
+from tests.support import bodies
+from tests.support.importing import Taken, imported
 
 LAYOUT = ColumnMapping({"sensor_id": "station", "time": "when"})
 ROWS: list[dict[str, object]] = [

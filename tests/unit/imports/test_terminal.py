@@ -8,7 +8,7 @@ import pytest
 from app.imports.layout import ColumnMapping
 from app.imports.terminal import import_file
 from app.ingest.decode.timestamps import TimeWindow
-from tests.unit.samples import T0_US
+from tests.support.samples import T0_US
 
 
 def printed(path: Path, capsys: pytest.CaptureFixture[str], layout: ColumnMapping | None = None) -> list[str]:

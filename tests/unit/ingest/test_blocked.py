@@ -2,7 +2,7 @@
 
 from app.ingest.blocked import Blockage, Blocked
 from app.ingest.request import WriteRequest
-from tests.unit.samples import T0_US, batch_of, reading, record
+from tests.support.samples import T0_US, batch_of, reading, record
 
 SPAN = (T0_US, T0_US + 9)
 

@@ -17,7 +17,8 @@ from app.ingest.buffer import Buffer, Submission
 from app.ingest.idempotency import IdempotencyRecord
 from app.ingest.request import WriteRequest
 from app.ingest.result import WriteOutcome
-from tests.unit.samples import SOURCE, reading, receipt, record
+from tests.support.examples import examples
+from tests.support.samples import SOURCE, reading, receipt, record
 
 AWAY = DatabaseUnavailable("away")
 BLOCKED = DatabaseLocked("locked")
@@ -519,4 +520,4 @@ class BufferAgainstModel(RuleBasedStateMachine):
 
 
 TestBufferAgainstModel = BufferAgainstModel.TestCase
-TestBufferAgainstModel.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestBufferAgainstModel.settings = settings(examples(200), stateful_step_count=40)

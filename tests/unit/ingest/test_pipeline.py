@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import (
@@ -49,7 +49,8 @@ from app.ingest.pipeline import (
 )
 from app.ingest.request import WriteRequest
 from app.ingest.result import BatchResult, CommittedReading, WriteOutcome
-from tests.unit.samples import SOURCE, T0_US, batch_of, decoded_of, reading, record
+from tests.support.examples import examples
+from tests.support.samples import SOURCE, T0_US, batch_of, decoded_of, reading, record
 
 COMMIT_TIMEOUT_S = 4.0
 RECOVERY_S = 2 * LONGEST_BACKOFF_S
@@ -1577,7 +1578,7 @@ async def suffer(fate: tuple[str, object], plant: Plant, sender: Sender) -> None
             plant.publisher.is_listening = is_listening
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(fates=st.lists(FATE, max_size=30), ahead_rows=st.integers(1, 8))
 async def test_whatever_the_database_does_every_answer_is_true(
     fates: list[tuple[str, object]], ahead_rows: int

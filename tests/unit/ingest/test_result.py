@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from app.ingest.batch import Reading
 from app.ingest.decode.columns import RowError
 from app.ingest.result import BatchResult, receipt_encoder
-from tests.unit.samples import T0_US, batch_of, decoded_of, reading, readings
+from tests.support.samples import T0_US, batch_of, decoded_of, reading, readings
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DAY_US = 86_400_000_000

@@ -12,7 +12,7 @@ from app.ingest.pipeline import Pipeline
 from app.ingest.request import WriteRequest
 from app.ingest.result import BatchResult, WriteOutcome
 from app.ingest.service import DECODING_FACTOR, WriteService
-from tests.unit.samples import batch_of, reading
+from tests.support.samples import batch_of, reading
 
 
 class StandIn:

@@ -6,7 +6,7 @@ from app.errors import TooManySubscribers
 from app.ingest.result import CommittedReading
 from app.live.bus import ConnectionQuota, LocalBus
 from app.live.hub import Hub
-from tests.unit.samples import at_once, receipt
+from tests.support.samples import at_once, receipt
 
 
 def test_a_key_has_as_many_places_as_it_may_and_another_key_its_own() -> None:

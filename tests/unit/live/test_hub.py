@@ -11,7 +11,7 @@ from app.ingest.result import CommittedReading
 from app.live.bus import LocalBus
 from app.live.hub import Hub, Subscriber
 from app.live.mailbox import later
-from tests.unit.samples import at_once, receipt
+from tests.support.samples import at_once, receipt
 
 
 def hub(*, subscribers: int = 10, messages: int = 100, size_bytes: int = 10_000) -> Hub:

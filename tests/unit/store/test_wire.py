@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.ingest.batch import Reading
 from app.store.wire import HEADER, TRAILER, WIRE_SCHEMA, columns_of, encode_rows, in_order, pack_reading
-from tests.unit.samples import T0_US, batch_of, reading, readings
+from tests.support.samples import T0_US, batch_of, reading, readings
 
 POSTGRES_EPOCH_US = 946_684_800 * 1_000_000
 FORMATS = ("!q", "!i", "!q", "!i", "!d", "!d", "!d")

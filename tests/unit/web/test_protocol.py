@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,82 +15,13 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from app.errors import BufferFull, Unauthorized
+from app.errors import BufferFull
 from app.web.bodies import STALLED_AFTER_S
 from app.web.connections import ConnectionLimit
-from app.web.protocol import HEAD_TIMEOUT_S, MAX_HEAD_BYTES, SLICE_BYTES, BodyHandler, Exchange, HttpProtocol
+from app.web.protocol import HEAD_TIMEOUT_S, MAX_HEAD_BYTES, SLICE_BYTES, BodyHandler, HttpProtocol
 from app.web.slices import Slices
 from app.web.transport import LINGER_BYTES, LINGER_S, MAX_PENDING_BYTES, CoalescingTransport
-
-MAX_BODY_BYTES = 100
-
-
-class Wire(asyncio.Transport):
-    """A transport whose peer is the test."""
-
-    def __init__(self, peer: tuple[str, int] | None = ("192.0.2.7", 5_000)) -> None:
-        super().__init__({"peername": peer, "sockname": ("192.0.2.1", 80)})
-        self.writes: list[bytes] = []
-        self.ended = ""
-        self.is_read = True
-        self.protocol: asyncio.BaseProtocol | None = None
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        assert not self.ended
-        self.writes.append(bytes(data))
-
-    def close(self) -> None:
-        self.ended = self.ended or "closed"
-
-    def write_eof(self) -> None:
-        self.close()
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        assert self.protocol is not None
-        return self.protocol
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self.protocol = protocol
-
-    def abort(self) -> None:
-        self.ended = "aborted"
-
-    def is_closing(self) -> bool:
-        return bool(self.ended)
-
-    def pause_reading(self) -> None:
-        self.is_read = False
-
-    def resume_reading(self) -> None:
-        self.is_read = True
-
-
-class Desk:
-    """An endpoint that leaves it to the test to answer."""
-
-    path = b"/reading"
-    max_body_bytes = MAX_BODY_BYTES
-
-    def __init__(self) -> None:
-        self.opened: list[Exchange] = []
-        self.taken: list[tuple[Exchange, bytes]] = []
-        self.observed: list[tuple[int, float]] = []
-        self.observe: Callable[[int, float], None] = lambda *observed: self.observed.append(observed)
-        self.clock: Callable[[], float] = asyncio.get_running_loop().time
-
-    def knows(self, key: bytes | None) -> bool:
-        return key == b"k"
-
-    def open(self, exchange: Exchange) -> BodyHandler:
-        self.opened.append(exchange)
-        if exchange.headers.get(b"x-api-key") != b"k":
-            raise Unauthorized("no key")
-        return lambda body: self.taken.append((exchange, body))
-
-    def answer(self) -> None:
-        """Answers the request that was taken last with the length of its body."""
-        exchange, body = self.taken[-1]
-        exchange.answer(201, (), b"%d" % len(body))
+from tests.support.connections import MAX_BODY_BYTES, Desk, Wire, a_few_turns
 
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None:
@@ -160,11 +90,6 @@ class Connection:
     def statuses(self) -> list[int]:
         """Of all answers so far, in their order. No body here has such a line in it."""
         return [int(part[:3]) for part in self.sent.split(b"HTTP/1.1 ")[1:]]
-
-
-async def a_few_turns() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 def post(

@@ -13,7 +13,7 @@ from app.web.connections import ConnectionLimit
 from app.web.protocol import HttpProtocol
 from app.web.slices import Slices
 from app.web.websocket import FRAMES_AT_ONCE, FRAMES_PER_S, MAX_MESSAGE_BYTES, SLICE_BYTES, WebSocketProtocol
-from tests.unit.web.test_protocol import Desk, Wire, a_few_turns
+from tests.support.connections import Desk, Wire, a_few_turns
 
 LINES = [
     b"GET /ws HTTP/1.1",

@@ -22,8 +22,8 @@ from app.ingest.service import DECODING_FACTOR, WriteService
 from app.web.auth import ApiKey, ApiKeys, Scope
 from app.web.bodies import STALLED_AFTER_S
 from app.web.write_bulk import BulkIngest, BulkLimits
-from tests.unit.ingest.decode import bodies
-from tests.unit.samples import T0_US
+from tests.support import bodies
+from tests.support.samples import T0_US
 
 KEY = "correct-horse-battery"
 READING = b'{"sensor_id":"a","temperature":1}'

@@ -28,7 +28,7 @@ from app.web import error_responses
 from app.web.auth import ApiKey, ApiKeys, Scope
 from app.web.protocol import Exchange
 from app.web.write_single import ReadingEndpoint
-from tests.unit.samples import T0_US, receipt
+from tests.support.samples import T0_US, receipt
 
 KEY, EARS = b"correct-horse-battery", b"correct-horse-listens"
 API_KEYS = ApiKeys(

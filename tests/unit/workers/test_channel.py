@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from app.ingest.result import CommittedReading
 from app.workers.channel import MOST_CONTROLS, Channel, ChannelStats
 from app.workers.messages import Collect, Control, Drain, Leave, MessagesDropped, Receipts
-from tests.unit.samples import receipt
+from tests.support.samples import receipt
 
 
 @asynccontextmanager

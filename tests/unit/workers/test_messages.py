@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from app.ingest.result import CommittedReading
 from app.workers import messages
 from app.workers.messages import Control
-from tests.unit.samples import names, times_us
+from tests.support.samples import names, times_us
 
 RECEIPT = CommittedReading(7, -1, 'ü"\n', b'{"id": 7, "sensor_id": "\xc3\xbc\\"\\n"}')
 

@@ -6,7 +6,7 @@ from app.metrics import BUFFER_ROWS, READINGS_GIVEN_BACK, Instruments
 from app.workers import metric_families
 from app.workers.channel import ChannelStats
 from app.workers.metric_families import Family
-from tests.unit.test_metrics import buffer_with_everything, registry, scrape
+from tests.support.metrics import buffer_with_everything, registry, scrape
 
 
 def of(registry: CollectorRegistry) -> list[Family]:

@@ -25,7 +25,7 @@ from app.workers.messages import (
     Welcome,
 )
 from app.workers.parent_link import ParentLink
-from tests.unit.samples import receipt
+from tests.support.samples import receipt
 
 
 class Parent:

@@ -5,7 +5,7 @@ from collections.abc import Coroutine, Generator, Sequence
 from itertools import count
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import TooManySubscribers
@@ -16,7 +16,8 @@ from app.live.mailbox import later
 from app.workers import messages
 from app.workers.messages import Denied, ForwardingAck, Granted, Join, Leave, SetForwarding, Welcome
 from app.workers.subscription_router import SubscriptionRouter
-from tests.unit.samples import receipt
+from tests.support.examples import examples
+from tests.support.samples import receipt
 
 
 def board(*workers: int, limit: int = 10) -> SubscriptionRouter:
@@ -282,7 +283,7 @@ ACTIONS = (
 )
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.integers(1, 4), st.integers(1, 4), st.data())
 def test_whatever_overtakes_what_nothing_is_missed_nothing_comes_twice_and_the_limit_holds(
     size: int, limit: int, data: st.DataObject

@@ -11,19 +11,21 @@ from decimal import Context, Decimal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.errors import BodyTooLarge, MalformedBody, TooManyRows
 from app.ingest.decode.readings import Format
 from app.ingest.decode.timestamps import Precision
 from tests.attacks import bombs
-from tests.unit.ingest.decode import reference
-from tests.unit.ingest.decode.bodies import (
+from tests.support import reference
+from tests.support.bodies import (
     ANY_TIME,
     arrow_stream,
+    compare,
     decode,
     iso,
+    many_rules,
     parquet,
     places,
     recent_us,
@@ -31,8 +33,8 @@ from tests.unit.ingest.decode.bodies import (
     rules,
     table,
 )
-from tests.unit.ingest.decode.test_readings import compare, many_rules
-from tests.unit.samples import T0_US
+from tests.support.examples import examples
+from tests.support.samples import T0_US
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 A_DAY_US = 86_400_000_000
@@ -82,7 +84,7 @@ def meant(count: int | None, unit_ns: int) -> object:
 @pytest.mark.parametrize("zone", [None, "UTC", "America/New_York", "+05:30"])
 @given(sent=st.lists(counts, max_size=5), recent=st.lists(recent_us, max_size=5))
 @example(sent=[-(2**63), 2**63 - 1, -1, None, 9_214_646_400_000_000, -2_208_988_800_000_000], recent=[])
-@settings(max_examples=15)
+@examples(15)
 def test_timestamps_of_any_unit_and_zone(
     form: Format,
     unit: str,
@@ -397,7 +399,7 @@ DELTAS: dict[str, dict[str, object]] = {
 
 @pytest.mark.parametrize("options", DELTAS.values(), ids=DELTAS)
 @given(names=st.lists(sensors, min_size=1, max_size=300))
-@settings(max_examples=10)
+@examples(10)
 def test_text_in_delta_encodings(options: dict[str, object], names: list[str | None]) -> None:
     """Text that is written as lengths and what differs is taken as any other."""
     rows = [{"sensor_id": name, "time": T0_US, "temperature": 1.0} for name in names]

@@ -8,7 +8,7 @@ from contextlib import suppress
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import MalformedBody
@@ -17,8 +17,9 @@ from app.ingest.decode.pages import Pages, pages_of
 from app.ingest.decode.readings import Format
 from app.ingest.decode.thrift import STRUCT, CompactReader
 from tests.attacks import bombs
+from tests.support.bodies import decode, parquet
+from tests.support.examples import examples
 from tests.unit.ingest.decode import handmade
-from tests.unit.ingest.decode.bodies import decode, parquet
 
 PAGE_HEADER_BYTES = 100
 KNOWN = frozenset(COLUMNS)
@@ -45,7 +46,7 @@ def look_at(body: bytes) -> Pages:
         }
     ),
 )
-@settings(max_examples=50)
+@examples(50)
 def test_pages_add_up_to_what_the_writer_counted(rows: int, distinct: int, options: dict[str, object]) -> None:
     """The pages add up to the writer's totals, headers included."""
     content = pa.table(
@@ -228,7 +229,7 @@ def test_thrift_that_is_none(written: bytes) -> None:
 
 
 @given(st.data())
-@settings(max_examples=300)
+@examples(300)
 def test_damaged_footer(data: st.DataObject) -> None:
     """A damaged footer is read, or refused in one of two ways."""
     body = bytearray(parquet(pa.table({"sensor_id": ["a"] * 3, "temperature": [1.0] * 3}), store_schema=False))

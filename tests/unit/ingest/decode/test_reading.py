@@ -12,7 +12,7 @@ from app.ingest.batch import Reading
 from app.ingest.decode.reading import ReadingBody, decode_reading
 from app.ingest.decode.timestamps import TimeWindow
 from app.web import error_responses
-from tests.unit.samples import SOURCE, T0_US, measures, names
+from tests.support.samples import SOURCE, T0_US, measures, names
 
 WINDOW = TimeWindow.of(past_days=30, future_minutes=10)
 ANY_TIME = TimeWindow.of(past_days=0, future_minutes=0)

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import BodyTooLarge, MalformedBody, TooManyRows
@@ -16,15 +16,15 @@ from app.ingest.decode.columns import columns_like_time
 from app.ingest.decode.readings import Format
 from app.ingest.decode.timestamps import Precision, TimeWindow
 from app.ingest.decode.uniform import columns_of_one_shape
-from tests.unit.ingest.decode import reference
-from tests.unit.ingest.decode.bodies import (
+from tests.support import reference
+from tests.support.bodies import (
     ANY_TIME,
-    MAX_ERRORS,
     WAYS,
     WINDOW,
     any_rows,
     arrow_from,
     arrow_stream,
+    compare,
     csv,
     decode,
     iso,
@@ -32,6 +32,7 @@ from tests.unit.ingest.decode.bodies import (
     json_columns,
     lines_of_one_shape,
     many_rows,
+    many_rules,
     ndjson,
     parquet,
     places,
@@ -40,8 +41,9 @@ from tests.unit.ingest.decode.bodies import (
     rules,
     table,
 )
-from tests.unit.ingest.decode.reference import KNOWN, Rules
-from tests.unit.samples import T0_US, measures, names
+from tests.support.examples import examples
+from tests.support.reference import KNOWN, Rules
+from tests.support.samples import T0_US, measures, names
 
 
 @pytest.fixture(params=WAYS)
@@ -52,14 +54,6 @@ def each_way(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 REFUSALS = (MalformedBody, TooManyRows, BodyTooLarge)
-
-many_rules = st.builds(
-    Rules,
-    st.one_of(st.just(Precision.AUTO), st.sampled_from(Precision)),
-    st.sampled_from([WINDOW, ANY_TIME]),
-    st.just(T0_US),
-    st.sampled_from([1, 2, 50]),
-)
 
 
 def hold(body: bytes, form: Format, held_to: Rules) -> None:
@@ -75,16 +69,6 @@ def hold(body: bytes, form: Format, held_to: Rules) -> None:
             else:
                 with pytest.raises(MalformedBody):
                     decode(body, form, held_to)
-
-
-def compare(expected: reference.Expected, body: bytes, form: Format, held_to: Rules) -> None:
-    decoded = decode(body, form, held_to)
-    assert rows_of(decoded) == expected.rows
-    assert decoded.rejected == len(expected.faults)
-    assert places(decoded) == expected.faults[:MAX_ERRORS]
-    assert list(decoded.unknown_columns) == expected.unknown
-    assert all(fault.reason for fault in decoded.errors)
-    json.dumps([fault.value for fault in decoded.errors], allow_nan=False)
 
 
 lines = st.one_of(
@@ -122,32 +106,32 @@ lines = st.one_of(
 
 
 @given(many_rows, many_rules)
-@settings(max_examples=150)
+@examples(150)
 def test_ndjson(rows: list[dict[str, object]], held_to: Rules) -> None:
     hold(ndjson(rows), Format.NDJSON, held_to)
 
 
 @given(st.lists(lines, max_size=8), st.sampled_from(["\n", "\r\n", "\n\n"]), st.booleans(), many_rules)
-@settings(max_examples=150)
+@examples(150)
 def test_ndjson_with_lines_of_every_kind(sent: list[str], newline: str, at_the_end: bool, held_to: Rules) -> None:
     hold((newline.join(sent) + newline * at_the_end).encode(), Format.NDJSON, held_to)
 
 
 @given(lines_of_one_shape(oddities=False), many_rules)
-@settings(max_examples=200)
+@examples(200)
 def test_ndjson_of_one_shape(body: bytes, held_to: Rules) -> None:
     assert columns_of_one_shape(body, max_rows=100_000) is not None
     hold(body, Format.NDJSON, held_to)
 
 
 @given(lines_of_one_shape(oddities=True), many_rules)
-@settings(max_examples=200)
+@examples(200)
 def test_ndjson_of_one_shape_with_odd_values(body: bytes, held_to: Rules) -> None:
     hold(body, Format.NDJSON, held_to)
 
 
 @given(many_rows, many_rules, st.sampled_from([None, 1]), st.booleans())
-@settings(max_examples=150)
+@examples(150)
 def test_json_arrays(rows: list[dict[str, object]], held_to: Rules, indent: int | None, ascii_only: bool) -> None:
     hold(json.dumps(rows, indent=indent, ensure_ascii=ascii_only).encode(), Format.JSON, held_to)
 
@@ -214,13 +198,13 @@ wild_csv = st.builds(
 
 
 @given(many_rows, many_rules, st.permutations(KNOWN))
-@settings(max_examples=150)
+@examples(150)
 def test_csv(rows: list[dict[str, object]], held_to: Rules, order: list[str]) -> None:
     hold(csv(rows, order), Format.CSV, held_to)
 
 
 @given(wild_csv, many_rules)
-@settings(max_examples=200)
+@examples(200)
 def test_csv_with_fields_of_every_kind(text: str, held_to: Rules) -> None:
     hold(text.encode(), Format.CSV, held_to)
 
@@ -264,7 +248,7 @@ mutations = st.lists(
 
 @pytest.mark.parametrize("form", [Format.JSON, Format.NDJSON, Format.CSV])
 @given(rows=st.lists(any_rows, min_size=1, max_size=5), changes=mutations)
-@settings(max_examples=150)
+@examples(150)
 def test_a_text_damaged_anywhere(
     form: Format, rows: list[dict[str, object]], changes: list[tuple[float, int, int]]
 ) -> None:
@@ -273,7 +257,7 @@ def test_a_text_damaged_anywhere(
 
 
 @given(lines_of_one_shape(oddities=False), mutations)
-@settings(max_examples=200)
+@examples(200)
 def test_ndjson_of_one_shape_damaged_anywhere(body: bytes, changes: list[tuple[float, int, int]]) -> None:
     hold(mutated(body, changes), Format.NDJSON, rules())
 
@@ -755,7 +739,7 @@ def test_mark_for_a_missing_value(text: str) -> None:
 
 @pytest.mark.usefixtures("each_way")
 @given(st.lists(any_rows, max_size=12), st.sets(st.integers(1, 12)), st.integers(1, 3))
-@settings(max_examples=50)
+@examples(50)
 def test_only_some_rows(sent: list[dict[str, object]], wanted: set[int], max_chunks: int) -> None:
     """Wanted rows are decoded as they would be alone; the others are neither stored nor rejected."""
     held_to = rules(max_chunks=max_chunks)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 
 import pyarrow as pa
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.ingest.decode.timestamps import (
@@ -19,7 +19,8 @@ from app.ingest.decode.timestamps import (
     parse_time_us,
     parse_times_us,
 )
-from tests.unit.samples import T0_US, times_us
+from tests.support.examples import examples
+from tests.support.samples import T0_US, times_us
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DAY_US = 86_400_000_000
@@ -304,7 +305,7 @@ like_times = st.from_regex(
     ids=lambda value: str(value) if isinstance(value, pa.DataType) else "",
 )
 @given(data=st.data(), precision=st.sampled_from(Precision))
-@settings(max_examples=100)
+@examples(100)
 def test_a_column_is_read_as_its_values_are_one_by_one(
     type_: pa.DataType, some: st.SearchStrategy[object], data: st.DataObject, precision: Precision
 ) -> None:
@@ -313,7 +314,7 @@ def test_a_column_is_read_as_its_values_are_one_by_one(
 
 
 @given(st.data())
-@settings(max_examples=150)
+@examples(150)
 def test_times_that_are_written_alike_are_read_alike(data: st.DataObject) -> None:
     """The way past Python for a whole column of text: whatever Arrow takes there, Python takes as the same moment."""
     first = data.draw(like_times)

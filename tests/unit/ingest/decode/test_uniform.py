@@ -6,8 +6,8 @@ import pytest
 
 from app.ingest.decode.jsons import ONE_SHAPE_PAYS_FROM_BYTES
 from app.ingest.decode.uniform import columns_of_one_shape
-from tests.unit.ingest.decode.bodies import iso
-from tests.unit.samples import T0_US
+from tests.support.bodies import iso
+from tests.support.samples import T0_US
 
 ROW = '{"sensor_id":"a","time":1,"temperature":1.5}'
 

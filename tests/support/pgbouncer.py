@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tests.server import eventually
+from tests.support.server import eventually
 
 STOP_TIMEOUT_S = 15
 CONFIGURATION = """

@@ -11,8 +11,8 @@ from tempfile import mkdtemp
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from tests.clusters import cluster
-from tests.server import eventually
+from tests.support.clusters import cluster
+from tests.support.server import eventually
 
 BINARIES = "SELECT setting FROM pg_config WHERE name = 'BINDIR'"
 INHERITED = ("shared_preload_libraries", "timescaledb.license", "max_connections")

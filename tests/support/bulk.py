@@ -12,9 +12,9 @@ import httpx
 import psycopg
 import pyarrow as pa
 
-from tests.acceptance.scrapes import samples
-from tests.server import API_KEY, Server, running
-from tests.unit.ingest.decode import bodies
+from tests.support import bodies
+from tests.support.prometheus import samples
+from tests.support.server import API_KEY, Server, running
 
 PATH = "/api/readings"
 NDJSON = "application/x-ndjson"

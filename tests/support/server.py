@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 API_KEY = "test-key-for-everything-0123456789"
 API_KEY_WS = "test-key-for-listening-0123456789"
 START_TIMEOUT_S = 30

@@ -17,8 +17,9 @@ from app.ingest.decode import csvs, jsons
 from app.ingest.decode.columns import Decoded, DecodeOptions
 from app.ingest.decode.readings import Format, decode_readings
 from app.ingest.decode.timestamps import Precision, TimeWindow
-from tests.unit.ingest.decode.reference import KNOWN, Row, Rules
-from tests.unit.samples import SOURCE, T0_US
+from tests.support import reference
+from tests.support.reference import KNOWN, Row, Rules
+from tests.support.samples import SOURCE, T0_US
 
 ParsedColumns = Mapping[str, object]
 
@@ -46,7 +47,7 @@ def decode(
     max_inflated_bytes: int = 24 << 20,
     only_rows: pa.Array | None = None,
 ) -> Decoded:
-    terms = terms_of(
+    options = options_of(
         held_to,
         max_rows=max_rows,
         is_time_required=is_time_required,
@@ -54,10 +55,10 @@ def decode(
         max_inflated_bytes=max_inflated_bytes,
         only_rows=only_rows,
     )
-    return decode_readings(body, form, terms)
+    return decode_readings(body, form, options)
 
 
-def terms_of(held_to: Rules | None = None, *, max_rows: int = 100_000, **others: Any) -> DecodeOptions:
+def options_of(held_to: Rules | None = None, *, max_rows: int = 100_000, **others: Any) -> DecodeOptions:
     held_to = held_to or rules()
     return DecodeOptions(
         source=SOURCE,
@@ -366,3 +367,22 @@ def odd_of(name: str) -> st.SearchStrategy[str]:
     if name == "sensor_id":
         return (sensor_ids | bad_sensor_ids).map(json.dumps)
     return odd_times_as_written if name == "time" else odd_numbers_as_written
+
+
+many_rules = st.builds(
+    Rules,
+    st.one_of(st.just(Precision.AUTO), st.sampled_from(Precision)),
+    st.sampled_from([WINDOW, ANY_TIME]),
+    st.just(T0_US),
+    st.sampled_from([1, 2, 50]),
+)
+
+
+def compare(expected: reference.Expected, body: bytes, form: Format, held_to: Rules) -> None:
+    decoded = decode(body, form, held_to)
+    assert rows_of(decoded) == expected.rows
+    assert decoded.rejected == len(expected.faults)
+    assert places(decoded) == expected.faults[:MAX_ERRORS]
+    assert list(decoded.unknown_columns) == expected.unknown
+    assert all(fault.reason for fault in decoded.errors)
+    json.dumps([fault.value for fault in decoded.errors], allow_nan=False)

