@@ -37,7 +37,7 @@ def request(method: str, path: str, body: bytes = b"", *headers: str) -> bytes:
 
 
 def answers(connection: socket.socket) -> bytes:
-    """All that comes until the server closes."""
+    """Return everything that arrives until the server closes."""
     return b"".join(iter(lambda: connection.recv(65_536), b""))
 
 

@@ -18,7 +18,7 @@ def findings() -> Iterator[Finding]:
 
 
 def main() -> int:
-    """Print the table; return the exit status."""
+    """Print the table, and return the exit status."""
     logging.getLogger("app").setLevel(logging.ERROR)
     print(ROW.format("attack", "figure", "", "bound", ""), flush=True)
     broken = 0

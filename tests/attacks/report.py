@@ -13,5 +13,5 @@ class Finding(NamedTuple):
 
     @property
     def is_met(self) -> bool:
-        """Whether the figure is within its bound."""
+        """Return whether the figure is within its bound."""
         return self.figure <= self.bound

@@ -72,7 +72,7 @@ class Desk:
         return lambda body: self.taken.append((exchange, body))
 
     def answer(self) -> None:
-        """Answers the request that was taken last with the length of its body."""
+        """Answer the last request with the length of its body."""
         exchange, body = self.taken[-1]
         exchange.answer(201, (), b"%d" % len(body))
 

@@ -12,7 +12,8 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = sorted(path for folder in ("app", "alembic", "benchmarks") for path in (REPOSITORY / folder).rglob("*.py"))
-SHORT_HEADS = sorted(path for folder in ("alembic", "benchmarks") for path in (REPOSITORY / folder).rglob("*.py"))
+TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
+SHORT_HEADS = TESTS + [path for path in SOURCES if path.relative_to(REPOSITORY).parts[0] != "app"]
 """Modules whose docstrings begin with a short sentence."""
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), REPOSITORY / "benchmarks" / "README.md"])
 
@@ -40,6 +41,14 @@ def texts(file: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
+def docstrings(file: Path) -> Iterator[str]:
+    """Yield the docstrings of a module, of its attributes too."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        match node:
+            case ast.Expr(ast.Constant(str(text))):
+                yield text
+
+
 def heads(file: Path) -> Iterator[str]:
     """Yield the first sentences of a module's docstrings."""
     for node in ast.walk(ast.parse(file.read_text())):
@@ -48,7 +57,7 @@ def heads(file: Path) -> Iterator[str]:
 
 
 def sentences(page: str) -> Iterator[str]:
-    """Yield the sentences of a page in Markdown, without its code; a cell of a table has sentences of its own."""
+    """Yield the sentences of a page in Markdown, without its code. A cell of a table has its own sentences."""
     prose = CODE.sub(lambda code: "\n" if code[0].startswith((" ", "```")) else "X", page)
     for paragraph in re.split(r"\n\s*\n|\n(?= *(?:- |\d+\. |\|))|\n(?=#)| \| ", prose):
         yield from re.split(r"(?<=[.!?])[)*]*\s+(?=[^a-z])", paragraph.strip(" \n|"))
@@ -58,6 +67,12 @@ def sentences(page: str) -> Iterator[str]:
 def test_prose_is_plain(file: Path) -> None:
     """No text of a module has a word or an opening that makes it a riddle."""
     assert [(line, match[0].strip()) for line, text in texts(file) if (match := RIDDLES.search(text))] == []
+
+
+@each(TESTS)
+def test_docstrings_are_plain(file: Path) -> None:
+    """No docstring of a test or its helpers has a word or an opening that makes it a riddle."""
+    assert [text for text in docstrings(file) if RIDDLES.search(text)] == []
 
 
 @each(SHORT_HEADS)

@@ -18,7 +18,7 @@ class Metrics:
         self._fails = fails
 
     async def __call__(self) -> bytes:
-        """The moment of the beginning."""
+        """Return the moment of the beginning."""
         moment = asyncio.get_running_loop().time()
         self.begun.append(moment)
         await asyncio.sleep(self._cost_s)

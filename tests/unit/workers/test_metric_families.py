@@ -15,7 +15,7 @@ def of(registry: CollectorRegistry) -> list[Family]:
 
 
 def values(whole: list[Family]) -> dict[str, float]:
-    """Every sample without labels, by name."""
+    """Return every sample without labels, by name."""
     exposed = CollectorRegistry()
     exposed.register(metric_families.MergedMetrics(whole))
     return scrape(exposed)

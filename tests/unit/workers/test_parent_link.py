@@ -29,7 +29,7 @@ from tests.support.samples import receipt
 
 
 class Parent:
-    """The other end, of which the test is the head."""
+    """The other end, which the test controls."""
 
     def __init__(self, channel: Channel, parent_link: ParentLink, hub: Hub) -> None:
         self.channel = channel

@@ -150,7 +150,7 @@ def test_field_that_comes_again() -> None:
 
 
 def test_column_without_a_type() -> None:
-    """It is no leaf to pyarrow, and would have others looked at in place of those that are read."""
+    """A column without a type is refused: pyarrow skips it, and the check would look at other columns than it reads."""
     body = handmade.written([NUMBERS], rows=2, before=handmade.element(b"empty", children=0))
     assert pq.read_schema(io.BytesIO(body)).names == ["empty", "temperature"]
     with pytest.raises(ValueError, match="without a type"):
@@ -191,7 +191,7 @@ def test_more_lengths_than_values(encoding: str) -> None:
 
 
 def test_compression_that_a_page_denies() -> None:
-    """Pyarrow inflates such a page where an old pyarrow is said to have written the file, so its lengths are others."""
+    """If a file names an old pyarrow as its writer, pyarrow inflates such a page, so its lengths differ."""
     lengths = bytes([0x80, 1, 4]) + b"\xff\xff\x7f" + bytes(94)  # two million, to who inflates them
     as_they_are = bytes([len(lengths), 20]) + lengths[:6] + bytes(2 * 94)  # 128, as they are
     assert pa.decompress(as_they_are, decompressed_size=len(lengths), codec="snappy", asbytes=True) == lengths
