@@ -48,7 +48,7 @@ from app.web.live import live_router
 from app.web.measure import RequestMetricsMiddleware
 from app.web.names import WholePaths
 from app.web.ops import Readiness, ops_router
-from app.web.query import QueryService, reads_router
+from app.web.query import QueryService, query_router
 from app.web.sensors import sensors_router
 from app.web.write_bulk import BulkIngest, BulkLimits, bulk_router
 from app.web.write_single import ReadingEndpoint, documented_route
@@ -116,14 +116,14 @@ def _pipeline(
     *,
     buffer: Buffer,
     encode: Callable[[Reading, int], CommittedReading],
-    audience: Publisher,
+    publisher: Publisher,
     on_flush: Callable[[int, float], None],
 ) -> Pipeline[PreparedFlush]:
     return Pipeline(
         buffer=buffer,
         store=writer,
         encode=encode,
-        audience=audience,
+        publisher=publisher,
         on_flush=on_flush,
         clock=time.monotonic,
         commit_timeout_s=settings.commit_timeout_s,
@@ -189,7 +189,7 @@ class Server:
             self._writer,
             buffer=Buffer(settings.buffer_max_rows, settings.buffer_max_bytes, _share_of_key(settings)),
             encode=self._encode,
-            audience=self.hub,
+            publisher=self.hub,
             on_flush=self.instruments.observe_flush,
         )
         self.service = WriteService(self.pipeline, IdempotencyRecords(self._database))
@@ -203,7 +203,7 @@ class Server:
                 pool_stats=self._database.pool_stats,
                 database_statistics=lambda: self._maintenance.statistics,
                 latest_age_s=lambda: self._latest.age_s,
-                ready=lambda: self.pipeline.unready_reason is None,
+                ready=lambda: self.pipeline.unavailable_reason is None,
             )
         )
 
@@ -290,7 +290,7 @@ class Server:
 
     async def readiness(self, *, detailed: bool) -> Readiness:
         """Check the pipeline, and that the database accepts writes; ``detailed`` quotes the database's own errors."""
-        reason, public = self.pipeline.unready_reason, self.pipeline.public_reason
+        reason, public = self.pipeline.unavailable_reason, self.pipeline.public_reason
         if reason is None:
             try:
                 await self._database.check_writable(timeout_s=READINESS_TIMEOUT_S)
@@ -324,7 +324,7 @@ async def importing(
         writer,
         buffer=Buffer(IMPORT_MAX_ROWS, IMPORT_MAX_BYTES, IMPORT_MAX_BYTES),
         encode=receipt_encoder(ZoneInfo(settings.timezone)),
-        audience=Hub(bus=LocalBus(0), mailbox_messages=0, mailbox_bytes=0),
+        publisher=Hub(bus=LocalBus(0), mailbox_messages=0, mailbox_bytes=0),
         on_flush=lambda _rows, _duration_s: None,
     )
     await database.prepare()
@@ -340,7 +340,7 @@ async def importing(
         finally:
             # To cancel a COPY under way would roll it back, and psycopg 3.3.9 can't: its C generators end in a
             # TypeError when it resumes them, which it logs.
-            if pipeline.unavailable_reason is None:
+            if pipeline.rejection_reason is None:
                 await pipeline.drain(settings.drain_timeout_s)
     finally:
         for task in (opened, work):
@@ -377,7 +377,7 @@ def create_app(
     pa.set_memory_pool(pa.system_memory_pool())
     share_one_arena()
     server = Server(settings, database_url, registry=registry, bus=bus, announce=announce, fail=fail)
-    keyring = ApiKeys(
+    api_keys = ApiKeys(
         ApiKey("API_KEY", keys.api_key, frozenset(Scope)),
         ApiKey("API_KEY_WS", keys.api_key_ws, frozenset({Scope.LISTEN})),
     )
@@ -406,7 +406,7 @@ def create_app(
     )
     endpoint = ReadingEndpoint(
         service=server.service,
-        keyring=keyring,
+        api_keys=api_keys,
         window=window,
         max_body_bytes=settings.max_body_bytes,
         now_us=now_us,
@@ -418,7 +418,7 @@ def create_app(
         bulk_router(
             BulkIngest(
                 service=server.service,
-                keyring=keyring,
+                api_keys=api_keys,
                 window=window,
                 limits=BulkLimits(
                     body_bytes=settings.max_bulk_body_bytes,
@@ -432,10 +432,10 @@ def create_app(
         )
     )
     app.include_router(
-        reads_router(QueryService(server.history, kept_us=_kept_us(settings), now_us=now_us), keyring=keyring)
+        query_router(QueryService(server.history, kept_us=_kept_us(settings), now_us=now_us), api_keys=api_keys)
     )
-    app.include_router(sensors_router(server.sensors, keyring=keyring))
-    app.include_router(live_router(hub=server.hub, keyring=keyring, send_timeout_s=settings.live_send_timeout_s))
+    app.include_router(sensors_router(server.sensors, api_keys=api_keys))
+    app.include_router(live_router(hub=server.hub, api_keys=api_keys, send_timeout_s=settings.live_send_timeout_s))
     app.include_router(docs_router(title=app.title))
-    app.include_router(ops_router(version=app.version, readiness=server.readiness, keyring=keyring, scrape=scrape))
+    app.include_router(ops_router(version=app.version, readiness=server.readiness, api_keys=api_keys, scrape=scrape))
     return RequestMetricsMiddleware(WholePaths(app), observe=observe, clock=time.perf_counter), endpoint

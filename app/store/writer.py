@@ -328,7 +328,7 @@ class Writer:
             except RejectedByDatabase as error:
                 copy, last = self._copy_what_is_taken, error
             else:
-                self._record(flush)
+                self._record_latest(flush)
                 return
         if isinstance(last, RejectedByDatabase):  # at COMMIT, where every row that is left has been taken
             raise DatabaseUnavailable(str(last)) from last
@@ -347,10 +347,10 @@ class Writer:
                 raise psycopg.Rollback(asking)
             await connection.execute(CONFIRM)
         if row is None:
-            self._record(flush)
+            self._record_latest(flush)
         return row is None
 
-    def _record(self, flush: PreparedFlush) -> None:
+    def _record_latest(self, flush: PreparedFlush) -> None:
         """Tell the latest readings and the limits of a committed flush. A failure must not make it look uncommitted."""
         try:
             if flush.unlogged:

@@ -82,14 +82,14 @@ class LookAtReadiness(Protocol):
 
 
 def ops_router(
-    *, version: str, readiness: LookAtReadiness, keyring: ApiKeys, scrape: Callable[[], Awaitable[bytes]]
+    *, version: str, readiness: LookAtReadiness, api_keys: ApiKeys, scrape: Callable[[], Awaitable[bytes]]
 ) -> APIRouter:
     """Return the routes. Both callables look at the server each time they are asked.
 
     Args:
         version: the server's, which /health shows.
         readiness: whether this process takes readings.
-        keyring: who may read the database's own words.
+        api_keys: a holder of one may read the database's own words.
         scrape: the metrics of the whole server, in Prometheus' text format; TimeoutError if they can't be had.
     """
     router = APIRouter(tags=["operations"])
@@ -106,7 +106,7 @@ def ops_router(
         responses={503: {"model": Readiness, "description": "Readings are rejected; trouble says why"}},
     )
     async def ready(key: Annotated[str | None, Security(KEY_HEADER)]) -> Any:
-        state = await readiness(detailed=keyring.knows(key_bytes(key)))
+        state = await readiness(detailed=api_keys.knows(key_bytes(key)))
         return Response(orjson.dumps(state.model_dump()), 200 if state.ready else 503, media_type="application/json")
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)

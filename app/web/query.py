@@ -279,9 +279,9 @@ class QueryService:
             self._turns.release()
 
 
-def reads_router(reads: QueryService, *, keyring: auth.ApiKeys) -> APIRouter:
+def query_router(reads: QueryService, *, api_keys: auth.ApiKeys) -> APIRouter:
     """Return the route."""
-    router = APIRouter(tags=["read"], dependencies=[requires(keyring, auth.Scope.READ), Depends(utf8_query)])
+    router = APIRouter(tags=["read"], dependencies=[requires(api_keys, auth.Scope.READ), Depends(utf8_query)])
 
     @router.get(
         PATH,

@@ -65,10 +65,10 @@ class LatestPage(BaseModel):
     next_cursor: str | None = Field(description="Cursor of the next page; null on the last page.")
 
 
-def sensors_router(registry: Registry, *, keyring: auth.ApiKeys) -> APIRouter:
+def sensors_router(registry: Registry, *, api_keys: auth.ApiKeys) -> APIRouter:
     """Return the routes."""
     router = APIRouter(prefix="/api", tags=["sensors"], responses=REFUSALS)
-    reader = [requires(keyring, auth.Scope.READ), Depends(utf8_query)]
+    reader = [requires(api_keys, auth.Scope.READ), Depends(utf8_query)]
 
     @router.get("/sensors", summary="List sensors and their status", dependencies=reader)
     async def get_sensors(
@@ -115,7 +115,7 @@ def sensors_router(registry: Registry, *, keyring: auth.ApiKeys) -> APIRouter:
             413: {"model": Problem, "description": "The body is too large"},
             422: {"description": "The change is invalid; detail names each fault"},
         },
-        dependencies=[requires(keyring, auth.Scope.INGEST)],
+        dependencies=[requires(api_keys, auth.Scope.INGEST)],
         openapi_extra={
             "requestBody": {"required": True, "content": {MERGE_PATCH: {"schema": SensorChange.model_json_schema()}}}
         },

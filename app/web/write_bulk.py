@@ -217,7 +217,7 @@ class BulkIngest:
 
     Args:
         service: stores the readings.
-        keyring: knows the keys.
+        api_keys: the known keys.
         window: which times a reading may bring.
         limits: what one request may bring.
         now_us: microseconds since 1970 UTC.
@@ -227,13 +227,13 @@ class BulkIngest:
         self,
         *,
         service: WriteService,
-        keyring: auth.ApiKeys,
+        api_keys: auth.ApiKeys,
         window: TimeWindow,
         limits: BulkLimits,
         now_us: Callable[[], int],
     ) -> None:
         self._service = service
-        self._keyring = keyring
+        self._api_keys = api_keys
         self._window = window
         self._limits = limits
         self._now_us = now_us
@@ -247,7 +247,7 @@ class BulkIngest:
             SensorFlowError: nothing of it is stored, or that can't be known.
         """
         headers = request.headers
-        key_name = self._keyring.authorize(key_bytes(key), auth.Scope.INGEST)
+        key_name = self._api_keys.authorize(key_bytes(key), auth.Scope.INGEST)
         options = _options(request)
         format_ = _format(headers.get("content-type", ""))
         codec = codec_of(headers.get("content-encoding", "identity"))

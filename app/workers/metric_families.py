@@ -125,21 +125,21 @@ class MergedMetrics(Collector):
 class ChannelCollector(Collector):
     """A collector of the traffic between the processes, as counted at one end."""
 
-    def __init__(self, tally: ChannelStats) -> None:
-        self._tally = tally
+    def __init__(self, stats: ChannelStats) -> None:
+        self._stats = stats
 
     def collect(self) -> Iterable[Metric]:
-        tally = self._tally
+        stats = self._stats
         for name, count, help_ in (
-            ("readings", tally.forwarded, "Readings sent from a worker to the parent, or from it to a worker."),
+            ("readings", stats.forwarded, "Readings sent from a worker to the parent, or from it to a worker."),
             (
                 "readings_conflated",
-                tally.conflated,
+                stats.conflated,
                 "Readings not forwarded because a newer one of the same sensor took their place.",
             ),
             (
                 "lapses",
-                tally.lapses,
+                stats.lapses,
                 "Times that a full channel lost readings, so that subscribers were disconnected.",
             ),
         ):

@@ -80,7 +80,7 @@ def test_rows_and_bytes_are_bounded_those_in_flush_included(
     with pytest.raises(BufferFull) as refusal:
         buffer.add(submission(rows=2), retry_after_s=lambda: 7)
     assert refusal.value.retry_after_s == 7
-    assert (buffer.rows, buffer.size_bytes, buffer.tally.accepted) == (2 * fit, fit * ROW, 2 * fit)
+    assert (buffer.rows, buffer.size_bytes, buffer.stats.accepted) == (2 * fit, fit * ROW, 2 * fit)
 
 
 def test_a_key_has_its_share_and_the_others_have_theirs() -> None:
@@ -95,7 +95,7 @@ def test_a_key_has_its_share_and_the_others_have_theirs() -> None:
     with pytest.raises(BufferFull) as full:
         buffer.add(submission(size_bytes=1, key_name="b"), retry_after_s=lambda: 8)
     assert full.value.retry_after_s == 8
-    assert (buffer.rows, buffer.size_bytes, buffer.tally.accepted) == (3, 10, 3)
+    assert (buffer.rows, buffer.size_bytes, buffer.stats.accepted) == (3, 10, 3)
     buffer.commit()
     buffer.add(submission(size_bytes=2, key_name="b"), retry_after_s=lambda: 1)
     with pytest.raises(KeyOverShare):
@@ -135,7 +135,7 @@ def test_a_flush_stays_as_it_began_whatever_becomes_of_its_submissions() -> None
     for each in flush:
         buffer.reject(each, BAD_ROW)
     assert list(flush) == submissions
-    assert (buffer.rows, buffer.tally.rejected) == (0, 5)
+    assert (buffer.rows, buffer.stats.rejected) == (0, 5)
 
 
 def test_kept_submissions_keep_their_places_and_always_fit() -> None:
@@ -168,9 +168,9 @@ def test_flushes_end_in_the_order_in_which_they_began() -> None:
     buffer.begin_flush(2)
     buffer.begin_flush(3)
     buffer.commit(refused_rows=1)
-    assert (buffer.rows, buffer.tally.committed, buffer.tally.rejected) == (3, 1, 1)
+    assert (buffer.rows, buffer.stats.committed, buffer.stats.rejected) == (3, 1, 1)
     buffer.commit()
-    assert (buffer.rows, buffer.tally.committed, buffer.tally.rejected) == (0, 4, 1)
+    assert (buffer.rows, buffer.stats.committed, buffer.stats.rejected) == (0, 4, 1)
 
 
 def test_a_flush_that_took_nothing_is_none() -> None:
@@ -179,7 +179,7 @@ def test_a_flush_that_took_nothing_is_none() -> None:
     buffer.add(submission(), retry_after_s=lambda: 1)
     buffer.begin_flush(10)
     buffer.commit()
-    assert (buffer.rows, buffer.tally.committed) == (0, 1)
+    assert (buffer.rows, buffer.stats.committed) == (0, 1)
 
 
 def test_flush_takes_one_submission_per_idempotency_key() -> None:
@@ -200,7 +200,7 @@ def test_a_rejected_submission_is_told_why_and_leaves_its_neighbours() -> None:
         if each.rows < 4:
             buffer.reject(each, BAD_ROW)
     assert answers == [BAD_ROW, BAD_ROW]
-    assert (buffer.rows, buffer.size_bytes, buffer.tally.rejected) == (5, 2 * ROW, 3)
+    assert (buffer.rows, buffer.size_bytes, buffer.stats.rejected) == (5, 2 * ROW, 3)
     buffer.requeue_in_flight()
     assert list(buffer.begin_flush(100)) == [submissions[1], submissions[3]]
 
@@ -217,10 +217,10 @@ def test_at_its_deadline_what_waits_is_given_back_and_what_flies_is_unknown() ->
     assert answers == [UNKNOWN, UNKNOWN]
     expire(buffer, PATIENCE_S + 2)
     assert answers == [UNKNOWN, UNKNOWN, AWAY]
-    assert (buffer.rows, buffer.waiting_rows, buffer.tally.given_back) == (10 + 11 + 13 + 14, 13 + 14, 12)
+    assert (buffer.rows, buffer.waiting_rows, buffer.stats.given_back) == (10 + 11 + 13 + 14, 13 + 14, 12)
     buffer.requeue_in_flight()
     assert answers == [UNKNOWN, UNKNOWN, AWAY]
-    assert buffer.tally.given_back == 10 + 11 + 12
+    assert buffer.stats.given_back == 10 + 11 + 12
     assert list(buffer.begin_flush(100)) == submissions[3:], (
         "who was told to send again must not be stored by us as well"
     )
@@ -239,7 +239,7 @@ def test_what_nobody_waits_for_stays_while_its_neighbours_expire() -> None:
     buffer.requeue_in_flight()
     expire(buffer, math.inf)
     assert Counter(answers) == {UNKNOWN: 1, AWAY: 6}
-    assert (buffer.rows, buffer.size_bytes, buffer.tally.given_back) == (0, 0, 7)
+    assert (buffer.rows, buffer.size_bytes, buffer.stats.given_back) == (0, 0, 7)
 
 
 def test_many_that_expire_at_once_are_not_each_looked_for_among_those_that_do_not() -> None:
@@ -494,11 +494,11 @@ class BufferAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def every_accepted_row_is_held_or_ended_in_one_way(self) -> None:
-        tally = self.buffer.tally
-        assert tally.accepted == tally.committed + tally.rejected + tally.given_back + self.buffer.rows
-        assert tally.accepted == self.rows_of([*self.sent])
+        stats = self.buffer.stats
+        assert stats.accepted == stats.committed + stats.rejected + stats.given_back + self.buffer.rows
+        assert stats.accepted == self.rows_of([*self.sent])
         ends = (self.ends["committed"], self.ends["rejected"], self.ends["given_back"])
-        assert (tally.committed, tally.rejected, tally.given_back) == ends
+        assert (stats.committed, stats.rejected, stats.given_back) == ends
 
     @invariant()
     def the_bounds_hold(self) -> None:

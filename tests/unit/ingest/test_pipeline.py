@@ -278,14 +278,14 @@ class Plant:
         on_flush: Callable[[int, float], None] | None = None,
     ) -> None:
         self.store = FakeStore()
-        self.audience = FakeAudience(on_commit)
-        self.published = self.audience.published
+        self.publisher = FakeAudience(on_commit)
+        self.published = self.publisher.published
         self.flushes: list[tuple[int, float]] = []
         self.pipeline = Pipeline(
             buffer=Buffer(max_rows, max_bytes, max_bytes_per_key),
             store=self.store,
             encode=encode,
-            audience=self.audience,
+            publisher=self.publisher,
             on_flush=on_flush or (lambda *flush: self.flushes.append(flush)),
             clock=now,
             commit_timeout_s=COMMIT_TIMEOUT_S,
@@ -305,10 +305,10 @@ class Plant:
             work.cancel()
 
     async def _scrape_for_ever(self) -> None:
-        tally = self.pipeline.buffer.tally
+        stats = self.pipeline.buffer.stats
         while True:
-            ended = tally.committed + tally.rejected + tally.given_back
-            assert tally.accepted == ended + self.pipeline.buffer.rows
+            ended = stats.committed + stats.rejected + stats.given_back
+            assert stats.accepted == ended + self.pipeline.buffer.rows
             await asyncio.sleep(SWEEP_INTERVAL_S / 10)
 
     def send(
@@ -427,7 +427,7 @@ async def test_a_bad_row_is_rejected_alone_and_its_neighbours_are_stored_once_in
         assert plant.store.stored == good
         assert [receipt.sensor for receipt in plant.published] == good
         assert [isinstance(answer, RejectedByDatabase) for answer in answers] == [place in bad for place in range(20)]
-        assert plant.pipeline.buffer.tally.rejected == len(bad)
+        assert plant.pipeline.buffer.stats.rejected == len(bad)
 
 
 async def test_a_short_absence_is_ridden_out() -> None:
@@ -483,12 +483,12 @@ async def test_while_the_database_is_away_readings_are_refused_and_then_taken_ag
         with pytest.raises(DatabaseUnavailable, match="the database is unavailable") as refusal:
             plant.send("refused")
         assert refusal.value.retry_after_s == LONGEST_BACKOFF_S
-        assert plant.pipeline.unavailable_reason == "the plug is pulled"
+        assert plant.pipeline.rejection_reason == "the plug is pulled"
         assert isinstance(await answer, DatabaseUnavailable)
         assert COMMIT_TIMEOUT_S <= now() - sent_at <= COMMIT_TIMEOUT_S + SWEEP_INTERVAL_S
         plant.store.away = False
         await asyncio.sleep(RECOVERY_S)
-        assert plant.pipeline.unavailable_reason is None
+        assert plant.pipeline.rejection_reason is None
         assert isinstance(await plant.send("taken"), CommittedReading)
         assert plant.store.stored == ["taken"]
 
@@ -537,8 +537,8 @@ async def test_what_is_unknown_at_the_deadline_is_told_so_and_not_written_again(
         stored = ["a"] if committed else []
         assert plant.store.attempts == [["a"]]
         assert plant.store.stored == [receipt.sensor for receipt in plant.published] == stored
-        tally = plant.pipeline.buffer.tally
-        assert (tally.committed, tally.given_back) == (len(stored), 1 - len(stored))
+        stats = plant.pipeline.buffer.stats
+        assert (stats.committed, stats.given_back) == (len(stored), 1 - len(stored))
 
 
 async def test_only_those_who_can_still_be_answered_are_written_again() -> None:
@@ -668,7 +668,7 @@ async def test_a_bug_ends_the_flusher_and_leaves_nobody_waiting(place: str) -> N
     assert isinstance(waits.result(), DatabaseUnavailable)
     assert in_flight.done(), "it is committed, and its sender hears nothing"
     assert isinstance(in_flight.result(), CommittedReading | OutcomeUnknown)
-    assert plant.pipeline.unavailable_reason == "the flusher has stopped"
+    assert plant.pipeline.rejection_reason == "the flusher has stopped"
 
 
 @pytest.mark.parametrize("step", ["prepare", "write"])
@@ -685,7 +685,7 @@ async def test_poison(step: str, ahead_rows: int) -> None:
     for sensor, answer in zip(sensors, answers, strict=True):
         assert isinstance(answer, RejectedByDatabase if sensor == POISON else CommittedReading), sensor
     assert plant.store.stored == [*"abcdefghijk", "later"]
-    assert plant.pipeline.buffer.tally.rejected == 2
+    assert plant.pipeline.buffer.stats.rejected == 2
 
 
 async def test_too_little_memory() -> None:
@@ -739,9 +739,9 @@ async def test_each_batch_hears_of_its_own_bad_rows_and_of_no_other(
             else:
                 assert isinstance(answer, RejectedByDatabase if refused else CommittedReading)
         assert sorted((receipt.sensor, receipt.id) for receipt in plant.published) == sorted(plant.store.ids)
-        tally = plant.pipeline.buffer.tally
-        assert tally.committed == len(plant.store.stored) == sum(rows for rows, _ in plant.flushes)
-        assert tally.rejected == sum(len(refused_of(content)) for content in contents)
+        stats = plant.pipeline.buffer.stats
+        assert stats.committed == len(plant.store.stored) == sum(rows for rows, _ in plant.flushes)
+        assert stats.rejected == sum(len(refused_of(content)) for content in contents)
 
 
 async def test_subscribers_see_a_large_batch_in_turns_and_others_run_meanwhile() -> None:
@@ -754,24 +754,24 @@ async def test_subscribers_see_a_large_batch_in_turns_and_others_run_meanwhile()
             seen.add(len(plant.published))
             await asyncio.sleep(0)
         assert {PUBLISH_ROWS, 2 * PUBLISH_ROWS} <= seen
-        assert plant.audience.turns == [PUBLISH_ROWS, PUBLISH_ROWS, 50]
+        assert plant.publisher.turns == [PUBLISH_ROWS, PUBLISH_ROWS, 50]
         assert [(receipt.sensor, receipt.id) for receipt in plant.published] == plant.store.ids
 
 
 async def test_where_nobody_listens_only_the_latest_of_a_batch_is_made_a_receipt() -> None:
     plant = Plant()
-    plant.audience.is_listening = False
+    plant.publisher.is_listening = False
     each = [reading(sensor, time_us=T0_US + second) for sensor, second in (("a", 5), ("b", 9), ("c", 9), ("d", 7))]
     async with plant.running():
         await asyncio.gather(plant.send("alone"), plant.send(batch_of(each)))
-        assert plant.audience.remembered == [receipt_of(each[2], 4)]
+        assert plant.publisher.remembered == [receipt_of(each[2], 4)]
         assert plant.published == [receipt_of(reading("alone"), 1)]
 
 
 @pytest.mark.parametrize("is_listening", [True, False])
 async def test_refused_rows_are_neither_published_nor_remembered(is_listening: bool) -> None:
     plant = Plant()
-    plant.audience.is_listening = is_listening
+    plant.publisher.is_listening = is_listening
     each = [reading(sensor, time_us=T0_US + second) for sensor, second in (("a", 5), (f"{BAD}", 9), ("c", 7))]
     async with plant.running():
         many_bad = batch(*[BAD] * PUBLISH_ROWS, "after them")
@@ -780,7 +780,7 @@ async def test_refused_rows_are_neither_published_nor_remembered(is_listening: b
         )
         await asyncio.sleep(1)
         assert [receipt.sensor for receipt in plant.published] == ["a", "c", "after them"]
-        assert plant.audience.remembered == []
+        assert plant.publisher.remembered == []
 
 
 async def test_what_nobody_waits_for_outlives_the_commit_timeout() -> None:
@@ -833,7 +833,7 @@ async def test_a_drain_without_a_database_gives_back_what_nobody_waits_for() -> 
         await asyncio.sleep(1)
         await plant.pipeline.drain(timeout_s=10)
         assert [type(answer.result()) for answer in answers] == [ShuttingDown, ShuttingDown]
-        assert plant.pipeline.buffer.tally.given_back == 2
+        assert plant.pipeline.buffer.stats.given_back == 2
 
 
 async def test_a_key_over_its_share_is_told_so_and_others_are_taken() -> None:
@@ -912,7 +912,7 @@ async def test_a_repetition_is_answered_as_the_first_one_was_and_stores_nothing(
         assert isinstance(await other, IdempotencyConflict)
         assert [type(answer) for answer in await asyncio.gather(*neighbours)] == [CommittedReading, BatchResult]
         assert sorted(plant.store.stored) == ["a", "b", "c"]
-        assert (plant.pipeline.buffer.tally.committed, plant.pipeline.buffer.tally.rejected) == (3, 3)
+        assert (plant.pipeline.buffer.stats.committed, plant.pipeline.buffer.stats.rejected) == (3, 3)
 
 
 async def test_what_another_process_committed_is_answered_as_it_was_there() -> None:
@@ -941,7 +941,7 @@ async def test_a_repetition_is_no_trouble_and_costs_no_time() -> None:
         sent_at = now()
         await asyncio.gather(*(plant.send("a", record=record()) for _ in range(3)), plant.send("b"))
         assert now() - sent_at < FIRST_BACKOFF_S
-        assert plant.pipeline.unavailable_reason is None
+        assert plant.pipeline.rejection_reason is None
 
 
 async def test_sent_again_after_unknown_outcome() -> None:
@@ -1137,7 +1137,7 @@ async def test_after_an_unknown_outcome_what_was_prepared_before_it_is_prepared_
             assert plant.store.stored == ["a", "b", "c"]
             anew = [["b", "c"]] if committed else [["a", "b", "c"]]
             assert plant.store.prepared == [["a"], ["b", "c"], *anew]
-            assert plant.pipeline.unavailable_reason is None
+            assert plant.pipeline.rejection_reason is None
 
 
 async def test_when_a_repetition_is_found_what_was_prepared_ahead_keeps_its_place() -> None:
@@ -1253,7 +1253,7 @@ async def test_locked_day() -> None:
         late_answer = plant.send(late("e"))
         for answer in (answers[0], answers[2], late_answer):
             assert isinstance(await answer, DatabaseLocked)
-        assert plant.pipeline.unready_reason is None
+        assert plant.pipeline.unavailable_reason is None
         plant.store.locked = []
         assert await plant.send(late("f")) == receipt_of(late("f"), plant.store.ids[-1][1])
     assert plant.store.stored == ["b", *(f"live {number}" for number in range(100)), "f"]
@@ -1366,7 +1366,7 @@ async def test_locked_names() -> None:
             assert now() - began < 0.1
         for answer in (answers[0], *answers[2:]):
             assert isinstance(await answer, DatabaseLocked)
-        assert plant.pipeline.unready_reason is None
+        assert plant.pipeline.unavailable_reason is None
         answer = plant.send("b")
         await asyncio.sleep(0.1)
         plant.store.are_names_locked = False
@@ -1460,17 +1460,17 @@ async def test_unavailable() -> None:
     """A flush that takes longer than its senders wait is a reason to stay away, until it ends."""
     plant = Plant()
     async with plant.running():
-        assert plant.pipeline.unready_reason is None
-        [answer] = await plant.send_into_silence("a")
-        assert plant.pipeline.unready_reason is None
-        assert isinstance(await answer, OutcomeUnknown)
-        assert "for 4 s" in str(plant.pipeline.unready_reason)
         assert plant.pipeline.unavailable_reason is None
+        [answer] = await plant.send_into_silence("a")
+        assert plant.pipeline.unavailable_reason is None
+        assert isinstance(await answer, OutcomeUnknown)
+        assert "for 4 s" in str(plant.pipeline.unavailable_reason)
+        assert plant.pipeline.rejection_reason is None
         plant.store.speaking.set()
         await plant.send("b")
-        assert plant.pipeline.unready_reason is None
+        assert plant.pipeline.unavailable_reason is None
         await asyncio.sleep(10 * COMMIT_TIMEOUT_S)
-        assert plant.pipeline.unready_reason is None
+        assert plant.pipeline.unavailable_reason is None
 
 
 SENDING = st.lists(
@@ -1575,7 +1575,7 @@ async def suffer(fate: tuple[str, object], plant: Plant, sender: Sender) -> None
         case ("elsewhere", str(key)):
             plant.store.records.setdefault(record(key).name, StoredResult(b"elsewhere", b"elsewhere"))
         case ("listening", bool(is_listening)):
-            plant.audience.is_listening = is_listening
+            plant.publisher.is_listening = is_listening
 
 
 @examples(400)
@@ -1609,8 +1609,8 @@ async def test_whatever_the_database_does_every_answer_is_true(
     for each in sender.sent:
         assert_answer_is_true(each, first_ids.get(id(each.content)), plant.store.records)
     assert_audience_knows_what_is_stored(plant)
-    tally = plant.pipeline.buffer.tally
-    assert (tally.accepted, tally.committed) == (
+    stats = plant.pipeline.buffer.stats
+    assert (stats.accepted, stats.committed) == (
         sum(each.content.rows for each in sender.sent),
         len(plant.store.stored),
     )
@@ -1649,7 +1649,7 @@ def assert_audience_knows_what_is_stored(plant: Plant) -> None:
     """Assert that subscribers got each committed row once, in order, and the latest of batches without listeners."""
     published = {receipt.id: receipt.sensor for receipt in plant.published}
     assert len(published) == len(plant.published)
-    remembered = {receipt.id for receipt in plant.audience.remembered}
+    remembered = {receipt.id for receipt in plant.publisher.remembered}
     for flush in plant.store.ledger.values():
         first_id = flush.first_id
         for content in flush.contents:

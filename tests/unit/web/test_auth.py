@@ -6,7 +6,7 @@ from app.errors import Forbidden, Unauthorized
 from app.web.auth import ApiKey, ApiKeys, Scope
 
 MASTER, EARS = "correct-horse-battery", "correct-horse-listens"
-KEYRING = ApiKeys(
+API_KEYS = ApiKeys(
     ApiKey("API_KEY", MASTER, frozenset(Scope)),
     ApiKey("API_KEY_WS", EARS, frozenset({Scope.LISTEN})),
 )
@@ -21,7 +21,7 @@ KEYRING = ApiKeys(
     ],
 )
 def test_a_key_opens_what_it_is_for(shown: str, scope: Scope, name: str) -> None:
-    assert KEYRING.authorize(shown.encode(), scope) == name
+    assert API_KEYS.authorize(shown.encode(), scope) == name
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_key_opens_what_it_is_for(shown: str, scope: Scope, name: str) -> None
 )
 def test_any_other_key_opens_nothing(shown: bytes | None, scope: Scope, reason: str) -> None:
     with pytest.raises(Unauthorized, match=reason) as refusal:
-        KEYRING.authorize(shown, scope)
+        API_KEYS.authorize(shown, scope)
     assert MASTER not in str(refusal.value)
     assert EARS not in str(refusal.value)
 
@@ -52,7 +52,7 @@ def test_key_without_the_scope(scope: Scope, words: str) -> None:
     with pytest.raises(
         Forbidden, match=f"^This API key, .*, may not {words}. It may listen to live readings.$"
     ) as refusal:
-        KEYRING.authorize(EARS.encode(), scope)
+        API_KEYS.authorize(EARS.encode(), scope)
     assert EARS not in str(refusal.value)
 
 

@@ -75,7 +75,7 @@ async def send(
     """Store a body and return the status."""
     bulk = BulkIngest(
         service=WriteService(cast("Pipeline[Any]", pipeline), pipeline),
-        keyring=ApiKeys(ApiKey("API_KEY", KEY, frozenset(Scope))),
+        api_keys=ApiKeys(ApiKey("API_KEY", KEY, frozenset(Scope))),
         window=TimeWindow(None, None),
         limits=limits,
         now_us=lambda: T0_US,

@@ -31,7 +31,7 @@ from app.web.write_single import ReadingEndpoint
 from tests.support.samples import T0_US, receipt
 
 KEY, EARS = b"correct-horse-battery", b"correct-horse-listens"
-KEYRING = ApiKeys(
+API_KEYS = ApiKeys(
     ApiKey("API_KEY", KEY.decode(), frozenset(Scope)),
     ApiKey("API_KEY_WS", EARS.decode(), frozenset({Scope.LISTEN})),
 )
@@ -79,7 +79,7 @@ class Basket:
 def endpoint(basket: Basket, observed: list[tuple[object, ...]] | None = None) -> ReadingEndpoint:
     return ReadingEndpoint(
         service=WriteService(cast("Pipeline[Any]", basket), basket),
-        keyring=KEYRING,
+        api_keys=API_KEYS,
         window=TimeWindow.of(past_days=30, future_minutes=10),
         max_body_bytes=1_000,
         now_us=lambda: T0_US,
