@@ -88,7 +88,7 @@ AnyPrepared = TypeVar("AnyPrepared", bound=Prepared)
 
 
 class Store(Protocol[AnyPrepared]):
-    """What the pipeline needs of a database."""
+    """What the pipeline needs of a database: ``app.store.writer.Writer`` has it."""
 
     gains_by_large_flushes: bool
     """Whether, of what comes at present, a row costs less in a larger flush."""
@@ -178,7 +178,7 @@ def _unforeseen_errors(submissions: Sequence[Submission]) -> Iterator[None]:
 
 
 class Publisher(Protocol):
-    """Who is told of committed readings."""
+    """What is told of committed readings: ``app.live.hub.Hub``."""
 
     @property
     def is_listening(self) -> bool:

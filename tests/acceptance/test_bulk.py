@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import itertools
 import json
 import re
 import threading
@@ -102,7 +103,7 @@ def weather(prefix: str) -> list[dict[str, object]]:
 
 def test_a_year_of_weather_is_the_same_rows_by_every_format_and_by_import(database: str, tmp_path: Path) -> None:
     with site(tmp_path, database) as there:
-        for format_, codec in zip(FORMATS, [*CODECS] * 2, strict=True):
+        for format_, codec in zip(FORMATS, itertools.cycle(CODECS), strict=False):
             sent = weather(format_)
             stored = 0
             for quarter in range(4):  # a request may bring 100 days

@@ -247,9 +247,14 @@ def choice_of_locations(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
 def fleet_over_time(look: Look, now: pd.Timestamp) -> Rows:
     tier = "readings_1m" if look.tier == "readings" else look.tier
     width = timedelta(seconds=WIDTHS_S[tier])
-    times = look.stored.readings["time"].dt.floor(width)
+    times = look.stored.readings["time"]
+    ends_at = now
+    if tier == "readings_1d":
+        whole_hours_until = (look.end - timedelta(hours=1)).floor("1h")
+        times, ends_at = times[times < whole_hours_until], min(now, whole_hours_until)
+    times = times.dt.floor(width)
     times = times[(times >= look.start.floor(width)) & (times <= look.end)]
-    elapsed_s = {time: min(width, max(now - time, timedelta(seconds=1))).total_seconds() for time in times.unique()}
+    elapsed_s = {time: min(width, max(ends_at - time, timedelta(seconds=1))).total_seconds() for time in times.unique()}
     return [(time, count / elapsed_s[time]) for time, count in sorted(times.value_counts().items())]
 
 
@@ -287,6 +292,22 @@ def fleet_states(look: Look, now: pd.Timestamp) -> Rows:
             if state != before:
                 rows.append((time, status.name, state))
             before = state
+    return rows
+
+
+def fleet_trends(look: Look, now: pd.Timestamp) -> Rows:
+    """Return the trends of every sensor that matches: there are fewer than are shown at most."""
+    tier = "readings_1m" if look.tier == "readings" else look.tier
+    width = timedelta(seconds=WIDTHS_S[tier])
+    rows: Rows = []
+    for status in looked_for(look, now):
+        sent = look.stored.readings[look.stored.readings["sensor"] == status.name]
+        times = sent["time"].dt.floor(width)
+        is_in_range = (times >= look.start.floor(width)) & (times <= look.end)
+        for metric, (title, _) in METRICS.items():
+            means = sent[metric][is_in_range].dropna().groupby(times).mean()
+            about = (look.stored.ids[status.name], status.name, f"{title}, {SYMBOLS[metric].strip()}")
+            rows += [(time, *about, mean) for time, mean in means.items()]
     return rows
 
 
@@ -486,7 +507,7 @@ def sensor_quality(look: Look, now: pd.Timestamp) -> Rows:
         times, start, end = times.dt.floor(width), start.floor(width), end.floor(width) + width
     end = min(end, now)
     times = times[(times >= start) & (times <= look.end)]
-    if not expected_s:
+    if not expected_s or look.sensor not in set(readings["sensor"]):
         return [(len(times), None, None, None)]
     spans = [(start, 0), *((time, width_s) for time in sorted(set(times))), (end, 0)]
     missing = [
@@ -631,6 +652,7 @@ EXPECTED: dict[str, Callable[[Look, pd.Timestamp], Rows]] = {
     "sensorflow-fleet: Where the sensors are": fleet_places,
     "sensorflow-fleet: Readings by their own time": fleet_over_time,
     "sensorflow-fleet: States of 20 sensors": fleet_states,
+    "sensorflow-fleet: Trends of 20 sensors": fleet_trends,
     "sensorflow-fleet: Listed below": fleet_listed,
     "sensorflow-fleet: variable location": choice_of_locations,
     "sensorflow-sensor: Latest reading": sensor_latest,

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from grafana.fleet import LAST_DAY, MOST_BUCKETS
 from tests.grafana.dashboards import (
     DASHBOARDS,
     Node,
@@ -23,7 +24,7 @@ from tests.grafana.dashboards import (
     panel_queries,
     variable_queries,
 )
-from tests.grafana.data import MADE, METRICS, REAL
+from tests.grafana.data import MADE, METRICS, REAL, SENSORS
 from tests.grafana.expansion import Request, Value, expand, interval_ms
 from tests.grafana.expectations import (
     EVERY_SENSOR,
@@ -253,6 +254,21 @@ def test_rate_of_readings_ahead(stored: Stored) -> None:
     assert {time: rates[time] for time in ahead} == pytest.approx(ahead)
 
 
+@pytest.mark.parametrize("edition_and_admin_url", [*EDITIONS, WASM], indirect=True)
+def test_fleet_adds_up_a_bounded_number_of_buckets(stored: Stored) -> None:
+    """A larger fleet sees less of the range, the newest of it, so that the cost does not grow with the fleet."""
+    query = QUERIES["sensorflow-fleet: Readings by their own time"]
+    few = 10
+    for look, sql in looks(stored, query):
+        tier = "readings_1m" if look.tier == "readings" else look.tier
+        answer = stored.ask(sql.replace(str(MOST_BUCKETS), str(few * len(SENSORS))))
+        since = look.end - few * timedelta(seconds=WIDTHS_S[tier])
+        # Of more than 48 hours for each sensor there is no room, and the day before the last has them.
+        until = (look.end - timedelta(days=1)).floor("1D") if tier == "readings_1d" else look.end + timedelta(days=1)
+        all_rows = EXPECTED[str(query)](look, answer.now)
+        assert_same(answer, [row for row in all_rows if since <= row[0] < until], in_order=True)
+
+
 STATES = "sensorflow-sensor: $metric: state in this range"
 
 
@@ -278,6 +294,18 @@ def test_states(stored: Stored) -> None:
     patient = [state for _, state in states_of(stored, "Greenhouse", "pressure", until - 8 * hour, until)]
     assert patient == ["online"]
     assert states_of(stored, "Attic", "temperature", until - hour, until) == [(until - hour, "never seen")]
+
+
+@pytest.mark.parametrize("edition_and_admin_url", [*EDITIONS, WASM], indirect=True)
+def test_completeness_of_a_sensor_that_never_sent(stored: Stored) -> None:
+    """It has no share of its expected readings and no gap, because the time of its first reading is unknown."""
+    query = QUERIES["sensorflow-sensor: Completeness in this range"]
+    chosen: dict[str, Value] = {"sensor": stored.ids["Attic"], "metric": "none"}
+    for tier in WIDTHS_S:
+        length = timedelta(milliseconds=POINT_MS[tier] * query.of_panel["maxDataPoints"])
+        width_ms = interval_ms(length, query.of_panel["maxDataPoints"], query.of_panel["interval"])
+        request = Request((stored.until - length).to_pydatetime(), stored.until.to_pydatetime(), width_ms, chosen)
+        assert stored.ask(expand(query.sql, request)).rows == [(0, None, None, None)]
 
 
 def test_states_are_bounded() -> None:
@@ -307,7 +335,10 @@ def test_metrics_of_a_sensor(stored: Stored) -> None:
 
 @each(ZOOMED)
 def test_only_the_tier_that_suits_the_range_is_read(stored: Stored, query: Query) -> None:
-    """A query reads finer tiers only for the current bucket or, on Community, since the last refresh."""
+    """A query reads finer tiers only for the current bucket or, on Community, since the last refresh.
+
+    Of the fleet's days, it reads the hours of the last two.
+    """
     for look, sql in looks(stored, query):
         reads_readings = re.search(r"FROM (points|readings)\b", query.sql)
         tier = "readings_1m" if look.tier == "readings" and not reads_readings else look.tier
@@ -320,6 +351,10 @@ def test_only_the_tier_that_suits_the_range_is_read(stored: Stored, query: Query
             since = min([since, *(stored.materialized_until[each] for each in (tier, *finer) if each != "readings")])
         times = stored.readings["time"]
         newer = 0 if look.end == WEATHER_UNTIL else (times >= since).sum()
+        if LAST_DAY in query.sql and tier == "readings_1d":
+            newer += times.between((look.end - timedelta(days=1)).floor("1D"), look.end).sum()
+        if "points_" in query.sql and "metric = " not in query.sql:
+            newer *= len(METRICS)
         assert all(taken[each] <= newer for each in finer), (taken, newer)
 
 
