@@ -228,7 +228,7 @@ def test_prometheus_stats_are_instant(dashboard: Node) -> None:
             continue
         for target in panel["targets"]:
             assert (target["instant"], target["range"]) == (True, False), panel["title"]
-            # Of a long range it is hours, in which a server that is down still had requests.
+            # In a long range it is hours, in which a server that is down still had requests.
             assert "$__rate_interval" not in target["expr"], panel["title"]
         words = panel["fieldConfig"]["defaults"]["noValue"]
         assert (words, color_of_nothing(panel)) == ("no data", GREY), panel["title"]

@@ -263,7 +263,7 @@ def test_fleet_adds_up_a_bounded_number_of_buckets(stored: Stored) -> None:
         tier = "readings_1m" if look.tier == "readings" else look.tier
         answer = stored.ask(sql.replace(str(MOST_BUCKETS), str(few * len(SENSORS))))
         since = look.end - few * timedelta(seconds=WIDTHS_S[tier])
-        # Of more than 48 hours for each sensor there is no room, and the day before the last has them.
+        # There is no room for more than 48 hours of each sensor, and the day before the last has them.
         until = (look.end - timedelta(days=1)).floor("1D") if tier == "readings_1d" else look.end + timedelta(days=1)
         all_rows = EXPECTED[str(query)](look, answer.now)
         assert_same(answer, [row for row in all_rows if since <= row[0] < until], in_order=True)

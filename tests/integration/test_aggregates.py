@@ -82,7 +82,7 @@ async def take(step: Step, rig: Rig) -> None:
         case "write":
             now_s = time.time() - step.behind_s
             rig.clock_s[0] = now_s
-            # No two of one time: which of them would be the first is nobody's promise.
+            # No two have the same time, because it is not defined which of them would be the first.
             await rig.write(
                 *(reading(now_s - age_s - next(APART), value, sensor) for age_s, sensor, value in step.ages_s)
             )
