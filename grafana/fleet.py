@@ -468,13 +468,11 @@ trends = table(
     sql(
         """
         WITH first AS MATERIALIZED (
-            SELECT s.sensor_id, s.name, row_number() OVER (
-                       ORDER BY v.sensor_id IS NULL, s.is_online NULLS LAST, s.name
-                   ) AS place
+            SELECT s.sensor_id, s.name, s.is_online, v.sensor_id IS NULL AS is_within_limits
             FROM sensor_status s
             LEFT JOIN (SELECT DISTINCT sensor_id FROM limit_violations) v ON v.sensor_id = s.sensor_id
             WHERE {matches}
-            ORDER BY place
+            ORDER BY is_within_limits, s.is_online NULLS LAST, s.name
             LIMIT {most}
         )
         SELECT p.time, f.sensor_id::text AS id, f.name AS "Sensor", m.title || ', ' || {symbol} AS "Metric", p.mean
@@ -483,7 +481,7 @@ trends = table(
         ) AS p
         JOIN first f ON f.sensor_id = p.sensor_id
         JOIN metrics m ON m.name = p.metric
-        ORDER BY f.place, m.title, p.time
+        ORDER BY f.is_within_limits, f.is_online NULLS LAST, f.name, m.title, p.time
         """,
         matches=MATCHES,
         most=str(MOST_TIMELINES),

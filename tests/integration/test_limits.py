@@ -1,5 +1,7 @@
 """Readings beyond their limits in a real database: each committed one counts once, for a certain time."""
 
+from typing import Any
+
 import psycopg
 import pytest
 
@@ -183,3 +185,43 @@ async def test_log_is_bounded(database: str, monkeypatch: pytest.MonkeyPatch) ->
 async def test_reader_may_see_the_log(database: str) -> None:
     """Grafana's role reads it."""
     execute(database, "SET ROLE sensorflow_reader; SELECT * FROM limit_violation_log")
+
+
+MANY_SENSORS = """
+INSERT INTO sensors (name) SELECT 's' || number FROM generate_series(1, 4000) AS number;
+INSERT INTO latest_readings (sensor_id, time, id, temperature, humidity)
+SELECT id, now(), id, id % 100, 50 FROM sensors;
+INSERT INTO sensor_limits SELECT id, 'temperature', 1, 98 FROM sensors WHERE {limited};
+ANALYZE sensors; ANALYZE latest_readings; ANALYZE sensor_limits
+"""
+OTHER_LIMITS = (
+    "INSERT INTO sensor_limits SELECT s.id, m.name, 0, 100 FROM sensors s CROSS JOIN metrics m ON CONFLICT DO NOTHING"
+)
+BEYOND = "SELECT sensor_id, metric, value FROM limit_violations ORDER BY 1, 2"
+
+
+def rows_read(node: dict[str, Any], table: str) -> float:
+    """How many rows of a table a plan reads, those that its conditions leave out included."""
+    read = sum(rows_read(child, table) for child in node.get("Plans", []))
+    if node.get("Relation Name") == table:
+        read += float(node["Actual Loops"]) * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+    return read
+
+
+def test_violations_of_few_limits(database: str) -> None:
+    """Of a large fleet, only the latest readings that have a limit are read, whatever the number of sensors."""
+    execute(database, MANY_SENSORS.format(limited="id % 500 = 0"))
+    ((plan,),) = rows(database, "EXPLAIN (ANALYZE, FORMAT JSON) SELECT * FROM limit_violations")
+    assert rows_read(plan[0]["Plan"], "latest_readings") <= 8
+    assert [value for _, _, value in rows(database, BEYOND)] == [0] * 8
+
+
+def test_violations_of_many_limits(database: str) -> None:
+    """With so many limits that all latest readings are read, the same violations are found."""
+    execute(database, MANY_SENSORS.format(limited="true"))
+    few = rows(database, BEYOND)
+    execute(database, OTHER_LIMITS)
+    ((limits_now,),) = rows(database, "SELECT count(*)::int FROM sensor_limits")
+    assert limits_now > 10_000
+    assert rows(database, BEYOND) == few
+    assert len(few) == 80
