@@ -173,7 +173,7 @@ class History:
         """
         parts: list[_Rows] = []
         rows = 0
-        for place, span in enumerate(spans, 1):
+        for position, span in enumerate(spans, 1):
             if after is not None and span.to_us <= after.time_us:
                 continue
             is_after = after if after is not None and span.from_us <= after.time_us else None
@@ -192,11 +192,11 @@ class History:
             if rows < max_rows:
                 continue
             # The last sensor that has rows here may have more of them, and those after it have had no turn.
-            last = part.places[-1].as_py()
+            last = part.positions[-1].as_py()
             if last == 0 or len(spans) == 1:
                 kept = last + 1
                 return _first(sensors, kept), _page_of(sensors, [each.of_first(kept) for each in parts]), True
-            kept = max(1, min(last, len(sensors) * place // len(spans)))
+            kept = max(1, min(last, len(sensors) * position // len(spans)))
             sensors = _first(sensors, kept)
             parts = [each.of_first(kept) for each in parts]
             rows = sum(each.rows.num_rows for each in parts)
@@ -259,7 +259,7 @@ async def _sensors_from(connection: Connection, first_id: int, query: Query, at_
 
 
 def _statement(query: Query, sensor_ids: Sequence[int], after: Position | None, limit: int) -> sql.Composed:
-    """Build the query of a page. Its row has the place of the sensor, the time and the id of each row, then the
+    """Build the query of a page. Its row has the position of the sensor, the time and the id of each row, then the
     conditions and the columns: each as what the send functions make of it, one after the other, or null where
     there are no rows.
     """
@@ -278,10 +278,10 @@ def _statement(query: Query, sensor_ids: Sequence[int], after: Position | None, 
     for column in columns:
         send = "float8send" if pa.types.is_floating(column.type) else "int8send"
         values.append(f"{send}(coalesce({column.value}, 0))")
-    places = (sql.SQL("({}, {})").format(place, id_) for place, id_ in enumerate(sensor_ids))
+    positions = (sql.SQL("({}, {})").format(position, id_) for position, id_ in enumerate(sensor_ids))
     return PAGE.format(
         values=sql.SQL(", ").join(sql.SQL(f"string_agg({value}, '')") for value in values),
-        sensors=sql.SQL(", ").join(places),
+        sensors=sql.SQL(", ").join(positions),
         table=sql.Identifier("readings" if is_raw else TIERS[query.bucket].name),
         time=sql.SQL(time),
         start=start,
@@ -297,15 +297,15 @@ def _moment(time_us: int) -> sql.Literal:
 
 
 class _Rows(NamedTuple):
-    """Rows of a query, by the place of their sensor, then by time and id."""
+    """Rows of a query, by the position of their sensor, then by time and id."""
 
-    places: pa.Int64Array
+    positions: pa.Int64Array
     ids: pa.Int64Array
     rows: pa.RecordBatch
 
     def of_first(self, sensors: int) -> "_Rows":
         """Those of so many sensors."""
-        count = pc.sum(pc.less(self.places, sensors)).as_py() or 0
+        count = pc.sum(pc.less(self.positions, sensors)).as_py() or 0
         return _Rows(*(column.slice(0, count) for column in self))
 
 
@@ -315,21 +315,21 @@ def _first(sensors: Mapping[int, str], count: int) -> Mapping[int, str]:
 
 def _page_of(sensors: Mapping[int, str], parts: Sequence[_Rows]) -> Page:
     """Return the rows of parts that follow each other in time, sensor by sensor."""
-    places, ids, rows = parts[0]
+    positions, ids, rows = parts[0]
     if len(parts) > 1:
-        places = pa.concat_arrays([part.places for part in parts])
-        order = pc.sort_indices(places)  # those of one place stay in their order
+        positions = pa.concat_arrays([part.positions for part in parts])
+        order = pc.sort_indices(positions)  # those of one position stay in their order
         table = pa.Table.from_batches([part.rows for part in parts])
         (rows,) = table.take(order).combine_chunks().to_batches()
-        places, ids = places.take(order), pa.concat_arrays([part.ids for part in parts]).take(order)
-    return Page(rows, Position(list(sensors)[places[-1].as_py()], rows["time"][-1].value, ids[-1].as_py()))
+        positions, ids = positions.take(order), pa.concat_arrays([part.ids for part in parts]).take(order)
+    return Page(rows, Position(list(sensors)[positions[-1].as_py()], rows["time"][-1].value, ids[-1].as_py()))
 
 
 def _rows_of(query: Query, sensors: Mapping[int, str], values: Sequence[bytes]) -> _Rows:
     """Return the rows in the answer to ``_statement``."""
     columns = _columns(query)
     conditions = _conditions(columns)
-    places, times, ids = (_numbers(value, pa.int64(), None) for value in values[:3])
+    positions, times, ids = (_numbers(value, pa.int64(), None) for value in values[:3])
     end_of_conditions = 3 + len(conditions)
     bitmaps = {
         condition: pa.UInt8Array.from_buffers(pa.uint8(), len(flags), [None, pa.py_buffer(flags)])
@@ -339,11 +339,11 @@ def _rows_of(query: Query, sensors: Mapping[int, str], values: Sequence[bytes]) 
     }
     arrays = [
         pc.add(times, POSTGRES_EPOCH_US).cast(KEYS.field("time").type),
-        pa.array(sensors.values(), pa.string()).take(places),
+        pa.array(sensors.values(), pa.string()).take(positions),
     ]
     for column, value in zip(columns, values[end_of_conditions:], strict=True):
         arrays.append(_numbers(value, column.type, bitmaps[column.is_there]))
-    return _Rows(places, ids, pa.RecordBatch.from_arrays(arrays, schema=_schema(query)))
+    return _Rows(positions, ids, pa.RecordBatch.from_arrays(arrays, schema=_schema(query)))
 
 
 def _numbers(value: bytes, type_: pa.DataType, validity: pa.Buffer | None) -> pa.Array:

@@ -329,14 +329,14 @@ class LatestReadings:
         and in older ones for the sensors of which nothing was found.
         """
         spans: list[tuple[str, str]] | None = None
-        place, after, sensors, failures = 0, 0, RECOVERY_SENSORS, 0
-        while spans is None or place < len(spans):
+        position, after, sensors, failures = 0, 0, RECOVERY_SENSORS, 0
+        while spans is None or position < len(spans):
             began = self._clock()
             try:
                 async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as connection:
                     if spans is None:
                         spans = await self.spans(connection)
-                    statement = recovery_of(spans[place], after, sensors, self._horizon_us())
+                    statement = recovery_of(spans[position], after, sensors, self._horizon_us())
                     row = await (await connection.execute(statement, prepare=False)).fetchone()
             except DatabaseUnavailable as error:
                 failures += 1
@@ -349,7 +349,7 @@ class LatestReadings:
             is_ours, last = row
             if not is_ours:  # another process is at it, and goes on to the end
                 break
-            place, after = (place, last) if last is not None else (place + 1, 0)
+            position, after = (position, last) if last is not None else (position + 1, 0)
             sensors, failures = min(2 * sensors, RECOVERY_SENSORS), 0
             await asyncio.sleep(self._clock() - began)  # leave as much time to other users of the database
         self.recovered.set()
