@@ -275,7 +275,7 @@ class Server:
                 edition = await self._database.prepare()
                 await fit(self._database, workers=self._workers)
             except DatabaseUnavailable as error:
-                self.pipeline.note_unavailable(error)
+                self.pipeline.record_unavailable(error)
                 await asyncio.sleep(PREPARE_INTERVAL_S)
                 continue
             for name in edition.weak_durability:

@@ -78,7 +78,7 @@ DatabaseKind = Literal["embedded", "url"]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure, and for how long."""
+    """The workloads to measure, and for how long."""
 
     workloads: Sequence[Workload]
     formats: Sequence[Format]

@@ -31,7 +31,7 @@ class WrongAnswer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where and how an HTTP server takes readings."""
+    """The address and the headers with which an HTTP server takes readings."""
 
     port: int
     path: str

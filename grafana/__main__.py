@@ -10,7 +10,7 @@ ALERTS = Path(__file__).parent / "provisioning" / "alerting" / "rules.yml"
 
 
 def texts() -> dict[str, str]:
-    """Each dashboard's JSON by the name of its file."""
+    """Return each dashboard's JSON by the name of its file."""
     dashboards = {
         "fleet-overview.json": fleet.DASHBOARD,
         "sensor-detail.json": sensor.DASHBOARD,

@@ -30,7 +30,7 @@ SENSOR_LINK = "{{ externalURL }}d/sensorflow-sensor?var-sensor={{ .Labels.sensor
 
 
 def panel_id(dashboard: Json, title: str) -> int:
-    """The number that a panel has by its place. Raises ValueError where there is none of the title."""
+    """Return the number that a panel has by its place. Raises ValueError where no panel has the title."""
     match dashboard:
         case {"panels": list(panels)}:
             for panel in panels:
@@ -41,7 +41,7 @@ def panel_id(dashboard: Json, title: str) -> int:
 
 
 def query(ref: str, sql: str) -> Json:
-    """A step that asks the database. Grafana strips comments and evaluates no variables."""
+    """Make a step that asks the database. Grafana strips comments and evaluates no variables."""
     model: Json = {
         "refId": ref,
         "format": "table",
@@ -60,12 +60,12 @@ def query(ref: str, sql: str) -> Json:
 
 
 def threshold(ref: str, of: str, kind: str, bound: float) -> Json:
-    """A step that is true where the number of another is above (``gt``) or below (``lt``) a bound."""
+    """Make a step that is true where the number of another is above (``gt``) or below (``lt``) a bound."""
     return _expression(ref, "threshold", of, conditions=[{"evaluator": {"type": kind, "params": [bound]}}])
 
 
 def math(ref: str, expression: str) -> Json:
-    """A step that computes with the numbers of others, for each set of labels that they all have."""
+    """Make a step that computes with the numbers of others, for each set of labels that they all have."""
     return _expression(ref, "math", expression)
 
 
@@ -94,7 +94,7 @@ def rule(
     link: str,
     on_error: str = "Error",
 ) -> Json:
-    """A rule whose last step is its condition, beside the panel of a title.
+    """Make a rule whose last step is its condition, beside the panel of a title.
 
     No rows mean that all is well. An alert fires on for ``keep_firing_s`` after it has ended: by ``keepFiringFor``
     where Grafana still gets its row or no rows at all, by ``missing_series_evals_to_resolve`` where only others have
@@ -122,7 +122,7 @@ def rule(
 
 
 def group(name: str, every_s: int, rules: list[Json]) -> Json:
-    """Rules that are evaluated together."""
+    """Group rules that are evaluated together."""
     return {"orgId": 1, "name": name, "folder": FOLDER, "interval": f"{every_s}s", "rules": rules}
 
 
@@ -262,7 +262,7 @@ GROUPS = [
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as such, and each list once more where it is used again."""
+    """Write texts of several lines as such, and each list once more where it is used again."""
 
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002
         return True
@@ -276,6 +276,6 @@ _Dumper.add_representer(str, _text)
 
 
 def text() -> str:
-    """The rules as Grafana reads them."""
+    """Return the rules as Grafana reads them."""
     rules = {"apiVersion": 1, "groups": GROUPS}
     return HEAD + yaml.dump(rules, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -3,7 +3,7 @@
 from grafana.choices import CHOICES_IN_WORDS, SENSOR_CHOICES
 from grafana.fleet import TO_SENSOR
 from grafana.metrics import UNIT, UNIT_ALONE, WITH_UNIT
-from grafana.panels import FRAME_OF_EACH_SENSOR, HIDDEN, NO_CELL, dashboard, override, sql, table, timeseries, variable
+from grafana.panels import HIDDEN, NO_CELL, dashboard, frame_of_each, override, sql, table, timeseries, variable
 from grafana.zoom import Points, mean_curves, points
 
 MOST_CURVES = 50
@@ -52,11 +52,12 @@ chart = timeseries(
     size=(24, 13),
     defaults={"displayName": "${__field.labels.sensor}", "noValue": NO_CELL},
     custom={"fillOpacity": 0},
-    calcs=["lastNotNull"],
+    # Its last figure would be the mean of a bucket. The table below has the last reading.
+    calcs=[],
     # Each sensor gets a frame of its own: in a common one, times that only another has would break its line.
     transformations=[
         WITH_UNIT,
-        FRAME_OF_EACH_SENSOR,
+        frame_of_each("sensor"),
     ],
     points=Points.COMPARED,
 )

@@ -34,7 +34,7 @@ HEALTH = [
             SELECT sum(before_bytes)::double precision / nullif(sum(after_bytes), 0) AS "Ratio" FROM table_sizes
         """),
         unit="suffix: ×",
-        defaults={"color": fixed(BLUE), "decimals": 1, "noValue": "none yet"},
+        defaults={"color": fixed(BLUE), "decimals": 1},
     ),
     stat(
         "Connections",
@@ -186,9 +186,9 @@ OVER_TIME = [
     ),
     timeseries(
         "Growth in a day",
-        """By how much the database has grown in the 24 hours before, or since Prometheus watches it if that is less.
-        Below zero it has shrunk.""",
-        promqls(growth="max(delta(sensorflow_database_size_bytes[1d]))"),
+        """By how much the database has grown in the 24 hours before; below zero it has shrunk. It begins a day after
+        Prometheus has begun to watch.""",
+        promqls(growth="max(sensorflow_database_size_bytes) - max(sensorflow_database_size_bytes offset 1d)"),
         size=(8, 7),
         unit="bytes",
         soft_max=1,

@@ -1,23 +1,25 @@
 """Fleet overview: which sensors send, and which of them are out of their limits. Grafana's home."""
 
-from grafana.metrics import WRITTEN
+from grafana.metrics import WRITTEN, symbol
 from grafana.panels import (
     BLUE,
     EVERY,
-    FRAME_OF_EACH_SENSOR,
     GREEN,
     GREY,
     HIDDEN,
     ORANGE,
     RED,
+    Json,
     alert_list,
     choice,
     colored_text,
     dashboard,
     fixed,
+    frame_of_each,
     from_zero,
     link,
     override,
+    override_matching,
     panel,
     pattern,
     promql,
@@ -31,7 +33,7 @@ from grafana.panels import (
     timeseries,
     variable,
 )
-from grafana.zoom import WIDTH_S, Points, counts
+from grafana.zoom import HOURS_MS, WIDTH_S, Points, bin_of, counts, means
 
 STATUS_COLORS = {"online": GREEN, "offline": RED, "never seen": GREY}
 STATUS = "CASE WHEN is_online THEN 'online' WHEN last_seen_at IS NULL THEN 'never seen' ELSE 'offline' END"
@@ -39,11 +41,15 @@ METRICS = {"Temperature": "celsius", "Humidity": "percent", "Pressure": "pressur
 """The unit of each."""
 MOST_SENSORS, MOST_VIOLATIONS, MOST_PLACES, MOST_TIMELINES = 1_000, 1_000, 10_000, 20
 MOST_LOCATIONS = 200
+MOST_BUCKETS = 150_000
+"""Of all sensors together; to add so many up takes 40 ms."""
 OUT_OF_LIMITS = "out of limits"
 STATE_COLORS = {**STATUS_COLORS, OUT_OF_LIMITS: ORANGE}
 
 VIOLATION_WIDTHS_PX = {"Metric": 100, "Value": 75, "Side": 60, "Limit": 75, "Beyond by": 105, "Time": 125}
 """Without them the columns share the width evenly, and the last is out of sight on a narrow screen."""
+
+SPARKLINE: Json = {"type": "sparkline", "fillOpacity": 0, "gradientMode": "none", "lineInterpolation": "linear"}
 
 TO_SENSOR = link("Sensor detail", "/d/sensorflow-sensor?var-sensor=${__data.fields.id}&${__url_time_range}")
 
@@ -88,6 +94,10 @@ MATCHES = f"""\
     AND ('' IN (${{state:sqlstring}}) OR {STATUS} IN (${{state:sqlstring}})
          OR '{OUT_OF_LIMITS}' IN (${{state:sqlstring}}) AND s.sensor_id IN (SELECT sensor_id FROM limit_violations))"""
 """Whether the sensor ``s`` of ``sensor_status`` is one that is looked for."""
+NO_SENSOR = (
+    "No sensor matches the search, location and state above, or none has sent yet: "
+    "POST /api/readings registers a sensor with its first reading."
+)
 FILTERED = "Search, location and state above choose which."
 
 # A sensor that has been silent for days and was out of limits then is counted on neither side; a reading that arrives
@@ -134,7 +144,7 @@ newest = stat(
     """),
     size=(4, 4),
     unit="s",
-    defaults={"color": fixed(BLUE), "noValue": "none yet"},
+    defaults={"color": fixed(BLUE)},
 )
 
 listed = stat(
@@ -188,7 +198,7 @@ every_sensor = table(
         most=str(MOST_SENSORS),
     ),
     size=(24, 11),
-    empty="No sensor matches",
+    empty=NO_SENSOR,
     overrides=[
         override("id", custom__hideFrom=HIDDEN),
         override("Sensor", links=TO_SENSOR),
@@ -313,23 +323,48 @@ over_time = timeseries(
     calcs=["lastNotNull", "mean", "max"],
 )
 
+# All sensors together have MOST_BUCKETS at most. The days that the aggregate may lack are made of hours, and only of
+# whole ones that are in their aggregate: to make the missing ones takes as long as to read 150 days. TimescaleDB skips
+# that where the end is a constant, as it is here, and not where it is computed from now().
+BUCKETS_OF_EACH = (
+    f"(SELECT {MOST_BUCKETS} / greatest(1, count(*)) FROM (SELECT FROM sensors LIMIT {MOST_BUCKETS}) AS few)"
+)
+LAST_DAY = "date_bin('1 day', to_timestamp($__unixEpochTo() - 86400), TIMESTAMPTZ 'epoch')"
+LAST_HOUR = "date_bin('1 hour', to_timestamp($__unixEpochTo() - 3600), TIMESTAMPTZ 'epoch')"
 by_own_time = timeseries(
     "Readings by their own time",
-    """Readings per second by their own time, of all sensors, as far back as there are any. From the aggregates: of a
-    minute below 5 hours, of an hour below 6 days, of a day above. They are added up over all sensors, which takes
-    seconds for hundreds of thousands.""",
+    f"""Readings per second of all sensors, by the readings' own time. From the aggregates: of a minute up to 2.5 hours,
+    of an hour up to 2.5 days, of a day above. Days end with the last whole hour that is an hour old. A large fleet sees
+    only the newest part of the range, {MOST_BUCKETS:,} buckets of all sensors together: 150 days of 1,000 sensors.""",
     [
         sql(
             """
             SELECT time, sum(count) / CASE WHEN time > now() THEN width_s
-                       ELSE greatest(1, least(width_s, extract(epoch FROM now() - time))) END AS "Readings/s"
+                       ELSE greatest(1, least(width_s, extract(epoch FROM least(now(), ends_at) - time)))
+                   END AS "Readings/s"
             FROM (
-                {counts}
-            ) AS zoomed
-            GROUP BY time, width_s
+                SELECT time, width_s, count, TIMESTAMPTZ 'infinity' AS ends_at
+                FROM (
+                    {counts}
+                ) AS zoomed
+                UNION ALL
+                SELECT {day}, 86400, count, {last_hour}
+                FROM readings_1h
+                WHERE $__interval_ms > {hours_ms} AND bucket >= {last_day} AND bucket < {last_hour} AND 48 <= {each}
+            ) AS counted
+            GROUP BY time, width_s, ends_at
             ORDER BY time
             """,
-            counts=counts(),
+            counts=counts(
+                f"""bucket >= (SELECT TIMESTAMPTZ $__timeTo() - make_interval(secs => greatest(60, {WIDTH_S}) * each)
+                 FROM {BUCKETS_OF_EACH} AS of (each))
+  AND ($__interval_ms <= {HOURS_MS} OR bucket < {LAST_DAY})"""
+            ),
+            day=bin_of("bucket", "86400"),
+            hours_ms=str(HOURS_MS),
+            last_day=LAST_DAY,
+            last_hour=LAST_HOUR,
+            each=BUCKETS_OF_EACH,
             series=True,
         )
     ],
@@ -418,10 +453,55 @@ states = state_timeline(
     defaults={
         "displayName": "${__field.labels.sensor}",
         "mappings": colored_text(STATE_COLORS),
-        "noValue": "No sensor matches",
+        "noValue": NO_SENSOR,
     },
-    transformations=[FRAME_OF_EACH_SENSOR],
+    transformations=[frame_of_each("sensor")],
     points=Points.STATES,
+)
+
+# Each series becomes a row, and the rows keep the order of the first table, in which the series come.
+trends = table(
+    f"Trends of {MOST_TIMELINES} sensors",
+    f"""The course of each metric of the first {MOST_TIMELINES} sensors of the table in this range, and its last mean.
+    {FILTERED} A line spans its cell from the lowest mean to the highest. Sensors that sent nothing in this range are
+    left out. Means of a minute up to 2.5 hours, of an hour up to 2.5 days, of a day above.""",
+    sql(
+        """
+        WITH first AS MATERIALIZED (
+            SELECT s.sensor_id, s.name, row_number() OVER (
+                       ORDER BY v.sensor_id IS NULL, s.is_online NULLS LAST, s.name
+                   ) AS place
+            FROM sensor_status s
+            LEFT JOIN (SELECT DISTINCT sensor_id FROM limit_violations) v ON v.sensor_id = s.sensor_id
+            WHERE {matches}
+            ORDER BY place
+            LIMIT {most}
+        )
+        SELECT p.time, f.sensor_id::text AS id, f.name AS "Sensor", m.title || ', ' || {symbol} AS "Metric", p.mean
+        FROM (
+            {means}
+        ) AS p
+        JOIN first f ON f.sensor_id = p.sensor_id
+        JOIN metrics m ON m.name = p.metric
+        ORDER BY f.place, m.title, p.time
+        """,
+        matches=MATCHES,
+        most=str(MOST_TIMELINES),
+        symbol=symbol("m.unit"),
+        means=means("sensor_id = ANY(ARRAY(SELECT sensor_id FROM first))"),
+    ),
+    size=(24, 12),
+    unit="none",
+    defaults={"decimals": 1, "color": fixed(BLUE)},
+    empty="None of the sensors that match has sent in this range",
+    overrides=[
+        override("id", custom__hideFrom=HIDDEN),
+        override("Sensor", links=TO_SENSOR, custom__width=220),
+        override("Metric", custom__width=160),
+        override_matching("Trend #A", displayName="Trend", custom__cellOptions=SPARKLINE),
+    ],
+    transformations=[frame_of_each("id", "Sensor", "Metric"), {"id": "timeSeriesTable", "options": {}}],
+    points=Points.FLEET,
 )
 
 alerts = alert_list(
@@ -434,6 +514,7 @@ alerts = alert_list(
 # Without the Community edition the aggregates are views: a month of twenty sensors takes them seconds.
 FOLDED = [
     row("States over time", folded=[states]),
+    row("Trends", folded=[trends]),
     row("Readings by their own time", folded=[by_own_time]),
 ]
 

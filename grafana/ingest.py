@@ -30,7 +30,7 @@ NO_DATA = "no data"
 
 
 def current(rate: str) -> str:
-    """Keep of a rate by instance the servers that answered the last scrape: a window still has what a dead one did."""
+    """Keep the rates of instances that answered the last scrape: a window still has what a dead server did."""
     return f"({rate} and on (job, instance) sensorflow_ready)"
 
 
@@ -41,7 +41,7 @@ def requests(selector: str) -> str:
 
 
 def rate(counter: str) -> str:
-    """How fast a counter of the server grows, per second."""
+    """Ask how fast a counter of the server grows, per second."""
     return f"sum(rate(sensorflow_{counter}_total[$__rate_interval]))"
 
 
@@ -51,7 +51,7 @@ def of_workers(function: str, counter: str) -> str:
 
 
 def quantiles(histogram: str, *, by: str = "") -> dict[str, str]:
-    """The quantiles of one of the server's histograms, by the names of their series."""
+    """Ask for the quantiles of one of the server's histograms, by the names of their series."""
     buckets = f"sum by (le{by}) (rate(sensorflow_{histogram}_bucket[$__rate_interval]))"
     return {name: f"histogram_quantile({q}, {buckets})" for name, q in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))}
 
@@ -64,7 +64,7 @@ def health(
     steps: Json | None = None,
     defaults: Json | None = None,
 ) -> Json:
-    """Show how the server is at the end of the range; a query over the range would show what it was last like."""
+    """Show the server at the end of the range; a query over the range would show the last that is known of it."""
     return stat(
         title,
         description,

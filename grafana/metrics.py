@@ -22,18 +22,18 @@ WRITTEN = {"celsius": Written(" °C", 2), "percent": Written("%", 1), "pressureh
 
 
 def decimals(unit: str) -> str:
-    """An expression of SQL: the decimals of a column of units, or NULL."""
+    """Return an expression of SQL: the decimals of a column of units, or NULL."""
     return _by_unit(unit, {name: str(written.decimals) for name, written in WRITTEN.items()}, otherwise="NULL")
 
 
 def symbol(unit: str) -> str:
-    """An expression of SQL: the symbols of a column of units, without a space before them."""
+    """Return an expression of SQL: the symbols of a column of units, without a space before them."""
     symbols = {name: f"'{written.symbol.strip()}'" for name, written in WRITTEN.items()}
     return _by_unit(unit, symbols, otherwise=unit)
 
 
 def with_symbol(value: str, unit: str) -> str:
-    """An expression of SQL: a column of values as text, with all of its digits and the symbol of its unit."""
+    """Return an expression of SQL: a column of values as text, with all digits and the symbol of its unit."""
     symbols = {name: f"'{written.symbol}'" for name, written in WRITTEN.items()}
     return f"{value} || " + _by_unit(unit, symbols, otherwise=f"' ' || {unit}")
 

@@ -23,15 +23,10 @@ TAG = "sensorflow"
 
 HIDDEN: Json = {"legend": True, "tooltip": True, "viz": True}
 """Of a column that is only there for links or axes."""
-FRAME_OF_EACH_SENSOR: Json = {
-    "id": "partitionByValues",
-    "options": {"fields": ["sensor"], "keepFields": False, "naming": {"asLabels": True}},
-}
-"""The transformation that parts rows by sensor: in a common frame, a time that only another has would break a line."""
 
 
 def sql(query: str, *, ref: str = "A", series: bool = False, **parts: str) -> Json:
-    """A query of the database, in Grafana's two shapes: a table, or series over the column ``time``.
+    """Query the database, in one of Grafana's two shapes: a table, or series over the column ``time``.
 
     Each of ``parts`` takes the place of its name in braces, and the indentation of its line.
     """
@@ -53,7 +48,7 @@ def _filled(line: str, parts: Mapping[str, str]) -> str:
 
 
 def promql(expression: str, legend: str = "__auto", *, ref: str = "A") -> Json:
-    """A query of Prometheus over the range."""
+    """Query Prometheus over the range."""
     return {
         "refId": ref,
         "datasource": PROMETHEUS,
@@ -65,7 +60,7 @@ def promql(expression: str, legend: str = "__auto", *, ref: str = "A") -> Json:
 
 
 def promqls(**expressions: str) -> list[Json]:
-    """Several queries of Prometheus, each by the name of its series; an underscore stands for a space."""
+    """Query Prometheus several times, each query by the name of its series; an underscore stands for a space."""
     return [
         promql(expression, name.replace("_", " "), ref=chr(ord("A") + index))
         for index, (name, expression) in enumerate(expressions.items())
@@ -78,7 +73,7 @@ def instant(targets: Sequence[Json]) -> list[Json]:
 
 
 def override(field: str, **properties: object) -> Json:
-    """What is different for the field of a name. A dot in a property's name is written as two underscores."""
+    """Override properties of the field of a name. Two underscores in a property's name stand for a dot."""
     return _override("byName", field, properties)
 
 
@@ -95,7 +90,7 @@ def _override(matcher: str, field: str, properties: Mapping[str, object]) -> Jso
 
 
 def fixed(color: str) -> Json:
-    """One colour, whatever the value."""
+    """Use one colour, whatever the value."""
     return {"mode": "fixed", "fixedColor": color}
 
 
@@ -105,7 +100,7 @@ def shades(color: str) -> Json:
 
 
 def thresholds(base: str, *steps: tuple[float, str]) -> Json:
-    """Colours by value: the first from below, each other one from its value on."""
+    """Colour by value: the first colour from below, each other one from its value on."""
     colors = [{"value": None, "color": base}, *({"value": value, "color": color} for value, color in steps)]
     return {"mode": "absolute", "steps": colors}
 
@@ -115,8 +110,14 @@ def from_zero(color: str, *steps: tuple[float, str]) -> Json:
     return thresholds(GREY, (0, color), *steps)
 
 
+def ramp(*colors: str) -> Json:
+    """Split the panel's values, from the lowest to the highest, into as many equal spans, and give each its colour."""
+    steps = [{"value": 100 * index / len(colors) or None, "color": color} for index, color in enumerate(colors)]
+    return {"mode": "percentage", "steps": steps}
+
+
 def words(meanings: Mapping[str, tuple[str, str]]) -> list[Json]:
-    """Mappings of values to words in colours."""
+    """Map values to words in colours."""
     options = {
         value: {"text": word, "color": color, "index": index}
         for index, (value, (word, color)) in enumerate(meanings.items())
@@ -125,24 +126,25 @@ def words(meanings: Mapping[str, tuple[str, str]]) -> list[Json]:
 
 
 def colored_text(colors: Mapping[str, str]) -> list[Json]:
-    """Mappings that give words their colours."""
+    """Map words to themselves, in colours."""
     return words({word: (word, color) for word, color in colors.items()})
 
 
 def pattern(expression: str, color: str, *, index: int = 0) -> list[Json]:
-    """A mapping that gives texts which match a regular expression a colour, and leaves them as they are."""
+    """Give texts that match a regular expression a colour, and leave them as they are."""
     result = {"color": color, "index": index}
     return [{"type": "regex", "options": {"pattern": f"/{expression}/", "result": result}}]
 
 
 def link(title: str, url: str) -> list[Json]:
-    """Where a click on a value leads."""
+    """Link a value to a URL."""
     return [{"title": title, "url": url}]
 
 
 def unit_from(query: str) -> tuple[Json, Json]:
-    """A query whose ``unit`` and, if it has them, ``decimals`` become those of every number on the panel; and the
-    transformation. Where ``decimals`` is NULL, Grafana chooses.
+    """Return a query and the transformation that gives its ``unit`` and ``decimals`` to every number on the panel.
+
+    A query may leave ``decimals`` out. Where they are NULL, Grafana chooses.
     """
     options = {
         "configRefId": "unit",
@@ -150,6 +152,15 @@ def unit_from(query: str) -> tuple[Json, Json]:
         "applyTo": {"id": "byType", "options": "number"},
     }
     return sql(query, ref="unit"), {"id": "configFromData", "options": options}
+
+
+def frame_of_each(*columns: str) -> Json:
+    """Return the transformation that makes a frame of the rows that have the same values in some columns.
+
+    In a common frame, a time that only another series has would break a line.
+    """
+    options = {"fields": list(columns), "keepFields": False, "naming": {"asLabels": True}}
+    return {"id": "partitionByValues", "options": options}
 
 
 def panel(
@@ -167,7 +178,7 @@ def panel(
     transformations: Sequence[Json] = (),
     points: int | None = None,
 ) -> Json:
-    """A panel of Grafana's visualization ``kind``, ``size`` columns wide and rows high.
+    """Make a panel of Grafana's visualization ``kind``, ``size`` columns wide and rows high.
 
     ``defaults`` are of every field, and ``custom`` is what only this kind knows of fields. ``points`` is maxDataPoints,
     for queries that look at the interval.
@@ -211,7 +222,7 @@ def timeseries(
     transformations: Sequence[Json] = (),
     points: int | None = None,
 ) -> Json:
-    """Lines over time. ``calcs`` are the figures in the legend; without any it is a list of names.
+    """Draw lines over time. ``calcs`` are the figures in the legend; without any it is a list of names.
 
     The legend stands below the lines, where Grafana cuts it after two rows or so; with ``legend_width``, in pixels, it
     stands beside them. With ``soft_max`` the axis begins at 0 and reaches at least so far: left alone, Grafana draws a
@@ -253,12 +264,12 @@ def stat(
     is_wide: bool = True,
     texts: bool = False,
 ) -> Json:
-    """Large figures, one a field; a series shows its course behind its last value, an instant has none.
+    """Show large figures, one a field; a series shows its course behind its last value, an instant has none.
 
     ``text`` is what stands there: left alone, Grafana leaves out the name of a figure that is the only one. Unless
     ``is_wide`` is false, name and figure stand side by side where there is width for it, and both get small. With
     ``texts``, fields that are no numbers are shown, too. Grafana makes them as large as has room in one line, and then
-    breaks them at a space: there should be none that breaks.
+    breaks them at a space: there should be none that breaks. So is what stands for a missing figure: a dash.
     """
     has_course = not (texts or target.get("instant"))
     return panel(
@@ -268,7 +279,7 @@ def stat(
         [target, *others],
         size=size,
         unit=unit,
-        defaults=defaults,
+        defaults={"noValue": NO_CELL, **(defaults or {})},
         options={
             "colorMode": "value",
             "graphMode": "area" if has_course else "none",
@@ -297,15 +308,16 @@ def table(
     overrides: Sequence[Json] = (),
     transformations: Sequence[Json] = (),
     points: int | None = None,
-    empty: str | None = None,
+    empty: str = "no data",
+    is_filterable: bool = True,
 ) -> Json:
-    """Rows as the query orders them; ``empty`` is what stands there when the query has none.
+    """Make a table of rows as the query orders them; ``empty`` stands there when the query has none.
 
     To Grafana that is a value of the panel's fields, so each field gets another one for its own cells without a value.
+    Unless ``is_filterable`` is false, each heading has a button that filters by its column.
     """
-    if empty is not None:
-        defaults = {**(defaults or {}), "noValue": empty}
-        overrides = [override_matching(".*", noValue=NO_CELL), *overrides]
+    defaults = {**(defaults or {}), "noValue": empty}
+    overrides = [override_matching(".*", noValue=NO_CELL), *overrides]
     return panel(
         "table",
         title,
@@ -314,7 +326,7 @@ def table(
         size=size,
         unit=unit,
         defaults=defaults,
-        custom={"align": "auto", "cellOptions": {"type": "auto"}, "filterable": True, "inspect": False},
+        custom={"align": "auto", "cellOptions": {"type": "auto"}, "filterable": is_filterable, "inspect": False},
         options={"cellHeight": "sm", "frameIndex": 0, "showHeader": True},
         overrides=overrides,
         transformations=transformations,
@@ -332,7 +344,7 @@ def state_timeline(
     transformations: Sequence[Json] = (),
     points: int | None = None,
 ) -> Json:
-    """What something was over time: a row's text holds from its time to the next one's."""
+    """Show states over time: a row's text holds from its time to the next one's."""
     return panel(
         "state-timeline",
         title,
@@ -355,7 +367,7 @@ def state_timeline(
 
 
 def alert_list(title: str, description: str, *, size: tuple[int, int], labels: str) -> Json:
-    """The alerts that fire or are about to, of those whose labels match.
+    """List the alerts that fire or are about to, of those whose labels match.
 
     Grafana publishes no types of this panel; its options are those of its source, ``UnifiedAlertListOptions``.
     """
@@ -386,9 +398,9 @@ def alert_list(title: str, description: str, *, size: tuple[int, int], labels: s
 
 
 def row(title: str, *, repeat: str | None = None, folded: Sequence[Json] = ()) -> Json:
-    """A heading; with ``repeat``, it and what lies under it stand there once for each value of that variable.
+    """Make a heading; with ``repeat``, it and what lies under it are repeated for each value of that variable.
 
-    What is ``folded`` under it is asked for only once somebody unfolds it.
+    Grafana asks for what is ``folded`` under it only when the row is unfolded.
     """
     made: Json = {
         "type": "row",
@@ -414,7 +426,7 @@ def variable(
     has_all: bool | None = None,
     all_value: str | None = None,
 ) -> Json:
-    """A choice at the dashboard's head, from a query of ``__text`` and ``__value``; ``multi`` has All, too.
+    """Offer a choice at the dashboard's head, from a query of ``__text`` and ``__value``; ``multi`` has All, too.
 
     Without a choice Grafana takes All or, where ``has_all`` is false, the query's first row. All stands for every row
     of the query, however many there are, or for ``all_value``.
@@ -438,7 +450,7 @@ def variable(
 
 
 def choice(name: str, label: str, description: str, values: Sequence[str]) -> Json:
-    """A choice of any of a few words, or All, which is ``EVERY``."""
+    """Offer a choice of any of a few words, or All, which is ``EVERY``."""
     return {
         "type": "custom",
         "name": name,
@@ -455,7 +467,7 @@ def choice(name: str, label: str, description: str, values: Sequence[str]) -> Js
 
 
 def textbox(name: str, label: str, description: str) -> Json:
-    """A field to type into at the dashboard's head, empty at first."""
+    """Put a field to type into at the dashboard's head, empty at first."""
     return {
         "type": "textbox",
         "name": name,
@@ -469,7 +481,7 @@ def textbox(name: str, label: str, description: str) -> Json:
 
 
 def laid_out(panels: Sequence[Json]) -> list[Json]:
-    """The panels with their ids and places: from left to right, and below the tallest of a line the next line."""
+    """Give panels their ids and places: from left to right, and each line below the tallest panel of the one before."""
     return _placed(panels, count(1), 0)
 
 
@@ -500,7 +512,7 @@ def dashboard(
     since: str = "now-1h",
     refresh: str = "10s",
 ) -> Json:
-    """A whole dashboard, with links to all others of the tag."""
+    """Make a whole dashboard, with links to all others of the tag."""
     return {
         "uid": uid,
         "title": title,

@@ -19,6 +19,7 @@ from grafana.panels import (
     link,
     override,
     override_matching,
+    ramp,
     row,
     sql,
     stat,
@@ -40,7 +41,9 @@ ZOOM = """Below 70 minutes from the readings themselves; then from buckets of a 
 SHORTEST_DAYS = 2
 MOST_DAYS = 366
 """Of a range whose hours are shown by day."""
-NOTHING_IN_RANGE = "No reading in this range. When the sensor last sent stands above, with a link to that time."
+NOTHING_IN_RANGE = (
+    "No reading in this range. If the sensor has ever sent, a click on Last reading above goes to that time."
+)
 HIDDEN_IN_LEGEND: Json = {"legend": True, "tooltip": False, "viz": False}
 DASHED: Json = {"fill": "dash", "dash": [10, 10]}
 
@@ -78,12 +81,13 @@ registered = table(
     ),
     size=(24, 4),
     empty="No sensor yet. One is registered by its first reading or with PATCH /api/sensors/{name}.",
+    is_filterable=False,
     overrides=[
         override(
             "Status",
             mappings=colored_text(STATUS_COLORS),
             custom__cellOptions={"type": "color-background"},
-            custom__width=100,
+            custom__width=85,
         ),
         override(
             "Last reading",
@@ -92,12 +96,12 @@ registered = table(
                 "/d/sensorflow-sensor?${sensor:queryparam}&${metric:queryparam}"
                 "&from=${__data.fields.link_from}&to=${__data.fields.link_to}",
             ),
-            custom__width=170,
+            custom__width=150,
         ),
-        override("Age", unit="s", decimals=1, custom__width=100),
-        override("Expected every", unit="s", custom__width=130),
+        override("Age", unit="s", decimals=1, custom__width=75),
+        override("Expected every", unit="s", custom__width=110),
         override("Limits", custom__wrapText=True),
-        *(override(name, custom__width=150) for name in ("Sensor", "Label", "Location")),
+        *(override(name, custom__width=125) for name in ("Sensor", "Label", "Location")),
         override("link_from", custom__hideFrom=HIDDEN),
         override("link_to", custom__hideFrom=HIDDEN),
     ],
@@ -106,7 +110,7 @@ registered = table(
 latest = stat(
     "Latest reading",
     """Each metric of the latest reading by its own time. Red: it, or a reading of the last hour, is out of the sensor's
-    limits; green: within them; blue: it has none; grey: the sensor is offline.""",
+    limits; green: within them; blue: it has none; grey: the sensor is offline. A dash: it has never sent.""",
     sql(
         """
         SELECT m.title AS metric, p.value, m.unit, {decimals} AS decimals,
@@ -128,7 +132,7 @@ latest = stat(
         blue=BLUE,
     ),
     size=(12, 4),
-    defaults={"thresholds": thresholds(GREY), "noValue": "Nothing has come from this sensor"},
+    defaults={"thresholds": thresholds(GREY)},
     text="value_and_name",
     is_wide=False,
     # The first text is the field's name, the number its value; columns named unit, decimals, color are what they say.
@@ -140,20 +144,20 @@ latest = stat(
 quality = stat(
     "Completeness in this range",
     f"""Readings against those that the expected interval gives, up to now. A gap is longer than three expected
-    intervals and, where buckets are read, than one of them. Without an expected interval neither is known, and how many
-    came late, twice or were refused is not kept by sensor. {ZOOM}""",
+    intervals and, where buckets are read, than one of them. Without an expected interval neither is known, nor of a
+    sensor that has never sent; how many came late, twice or were refused is not kept by sensor. {ZOOM}""",
     sql(
         """
         WITH came AS (
             {received}
         ), looked_at AS (
-            SELECT expected_interval_s AS expected_s,
+            SELECT CASE WHEN last_seen_at IS NOT NULL THEN expected_interval_s END AS expected_s,
                    coalesce(date_bin({bucket}, $__timeFrom(), TIMESTAMPTZ 'epoch'), $__timeFrom()) AS starts_at,
                    least(now(), coalesce(
                        date_bin({bucket}, $__timeTo(), TIMESTAMPTZ 'epoch') + {bucket}, $__timeTo()
                    )) AS ends_at
-            FROM sensors
-            WHERE id = {sensor}
+            FROM sensor_status
+            WHERE sensor_id = {sensor}
         ), stepped AS (
             SELECT count, width_s, extract(epoch FROM lead(time) OVER (ORDER BY time, count) - time) AS step_s
             FROM (
@@ -183,7 +187,7 @@ quality = stat(
     ),
     size=(12, 4),
     unit="short",
-    defaults={"color": fixed(BLUE), "noValue": NO_CELL},
+    defaults={"color": fixed(BLUE)},
     overrides=[
         override("Readings", unit="locale", decimals=0),
         override(
@@ -320,7 +324,7 @@ figures = stat(
     ),
     UNIT,
     size=(6, 10),
-    defaults={"color": fixed(BLUE), "noValue": NO_CELL},
+    defaults={"color": fixed(BLUE)},
     overrides=[
         override("Readings", unit="locale", decimals=0),
         override(
@@ -400,6 +404,9 @@ MEANS_OF_HOURS = ",\n".join(
     for hour, name in enumerate(HOURS)
 )
 
+COLD_TO_WARM = "#1f5fc4", "#315fae", "#445f99", "#566083", "#68606d", "#7f4f5d", "#96394c", "#ad283b", "#c4162a"
+"""White text is read on each of them, in either theme. Grafana's own scales pass through colours on which none is."""
+
 # Hours are read whatever the zoom is: of a short range, those before it would cost more than all else.
 days = table(
     "$metric: mean of each hour",
@@ -428,7 +435,7 @@ days = table(
     ),
     size=(24, 9),
     defaults={
-        "color": {"mode": "continuous-BlYlRd"},
+        "thresholds": ramp(*COLD_TO_WARM),
         # Else it would have the colour of the lowest value.
         "mappings": [
             {

@@ -22,8 +22,8 @@ class Points(IntEnum):
     """Of each of several. Readings up to an hour, 1m up to 60 hours, 1h up to 65 days, then 1d."""
     STATES = 600
     """What some sensors were. 1m below 35 hours, 1h below 37 days, then 1d."""
-    FLEET = 100
-    """1m below 5 hours, 1h below 6 days, then 1d."""
+    FLEET = 43
+    """1m up to 2.5 hours, 1h up to 2.5 days, then 1d."""
 
 
 RAW_MS, MINUTES_MS, HOURS_MS = 2_000, 120_000, 3_600_000
@@ -36,13 +36,14 @@ BIN_S = "$__interval_ms * 0.002::float8"
 
 
 def sources(where: str) -> tuple[str, str, str, str, str, str]:
-    """What is read where the interval is as it is: readings; those of the minute of now; the minutes of now, of
-    readings; minutes; hours; days.
+    """Return what to read for each interval, as FROM and WHERE.
 
-    The bucket of now is not whole yet. In its place come finer ones: of a day its hours, of an hour its minutes, of a
-    minute its readings. So a line ends where its sensor's readings do, and its last value is no mean of a part. The
-    minutes are made here, for a condition on a view's buckets would not reach the index of the readings. What is after
-    now() less a constant, TimescaleDB finds without planning for every chunk; through date_bin it can't see.
+    They are six: readings; readings of the current minute; readings of the current hour, for its minutes; minutes;
+    hours; days. The current bucket is not whole yet. In its place come finer ones: of a day its hours, of an hour its
+    minutes, of a minute its readings. So a line ends where its sensor's readings do, and its last value is no mean of a
+    part. Minutes of the current hour are made of readings here, since a condition on a view's buckets does not reach
+    the index of the readings. With now() less a constant TimescaleDB plans for the newest chunks only; through date_bin
+    it plans for all.
     """
     return (
         f"""FROM points
@@ -70,7 +71,7 @@ WHERE $__interval_ms > {HOURS_MS} AND {where}
 
 
 def points(where: str) -> str:
-    """A query of values: time, width_s (0: a reading), sensor_id, count, sum, min, max, first, last."""
+    """Return a query of values: time, width_s (0: a reading), sensor_id, count, sum, min, max, first, last."""
     readings, readings_of_now, minutes_of_now, minutes, hours, days = sources(where)
     return f"""\
 SELECT time, 0 AS width_s, sensor_id, 1 AS count, value AS sum,
@@ -96,12 +97,12 @@ SELECT bucket, 86400, sensor_id, count, sum, min, max, first, last
 
 
 def thinned(where: str) -> str:
-    """The same for many sensors, and of each about half as many points as the panel may have: time, width_s, sensor_id,
-    count, sum.
+    """Return a query for many sensors, with about half as many points of each as the panel may have.
 
-    Those of two intervals become one; Grafana's intervals are such that two hold whole buckets. A bin of readings
-    begins with the first of them. In place of the bucket of now, hours and minutes stay as they are. Each branch is
-    grouped by itself, which PostgreSQL can do in parallel: 50 curves take half as long as grouped together.
+    Its columns are time, width_s, sensor_id, count, sum. Points of two intervals become one; Grafana's intervals are
+    such that two hold whole buckets. A bin of readings begins with the first of them. In place of the bucket of now,
+    hours and minutes stay as they are. Each branch is grouped by itself, which PostgreSQL can do in parallel: 50 curves
+    take half as long as grouped together.
     """
     readings, readings_of_now, minutes_of_now, minutes, hours, days = sources(where)
     hours_s = f"CASE WHEN $__interval_ms <= {HOURS_MS} THEN greatest(3600, {BIN_S}) ELSE 3600 END"
@@ -132,18 +133,18 @@ GROUP BY bin, sensor_id"""
 
 
 def curves(where: str) -> str:
-    """A query of what is drawn of a sensor: time, sensor, mean, min, max; and where there is a gap, a row without."""
+    """Return a query of a sensor's curve: time, sensor, mean, min, max; where a gap begins, a row without values."""
     return _drawn(points(where), WIDTH_S, {"mean": "p.sum / p.count", "min": "p.min", "max": "p.max"})
 
 
 def mean_curves(where: str) -> str:
-    """A query of what is drawn of many sensors: time, sensor, mean; and where there is a gap, a row without."""
+    """Return a query of many sensors' curves: time, sensor, mean; where a gap begins, a row without values."""
     width_s = f"CASE WHEN $__interval_ms <= {RAW_MS} THEN 0 ELSE greatest({WIDTH_S}, {BIN_S}) END"
     return _drawn(thinned(where), width_s, {"mean": "p.sum / p.count"})
 
 
 def _drawn(zoomed: str, width_s: str, values: Mapping[str, str]) -> str:
-    """A query of time, sensor, and ``values`` of a point ``p`` by their names.
+    """Return a query of time, sensor, and ``values`` of a point ``p`` by their names.
 
     After the last values before a gap comes a row without any, at which Grafana breaks the line. In a gap a bucket is
     empty, and nothing came for longer than three expected intervals or, where none is set, than three usual ones.
@@ -181,9 +182,29 @@ FROM drawn
 WHERE ends_at_gap"""
 
 
+def means(where: str) -> str:
+    """Return a query of the means of all metrics, by buckets: time, sensor_id, metric, mean."""
+    return f"""\
+SELECT bucket AS time, sensor_id, metric, sum / count AS mean
+FROM points_1m
+WHERE $__interval_ms <= {MINUTES_MS} AND {where}
+  AND {in_range("1 minute")}
+UNION ALL
+SELECT bucket, sensor_id, metric, sum / count
+FROM points_1h
+WHERE $__interval_ms > {MINUTES_MS} AND $__interval_ms <= {HOURS_MS} AND {where}
+  AND {in_range("1 hour")}
+UNION ALL
+SELECT bucket, sensor_id, metric, sum / count
+FROM points_1d
+WHERE $__interval_ms > {HOURS_MS} AND {where}
+  AND {in_range("1 day")}"""
+
+
 def counts(where: str = "true", *, above_ms: int = 0) -> str:
-    """A query of how many readings each sensor sent: time, width_s, sensor_id, count. None is read by itself. Below an
-    interval of ``above_ms`` it has no rows.
+    """Return a query of how many readings each sensor sent, by buckets: time, width_s, sensor_id, count.
+
+    Up to an interval of ``above_ms`` it has no rows.
     """
     return f"""\
 SELECT bucket AS time, 60 AS width_s, sensor_id, count
@@ -203,7 +224,7 @@ WHERE $__interval_ms > {HOURS_MS} AND {where}
 
 
 def received(where: str) -> str:
-    """A query of which readings came, whatever is in them: time, width_s (0: a reading), sensor_id, count."""
+    """Return a query of all readings that came, whatever is in them: time, width_s (0: a reading), sensor_id, count."""
     return f"""\
 SELECT time, 0 AS width_s, sensor_id, 1 AS count
 FROM readings
@@ -214,15 +235,15 @@ UNION ALL
 
 
 def bin_of(time: str, width_s: str) -> str:
-    """The start of the bin in which a time lies."""
+    """Return the start of the bin in which a time lies."""
     return f"date_bin(make_interval(secs => {width_s}), {time}, TIMESTAMPTZ 'epoch')"
 
 
 def in_range(width: str) -> str:
-    """The condition on buckets. The one in which the range begins is among them; $__timeFilter would drop it."""
+    """Return the condition on buckets. $__timeFilter would drop the one in which the range begins."""
     return f"bucket BETWEEN date_bin('{width}', TIMESTAMPTZ $__timeFrom(), TIMESTAMPTZ 'epoch') AND $__timeTo()"
 
 
 def bucket_of_now(width: str) -> str:
-    """The start of the bucket that is not whole yet."""
+    """Return the start of the bucket that is not whole yet."""
     return f"date_bin('{width}', now(), TIMESTAMPTZ 'epoch')"

@@ -1,4 +1,4 @@
-"""Fixtures that reach a real database, one run of each test an edition; the summary says which editions there were.
+"""Fixtures with a real database: each test runs once on each edition, and the summary names the editions.
 
 A run of one file uses one process, without the start of others, and imports alembic and pandas only for a database:
 together they take a second. With CI set, Hypothesis draws all its examples.
@@ -36,7 +36,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.fixture(scope="session", params=EDITIONS)
 def edition_and_admin_url(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
-    """An edition's name, and a superuser's connection string on a cluster of it."""
+    """Return an edition's name and a superuser's connection string on a cluster of it."""
     from tests.support.wasm import wasm_cluster  # noqa: PLC0415
 
     with wasm_cluster(request.config) if request.param == WASM else cluster(request.param) as url:
@@ -47,20 +47,20 @@ def edition_and_admin_url(request: pytest.FixtureRequest) -> Iterator[tuple[str,
 
 @pytest.fixture
 def edition(edition_and_admin_url: tuple[str, str]) -> str:
-    """The edition that the test runs on."""
+    """Return the edition that the test runs on."""
     return edition_and_admin_url[0]
 
 
 @pytest.fixture
 def empty_database(edition_and_admin_url: tuple[str, str]) -> Iterator[str]:
-    """The connection string of a new, empty database."""
+    """Return the connection string of a new, empty database."""
     with new_database(edition_and_admin_url[1]) as url:
         yield url
 
 
 @pytest.fixture
 def database(empty_database: str) -> str:
-    """The connection string of a new database with the schema in it."""
+    """Return the connection string of a new database with the schema in it."""
     from app.store.database import migrate  # noqa: PLC0415
 
     migrate(empty_database)
@@ -69,28 +69,28 @@ def database(empty_database: str) -> str:
 
 @pytest.fixture(scope="session")
 def embedded_admin_url() -> Iterator[str]:
-    """A superuser's connection string on an embedded PostgreSQL."""
+    """Return a superuser's connection string on an embedded PostgreSQL."""
     with cluster("embedded") as url:
         yield url
 
 
 @pytest.fixture
 def embedded_database_url(embedded_admin_url: str) -> Iterator[str]:
-    """A new, empty database on the embedded PostgreSQL, for tests that are about the server and not the edition."""
+    """Return a new, empty database on the embedded PostgreSQL, for tests of the server and not of the edition."""
     with new_database(embedded_admin_url) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def community_admin_url() -> Iterator[str]:
-    """A superuser's connection string on TimescaleDB Community."""
+    """Return a superuser's connection string on TimescaleDB Community."""
     with cluster("community") as url:
         yield url
 
 
 @pytest.fixture
 def community_database(community_admin_url: str) -> Iterator[str]:
-    """A new database there, with the schema in it."""
+    """Return a new database on TimescaleDB Community, with the schema in it."""
     from app.store.database import migrate  # noqa: PLC0415
 
     with new_database(community_admin_url) as url:
@@ -99,19 +99,19 @@ def community_database(community_admin_url: str) -> Iterator[str]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A process among several says which editions it met to the one that sums up."""
+    """Report the editions that this process has tested to the process that prints the summary."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["reached"] = _reached
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Hears it."""
+    """Take the editions that another process reports."""
     _reached.update(getattr(node, "workeroutput", {}).get("reached", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says which editions of the database the run met."""
+    """Print the editions of the database that the run tested."""
     if _reached:
         reached = ", ".join(f"{name} ({version})" for name, version in _reached.items())
         terminalreporter.write_line(f"Database editions tested: {reached}")

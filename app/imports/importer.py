@@ -19,7 +19,7 @@ from app.errors import (
     ConfigurationError,
     DatabaseUnavailable,
     IdempotencyConflict,
-    Refused,
+    PermanentError,
 )
 from app.imports.files import BLOCK_BYTES, Block, InputFile, open_file
 from app.imports.keys import ImportLog, PartKeys, forget, keys_of
@@ -172,7 +172,7 @@ class Importer:
                 return await self._import(path, file, report)
         except ExceptionGroup as errors:
             error = errors.exceptions[0]
-            if isinstance(error, Refused):  # by a decoder: the columns, or all that is there, can't be readings
+            if isinstance(error, PermanentError):  # by a decoder: the columns, or all that is there, can't be readings
                 raise ConfigurationError(f"Can't read {path}: {error}") from error
             raise error from None
 

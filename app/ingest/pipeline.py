@@ -88,7 +88,7 @@ AnyPrepared = TypeVar("AnyPrepared", bound=Prepared)
 
 
 class Store(Protocol[AnyPrepared]):
-    """What the pipeline needs of a database."""
+    """What the pipeline needs of a database: ``app.store.writer.Writer`` has it."""
 
     gains_by_large_flushes: bool
     """Whether, of what comes at present, a row costs less in a larger flush."""
@@ -178,7 +178,7 @@ def _unforeseen_errors(submissions: Sequence[Submission]) -> Iterator[None]:
 
 
 class Publisher(Protocol):
-    """Who is told of committed readings."""
+    """What is told of committed readings: ``app.live.hub.Hub``."""
 
     @property
     def is_listening(self) -> bool:
@@ -277,8 +277,8 @@ class Pipeline(Generic[AnyPrepared]):
             return self.unavailable_reason
         return self._public_reason
 
-    def note_unavailable(self, error: DatabaseUnavailable) -> None:
-        """Take note, and log now and then, why nothing can be stored."""
+    def record_unavailable(self, error: DatabaseUnavailable) -> None:
+        """Record, and log now and then, why nothing can be stored."""
         if self._repeats.is_due(str(error), self._clock()):
             logger.warning("database unavailable; rejecting readings: %s", error)
         self._unavailable, self._public_reason = str(error), error.public
@@ -684,7 +684,7 @@ class Pipeline(Generic[AnyPrepared]):
                 return result
 
     async def _back_off(self, error: DatabaseUnavailable) -> None:
-        self.note_unavailable(error)
+        self.record_unavailable(error)
         await asyncio.sleep(self._backoff_s)
         self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
 

@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import psycopg
 
 from app.errors import ConfigurationError
+from app.ingest.decode.reading import MAX_SENSOR_ID_LENGTH
 from app.store.database import (
     KEPT_ORIGINAL,
     ORIGINAL_METRICS,
@@ -69,7 +70,7 @@ FROM {KEPT_ORIGINAL} d WHERE id > %(after)s AND id <= %(until)s
 NO_READINGS = f"""
 DELETE FROM adopted
 WHERE time IS NULL OR NOT time BETWEEN '1900-01-01 00:00Z' AND '2261-12-31 00:00Z'
-    OR sensor IS NULL OR btrim(sensor) = '' OR char_length(sensor) > 255
+    OR sensor IS NULL OR btrim(sensor) = '' OR char_length(sensor) > {MAX_SENSOR_ID_LENGTH}
     OR num_nonnulls({_METRICS}) = 0
 RETURNING id
 """

@@ -61,8 +61,8 @@ ORDER BY id LIMIT %(at_most)s
 PAGE = sql.SQL("""
 SELECT {values}
 FROM (
-    SELECT s.place, r.*
-    FROM (VALUES {sensors}) AS s (place, sensor_id)
+    SELECT s.ordinal, r.*
+    FROM (VALUES {sensors}) AS s (ordinal, sensor_id)
     CROSS JOIN LATERAL (
         SELECT * FROM (
             SELECT * FROM {table}
@@ -273,7 +273,7 @@ def _statement(query: Query, sensor_ids: Sequence[int], after: Position | None, 
             time=sql.SQL(time), start=start, id=sql.SQL(id_), last_id=sql.Literal(after.id)
         )
     columns = _columns(query)
-    values = ["int8send(place)", f"timestamptz_send({time})", f"int8send({id_})"]
+    values = ["int8send(ordinal)", f"timestamptz_send({time})", f"int8send({id_})"]
     values += [f"boolsend({condition})" for condition in _conditions(columns)]
     for column in columns:
         send = "float8send" if pa.types.is_floating(column.type) else "int8send"

@@ -1,7 +1,7 @@
 """``latest_readings``: the latest reading of each sensor by its own time, a few seconds behind the readings themselves.
 
 To find it there is to ask every chunk; dashboards that show all sensors do it every few seconds. To write it in every
-flush would cost more than the flush. So each process notes what it has committed, and writes the latest of it now and
+flush would cost more than the flush. So each process records what it has committed, and writes the latest now and
 then, in pieces: one that fails leaves those before it done, and the next is smaller. What a process could not write
 before it died is found by the next start, some sensors and some chunks at a time.
 
@@ -38,7 +38,7 @@ LONGEST_PAUSE_S = 60.0
 QUERY_TIMEOUT_S = 10.0
 LEAVING_TIMEOUT_S = 2.0
 BEHIND_S = 120.0
-"""When what is noted has waited for so long, the log says so. With a million sensors it is 75 s at most."""
+"""When what is recorded has waited for so long, the log says so. With a million sensors it is 75 s at most."""
 PIECE_ROWS = 20_000
 MIN_PIECE_ROWS = 100
 SINGLES = 20_000
@@ -52,7 +52,7 @@ share.
 RECOVERY_FAILURES = 3
 """So many in a row are told."""
 COMPACT_ROWS = 100_000
-"""So many noted rows more than there are sensors are reduced to the latest of each, in some 5 ms."""
+"""So many recorded rows more than there are sensors are reduced to the latest of each, in some 5 ms."""
 
 SCHEMA = pa.schema([*(WIRE_SCHEMA.field(name) for name in ("sensor_id", "time", "id")), *METRIC_FIELDS])
 """The columns of ``latest_readings``."""
@@ -210,10 +210,10 @@ class LatestReadings:
         self._database = database
         self._horizon_us = horizon_us
         self._clock = clock
-        self._noted: dict[int, LatestRow] = {}
+        self._singles: dict[int, LatestRow] = {}
         self.unwritten = LatestRows()
         """Rows of the readings that did not come alone."""
-        self._noted_since: float | None = None
+        self._recorded_since: float | None = None
         self._writing_since: float | None = None
         self._piece_rows = PIECE_ROWS
         self._is_stuck = False
@@ -223,28 +223,28 @@ class LatestReadings:
 
     @property
     def age_s(self) -> float:
-        """How long the oldest noted reading has waited to be written, seconds; 0 if none does."""
-        since = [moment for moment in (self._noted_since, self._writing_since) if moment is not None]
+        """How long the oldest recorded reading has waited to be written, seconds; 0 if none does."""
+        since = [moment for moment in (self._recorded_since, self._writing_since) if moment is not None]
         return self._clock() - min(since) if since else 0.0
 
     def record(self, readings: Iterable[LatestRow], rows: pa.RecordBatch | None) -> None:
         """Record committed readings: those that came alone, and each sensor's latest of the others, by sensor."""
-        noted, horizon_us = self._noted, self._horizon_us()
+        singles, horizon_us = self._singles, self._horizon_us()
         for reading in readings:
-            known = noted.get(reading.sensor_id)
+            known = singles.get(reading.sensor_id)
             if (
                 known is None
                 or known.time < reading.time <= horizon_us  # nearly always
                 or _rank(reading, horizon_us) > _rank(known, horizon_us)
             ):
-                noted[reading.sensor_id] = reading
-        if len(noted) >= SINGLES:
-            self.unwritten.record(_columns_of(noted.values()), horizon_us)
-            self._noted = {}
+                singles[reading.sensor_id] = reading
+        if len(singles) >= SINGLES:
+            self.unwritten.record(_columns_of(singles.values()), horizon_us)
+            self._singles = {}
         if rows is not None:
             self.unwritten.record(rows.select(SCHEMA.names), horizon_us)
-        if self._noted_since is None and (noted or self.unwritten.batches()):
-            self._noted_since = self._clock()
+        if self._recorded_since is None and (singles or self.unwritten.batches()):
+            self._recorded_since = self._clock()
 
     async def run(self) -> None:
         """Write recorded rows until cancelled. While the database is unavailable they wait."""
@@ -287,18 +287,18 @@ class LatestReadings:
                     await self.write()
 
     async def write(self) -> None:
-        """Write what has been noted, in pieces. Raises DatabaseUnavailable; what is not written is still noted then."""
-        noted, self._noted = self._noted, {}
+        """Write what has been recorded, in pieces. Raises DatabaseUnavailable; the rest is still recorded then."""
+        unsorted, self._singles = self._singles, {}
         rows, self.unwritten = self.unwritten, LatestRows()
-        if not noted and not rows.batches():
+        if not unsorted and not rows.batches():
             return
-        self._writing_since, self._noted_since = self._noted_since, None
+        self._writing_since, self._recorded_since = self._recorded_since, None
         horizon_us = self._horizon_us()
-        singles = sorted(noted.values())
+        singles = sorted(unsorted.values())
         batch = None
         try:
             batch = await asyncio.to_thread(rows.latest, horizon_us) if rows.batches() else SCHEMA.empty_table()
-            # Pieces go from the front, and what is left is noted again.
+            # Pieces go from the front, and what is left is recorded again.
             while singles:
                 await self._write_piece(_arrays_of_singles(singles[: self._piece_rows]), horizon_us)
                 del singles[: self._piece_rows]
@@ -311,7 +311,7 @@ class LatestReadings:
             for unwritten in rows.batches() if batch is None else [batch]:
                 self.unwritten.record(unwritten, horizon_us)
             self.record(singles, None)
-            self._noted_since = self._writing_since
+            self._recorded_since = self._writing_since
             self._is_stuck = isinstance(error, Exception)  # a process that ends cancels it, and then leaves
             raise
         finally:
@@ -329,14 +329,14 @@ class LatestReadings:
         and in older ones for the sensors of which nothing was found.
         """
         spans: list[tuple[str, str]] | None = None
-        position, after, sensors, failures = 0, 0, RECOVERY_SENSORS, 0
-        while spans is None or position < len(spans):
+        index, after, sensors, failures = 0, 0, RECOVERY_SENSORS, 0
+        while spans is None or index < len(spans):
             began = self._clock()
             try:
                 async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as connection:
                     if spans is None:
                         spans = await self.spans(connection)
-                    statement = recovery_of(spans[position], after, sensors, self._horizon_us())
+                    statement = recovery_of(spans[index], after, sensors, self._horizon_us())
                     row = await (await connection.execute(statement, prepare=False)).fetchone()
             except DatabaseUnavailable as error:
                 failures += 1
@@ -349,7 +349,7 @@ class LatestReadings:
             is_ours, last = row
             if not is_ours:  # another process is at it, and goes on to the end
                 break
-            position, after = (position, last) if last is not None else (position + 1, 0)
+            index, after = (index, last) if last is not None else (index + 1, 0)
             sensors, failures = min(2 * sensors, RECOVERY_SENSORS), 0
             await asyncio.sleep(self._clock() - began)  # leave as much time to other users of the database
         self.recovered.set()

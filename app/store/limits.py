@@ -146,18 +146,18 @@ class LimitSnapshot:
             bounds = known.get(reading[0])
             if bounds is None:
                 bounds = self._bounds_of(reading[0])
-            for position, lower, upper in bounds:
-                value = reading.values[position]
+            for index, lower, upper in bounds:
+                value = reading.values[index]
                 if value is not None and not lower <= value <= upper:
-                    packed.append(_row(reading, METRIC_NAMES[position], value, lower, upper))
+                    packed.append(_row(reading, METRIC_NAMES[index], value, lower, upper))
         return packed
 
     def _bounds_of(self, sensor_id: int) -> Sequence[Bounds]:
         found: list[Bounds] = []
-        position = bisect_left(self.sensor_ids, sensor_id)
-        if position < len(self.sensor_ids) and self.sensor_ids[position] == sensor_id:
+        index = bisect_left(self.sensor_ids, sensor_id)
+        if index < len(self.sensor_ids) and self.sensor_ids[index] == sensor_id:
             columns = zip(self.lower, self.upper, strict=True)
-            each = ((which, lower[position], upper[position]) for which, (lower, upper) in enumerate(columns))
+            each = ((which, lower[index], upper[index]) for which, (lower, upper) in enumerate(columns))
             found += (bounds for bounds in each if bounds[1:] != (-inf, inf))
         if len(self.of_single_sensors) >= MAX_SINGLE_SENSORS:
             self.of_single_sensors.clear()

@@ -2,9 +2,9 @@
 
 Promises:
     * ``write`` returns only after COMMIT has been confirmed and as many rows were copied as were to be. (3)
-    * What only can be seen (a flush in the ledger, a claim in the way) is believed once it is durable. (13)
+    * A flush in the ledger, or a record in the way, is believed only once it is durable. (13)
     * The ledger row is in the flush's own transaction, so it is there exactly if the rows are. (4)
-    * A claim is in the transaction of the readings that it speaks for. (5)
+    * An idempotency record is in the transaction of its readings. (5)
     * One bad row never sinks its neighbours: what PostgreSQL refuses is found by halving, under savepoints. (6)
     * No lock of another session holds up more than it covers: its days, its records, or new names are found and named.
 

@@ -228,7 +228,7 @@ class Exchange:
             self.answer(*error_responses.UNFORESEEN)
 
 
-class _Reading(FlowControl):
+class _ReadFlow(FlowControl):
     """uvicorn's flow control, which reads on by way of what has been read and not yet parsed."""
 
     def __init__(self, transport: Any, read_on: Callable[[], None]) -> None:
@@ -303,7 +303,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Begin a connection. The event loop calls this when a peer has connected."""
         self._transport = CoalescingTransport(transport, self.loop, expects_more=self._expects_more)
         super().connection_made(self._transport)  # type: ignore[arg-type]
-        self.flow = _Reading(self._transport, self._read_on)
+        self.flow = _ReadFlow(self._transport, self._read_on)
         self._peer_ip = self.client[0] if self.client else ""
         self._head_due = self.loop.time() + HEAD_TIMEOUT_S
         self._idle_timer = self.loop.call_at(self._head_due, self._on_idle)

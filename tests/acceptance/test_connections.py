@@ -1,4 +1,4 @@
-"""What connections may do to the server and to each other, through real sockets and clients that we did not write."""
+"""The effects of connections on the server and on each other, with real sockets and clients of others."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def request(method: str, path: str, body: bytes = b"", *headers: str) -> bytes:
 
 
 def answers(connection: socket.socket) -> bytes:
-    """All that comes until the server closes."""
+    """Return everything that arrives until the server closes."""
     return b"".join(iter(lambda: connection.recv(65_536), b""))
 
 

@@ -1,4 +1,4 @@
-"""What is answered 201 is there, once, whatever happens to the server."""
+"""A reading that was answered 201 is stored once, whatever happens to the server."""
 
 import asyncio
 import random

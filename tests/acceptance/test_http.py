@@ -1,4 +1,4 @@
-"""The HTTP contract, as a client meets it."""
+"""The HTTP contract, as a client uses it."""
 
 import json
 import re
@@ -187,7 +187,7 @@ ROUTES = [("POST", PATH), ("POST", "/api/readings"), ("GET", "/api/sensors"), ("
 
 
 def status_for(server: Server, method: str, path: str, *key_lines: bytes) -> int:
-    """Return the status of a request with these header lines about the key; of a WebSocket, 401 stands for a close with
+    """Return the status of a request with these header lines for the key. For a WebSocket, 401 stands for a close with
     1008.
     """
     lines = [b"%s %s HTTP/1.1" % (method.encode(), path.encode()), b"Host: x", *key_lines]
@@ -212,7 +212,7 @@ def status_for(server: Server, method: str, path: str, *key_lines: bytes) -> int
 
 
 def test_key_header_on_all_routes(server: Server) -> None:
-    """Blanks around a key are not part of it; one that comes twice, or has other bytes, is 401 on every route."""
+    """Blanks around a key are ignored. A repeated key, or one with other bytes, is 401 on every route."""
     key = API_KEY.encode()
     for method, path in ROUTES:
         for line in (b"X-API-Key: %s ", b"X-API-Key:\t%s\t", b"x-api-key:%s \t "):

@@ -1,4 +1,4 @@
-"""Readings out of limits, from bytes on a socket to what the alert asks."""
+"""Readings out of limits, from bytes on a socket to the alert's query."""
 
 import signal
 import time

@@ -1,4 +1,4 @@
-"""Many new sensors at once, and those who send beside them."""
+"""Many new sensors at once, and other senders at the same time."""
 
 import asyncio
 import time

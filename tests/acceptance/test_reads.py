@@ -1,4 +1,4 @@
-"""What is read back over HTTP, as a client meets it."""
+"""Reading back over HTTP, as a client uses it."""
 
 import csv
 import io
@@ -51,18 +51,18 @@ class Site:
         self.database_url = url
 
     def get(self, path: str = PATH, /, **query: object) -> httpx.Response:
-        """An answer, whatever it is. ``from_`` is ``from``."""
+        """Return an answer of any status. ``from_`` is ``from``."""
         return self.client.get(path, params={name.rstrip("_"): str(value) for name, value in query.items()})
 
     def rss_mib(self) -> float:
-        """The memory of the server's process."""
+        """Return the memory of the server's process, MiB."""
         status = Path(f"/proc/{self.server.process.pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 @pytest.fixture(scope="module")
 def site(embedded_admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A server with readings in it."""
+    """Start a server with readings in it."""
     with (
         new_database(embedded_admin_url) as url,
         faulty_proxy(url) as proxy,
@@ -75,7 +75,7 @@ def site(embedded_admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def rows(answer: httpx.Response, format_: str) -> list[dict[str, Any]]:
-    """The rows of an answer, read by readers that we did not write; times as moments, CSV's fields as numbers."""
+    """Return the rows of an answer, read by others' parsers, with times as datetimes and CSV's fields as numbers."""
     if format_ == "arrow":
         found: list[dict[str, Any]] = pa.ipc.open_stream(answer.content).read_all().to_pylist()
         return found
@@ -93,7 +93,7 @@ def _value(name: str, text: str) -> object:
 
 
 def paged(site: Site, limit: int, **query: object) -> list[dict[str, Any]]:
-    """The rows of all pages of a query."""
+    """Return the rows of all pages of a query."""
     found: list[dict[str, Any]] = []
     cursor: dict[str, object] = {}
     while True:
@@ -226,7 +226,7 @@ def test_key_that_may_not_read(site: Site, method: str, path: str, key: str | No
 
 
 def reader(site: Site, **query: str) -> socket.socket:
-    """A connection on which an answer comes, that takes in only what it is asked to."""
+    """Open a connection that receives an answer and reads only as much as the test wants."""
     host, port = site.server.url.removeprefix("http://").split(":")
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)

@@ -37,7 +37,7 @@ class Observation(NamedTuple):
     pressure: float
 
     def body(self) -> dict[str, object]:
-        """As it is posted."""
+        """Return the reading as it is posted."""
         return {
             "sensor_id": self.airport,
             "time": self.time,
@@ -48,7 +48,7 @@ class Observation(NamedTuple):
 
 
 def observations() -> tuple[list[Observation], int]:
-    """The file's rows that have all three values, and how many do not."""
+    """Return the file's rows that have all three values, and the number of the others."""
     with weather_file().open() as file:
         rows = list(csv.DictReader(file))
     complete = [row for row in rows if not {"", "NA"} & {row["temp"], row["humid"], row["pressure"]}]

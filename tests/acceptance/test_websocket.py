@@ -1,4 +1,4 @@
-"""The WebSocket contract, as a client meets it."""
+"""The WebSocket contract, as a client uses it."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Aggregates against a plain count over the readings, whatever comes late, twice, out of order, or is cut short."""
+"""Aggregates agree with a plain count over the readings, whatever comes late, twice, out of order, or is cut short."""
 
 import asyncio
 import itertools
@@ -62,7 +62,7 @@ class Step(NamedTuple):
     behind_s: int
     """How long ago it happens: the writer's clock."""
     ages_s: Sequence[tuple[int, str, float | None]]
-    """Of readings: how old they are when they come, of which sensor, and a value."""
+    """Readings to send: their age when they arrive, their sensor, and a value."""
 
 
 STEPS = st.lists(
@@ -82,7 +82,7 @@ async def take(step: Step, rig: Rig) -> None:
         case "write":
             now_s = time.time() - step.behind_s
             rig.clock_s[0] = now_s
-            # No two of one time: which of them would be the first is nobody's promise.
+            # No two have the same time, because it is not defined which of them would be the first.
             await rig.write(
                 *(reading(now_s - age_s - next(APART), value, sensor) for age_s, sensor, value in step.ages_s)
             )
@@ -111,7 +111,7 @@ async def take(step: Step, rig: Rig) -> None:
 def test_aggregates_are_a_plain_count_whatever_comes_late_and_whatever_is_cut_short(
     edition_and_admin_url: tuple[str, str],
 ) -> None:
-    """A writer whose clock is behind stands for readings that came on time, while no policy could run."""
+    """Aggregates are a plain count after late readings and kills. A writer's slow clock stands for idle policies."""
     edition, admin_url = edition_and_admin_url
 
     @settings(examples(30 if edition == "community" else 3), suppress_health_check=[*HealthCheck])
@@ -217,7 +217,7 @@ async def test_a_start_finds_the_latest_readings_that_a_killed_process_had_not_w
 
 
 async def test_late_readings_of_the_hour_that_comes_twice_become_aggregates(community_database: str) -> None:
-    """In a database whose time zone has a summer time."""
+    """Late readings of the hour that clocks repeat become aggregates, in a database with such a time zone."""
     execute(
         community_database,
         "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET timezone = %L', current_database(), 'Europe/Madrid');"
@@ -294,7 +294,7 @@ async def test_policies_of_a_schema_made_again(community_database: str) -> None:
 
 
 async def test_aggregates_outlive_the_readings_that_they_are_of(community_database: str) -> None:
-    """Also when late readings beside the deleted ones are refreshed afterwards."""
+    """Aggregates outlive their readings, also if late readings beside the deleted ones are refreshed afterwards."""
     retention = Retention(3, 0, 0, 0)
     async with rig(community_database) as parts:
         now_s = parts.clock_s[0]
@@ -320,7 +320,7 @@ async def test_aggregates_outlive_the_readings_that_they_are_of(community_databa
 
 
 async def test_what_is_too_old_by_a_new_retention_becomes_aggregates_before_it_goes(community_database: str) -> None:
-    """And when it is kept for longer again, a late reading from then costs no aggregate."""
+    """Readings become aggregates before a new retention deletes them, and a longer one later costs none."""
     week = Retention(7, 0, 0, 0)
     async with rig(community_database) as parts:
         now_s = parts.clock_s[0]
@@ -348,7 +348,7 @@ async def test_without_policies_whole_days_of_readings_go(database: str, edition
 
 
 class Failing(Aggregates):
-    """It can't refresh what is from 35 to 45 days old."""
+    """A database that can't refresh readings from 35 to 45 days ago."""
 
     async def _refresh(self, connection: Connection, span: Span, *, is_forced: bool = False) -> None:
         age = datetime.now(UTC) - span[0]
@@ -358,7 +358,7 @@ class Failing(Aggregates):
 
 
 async def test_a_span_that_cannot_be_refreshed_holds_up_no_other(community_database: str) -> None:
-    """It is tried again, and until it succeeds no policy can drop what it is of."""
+    """A span that can't be refreshed holds up no other, is tried again, and keeps its readings from being dropped."""
     async with rig(community_database) as parts:
         now_s = parts.clock_s[0]
         await parts.write(*(reading(now_s - age_days * DAY, age_days) for age_days in (60, 40, 20)))

@@ -1,4 +1,4 @@
-"""The latest readings on real servers: of wrong clocks, of many chunks, and in pieces."""
+"""The latest readings on real servers: with wrong clocks, many chunks, and in pieces."""
 
 import asyncio
 import math
@@ -29,7 +29,7 @@ def rows(url: str, query: str) -> list[tuple[object, ...]]:
 
 
 def fill(url: str, *, days: int) -> None:
-    """A reading a day of sensor 1, the oldest only of sensor 2, none of sensor 3; two chunks in the columnstore."""
+    """Store a reading a day of sensor 1 and the oldest of sensor 2, with two chunks in the columnstore."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("INSERT INTO sensors (name) VALUES ('steady'), ('silent'), ('mute')")
         connection.execute("INSERT INTO sources (key_name, client_ip) VALUES ('k', '192.0.2.1')")
@@ -90,7 +90,7 @@ async def test_a_start_does_not_find_what_is_ahead(database: str) -> None:
 
 
 async def test_locks_of_a_start_are_bounded(database: str, edition: str) -> None:
-    """However many chunks there are. A sensor that has been silent for long is found all the same."""
+    """A start takes a bounded number of locks and still finds a sensor that was silent for long."""
     opened = Database(database, timezone="UTC", offline_after_s=300)
     readings = LatestReadings(opened)
     try:
@@ -115,7 +115,7 @@ async def test_locks_of_a_start_are_bounded(database: str, edition: str) -> None
 
 
 async def test_two_starts_at_once(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of them looks up everything; where they meet, neither leaves anything to the other that it will not do."""
+    """If two starts run at once, one looks up everything, and no reading is left out where they meet."""
     monkeypatch.setattr(latest, "RECOVERY_CHUNKS", 1)
     monkeypatch.setattr(latest, "RECOVERY_SENSORS", 1)
     opened = Database(community_database, timezone="UTC", offline_after_s=300)

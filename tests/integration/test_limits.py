@@ -1,4 +1,4 @@
-"""Readings beyond their limits in a real database: every committed one counts, once, and for how long."""
+"""Readings beyond their limits in a real database: each committed one counts once, for a certain time."""
 
 import psycopg
 import pytest
@@ -26,7 +26,7 @@ SELECT s.name, v.metric, v.value, v.lower, v.upper FROM limit_violations v JOIN 
 
 
 def an_hours_readings(now_s: float) -> list[Reading]:
-    """60 readings, a minute apart; 19 of them at 95 °C and more, the last at 20."""
+    """Return 60 readings, a minute apart, 19 of them at 95 °C and more, the last at 20."""
     return [reading(now_s - HOUR + place * MINUTE, 95 + place if place in range(30, 49) else 20) for place in range(60)]
 
 
@@ -93,7 +93,7 @@ async def test_flush_that_is_rolled_back_does_not_count(database: str) -> None:
 
 
 async def test_changed_limit_holds_from_then_on(database: str) -> None:
-    """After a PATCH in this process at once; after SQL or a PATCH in another at the next look."""
+    """A changed limit holds at once after a PATCH in this process, otherwise from the next look on."""
     execute(database, LIMIT)
     async with rig(database) as parts:
         sensors = Sensors(parts.database, on_new_limits=parts.writer.limits.check)
@@ -144,7 +144,7 @@ async def test_violation_ends(database: str, correction: str, is_over: bool) -> 
     ("expected_s", "is_over"), [(None, True), (HOUR, True), (3 * HOUR, False), (315_576_000, False)]
 )
 async def test_latest_reading_beyond(database: str, expected_s: float | None, is_over: bool) -> None:
-    """A latest reading beyond a limit counts for an hour or three expected intervals; then the sensor is offline, which
+    """A latest reading beyond a limit counts for an hour or three expected intervals. Then the sensor is offline, which
     is another alert.
     """
     execute(database, LIMIT)

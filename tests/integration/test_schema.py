@@ -15,7 +15,7 @@ ORDER BY ordinal_position
 
 
 def columns(url: str, table: str) -> dict[str, str]:
-    """Columns of a table in their order, with PostgreSQL's short names of their types."""
+    """Return a table's columns in their order, with PostgreSQL's short names of their types."""
     with psycopg.connect(url) as connection:
         return dict(connection.execute(COLUMNS, [table]).fetchall())
 

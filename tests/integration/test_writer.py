@@ -1,4 +1,4 @@
-"""The writer against real servers: what is committed, what is not, and what is known when a connection breaks."""
+"""The writer on real servers: the outcome of each flush, also when a connection breaks."""
 
 import asyncio
 from collections.abc import Callable
@@ -37,7 +37,7 @@ from tests.support.writing import (
 
 
 def in_columnstore(url: str) -> int:
-    """How many rows TimescaleDB holds compressed."""
+    """Return how many rows TimescaleDB holds compressed."""
     tables = rows(
         url, "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE tablename ~ '^compress_hyper'"
     )
@@ -47,7 +47,7 @@ def in_columnstore(url: str) -> int:
 
 
 def swallow_heat(url: str) -> None:
-    """From now on a trigger leaves such readings out, and PostgreSQL calls that success."""
+    """Let a trigger leave hot readings out from now on, which PostgreSQL reports as success."""
     execute(
         url,
         "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS"
@@ -57,7 +57,7 @@ def swallow_heat(url: str) -> None:
 
 
 def kill_flusher(url: str) -> None:
-    """Ends the flusher's backend, and waits until it is gone."""
+    """End the flusher's backend, and wait until it is gone."""
     execute(url, "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name ~ 'flusher'")
 
 
@@ -171,7 +171,7 @@ async def test_what_a_constraint_says_only_at_commit_is_found_as_well(database: 
 
 
 async def test_a_flush_of_which_nothing_is_taken_is_committed_all_the_same(database: str) -> None:
-    """It is in the ledger: its senders are told, and it is not tried again."""
+    """A flush whose rows are all refused commits: it is in the ledger, is answered, and is not tried again."""
     refuse_heat(database)
     async with writing(database) as writer:
         flush = await write(writer, batch(*range(20, 29), is_atomic=True))
@@ -222,7 +222,7 @@ async def test_repeated_record(database: str) -> None:
 
 
 async def test_new_record_beside_a_repeated_one(database: str) -> None:
-    """Or its sender would be told of readings that were rolled back."""
+    """A new record beside a repeated one is rolled back, so that its sender is not answered for lost readings."""
     async with writing(database) as writer:
         await write(writer, reading(0), records={record("old"): FIRST_ANSWER})
         records = {record(key): key.encode() for key in ("before", "old", "z after")}
@@ -233,7 +233,7 @@ async def test_new_record_beside_a_repeated_one(database: str) -> None:
 
 
 async def test_record_that_could_not_be_stored_commits_nothing(database: str) -> None:
-    """As where the row that stood in its way has been pruned since."""
+    """A record that could not be stored commits nothing, such as if the conflicting row was pruned meanwhile."""
     execute(
         database,
         "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
@@ -347,7 +347,7 @@ async def test_rows_come_into_a_chunk_of_the_columnstore_in_either_way(database:
 
 
 async def test_a_flush_is_prepared_while_another_is_written(database: str) -> None:
-    """Also one with new names: it needs nothing of the flusher's connection."""
+    """A flush is prepared while another is written, also with new names: it does not need the flusher's connection."""
     async with writing(database) as writer, await psycopg.AsyncConnection.connect(database) as busy:
         first = await writer.prepare([reading(0)])
         await busy.execute("LOCK TABLE flushes IN SHARE MODE")
@@ -363,7 +363,7 @@ async def test_a_flush_is_prepared_while_another_is_written(database: str) -> No
 
 
 async def test_a_flush_prepared_before_the_connection_was_lost_is_not_written_on_the_next(database: str) -> None:
-    """Its ids may be another server's."""
+    """A flush prepared before the connection was lost is not written on the next: its ids may be another server's."""
     async with writing(database) as writer:
         flush = await writer.prepare([reading(0)])
         kill_flusher(database)
@@ -430,7 +430,7 @@ async def test_the_ledger_waits_for_a_lost_transaction_to_end(database: str) -> 
 
 
 async def test_a_silent_server_is_given_up(embedded_database_url: str) -> None:
-    """After the timeout, psycopg spends some 5 s on an attempt to cancel."""
+    """A silent server is given up after the timeout and psycopg's 5 s for an attempt to cancel."""
     with faulty_proxy(embedded_database_url) as proxy:
         async with writing(proxy.url, flush_timeout_s=0.5) as writer:
             flush = await writer.prepare([reading(0)])
@@ -502,7 +502,7 @@ async def test_latest_readings_that_fail(embedded_database_url: str, monkeypatch
 
 
 async def test_another_server_behind_a_new_connection_is_asked_for_its_own_ids(database: str) -> None:
-    """As after a failover that lost sensors, or a restore."""
+    """After a failover that lost sensors, or a restore, another server is asked for its own ids."""
     gateway = batch(*range(MIN_REMEMBERED_NAMES), sensors=MIN_REMEMBERED_NAMES)
     async with writing(database) as writer:
         await write(writer, reading(0), gateway)
@@ -524,7 +524,7 @@ async def test_another_server_behind_a_new_connection_is_asked_for_its_own_ids(d
 
 
 async def test_the_same_sensors_again_have_the_same_ids(database: str) -> None:
-    """A gateway's, whose names are remembered as a whole, in another order, one of them alone, and some with others."""
+    """The same sensors have the same ids again: as a whole array, in another order, alone, and among others."""
     gateway = [reading(place, sensor=f"sensor {place}", source=SCRIPT) for place in range(MIN_REMEMBERED_NAMES)]
     others = [reading(place + 50, sensor=f"sensor {place + 50}", source=SCRIPT) for place in range(100)]
     async with writing(database) as writer:
@@ -550,12 +550,12 @@ async def test_an_id_that_the_ledger_has_is_the_servers_trouble_and_not_the_send
 
 
 def last_id(url: str, table: str) -> object:
-    """The last value that an identity has given out."""
+    """Return the last value of an identity."""
     return rows(url, f"SELECT last_value FROM {table}_id_seq")[0][0]
 
 
 async def test_known_names_use_up_no_ids(database: str) -> None:
-    """However often they are asked for: by new connections, by other processes, beside new ones."""
+    """Known names use up no ids, however often new connections and other processes look them up."""
     each = [reading(place, sensor=f"s{place}") for place in range(3)]
     for _ in range(3):
         async with writing(database) as writer:

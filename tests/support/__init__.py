@@ -1,1 +1,1 @@
-"""What tests of several folders use: databases, servers, peers, samples. No test stands here."""
+"""Helpers of tests in several folders: databases, servers, peers, samples. No test stands here."""

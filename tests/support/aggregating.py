@@ -62,12 +62,12 @@ class Rig(NamedTuple):
     """What the writer takes for the time, in its one place."""
 
     async def write(self, *readings: Reading) -> None:
-        """Commits readings: one alone, several as one request."""
+        """Commit readings: one alone, several as one request."""
         content = readings[0] if len(readings) == 1 else batch_of(readings, source=SOURCE)
         await self.writer.write(await self.writer.prepare([content]), dict)
 
     async def refresh(self, retention: Retention = FOR_EVER) -> None:
-        """One turn of the refreshing, as if the last one were long ago."""
+        """Refresh once, as if the last time were long ago."""
         execute(
             self.url,
             "UPDATE server_settings SET value = (value::timestamptz - interval '1 hour')::text "
@@ -113,7 +113,7 @@ def rows(url: str, query: str, **arguments: object) -> list[Any]:
 
 
 def assert_right(url: str) -> None:
-    """Every tier has what a plain count over the readings has."""
+    """Assert that every tier has what a plain count over the readings has."""
     for tier in TIERS:
         assert rows(url, FOUND.format(tier.name)) == rows(url, EXPECTED, width=tier.width), tier.name
 

@@ -25,7 +25,7 @@ async def receive(websocket: ClientConnection) -> dict[str, object]:
 
 
 async def closing(websocket: ClientConnection) -> tuple[int, str]:
-    """The code and the reason with which the server closes."""
+    """Return the code and the reason with which the server closes."""
     with pytest.raises(ConnectionClosed) as closed:
         await asyncio.wait_for(websocket.recv(), 10)
     frame = closed.value.rcvd

@@ -1,4 +1,4 @@
-"""A connection of app.web without a socket: what is written to it, and a turn of the event loop."""
+"""A connection of app.web without a socket, which records what is written, and a turn of the event loop."""
 
 import asyncio
 from collections.abc import Callable
@@ -72,7 +72,7 @@ class Desk:
         return lambda body: self.taken.append((exchange, body))
 
     def answer(self) -> None:
-        """Answers the request that was taken last with the length of its body."""
+        """Answer the last request with the length of its body."""
         exchange, body = self.taken[-1]
         exchange.answer(201, (), b"%d" % len(body))
 

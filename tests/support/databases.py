@@ -16,7 +16,7 @@ _numbers = itertools.count(1)
 
 @contextmanager
 def new_database(admin_url: str) -> Iterator[str]:
-    """The connection string of a new, empty database on a cluster."""
+    """Make a new, empty database on a cluster and return its connection string."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(admin_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
@@ -26,7 +26,7 @@ def new_database(admin_url: str) -> Iterator[str]:
 
 @contextmanager
 def holding(url: str, *statements: str) -> Iterator[None]:
-    """A transaction that has run statements and stays open for the block."""
+    """Run statements in a transaction that stays open until the block ends."""
     with psycopg.connect(url) as connection:
         for statement in statements:
             connection.execute(statement)

@@ -1,4 +1,4 @@
-"""How many examples Hypothesis draws: all of them with the profile ``full``, a tenth of them with ``fast``."""
+"""The number of Hypothesis's examples: all of them with the profile ``full``, a tenth with ``fast``."""
 
 from hypothesis import settings
 

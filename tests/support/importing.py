@@ -1,4 +1,4 @@
-"""An Importer into a pipeline that takes all."""
+"""An Importer with a pipeline that accepts everything."""
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping

@@ -26,7 +26,7 @@ class Load:
 
     @asynccontextmanager
     async def on(self, server: Server) -> AsyncIterator[None]:
-        """Sends to a server for as long as the block lasts; a broken connection ends its sender."""
+        """Send to a server until the block ends. A broken connection ends its sender."""
         limits = httpx.Limits(max_connections=SENDERS)
         async with httpx.AsyncClient(headers={"X-API-Key": API_KEY}, limits=limits, timeout=30) as client:
             senders = [asyncio.create_task(self._send(client, server.url + PATH)) for _ in range(SENDERS)]
@@ -38,7 +38,7 @@ class Load:
                 await asyncio.gather(*senders, return_exceptions=True)
 
     def has_acknowledged(self, readings: int) -> bool:
-        """Whether so many have been answered 201."""
+        """Return whether a number of readings have been answered 201."""
         return len(self.acknowledged) >= readings
 
     async def _send(self, client: httpx.AsyncClient, url: str) -> None:

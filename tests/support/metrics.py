@@ -66,6 +66,6 @@ def registry(
 
 
 def scrape(registry: CollectorRegistry) -> dict[str, float]:
-    """Every sample without labels, by name."""
+    """Return every sample without labels, by name."""
     families = text_string_to_metric_families(generate_latest(registry).decode())
     return {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}

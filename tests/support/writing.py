@@ -1,4 +1,4 @@
-"""A Writer on a real database, readings for it, and what is stored."""
+"""A Writer on a real database, readings for it, and the stored rows."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -66,7 +66,7 @@ async def writing(
 
 
 async def write(writer: Writer, *contents: Content, records: Records | None = None) -> PreparedFlush:
-    """Prepares and writes a flush of these, with its records."""
+    """Prepare and write a flush of these readings, with its records."""
     flush = await writer.prepare(contents)
     await writer.write(flush, lambda: records or {})
     return flush
@@ -88,7 +88,7 @@ def count(url: str, table: str) -> object:
 
 
 def stored(url: str) -> list[tuple[object, ...]]:
-    """Each row as its reading would be, with its id, by id."""
+    """Return each row as its reading would be, with its id, by id."""
     return rows(
         url,
         "SELECT (extract(epoch FROM time) * 1000000)::bigint, s.name, temperature, humidity, pressure, key_name,"
@@ -98,18 +98,18 @@ def stored(url: str) -> list[tuple[object, ...]]:
 
 
 def as_stored(contents: Sequence[Content], first_id: int) -> list[tuple[object, ...]]:
-    """What ``stored`` must say of these."""
+    """Return what ``stored`` must report about these readings."""
     each = [one for c in contents for one in ([c] if isinstance(c, Reading) else c.readings(0, c.rows))]
     return [(*one[:5], *one.source, first_id + place) for place, one in enumerate(each)]
 
 
 def refuse_heat(url: str) -> None:
-    """From now on PostgreSQL takes no reading of 25 °C and more: of ``reading(place)`` none from the 15th place on."""
+    """Let PostgreSQL refuse readings of 25 °C and more: those of ``reading(place)`` from the 15th place on."""
     execute(url, "ALTER TABLE readings ADD CONSTRAINT heat CHECK (temperature < 25)")
 
 
 async def until_somebody_waits_for_a_lock(url: str) -> None:
-    """Looks again and again; the tests' own patience is the test's timeout."""
+    """Wait until a session waits for a lock, within the test's timeout."""
     async with asyncio.timeout(10):
         while not rows(
             url, "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"

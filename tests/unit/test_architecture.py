@@ -1,4 +1,4 @@
-"""The house rules, read off the syntax: which rooms are pure, and that no import runs back up."""
+"""The rules of the architecture, by the syntax: pure modules are pure, and imports run downward only."""
 
 import ast
 import re
@@ -55,7 +55,7 @@ def modules_in(room: str) -> list[str]:
 
 
 def imports(module: str) -> set[str]:
-    """What a module imports, at its top or anywhere else in it."""
+    """Return what a module imports, at its top or anywhere else."""
     found = set()
     for node in ast.walk(MODULES[module]):
         if isinstance(node, ast.Import):
@@ -139,7 +139,7 @@ def test_only_the_store_speaks_to_a_database() -> None:
 
 
 def test_metrics_are_named_in_the_schema() -> None:
-    """Whatever has a column or a key for each metric derives it from ``app.schema``, but for few modules."""
+    """All modules but a few derive the columns and keys of metrics from ``app.schema``."""
     naming = {
         module
         for module, tree in MODULES.items()
@@ -151,7 +151,7 @@ def test_metrics_are_named_in_the_schema() -> None:
 
 
 def test_no_test_imports_another() -> None:
-    """What several tests use is in tests/support, or in a module of their folder that holds no test."""
+    """Helpers of several tests are in tests/support, or in a module of their folder without tests."""
     imported = {
         f"{path.relative_to(ROOT)} imports {node.module}"
         for path in (ROOT / "tests").rglob("*.py")

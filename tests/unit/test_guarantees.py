@@ -1,4 +1,4 @@
-"""docs/guarantees.md against the modules that cite it and the tests that it names."""
+"""The page docs/guarantees.md agrees with the modules that cite it and the tests that it names."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Names: a class has one meaning in all of app, and every word of the glossary is in use."""
+"""Each class name has one meaning in app, and every word of the glossary is in use."""
 
 import ast
 import re

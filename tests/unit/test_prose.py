@@ -5,6 +5,7 @@ Ruff's D rules hold the form of docstrings. These are the rules that a linter la
 
 import ast
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = sorted(path for folder in ("app", "alembic", "benchmarks") for path in (REPOSITORY / folder).rglob("*.py"))
-SHORT_HEADS = sorted(path for folder in ("alembic", "benchmarks") for path in (REPOSITORY / folder).rglob("*.py"))
+TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
+SHORT_HEADS = TESTS + [path for path in SOURCES if path.relative_to(REPOSITORY).parts[0] != "app"]
 """Modules whose docstrings begin with a short sentence."""
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), REPOSITORY / "benchmarks" / "README.md"])
 
@@ -21,6 +23,7 @@ RIDDLES = re.compile(
 )
 NO_PROSE = {"nobody"}
 """The name of an account."""
+BARE_OPENING = re.compile(r"(What|Who|Whoever|How|Which|And|Or|But|Also)\b")
 MAX_HEAD_WORDS = 25
 MAX_SENTENCE_WORDS = 35
 CODE = re.compile(r"^( *)```.*?^\1```$|^    [^\n]*$|`[^`]*`", re.MULTILINE | re.DOTALL)
@@ -40,6 +43,16 @@ def texts(file: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
+def docstrings_and_comments(file: Path) -> Iterator[str]:
+    """Yield the docstrings of a module, of its attributes too, and each line of its comments."""
+    with file.open("rb") as lines:
+        yield from (token.string[1:] for token in tokenize.tokenize(lines.readline) if token.type == tokenize.COMMENT)
+    for node in ast.walk(ast.parse(file.read_text())):
+        match node:
+            case ast.Expr(ast.Constant(str(text))):
+                yield text
+
+
 def heads(file: Path) -> Iterator[str]:
     """Yield the first sentences of a module's docstrings."""
     for node in ast.walk(ast.parse(file.read_text())):
@@ -48,7 +61,7 @@ def heads(file: Path) -> Iterator[str]:
 
 
 def sentences(page: str) -> Iterator[str]:
-    """Yield the sentences of a page in Markdown, without its code; a cell of a table has sentences of its own."""
+    """Yield the sentences of a page in Markdown, without its code. A cell of a table has its own sentences."""
     prose = CODE.sub(lambda code: "\n" if code[0].startswith((" ", "```")) else "X", page)
     for paragraph in re.split(r"\n\s*\n|\n(?= *(?:- |\d+\. |\|))|\n(?=#)| \| ", prose):
         yield from re.split(r"(?<=[.!?])[)*]*\s+(?=[^a-z])", paragraph.strip(" \n|"))
@@ -61,9 +74,17 @@ def test_prose_is_plain(file: Path) -> None:
 
 
 @each(SHORT_HEADS)
+def test_docstrings_and_comments_are_plain(file: Path) -> None:
+    """No docstring or comment has a word or an opening that makes it a riddle."""
+    assert [text for text in docstrings_and_comments(file) if RIDDLES.search(text)] == []
+
+
+@each(SHORT_HEADS)
 def test_head_is_short(file: Path) -> None:
-    """A docstring's first sentence has no semicolon and at most 25 words."""
-    assert [head for head in heads(file) if ";" in head or len(head.split()) > MAX_HEAD_WORDS] == []
+    """A docstring's first sentence has a named subject or a verb, no semicolon, and at most 25 words."""
+    found = list(heads(file))
+    assert [head for head in found if BARE_OPENING.match(head)] == []
+    assert [head for head in found if ";" in head or len(head.split()) > MAX_HEAD_WORDS] == []
 
 
 @each(PAGES)

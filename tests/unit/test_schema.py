@@ -1,4 +1,4 @@
-"""What names the metrics itself, for a contract or for speed, has those of ``app.schema`` in their order."""
+"""Modules that name the metrics themselves, for a contract or for speed, have the order of ``app.schema``."""
 
 from datetime import UTC
 
@@ -15,7 +15,7 @@ from app.store.database import ORIGINAL_METRICS
 from app.web.write_single import StoredReading
 from tests.support.samples import SOURCE, T0_US
 
-VALUES = dict(zip(METRICS, (1.5, -2.5, 3e300), strict=True))
+VALUES = {name: place - 1.5 for place, name in enumerate(METRICS)}
 
 
 def test_reading_fields() -> None:

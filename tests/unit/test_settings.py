@@ -1,4 +1,4 @@
-"""Settings: what README says of them, what is refused and under which name, and that no key is ever shown."""
+"""Settings agree with README, name themselves when a value is refused, and never show a key."""
 
 import re
 import traceback

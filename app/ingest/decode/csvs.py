@@ -109,7 +109,7 @@ def records(body: bytes, at: int, dialect: CsvDialect, names: Sequence[str] | No
     """
     pattern = _field_pattern(dialect.separator)
     separator = dialect.separator.encode()
-    one_line = [place for place, name in enumerate(names or ()) if name in COLUMNS and name != "sensor_id"]
+    one_line = [index for index, name in enumerate(names or ()) if name in COLUMNS and name != "sensor_id"]
     while at < len(body):
         if body[at] in _BLANK and (blank := _BLANK_LINES.match(body, at)):
             at = blank.end()
@@ -121,7 +121,7 @@ def records(body: bytes, at: int, dialect: CsvDialect, names: Sequence[str] | No
             at = found.end()
             if end != separator:
                 is_stray = names is not None and (
-                    len(fields) != len(names) or any(_LINE_END.search(fields[place]) for place in one_line)
+                    len(fields) != len(names) or any(_LINE_END.search(fields[index]) for index in one_line)
                 )
                 if is_stray and (line_end := _LINE_END.search(body, start, at)) and line_end.end() < at:
                     at = line_end.end()
@@ -201,7 +201,7 @@ def _by_arrow(
             read_options=pyarrow.csv.ReadOptions(
                 use_threads=False,
                 block_size=rest.size + 1,
-                column_names=[name if name in known else str(place) for place, name in enumerate(names)],
+                column_names=[name if name in known else str(index) for index, name in enumerate(names)],
             ),
             parse_options=pyarrow.csv.ParseOptions(delimiter=dialect.separator, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
@@ -235,8 +235,8 @@ def _by_record(
     unknown: Sequence[str],
     options: DecodeOptions,
 ) -> ParsedColumns:
-    places = {name: names.index(name) for name in COLUMNS if name in names}
-    texts: dict[str, list[str | None]] = {name: [] for name in places}
+    indices = {name: names.index(name) for name in COLUMNS if name in names}
+    texts: dict[str, list[str | None]] = {name: [] for name in indices}
     faults: dict[str | None, dict[int, str]] = {None: {}} | {name: {} for name in METRICS}
     spans: list[tuple[int, int]] = []
     for row, (fields, start, end) in enumerate(records(body, first, options.dialect, names)):
@@ -259,8 +259,8 @@ def _by_record(
             for column in texts.values():
                 column.append(None)
         else:
-            for name, place in places.items():
-                texts[name].append(decoded[place])
+            for name, index in indices.items():
+                texts[name].append(decoded[index])
     columns: dict[str, pa.Array] = {}
     for name, column in texts.items():
         if name in METRICS:

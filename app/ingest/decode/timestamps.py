@@ -124,10 +124,10 @@ def _from_number(number: float, precision: Precision) -> int:
         raise ValueError("time should be a number of seconds, ms, µs or ns since 1970")
     if precision is not Precision.AUTO:
         return _in_us(number, _SCALES_US[precision])
-    place = bisect_right(_BOUNDS, magnitude)
-    time_us = _in_us(number, _SCALES[place])
+    index = bisect_right(_BOUNDS, magnitude)
+    time_us = _in_us(number, _SCALES[index])
     if EARLIEST_US <= time_us < EARLIEST_GUESSED_US:
-        raise ValueError(_implausible(number, time_us, _LIMITS[place][1]))
+        raise ValueError(_implausible(number, time_us, _LIMITS[index][1]))
     return time_us
 
 

@@ -99,11 +99,11 @@ def _dictionary_reader(read: _Read, *, is_kept: bool) -> _Read:
 
     def read_values(values: pa.Array) -> pa.Array:
         buffers = tuple((buffer.address, buffer.size) if buffer else None for buffer in values.buffers())
-        place = (values.offset, len(values), buffers)
-        if place not in seen:
+        extent = (values.offset, len(values), buffers)
+        if extent not in seen:
             seen.clear()  # those that come later are most often the same
-            seen[place] = read(values)
-        return seen[place]
+            seen[extent] = read(values)
+        return seen[extent]
 
     def read_chunk(column: pa.DictionaryArray) -> pa.Array:
         values = read_values(column.dictionary)

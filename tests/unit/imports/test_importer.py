@@ -1,4 +1,4 @@
-"""Files through the importer into a pipeline that takes all, and without one."""
+"""The importer with a pipeline that accepts everything, and without one."""
 
 import asyncio
 import gzip
@@ -42,7 +42,7 @@ def test_keys_of_a_text(tmp_path: Path) -> None:
 
 
 def test_keys_of_parquet(tmp_path: Path) -> None:
-    """Files that don't grow are known by their whole content, as they always were."""
+    """Files that don't grow are still recognised by their whole content."""
     table = pa.table({"sensor_id": ["a"], "time": [1_000_000_000], "temperature": [21.0]})
     (tmp_path / "a.parquet").write_bytes(bodies.parquet(table))
     layout, taken = ColumnMapping(precision=Precision.S), Taken()
@@ -56,7 +56,7 @@ def row(number: int) -> bytes:
 
 
 def test_wide_file(tmp_path: Path) -> None:
-    """What bounds a request's columns, and what is said of them, bounds no file's."""
+    """The bounds of a request's columns, and of their names in an answer, do not apply to files."""
     columns = {"sensor_id": ["a"], "time": [1_000_000_000], "temperature": [21.0]}
     table = pa.table(columns | {f"channel {number}": [1.0] for number in range(2_000)})
     (tmp_path / "a.parquet").write_bytes(bodies.parquet(table.replace_schema_metadata({"pandas": "x" * (1 << 20)})))
@@ -66,7 +66,7 @@ def test_wide_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("steps", [[3, 5, 5, 9], [0, 1, 2], [7, 7]])
 def test_a_log_that_grows(tmp_path: Path, steps: list[int]) -> None:
-    """A log is imported from where it ended before, under another name and compressed too; nothing is stored twice."""
+    """A log continues where its import ended, even renamed or compressed, and nothing is stored twice."""
     taken, before = Taken(), 0
     for step, rows in enumerate(steps):
         text = CSV + b"".join(map(row, range(rows)))
@@ -79,7 +79,7 @@ def test_a_log_that_grows(tmp_path: Path, steps: list[int]) -> None:
 
 
 def test_a_log_cut_within_a_line(tmp_path: Path) -> None:
-    """A line that was imported before it was whole is stored when it is, and that is said."""
+    """A line that was imported before it was complete is stored once it is, and the output says so."""
     taken = Taken()
     (tmp_path / "a.csv").write_bytes(CSV + row(0) + b"a,1000000001,1")
     assert imported(tmp_path / "a.csv", ColumnMapping(), taken).stored == 2
@@ -108,7 +108,7 @@ def test_logs_with_one_beginning(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.csv", "a.ndjson", "a.parquet", "a.json"])
 def test_what_was_forgotten_is_stored_again(tmp_path: Path, name: str) -> None:
-    """After forget, a file is one that was never imported, whatever its format; others are still known."""
+    """After forget, a file of any format counts as never imported. Other files are still known."""
     reading = {"sensor_id": "a", "time": 1_000_000_000, "temperature": 21.0}
     contents = {
         "a.csv": CSV + row(0),
@@ -148,7 +148,7 @@ def test_what_options_make_another_file(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_no_longer_rejected(tmp_path: Path) -> None:
-    """Rows that an option would now accept are not stored beside the others; their own file can be imported with it."""
+    """Rows that an option would now accept are not stored from the same file, but from the file of rejected rows."""
     text = b"sensor_id,time,temperature,humidity\na,1000000000,1,50\na,1000000001,--,51\n"
     (tmp_path / "a.csv").write_bytes(text)
     taken, layout = Taken(), ColumnMapping(missing=frozenset(["--"]))

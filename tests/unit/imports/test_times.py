@@ -37,7 +37,7 @@ LOCAL = datetime(2013, 7, 1, 12)
     ],
 )
 def test_zone(times: pa.Array) -> None:
-    """Times without an offset are taken to be in the zone, of whatever type they are; others are as they say."""
+    """Times of any type without an offset are read in the zone. Others keep their own."""
     assert moments(times, BERLIN) == [*["2013-07-01 10:00:00"] * 3, None]
 
 
@@ -58,7 +58,7 @@ def test_moments_are_left_alone() -> None:
 
 
 def test_clocks_that_are_put_back_and_forward() -> None:
-    """A time that comes twice is the first, and its row is named; a time that the clocks skipped is a fault."""
+    """A time that comes twice is read as the first, and its row is named. A time that the clocks skipped is a fault."""
     times = pa.array(
         ["2023-10-29T01:59:59", "2023-10-29T02:30", "2023-10-29T03:00", "2023-03-26T02:30", "2023-03-26T03:00"]
     )

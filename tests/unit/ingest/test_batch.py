@@ -1,4 +1,4 @@
-"""A batch: its rows one by one, what it is counted as, and which of them is the latest."""
+"""A batch: its rows one by one, its size, and its latest row."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The buffer: its bounds, its order and its sums; and whatever is done to it, against a model of plain lists."""
+"""The buffer's bounds, order and sums, and all its operations against a model of plain lists."""
 
 import itertools
 import math
@@ -39,7 +39,7 @@ def submission(
     record: IdempotencyRecord | None = None,
     answers: list[WriteOutcome] | None = None,
 ) -> Submission:
-    """A submission that only has its measures: the buffer looks at nothing of what is in it but whose it is."""
+    """Return a submission with a size and a key only: the buffer looks at nothing else."""
     content = reading(source=Sender(key_name, "192.0.2.7"))
     heard: list[WriteOutcome] = [] if answers is None else answers
     return Submission(WriteRequest(content, record), rows, size_bytes, at, at + patience_s, heard.append)
@@ -128,7 +128,7 @@ def test_room_may_be_given_back_while_there_is_none() -> None:
 
 
 def test_a_flush_stays_as_it_began_whatever_becomes_of_its_submissions() -> None:
-    """Or who goes through it to reject some of it would skip others."""
+    """A flush keeps its submissions as it began, so that a loop that rejects some skips no others."""
     submissions = [submission() for _ in range(5)]
     buffer = filled(*submissions)
     flush = buffer.begin_flush(5)
@@ -278,7 +278,7 @@ def test_the_oldest_row_is_looked_for_in_flush_first() -> None:
 
 @dataclass
 class ParsedColumns:
-    """What the model knows of a submission."""
+    """The model's view of a submission."""
 
     submission: Submission
     key_name: str
@@ -369,7 +369,7 @@ class BufferAgainstModel(RuleBasedStateMachine):
     @precondition(lambda self: self.sent)
     @rule(data=st.data())
     def unpark(self, data: st.DataObject) -> None:
-        """Also what is not, or no longer, parked."""
+        """Unpark a submission, even one that is not parked."""
         number = data.draw(st.sampled_from([*self.sent]))
         is_awaited = self.sent[number].submission.deadline < math.inf
         deadline = self.now + PATIENCE_S if is_awaited else math.inf

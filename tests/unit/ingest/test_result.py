@@ -1,4 +1,4 @@
-"""What a sender is told: the reading, to the last bit, with its date and time in the configured zone."""
+"""The answer has the reading to the last bit, with its date and time in the configured zone."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -65,7 +65,7 @@ def test_a_receipt_says_what_was_stored(sent: Reading, reading_id: int, zone: st
 
 
 def test_batch_result_as_json() -> None:
-    """What is stored of a result is all that a repetition of the request is told."""
+    """The stored form of a result has everything for the answer to a repetition."""
     result = BatchResult(
         2,
         rejected=2,

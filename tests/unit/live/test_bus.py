@@ -1,4 +1,4 @@
-"""The bus of one process: it counts places, and that is all."""
+"""The bus of one process only counts connections."""
 
 import pytest
 

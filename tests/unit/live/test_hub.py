@@ -1,4 +1,4 @@
-"""The hub: each reading once, or the latest of each sensor, or the door; and nobody suffers for another."""
+"""The hub sends each reading once, conflates, or disconnects, and no subscriber suffers for another."""
 
 from collections.abc import Callable
 
@@ -169,7 +169,7 @@ MESSAGES = st.lists(
 
 
 def conflated(messages: list[CommittedReading]) -> list[CommittedReading]:
-    """The latest message of each sensor, in the order in which the sensors were last heard of: slow and obvious."""
+    """Return the latest message of each sensor, in the order of the last messages, slowly and obviously."""
     last_heard_first = dict.fromkeys(message.sensor for message in reversed(messages))
     return [
         max((each for each in messages if each.sensor == sensor), key=lambda each: (each.time_us, each.id))

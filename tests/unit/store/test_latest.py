@@ -27,7 +27,7 @@ def batch_of(rows: Sequence[LatestRow]) -> pa.RecordBatch:
 
 @st.composite
 def flushes(draw: st.DrawFn) -> list[list[LatestRow]]:
-    """Of each flush the latest row of each of its sensors, by sensor; flushes of one set of sensors occur again."""
+    """Draw flushes, each with the latest row of its sensors, by sensor. The same sensors come again."""
     some_sensors = st.lists(st.integers(1, 6), min_size=1, unique=True).map(sorted)
     sets = draw(st.lists(some_sensors, min_size=1, max_size=3))
     ids = iter(draw(st.permutations(range(1, 200))))
@@ -49,7 +49,7 @@ def rank(row: LatestRow, horizon_us: float) -> tuple[bool, int, int]:
 def test_the_latest_of_each_sensor_is_kept_whatever_came_together(
     flushes: list[list[LatestRow]], compact_rows: int, horizon_us: float
 ) -> None:
-    """Later by time, and of one time by id; what is beyond the horizon gives way to what is not."""
+    """The latest of each sensor is kept, by time and then by id. A reading beyond the horizon gives way to another."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latest, "COMPACT_ROWS", compact_rows)
         noted = LatestRows()
@@ -68,7 +68,7 @@ def test_the_latest_of_each_sensor_is_kept_whatever_came_together(
 
 
 async def test_a_process_that_ends_while_it_writes() -> None:
-    """It writes when it leaves what was under way, and what was noted meanwhile."""
+    """A process that ends while it writes also writes what arrived meanwhile."""
 
     class Recording:
         def __init__(self) -> None:
@@ -104,7 +104,7 @@ def test_no_rows_are_nothing_noted() -> None:
 
 
 def test_what_the_database_did_not_take_is_noted_with_what_came_meanwhile() -> None:
-    """And the same sensors are held once."""
+    """Rows that the database did not take stay with those that arrived meanwhile, each sensor once."""
 
     class Away:
         @asynccontextmanager
@@ -125,7 +125,7 @@ def test_what_the_database_did_not_take_is_noted_with_what_came_meanwhile() -> N
 
 
 def test_the_same_sensors_again_are_no_more_rows() -> None:
-    """However many flushes come before the database takes what is noted."""
+    """The same sensors again take no more memory, however many flushes come before a write."""
     noted = LatestRows()
     for time_us in range(100):
         noted.record(batch_of([LatestRow(sensor, time_us, time_us, (1.5, None, None)) for sensor in range(10)]))
@@ -133,7 +133,7 @@ def test_the_same_sensors_again_are_no_more_rows() -> None:
 
 
 class Table:
-    """The table, its connection and cursor: takes some statements, and is away then."""
+    """The table, its connection and cursor, which take some statements and are unavailable after that."""
 
     edition = None
 
@@ -153,7 +153,7 @@ class Table:
 
 
 def test_what_is_written_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However much is noted: a database that fails now and then still gets all of it, in pieces that become smaller."""
+    """Written rows are not written again: a database that fails at times gets all rows, in smaller pieces."""
     monkeypatch.setattr(latest, "PIECE_ROWS", 400)
     table = Table(3)
     readings = LatestReadings(cast("Any", table))
@@ -173,7 +173,7 @@ def test_what_is_written_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_many_that_came_alone_are_not_held_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And are written all the same."""
+    """Many single readings are not held one by one, and are all written."""
     monkeypatch.setattr(latest, "SINGLES", 10)
     table = Table(99)
     readings = LatestReadings(cast("Any", table))
@@ -187,7 +187,7 @@ def test_many_that_came_alone_are_not_held_one_by_one(monkeypatch: pytest.Monkey
 
 
 def test_an_age_that_grows_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """And that it has been caught up with."""
+    """An age that grows is logged once, and once more when it is caught up."""
     monkeypatch.setattr(latest, "INTERVAL_S", 0)
     table, now = Table(0), iter(range(0, 10_000, 50))
     readings = LatestReadings(cast("Any", table), clock=lambda: next(now))

@@ -1,4 +1,4 @@
-"""What is beyond its limits, against a plain look at each value."""
+"""Violations of limits agree with a plain check of each value."""
 
 import struct
 from array import array
@@ -34,7 +34,7 @@ Limits = dict[int, dict[str, tuple[float | None, float | None]]]
 
 
 class Logged(NamedTuple):
-    """A row of the log; times in microseconds since 1970."""
+    """A row of the log, with times in microseconds since 1970."""
 
     sensor_id: int
     metric: str
@@ -67,7 +67,7 @@ def batch_of(readings: Sequence[LatestRow]) -> pa.RecordBatch:
 
 
 def decoded(pieces: Sequence[bytes]) -> list[Logged]:
-    """The rows of a binary COPY."""
+    """Decode the rows of a binary COPY."""
     data = b"".join(pieces)
     assert data.startswith(HEADER)
     assert data.endswith(TRAILER)

@@ -48,7 +48,7 @@ def test_any_other_key_opens_nothing(shown: bytes | None, scope: Scope, reason: 
     ("scope", "words"), [(Scope.INGEST, "write readings"), (Scope.READ, "read readings and sensors")]
 )
 def test_key_without_the_scope(scope: Scope, words: str) -> None:
-    """A key that may not do this is told so, with what it may do."""
+    """The error for a key without the scope says what the key may do."""
     with pytest.raises(
         Forbidden, match=f"^This API key, .*, may not {words}. It may listen to live readings.$"
     ) as refusal:
@@ -58,7 +58,7 @@ def test_key_without_the_scope(scope: Scope, words: str) -> None:
 
 @pytest.mark.parametrize("keys", [("a", "b"), ("b", "a")])
 def test_one_secret_for_two_keys(keys: tuple[str, str]) -> None:
-    """Where two keys have the same secret, the one that may do this counts, in any order."""
+    """If two keys have the same secret, the one with the scope counts, in any order."""
     scopes = {"a": frozenset({Scope.LISTEN}), "b": frozenset({Scope.INGEST})}
     assert ApiKeys(*(ApiKey(key, MASTER, scopes[key]) for key in keys)).authorize(MASTER.encode(), Scope.INGEST) == "b"
 
@@ -68,7 +68,7 @@ def test_one_secret_for_two_keys(keys: tuple[str, str]) -> None:
     [(MASTER, True), (EARS, True), ("wrong", False), (MASTER[:-1], False), ("", False), (None, False)],
 )
 def test_knows(shown: str | None, known: bool) -> None:
-    """A key is known whatever it is for; nothing is no key, also where a key is empty."""
+    """A key is known whatever its rights. An empty text is no key, even if a key is empty."""
     ring = ApiKeys(ApiKey("EMPTY", "", frozenset()), *(ApiKey(key, key, frozenset()) for key in (MASTER, EARS)))
     assert ring.knows(shown.encode() if shown is not None else None) is known
 

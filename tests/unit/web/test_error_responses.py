@@ -18,7 +18,7 @@ from app.errors import (
     MalformedBody,
     NotStored,
     OutcomeUnknown,
-    Refused,
+    PermanentError,
     RejectedByDatabase,
     SensorFlowError,
     ShuttingDown,
@@ -65,7 +65,7 @@ def test_an_error_has_its_status_its_headers_and_a_detail(
 
 @pytest.mark.parametrize(
     "kind",
-    sorted(set(tree(SensorFlowError)) - {SensorFlowError, Refused, ConfigurationError}, key=str),
+    sorted(set(tree(SensorFlowError)) - {SensorFlowError, PermanentError, ConfigurationError}, key=str),
 )
 def test_every_error_that_a_client_can_meet_is_in_a_table(kind: type[SensorFlowError]) -> None:
     assert kind in error_responses.CLOSE_CODES or any(parent in error_responses.STATUSES for parent in kind.__mro__)
@@ -76,7 +76,9 @@ def statuses(root: type[SensorFlowError]) -> set[int]:
 
 
 def test_what_sending_again_cannot_cure_is_never_5xx_and_only_the_unknown_is_504() -> None:
-    assert all(400 <= status < 500 for status in statuses(Refused) | statuses(Unauthorized) | statuses(Forbidden))
+    assert all(
+        400 <= status < 500 for status in statuses(PermanentError) | statuses(Unauthorized) | statuses(Forbidden)
+    )
     assert statuses(KeyOverShare) == {429}
     assert statuses(BodyStalled) == {408}
     assert statuses(NotStored) == {408, 429, 503}

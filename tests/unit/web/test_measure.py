@@ -48,7 +48,7 @@ async def labels_of(method: str, path: str) -> tuple[str, str, int]:
     ],
 )
 def test_labels(method: str, path: str, labels: tuple[str, str, int]) -> None:
-    """A request is counted under its route's template; what matches none is "unknown", an unusual method "other"."""
+    """A request is counted under its route's template, or "unknown", and an unusual method as "other"."""
     assert (
         asyncio.run(labels_of(method, path)) == labels
     )  # files are read in threads, of which virtual time knows nothing

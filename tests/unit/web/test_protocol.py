@@ -1,4 +1,4 @@
-"""Bytes in, bytes out: requests past ASGI, in line with those that uvicorn hands to it, on a transport that is none."""
+"""The HTTP protocol on a stand-in transport: requests that bypass ASGI, in order with those of uvicorn."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ from tests.support.connections import MAX_BODY_BYTES, Desk, Wire, a_few_turns
 
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers 200 with its own view of the request; what it can't show it leaves out."""
+    """Answer 200 with the application's view of the request, without what it can't show."""
     body = b""
     while (message := await receive()).get("more_body"):
         body += message["body"]
@@ -37,7 +37,7 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def answers_at_once(_: Scope, __: Receive, send: Send) -> None:
-    """Answers 200 before it has seen any of the body."""
+    """Answer 200 before it has seen any of the body."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
     await send({"type": "http.response.body", "body": b""})
 
@@ -88,7 +88,7 @@ class Connection:
 
     @property
     def statuses(self) -> list[int]:
-        """Of all answers so far, in their order. No body here has such a line in it."""
+        """Return the statuses of all answers so far, in their order. No body here has such a line in it."""
         return [int(part[:3]) for part in self.sent.split(b"HTTP/1.1 ")[1:]]
 
 
@@ -260,7 +260,7 @@ async def test_an_offer_without_a_body() -> None:
 
 
 async def test_cancelled_work_is_answered() -> None:
-    """Work that was to answer and is cancelled leaves nobody waiting: the outcome is unknown."""
+    """If work that should answer is cancelled, the sender gets an answer: the outcome is unknown."""
     connection = Connection()
     connection.feed(post())
     [(exchange, _)] = connection.desk.taken
@@ -356,7 +356,7 @@ async def test_an_idle_connection_is_closed() -> None:
 
 @pytest.mark.parametrize("begun", [b"", b"\r\n", b"POST /reading HTTP/1.1\r\nHost: x\r\n", b"GET /oth"])
 async def test_a_head_has_ten_seconds(begun: bytes) -> None:
-    """A connection whose head has not come in time is closed, with a 408 if it has begun; drops don't prolong it."""
+    """A connection whose head is late is closed, with a 408 if it has begun. Single bytes don't extend the time."""
     connection = Connection()
     connection.feed(begun)
     for _ in range(9):
@@ -513,7 +513,7 @@ async def test_a_body_as_long_as_the_bound_is_taken() -> None:
     ids=["target", "headers", "in line", "trailers"],
 )
 async def test_an_endless_head_is_cut_off(begin: bytes, more: bytes) -> None:
-    """A head that is too large is 431, after the answers that are owed; a trailer that is ends the connection."""
+    """A head that is too large is 431, after the earlier answers. A trailer that is too large ends the connection."""
     connection = Connection()
     connection.feed(begin)
     for _ in range(MAX_HEAD_BYTES // 4_096 - 2):
@@ -722,7 +722,7 @@ async def test_what_is_written_in_one_turn_goes_out_at_once_and_before_what_cann
 
 @pytest.mark.parametrize("error_in_line", [b"", b"GET /oth", post()[:-1]])
 async def test_half_closed_peer_is_answered(error_in_line: bytes) -> None:
-    """Requests that came whole are answered after the peer has closed its side; then the connection is closed."""
+    """After the peer has closed its side, its complete requests are answered, and the connection is closed."""
     connection = Connection()
     connection.feed(post() + GET + post() + error_in_line)
     assert connection.protocol.eof_received() is True
@@ -779,7 +779,7 @@ async def test_answer_of_the_same_turn_goes_out() -> None:
 
 
 async def test_much_at_once_is_parsed_in_slices() -> None:
-    """Of many requests in one read few are answered in a turn, reading is paused meanwhile, and none is forgotten."""
+    """If one read has many requests, each turn answers few, reading pauses meanwhile, and none is forgotten."""
     connection = Connection()
     request = post(b"", key=b"wrong")
     connection.feed(request * 2_000)
@@ -794,7 +794,7 @@ async def test_much_at_once_is_parsed_in_slices() -> None:
 
 
 async def test_nothing_is_parsed_while_requests_wait() -> None:
-    """Of many requests in one read only as many stand in line as a slice has."""
+    """If one read has many requests, only those of one slice wait in the queue."""
     connection = Connection()
     connection.feed(post() * 2_000)
     for _ in range(100):
@@ -808,7 +808,7 @@ async def test_nothing_is_parsed_while_requests_wait() -> None:
 
 @pytest.mark.parametrize("target", [b"/reading", b"/other"])
 async def test_long_body_is_parsed_whole(target: bytes) -> None:
-    """What has come of a body of known length is one slice."""
+    """The received part of a body of known length is one slice."""
     connection = Connection()
     connection.desk.max_body_bytes = 1_000_000
     connection.feed(post(b"x" * 200_000, target=target))
@@ -857,7 +857,7 @@ async def test_header_that_comes_twice(target: bytes) -> None:
 
 
 async def test_trailer_is_no_header() -> None:
-    """What comes behind a body says nothing of the request, also where it comes before the request is looked at."""
+    """A trailer after a body is no header of the request, even if it arrives before the request is handled."""
     connection = Connection(proxies="192.0.2.7")
     body = b"3\r\nabc\r\n0\r\nX-API-Key: k\r\nX-Forwarded-For: 192.0.2.9\r\n\r\n"
     connection.feed(b"POST /other HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
@@ -884,7 +884,7 @@ async def test_dripping_body_is_cut() -> None:
 
 
 async def test_closing_lets_the_answer_be_read() -> None:
-    """Where the peer still sends, what comes after the last answer is read and dropped for a while, and not parsed."""
+    """If the peer still sends, bytes after the last answer are read and dropped for a while, and not parsed."""
     connection = Connection()
     connection.feed(post(b"", length=MAX_BODY_BYTES + 1))
     assert (connection.statuses, connection.wire.ended) == ([413], "closed")
@@ -904,7 +904,7 @@ async def test_closing_lets_the_answer_be_read() -> None:
 
 
 async def test_stopping_server_refuses_what_still_comes() -> None:
-    """A body that has not come whole when the server stops is 503 on both ways; one that has is answered."""
+    """When the server stops, an incomplete body gets 503 on both routes, and a complete one its answer."""
     exchange, asgi, whole = Connection(), Connection(application=until_cancelled), Connection()
     exchange.feed(post()[:-1])
     asgi.feed(post(target=b"/other")[:-1])

@@ -1,4 +1,4 @@
-"""POST /api/readings on its way in: what holds room in the buffer, and how it is given back."""
+"""POST /api/readings before the flush: room in the buffer is held and given back."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -62,7 +62,7 @@ class RoomyPipeline:
         on_result(BatchResult(request.content.rows))
 
     async def find(self, _: RequestIdentity) -> None:
-        """No request was seen before."""
+        """Find nothing: no request was seen before."""
 
 
 async def send(
@@ -72,7 +72,7 @@ async def send(
     *,
     limits: BulkLimits = FEW,
 ) -> int:
-    """Has a body stored; the status."""
+    """Store a body and return the status."""
     bulk = BulkIngest(
         service=WriteService(cast("Pipeline[Any]", pipeline), pipeline),
         api_keys=ApiKeys(ApiKey("API_KEY", KEY, frozenset(Scope))),
@@ -161,7 +161,7 @@ COMPACT: dict[str, Callable[[pa.Table], bytes]] = {
 
 @pytest.mark.parametrize("content_type", COMPACT)
 def test_room_for_what_a_format_inflates_to(content_type: str) -> None:
-    """It is held while the body is read, given back after it, and refused before it where there is none."""
+    """Room for the inflated size is held while the body is read, and given back after. Without room it is refused."""
     body = COMPACT[content_type](bodies.table([{"sensor_id": "a" * 200, "temperature": 1.0}] * 5_000))
     limits = BulkLimits(body_bytes=1 << 20, inflated_bytes=4 << 20, rows=5_000, days=10, held_bytes=16 << 20)
     values_bytes = 5_000 * 5 * 8

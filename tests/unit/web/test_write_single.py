@@ -1,4 +1,4 @@
-"""The endpoint of one reading: what it asks of a head, hands to the pipeline, and makes of the answer."""
+"""The endpoint of one reading: its checks of a head, its submissions, and its answers."""
 
 import asyncio
 from collections.abc import Callable
@@ -39,7 +39,7 @@ BODY = b'{"temperature": 23.5, "humidity": 48.2, "pressure": 1013.2, "sensor_id"
 
 
 class Request:
-    """What the endpoint sees of an Exchange."""
+    """The part of an Exchange that the endpoint uses."""
 
     def __init__(self, headers: dict[bytes, bytes], client_ip: str = "192.0.2.7") -> None:
         self.headers = headers

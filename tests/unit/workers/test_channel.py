@@ -24,7 +24,7 @@ async def channels(*, max_messages: int = 1_000, max_bytes: int = 1_000_000) -> 
 
 
 async def received(end: Channel, last: Control) -> list[Control | Receipts]:
-    """Return what an end receives up to a certain message; receipts one by one."""
+    """Return what an end receives up to a certain message, with receipts one by one."""
     got: list[Control | Receipts] = []
 
     def receive(message: Control | Receipts) -> None:

@@ -1,4 +1,4 @@
-"""Messages: what one end writes, the other reads."""
+"""Every message that one end writes, the other reads."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Metrics of several processes: what is added up, what isn't, and what outlives a worker."""
+"""Metrics of several processes: sums, other rules, and counters that outlive a worker."""
 
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -15,7 +15,7 @@ def of(registry: CollectorRegistry) -> list[Family]:
 
 
 def values(whole: list[Family]) -> dict[str, float]:
-    """Every sample without labels, by name."""
+    """Return every sample without labels, by name."""
     exposed = CollectorRegistry()
     exposed.register(metric_families.MergedMetrics(whole))
     return scrape(exposed)

@@ -1,4 +1,4 @@
-"""The link to the parent: a worker whose parent is silent, or gone."""
+"""The link to the parent, for a worker whose parent is silent or gone."""
 
 import asyncio
 import socket
@@ -29,7 +29,7 @@ from tests.support.samples import receipt
 
 
 class Parent:
-    """The other end, of which the test is the head."""
+    """The other end, which the test controls."""
 
     def __init__(self, channel: Channel, parent_link: ParentLink, hub: Hub) -> None:
         self.channel = channel

@@ -1,4 +1,4 @@
-"""The subscription router: its rules, then the promises of the whole star, whichever frames overtake others."""
+"""The subscription router's rules, and the promises of all workers together, in any order of their frames."""
 
 from collections import deque
 from collections.abc import Coroutine, Generator, Sequence
@@ -103,7 +103,7 @@ def test_a_worker_that_comes_while_somebody_listens_forwards_from_its_welcome_on
 
 
 class JoinAnswer:
-    """What a subscriber waits for. Awaiting it suspends once; the test resumes when it likes."""
+    """The answer that a subscriber waits for. Awaiting it suspends once, until the test resumes it."""
 
     refused = False
     given = False
@@ -190,7 +190,7 @@ class Listener:
 
 
 class Star:
-    """Workers round a switchboard; nothing moves but by the test's hand."""
+    """Workers around a subscription router, whose messages move only when the test moves them."""
 
     def __init__(self, size: int, limit: int) -> None:
         self.switch = SubscriptionRouter(limit)
@@ -212,7 +212,7 @@ class Star:
             self.switch.note_latest(latest)
 
     def kill(self, number: int, frames_out: int) -> None:
-        """End a worker of which so many frames have left, and replace it."""
+        """End a worker after a number of its frames have left, and replace it."""
         worker = self.workers[number]
         for _ in range(frames_out):
             self.carry(worker)
@@ -252,7 +252,7 @@ class Star:
         return latest
 
     def on_result(self) -> None:
-        """Lets everything arrive."""
+        """Let everything arrive."""
         while any(worker.up or worker.down for worker in self.workers.values()) or self.resumable():
             for worker in self.workers.values():
                 while worker.up:
@@ -331,7 +331,7 @@ def read(listener: Listener) -> None:
 
 
 def check(listener: Listener, star: Star) -> None:
-    """All promises to one subscriber, once everything has arrived."""
+    """Check all promises to one subscriber, once everything has arrived."""
     committed = [(worker, each) for worker, each in star.committed if each.id not in star.lost]
     later_ones = {each.id for _, each in star.committed[listener.since : listener.until]} - star.lost
     assert listener.refused or listener.subscriber is not None

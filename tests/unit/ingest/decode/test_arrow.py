@@ -1,4 +1,4 @@
-"""Arrow streams and Parquet: any type that can be meant is taken, damage is refused, and nothing swells."""
+"""Arrow streams and Parquet: every useful type is read, damage is refused, and memory stays bounded."""
 
 import gzip
 import io
@@ -70,7 +70,7 @@ UNITS_NS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 
 
 def meant(count: int | None, unit_ns: int) -> object:
-    """The moment so many units after 1970, or what is no time where Python has none such."""
+    """Return the time so many units after 1970, or an invalid value if Python has no such time."""
     if count is None:
         return None
     try:
@@ -209,7 +209,7 @@ def test_decimals_to_the_last_bit(digits: list[int], scale: int) -> None:
 @pytest.mark.parametrize("type_", [pa.decimal32(7, 1), pa.decimal64(7, 1), pa.decimal128(7, 1), pa.decimal256(7, 1)])
 @pytest.mark.parametrize("form", WRITERS)
 def test_two_thousand_decimals(form: Format, type_: pa.DataType) -> None:
-    """None of them is one bit off, of whichever width."""
+    """Two thousand decimals of every width are read to the last bit."""
     values = [Decimal(number).scaleb(-1) for number in range(7_000, 9_000)]
     content = pa.table({"sensor_id": ["a"] * 2_000, "humidity": pa.array(values, pa.decimal128(7, 1)).cast(type_)})
     assert [row[3] for row in rows_of(decode(WRITERS[form](content), form))] == [float(value) for value in values]
@@ -242,7 +242,7 @@ def test_time_beyond_the_years_of_python(times: pa.Array) -> None:
 
 
 def test_nan_is_no_value_and_infinity_is_a_fault() -> None:
-    """NumPy and pandas know no other way to say that a value is missing; an infinite one they would have to mean."""
+    """NaN counts as missing, because NumPy and pandas write missing values so. Infinity is a fault."""
     nan, inf = float("nan"), float("inf")
     content = table(
         [GOOD | {"temperature": nan}, GOOD | {"temperature": nan, "humidity": 1.0}, GOOD | {"pressure": inf}],
@@ -344,7 +344,7 @@ def test_dictionary_that_many_batches_share() -> None:
 
 
 def test_many_batches() -> None:
-    """A body of more batches than can be read in bounds is refused; so is a schema of many columns."""
+    """A body with too many batches, or a schema with too many columns, is refused."""
     stream = gzip.decompress(bombs.tiny_batches().body)
     with pytest.raises(MalformedBody, match="more than 10,000 batches"):
         decode(stream, Format.ARROW_STREAM)

@@ -32,7 +32,7 @@ NO_LIMIT = 1 << 30
 
 @pytest.fixture(params=[way for way in WAYS if way != "of one shape"])
 def each_way(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Both readers."""
+    """Run a test once with each reader."""
     with arrow_from(*WAYS[request.param]):
         yield
 
@@ -123,7 +123,7 @@ def test_a_quote_that_is_never_closed() -> None:
 
 
 def test_line_ends_of_old() -> None:
-    """Lines may end with CR alone; one at the end of what was read may be half of CR LF."""
+    """Lines may end with CR alone, also where a CR at the end of a block may be half of CR LF."""
     assert end_of_records(b"a,,1\rb,,2\rc,", COMMAS, NAMES, max_bytes=NO_LIMIT) == 10
     assert end_of_records(b"a,,1\rb,,2\r", COMMAS, NAMES, max_bytes=NO_LIMIT) == 5
 

@@ -1,4 +1,4 @@
-"""Parquet's footers and page headers: what they say is believed only as far as it adds up."""
+"""Parquet's footers and page headers are trusted only as far as they are consistent."""
 
 import gzip
 import io
@@ -67,7 +67,7 @@ def test_pages_add_up_to_what_the_writer_counted(rows: int, distinct: int, optio
     pages, metadata = look_at(body), pq.read_metadata(io.BytesIO(body))
     assert (pages.rows, pages.names) == (rows, content.schema.names)
     for name, column in pages.columns.items():
-        groups = [metadata.row_group(place).column(column.place) for place in range(metadata.num_row_groups)]
+        groups = [metadata.row_group(place).column(column.index) for place in range(metadata.num_row_groups)]
         assert {group.path_in_schema for group in groups} <= {name}
         counted = sum(group.total_uncompressed_size for group in groups)
         most_headers = sum(2 + group.total_compressed_size // 10 for group in groups)
@@ -150,7 +150,7 @@ def test_field_that_comes_again() -> None:
 
 
 def test_column_without_a_type() -> None:
-    """It is no leaf to pyarrow, and would have others looked at in place of those that are read."""
+    """A column without a type is refused: pyarrow skips it, and the check would look at other columns than it reads."""
     body = handmade.written([NUMBERS], rows=2, before=handmade.element(b"empty", children=0))
     assert pq.read_schema(io.BytesIO(body)).names == ["empty", "temperature"]
     with pytest.raises(ValueError, match="without a type"):
@@ -191,7 +191,7 @@ def test_more_lengths_than_values(encoding: str) -> None:
 
 
 def test_compression_that_a_page_denies() -> None:
-    """Pyarrow inflates such a page where an old pyarrow is said to have written the file, so its lengths are others."""
+    """If a file names an old pyarrow as its writer, pyarrow inflates such a page, so its lengths differ."""
     lengths = bytes([0x80, 1, 4]) + b"\xff\xff\x7f" + bytes(94)  # two million, to who inflates them
     as_they_are = bytes([len(lengths), 20]) + lengths[:6] + bytes(2 * 94)  # 128, as they are
     assert pa.decompress(as_they_are, decompressed_size=len(lengths), codec="snappy", asbytes=True) == lengths

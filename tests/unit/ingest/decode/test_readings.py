@@ -1,4 +1,4 @@
-"""Bulk bodies: in every format what the slow and obvious decoder makes of them, and nothing else, whatever they are."""
+"""Bulk bodies in every format become exactly what the slow and obvious decoder makes of them."""
 
 import json
 import random
@@ -48,7 +48,7 @@ from tests.support.samples import T0_US, measures, names
 
 @pytest.fixture(params=WAYS)
 def each_way(request: pytest.FixtureRequest) -> Iterator[None]:
-    """All ways of the text formats."""
+    """Yield all ways to read the text formats."""
     with arrow_from(*WAYS[request.param]):
         yield
 
@@ -57,7 +57,7 @@ REFUSALS = (MalformedBody, TooManyRows, BodyTooLarge)
 
 
 def hold(body: bytes, form: Format, held_to: Rules) -> None:
-    """Decodes as the reference does, or refuses what it refuses, by each of its ways."""
+    """Assert that each decoder decodes as the reference does, or refuses what it refuses."""
     try:
         expected = reference.decode(body, form, held_to)
     except reference.MalformedError:
@@ -599,7 +599,7 @@ HOSTILE = [
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize(("body", "form"), HOSTILE, ids=lambda value: f"{value!r:.40}")
 def test_the_time_taken_grows_with_the_length_whatever_the_body_is(body: bytes, form: Format) -> None:
-    """None of these takes more than 0.4 s; were one quadratic, it would take minutes."""
+    """None of these bodies takes more than 0.4 s. A quadratic decoder would take minutes."""
     started = time.process_time()
     with suppress(*REFUSALS):
         decode(body, form)
@@ -657,7 +657,7 @@ FORMATS_OF_ROWS = {
 
 @pytest.mark.parametrize(("form", "write"), FORMATS_OF_ROWS.values(), ids=FORMATS_OF_ROWS)
 def test_time_by_another_name(form: Format, write: Callable[[object], bytes]) -> None:
-    """A column that looks like a time refuses a backfill; otherwise the answer has a hint."""
+    """With a column that looks like a time, a backfill is refused, and other answers have a hint."""
     body = write(TIME_BY_ANOTHER_NAME)
     for is_backfill in (True, False):
         with pytest.raises(MalformedBody, match="The column 'timestamp' looks like it: rename it to time"):
@@ -741,7 +741,7 @@ def test_mark_for_a_missing_value(text: str) -> None:
 @given(st.lists(any_rows, max_size=12), st.sets(st.integers(1, 12)), st.integers(1, 3))
 @examples(50)
 def test_only_some_rows(sent: list[dict[str, object]], wanted: set[int], max_chunks: int) -> None:
-    """Wanted rows are decoded as they would be alone; the others are neither stored nor rejected."""
+    """Wanted rows are decoded as they would be alone, and the others are neither stored nor rejected."""
     held_to = rules(max_chunks=max_chunks)
     only = [number for number in range(1, len(sent) + 1) if number in wanted]
     alone = decode(ndjson([sent[number - 1] for number in only]), Format.NDJSON, held_to)

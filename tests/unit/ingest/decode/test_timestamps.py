@@ -1,4 +1,4 @@
-"""Times: an instant is the same instant in whichever form it comes."""
+"""A time is the same in every form in which it is written."""
 
 import re
 import time
@@ -199,7 +199,7 @@ def test_a_whole_number_means_the_same_instant_in_every_unit(epoch_ns: int) -> N
 @example(epoch_ns=1712120112345_000_000)
 @example(epoch_ns=1700000000123456789)
 def test_a_number_in_quotes_means_what_it_means_without_them(unit: str, epoch_ns: int) -> None:
-    """Also where its digits could pass for a date without hyphens, like 17121201."""
+    """A number in quotes means the same as without them, even if it looks like a date, such as 17121201."""
     number = epoch_ns // NANOSECONDS_A[unit]
     assert parse_time_us(str(number)) == parse_time_us(number)
 
@@ -316,7 +316,7 @@ def test_a_column_is_read_as_its_values_are_one_by_one(
 @given(st.data())
 @examples(150)
 def test_times_that_are_written_alike_are_read_alike(data: st.DataObject) -> None:
-    """The way past Python for a whole column of text: whatever Arrow takes there, Python takes as the same moment."""
+    """Times that Arrow parses as a whole column are the same that Python parses."""
     first = data.draw(like_times)
     characters = st.sampled_from("0123456789-:+.TZtz ")
     place, character = data.draw(st.integers(0, len(first))), data.draw(characters)
