@@ -29,7 +29,7 @@ class LocalSubscribers(Protocol):
     def remember(self, receipt: CommittedReading) -> None:
         """Take a reading that was committed earlier, for later subscribers."""
 
-    def lapse(self) -> None:
+    def drop_all(self) -> None:
         """Drop the subscribers: readings have been left out, and not for newer ones, so that there is a gap."""
 
 

@@ -142,7 +142,7 @@ class Hub:
             if not subscriber.dropped:
                 self._put(subscriber, receipts)
 
-    def lapse(self) -> None:
+    def drop_all(self) -> None:
         """Drop all subscribers: readings of another process were lost on their way, and each gap must be noticed."""
         for subscriber in self._subscribers:
             self.drop(subscriber)

@@ -313,14 +313,15 @@ class Aggregates:
 
     async def _sweep(self, connection: Connection, now: datetime) -> None:
         """Refresh the spans of readings that came since the last sweep and were not late then."""
-        for piece in self._pieces(await _swept(connection, now) - SWEEP_BACK, now):
+        for piece in self._pieces(await _refreshed_until(connection, now) - SWEEP_BACK, now):
             await self._refresh(connection, piece)
         await connection.execute(SET_REFRESHED_UNTIL_SQL, [now])
 
     async def _find_incomplete(self, connection: Connection, now: datetime) -> list[Span]:
         """Add the days whose aggregates differ from their readings to the stale ranges; return these days."""
-        end = TIERS[-1].ceil(await _swept(connection, now) - SWEEP_BACK)  # what is younger, the sweep refreshes
-        _, deleted_until = await _reach(connection)
+        # The sweep refreshes what is younger.
+        end = TIERS[-1].ceil(await _refreshed_until(connection, now) - SWEEP_BACK)
+        _, deleted_until = await _now_and_deleted_until(connection)
         start = None if deleted_until is None else deleted_until + DROP_MARGIN
         arguments = {"tiers": [tier.name for tier in TIERS], "start": start, "end": end}
         changed: dict[datetime, str] = dict(await (await connection.execute(CHANGED_DAYS, arguments)).fetchall())
@@ -403,7 +404,7 @@ class Aggregates:
             start = piece_end
 
     async def _refresh(self, connection: Connection, span: Span, *, is_forced: bool = False) -> None:
-        now, deleted_until = await _reach(connection)
+        now, deleted_until = await _now_and_deleted_until(connection)
         start, end = span
         if deleted_until is not None:
             start = max(start, deleted_until + DROP_MARGIN)
@@ -413,7 +414,7 @@ class Aggregates:
                 await connection.execute(REFRESH, [tier.name, first, last, is_forced])
 
 
-async def _reach(connection: Connection) -> tuple[datetime, datetime | None]:
+async def _now_and_deleted_until(connection: Connection) -> tuple[datetime, datetime | None]:
     """Return the time, and until when readings have been deleted."""
     row = await (await connection.execute(NOW_AND_DELETED_UNTIL_SQL)).fetchone()
     assert row is not None  # a SELECT without FROM has one row
@@ -421,7 +422,7 @@ async def _reach(connection: Connection) -> tuple[datetime, datetime | None]:
     return now, deleted_until
 
 
-async def _swept(connection: Connection, now: datetime) -> datetime:
+async def _refreshed_until(connection: Connection, now: datetime) -> datetime:
     """When the last sweep was. If that was deleted by hand: now; what is older is found as what SQL has changed is."""
     row = await (await connection.execute(REFRESHED_UNTIL_SQL)).fetchone()
     return now if row is None else min(row[0], now)

@@ -170,14 +170,14 @@ class LimitSnapshot:
         """
         runs = pc.run_end_encode(rows["sensor_id"])
         known, sensor_ids = _column(self.sensor_ids, pa.int64()), runs.values.cast(pa.int64())
-        places = pc.search_sorted(known, sensor_ids)
-        places = pc.if_else(pc.less(places, len(known)), places, None)
-        places = pc.if_else(pc.equal(known.take(places), sensor_ids), places, None)
-        if places.null_count == len(places):
+        positions = pc.search_sorted(known, sensor_ids)
+        positions = pc.if_else(pc.less(positions, len(known)), positions, None)
+        positions = pc.if_else(pc.equal(known.take(positions), sensor_ids), positions, None)
+        if positions.null_count == len(positions):
             return
         for metric, lower, upper in zip(METRIC_NAMES, self.lower, self.upper, strict=True):
             for bounds, is_above in ((lower, False), (upper, True)):
-                of_runs = _column(bounds, pa.float64()).take(places)
+                of_runs = _column(bounds, pa.float64()).take(positions)
                 bound = pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(runs.run_ends, of_runs))
                 is_beyond = (pc.greater if is_above else pc.less)(rows[metric], bound)
                 if is_beyond.true_count:
@@ -228,7 +228,7 @@ class SensorLimits:
         self._database = database
         self._snapshot: LimitSnapshot | None = None
         self._version: str | None = None
-        self._held: deque[Sequence[bytes]] = deque()
+        self._unwritten: deque[Sequence[bytes]] = deque()
         self._held_bytes = 0
 
     async def current(self) -> LimitSnapshot:
@@ -264,24 +264,24 @@ class SensorLimits:
 
     def hold(self, violations: Sequence[bytes]) -> None:
         """Hold the violations of a committed flush, which a lock has kept out of the log; too many are dropped."""
-        if not self._held:
+        if not self._unwritten:
             logger.warning("limit_violation_log is locked: violations are held in memory until it is free")
         size_bytes = sum(map(len, violations))
         if self._held_bytes + size_bytes > MAX_HELD_BYTES:
             logger.error("limit_violation_log is still locked, and no more can be held: violations are not logged")
             return
-        self._held.append(violations)
+        self._unwritten.append(violations)
         self._held_bytes += size_bytes
 
     async def log_held(self) -> None:
         """Log the violations that are held. Raises DatabaseUnavailable; those that are not known to be logged are still
         held then.
         """
-        while self._held:
-            violations = self._held[0]
+        while self._unwritten:
+            violations = self._unwritten[0]
             async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as connection, connection.transaction():
                 await log_violations(connection, violations)
-            self._held.popleft()
+            self._unwritten.popleft()
             self._held_bytes -= sum(map(len, violations))
 
     async def leave(self) -> None:
@@ -290,7 +290,7 @@ class SensorLimits:
             async with asyncio.timeout(LEAVING_TIMEOUT_S):
                 await self.log_held()
         except (DatabaseUnavailable, TimeoutError) as error:
-            logger.error("the violations of %d flushes are not logged: %s", len(self._held), error)
+            logger.error("the violations of %d flushes are not logged: %s", len(self._unwritten), error)
 
 
 async def log_violations(connection: Connection, violations: Sequence[bytes]) -> None:

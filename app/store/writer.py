@@ -517,8 +517,8 @@ class Writer:
     async def _reasons(
         self, connection: Connection, piece: RowSlice, error: str, bisect_until: float
     ) -> Mapping[int, str | None]:
-        """Why the rows of a piece that is refused, and not parted further, are not stored."""
-        places = range(piece.start, piece.start + piece.count)
+        """Why the rows of a slice that is rejected, and not split further, are not stored."""
+        positions = range(piece.start, piece.start + piece.count)
         if piece.count == 1:
             return {piece.start: error}
         if piece.is_atomic:
@@ -527,8 +527,8 @@ class Writer:
             await self._copy_parts(connection, [replace(piece, is_atomic=False)], culprits, bisect_until)
             await connection.execute(ROLLBACK_WHOLE, prepare=False)
             if culprits:
-                return {**dict.fromkeys(places), **culprits}
-        return dict.fromkeys(places, f"{error} (of this or another of {piece.count:,} readings refused together)")
+                return {**dict.fromkeys(positions), **culprits}
+        return dict.fromkeys(positions, f"{error} (of this or another of {piece.count:,} readings refused together)")
 
     @staticmethod
     async def _copy(connection: Connection, statements: str, payload: Sequence[bytes], rows: int) -> None:

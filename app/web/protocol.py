@@ -372,7 +372,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.url += url
         self._head_bytes += len(url)
         if self._head_bytes > MAX_HEAD_BYTES:
-            self._cut_off()
+            self._refuse_long_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, or a trailer. httptools calls this for each."""
@@ -380,7 +380,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.headers.append((name.lower(), value.rstrip(b" \t")))
         self._head_bytes += len(name) + len(value) + HEADER_BYTES
         if self._head_bytes > MAX_HEAD_BYTES:
-            self._cut_off()
+            self._refuse_long_head()
 
     def on_headers_complete(self) -> None:
         """End the head. httptools calls this."""
@@ -709,7 +709,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._default_lines = b"".join([b"%b: %b\r\n" % header for header in headers])
         return self._default_lines
 
-    def _cut_off(self) -> None:
+    def _refuse_long_head(self) -> None:
         if self._in_body:
             self._transport.abort()
         else:

@@ -81,10 +81,10 @@ class Channel:
         """Send receipts, at least one. If too many wait, conflate them, and if that does not help, drop them."""
         self.stats.conflated += self._receipts.put(receipts)
         if self._receipts.is_overfull:
-            self.lapse(max(self._receipts.take(), key=event_time))
+            self.report_dropped(max(self._receipts.take(), key=event_time))
         self._news.set()
 
-    def lapse(self, latest: CommittedReading) -> None:
+    def report_dropped(self, latest: CommittedReading) -> None:
         """Tell the other end that receipts were dropped, up to ``latest``. Those that wait here are dropped too."""
         candidates = chain([latest], self._receipts.take(), [self._lapsed] if self._lapsed else [])
         self._lapsed = max(candidates, key=event_time)

@@ -174,7 +174,7 @@ class ParentLink:
                     self.send(ForwardingAck(number, self._local_subscribers.latest))
             case MessagesDropped(latest):
                 self._local_subscribers.remember(latest)
-                self._local_subscribers.lapse()
+                self._local_subscribers.drop_all()
             case Collect(number):
                 self.send(MetricFamilies(number, self._families()))
             case Drain():

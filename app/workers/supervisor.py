@@ -137,7 +137,7 @@ class Supervisor:
             loop.add_signal_handler(signal_, self._on_signal, signal_)
         self._listener.setblocking(False)
         scrapes = asyncio.create_task(self._scrapes.run())
-        keeping = [asyncio.create_task(self._keep()) for _ in range(self._size)]
+        keeping = [asyncio.create_task(self._keep_running()) for _ in range(self._size)]
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             # One that ends unasked has met an unforeseen error.
@@ -161,7 +161,7 @@ class Supervisor:
                 raise outcome
         return signal.Signals(self._signals[0]) if self._signals else None
 
-    async def _keep(self) -> None:
+    async def _keep_running(self) -> None:
         """Keep one worker running, and replace it when it ends, until the server stops."""
         loop = asyncio.get_running_loop()
         pause_s = FIRST_RESTART_PAUSE_S
@@ -305,7 +305,7 @@ class Supervisor:
                 self._send_all(router.acknowledge(worker.number, number, latest))
             case MessagesDropped(latest):
                 for listener in router.route(worker.number, [latest]):
-                    self._workers[listener].channel.lapse(latest)
+                    self._workers[listener].channel.report_dropped(latest)
             case Sequence():
                 for listener in router.route(worker.number, message):
                     self._workers[listener].channel.forward(message)

@@ -65,7 +65,7 @@ def test_a_lapse_drops_everybody_who_listens_and_nobody_who_comes_later() -> Non
     hub = Hub(bus=LocalBus(10), mailbox_messages=10, mailbox_bytes=1_000)
     wakes: list[str] = []
     subscriber = at_once(hub.subscribe("API_KEY", lambda: wakes.append("wake")))
-    hub.lapse()
+    hub.drop_all()
     assert (subscriber.dropped, wakes, hub.stats.dropped) == (True, ["wake"], 1)
     hub.unsubscribe(subscriber)
     later = at_once(hub.subscribe("API_KEY", lambda: None))

@@ -67,7 +67,7 @@ async def test_readings_that_find_no_room_are_a_lapse_that_names_the_latest_and_
         await clog(one)
         one.forward([receipt(number, sensor=str(number), time_us=-number) for number in range(1, 6)])
         one.forward([receipt(7, sensor="7", time_us=-7)])
-        one.lapse(receipt(8, time_us=-8))
+        one.report_dropped(receipt(8, time_us=-8))
         one.forward([receipt(9)])
         one.send(Drain())
         got = await received(other, Drain())
