@@ -201,7 +201,7 @@ BEYOND = "SELECT sensor_id, metric, value FROM limit_violations ORDER BY 1, 2"
 
 
 def rows_read(node: dict[str, Any], table: str) -> float:
-    """How many rows of a table a plan reads, those that its conditions leave out included."""
+    """Return the number of rows of a table that a plan reads, including those that its conditions leave out."""
     read = sum(rows_read(child, table) for child in node.get("Plans", []))
     if node.get("Relation Name") == table:
         read += float(node["Actual Loops"]) * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
@@ -209,7 +209,7 @@ def rows_read(node: dict[str, Any], table: str) -> float:
 
 
 def test_violations_of_few_limits(database: str) -> None:
-    """Of a large fleet, only the latest readings that have a limit are read, whatever the number of sensors."""
+    """Only the latest readings that have a limit are read, whatever the number of sensors."""
     execute(database, MANY_SENSORS.format(limited="id % 500 = 0"))
     ((plan,),) = rows(database, "EXPLAIN (ANALYZE, FORMAT JSON) SELECT * FROM limit_violations")
     assert rows_read(plan[0]["Plan"], "latest_readings") <= 8
