@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-SOURCES = sorted(path for folder in ("app", "alembic", "benchmarks") for path in (REPOSITORY / folder).rglob("*.py"))
+SOURCES = sorted(
+    path for folder in ("app", "alembic", "benchmarks", "grafana") for path in (REPOSITORY / folder).rglob("*.py")
+)
 TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
 SHORT_HEADS = TESTS + [path for path in SOURCES if path.relative_to(REPOSITORY).parts[0] != "app"]
 """Modules whose docstrings begin with a short sentence."""
