@@ -1,7 +1,7 @@
 """Runs migrations on the connection that ``app.store.database.migrate`` hands over, each in its own transaction.
 
-They ask ``op.get_context().opts["is_community"]()`` whether TimescaleDB has its columnstore and continuous aggregates
-here: all that they differ by, but for ``readings`` being a hypertable wherever the extension is.
+Migrations ask ``op.get_context().opts["is_community"]()`` whether this database has TimescaleDB's columnstore and
+continuous aggregates. Apart from that they differ in one thing: ``readings`` is a hypertable if the extension is there.
 """
 
 import sqlalchemy
@@ -15,7 +15,7 @@ WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
 
 
 def is_community() -> bool:
-    """Whether ``readings`` is a hypertable, under TimescaleDB's Community licence."""
+    """Return whether ``readings`` is a hypertable under TimescaleDB's Community licence."""
     licence = connection.execute(sqlalchemy.text(LICENCE)).scalar()
     return licence == "timescale" and connection.execute(sqlalchemy.text(HYPERTABLE)).scalar() is not None
 
@@ -23,7 +23,7 @@ def is_community() -> bool:
 connection = context.config.attributes.get("connection")
 if connection is None:
     raise SystemExit("Run migrations with: python -m app migrate")
-# Named, because another schema on the search path, the extension's, may hold an installation of its own.
+# The schema is named, because another one on the search path, such as the extension's, may hold another installation.
 schema = connection.execute(sqlalchemy.text("SELECT current_schema")).scalar()
 connection.rollback()
 context.configure(

@@ -1,17 +1,28 @@
 """SensorFlow: an ingestion server for sensor readings on TimescaleDB.
 
-A reading's journey, and the module that owns each leg of it::
+A reading's journey, and the module that owns each leg of it. A single reading comes past ASGI::
 
-    bytes on a socket      web.protocol          a request is gathered within bounds, and has its turn
-      -> a body            web.write_single      of one reading, or (web.write_bulk) of many; a key is checked first
-      -> readings          ingest.decode         JSON becomes a Reading, many become a Batch of Arrow columns
-      -> a request         ingest.service        a WriteRequest: the one way in, also for files (imports.importer)
-      -> the buffer        ingest.buffer         bounded in rows and bytes; full means 429 or 503
-      -> a flush           ingest.pipeline       everything that arrived during the last flush is stored together
-      -> rows              store.rows            names become ids, and rows COPY's binary format (store.wire)
-      -> PostgreSQL        store.writer          ledger row + COPY + idempotency records + COMMIT
-      -> a result          ingest.result         a receipt, the JSON of a committed reading, or the result of a batch
-      -> the sender        web                   201, only after COMMIT
+    bytes on a socket      web.protocol          ``Exchange`` gathers a request within bounds, and waits for its turn
+      -> a body            web.write_single      a key is checked before the body is read
+      -> a Reading         ingest.decode         ``reading``: straight code for JSON of the usual form
+
+Many readings come through uvicorn and FastAPI::
+
+    bytes on a socket      web.protocol          hands the request to uvicorn; web.measure times it, web.names routes it
+      -> a body            web.write_bulk        a key is checked; web.bodies reads within a deadline
+      -> an identity       web.idempotency       if the request has an Idempotency-Key: is there a result of it?
+      -> a Batch           ingest.decode         each format makes columns, and ``columns.validate`` checks the rows
+
+From there both go the same way, with readings of files (imports.importer)::
+
+    a WriteRequest         ingest.service        the one way in: ``WriteService.write``, or ``submit`` with a callback
+      -> the buffer        ingest.buffer         ``Pipeline.submit`` puts it there; full means 429 or 503
+      -> a flush           ingest.pipeline       the task ``Pipeline.run`` takes all that came during the last flush
+      -> ids for names     store.names           looked up, or added, by ``Writer.prepare``
+      -> rows              store.rows            in the binary format of COPY (store.wire), checked by store.limits
+      -> a transaction     store.writer          ledger row, COPY (store.copy), records (store.idempotency), COMMIT
+      -> a result          ingest.result         a CommittedReading, whose JSON is the receipt, or a BatchResult
+      -> the sender        web                   ``Submission.answer`` calls back; the route renders 201
       -> the subscribers   live.hub, web.live    each through a mailbox of its own
       -> other processes   live.bus, workers     if the server has several, and they have subscribers
 
@@ -45,7 +56,14 @@ Around a connection::
 Commands: ``imports`` reads files, whose readings go through the same buffer; ``migrate --adopt``, ``move`` and
 ``refresh`` are ``store.adoption``, ``store.move`` and ``store.refresh``.
 
+The metrics of a reading are defined in ``schema``, from which columns, SQL and keys of JSON are derived.
 What the server knows of a sensor besides its readings is in ``registry``, ``store.sensors`` and ``web.sensors``.
+
+Three protocols are the seams between layers, and ``main`` fills them: the pipeline's ``Store`` is
+``store.writer.Writer``, its ``Publisher`` is ``live.hub.Hub``, and the service's ``StoredRecords`` is
+``store.idempotency.IdempotencyRecords``.
+
+A number in brackets after a promise, such as (3), is that of docs/guarantees.md.
 
 Imports run downward only: ``serve`` runs one process or several; ``imports`` knows ``main``, which puts a process's
 components together; ``workers`` knows ``live``; ``web`` and ``live`` know ``ingest``; ``web`` and ``store`` know

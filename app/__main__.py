@@ -7,6 +7,7 @@ if sys.platform == "win32":  # before the imports below, of which fcntl, pwd and
 
 import argparse
 import asyncio
+import json
 import logging
 import math
 import os
@@ -26,6 +27,7 @@ from app import __version__
 from app.addresses import urls_of
 from app.errors import ConfigurationError, SensorFlowError
 from app.imports.command import add_arguments, import_files
+from app.ingest.decode.reading import EXAMPLE_BODY
 from app.logs import configure_logging
 from app.serve import serve
 from app.settings import Keys, Settings, load_settings, strong_keys, unknown_settings
@@ -264,7 +266,7 @@ Readings are stored in {edition}.
 Send one:
 
   curl -i {url}/api/temperature_reading -H "X-API-Key: {key}" \\
-    -d '{{"temperature": 23.5, "humidity": 48.2, "pressure": 1013.2, "sensor_id": "greenhouse-1"}}'
+    -d '{json.dumps(EXAMPLE_BODY)}'
 """
 
 

@@ -4,8 +4,9 @@
 
     SensorFlowError
     ├── ConfigurationError     the server can't start like this; the message says what to change
-    ├── Unauthorized           no key, an unknown one, or one that may not do this
-    ├── Refused                nothing is stored, and sending the same again can't cure it
+    ├── Unauthorized           no key, or an unknown one
+    ├── Forbidden              a key that may not do this
+    ├── PermanentError         nothing is stored, and sending the same again can't cure it
     │   ├── InvalidReading         the content; ``details`` names each fault
     │   ├── MalformedBody          no reading can be told from another in it: not JSON, no header, not Parquet
     │   ├── TooManyRows            more readings than one request may bring
@@ -43,10 +44,14 @@ class ConfigurationError(SensorFlowError):
 
 
 class Unauthorized(SensorFlowError):
-    """The key is missing, unknown, or not meant for this."""
+    """The key is missing or unknown."""
 
 
-class Refused(SensorFlowError):
+class Forbidden(SensorFlowError):
+    """The key is known, and lacks the scope that the request needs."""
+
+
+class PermanentError(SensorFlowError):
     """Permanent: nothing is stored, and the same content will be refused again."""
 
 
@@ -59,7 +64,7 @@ class Fault(TypedDict):
     input: object
 
 
-class InvalidReading(Refused):
+class InvalidReading(PermanentError):
     """The content is not a reading. ``details`` has one entry a fault."""
 
     def __init__(self, details: Sequence[Fault]) -> None:
@@ -67,49 +72,49 @@ class InvalidReading(Refused):
         self.details = details
 
 
-class MalformedBody(Refused):
+class MalformedBody(PermanentError):
     """The body can't be read at all; the message says what to do."""
 
 
-class TooManyRows(Refused):
+class TooManyRows(PermanentError):
     """The body has more readings, or values in them, than one request may bring."""
 
     def __init__(self, count: int, limit: int, what: str = "readings") -> None:
-        super().__init__(f"The body has {count:,} {what}, and a request may bring {limit:,}: split it.")
+        super().__init__(f"The body has {count:,} {what}. A request may have {limit:,}: split it.")
 
 
-class BodyTooLarge(Refused):
+class BodyTooLarge(PermanentError):
     """The body is over the bound; the rest of it was not read."""
 
     def __init__(self, limit_bytes: int, *, inflated: bool = False) -> None:
         super().__init__(f"The body is larger than {limit_bytes:,} bytes{' when inflated' if inflated else ''}.")
 
 
-class UnsupportedEncoding(Refused):
+class UnsupportedEncoding(PermanentError):
     """The body's Content-Encoding is not supported."""
 
 
-class UnsupportedFormat(Refused):
+class UnsupportedFormat(PermanentError):
     """The body's Content-Type is not supported."""
 
 
-class InvalidParameter(Refused):
+class InvalidParameter(PermanentError):
     """A parameter in the query or in a header is invalid; the message names it."""
 
 
-class InvalidSensor(Refused):
+class InvalidSensor(PermanentError):
     """A sensor can't become what the request says; the message says why."""
 
 
-class NotFound(Refused):
+class NotFound(PermanentError):
     """There is no such sensor, or nothing of it; the message names it."""
 
 
-class IdempotencyConflict(Refused):
+class IdempotencyConflict(PermanentError):
     """The Idempotency-Key stands for another body, which is stored."""
 
 
-class RejectedByDatabase(Refused):
+class RejectedByDatabase(PermanentError):
     """PostgreSQL refused this very row; its neighbours in the flush were stored."""
 
 
@@ -165,7 +170,7 @@ class TooManyReads(NotStored):
     """The limit of concurrent requests for the history is reached."""
 
     def __init__(self) -> None:
-        super().__init__("Too many requests are reading the history at the moment; try again later.", retry_after_s=5)
+        super().__init__("Too many requests are reading the history. Try again in five seconds.", retry_after_s=5)
 
 
 class ShuttingDown(NotStored):
@@ -187,4 +192,4 @@ class LiveUnavailable(SensorFlowError):
     """The server's other processes can't be reached, so that a subscriber would miss readings."""
 
     def __init__(self) -> None:
-        super().__init__("Live readings are unavailable at the moment; connect again.")
+        super().__init__("Live readings are unavailable. Connect again in a few seconds.")

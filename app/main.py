@@ -48,7 +48,7 @@ from app.web.live import live_router
 from app.web.measure import RequestMetricsMiddleware
 from app.web.names import WholePaths
 from app.web.ops import Readiness, ops_router
-from app.web.query import QueryService, reads_router
+from app.web.query import QueryService, query_router
 from app.web.sensors import sensors_router
 from app.web.write_bulk import BulkIngest, BulkLimits, bulk_router
 from app.web.write_single import ReadingEndpoint, documented_route
@@ -116,14 +116,14 @@ def _pipeline(
     *,
     buffer: Buffer,
     encode: Callable[[Reading, int], CommittedReading],
-    audience: Publisher,
+    publisher: Publisher,
     on_flush: Callable[[int, float], None],
 ) -> Pipeline[PreparedFlush]:
     return Pipeline(
         buffer=buffer,
         store=writer,
         encode=encode,
-        audience=audience,
+        publisher=publisher,
         on_flush=on_flush,
         clock=time.monotonic,
         commit_timeout_s=settings.commit_timeout_s,
@@ -189,7 +189,7 @@ class Server:
             self._writer,
             buffer=Buffer(settings.buffer_max_rows, settings.buffer_max_bytes, _share_of_key(settings)),
             encode=self._encode,
-            audience=self.hub,
+            publisher=self.hub,
             on_flush=self.instruments.observe_flush,
         )
         self.service = WriteService(self.pipeline, IdempotencyRecords(self._database))
@@ -275,7 +275,7 @@ class Server:
                 edition = await self._database.prepare()
                 await fit(self._database, workers=self._workers)
             except DatabaseUnavailable as error:
-                self.pipeline.note_unavailable(error)
+                self.pipeline.record_unavailable(error)
                 await asyncio.sleep(PREPARE_INTERVAL_S)
                 continue
             for name in edition.weak_durability:
@@ -290,16 +290,16 @@ class Server:
 
     async def readiness(self, *, detailed: bool) -> Readiness:
         """Check the pipeline, and that the database accepts writes; ``detailed`` quotes the database's own errors."""
-        trouble, public = self.pipeline.unavailable_reason, self.pipeline.public_reason
-        if trouble is None:
+        reason, public = self.pipeline.unavailable_reason, self.pipeline.public_reason
+        if reason is None:
             try:
                 await self._database.check_writable(timeout_s=READINESS_TIMEOUT_S)
             except DatabaseUnavailable as error:
-                trouble, public = str(error), error.public
+                reason, public = str(error), error.public
         edition = self._database.edition
         return Readiness(
-            ready=trouble is None,
-            trouble=trouble if detailed else public,
+            ready=reason is None,
+            trouble=reason if detailed else public,
             edition=str(edition) if edition else None,
             durability_off=list(edition.weak_durability) if edition else [],
         )
@@ -324,7 +324,7 @@ async def importing(
         writer,
         buffer=Buffer(IMPORT_MAX_ROWS, IMPORT_MAX_BYTES, IMPORT_MAX_BYTES),
         encode=receipt_encoder(ZoneInfo(settings.timezone)),
-        audience=Hub(bus=LocalBus(0), mailbox_messages=0, mailbox_bytes=0),
+        publisher=Hub(bus=LocalBus(0), mailbox_messages=0, mailbox_bytes=0),
         on_flush=lambda _rows, _duration_s: None,
     )
     await database.prepare()
@@ -340,7 +340,7 @@ async def importing(
         finally:
             # To cancel a COPY under way would roll it back, and psycopg 3.3.9 can't: its C generators end in a
             # TypeError when it resumes them, which it logs.
-            if pipeline.trouble is None:
+            if pipeline.rejection_reason is None:
                 await pipeline.drain(settings.drain_timeout_s)
     finally:
         for task in (opened, work):
@@ -377,7 +377,7 @@ def create_app(
     pa.set_memory_pool(pa.system_memory_pool())
     share_one_arena()
     server = Server(settings, database_url, registry=registry, bus=bus, announce=announce, fail=fail)
-    keyring = ApiKeys(
+    api_keys = ApiKeys(
         ApiKey("API_KEY", keys.api_key, frozenset(Scope)),
         ApiKey("API_KEY_WS", keys.api_key_ws, frozenset({Scope.LISTEN})),
     )
@@ -392,6 +392,7 @@ def create_app(
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
     )
@@ -405,7 +406,7 @@ def create_app(
     )
     endpoint = ReadingEndpoint(
         service=server.service,
-        keyring=keyring,
+        api_keys=api_keys,
         window=window,
         max_body_bytes=settings.max_body_bytes,
         now_us=now_us,
@@ -417,7 +418,7 @@ def create_app(
         bulk_router(
             BulkIngest(
                 service=server.service,
-                keyring=keyring,
+                api_keys=api_keys,
                 window=window,
                 limits=BulkLimits(
                     body_bytes=settings.max_bulk_body_bytes,
@@ -431,10 +432,10 @@ def create_app(
         )
     )
     app.include_router(
-        reads_router(QueryService(server.history, kept_us=_kept_us(settings), now_us=now_us), keyring=keyring)
+        query_router(QueryService(server.history, kept_us=_kept_us(settings), now_us=now_us), api_keys=api_keys)
     )
-    app.include_router(sensors_router(server.sensors, keyring=keyring))
-    app.include_router(live_router(hub=server.hub, keyring=keyring, send_timeout_s=settings.live_send_timeout_s))
+    app.include_router(sensors_router(server.sensors, api_keys=api_keys))
+    app.include_router(live_router(hub=server.hub, api_keys=api_keys, send_timeout_s=settings.live_send_timeout_s))
     app.include_router(docs_router(title=app.title))
-    app.include_router(ops_router(version=app.version, readiness=server.readiness, keyring=keyring, scrape=scrape))
+    app.include_router(ops_router(version=app.version, readiness=server.readiness, api_keys=api_keys, scrape=scrape))
     return RequestMetricsMiddleware(WholePaths(app), observe=observe, clock=time.perf_counter), endpoint

@@ -127,18 +127,18 @@ class ServerCollector(Collector):
         self._ready = ready
 
     def collect(self) -> Iterable[Metric]:
-        tally = self._buffer.tally
+        stats = self._buffer.stats
         for name, rows, help_ in (
-            ("sensorflow_readings_accepted", tally.accepted, "Readings taken into the buffer."),
-            ("sensorflow_readings_committed", tally.committed, "Readings committed."),
+            ("sensorflow_readings_accepted", stats.accepted, "Readings taken into the buffer."),
+            ("sensorflow_readings_committed", stats.committed, "Readings committed."),
             (
                 "sensorflow_readings_rejected",
-                tally.rejected,
+                stats.rejected,
                 "Readings that PostgreSQL refused, or that came twice under one Idempotency-Key.",
             ),
             (
                 READINGS_GIVEN_BACK,
-                tally.given_back,
+                stats.given_back,
                 "Readings that had been accepted, and then were answered 503 or held by a worker that died.",
             ),
         ):
@@ -164,7 +164,7 @@ class ServerCollector(Collector):
             "max",
         )
         yield Gauge("sensorflow_websocket_connections", "Subscribers connected.", self._hub.subscribers, "sum")
-        live = self._hub.tally
+        live = self._hub.stats
         for name, count, help_ in (
             ("messages", live.published, "Messages put into subscribers' mailboxes."),
             ("messages_conflated", live.conflated, "Messages left out for a newer one of the same sensor."),

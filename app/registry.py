@@ -1,9 +1,11 @@
 """The registry of sensors as it is read and changed: what is known of each beside its readings. Pure."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+
+from app.schema import EXAMPLE_METRIC, METRICS
 
 Text = Annotated[str, Field(max_length=1_000, pattern="^[^\0]*$")]
 Moment = Annotated[datetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
@@ -24,14 +26,16 @@ class Limits(BaseModel):
     upper: float | None
 
 
-class LatestReading(BaseModel):
-    """The latest reading of a sensor by its own time."""
-
+class _SensorAndTime(BaseModel):
     sensor_id: str
     time: Moment
-    temperature: float | None
-    humidity: float | None
-    pressure: float | None
+
+
+_VALUES: dict[str, Any] = dict.fromkeys(METRICS, (float | None, ...))
+
+
+class LatestReading(create_model("LatestReading", __base__=_SensorAndTime, **_VALUES)):  # type: ignore[misc]
+    """The latest reading of a sensor by its own time."""
 
 
 class Sensor(BaseModel):
@@ -63,7 +67,7 @@ class SensorChange(BaseModel):
             "example": {
                 "label": "Tomatoes",
                 "expected_interval_s": 60,
-                "limits": {"temperature": {"lower": 5, "upper": 35}},
+                "limits": {EXAMPLE_METRIC: {"lower": 5, "upper": 35}},
             }
         },
     )

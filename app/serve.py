@@ -147,15 +147,15 @@ def _work(task: _Task, channel: socket.socket, connections: socket.socket) -> No
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     configure_logging(level=settings.log_level, as_json=settings.log_format == "json")
-    registry, tally = CollectorRegistry(), ChannelStats()
-    registry.register(metric_families.ChannelCollector(tally))
-    uplink = ParentLink(
+    registry, stats = CollectorRegistry(), ChannelStats()
+    registry.register(metric_families.ChannelCollector(stats))
+    parent_link = ParentLink(
         channel,
         families=lambda: metric_families.encode(metric_families.families_of(registry)),
         max_subscribers_per_key=settings.max_ws_connections_per_key,
         max_messages=settings.live_mailbox_messages,
         max_bytes=settings.live_mailbox_bytes,
-        tally=tally,
+        stats=stats,
     )
     failure: BaseException | None = None
 
@@ -163,7 +163,7 @@ def _work(task: _Task, channel: socket.socket, connections: socket.socket) -> No
         nonlocal failure
         failure = error
         if isinstance(error, ConfigurationError):
-            uplink.send(Unusable(str(error)))
+            parent_link.send(Unusable(str(error)))
         server.should_exit = True
 
     app, endpoint = create_app(
@@ -171,12 +171,12 @@ def _work(task: _Task, channel: socket.socket, connections: socket.socket) -> No
         database_url=task.database_url,
         keys=task.keys,
         registry=registry,
-        bus=uplink,
-        scrape=uplink.scrape,
-        announce=lambda edition: uplink.ready(str(edition)),
+        bus=parent_link,
+        scrape=parent_link.scrape,
+        announce=lambda edition: parent_link.ready(str(edition)),
         fail=fail,
     )
-    server = WorkerServer(_uvicorn_config(app, endpoint, settings), uplink=uplink, connections=connections)
+    server = WorkerServer(_uvicorn_config(app, endpoint, settings), parent_link=parent_link, connections=connections)
     server.run()
     if failure is not None:
         raise SystemExit(1)
@@ -191,13 +191,13 @@ def _share_of(settings: Settings) -> Settings:
 def _raise_file_limit() -> None:
     """Raise the limit of open files to what this account may have; shells and systemd set it to 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
+    target = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= target:
         return
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
     except (OSError, ValueError) as error:
-        logger.warning("the limit of open files stays at %d: %s", soft, error)
+        logger.warning("can't raise the limit of open files (%d): %s", soft, error)
 
 
 def _max_connections(settings: Settings) -> int:

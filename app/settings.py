@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from dotenv import dotenv_values
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import ConfigurationError
@@ -31,13 +32,13 @@ def _known_timezone(name: str) -> str:
     try:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise ValueError(f"{name!r} is not an IANA time zone, like UTC or Europe/Madrid") from error
+        raise ValueError(f"{name!r} is not an IANA time zone. Use one like UTC or Europe/Madrid") from error
     return name
 
 
 def _named_proxies(addresses: str) -> str:
     if "*" in addresses:
-        raise ValueError("name the proxies: with * any sender could claim any address")
+        raise ValueError(f"{addresses!r} lets any sender claim any address. List the addresses of the proxies")
     return addresses
 
 
@@ -185,12 +186,15 @@ class Settings(BaseSettings):
         for name, kept in days.items():
             if kept < shortest[name]:
                 raise ValueError(
-                    f"RETENTION_{name}_DAYS should be {shortest[name]} or more, or 0: aggregates are made of what is "
-                    "kept for less"
+                    f"RETENTION_{name}_DAYS is {kept:g}. It should be {shortest[name]} or more, or 0 (no limit), "
+                    "so that the next aggregate can be computed from these rows"
                 )
         if list(days.values()) != sorted(days.values()):
+            names = ", ".join(f"RETENTION_{name}_DAYS" for name in days)
+            values = ", ".join(f"{kept:g}" if kept < math.inf else "0" for kept in days.values())
             raise ValueError(
-                "RETENTION_RAW_DAYS, _1M_, _1H_ and _1D_DAYS should not fall: each is made of the one before"
+                f"{names} are {values}. Each should be at least the one before it, from which it is computed "
+                "(0: no limit)"
             )
         return self
 
@@ -198,7 +202,8 @@ class Settings(BaseSettings):
     def _answers_come_before_the_end(self) -> "Settings":
         if self.commit_timeout_s >= self.drain_timeout_s:
             raise ValueError(
-                "COMMIT_TIMEOUT_S should be below DRAIN_TIMEOUT_S, so that a stopping server still answers"
+                f"COMMIT_TIMEOUT_S is {self.commit_timeout_s:g}. It should be less than DRAIN_TIMEOUT_S, which is "
+                f"{self.drain_timeout_s:g}, so that a stopping server can answer all requests"
             )
         return self
 
@@ -212,10 +217,17 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        faults = "; ".join(
-            ": ".join([*(str(name).upper() for name in fault["loc"]), fault["msg"]]) for fault in error.errors()
-        )
-        raise ConfigurationError(f"Settings that can't be used: {faults}") from None
+        raise ConfigurationError(f"Invalid settings. {'; '.join(map(_fault, error.errors()))}.") from None
+
+
+def _fault(fault: ErrorDetails) -> str:
+    """Return what is wrong with a setting: its name, the reason and its value. No secret fails a validation."""
+    if not fault["loc"]:  # several settings that don't fit together
+        return str(fault["ctx"]["error"])
+    name = str(fault["loc"][0]).upper()
+    if fault["type"] == "value_error":  # our own sentence, which has the value
+        return f"{name}: {fault['ctx']['error']}"
+    return f"{name}: {fault['msg']}, not {fault['input']!r}"
 
 
 def _is_of_another_program(name: str, setting: str) -> bool:
@@ -264,9 +276,9 @@ def strong_keys(api_key: str, api_key_ws: str) -> Keys:
         elif len(key) < MIN_KEY_LENGTH:
             faults.append(f"{name} has fewer than {MIN_KEY_LENGTH} characters")
     if not faults and api_key == api_key_ws:
-        faults.append("API_KEY_WS equals API_KEY, so that whoever may listen may send")
+        faults.append("API_KEY_WS equals API_KEY, although it should only allow listening")
     if faults:
         raise ConfigurationError(
-            f"{'; '.join(faults)}. Make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(24))'"
+            f"{'; '.join(faults)}. Generate a key with: python3 -c 'import secrets; print(secrets.token_urlsafe(24))'"
         )
     return Keys(api_key, api_key_ws)

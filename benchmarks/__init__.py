@@ -1,1 +1,1 @@
-"""How fast it is, as ratios within one run on one machine. README.md holds the last figures."""
+"""Measures the server's speed, as ratios within one run on one machine. README.md holds the last figures."""

@@ -1,16 +1,16 @@
-"""How fast the server is, beside raw COPY, InfluxDB and VictoriaMetrics, in one run on one machine.
+"""Measures the server beside raw COPY, InfluxDB and VictoriaMetrics, in one run on one machine.
 
-    python -m benchmarks                  all of it
-    python -m benchmarks --only goals     what the goals need, in more rounds
-    python -m benchmarks --only panels    dashboards, and reading back, over a year of readings: --days
-    python -m benchmarks --quick          one short round of the goals: shows that it works, and no more
+    python -m benchmarks                  everything
+    python -m benchmarks --only goals     only what the goals need, in more rounds
+    python -m benchmarks --only panels    dashboards and reading back, over a year of readings (--days)
+    python -m benchmarks --quick          one short round of the goals, to show that the benchmark works
 
-``--database embedded`` measures on the PostgreSQL that the server brings, ``--database url`` on a database of the
-benchmark's own on the server at DATABASE_URL, of which it must be allowed to be superuser; the default is the second
-where DATABASE_URL is set. Both may be named.
+``--database embedded`` measures on the PostgreSQL that the server brings. ``--database url`` makes a database on the
+server at DATABASE_URL, as a superuser, and measures there. The default is ``url`` if DATABASE_URL is set. Both may be
+named.
 
-Every run begins with an empty store and ends with a count: a contestant that does not hold what it was sent ends the
-benchmark. Tables go to the standard output, in Markdown; progress goes to the other.
+Every run begins with an empty store and ends with a count: if a contestant does not hold what it was sent, the
+benchmark ends. Tables go to the standard output, in Markdown; progress goes to the standard error.
 """
 
 import argparse
@@ -60,15 +60,15 @@ from benchmarks.report import (
 )
 
 CONNECTIONS = 4
-"""Over which every bulk sender of HTTP sends."""
+"""Connections of every bulk sender over HTTP."""
 WORKERS = (1, 2)
 REQUESTS = {1_000: 500, 10_000: 100}
 """Bulk requests of a run, by the readings in each."""
 SPARSE_ROWS_PER_SENSOR = 10
-"""With fewer rows of a sensor in a COPY the columnstore is slow: raw COPY then sends it a tenth of the readings."""
+"""With fewer rows of a sensor in a COPY, the columnstore is slow: raw COPY then sends a tenth of the readings."""
 SINGLE_SENSORS = 1_000
 MAX_SINGLES_PER_S = 100_000
-"""So many readings are made ready for each second of wrk's."""
+"""Readings that are prepared for each second of wrk."""
 
 SENSOR_DETAIL = "Sensor detail"
 """The dashboard that has a goal of its own."""
@@ -78,33 +78,33 @@ DatabaseKind = Literal["embedded", "url"]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured, and for how long."""
+    """The workloads to measure, and for how long."""
 
     workloads: Sequence[Workload]
     formats: Sequence[Format]
     rounds: int
     scale: float
-    """Times REQUESTS."""
+    """Factor of REQUESTS."""
     seconds: int
-    """Of one run of single readings."""
+    """Length of one run of single readings."""
     days: int
-    """Of the readings that are looked at; 0: none are."""
+    """Days of readings for dashboards and reading back; 0 leaves both out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What was sent in one run."""
+    """The readings that one run sent."""
 
     sent: Sent
     readings: int
-    """Answered while the clock ran."""
+    """Readings answered while the clock ran."""
     expected: range
-    """How many readings the store may hold now."""
+    """Numbers of readings that the store may hold now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """Somebody who stores readings, and how to send them all; without a store nothing is counted."""
+    """A system under test, and how to send it all readings. Without a store nothing is counted."""
 
     name: str
     store: Store | None
@@ -113,11 +113,13 @@ class Contestant:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="The server beside its limit and peers.")
-    parser.add_argument("--only", choices=["goals", "bulk", "single", "panels"], help="a part of it")
-    parser.add_argument("--quick", action="store_true", help="one short round of the goals")
-    parser.add_argument("--rounds", type=int, help="3 unless told, 5 for the goals")
-    parser.add_argument("--days", type=int, help="of readings for dashboards; 365 unless told")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure the server beside its limit and peers."
+    )
+    parser.add_argument("--only", choices=["goals", "bulk", "single", "panels"], help="run only this part")
+    parser.add_argument("--quick", action="store_true", help="run one short round of the goals")
+    parser.add_argument("--rounds", type=int, help="rounds to run; default: 3, or 5 for the goals")
+    parser.add_argument("--days", type=int, help="days of readings for dashboards; default: 365")
     parser.add_argument(
         "--database",
         nargs="+",
@@ -127,8 +129,8 @@ def main() -> None:
     chosen = parser.parse_args()
     plan = make_plan(chosen.only, is_quick=chosen.quick, rounds=chosen.rounds, days=chosen.days)
     if "url" in chosen.database and "DATABASE_URL" not in os.environ:
-        sys.exit("Set DATABASE_URL, or take --database embedded.")
-    # As an exception, so that every server that was started is stopped.
+        sys.exit("Set DATABASE_URL, or use --database embedded.")
+    # SIGTERM raises an exception, so that every server that was started is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     started = time.monotonic()
     print(f"{description()}.")
@@ -145,7 +147,7 @@ def main() -> None:
 
 
 def make_plan(only: str | None, *, is_quick: bool, rounds: int | None, days: int | None) -> Plan:
-    """The plan for what was asked on the command line."""
+    """Make the plan from the options of the command line."""
     bulk: list[Workload] = [Shape(sensors, rows) for rows in (10_000, 1_000) for sensors in (100, 1_000, 10_000)]
     single: list[Workload] = [Single(connections) for connections in (1, 32, 256)]
     if is_quick or only == "goals":
@@ -164,9 +166,9 @@ def make_plan(only: str | None, *, is_quick: bool, rounds: int | None, days: int
 
 
 def measure(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
-    """Runs the plan on one database and prints what came out."""
+    """Run the plan on one database and print the results."""
     url = os.environ["DATABASE_URL"] if kind == "url" else None
-    # Embedded by root, the database runs as another account, who must pass.
+    # Started by root, the embedded database runs as another account, which needs access through the folder.
     folder.chmod(0o711)
     with peers.postgres(url, folder) as store:
         race = Race(plan, store)
@@ -208,7 +210,7 @@ def measure(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
 
 
 def look_back(store: Postgres, folder: Path, *, days: int) -> list[Goal]:
-    """Stores a history, looks at it through dashboards and the API, and prints what came out."""
+    """Store a history, read it through dashboards and the API, and print the results."""
     stored = make_history(store, folder / "history", days=days)
     print(f"\n### Dashboards\n\n{stored}", flush=True)
     asked = ask_all(store.url, days=days)
@@ -220,12 +222,12 @@ def look_back(store: Postgres, folder: Path, *, days: int) -> list[Goal]:
 
 
 class Race:
-    """Runs workloads on one database and beside it.
+    """Runs workloads on one database and on the peers.
 
     Attributes:
-        left_out: what could not be measured, and why.
-        sender_ms: processor time of the sender a request, milliseconds, of each bulk run over HTTP.
-        sender_shares: likewise, as a share of the time that passed.
+        left_out: measurements that were not possible, with the reason.
+        sender_ms: the sender's processor time for a request, milliseconds, of each bulk run over HTTP.
+        sender_shares: the sender's processor time in each of these runs, as a share of the time that passed.
     """
 
     def __init__(self, plan: Plan, store: Postgres) -> None:
@@ -236,12 +238,12 @@ class Race:
         self.sender_shares: list[float] = []
 
     def leave_out(self, what: str) -> None:
-        """Notes it, once."""
+        """Record what could not be measured, once."""
         if what not in self.left_out:
             self.left_out.append(what)
 
     def run(self, workload: Workload, folder: Path) -> dict[str, list[Round]]:
-        """Everybody in turn, as often as there are rounds, every other round in the opposite order."""
+        """Run all contestants in turn in each round, every other round in the opposite order."""
         with ExitStack() as stack:
             contestants = (
                 self._bulk(workload, folder, stack)
@@ -257,11 +259,11 @@ class Race:
         return seen
 
     def _run_one(self, contestant: Contestant, *, is_last: bool) -> Round:
-        """One contestant once, from an empty store to a count of what it holds."""
+        """Run one contestant once, from an empty store to a count of its readings."""
         store, server = contestant.store, contestant.server
         if store is not None:
             store.begin()
-        os.sync()  # nobody waits for what somebody else has left to be written
+        os.sync()  # so that no contestant waits for another's unwritten pages
         try:
             run = contestant.send()
         except WrongAnswer as error:
@@ -291,7 +293,7 @@ class Race:
         )
 
     def _bulk(self, shape: Shape, folder: Path, stack: ExitStack) -> list[Contestant]:
-        """Everybody who takes many readings at once, with their requests made."""
+        """Return the contestants that take many readings in a request, with their requests prepared."""
         warm_up = max(CONNECTIONS, -(-shape.sensors // shape.rows))
         requests = warm_up + round(REQUESTS[shape.rows] * self._plan.scale)
         count = requests * shape.rows
@@ -316,7 +318,7 @@ class Race:
         return contestants + self._raw(shape, readings, warm_up)
 
     def _raw(self, shape: Shape, readings: pa.Table, warm_up: int) -> list[Contestant]:
-        """COPY of the same readings, encoded before the clock starts."""
+        """Return the contestants that COPY the same readings, encoded before the clock starts."""
         ids = self._store.sensor_ids([sensor_name(sensor) for sensor in range(shape.sensors)])
         payloads = copy_payloads(readings, rows=shape.rows, sensor_ids=ids, source_id=self._store.source_id())
 
@@ -336,13 +338,13 @@ class Race:
         ]
 
     def _single(self, single: Single, folder: Path, stack: ExitStack) -> list[Contestant]:
-        """Everybody who takes one reading a request."""
+        """Return the contestants that take one reading a request."""
         count = SINGLE_SENSORS + self._plan.seconds * MAX_SINGLES_PER_S
         readings = make_readings(count, sensors=SINGLE_SENSORS, start_ms=start_ms(count, SINGLE_SENSORS))
         folder.mkdir()
         firsts, files = {}, {}
         for format_ in (Format.NDJSON, Format.LINES):
-            # Every sensor's first reading goes before wrk and off its clock, so that all sensors are known.
+            # Every sensor's first reading is sent before wrk starts, so that all sensors are known.
             (first,) = bodies(readings.slice(0, SINGLE_SENSORS), format_, rows=SINGLE_SENSORS)
             (rest,) = bodies(readings.slice(SINGLE_SENSORS), format_, rows=count)
             firsts[format_] = first.splitlines()
@@ -368,7 +370,7 @@ class Race:
         return contestants
 
     def _servers(self, folder: Path, stack: ExitStack) -> list[SensorFlow]:
-        """The server of this repository, once for each number of processes."""
+        """Start this repository's server, once for each number of processes."""
         servers = []
         for workers in WORKERS:
             running = peers.sensorflow(self._store, folder / f"workers-{workers}", workers=workers)
@@ -382,7 +384,7 @@ class Race:
 
 @contextmanager
 def running_peers(folder: Path) -> Iterator[list[Peer]]:
-    """The peers that are installed."""
+    """Start the peers that are installed."""
     running: list[Peer] = []
     try:
         for peer in (Influx, VictoriaMetrics):
@@ -395,8 +397,9 @@ def running_peers(folder: Path) -> Iterator[list[Peer]]:
 
 
 def start_ms(count: int, sensors: int) -> int:
-    """When so many readings begin of which the last is of now. As of this morning they would be late, and the server
-    would refresh the aggregates of them at once.
+    """Return the time of the first reading, so that the last of them is of now.
+
+    Readings of this morning would be late, and the server would refresh their aggregates at once.
     """
     return (int(time.time()) - -(-count // sensors)) * 1_000
 

@@ -1,4 +1,4 @@
-"""The least that uvicorn can do for a POST: answer as many bytes as the server would. Stores nothing."""
+"""The least work that uvicorn can do for a POST: answer as many bytes as the server would, and store nothing."""
 
 from starlette.types import Receive, Scope, Send
 

@@ -1,11 +1,11 @@
-"""The server of this checkout beside that of another one: what a change costs, or brings.
+"""Compares this checkout's server with another checkout's, to measure the effect of a change.
 
     git worktree add ../before COMMIT
     python -m benchmarks.compare ../before --rounds 9
 
 Each server has a database of its own, on the server at DATABASE_URL or else on the embedded one, and makes its own
-schema there. They take turns, every other round in the opposite order, so that a machine whose speed drifts slows both.
-Each run ends with a count of what is stored.
+schema there. The two servers take turns, every other round in the opposite order, so that a machine whose speed drifts
+slows both. Each run ends with a count of the stored readings.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from benchmarks.machine import description
 from benchmarks.peers import SensorFlow
 from benchmarks.readings import Format, bodies, make_readings
 from benchmarks.report import GOAL_SHAPE, GOAL_SINGLE
-from tests.server import REPOSITORY, running
+from tests.support.server import REPOSITORY, running
 
 SINGLE_SECONDS = 4
 
 Workload = Callable[[SensorFlow], tuple[float, range]]
-"""Sends readings; how many a second were answered, and how many the database may hold now."""
+"""Sends readings; returns the answered readings per second, and the numbers that the database may hold now."""
 
 
 def bulk() -> Workload:
@@ -126,7 +126,7 @@ def in_turn(
 def server_of(
     checkout: Path, admin_url: str, folder: Path, *, workers: int
 ) -> Iterator[tuple[SensorFlow, psycopg.Connection]]:
-    """A checkout's server on a new database, and a connection to that."""
+    """Start a checkout's server on a new database, and connect to that database."""
     database = f"benchmark_{secrets.token_hex(4)}"
     folder.mkdir()
     with psycopg.connect(admin_url, autocommit=True) as admin:

@@ -1,11 +1,11 @@
 """A year of readings: one sensor that sends every second, and a month of a few others that send every minute.
 
-They come as from a gateway that was away for long: through the server, in Arrow, a day a request, the oldest first.
-What the columnstore's policy would still leave alone comes in small requests, as it does from sensors that send now,
-and lies in the rowstore. The server refreshes the aggregates. Then each of TimescaleDB's policies has its turn, and
-rests from there on, and the tables are vacuumed and analyzed as autovacuum does it.
+They come as from a gateway that was offline for long: through the server, in Arrow, a day a request, the oldest first.
+The days that the columnstore's policy does not compress yet come in small requests, as from sensors that send now, and
+are stored in the rowstore. The server refreshes the aggregates. Then each of TimescaleDB's policies runs once and is
+switched off, and the tables are vacuumed and analyzed as autovacuum would do it.
 
-Then it is read back through GET /api/readings.
+Then the readings are read back through GET /api/readings.
 """
 
 import sys
@@ -26,7 +26,7 @@ from benchmarks.load import HttpConnection, WrongAnswer, http_request, send_once
 from benchmarks.peers import Postgres, SensorFlow, sensorflow
 from benchmarks.readings import Format, bodies, make_readings, sensor_name
 from benchmarks.report import History, ReadBack
-from tests.server import API_KEY, eventually
+from tests.support.server import API_KEY, eventually
 
 DAY_S = 86_400
 DAY_MS = 1_000 * DAY_S
@@ -34,7 +34,7 @@ OTHERS = 20
 OTHERS_INTERVAL_S = 60
 OTHERS_DAYS = 30
 LIVE_DAYS = 2
-"""Yesterday, of which the policy's day is not over, and today."""
+"""Days in the rowstore: today, and yesterday, which the policy may not compress yet."""
 DAYS_AT_A_TIME = 20
 CONNECTIONS = 2
 REFRESH_TIMEOUT_S = 1_800
@@ -45,7 +45,7 @@ COUNTS: dict[str, Callable[[bytes], int]] = {
     "csv": lambda body: body.count(b"\n") - 1,
     "arrow": lambda body: pa.ipc.open_stream(body).read_all().num_rows,
 }
-"""The formats, and how many rows there are in a body."""
+"""The formats, and the number of rows in a body."""
 SETTINGS = {"ACCEPT_PAST_DAYS": "0", "COMMIT_TIMEOUT_S": "50", "DRAIN_TIMEOUT_S": "60"}
 
 IS_REFRESHED = """
@@ -57,7 +57,7 @@ SELECT EXISTS (
     SELECT FROM timescaledb_information.job_stats JOIN database_jobs USING (job_id) WHERE job_status = 'Running'
 )
 """
-# Autovacuum knows chunks, and never looks at what they are chunks of.
+# Autovacuum works on chunks, never on the hypertable itself.
 TABLES = """
 SELECT oid::regclass::text FROM pg_class
 WHERE relkind = 'r' AND relnamespace <> 'pg_catalog'::regnamespace
@@ -70,10 +70,10 @@ INSERT INTO sensor_limits SELECT s.id, m.name, 0, 100 FROM sensors s CROSS JOIN 
 
 
 def make_history(store: Postgres, folder: Path, *, days: int) -> History:
-    """Stores so many whole days and what there is of today; what the database then has to do is done.
+    """Store a number of whole days and today until now, and let the database finish its jobs.
 
     Raises:
-        WrongAnswer: not all of it is there.
+        WrongAnswer: readings are missing.
     """
     with psycopg.connect(store.url, autocommit=True) as own:
 
@@ -105,7 +105,7 @@ def make_history(store: Postgres, folder: Path, *, days: int) -> History:
 
 
 def send(server: SensorFlow, *, days: int) -> tuple[int, float]:
-    """Sends them; how many there were, and for how long the server was at it."""
+    """Send the readings, and return their number and the seconds that the server took."""
     target = server.bulk(Format.ARROW)
     now_ms = int(time.time() * 1_000)
     today_ms = now_ms // DAY_MS * DAY_MS
@@ -117,7 +117,7 @@ def send(server: SensorFlow, *, days: int) -> tuple[int, float]:
         tables = list(history(start_ms, end_ms, others_from_ms=today_ms - OTHERS_DAYS * DAY_MS))
         rows = MIN_COLUMNSTORE_ROWS - 1 if is_live else DAY_S
         requests = [http_request(target, body) for table in tables for body in bodies(table, Format.ARROW, rows=rows)]
-        # Of two small requests at once the server would make one flush that goes into the columnstore.
+        # Two small requests at once would become one flush, which goes into the columnstore.
         connections = 1 if is_live else CONNECTIONS
         elapsed_s += send_once_each(
             requests, lambda: HttpConnection(target), connections=connections, warm_up=0
@@ -131,7 +131,7 @@ def read_back(store: Postgres, folder: Path, *, days: int) -> list[ReadBack]:
     """Read some days of the one sensor from the middle of its history, and the minutes of all of it.
 
     Raises:
-        WrongAnswer: fewer or more rows came than were stored.
+        WrongAnswer: the number of rows differs from what was stored.
     """
     now_s = int(time.time())
     today_s = now_s // DAY_S * DAY_S
@@ -162,7 +162,7 @@ def read_back(store: Postgres, folder: Path, *, days: int) -> list[ReadBack]:
 
 
 def _read(url: str, asked: dict[str, str | int]) -> tuple[tuple[float, float], bytes]:
-    """Until the first byte, milliseconds, and until the last, seconds; and the body."""
+    """Read an answer. Return the milliseconds until its first byte, the seconds until its last, and its body."""
     body = bytearray()
     began = time.perf_counter()
     with httpx.stream("GET", url, params=asked, headers={"X-API-Key": API_KEY}, timeout=60) as response:
@@ -176,7 +176,7 @@ def _read(url: str, asked: dict[str, str | int]) -> tuple[tuple[float, float], b
 
 
 def history(start_ms: int, end_ms: int, *, others_from_ms: int) -> Iterator[pa.Table]:
-    """The readings from one midnight to some other time, a table a day for the one sensor and one for the others.
+    """Yield the readings from a midnight to a later time: for each day a table of the one sensor and one of the others.
 
     Every day has the same values.
     """

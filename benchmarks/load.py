@@ -1,8 +1,8 @@
-"""Sends readings and keeps the time, the same way to every contestant; any answer but the expected one ends the run.
+"""Sends readings to every contestant in the same way and takes the time. An unexpected answer ends the run.
 
-Bulk goes out from this process: requests made beforehand, each sent once, over connections that are open before the
-clock starts. One reading a request is wrk's work, because at tens of thousands of requests a second a sender in Python
-would take the processor from those it measures; wrk too sends each reading once.
+This process sends bulk requests: they are made beforehand, and each is sent once, over connections that are open before
+the clock starts. wrk sends single readings, because at tens of thousands of requests a second a sender in Python
+would take the processor from the servers that it measures. wrk sends each reading once, too.
 """
 
 import re
@@ -22,16 +22,16 @@ TIMEOUT_S = 60
 UNITS_MS = {"us": 0.001, "ms": 1.0, "s": 1_000.0}
 
 Send = Callable[[bytes], None]
-"""Sends one portion and returns once it has been answered well."""
+"""Sends one portion and returns once it has been answered as expected."""
 
 
 class WrongAnswer(Exception):
-    """A contestant did not store what it was sent; its figures would mean nothing."""
+    """A contestant did not store what it was sent, so its figures would mean nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where and how an HTTP server takes readings."""
+    """The address and the headers with which an HTTP server takes readings."""
 
     port: int
     path: str
@@ -41,20 +41,20 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What a sender saw."""
+    """The times of one sender."""
 
     requests: int
     elapsed_s: float
     p50_ms: float
     p99_ms: float
     sender_cpu_s: float
-    """Processor time that this process took meanwhile; of wrk's it knows nothing."""
+    """Processor time of this process; wrk's is not known."""
 
 
 def send_once_each(
     portions: Sequence[bytes], connect: Callable[[], AbstractContextManager[Send]], *, connections: int, warm_up: int
 ) -> Sent:
-    """Sends each portion once, shared out over connections as they become free; the first ``warm_up`` off the clock."""
+    """Send each portion once, over whichever connection is free, the first ``warm_up`` of them off the clock."""
     latencies_s: list[float] = []
     failures: list[BaseException] = []
     times: list[tuple[float, float]] = []
@@ -103,14 +103,14 @@ def send_once_each(
 
 
 def http_request(target: Target, body: bytes) -> bytes:
-    """The request as it goes over the wire."""
+    """Return the request's bytes."""
     lines = [f"POST {target.path} HTTP/1.1", f"Host: 127.0.0.1:{target.port}", f"Content-Length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in target.headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 class HttpConnection:
-    """A keep-alive connection that sends requests made beforehand, and reads of the answers what it must."""
+    """A keep-alive connection that sends prepared requests, and reads no more of the answers than it must."""
 
     def __init__(self, target: Target) -> None:
         self._expected = target.expected_status
@@ -178,11 +178,11 @@ function request()
   return requests[number] or error("there are too few readings for so fast a server")
 end
 """
-"""For wrk. It keeps no answers and parses none but for their status: that is what wrk does in C."""
+"""The script of wrk. It keeps no answers and parses only their status, as wrk does in C."""
 
 
 def send_singly(target: Target, readings: Path, *, connections: int, seconds: int) -> Sent:
-    """Sends the lines of a file, one a request, each once, for so many seconds.
+    """Send the lines of a file, one a request, each once, for a number of seconds.
 
     wrk hangs up at the end of its time: the last request of each connection may be stored and not counted.
     """

@@ -1,4 +1,4 @@
-"""The machine under the figures: its processor, its disk, and the memory of processes. Linux only, from /proc."""
+"""Describes the machine: its processor, its disk, and the memory of processes. Linux only, from /proc."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ PROC = Path("/proc")
 
 
 def description() -> str:
-    """Processor, cores, memory and what else was going on, in a line."""
+    """Return processor, cores, memory and load, in a line."""
     (model,) = re.findall(r"^model name\s*: (.*)", (PROC / "cpuinfo").read_text(), re.MULTILINE)[:1] or ["?"]
     (kilobytes,) = re.findall(r"^MemTotal:\s*(\d+)", (PROC / "meminfo").read_text(), re.MULTILINE)
     return (
@@ -22,7 +22,7 @@ def description() -> str:
 
 
 def sync_ms(folder: Path) -> float:
-    """How long the disk takes to make 8 kB durable, milliseconds, median: every commit waits for that."""
+    """Return the median time to make 8 kB durable on this disk, milliseconds. Every commit waits as long."""
     durations = []
     with (folder / "sync").open("wb", buffering=0) as file:
         for _ in range(100):
@@ -34,9 +34,9 @@ def sync_ms(folder: Path) -> float:
 
 
 def memory_mb(pid: int) -> float | None:
-    """Resident memory of a process and all below it, MB; a page that several share counts once.
+    """Return the resident memory of a process and its descendants, MB. A shared page counts once.
 
-    None where the processes are another account's.
+    None if the processes belong to another account.
     """
     total_kilobytes = 0
     for member in family(pid):
@@ -44,14 +44,14 @@ def memory_mb(pid: int) -> float | None:
             text = (PROC / str(member) / "smaps_rollup").read_text()
         except PermissionError:
             return None
-        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        except (FileNotFoundError, ProcessLookupError):  # the process has just ended
             continue
         total_kilobytes += int(text.split("\nPss:", 1)[1].split(None, 1)[0])
     return total_kilobytes / 1_024
 
 
 def family(pid: int) -> list[int]:
-    """A process, its children and theirs."""
+    """Return the ids of a process, its children and theirs."""
     children: dict[int, list[int]] = {}
     for child, parent in _parents():
         children.setdefault(parent, []).append(child)
@@ -62,7 +62,7 @@ def family(pid: int) -> list[int]:
 
 
 def parent_of(pid: int) -> int | None:
-    """The parent of a process of this machine; None if it has no such process."""
+    """Return the parent's id of a process, or None if there is no such process."""
     return dict(_parents()).get(pid)
 
 
@@ -78,5 +78,5 @@ def _parents() -> Iterator[tuple[int, int]]:
 
 
 def disk_bytes(folder: Path) -> int:
-    """What the files below a folder occupy; a file with holes counts without them."""
+    """Return the bytes that the files below a folder occupy, without the holes of sparse files."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())

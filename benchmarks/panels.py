@@ -1,10 +1,11 @@
-"""Every query of every dashboard, as Grafana sends it and as the role it reads with, at the ranges that cost the most.
+"""Runs every query of every dashboard, as Grafana sends it and as Grafana's role, at the ranges that cost the most.
 
-A query that looks at the interval runs at the longest range of each zoom, just before a coarser aggregate takes over,
-and over a year; those of *Sensor detail* also over ranges that end in the middle of the history, in the columnstore.
-First over a new connection, as for the first who looks, and then some more times.
+A query that uses the interval runs at the longest range of each zoom, just before a coarser aggregate takes over,
+and over a year. Those of *Sensor detail* also run over ranges that end in the middle of the history, in the
+columnstore. Each query runs first over a new connection, as for the first viewer, and then some more times.
 """
 
+import re
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -23,14 +24,14 @@ AGAIN = 5
 YEAR = timedelta(days=365)
 DETAIL, COMPARE = "sensorflow-sensor", "sensorflow-compare"
 ZOOMS = {"readings": RAW_MS, "1m": MINUTES_MS, "1h": HOURS_MS}
-"""What is read, and up to which interval; above, it is 1d."""
+"""What a query reads, by the interval below which it does; from the last one on, it reads 1d."""
 BOUNDS_MS = {rounded: bound for bound, rounded in ROUNDED_MS}
-"""By the interval that Grafana rounds to, from where on it no longer does."""
+"""Intervals that Grafana rounds to, with the length from which it takes the next."""
 UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 
 
 def ask_all(url: str, *, days: int) -> list[Asked]:
-    """All of them, on a database that holds a history of so many days."""
+    """Run every query on a database that holds a history of ``days``."""
     with psycopg.connect(url, autocommit=True) as connection:
         ids: dict[str, str] = dict(connection.execute("SELECT name, id::text FROM sensors ORDER BY id").fetchall())
     now = datetime.now(UTC)
@@ -56,13 +57,13 @@ def ask_all(url: str, *, days: int) -> list[Asked]:
 def requests(
     query: Query, variables: Mapping[str, Value], now: datetime, *, days: int
 ) -> Iterator[tuple[str, str, Request]]:
-    """The ranges in which a query is asked: what they are called, what is read there, and the request."""
+    """Yield the ranges for a query: the range's name, what the query reads there, and the request."""
     points = query.of_panel.get("maxDataPoints")
     if points is None or "$__interval" not in query.sql:
         yield "", "", Request(now - YEAR, now, interval_ms(YEAR, 1_000), variables)
         return
     for reads, longest_ms in ZOOMS.items():
-        if f"$__interval_ms <= {longest_ms}" not in query.sql:
+        if not re.search(rf"\$__interval_ms <= {longest_ms}(?! THEN)", query.sql):  # with THEN it is only a width
             continue
         length = timedelta(milliseconds=points * BOUNDS_MS[longest_ms]) - timedelta(seconds=1)
         ends = {"": now}
@@ -75,11 +76,11 @@ def requests(
 
 
 def ask(url: str, sql: str) -> tuple[int, float, float]:
-    """How many rows came; how long that took the first time, and the median of the others, milliseconds."""
+    """Return the number of rows, the time of the first run, and the median of the others, milliseconds."""
     durations_ms = []
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"SET SESSION AUTHORIZATION {READER}")
-        connection.execute("SET jit = off")  # as that role's own setting is
+        connection.execute("SET jit = off")  # the role's own setting
         for _ in range(1 + AGAIN):
             began = time.perf_counter()
             rows = connection.execute(sql, prepare=False).rowcount
@@ -88,7 +89,7 @@ def ask(url: str, sql: str) -> tuple[int, float, float]:
 
 
 def written(length: timedelta) -> str:
-    """A length as somebody would say it; a second is no matter."""
+    """Write a length for people, where a second more or less does not matter."""
     seconds = length.total_seconds() + 1
     unit, width = next((unit, width) for unit, width in UNITS if seconds >= 3 * width)
     return f"{seconds / width:.3g} {unit}"

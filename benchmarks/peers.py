@@ -1,7 +1,7 @@
-"""Who is measured: each with a store that is empty before every run, is asked after it what it holds, and then rests.
+"""Starts the systems that are measured. Each has a store that is empty before a run, counted after it, and then idle.
 
-All with their default durability: PostgreSQL and InfluxDB answer when the disk has the readings, VictoriaMetrics when
-it has them in memory.
+All have their default durability: PostgreSQL and InfluxDB answer when the readings are on disk, VictoriaMetrics when
+they are in memory.
 """
 
 import os
@@ -24,7 +24,7 @@ from app.store.embedded import embedded_database
 from benchmarks.load import CopyConnection, Target
 from benchmarks.machine import disk_bytes, family, memory_mb, parent_of
 from benchmarks.readings import CONTENT_TYPES, Format
-from tests.server import API_KEY, Server, eventually, running
+from tests.support.server import API_KEY, Server, eventually, running
 
 START_TIMEOUT_S = 30
 SETTLE_TIMEOUT_S = 120
@@ -34,26 +34,26 @@ Into = Literal["rowstore", "columnstore"]
 
 
 class Store(Protocol):
-    """Where readings end up. Between ``end`` and ``begin`` it has nothing to do, so that it disturbs nobody."""
+    """The store of a contestant. Between ``end`` and ``begin`` it is idle, so that it does not disturb the others."""
 
     def begin(self) -> None:
-        """Makes it ready, and empty."""
+        """Make the store ready and empty."""
 
     def count(self) -> int:
-        """How many readings are stored."""
+        """Return the number of stored readings."""
 
     def stored_bytes(self) -> int:
-        """What they occupy on disk, once all are there; of no use after that but to ``end``."""
+        """Return the readings' bytes on disk, once all are there. Only ``end`` may follow."""
 
     def memory_mb(self) -> float | None:
-        """The memory of its processes; None where it can't be known."""
+        """Return the memory of its processes, MB, or None if it can't be read."""
 
     def end(self) -> None:
-        """Forgets all readings, and any work that is still to be done on them."""
+        """Remove all readings, and any work that is still to be done on them."""
 
 
 class Postgres:
-    """A database of its own, with the server's schema; the server and raw COPY write into the same table."""
+    """A database with the server's schema. The server and raw COPY write into the same table."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -73,11 +73,11 @@ class Postgres:
 
     def _row(self, query: str) -> tuple[str, ...]:
         row = self._connection.execute(query).fetchone()
-        assert row is not None  # every query here has a row
+        assert row is not None  # every query here returns a row
         return row
 
     def _takes_direct_copy(self) -> bool:
-        """Whether COPY can write straight into the columnstore; sets the table up for it, if the schema has not."""
+        """Set the table up for COPY straight into the columnstore. Return whether this database can."""
         (known,) = self._row(
             "SELECT count(*) FROM pg_settings WHERE name = 'timescaledb.enable_direct_compress_copy'",
         )
@@ -92,21 +92,21 @@ class Postgres:
         return bool(known)
 
     def sensor_ids(self, names: list[str]) -> list[int]:
-        """The ids of these sensors, made where they are not yet."""
+        """Return the ids of sensors, and create those that are new."""
         self._connection.execute("INSERT INTO sensors (name) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING", [names])
         rows = self._connection.execute("SELECT name, id FROM sensors WHERE name = ANY(%s)", [names]).fetchall()
         ids: dict[str, int] = dict(rows)
         return [ids[name] for name in names]
 
     def source_id(self) -> int:
-        """The id of a sender."""
+        """Return the id of a sender, for raw COPY."""
         self._connection.execute(
             "INSERT INTO sources (key_name, client_ip) VALUES ('benchmark', '') ON CONFLICT DO NOTHING"
         )
         return int(self._row("SELECT id FROM sources WHERE key_name = 'benchmark'")[0])
 
     def connect(self, into: Into) -> CopyConnection:
-        """A connection for raw COPY."""
+        """Open a connection for raw COPY."""
         settings = {"timescaledb.enable_direct_compress_copy": "on"} if into == "columnstore" else {}
         return CopyConnection(self.url, COPY, settings)
 
@@ -124,18 +124,18 @@ class Postgres:
         return int(self._row(f"SELECT {size}('readings')")[0])
 
     def memory_mb(self) -> float | None:
-        # The parent of the process that serves us: all the server's processes are its children.
+        # The parent of the process behind this connection has all of PostgreSQL's processes as its children.
         postmaster = parent_of(self._connection.info.backend_pid)
         return None if postmaster is None else memory_mb(postmaster)
 
     def close(self) -> None:
-        """Hangs up."""
+        """Close the connection."""
         self._connection.close()
 
 
 @contextmanager
 def postgres(url: str | None, folder: Path) -> Iterator[Postgres]:
-    """A database of the benchmark's own on a server, or without a URL on the embedded one; removed at the end."""
+    """Make a database on a server or, without a URL, on the embedded one, and remove it at the end."""
     if url is None:
         with embedded_database(folder / "embedded") as embedded_url:
             store = Postgres(embedded_url)
@@ -158,7 +158,7 @@ def postgres(url: str | None, folder: Path) -> Iterator[Postgres]:
 
 
 class SensorFlow:
-    """The server of this repository, with so many workers."""
+    """The server of this repository, with a number of workers."""
 
     def __init__(self, server: Server, workers: int) -> None:
         self._server = server
@@ -167,27 +167,27 @@ class SensorFlow:
 
     @property
     def has_workers(self) -> bool:
-        """Whether the setting WORKERS has had its effect."""
+        """Return whether the server runs as many processes as WORKERS says."""
         return self.workers == 1 or len(family(self._server.process.pid)) > self.workers
 
     def bulk(self, format_: Format) -> Target:
-        """Where many readings go."""
+        """Return the target of bulk requests."""
         headers = {"X-API-Key": API_KEY, "Content-Type": CONTENT_TYPES[format_]}
         return Target(self.port, "/api/readings", headers, 201)
 
     def single(self) -> Target:
-        """Where one reading goes."""
+        """Return the target of single readings."""
         headers = {"X-API-Key": API_KEY, "Content-Type": CONTENT_TYPES[Format.JSON]}
         return Target(self.port, "/api/temperature_reading", headers, 201)
 
     def memory_mb(self) -> float | None:
-        """Of all its processes; not the database's."""
+        """Return the memory of all its processes without the database's, MB."""
         return memory_mb(self._server.process.pid)
 
 
 @contextmanager
 def sensorflow(store: Postgres, folder: Path, *, workers: int, **settings: str) -> Iterator[SensorFlow]:
-    """The server on that database."""
+    """Start the server on that database."""
     folder.mkdir(parents=True)
     with running(folder, DATABASE_URL=store.url, WORKERS=str(workers), **settings) as server:
         yield SensorFlow(server, workers)
@@ -229,7 +229,7 @@ class Influx:
         self._process = _start(command, folder, f"http://127.0.0.1:{self._port}/ping")
 
     def target(self) -> Target:
-        """Where lines go."""
+        """Return the target of requests in line protocol."""
         return Target(
             self._port, "/write?db=benchmark&precision=ms", {"Content-Type": CONTENT_TYPES[Format.LINES]}, 204
         )
@@ -258,12 +258,12 @@ class Influx:
         return memory_mb(self._process.pid)
 
     def stop(self) -> None:
-        """Stops it."""
+        """Stop the server."""
         _stop(self._process)
 
 
 class VictoriaMetrics:
-    """VictoriaMetrics, single node. It has no databases to drop, so it starts anew in an empty folder every time."""
+    """VictoriaMetrics, single node. It has no databases to drop, so each run starts it in an empty folder."""
 
     name = "VictoriaMetrics"
     program = "victoria-metrics"
@@ -275,7 +275,7 @@ class VictoriaMetrics:
         self._process: subprocess.Popen[bytes] | None = None
 
     def target(self) -> Target:
-        """Where lines go."""
+        """Return the target of requests in line protocol."""
         return Target(self._port, "/write?precision=ms", {"Content-Type": CONTENT_TYPES[Format.LINES]}, 204)
 
     def begin(self) -> None:
@@ -290,7 +290,7 @@ class VictoriaMetrics:
         shutil.rmtree(self._folder)
 
     def stop(self) -> None:
-        """Stops it; what it held in memory is then on disk."""
+        """Stop the server, which writes its memory to disk."""
         if self._process is not None:
             _stop(self._process)
             self._process = None
@@ -319,7 +319,7 @@ Peer = Influx | VictoriaMetrics
 
 @contextmanager
 def bare_uvicorn(folder: Path) -> Iterator[Target]:
-    """A uvicorn that stores nothing: what the HTTP server alone can do on this machine at this moment."""
+    """Start a uvicorn that stores nothing, to measure what the HTTP server alone can do on this machine now."""
     folder.mkdir(parents=True)
     port = free_port()
     options = ["--port", str(port), "--http", "httptools", "--loop", "uvloop", "--no-access-log", "--lifespan", "off"]
@@ -332,7 +332,7 @@ def bare_uvicorn(folder: Path) -> Iterator[Target]:
 
 
 def version(peer: type[Peer]) -> str | None:
-    """The version of a peer's package; None if its program is not installed."""
+    """Return the version of a peer's package, or None if its program is not installed."""
     if shutil.which(peer.program) is None:
         return None
     if shutil.which("dpkg-query") is None:
@@ -343,14 +343,14 @@ def version(peer: type[Peer]) -> str | None:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
+    """Return a free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def _start(command: list[str], folder: Path, url: str) -> "subprocess.Popen[bytes]":
-    """Starts a server and waits until it answers; what it says goes to a file in its folder."""
+    """Start a server and wait until it answers. Its output goes to a file in its folder."""
     with (folder / "output").open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ)
 

@@ -1,10 +1,10 @@
-"""The readings that every contestant is sent, and their bytes in each format.
+"""Makes the readings that every contestant is sent, and their bytes in each format.
 
 Pure, and the same for the same arguments: every contestant of a round gets the same readings in the same requests, only
-written differently. Times are in the text formats the milliseconds since 1970, for all alike.
+in another format. All text formats carry times as milliseconds since 1970.
 
-Values wander as a sensor's do, in steps of a hundredth: a constant would flatter whoever compresses, noise would cheat
-him.
+Values drift as a sensor's do, in steps of a hundredth: a constant would flatter a contestant that compresses, and noise
+would put it at a disadvantage.
 """
 
 import random
@@ -19,15 +19,15 @@ from pgpq import ArrowToPostgresBinaryEncoder
 
 SEED = 20_260_101
 STEPS = range(-5, 6)
-"""By how many hundredths a value may change from one second to the next."""
+"""Largest change of a value from one second to the next, in hundredths of its unit."""
 INTERVAL_MS = 1_000
 COLUMNS = ("temperature", "humidity", "pressure")
 STARTS = {"temperature": range(1_500, 2_500), "humidity": range(4_000, 6_000), "pressure": range(99_000, 102_000)}
-"""In which range each value starts, in hundredths of its unit."""
+"""Range in which each value starts, in hundredths of its unit."""
 
 
 class Format(StrEnum):
-    """How readings are written down."""
+    """The format of a request's readings."""
 
     JSON = "JSON array"
     NDJSON = "NDJSON"
@@ -47,12 +47,12 @@ CONTENT_TYPES = {
     Format.LINES: "text/plain",
 }
 BULK_FORMATS = tuple(CONTENT_TYPES)[:-1]
-"""Those that POST /api/readings takes."""
+"""Formats that POST /api/readings takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How many sensors send, and how many of their readings share a request."""
+    """The number of sensors, and of readings in a request."""
 
     sensors: int
     rows: int
@@ -62,12 +62,12 @@ class Shape:
 
     @property
     def rows_per_sensor(self) -> float:
-        """Readings of one sensor in a request."""
+        """Return the readings of one sensor in a request."""
         return self.rows / self.sensors
 
 
 def make_readings(count: int, *, sensors: int, start_ms: int) -> pa.Table:
-    """Readings in the order in which they are sent: each second one of every sensor, the sensors in turn.
+    """Make readings in the order in which they are sent: one of every sensor for each second.
 
     Columns: sensor (int32, from 0), time_ms (int64), and the values as float64.
     """
@@ -91,12 +91,12 @@ def make_readings(count: int, *, sensors: int, start_ms: int) -> pa.Table:
 
 
 def sensor_name(sensor: int) -> str:
-    """What a sensor is called in every format."""
+    """Return the name of a sensor, the same in every format."""
     return f"sensor-{sensor}"
 
 
 def bodies(readings: pa.Table, format_: Format, *, rows: int) -> list[bytes]:
-    """The bodies of the requests that send these readings, ``rows`` in each."""
+    """Return the bodies of the requests that send these readings, ``rows`` in each."""
     readings = _named(readings)
     if format_ in {Format.ARROW, Format.PARQUET}:
         write = _arrow_stream if format_ is Format.ARROW else _parquet
@@ -121,7 +121,7 @@ def bodies(readings: pa.Table, format_: Format, *, rows: int) -> list[bytes]:
 
 
 def copy_payloads(readings: pa.Table, *, rows: int, sensor_ids: list[int], source_id: int) -> list[bytes]:
-    """The same readings in the same portions, as binary COPY takes them: sorted by sensor, the newest first."""
+    """Return the same portions in the format of binary COPY, sorted by sensor, the newest reading first."""
     ids = pa.array(sensor_ids, pa.int32()).take(readings["sensor"].combine_chunks())
     count = readings.num_rows
     table = pa.table(
@@ -138,14 +138,14 @@ def copy_payloads(readings: pa.Table, *, rows: int, sensor_ids: list[int], sourc
 
 
 def _named(readings: pa.Table) -> pa.Table:
-    """With the sensors' names in place of their numbers."""
+    """Replace the sensors' numbers by their names."""
     sensors = readings["sensor"].combine_chunks()
     names = pa.array([sensor_name(sensor) for sensor in range(pc.max(sensors).as_py() + 1)])
     return readings.set_column(0, "sensor_id", names.take(sensors))
 
 
 def _written(readings: pa.Table, format_: Format) -> pa.Array:
-    """Each reading as text."""
+    """Return each reading as text."""
     names: tuple[str, ...] = ("sensor_id", "time_ms", *COLUMNS)
     pieces = ('{"sensor_id":"', '","time":', ',"temperature":', ',"humidity":', ',"pressure":', "}")
     if format_ is Format.CSV:

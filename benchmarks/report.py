@@ -1,4 +1,4 @@
-"""From what was seen in the rounds to what a reader looks at: medians, tables in Markdown, the goals met or not.
+"""Turns the results of the rounds into medians, tables in Markdown, and the goals' verdicts.
 
 Pure.
 """
@@ -12,7 +12,7 @@ from benchmarks.readings import Format, Shape
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One contestant in one round."""
+    """The results of one contestant in one round."""
 
     rate: float
     """Readings stored per second."""
@@ -25,7 +25,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Single:
-    """One reading a request, over so many connections."""
+    """The workload of one reading a request, over a number of connections."""
 
     connections: int
 
@@ -35,7 +35,7 @@ class Single:
 
 Workload = Shape | Single
 Rounds = Mapping[str, Sequence[Round]]
-"""Of one workload, by the contestants' names."""
+"""Results of one workload, by the contestants' names."""
 
 INFLUX = "InfluxDB"
 VICTORIA_METRICS = "VictoriaMetrics"
@@ -46,39 +46,39 @@ GOAL_SINGLE = Single(connections=32)
 
 
 def server_name(workers: int, format_: Format | None = None) -> str:
-    """What a row of this server is called."""
+    """Return the heading of a row of this server."""
     return f"SensorFlow, {processes(workers)}" + (f", {format_}" if format_ else "")
 
 
 def raw_name(into: str, connections: int) -> str:
-    """What a row of raw COPY is called."""
+    """Return the heading of a row of raw COPY."""
     return f"raw COPY, {into}, {counted(connections, 'connection')}"
 
 
 def processes(count: int) -> str:
-    """So many processes, in words."""
+    """Return a number of processes, in words."""
     return counted(count, "process", "processes")
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:
-    """A number and its noun."""
+    """Return a number with its noun."""
     return f"{count} {one if count == 1 else many or f'{one}s'}"
 
 
 def rate(rounds: Rounds, name: str) -> float | None:
-    """A contestant's median rate; None if it did not take part."""
+    """Return a contestant's median rate, or None if it did not take part."""
     return median(round_.rate for round_ in rounds[name]) if name in rounds else None
 
 
 def best_rate(rounds: Rounds, prefix: str) -> float | None:
-    """The best median rate of the contestants whose names begin so."""
+    """Return the best median rate of the contestants whose names begin with ``prefix``."""
     return max(
         (median(round_.rate for round_ in rounds[name]) for name in rounds if name.startswith(prefix)), default=None
     )
 
 
 def table(workload: Workload, rounds: Rounds) -> str:
-    """All contestants in one workload, and their ratios to the limit and to the peers."""
+    """Write a table of all contestants in one workload, with their ratios to the limit and to the peers."""
     rivals = {f"× {name}": rate(rounds, name) for name in (INFLUX, VICTORIA_METRICS)}
     if isinstance(workload, Shape):
         references = {"of raw COPY": best_rate(rounds, "raw COPY"), **rivals}
@@ -105,7 +105,7 @@ def table(workload: Workload, rounds: Rounds) -> str:
 
 
 def ratio(own: float | None, reference: float | None) -> str:
-    """Two digits after the point, or a dash where one of the two is missing."""
+    """Write a ratio with two decimals, or a dash if either rate is missing."""
     return "–" if own is None or not reference else f"{own / reference:.2f}"
 
 
@@ -116,7 +116,7 @@ def _last(values: Sequence[float | None]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What is wanted, and what came out; ``measured`` is None where something to measure it by is missing."""
+    """A goal and the result. ``measured`` is None if a contestant that it needs is missing."""
 
     text: str
     measured: float | None
@@ -125,7 +125,7 @@ class Goal:
 
     @property
     def verdict(self) -> str:
-        """Met, not met, or not measured."""
+        """Return whether the goal is met, not met, or not measured."""
         if self.measured is None:
             return "not measured"
         is_met = self.measured <= self.threshold if self.is_ceiling else self.measured >= self.threshold
@@ -133,7 +133,7 @@ class Goal:
 
 
 def goals(results: Mapping[Workload, Rounds], *, has_columnstore: bool, is_embedded: bool) -> list[Goal]:
-    """The goals that concern this database, against these results."""
+    """Return the goals for this kind of database, with what was measured."""
     dense = results.get(GOAL_SHAPE, {})
     sparse = results.get(SPARSE_SHAPE, {})
     single = results.get(GOAL_SINGLE, {})
@@ -170,7 +170,7 @@ def goals(results: Mapping[Workload, Rounds], *, has_columnstore: bool, is_embed
 
 
 def goal_table(found: Sequence[Goal]) -> str:
-    """The goals, one a row."""
+    """Write a table of the goals."""
     lines = ["| goal | measured | threshold | |", "| --- | ---: | ---: | --- |"]
     for goal in found:
         measured = "–" if goal.measured is None else f"{goal.measured:.2f}"
@@ -182,15 +182,15 @@ def goal_table(found: Sequence[Goal]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What was stored for the dashboards, and how long it took."""
+    """The readings stored for the dashboards, and how long that took."""
 
     days: int
     readings: int
     sending_s: float
     refreshing_s: float
-    """After the last answer, until the server had refreshed the aggregates."""
+    """Time from the last answer until the server had refreshed the aggregates."""
     policies_s: float
-    """The database's own jobs and statistics, after that."""
+    """Time of the database's own jobs and statistics, after that."""
     sizes: Mapping[str, int]
     """Bytes on disk of each table."""
 
@@ -206,7 +206,7 @@ class History:
 
 
 SLOW_MS = 200
-"""What a query of a dashboard may take."""
+"""Longest time that a dashboard's query may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,16 +216,16 @@ class Asked:
     dashboard: str
     place: str
     range_: str
-    """Empty where the query does not look at it."""
+    """Empty if the query does not use it."""
     reads: str
-    """Readings, or which aggregate of them; likewise."""
+    """Readings or one of the aggregates; empty if the query has no range."""
     rows: int
     first_ms: float
     median_ms: float
 
     @property
     def is_slow(self) -> bool:
-        """Whether somebody waits for it."""
+        """Return whether a viewer has to wait for the query."""
         return max(self.first_ms, self.median_ms) > SLOW_MS
 
     def __str__(self) -> str:
@@ -233,7 +233,7 @@ class Asked:
 
 
 def panel_table(asked: Sequence[Asked]) -> str:
-    """The queries, one a row; of those of a dashboard that don't look at the range, the slowest."""
+    """Write a table of the queries. Queries without a range share a row for each dashboard, with the slowest times."""
     lines = ["| dashboard | panel | range | reads | rows | first ms | median ms |"]
     lines.append("| --- | --- | --- | --- | ---: | ---: | ---: |")
 
@@ -253,7 +253,7 @@ def panel_table(asked: Sequence[Asked]) -> str:
 
 
 def panel_goals(asked: Sequence[Asked], *, dashboard: str) -> list[Goal]:
-    """No query of this dashboard is slow, and no other either."""
+    """Return the goals that no query of this dashboard, and no query at all, is slow."""
     goals = []
     for text, which in (
         (dashboard, [each for each in asked if each.dashboard == dashboard]),
@@ -266,19 +266,19 @@ def panel_goals(asked: Sequence[Asked], *, dashboard: str) -> list[Goal]:
 
 @dataclass(frozen=True, slots=True)
 class ReadBack:
-    """An answer of GET /api/readings."""
+    """The size and times of an answer of GET /api/readings."""
 
     bucket: str
     format_: str
     rows: int
     body_bytes: int
     first_ms: float
-    """Until the first byte of the body."""
+    """Time until the first byte of the body."""
     elapsed_s: float
 
 
 def read_table(answers: Sequence[ReadBack]) -> str:
-    """The answers, one a row."""
+    """Write a table of the answers."""
     lines = ["| bucket | format | rows | rows/s | MB/s | first byte ms |", "| --- | --- | ---: | ---: | ---: | ---: |"]
     for each in answers:
         rate, megabytes = each.rows / each.elapsed_s, each.body_bytes / each.elapsed_s / 1e6

@@ -38,7 +38,7 @@ HEALTH = [
     ),
     stat(
         "Connections",
-        "Connections to this database by anybody, and how many the server allows.",
+        "Connections to this database from all clients, and how many the server allows.",
         sql("""
             SELECT count(*) AS "Open", current_setting('max_connections')::integer AS "Maximum"
             FROM pg_stat_activity
@@ -195,7 +195,7 @@ OVER_TIME = [
     ),
     timeseries(
         "Connections over time",
-        "Connections to this database by anybody.",
+        "Connections to this database from all clients.",
         promqls(connections="max(sensorflow_database_connections)"),
         size=(8, 7),
         unit="short",

@@ -42,7 +42,7 @@ METRICS = {"Temperature": "celsius", "Humidity": "percent", "Pressure": "pressur
 MOST_SENSORS, MOST_VIOLATIONS, MOST_PLACES, MOST_TIMELINES = 1_000, 1_000, 10_000, 20
 MOST_LOCATIONS = 200
 MOST_BUCKETS = 150_000
-"""Of all sensors together; to add so many up takes 40 ms."""
+"""Buckets of all sensors together. It takes 40 ms to add up so many."""
 OUT_OF_LIMITS = "out of limits"
 STATE_COLORS = {**STATUS_COLORS, OUT_OF_LIMITS: ORANGE}
 

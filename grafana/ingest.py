@@ -46,7 +46,7 @@ def rate(counter: str) -> str:
 
 
 def of_workers(function: str, counter: str) -> str:
-    """Ask for the growth of a counter that a server has only with several workers; 0 for one of a single process."""
+    """Ask for the growth of a counter that a server has only with several workers. A single process has 0."""
     return f"sum({function}(sensorflow_{counter}_total[$__rate_interval])) or 0 * max(sensorflow_ready)"
 
 
@@ -64,7 +64,7 @@ def health(
     steps: Json | None = None,
     defaults: Json | None = None,
 ) -> Json:
-    """Show the server at the end of the range; a query over the range would show the last that is known of it."""
+    """Show the server at the end of the range. A query over the range would show the last that is known of it."""
     return stat(
         title,
         description,

@@ -1,7 +1,7 @@
-"""How values of a metric are written: its unit's symbol, and decimals, in one place for every dashboard.
+"""The form of a metric's values: its unit's symbol and decimals, in one place for every dashboard.
 
-An axis takes the decimals that its steps need, and a figure those of its metric. Of a unit that is not listed here, a
-figure has as many as Grafana thinks right.
+An axis takes the decimals that its steps need, and a figure those of its metric. If a unit is not listed here, Grafana
+chooses the decimals of a figure.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from grafana.panels import HIDDEN, Json, override, unit_from
 
 
 class Written(NamedTuple):
-    """What stands behind a value, as Grafana writes it, and its decimals."""
+    """The symbol behind a value, as Grafana writes it, and its decimals."""
 
     symbol: str
     decimals: int

@@ -1,7 +1,7 @@
-"""What any dashboard is made of, in Grafana's classic JSON (schema version 42).
+"""The parts of any dashboard, in Grafana's classic JSON (schema version 42).
 
-Knows nothing of sensors. Names and values of options are those of ``@grafana/schema`` 13.2; what is left out has there
-the default that is wanted.
+The module knows nothing of sensors. Names and values of options are those of ``@grafana/schema`` 13.2. Options that are
+left out have the right default there.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ TAG = "sensorflow"
 
 
 HIDDEN: Json = {"legend": True, "tooltip": True, "viz": True}
-"""Of a column that is only there for links or axes."""
+"""Where a column is hidden that is only there for links or axes."""
 
 
 def sql(query: str, *, ref: str = "A", series: bool = False, **parts: str) -> Json:
@@ -60,7 +60,7 @@ def promql(expression: str, legend: str = "__auto", *, ref: str = "A") -> Json:
 
 
 def promqls(**expressions: str) -> list[Json]:
-    """Query Prometheus several times, each query by the name of its series; an underscore stands for a space."""
+    """Query Prometheus several times, each query by the name of its series. An underscore stands for a space."""
     return [
         promql(expression, name.replace("_", " "), ref=chr(ord("A") + index))
         for index, (name, expression) in enumerate(expressions.items())

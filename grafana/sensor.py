@@ -40,7 +40,7 @@ ZOOM = """Below 70 minutes from the readings themselves; then from buckets of a 
 (below 75 days) and of a day."""
 SHORTEST_DAYS = 2
 MOST_DAYS = 366
-"""Of a range whose hours are shown by day."""
+"""The longest range whose hours are shown by day."""
 NOTHING_IN_RANGE = (
     "No reading in this range. If the sensor has ever sent, a click on Last reading above goes to that time."
 )
@@ -170,7 +170,7 @@ quality = stat(
         )
         SELECT sum(s.count) AS "Readings",
                sum(s.count) * l.expected_s / nullif(greatest(extract(epoch FROM l.ends_at - l.starts_at), 0), 0)
-                   AS "Of those expected",
+                   AS "Share of expected",
                CASE WHEN l.expected_s > 0
                    THEN count(*) FILTER (WHERE s.step_s > greatest(s.width_s, 3 * l.expected_s)) END AS "Gaps",
                CASE WHEN l.expected_s > 0 THEN coalesce(
@@ -191,7 +191,7 @@ quality = stat(
     overrides=[
         override("Readings", unit="locale", decimals=0),
         override(
-            "Of those expected",
+            "Share of expected",
             unit="percentunit",
             decimals=1,
             color={"mode": "thresholds"},
@@ -271,7 +271,7 @@ chart = timeseries(
     ],
     size=(18, 10),
     defaults={"noValue": NOTHING_IN_RANGE},
-    # Of one width, axes of metrics below each other begin at the same place.
+    # With one width, the axes of metrics below each other begin at the same place.
     custom={"axisWidth": 80, "fillOpacity": 0},
     calcs=[],
     overrides=[

@@ -17,11 +17,11 @@ class Points(IntEnum):
     """
 
     SENSORS = 1_200
-    """Of one sensor. Readings below 70 minutes, 1m below 70 hours, 1h below 75 days, then 1d."""
+    """One sensor. Readings below 70 minutes, 1m below 70 hours, 1h below 75 days, then 1d."""
     COMPARED = 1_050
-    """Of each of several. Readings up to an hour, 1m up to 60 hours, 1h up to 65 days, then 1d."""
+    """Each of several sensors. Readings up to an hour, 1m up to 60 hours, 1h up to 65 days, then 1d."""
     STATES = 600
-    """What some sensors were. 1m below 35 hours, 1h below 37 days, then 1d."""
+    """States of some sensors. 1m below 35 hours, 1h below 37 days, then 1d."""
     FLEET = 43
     """1m up to 2.5 hours, 1h up to 2.5 days, then 1d."""
 

@@ -1,1 +1,1 @@
-"""Unit tests mirror app/; integration tests meet real databases; acceptance tests meet the server from outside."""
+"""Unit tests mirror app/, integration tests use real databases, and acceptance tests use the server from outside."""

@@ -1,4 +1,4 @@
-"""Readings, the names behind their ids, the ledger of flushes, and the view ``data`` of the older server's columns."""
+"""Add readings, the names behind their ids, the ledger of flushes, and the view ``data`` with the old columns."""
 
 import sqlalchemy
 from alembic import op
@@ -34,8 +34,8 @@ CREATE TABLE flushes (
     committed_at timestamptz NOT NULL DEFAULT now()
 );
 
--- No unique constraint and no trigger: TimescaleDB can then write straight into its columnstore. What keeps a reading
--- from being stored twice is the ledger above.
+-- No unique constraint and no trigger, so that TimescaleDB can write straight into its columnstore. The ledger above
+-- keeps a reading from being stored twice.
 CREATE TABLE readings (
     time timestamptz NOT NULL,
     sensor_id integer NOT NULL,
@@ -47,7 +47,7 @@ CREATE TABLE readings (
 );
 CREATE INDEX readings_sensor_id_time ON readings (sensor_id, time DESC);
 
--- Each nextval is a block of as many ids.
+-- Each nextval takes 100,000 ids.
 CREATE SEQUENCE reading_ids INCREMENT BY 100000;
 """
 
@@ -76,7 +76,7 @@ DROP SEQUENCE reading_ids;
 
 
 def has_timescaledb() -> bool:
-    """Whether this database has the extension, in whichever edition: the one branch in the migrations."""
+    """Return whether this database has the extension, in either edition."""
     found = op.get_bind().execute(sqlalchemy.text("SELECT count(*) FROM pg_extension WHERE extname = 'timescaledb'"))
     return bool(found.scalar())
 

@@ -1,4 +1,4 @@
-"""The claims of Idempotency-Keys, and the columnstore of ``readings`` where the edition has one."""
+"""Add the claims of Idempotency-Keys, and the columnstore of ``readings`` where the edition has one."""
 
 from alembic import op
 
@@ -8,7 +8,7 @@ branch_labels = None
 depends_on = None
 
 CLAIMS = """
--- A row is in the transaction of the readings that it speaks for, and holds the answer that their sender got.
+-- A row is written in the transaction of its readings, and holds the answer that their sender got.
 CREATE TABLE idempotency_keys (
     key_name text NOT NULL,
     key text NOT NULL,
@@ -23,7 +23,7 @@ CREATE INDEX idempotency_keys_created_at ON idempotency_keys (created_at) WHERE 
 """
 DROP_CLAIMS = "DROP TABLE idempotency_keys"
 
-# What a query for one sensor reads lies together, newest first.
+# A query for one sensor finds its rows together, newest first.
 COLUMNSTORE = """
 ALTER TABLE readings SET (
     timescaledb.compress, timescaledb.compress_segmentby = 'sensor_id', timescaledb.compress_orderby = 'time DESC'

@@ -1,8 +1,8 @@
-"""Aggregates of ``readings``, the registry of sensors, and the views and the role by which both are looked at.
+"""Add aggregates of ``readings``, the registry of sensors, and the views and the role that read both.
 
 Every edition has the same names and columns. On TimescaleDB Community the aggregates are continuous, each made of the
-finer one; elsewhere they are plain views. What looks at values of any one metric reads ``points`` and its tiers, which
-have a row a value: another table of values becomes another branch of them, and no query changes.
+finer one; elsewhere they are plain views. Queries for one metric read ``points`` and its tiers, which have a row for
+each value: another table of values becomes another branch of these views, and no query changes.
 """
 
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ METRICS = {
     "pressure": ("Pressure", "pressurehpa"),
 }
 TIERS = {"readings_1m": "1 minute", "readings_1h": "1 hour", "readings_1d": "1 day"}
-# TimescaleDB would give all three the same ten days. Ten buckets of a day are then a chunk, which takes more to plan
-# than to read, and 240 of an hour take more space in the columnstore than outside. Retention drops whole chunks.
+# TimescaleDB's default is ten days for all three. A chunk of ten day buckets takes longer to plan than to read, and one
+# of 240 hour buckets takes more space in the columnstore than outside. Retention drops whole chunks.
 CHUNKS = {"readings_1m": "10 days", "readings_1h": "30 days", "readings_1d": "90 days"}
 
 REGISTRY = """
@@ -32,7 +32,7 @@ ALTER TABLE sensors
     ADD longitude double precision CHECK (longitude BETWEEN -180 AND 180),
     ADD expected_interval_s double precision CHECK (expected_interval_s > 0);
 
--- Units are those of Grafana's panels.
+-- Units are names that Grafana knows.
 CREATE TABLE metrics (
     name text PRIMARY KEY,
     title text NOT NULL,
@@ -49,8 +49,8 @@ CREATE TABLE sensor_limits (
     CHECK (num_nonnulls(lower, upper) > 0)
 );
 
--- The latest reading of each sensor by its own time, a few seconds behind. Half of every page is left free, so that a
--- row can be replaced within its page and no index needs to know.
+-- The latest reading of each sensor by its own time, a few seconds behind. Half of every page is left free, so that an
+-- update stays within its page and changes no index.
 CREATE TABLE latest_readings (
     sensor_id integer PRIMARY KEY REFERENCES sensors,
     time timestamptz NOT NULL,
@@ -67,7 +67,7 @@ CREATE VIEW sensor_status AS
 SELECT s.id AS sensor_id, s.name, s.label, s.location, s.latitude, s.longitude, s.expected_interval_s,
        l.time AS last_seen_at,
        extract(epoch FROM now() - l.time)::double precision AS age_s,
-       -- One whose clock was ahead by more than a reading may be would be online for as long.
+       -- A sensor whose clock was far ahead would otherwise count as online until that time.
        l.time < now() + INTERVAL '1 hour' AND l.time > now() - make_interval(secs => coalesce(
            3 * s.expected_interval_s,
            (SELECT value::double precision FROM server_settings WHERE name = 'offline_after_s')
@@ -77,7 +77,7 @@ FROM sensors s
 LEFT JOIN latest_readings l ON l.sensor_id = s.id;
 """
 
-# The times of which the aggregates are still to be refreshed: late rows came, or they are from before this migration.
+# Times whose aggregates must be refreshed, because late rows arrived or the readings are older than this migration.
 STALE_RANGES = """
 CREATE TABLE stale_ranges (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -111,8 +111,8 @@ FROM readings
 GROUP BY 1, 2;
 """
 
-# Finite values may have a sum that is not, and the refresh of such a bucket would fail for ever. So what is summed is
-# bounded: a day's readings of one sensor, however many, then stay finite.
+# The sum of finite values may overflow, and then every refresh of the bucket would fail. So each value is bounded
+# before it is summed: a day's sum of one sensor then stays finite, however many readings it has.
 OF_READINGS = """count({0}) AS {0}_count,
        sum(least(greatest({0}, -1e290), 1e290)) FILTER (WHERE {0} IS NOT NULL) AS {0}_sum,
        min({0}) AS {0}_min,
@@ -141,8 +141,9 @@ JOIN sensor_limits l ON l.sensor_id = p.sensor_id AND l.metric = p.metric
 WHERE p.value < l.lower OR p.value > l.upper
 """
 
-# What dashboards and alerts ask about the database itself. They are functions, whose text nothing depends on: views of
-# TimescaleDB's views would keep its updates from replacing those. And so they have the search path of this migration.
+# The state of the database, for dashboards and alerts. These are functions, because PostgreSQL records no dependencies
+# of their text: views on TimescaleDB's views would keep its updates from replacing those. They keep this migration's
+# path.
 COMMUNITY_STATE_VIEW = """
 CREATE FUNCTION {name}() RETURNS TABLE ({columns})
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
@@ -150,8 +151,8 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path FROM CURRENT AS $$
 $$;
 CREATE VIEW {name} AS SELECT * FROM {name}();
 """
-# The lag is the age of the moment up to which everything that had come was refreshed; what is materialized says less,
-# since nothing is where nothing came.
+# The lag is the age of the time up to which all arrived readings have been refreshed. The end of the materialized data
+# says less, because without readings nothing is materialized.
 COMMUNITY_STATE = {
     "aggregate_lag": (
         "aggregate text, materialized_until timestamptz, lag_s double precision",
@@ -221,7 +222,8 @@ WHERE false;
 """
 
 READER = "sensorflow_reader"
-# Roles are the whole server's, and who migrates may not be let make one. Its password comes from a setting.
+# Roles belong to the whole server, and the migrating account may lack the right to create one. A setting has the
+# password.
 CREATE_READER = f"""
 DO $$
 BEGIN
@@ -234,8 +236,8 @@ EXCEPTION WHEN insufficient_privilege THEN
     RAISE WARNING 'The role {READER} is left out: % may not create roles', current_user;
 END $$
 """
-# By name: the schema may have other people's tables, and what senders were answered is not for it, nor are settings.
-# Who adds a table grants it.
+# Tables are granted by name: the schema may hold tables of others, and stored answers and settings are not for the
+# reader. A migration that adds a table grants it.
 READABLE = """
 sensors, sources, readings, data, flushes, metrics, sensor_limits, latest_readings, sensor_status, stale_ranges,
 readings_1m, readings_1h, readings_1d, points, points_1m, points_1h, points_1d, latest_points, limit_violations,
@@ -275,7 +277,7 @@ ALTER TABLE sensors DROP label, DROP location, DROP latitude, DROP longitude, DR
 
 
 def tiers(*, is_community: bool) -> Iterator[str]:
-    """The aggregates, from the finest to the coarsest."""
+    """Yield the statements that create the aggregates, from the finest to the coarsest."""
     finer = None
     for tier, width in TIERS.items():
         if not is_community:
@@ -299,7 +301,7 @@ def tiers(*, is_community: bool) -> Iterator[str]:
 
 
 def view_of_metrics(name: str, branch: str, **names: str) -> str:
-    """A view with a branch for each metric."""
+    """Return the statement for a view with a branch for each metric."""
     branches = "\nUNION ALL\n".join(branch.format(metric, **names) for metric in METRICS)
     return f"CREATE VIEW {name} AS\n{branches}"
 

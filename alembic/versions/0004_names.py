@@ -1,8 +1,8 @@
 """Saves ids of names, tells servers when names change, and computes ages without a wrong clock.
 
-Earlier servers used up an identity value for every name that they looked up. Where more than half of the values are
-gone, those above the highest id of a row are given back. Elsewhere none is: the readings of a sensor that was deleted
-by hand may have them, and the next new sensor would get those readings.
+Earlier servers used up an identity value for every name that they looked up. If more than half of the values are used,
+the values above the highest id of a row are freed. Otherwise they are not: the readings of a sensor that was deleted
+by hand may still have them, and the next new sensor would get those readings.
 """
 
 from alembic import op
@@ -18,10 +18,10 @@ FROM (SELECT max(id) AS highest FROM {table}) AS used
 WHERE pg_sequence_last_value(pg_get_serial_sequence('{table}', 'id')::regclass) > (1 << 30)
 """
 
-# A process remembers which ids names have. Whoever deletes or renames such a row leaves its transaction's id here, and
-# each flush looks whether that is still the one from before its ids were looked up. Both only in the order in which
-# they get the lock, so that no flush is under way with ids that are gone when the change is committed. It is taken at
-# COMMIT: a transaction that is left open holds up nobody. TRUNCATE knows no such trigger.
+# A process remembers the ids of names. A transaction that deletes or renames such a row leaves its own id here, and
+# each flush checks that this id has not changed since the flush looked up its ids. Both need the lock on flushes, so
+# that no flush with deleted ids is under way when the change commits. The lock is taken at COMMIT, so that an open
+# transaction holds up no flush. TRUNCATE has no deferred trigger.
 CHANGES = """
 CREATE FUNCTION names_change() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
@@ -40,7 +40,7 @@ BEGIN
 END
 $$;
 
--- It is asked once the flush has its lock on flushes, and looks at what is committed by then: so it is volatile.
+-- Called once the flush has its lock on flushes. It is volatile, so that it sees what is committed by then.
 CREATE FUNCTION if_names_are_as_of(remembered text, result integer) RETURNS integer LANGUAGE plpgsql AS $$
 BEGIN
     IF coalesce((SELECT value FROM server_settings WHERE name = 'names_changed_by'), '') <> remembered THEN
@@ -65,18 +65,18 @@ DROP FUNCTION if_names_are_as_of(text, integer);
 DELETE FROM server_settings WHERE name = 'names_changed_by';
 """
 
-# The default marks all existing rows as in use until now, without rewriting them.
+# The default marks all existing rows as used today, without rewriting them.
 SOURCES = "ALTER TABLE sources ADD last_used_on date NOT NULL DEFAULT current_date"
 DROP_SOURCES = "ALTER TABLE sources DROP last_used_on"
 
-# As in 0003, but for the clock: ages go by the servers', which readings are held against when they come. How far the
-# database's is ahead of it they leave in server_settings.
+# As in 0003, but with the servers' clock, which readings are checked against when they arrive. The servers store in
+# server_settings how far the database's clock is ahead of theirs.
 STATUS = """
 CREATE OR REPLACE VIEW sensor_status AS
 SELECT s.id AS sensor_id, s.name, s.label, s.location, s.latitude, s.longitude, s.expected_interval_s,
        l.time AS last_seen_at,
        extract(epoch FROM {now} - l.time)::double precision AS age_s,
-       -- One whose clock was ahead by more than a reading may be would be online for as long.
+       -- A sensor whose clock was far ahead would otherwise count as online until that time.
        l.time < {now} + INTERVAL '1 hour' AND l.time > {now} - make_interval(secs => coalesce(
            3 * s.expected_interval_s,
            (SELECT value::double precision FROM server_settings WHERE name = 'offline_after_s')

@@ -1,6 +1,6 @@
-"""A log of readings beyond their sensor's limits, ``limit_violations`` by it, and which aggregates were found right.
+"""Add a log of readings beyond their sensor's limits, make ``limit_violations`` from it, and add ``checked_days``.
 
-The view looked at each sensor's latest reading only: of a batch of 60 readings it saw one.
+Before, the view showed each sensor's latest reading only: one of a batch of 60 readings.
 """
 
 from alembic import op
@@ -32,7 +32,7 @@ CREATE INDEX limit_violation_log_arrived_at ON limit_violation_log (arrived_at);
 CREATE INDEX limit_violation_log_sensor_id_last_time ON limit_violation_log (sensor_id, last_time DESC);
 """
 
-# Days whose aggregates were held against their readings, and what TimescaleDB had said of their changes then.
+# Days whose aggregates were compared with their readings, and the changes that TimescaleDB had recorded for them then.
 CHECKED_DAYS = """
 CREATE TABLE checked_days (
     day timestamptz PRIMARY KEY,
@@ -40,7 +40,7 @@ CREATE TABLE checked_days (
 )
 """
 
-# Whoever changes a limit, by PATCH or by SQL, changes the version in the same transaction.
+# Every change of a limit, by PATCH or by SQL, changes the version in the same transaction.
 VERSION = """
 CREATE FUNCTION set_limits_version() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
@@ -54,8 +54,8 @@ CREATE TRIGGER limits_version AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON se
 FOR EACH STATEMENT EXECUTE FUNCTION set_limits_version();
 """
 
-# The furthest beyond of what came in the last hour, and of the latest readings that still say something. Both are held
-# against the limits of now, so that a violation ends as soon as a wrong limit is corrected.
+# The furthest violation among the readings of the last hour and the latest readings that are not too old. Both are
+# checked against the current limits, so that a violation ends as soon as a wrong limit is corrected.
 LIMIT_VIOLATIONS = """
 CREATE OR REPLACE VIEW limit_violations AS
 SELECT DISTINCT ON (s.id, l.metric) s.id AS sensor_id, l.metric, c.time, c.value, l.lower, l.upper

@@ -1,7 +1,7 @@
-"""Limits expected intervals to ten years, as the API does.
+"""Limit expected intervals to ten years, as the API does.
 
-An interval of a trillion seconds put the moment before which a sensor is offline beyond PostgreSQL's calendar, so that
-every query of ``sensor_status`` that met the sensor failed.
+With an interval of a trillion seconds the time before which a sensor is offline lay beyond PostgreSQL's calendar, so
+that every query of ``sensor_status`` that read the sensor failed.
 """
 
 from alembic import op
@@ -23,7 +23,7 @@ DROP = "ALTER TABLE sensors DROP CONSTRAINT sensors_expected_interval_s_bound"
 
 
 def upgrade() -> None:
-    # The other way round the lock of ADD would be held while the rows are looked for: the flush waits for it.
+    # In the other order ADD's lock would be held while the rows are updated, and flushes would wait for it.
     op.execute(SHORTEN)
     op.execute(ADD)
 

@@ -16,10 +16,10 @@ from app.imports.importer import SOURCE
 from app.imports.layout import ColumnMapping
 from app.imports.terminal import import_file
 from app.imports.times import require_time_format
-from app.ingest.decode.columns import METRICS
 from app.ingest.decode.reading import MAX_SENSOR_ID_LENGTH
 from app.ingest.decode.timestamps import Precision, TimeWindow
 from app.main import importing, now_us
+from app.schema import EXAMPLE_METRIC, METRICS
 from app.settings import Settings
 
 REJECTED_STATUS = 3
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fahrenheit",
         action="append",
         default=[],
-        choices=["temperature"],
+        choices=[metric.name for metric in METRICS.values() if metric.unit == "°C"],
         help="convert this metric from °F to °C",
     )
     parser.add_argument(
@@ -93,7 +93,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _metric_and_column(argument: str) -> tuple[str, str]:
     metric, _, column = argument.partition("=")
     if metric not in METRICS or not column:
-        raise argparse.ArgumentTypeError(f"{argument!r} should be like temperature=temp; known: {', '.join(METRICS)}")
+        raise argparse.ArgumentTypeError(
+            f"{argument!r} should be like {EXAMPLE_METRIC}=temp; known: {', '.join(METRICS)}"
+        )
     return metric, column
 
 

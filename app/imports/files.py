@@ -134,15 +134,16 @@ def open_file(path: Path, layout: ColumnMapping) -> Iterator[InputFile]:
 
 
 def _opened(path: Path, layout: ColumnMapping, stack: ExitStack) -> InputFile:
-    format_ = format_of(path)
-    if format_ is Format.PARQUET:
-        return _ParquetFile(path, stack.enter_context(pa.parquet.ParquetFile(path)), layout)
-    if format_ is Format.ARROW_STREAM:
-        return _ArrowFile(path, stack.enter_context(pa.memory_map(str(path))), layout)
-    text = stack.enter_context(_Text(path))
-    if format_ is Format.CSV:
-        return _CsvFile(text, layout)
-    return (_JsonFile if format_ is Format.JSON and not _is_ndjson(text) else _NdjsonFile)(text, layout)
+    match format_of(path):
+        case Format.PARQUET:
+            return _ParquetFile(path, stack.enter_context(pa.parquet.ParquetFile(path)), layout)
+        case Format.ARROW_STREAM:
+            return _ArrowFile(path, stack.enter_context(pa.memory_map(str(path))), layout)
+        case Format.CSV:
+            return _CsvFile(stack.enter_context(_Text(path)), layout)
+        case Format.JSON | Format.NDJSON as format_:
+            text = stack.enter_context(_Text(path))
+            return (_JsonFile if format_ is Format.JSON and not _is_ndjson(text) else _NdjsonFile)(text, layout)
 
 
 @contextmanager

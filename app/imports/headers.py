@@ -10,10 +10,11 @@ from itertools import islice
 
 from app.errors import MalformedBody
 from app.imports.layout import ColumnMapping
-from app.ingest.decode.columns import METRICS, NO_VALUE, columns_like_time
+from app.ingest.decode.columns import NO_VALUE, columns_like_time
 from app.ingest.decode.csvs import read_header, records
 from app.ingest.decode.dialect import CsvDialect
 from app.ingest.decode.utf8 import without_bom
+from app.schema import METRICS
 
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 """The separators of fields, by their names in the option."""

@@ -19,7 +19,7 @@ from app.errors import (
     ConfigurationError,
     DatabaseUnavailable,
     IdempotencyConflict,
-    Refused,
+    PermanentError,
 )
 from app.imports.files import BLOCK_BYTES, Block, InputFile, open_file
 from app.imports.keys import ImportLog, PartKeys, forget, keys_of
@@ -27,7 +27,7 @@ from app.imports.layout import ColumnMapping
 from app.imports.rejects import OWN_COLUMNS, RejectsReport, report_path
 from app.imports.times import Localized, localize
 from app.ingest.batch import Batch, Sender
-from app.ingest.decode.columns import Decoded, DecodeOptions, ParsedColumns, RowError, check
+from app.ingest.decode.columns import Decoded, DecodeOptions, ParsedColumns, RowError, validate
 from app.ingest.decode.readings import open_readings
 from app.ingest.decode.timestamps import TimeWindow
 from app.ingest.idempotency import DatedResult, IdempotencyRecord, Replay, RequestIdentity
@@ -172,7 +172,7 @@ class Importer:
                 return await self._import(path, file, report)
         except ExceptionGroup as errors:
             error = errors.exceptions[0]
-            if isinstance(error, Refused):  # by a decoder: the columns, or all that is there, can't be readings
+            if isinstance(error, PermanentError):  # by a decoder: the columns, or all that is there, can't be readings
                 raise ConfigurationError(f"Can't read {path}: {error}") from error
             raise error from None
 
@@ -203,7 +203,7 @@ class Importer:
         return outcome
 
     def _decode(self, path: Path, block: Block, file: InputFile, rows_before: int, outcome: ImportResult) -> Decoded:
-        terms = DecodeOptions(
+        options = DecodeOptions(
             source=SOURCE,
             precision=self._layout.precision,
             window=self._window,
@@ -217,12 +217,12 @@ class Importer:
             renames=self._layout.renames,
             dialect=file.dialect,
         )
-        sent = open_readings(block.body, block.format, terms).read()
+        parsed = open_readings(block.body, block.format, options).read()
         if self._layout.sensor_name is not None:
-            sent = _of_one_sensor(sent, self._layout.sensor_name, path)
-        localized = localize(sent, self._layout)
+            parsed = _of_one_sensor(parsed, self._layout.sensor_name, path)
+        localized = localize(parsed, self._layout)
         outcome.add_localized(localized, rows_before)
-        decoded = check(localized.sent, terms)
+        decoded = validate(localized.parsed, options)
         outcome.unknown_columns |= dict.fromkeys(name for name in decoded.unknown_columns if name not in OWN_COLUMNS)
         return replace(decoded, batch=_in_celsius(decoded.batch, self._layout))
 
@@ -306,13 +306,13 @@ def _record(keys: PartKeys, number: int, part: Chunk, parts: int) -> Idempotency
     return IdempotencyRecord(identity, keys.result(number, parts), expires=False)
 
 
-def _of_one_sensor(sent: ParsedColumns, name: str, path: Path) -> ParsedColumns:
+def _of_one_sensor(parsed: ParsedColumns, name: str, path: Path) -> ParsedColumns:
     """Return the columns with one sensor for all rows. Raises ConfigurationError if they have sensors of their own."""
-    sensors = sent.columns.get("sensor_id")
-    if (sensors is not None and sensors.null_count < sent.rows) or sent.faults.get("sensor_id"):
+    sensors = parsed.columns.get("sensor_id")
+    if (sensors is not None and sensors.null_count < parsed.rows) or parsed.faults.get("sensor_id"):
         raise ConfigurationError(f"{path} has readings with their own sensor_id: leave --sensor-name out.")
-    names = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), sent.rows), pa.array([name]))
-    return replace(sent, columns={**sent.columns, "sensor_id": names})
+    names = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), parsed.rows), pa.array([name]))
+    return replace(parsed, columns={**parsed.columns, "sensor_id": names})
 
 
 def _parts(decoded: Decoded) -> Iterator[Chunk]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.errors import ConfigurationError
-from app.ingest.decode.columns import METRICS, columns_like_time, format_names
+from app.ingest.decode.columns import columns_like_time, format_names
 from app.ingest.decode.timestamps import Precision
+from app.schema import EXAMPLE_METRIC, METRICS
 
 _OPTIONS = {"sensor_id": "--sensor ", "time": "--time "}
 
@@ -80,7 +81,7 @@ class ColumnMapping:
             raise ConfigurationError(f"{path} has no column 'time': {said}. {its_columns}")
         if not {*METRICS} & {*ours}:
             raise ConfigurationError(
-                f"{path} has none of {', '.join(METRICS)}: name at least one, like --column {METRICS[0]}=COLUMN. "
+                f"{path} has none of {', '.join(METRICS)}: name at least one, like --column {EXAMPLE_METRIC}=COLUMN. "
                 f"{its_columns}"
             )
 

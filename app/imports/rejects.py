@@ -84,21 +84,23 @@ _Original = Mapping[str, object] | str
 
 def _originals(block: Block, file: InputFile, rows: set[int]) -> dict[int, _Original]:
     """Return the given rows of a block, numbered from 1."""
-    if block.format is Format.CSV:
-        return {row: each for row, each in enumerate(_csv_rows(block, file), 1) if row in rows}
-    if block.format is Format.ARROW_STREAM:
-        with pyarrow.ipc.open_stream(block.body) as stream:
-            table = stream.read_all()
-        return {
-            row: {name: scalar_value(column[row - 1]) for name, column in zip(file.names, table.columns, strict=True)}
-            for row in rows
-        }
-    values = read_values(block.body, is_document=block.format is Format.JSON)
-    originals: dict[int, _Original] = {}
-    for row in rows:
-        value = values[row - 1]
-        originals[row] = value if isinstance(value, dict | str) else json.dumps(value)
-    return originals
+    match block.format:
+        case Format.CSV:
+            return {row: each for row, each in enumerate(_csv_rows(block, file), 1) if row in rows}
+        case Format.ARROW_STREAM | Format.PARQUET:  # a block of either is an Arrow stream
+            with pyarrow.ipc.open_stream(block.body) as stream:
+                columns = stream.read_all().columns
+            return {
+                row: {name: scalar_value(column[row - 1]) for name, column in zip(file.names, columns, strict=True)}
+                for row in rows
+            }
+        case Format.JSON | Format.NDJSON:
+            values = read_values(block.body, is_document=block.format is Format.JSON)
+            return {row: _json_original(values[row - 1]) for row in rows}
+
+
+def _json_original(value: object) -> _Original:
+    return value if isinstance(value, dict | str) else json.dumps(value)
 
 
 def _csv_rows(block: Block, file: InputFile) -> Iterator[_Original]:

@@ -38,7 +38,7 @@ class Localized:
         repeated: the rows, from 0, whose time comes twice in the zone, where clocks are put back. The first is taken.
     """
 
-    sent: ParsedColumns
+    parsed: ParsedColumns
     local_rows: int = 0
     repeated: tuple[int, ...] = ()
 
@@ -58,19 +58,19 @@ def require_time_format(time_format: str) -> None:
         raise ConfigurationError(f"--time-format {time_format!r} should have a day, a month and a year.")
 
 
-def localize(sent: ParsedColumns, layout: ColumnMapping) -> Localized:
+def localize(parsed: ParsedColumns, layout: ColumnMapping) -> Localized:
     """Parse times by a layout's format, and those without an offset in its zone.
 
     A time that the format doesn't fit, and one that the zone has not, where clocks are put forward, are faults.
     """
-    times = sent.columns.get("time")
+    times = parsed.columns.get("time")
     if times is None or (layout.time_format is None and layout.time_zone == "UTC"):
-        return Localized(sent)
+        return Localized(parsed)
     if pa.types.is_dictionary(times.type):
         times = times.dictionary.take(times.indices)
     read = _reader_of(times.type, layout)
     if read is None:
-        return Localized(sent)
+        return Localized(parsed)
     zone = ZoneInfo(layout.time_zone)
     distinct = times.dictionary_encode()
     moments: list[int | None] = []
@@ -92,10 +92,10 @@ def localize(sent: ParsedColumns, layout: ColumnMapping) -> Localized:
     faults = {row: reasons[place] for row, place in enumerate(rows) if place in reasons} if reasons else {}
     return Localized(
         replace(
-            sent,
-            columns={**sent.columns, "time": pa.array(moments, pa.timestamp("us", "UTC")).take(distinct.indices)},
-            faults={**sent.faults, "time": {**sent.faults.get("time", {}), **faults}},
-            value=lambda row, column: times[row].as_py() if column == "time" else sent.value_at(row, column),
+            parsed,
+            columns={**parsed.columns, "time": pa.array(moments, pa.timestamp("us", "UTC")).take(distinct.indices)},
+            faults={**parsed.faults, "time": {**parsed.faults.get("time", {}), **faults}},
+            value=lambda row, column: times[row].as_py() if column == "time" else parsed.value_at(row, column),
         ),
         local_rows=sum(place in local for place in rows),
         repeated=tuple(row for row, place in enumerate(rows) if place in twice) if twice else (),

@@ -7,10 +7,13 @@ batch and never once a row.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import repeat
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from app.schema import METRIC_FIELDS
 
 READING_SIZE_BYTES = 2_304
 """What one reading that waits alone is counted as, with its request and the longest name that a sensor may have: 2,178
@@ -46,6 +49,11 @@ class Reading(NamedTuple):
     source: Sender
 
     @property
+    def values(self) -> tuple[float | None, ...]:
+        """Its values, in the order of METRICS."""
+        return self[2:-1]
+
+    @property
     def rows(self) -> int:
         """One."""
         return 1
@@ -77,9 +85,7 @@ BATCH_SCHEMA = pa.schema(
     [
         pa.field("time", pa.timestamp("us", "UTC"), nullable=False),
         pa.field("sensor", pa.int32(), nullable=False),
-        pa.field("temperature", pa.float64()),
-        pa.field("humidity", pa.float64()),
-        pa.field("pressure", pa.float64()),
+        *METRIC_FIELDS,
     ]
 )
 
@@ -132,8 +138,7 @@ class Batch:
         part = self.columns.slice(start, rows)
         times, sensors = part["time"].cast(pa.int64()), self.sensors.take(part["sensor"])
         columns = (column.to_pylist() for column in (times, sensors, *part.columns[2:]))
-        for time_us, sensor, temperature, humidity, pressure in zip(*columns, strict=True):
-            yield Reading(time_us, sensor, temperature, humidity, pressure, self.source)
+        yield from map(Reading._make, zip(*columns, repeat(self.source, len(part)), strict=True))
 
     def latest(self) -> int:
         """Return the position of the row with the latest time; the last one of several."""

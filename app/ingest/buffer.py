@@ -5,7 +5,7 @@ Pure: no clock, no asyncio; "now" comes in as an argument, and answers go out th
 Promises:
     * Rows and bytes are bounded, those in flight and those still on their way in included, so that a submission put
       back always fits; and no key holds more than its share of the bytes. (1)
-    * Every row that was added ends in exactly one of committed, rejected, given back; the tally says how many rows
+    * Every row that was added ends in exactly one of committed, rejected, given back; ``stats`` says how many rows
       went each way: accepted = committed + rejected + given back + held, at any moment. (2)
     * Order is kept: a submission put back stands where it stood, before everything that came later. One that is parked
       stands nowhere, and then at the end.
@@ -79,7 +79,7 @@ class Buffer:
     """Bytes held and reserved, in flight included."""
     waiting_rows: int = 0
     """Rows that the next flush may take: without those that are set aside or parked."""
-    tally: BufferStats = field(default_factory=BufferStats)
+    stats: BufferStats = field(default_factory=BufferStats)
     _waiting: deque[Submission] = field(default_factory=deque)
     _aside: list[Submission] = field(default_factory=list)
     """In order of arrival, too."""
@@ -119,7 +119,7 @@ class Buffer:
             raise _full(retry_after_s())
         self.reserve(submission.request.content.source.key_name, submission.size_bytes, retry_after_s=retry_after_s)
         self.rows += submission.rows
-        self.tally.accepted += submission.rows
+        self.stats.accepted += submission.rows
         if is_parked:
             self._parked[submission] = None
         else:
@@ -172,15 +172,15 @@ class Buffer:
         """Remove the earliest flush as committed, less ``refused_rows``. The caller gives its answers."""
         flush = self._flushes.popleft()
         rows = sum(submission.rows for submission in flush)
-        self.tally.committed += rows - refused_rows
-        self.tally.rejected += refused_rows
+        self.stats.committed += rows - refused_rows
+        self.stats.rejected += refused_rows
         for submission in flush:
             self._let_go(submission)
 
     def reject(self, submission: Submission, answer: WriteOutcome) -> None:
         """Take a submission out of the earliest flush: it is never to be stored, and its sender is told why."""
         self._flushes[0].remove(submission)
-        self.tally.rejected += submission.rows
+        self.stats.rejected += submission.rows
         self._let_go(submission)
         submission.answer(answer)
 
@@ -251,7 +251,7 @@ class Buffer:
         return tuple(flush)  # and not the list, which submissions may leave while the caller goes through it
 
     def _give_back(self, submission: Submission) -> None:
-        self.tally.given_back += submission.rows
+        self.stats.given_back += submission.rows
         self._let_go(submission)
 
     def _let_go(self, submission: Submission) -> None:

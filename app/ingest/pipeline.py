@@ -10,7 +10,7 @@ Promises:
     * A flush commits once, also when its connection dies during COMMIT: the ledger is asked, on a new connection,
       before anything of it is tried again. (4)
     * What was committed before under the same Idempotency-Key is answered as it was then, and not stored again. (5)
-    * The audience is told after COMMIT, and in the order of commits. (7)
+    * The publisher gets readings after COMMIT, and in the order of commits. (7)
     * What another session's lock keeps out waits aside, for COMMIT_TIMEOUT_S at most; the rest goes on.
     * Content that can't be prepared or written, for an unexpected reason, is found by halving and rejected: no content
       ends the flusher. (14)
@@ -88,7 +88,7 @@ AnyPrepared = TypeVar("AnyPrepared", bound=Prepared)
 
 
 class Store(Protocol[AnyPrepared]):
-    """What the pipeline needs of a database."""
+    """What the pipeline needs of a database: ``app.store.writer.Writer`` has it."""
 
     gains_by_large_flushes: bool
     """Whether, of what comes at present, a row costs less in a larger flush."""
@@ -178,7 +178,7 @@ def _unforeseen_errors(submissions: Sequence[Submission]) -> Iterator[None]:
 
 
 class Publisher(Protocol):
-    """Who is told of committed readings."""
+    """What is told of committed readings: ``app.live.hub.Hub``."""
 
     @property
     def is_listening(self) -> bool:
@@ -198,7 +198,7 @@ class Pipeline(Generic[AnyPrepared]):
         buffer: where readings are held; only the pipeline changes it.
         store: the database.
         encode: makes a committed reading's receipt from the reading and its id.
-        audience: is told of what has been committed.
+        publisher: is told of what has been committed.
         on_flush: is told each committed flush's rows and duration in seconds.
         clock: seconds, monotonic.
         commit_timeout_s: how long a sender may wait for the commit.
@@ -211,7 +211,7 @@ class Pipeline(Generic[AnyPrepared]):
         buffer: Buffer,
         store: Store[AnyPrepared],
         encode: Callable[[Reading, int], CommittedReading],
-        audience: Publisher,
+        publisher: Publisher,
         on_flush: Callable[[int, float], None],
         clock: Callable[[], float],
         commit_timeout_s: float,
@@ -220,7 +220,7 @@ class Pipeline(Generic[AnyPrepared]):
         self.buffer = buffer
         self._store = store
         self._encode = encode
-        self._audience = audience
+        self._publisher = publisher
         self._on_flush = on_flush
         self._clock = clock
         self._commit_timeout_s = commit_timeout_s
@@ -255,30 +255,30 @@ class Pipeline(Generic[AnyPrepared]):
         self._bytes_per_s = 0.0
 
     @property
-    def trouble(self) -> str | None:
+    def rejection_reason(self) -> str | None:
         """Why nothing can be stored at the moment; None when all is well."""
         return "the server is shutting down" if self._draining else self._unavailable
 
     @property
     def unavailable_reason(self) -> str | None:
-        """Why senders should stay away: the trouble, or a flush that takes longer than they wait. What it is, is not
-        known yet, and readings are still taken.
+        """Why senders should stay away: ``rejection_reason``, or a flush that takes longer than they wait. During
+        such a flush readings are still accepted.
         """
-        if self.trouble is None and self._working_since is not None:
+        if self.rejection_reason is None and self._working_since is not None:
             waited_s = self._clock() - self._working_since
             if waited_s > self._commit_timeout_s:
                 return f"the database has not committed anything for {waited_s:.0f} s"
-        return self.trouble
+        return self.rejection_reason
 
     @property
     def public_reason(self) -> str | None:
         """The same in words that anyone may read: without the database's own, and its names of hosts and users."""
-        if self.trouble is None or self._draining:
+        if self.rejection_reason is None or self._draining:
             return self.unavailable_reason
         return self._public_reason
 
-    def note_unavailable(self, error: DatabaseUnavailable) -> None:
-        """Take note, and log now and then, why nothing can be stored."""
+    def record_unavailable(self, error: DatabaseUnavailable) -> None:
+        """Record, and log now and then, why nothing can be stored."""
         if self._repeats.is_due(str(error), self._clock()):
             logger.warning("database unavailable; rejecting readings: %s", error)
         self._unavailable, self._public_reason = str(error), error.public
@@ -648,7 +648,7 @@ class Pipeline(Generic[AnyPrepared]):
     ) -> None:
         receipts = [result for result in results if isinstance(result, CommittedReading)]
         if receipts:
-            self._audience.publish(receipts)
+            self._publisher.publish(receipts)
         for (start, submission), result in zip(flush.by_position(), results, strict=True):
             content = submission.request.content
             if isinstance(content, Batch) and isinstance(result, BatchResult) and result.stored:
@@ -656,17 +656,17 @@ class Pipeline(Generic[AnyPrepared]):
 
     async def _publish_batch(self, batch: Batch, first_id: int, refused: Mapping[int, str | None]) -> None:
         """Publish each stored row; without subscribers and refusals, only remember the latest for later ones."""
-        if self._audience.is_listening or refused:
+        if self._publisher.is_listening or refused:
             for start in range(0, batch.rows, PUBLISH_ROWS):
                 readings = enumerate(batch.readings(start, PUBLISH_ROWS), start)
                 receipts = [self._encode(reading, first_id + row) for row, reading in readings if row not in refused]
                 if receipts:
-                    self._audience.publish(receipts)
+                    self._publisher.publish(receipts)
                 await asyncio.sleep(0)
         else:
             row = batch.latest()
             (reading,) = batch.readings(row, 1)
-            self._audience.remember(self._encode(reading, first_id + row))
+            self._publisher.remember(self._encode(reading, first_id + row))
 
     async def _retry_until_connected(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         """Repeat ``attempt`` until the database can be reached, and return its result."""
@@ -684,7 +684,7 @@ class Pipeline(Generic[AnyPrepared]):
                 return result
 
     async def _back_off(self, error: DatabaseUnavailable) -> None:
-        self.note_unavailable(error)
+        self.record_unavailable(error)
         await asyncio.sleep(self._backoff_s)
         self._backoff_s = min(2 * self._backoff_s, LONGEST_BACKOFF_S)
 

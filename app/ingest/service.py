@@ -21,7 +21,7 @@ DECODING_FACTOR = 4
 
 
 class StoredRecords(Protocol):
-    """The records of earlier requests."""
+    """The records of earlier requests: ``app.store.idempotency.IdempotencyRecords``."""
 
     async def find(self, identity: RequestIdentity) -> StoredResult | None:
         """Return what was committed under a request's Idempotency-Key; None: nothing.

@@ -1,6 +1,6 @@
 """Between the hubs of one server: the seam, and what stands there when the server is one process.
 
-A hub serves the subscribers of its own process. What it asks of a bus is a place for each, which counts against its
+A hub serves the subscribers of its own process. What it asks of a bus is a slot for each, which counts against its
 key's limit over all processes, and that readings committed in one process reach the hubs of the others. It does not
 know how many processes there are, nor how they speak: ``app.workers.parent_link`` has the bus of a server with several.
 
@@ -29,21 +29,21 @@ class LocalSubscribers(Protocol):
     def remember(self, receipt: CommittedReading) -> None:
         """Take a reading that was committed earlier, for later subscribers."""
 
-    def lapse(self) -> None:
+    def drop_all(self) -> None:
         """Drop the subscribers: readings have been left out, and not for newer ones, so that there is a gap."""
 
 
 class Bus(Protocol):
     """What a hub needs of a bus."""
 
-    wanted: bool
+    forwarding: bool
     """Whether a subscriber listens in another process. If not, there is nothing to forward."""
 
-    def attach(self, audience: LocalSubscribers) -> None:
+    def attach(self, local_subscribers: LocalSubscribers) -> None:
         """Says, once and before anything else, which hub stands at this end."""
 
     async def join(self, key_name: str) -> int:
-        """Reserve a place for one subscriber of a key, and return its number, unique in this process.
+        """Reserve a slot for one subscriber of a key, and return its number, unique in this process.
 
         Once it returns, the hub has had, or remembers something later than, every reading that any process committed
         before it was called; and ``deliver`` gets each one that another process commits from now on, once.
@@ -53,17 +53,17 @@ class Bus(Protocol):
             LiveUnavailable: the other processes can't be reached.
         """
 
-    def leave(self, place: int) -> None:
-        """Give a place back."""
+    def leave(self, slot: int) -> None:
+        """Give a slot back."""
 
     def forward(self, receipts: Sequence[CommittedReading]) -> None:
         """Take readings committed here to the other hubs, in this order. Never waits."""
 
 
 class ConnectionQuota:
-    """The places that the subscribers of each key have taken, and the limit for each key.
+    """The slots that the subscribers of each key have taken, and the limit for each key.
 
-    A place may be anything that is hashable and not taken yet.
+    A slot may be anything that is hashable and not taken yet.
     """
 
     def __init__(self, max_per_key: int) -> None:
@@ -71,46 +71,46 @@ class ConnectionQuota:
         self._key_of: dict[Hashable, str] = {}
         self._per_key: Counter[str] = Counter()
 
-    def __contains__(self, place: Hashable) -> bool:
-        return place in self._key_of
+    def __contains__(self, slot: Hashable) -> bool:
+        return slot in self._key_of
 
-    def take(self, place: Hashable, key_name: str) -> None:
-        """Take a place.
+    def take(self, slot: Hashable, key_name: str) -> None:
+        """Take a slot.
 
         Raises:
             TooManySubscribers: this key has as many as it may.
         """
         if self._per_key[key_name] >= self.max_per_key:
             raise TooManySubscribers(self.max_per_key)
-        self._key_of[place] = key_name
+        self._key_of[slot] = key_name
         self._per_key[key_name] += 1
 
-    def give_back(self, place: Hashable) -> None:
-        """Frees a place that was taken."""
-        self._per_key[self._key_of.pop(place)] -= 1
+    def give_back(self, slot: Hashable) -> None:
+        """Frees a slot that was taken."""
+        self._per_key[self._key_of.pop(slot)] -= 1
 
 
 class LocalBus:
     """The bus of a server that is one process: it only counts."""
 
-    wanted = False
+    forwarding = False
 
     def __init__(self, max_subscribers_per_key: int) -> None:
-        self._places = ConnectionQuota(max_subscribers_per_key)
+        self._quota = ConnectionQuota(max_subscribers_per_key)
         self._numbers = count(1)
 
-    def attach(self, audience: LocalSubscribers) -> None:
+    def attach(self, local_subscribers: LocalSubscribers) -> None:
         """Do nothing: there is no other process."""
 
     async def join(self, key_name: str) -> int:
-        """Return a place; see Bus. Never waits."""
-        place = next(self._numbers)
-        self._places.take(place, key_name)
-        return place
+        """Return a slot; see Bus. Never waits."""
+        slot = next(self._numbers)
+        self._quota.take(slot, key_name)
+        return slot
 
-    def leave(self, place: int) -> None:
-        """Give a place back."""
-        self._places.give_back(place)
+    def leave(self, slot: int) -> None:
+        """Give a slot back."""
+        self._quota.give_back(slot)
 
     def forward(self, receipts: Sequence[CommittedReading]) -> None:
         """Do nothing: there is no other process."""

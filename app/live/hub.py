@@ -37,7 +37,7 @@ class HubStats:
 class Subscriber:
     """One listener and its mailbox."""
 
-    place: int
+    slot: int
     """Where the bus counts it."""
     wake: Callable[[], None]
     """Called whenever something is put into an empty mailbox, and when the subscriber is dropped."""
@@ -85,7 +85,7 @@ class Hub:
         self._mailbox_bytes = mailbox_bytes
         self._subscribers: set[Subscriber] = set()
         self.latest: CommittedReading | None = None
-        self.tally = HubStats()
+        self.stats = HubStats()
         bus.attach(self)
 
     @property
@@ -96,7 +96,7 @@ class Hub:
     @property
     def is_listening(self) -> bool:
         """Whether a subscriber does, here or elsewhere."""
-        return bool(self._subscribers) or self._bus.wanted
+        return bool(self._subscribers) or self._bus.forwarding
 
     async def subscribe(self, key_name: str, wake: Callable[[], None]) -> Subscriber:
         """Return a new subscriber, whose mailbox already holds the latest reading, if there is one.
@@ -105,10 +105,10 @@ class Hub:
             TooManySubscribers: this key has as many as it may.
             LiveUnavailable: what other processes commit can't be had now.
         """
-        place = await self._bus.join(key_name)
+        slot = await self._bus.join(key_name)
         # What has reached this hub by now is in `latest`, and what reaches it from now on is delivered; the bus sees
         # to it that there is nothing else. So nothing may be waited for below.
-        subscriber = Subscriber(place, wake, Mailbox(self._mailbox_messages, self._mailbox_bytes))
+        subscriber = Subscriber(slot, wake, Mailbox(self._mailbox_messages, self._mailbox_bytes))
         self._subscribers.add(subscriber)
         if self.latest is not None:
             self._put(subscriber, [self.latest])
@@ -118,12 +118,12 @@ class Hub:
         """Give up a subscriber that takes its messages too slowly. The caller still unsubscribes it."""
         if not subscriber.dropped:
             subscriber.dropped = True
-            self.tally.dropped += 1
+            self.stats.dropped += 1
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
         """Forgets a subscriber; one that was dropped too must be unsubscribed."""
         self._subscribers.remove(subscriber)
-        self._bus.leave(subscriber.place)
+        self._bus.leave(subscriber.slot)
 
     def remember(self, receipt: CommittedReading) -> None:
         """Note a reading that was committed earlier, without publishing it."""
@@ -132,7 +132,7 @@ class Hub:
     def publish(self, receipts: Sequence[CommittedReading]) -> None:
         """Put readings, at least one, that this process has committed into every mailbox, here and elsewhere."""
         self.deliver(receipts)
-        if self._bus.wanted:
+        if self._bus.forwarding:
             self._bus.forward(receipts)
 
     def deliver(self, receipts: Sequence[CommittedReading]) -> None:
@@ -142,13 +142,13 @@ class Hub:
             if not subscriber.dropped:
                 self._put(subscriber, receipts)
 
-    def lapse(self) -> None:
+    def drop_all(self) -> None:
         """Drop all subscribers: readings of another process were lost on their way, and each gap must be noticed."""
         for subscriber in self._subscribers:
             self.drop(subscriber)
             subscriber.wake()
 
     def _put(self, subscriber: Subscriber, receipts: Sequence[CommittedReading]) -> None:
-        self.tally.conflated += subscriber.put(receipts)
-        self.tally.published += len(receipts)
-        self.tally.dropped += subscriber.dropped
+        self.stats.conflated += subscriber.put(receipts)
+        self.stats.published += len(receipts)
+        self.stats.dropped += subscriber.dropped

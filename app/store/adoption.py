@@ -15,8 +15,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import psycopg
 
 from app.errors import ConfigurationError
+from app.ingest.decode.reading import MAX_SENSOR_ID_LENGTH
 from app.store.database import (
     KEPT_ORIGINAL,
+    ORIGINAL_METRICS,
     connect_to_migrate,
     find_original,
     has_continuous_aggregates,
@@ -24,6 +26,7 @@ from app.store.database import (
     migrating,
     translate_driver_errors,
 )
+from app.store.latest import REPLACE_LATEST
 from app.store.locks import ADOPTION_LOCK
 
 logger = logging.getLogger(__name__)
@@ -55,19 +58,20 @@ SELECT coalesce(
     (SELECT first_id - 1 FROM days ORDER BY first_id OFFSET {PIECE_DAYS} LIMIT 1), (SELECT max(id) FROM piece)
 )
 """
+_METRICS = ", ".join(ORIGINAL_METRICS)
 FINITE = "CASE WHEN abs(d.{0}::float8) < 'Infinity' THEN d.{0}::float8 END AS {0}"
 ROWS = f"""
 CREATE TEMPORARY TABLE adopted ON COMMIT DROP AS
 SELECT id::bigint, (date_recorded + time_recorded) AT TIME ZONE %(zone)s AS time, sensor_id AS sensor,
        coalesce(client_ip::text, '') AS client_ip,
-       {", ".join(FINITE.format(name) for name in ("temperature", "humidity", "pressure"))}
+       {", ".join(FINITE.format(name) for name in ORIGINAL_METRICS)}
 FROM {KEPT_ORIGINAL} d WHERE id > %(after)s AND id <= %(until)s
 """
-NO_READINGS = """
+NO_READINGS = f"""
 DELETE FROM adopted
 WHERE time IS NULL OR NOT time BETWEEN '1900-01-01 00:00Z' AND '2261-12-31 00:00Z'
-    OR sensor IS NULL OR btrim(sensor) = '' OR char_length(sensor) > 255
-    OR num_nonnulls(temperature, humidity, pressure) = 0
+    OR sensor IS NULL OR btrim(sensor) = '' OR char_length(sensor) > {MAX_SENSOR_ID_LENGTH}
+    OR num_nonnulls({_METRICS}) = 0
 RETURNING id
 """
 COPY = f"""
@@ -78,19 +82,17 @@ INSERT INTO sources (key_name, client_ip)
 SELECT DISTINCT '{KEY_NAME}', client_ip FROM adopted a
 WHERE NOT EXISTS (SELECT FROM sources s WHERE (s.key_name, s.client_ip) = ('{KEY_NAME}', a.client_ip))
 ORDER BY 2 ON CONFLICT (key_name, client_ip) DO NOTHING;
-INSERT INTO readings (time, sensor_id, id, source_id, temperature, humidity, pressure)
-SELECT a.time, s.id, a.id, o.id, temperature, humidity, pressure
+INSERT INTO readings (time, sensor_id, id, source_id, {_METRICS})
+SELECT a.time, s.id, a.id, o.id, {_METRICS}
 FROM adopted a
 JOIN sensors s ON s.name = a.sensor
 JOIN sources o ON (o.key_name, o.client_ip) = ('{KEY_NAME}', a.client_ip)
 ORDER BY s.id, a.time DESC;
-INSERT INTO latest_readings AS l (sensor_id, time, id, temperature, humidity, pressure)
-SELECT DISTINCT ON (s.id) s.id, a.time, a.id, temperature, humidity, pressure
+INSERT INTO latest_readings AS l (sensor_id, time, id, {_METRICS})
+SELECT DISTINCT ON (s.id) s.id, a.time, a.id, {_METRICS}
 FROM adopted a JOIN sensors s ON s.name = a.sensor
 ORDER BY s.id, a.time DESC, a.id DESC
-ON CONFLICT (sensor_id) DO UPDATE
-SET (time, id, temperature, humidity, pressure)
-    = (excluded.time, excluded.id, excluded.temperature, excluded.humidity, excluded.pressure)
+{REPLACE_LATEST}
 WHERE (excluded.time, excluded.id) > (l.time, l.id);
 """
 STALE = """

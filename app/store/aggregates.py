@@ -25,11 +25,13 @@ import psycopg
 from psycopg.errors import LockNotAvailable
 
 from app.errors import DatabaseUnavailable
+from app.schema import METRICS, qualified
 from app.store.database import Connection, Database, first_line, translate_driver_errors
+from app.store.latest import INSERT_LATEST, REPLACE_LATEST
+from app.store.latest import SCHEMA as LATEST_SCHEMA
 from app.store.locks import REFRESH_LOCK
 from app.store.policies import DROP_MARGIN, Retention, apply_policies
 from app.store.tiers import LATE_AFTER, TIERS, Span, merged
-from app.store.wire import WIRE_SCHEMA
 
 logger = logging.getLogger(__name__)
 
@@ -157,16 +159,15 @@ _DIFFERS = """r.{0}_count <> a.{0}_count OR r.{0}_min IS DISTINCT FROM a.{0}_min
             OR r.{0}_max IS DISTINCT FROM a.{0}_max
             OR abs(r.{0}_sum - coalesce(a.{0}_sum, 0))
                 > 1e-9 * r.{0}_count * greatest(abs(r.{0}_min), abs(r.{0}_max))"""
-_METRICS = WIRE_SCHEMA.names[4:]
 IS_COMPLETE = f"""
 SELECT NOT EXISTS (
     SELECT FROM (
         SELECT time_bucket('1 hour', time) AS bucket, sensor_id, count(*) AS count,
-               {", ".join(_FIGURES.format(metric) for metric in _METRICS)}
+               {", ".join(_FIGURES.format(metric) for metric in METRICS)}
         FROM readings WHERE time >= %(start)s AND time < %(end)s GROUP BY 1, 2
     ) r
     FULL JOIN (SELECT * FROM {{hours}} WHERE bucket >= %(start)s AND bucket < %(end)s) a USING (bucket, sensor_id)
-    WHERE r.count IS DISTINCT FROM a.count OR {" OR ".join(_DIFFERS.format(metric) for metric in _METRICS)}
+    WHERE r.count IS DISTINCT FROM a.count OR {" OR ".join(_DIFFERS.format(metric) for metric in METRICS)}
 ) AND (SELECT coalesce(sum(count), 0) FROM {{hours}} WHERE bucket >= %(start)s AND bucket < %(end)s)
     = (SELECT coalesce(sum(count), 0) FROM {{days}} WHERE bucket >= %(start)s AND bucket < %(end)s)
 """
@@ -188,14 +189,14 @@ CHECKED = "SELECT day, changes FROM checked_days"
 FORGET_CHECKED = "DELETE FROM checked_days WHERE day <> ALL(%s)"
 HAVE_AGGREGATES = "SELECT DISTINCT bucket FROM {days} WHERE bucket = ANY(%s)"
 # From the hours in which the aggregates have readings of each sensor, to the latest of them by the index.
-FIND_LATEST = """
+FIND_LATEST = f"""
 WITH hours AS (
     SELECT sensor_id, max(bucket) AS hour FROM readings_1h
     WHERE bucket >= %(start)s AND bucket < %(end)s AND sensor_id > %(after)s
     GROUP BY sensor_id ORDER BY sensor_id LIMIT %(limit)s
 ), found AS (
-    INSERT INTO latest_readings AS l (sensor_id, time, id, temperature, humidity, pressure)
-    SELECT r.sensor_id, r.time, r.id, r.temperature, r.humidity, r.pressure
+    {INSERT_LATEST}
+    SELECT {qualified("r", LATEST_SCHEMA.names)}
     FROM hours
     JOIN sensors s ON s.id = hours.sensor_id
     LEFT JOIN latest_readings known ON known.sensor_id = hours.sensor_id
@@ -207,9 +208,7 @@ WITH hours AS (
     ) r
     WHERE known.time IS NULL OR known.time < hours.hour + interval '1 hour'
     ORDER BY r.sensor_id
-    ON CONFLICT (sensor_id) DO UPDATE
-    SET (time, id, temperature, humidity, pressure)
-        = (excluded.time, excluded.id, excluded.temperature, excluded.humidity, excluded.pressure)
+    {REPLACE_LATEST}
     WHERE (excluded.time, excluded.id) > (l.time, l.id)
 )
 SELECT max(sensor_id), count(*) FROM hours
@@ -314,14 +313,15 @@ class Aggregates:
 
     async def _sweep(self, connection: Connection, now: datetime) -> None:
         """Refresh the spans of readings that came since the last sweep and were not late then."""
-        for piece in self._pieces(await _swept(connection, now) - SWEEP_BACK, now):
+        for piece in self._pieces(await _refreshed_until(connection, now) - SWEEP_BACK, now):
             await self._refresh(connection, piece)
         await connection.execute(SET_REFRESHED_UNTIL_SQL, [now])
 
     async def _find_incomplete(self, connection: Connection, now: datetime) -> list[Span]:
         """Add the days whose aggregates differ from their readings to the stale ranges; return these days."""
-        end = TIERS[-1].ceil(await _swept(connection, now) - SWEEP_BACK)  # what is younger, the sweep refreshes
-        _, deleted_until = await _reach(connection)
+        # The sweep refreshes what is younger.
+        end = TIERS[-1].ceil(await _refreshed_until(connection, now) - SWEEP_BACK)
+        _, deleted_until = await _now_and_deleted_until(connection)
         start = None if deleted_until is None else deleted_until + DROP_MARGIN
         arguments = {"tiers": [tier.name for tier in TIERS], "start": start, "end": end}
         changed: dict[datetime, str] = dict(await (await connection.execute(CHANGED_DAYS, arguments)).fetchall())
@@ -404,7 +404,7 @@ class Aggregates:
             start = piece_end
 
     async def _refresh(self, connection: Connection, span: Span, *, is_forced: bool = False) -> None:
-        now, deleted_until = await _reach(connection)
+        now, deleted_until = await _now_and_deleted_until(connection)
         start, end = span
         if deleted_until is not None:
             start = max(start, deleted_until + DROP_MARGIN)
@@ -414,7 +414,7 @@ class Aggregates:
                 await connection.execute(REFRESH, [tier.name, first, last, is_forced])
 
 
-async def _reach(connection: Connection) -> tuple[datetime, datetime | None]:
+async def _now_and_deleted_until(connection: Connection) -> tuple[datetime, datetime | None]:
     """Return the time, and until when readings have been deleted."""
     row = await (await connection.execute(NOW_AND_DELETED_UNTIL_SQL)).fetchone()
     assert row is not None  # a SELECT without FROM has one row
@@ -422,7 +422,7 @@ async def _reach(connection: Connection) -> tuple[datetime, datetime | None]:
     return now, deleted_until
 
 
-async def _swept(connection: Connection, now: datetime) -> datetime:
+async def _refreshed_until(connection: Connection, now: datetime) -> datetime:
     """When the last sweep was. If that was deleted by hand: now; what is older is found as what SQL has changed is."""
     row = await (await connection.execute(REFRESHED_UNTIL_SQL)).fetchone()
     return now if row is None else min(row[0], now)

@@ -136,7 +136,7 @@ async def warn_of_locks(database: Database, connection: Connection) -> None:
     chunks = await (await connection.execute(CHUNKS)).fetchone()
     assert locks is not None  # a SELECT without FROM has one row
     assert chunks is not None  # an aggregate has one row
-    if (wanted := lacking_locks(chunks[0], *locks)) is not None:
+    if (required := lacking_locks(chunks[0], *locks)) is not None:
         logger.warning(
             "A query over all %d chunks of readings takes %d locks, and PostgreSQL has room for %d in all: queries "
             "over long spans may fail, and others with them. Set max_locks_per_transaction to %d (now %d) and restart "
@@ -144,7 +144,7 @@ async def warn_of_locks(database: Database, connection: Connection) -> None:
             chunks[0],
             chunks[0] * LOCKS_OF_A_CHUNK,
             locks[0] * locks[1],
-            wanted,
+            required,
             locks[0],
         )
 

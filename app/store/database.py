@@ -179,9 +179,8 @@ SELECT ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND a
 FROM pg_class c
 WHERE relnamespace = current_schema::regnamespace AND relname = %s AND relkind IN ('r', 'p', 'v', 'm', 'f')
 """
-ORIGINAL_COLUMNS = frozenset(
-    {"id", "temperature", "humidity", "pressure", "date_recorded", "time_recorded", "sensor_id", "client_ip"}
-)
+ORIGINAL_METRICS = ("temperature", "humidity", "pressure")
+ORIGINAL_COLUMNS = frozenset({"id", *ORIGINAL_METRICS, "date_recorded", "time_recorded", "sensor_id", "client_ip"})
 KEPT_ORIGINAL = "data_of_original"
 ADOPTION_IS_BEGUN = f"""
 SELECT to_regclass(format('%I.{KEPT_ORIGINAL}', current_schema)) IS NULL

@@ -24,6 +24,7 @@ from psycopg import sql
 from app.errors import NotFound
 from app.history.query import DAY_US, Bucket, Page, Position, Query
 from app.ingest.batch import Reading, Sender
+from app.schema import METRIC_TYPES, qualified
 from app.store import tiers
 from app.store.database import Connection, Database
 from app.store.tiers import moment
@@ -60,8 +61,8 @@ ORDER BY id LIMIT %(at_most)s
 PAGE = sql.SQL("""
 SELECT {values}
 FROM (
-    SELECT s.place, r.*
-    FROM (VALUES {sensors}) AS s (place, sensor_id)
+    SELECT s.ordinal, r.*
+    FROM (VALUES {sensors}) AS s (ordinal, sensor_id)
     CROSS JOIN LATERAL (
         SELECT * FROM (
             SELECT * FROM {table}
@@ -78,11 +79,11 @@ LATEST_KNOWN = """
 SELECT sensor_id, time, id FROM latest_readings WHERE time <= %s::timestamptz ORDER BY time DESC, id DESC LIMIT 10
 """
 # The time stands in the text, so that PostgreSQL plans with one chunk and locks one.
-READING = sql.SQL("""
-SELECT (extract(epoch FROM r.time) * 1000000)::bigint, s.name, r.temperature, r.humidity, r.pressure,
+READING = sql.SQL(f"""
+SELECT (extract(epoch FROM r.time) * 1000000)::bigint, s.name, {qualified("r")},
        o.key_name, o.client_ip, r.id
 FROM readings r JOIN sensors s ON s.id = r.sensor_id JOIN sources o ON o.id = r.source_id
-WHERE r.sensor_id = {sensor_id} AND r.time = {time} AND r.id = {id}
+WHERE r.sensor_id = {{sensor_id}} AND r.time = {{time}} AND r.id = {{id}}
 """)
 
 
@@ -172,7 +173,7 @@ class History:
         """
         parts: list[_Rows] = []
         rows = 0
-        for place, span in enumerate(spans, 1):
+        for position, span in enumerate(spans, 1):
             if after is not None and span.to_us <= after.time_us:
                 continue
             is_after = after if after is not None and span.from_us <= after.time_us else None
@@ -191,11 +192,11 @@ class History:
             if rows < max_rows:
                 continue
             # The last sensor that has rows here may have more of them, and those after it have had no turn.
-            last = part.places[-1].as_py()
+            last = part.positions[-1].as_py()
             if last == 0 or len(spans) == 1:
                 kept = last + 1
                 return _first(sensors, kept), _page_of(sensors, [each.of_first(kept) for each in parts]), True
-            kept = max(1, min(last, len(sensors) * place // len(spans)))
+            kept = max(1, min(last, len(sensors) * position // len(spans)))
             sensors = _first(sensors, kept)
             parts = [each.of_first(kept) for each in parts]
             rows = sum(each.rows.num_rows for each in parts)
@@ -211,8 +212,8 @@ async def latest_reading(connection: Connection, *, horizon_us: float = math.inf
         statement = READING.format(sensor_id=sensor_id, time=time, id=id_)
         row = await (await connection.execute(statement, prepare=False)).fetchone()
         if row is not None:
-            time_us, sensor, temperature, humidity, pressure, key_name, client_ip, reading_id = row
-            return Reading(time_us, sensor, temperature, humidity, pressure, Sender(key_name, client_ip)), reading_id
+            *reading, key_name, client_ip, reading_id = row
+            return Reading._make((*reading, Sender(key_name, client_ip))), reading_id
     return None
 
 
@@ -223,7 +224,7 @@ def _schema(query: Query) -> pa.Schema:
 def _columns(query: Query) -> list[ResultColumn]:
     """Return the columns of a query's rows beside their keys."""
     if query.bucket is Bucket.RAW:
-        return [ResultColumn(metric, pa.float64(), metric, f"{metric} IS NOT NULL") for metric in query.metrics]
+        return [ResultColumn(name, METRIC_TYPES[name], name, f"{name} IS NOT NULL") for name in query.metrics]
     columns = [ResultColumn("count", pa.int64(), "count")]
     for metric in query.metrics:
         count = f"{metric}_count"
@@ -258,7 +259,7 @@ async def _sensors_from(connection: Connection, first_id: int, query: Query, at_
 
 
 def _statement(query: Query, sensor_ids: Sequence[int], after: Position | None, limit: int) -> sql.Composed:
-    """Build the query of a page. Its row has the place of the sensor, the time and the id of each row, then the
+    """Build the query of a page. Its row has the position of the sensor, the time and the id of each row, then the
     conditions and the columns: each as what the send functions make of it, one after the other, or null where
     there are no rows.
     """
@@ -272,15 +273,15 @@ def _statement(query: Query, sensor_ids: Sequence[int], after: Position | None, 
             time=sql.SQL(time), start=start, id=sql.SQL(id_), last_id=sql.Literal(after.id)
         )
     columns = _columns(query)
-    values = ["int8send(place)", f"timestamptz_send({time})", f"int8send({id_})"]
+    values = ["int8send(ordinal)", f"timestamptz_send({time})", f"int8send({id_})"]
     values += [f"boolsend({condition})" for condition in _conditions(columns)]
     for column in columns:
         send = "float8send" if pa.types.is_floating(column.type) else "int8send"
         values.append(f"{send}(coalesce({column.value}, 0))")
-    places = (sql.SQL("({}, {})").format(place, id_) for place, id_ in enumerate(sensor_ids))
+    positions = (sql.SQL("({}, {})").format(position, id_) for position, id_ in enumerate(sensor_ids))
     return PAGE.format(
         values=sql.SQL(", ").join(sql.SQL(f"string_agg({value}, '')") for value in values),
-        sensors=sql.SQL(", ").join(places),
+        sensors=sql.SQL(", ").join(positions),
         table=sql.Identifier("readings" if is_raw else TIERS[query.bucket].name),
         time=sql.SQL(time),
         start=start,
@@ -296,15 +297,15 @@ def _moment(time_us: int) -> sql.Literal:
 
 
 class _Rows(NamedTuple):
-    """Rows of a query, by the place of their sensor, then by time and id."""
+    """Rows of a query, by the position of their sensor, then by time and id."""
 
-    places: pa.Int64Array
+    positions: pa.Int64Array
     ids: pa.Int64Array
     rows: pa.RecordBatch
 
     def of_first(self, sensors: int) -> "_Rows":
         """Those of so many sensors."""
-        count = pc.sum(pc.less(self.places, sensors)).as_py() or 0
+        count = pc.sum(pc.less(self.positions, sensors)).as_py() or 0
         return _Rows(*(column.slice(0, count) for column in self))
 
 
@@ -314,21 +315,21 @@ def _first(sensors: Mapping[int, str], count: int) -> Mapping[int, str]:
 
 def _page_of(sensors: Mapping[int, str], parts: Sequence[_Rows]) -> Page:
     """Return the rows of parts that follow each other in time, sensor by sensor."""
-    places, ids, rows = parts[0]
+    positions, ids, rows = parts[0]
     if len(parts) > 1:
-        places = pa.concat_arrays([part.places for part in parts])
-        order = pc.sort_indices(places)  # those of one place stay in their order
+        positions = pa.concat_arrays([part.positions for part in parts])
+        order = pc.sort_indices(positions)  # those of one position stay in their order
         table = pa.Table.from_batches([part.rows for part in parts])
         (rows,) = table.take(order).combine_chunks().to_batches()
-        places, ids = places.take(order), pa.concat_arrays([part.ids for part in parts]).take(order)
-    return Page(rows, Position(list(sensors)[places[-1].as_py()], rows["time"][-1].value, ids[-1].as_py()))
+        positions, ids = positions.take(order), pa.concat_arrays([part.ids for part in parts]).take(order)
+    return Page(rows, Position(list(sensors)[positions[-1].as_py()], rows["time"][-1].value, ids[-1].as_py()))
 
 
 def _rows_of(query: Query, sensors: Mapping[int, str], values: Sequence[bytes]) -> _Rows:
     """Return the rows in the answer to ``_statement``."""
     columns = _columns(query)
     conditions = _conditions(columns)
-    places, times, ids = (_numbers(value, pa.int64(), None) for value in values[:3])
+    positions, times, ids = (_numbers(value, pa.int64(), None) for value in values[:3])
     end_of_conditions = 3 + len(conditions)
     bitmaps = {
         condition: pa.UInt8Array.from_buffers(pa.uint8(), len(flags), [None, pa.py_buffer(flags)])
@@ -338,11 +339,11 @@ def _rows_of(query: Query, sensors: Mapping[int, str], values: Sequence[bytes]) 
     }
     arrays = [
         pc.add(times, POSTGRES_EPOCH_US).cast(KEYS.field("time").type),
-        pa.array(sensors.values(), pa.string()).take(places),
+        pa.array(sensors.values(), pa.string()).take(positions),
     ]
     for column, value in zip(columns, values[end_of_conditions:], strict=True):
         arrays.append(_numbers(value, column.type, bitmaps[column.is_there]))
-    return _Rows(places, ids, pa.RecordBatch.from_arrays(arrays, schema=_schema(query)))
+    return _Rows(positions, ids, pa.RecordBatch.from_arrays(arrays, schema=_schema(query)))
 
 
 def _numbers(value: bytes, type_: pa.DataType, validity: pa.Buffer | None) -> pa.Array:

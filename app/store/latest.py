@@ -1,7 +1,7 @@
 """``latest_readings``: the latest reading of each sensor by its own time, a few seconds behind the readings themselves.
 
 To find it there is to ask every chunk; dashboards that show all sensors do it every few seconds. To write it in every
-flush would cost more than the flush. So each process notes what it has committed, and writes the latest of it now and
+flush would cost more than the flush. So each process records what it has committed, and writes the latest now and
 then, in pieces: one that fails leaves those before it done, and the next is smaller. What a process could not write
 before it died is found by the next start, some sensors and some chunks at a time.
 
@@ -15,13 +15,14 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import sql
 
 from app.errors import DatabaseUnavailable
+from app.schema import METRIC_COLUMNS, METRIC_FIELDS, METRICS, qualified
 from app.store.arrays import array_fingerprint
 from app.store.database import Connection, Database
 from app.store.locks import RECOVERY_LOCK
@@ -37,7 +38,7 @@ LONGEST_PAUSE_S = 60.0
 QUERY_TIMEOUT_S = 10.0
 LEAVING_TIMEOUT_S = 2.0
 BEHIND_S = 120.0
-"""When what is noted has waited for so long, the log says so. With a million sensors it is 75 s at most."""
+"""When what is recorded has waited for so long, the log says so. With a million sensors it is 75 s at most."""
 PIECE_ROWS = 20_000
 MIN_PIECE_ROWS = 100
 SINGLES = 20_000
@@ -51,22 +52,28 @@ share.
 RECOVERY_FAILURES = 3
 """So many in a row are told."""
 COMPACT_ROWS = 100_000
-"""So many noted rows more than there are sensors are reduced to the latest of each, in some 5 ms."""
+"""So many recorded rows more than there are sensors are reduced to the latest of each, in some 5 ms."""
 
-NEWER = """
-ON CONFLICT (sensor_id) DO UPDATE
-SET (time, id, temperature, humidity, pressure)
-    = (excluded.time, excluded.id, excluded.temperature, excluded.humidity, excluded.pressure)
-WHERE (excluded.time <= {horizon}, excluded.time, excluded.id) > (l.time <= {horizon}, l.time, l.id)
+SCHEMA = pa.schema([*(WIRE_SCHEMA.field(name) for name in ("sensor_id", "time", "id")), *METRIC_FIELDS])
+"""The columns of ``latest_readings``."""
+_REPLACED = SCHEMA.names[1:]
+
+INSERT_LATEST = f"INSERT INTO latest_readings AS l ({', '.join(SCHEMA.names)})"
+REPLACE_LATEST = (
+    f"ON CONFLICT (sensor_id) DO UPDATE SET ({', '.join(_REPLACED)}) = ({qualified('excluded', _REPLACED)})"
+)
+NEWER = f"""
+{REPLACE_LATEST}
+WHERE (excluded.time <= {{horizon}}, excluded.time, excluded.id) > (l.time <= {{horizon}}, l.time, l.id)
 """
 # In the order of the sensors: two processes that write the same in two orders would deadlock.
 WRITE = f"""
-INSERT INTO latest_readings AS l (sensor_id, time, id, temperature, humidity, pressure)
-SELECT n.sensor_id, TIMESTAMPTZ 'epoch' + n.time_us * INTERVAL '1 microsecond', n.id, temperature, humidity, pressure
+{INSERT_LATEST}
+SELECT n.sensor_id, TIMESTAMPTZ 'epoch' + n.time_us * INTERVAL '1 microsecond', n.id, {qualified("n")}
 FROM unnest(
     %(sensor_id)s::integer[], %(time)s::bigint[], %(id)s::bigint[],
-    %(temperature)s::float8[], %(humidity)s::float8[], %(pressure)s::float8[]
-) AS n (sensor_id, time_us, id, temperature, humidity, pressure)
+    {", ".join(f"%({metric.name})s::{metric.sql_type}[]" for metric in METRICS.values())}
+) AS n (sensor_id, time_us, id, {METRIC_COLUMNS})
 JOIN sensors ON sensors.id = n.sensor_id
 ORDER BY n.sensor_id
 {NEWER.format(horizon="%(horizon)s::timestamptz")}
@@ -87,8 +94,8 @@ WITH turn AS MATERIALIZED (
         AND (SELECT is_ours FROM turn)
     ORDER BY s.id LIMIT {{sensors}}
 ), found AS (
-    INSERT INTO latest_readings AS l (sensor_id, time, id, temperature, humidity, pressure)
-    SELECT part.id, r.time, r.id, r.temperature, r.humidity, r.pressure
+    {INSERT_LATEST}
+    SELECT part.id, {qualified("r", _REPLACED)}
     FROM part
     CROSS JOIN LATERAL (
         SELECT * FROM readings
@@ -110,12 +117,8 @@ class LatestRow(NamedTuple):
     time: int
     """Microseconds since 1970 UTC."""
     id: int
-    temperature: float | None
-    humidity: float | None
-    pressure: float | None
-
-
-SCHEMA = pa.schema([WIRE_SCHEMA.field(name) for name in LatestRow._fields])
+    values: tuple[float | None, ...]
+    """In the order of METRICS."""
 
 
 class LatestRows:
@@ -127,7 +130,7 @@ class LatestRows:
         self._rows = 0
         self._compact_at = COMPACT_ROWS
 
-    def note(self, rows: pa.RecordBatch, horizon_us: float = math.inf) -> None:
+    def record(self, rows: pa.RecordBatch, horizon_us: float = math.inf) -> None:
         """Take rows with the columns of SCHEMA, one per sensor, by sensor, or none."""
         if not rows.num_rows:
             return
@@ -207,10 +210,10 @@ class LatestReadings:
         self._database = database
         self._horizon_us = horizon_us
         self._clock = clock
-        self._noted: dict[int, LatestRow] = {}
+        self._singles: dict[int, LatestRow] = {}
         self.unwritten = LatestRows()
         """Rows of the readings that did not come alone."""
-        self._noted_since: float | None = None
+        self._recorded_since: float | None = None
         self._writing_since: float | None = None
         self._piece_rows = PIECE_ROWS
         self._is_stuck = False
@@ -220,28 +223,28 @@ class LatestReadings:
 
     @property
     def age_s(self) -> float:
-        """How long the oldest noted reading has waited to be written, seconds; 0 if none does."""
-        since = [moment for moment in (self._noted_since, self._writing_since) if moment is not None]
+        """How long the oldest recorded reading has waited to be written, seconds; 0 if none does."""
+        since = [moment for moment in (self._recorded_since, self._writing_since) if moment is not None]
         return self._clock() - min(since) if since else 0.0
 
-    def note(self, readings: Iterable[LatestRow], rows: pa.RecordBatch | None) -> None:
+    def record(self, readings: Iterable[LatestRow], rows: pa.RecordBatch | None) -> None:
         """Record committed readings: those that came alone, and each sensor's latest of the others, by sensor."""
-        noted, horizon_us = self._noted, self._horizon_us()
+        singles, horizon_us = self._singles, self._horizon_us()
         for reading in readings:
-            known = noted.get(reading.sensor_id)
+            known = singles.get(reading.sensor_id)
             if (
                 known is None
                 or known.time < reading.time <= horizon_us  # nearly always
                 or _rank(reading, horizon_us) > _rank(known, horizon_us)
             ):
-                noted[reading.sensor_id] = reading
-        if len(noted) >= SINGLES:
-            self.unwritten.note(_columns_of(noted.values()), horizon_us)
-            self._noted = {}
+                singles[reading.sensor_id] = reading
+        if len(singles) >= SINGLES:
+            self.unwritten.record(_columns_of(singles.values()), horizon_us)
+            self._singles = {}
         if rows is not None:
-            self.unwritten.note(rows.select(SCHEMA.names), horizon_us)
-        if self._noted_since is None and (noted or self.unwritten.batches()):
-            self._noted_since = self._clock()
+            self.unwritten.record(rows.select(SCHEMA.names), horizon_us)
+        if self._recorded_since is None and (singles or self.unwritten.batches()):
+            self._recorded_since = self._clock()
 
     async def run(self) -> None:
         """Write recorded rows until cancelled. While the database is unavailable they wait."""
@@ -284,18 +287,18 @@ class LatestReadings:
                     await self.write()
 
     async def write(self) -> None:
-        """Write what has been noted, in pieces. Raises DatabaseUnavailable; what is not written is still noted then."""
-        noted, self._noted = self._noted, {}
+        """Write what has been recorded, in pieces. Raises DatabaseUnavailable; the rest is still recorded then."""
+        unsorted, self._singles = self._singles, {}
         rows, self.unwritten = self.unwritten, LatestRows()
-        if not noted and not rows.batches():
+        if not unsorted and not rows.batches():
             return
-        self._writing_since, self._noted_since = self._noted_since, None
+        self._writing_since, self._recorded_since = self._recorded_since, None
         horizon_us = self._horizon_us()
-        singles = sorted(noted.values())
+        singles = sorted(unsorted.values())
         batch = None
         try:
             batch = await asyncio.to_thread(rows.latest, horizon_us) if rows.batches() else SCHEMA.empty_table()
-            # Pieces go from the front, and what is left is noted again.
+            # Pieces go from the front, and what is left is recorded again.
             while singles:
                 await self._write_piece(_arrays_of_singles(singles[: self._piece_rows]), horizon_us)
                 del singles[: self._piece_rows]
@@ -306,9 +309,9 @@ class LatestReadings:
         except BaseException as error:
             self._piece_rows = max(self._piece_rows // 2, MIN_PIECE_ROWS)
             for unwritten in rows.batches() if batch is None else [batch]:
-                self.unwritten.note(unwritten, horizon_us)
-            self.note(singles, None)
-            self._noted_since = self._writing_since
+                self.unwritten.record(unwritten, horizon_us)
+            self.record(singles, None)
+            self._recorded_since = self._writing_since
             self._is_stuck = isinstance(error, Exception)  # a process that ends cancels it, and then leaves
             raise
         finally:
@@ -326,14 +329,14 @@ class LatestReadings:
         and in older ones for the sensors of which nothing was found.
         """
         spans: list[tuple[str, str]] | None = None
-        place, after, sensors, failures = 0, 0, RECOVERY_SENSORS, 0
-        while spans is None or place < len(spans):
+        index, after, sensors, failures = 0, 0, RECOVERY_SENSORS, 0
+        while spans is None or index < len(spans):
             began = self._clock()
             try:
                 async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as connection:
                     if spans is None:
                         spans = await self.spans(connection)
-                    statement = recovery_of(spans[place], after, sensors, self._horizon_us())
+                    statement = recovery_of(spans[index], after, sensors, self._horizon_us())
                     row = await (await connection.execute(statement, prepare=False)).fetchone()
             except DatabaseUnavailable as error:
                 failures += 1
@@ -346,7 +349,7 @@ class LatestReadings:
             is_ours, last = row
             if not is_ours:  # another process is at it, and goes on to the end
                 break
-            place, after = (place, last) if last is not None else (place + 1, 0)
+            index, after = (index, last) if last is not None else (index + 1, 0)
             sensors, failures = min(2 * sensors, RECOVERY_SENSORS), 0
             await asyncio.sleep(self._clock() - began)  # leave as much time to other users of the database
         self.recovered.set()
@@ -369,16 +372,21 @@ def recovery_of(span: tuple[str, str], after: int, sensors: int, horizon_us: flo
 
 def _columns_of(singles: Collection[LatestRow]) -> pa.RecordBatch:
     """Return readings that came alone, as columns, by sensor."""
-    columns = zip(*sorted(singles), strict=True)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    arrays = [pa.array(column, field.type) for column, field in zip(_columns(sorted(singles)), SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+def _columns(singles: Iterable[LatestRow]) -> list[tuple[Any, ...]]:
+    """Return the columns of at least one row, those of SCHEMA."""
+    *keys, values = zip(*singles, strict=True)
+    return [*keys, *zip(*values, strict=True)]
 
 
 def _arrays_of_singles(singles: Sequence[LatestRow]) -> list[str]:
     """Return a statement's columns as PostgreSQL writes arrays. Not by Arrow: to make columns of Python values it
     imports pandas, if installed, for 0.3 s.
     """
-    return [_array(column) for column in zip(*singles, strict=True)]
+    return [_array(column) for column in _columns(singles)]
 
 
 def _arrays_of_rows(rows: pa.RecordBatch) -> list[str]:

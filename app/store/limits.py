@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 from pgpq import ArrowToPostgresBinaryEncoder
 
 from app.errors import DatabaseUnavailable
+from app.schema import METRIC_NAMES
 from app.store.copy import begin_copy, copy_rows
 from app.store.database import Connection, Database
 from app.store.latest import LatestRow
@@ -38,20 +39,18 @@ CHECK_INTERVAL_S = 2.0
 QUERY_TIMEOUT_S = 30.0
 """The limits of a million sensors take about a second."""
 
-METRICS = WIRE_SCHEMA.names[4:]
-FIRST_VALUE = LatestRow._fields.index(METRICS[0])
 MAX_SINGLE_SENSORS = 100_000
 Bounds: TypeAlias = tuple[int, float, float]
-"""Where a value stands in a reading, and its lower and upper limit."""
+"""The position of a metric among METRIC_NAMES, and its lower and upper limit."""
 VERSION = "SELECT value FROM server_settings WHERE name = 'limits_version'"
 _BOUNDS = [
     f"coalesce(max({bound}) FILTER (WHERE metric = '{metric}'), '{none}') AS {metric}_{bound}"
-    for metric in METRICS
+    for metric in METRIC_NAMES
     for bound, none in (("lower", "-Infinity"), ("upper", "Infinity"))
 ]
 _VALUES = [
     f"string_agg(float8send({metric}_{bound}), '' ORDER BY sensor_id)"
-    for metric in METRICS
+    for metric in METRIC_NAMES
     for bound in ("lower", "upper")
 ]
 LOAD = f"""
@@ -114,7 +113,7 @@ class LimitSnapshot:
     sensor_ids: "array[int]"
     """Ascending."""
     lower: Sequence["array[float]"]
-    """For each of METRICS, in the order of the sensors; -inf where there is none."""
+    """For each of METRIC_NAMES, in the order of the sensors; -inf where there is none."""
     upper: Sequence["array[float]"]
     """Upper limits; inf where there is none."""
     of_single_sensors: dict[int, Sequence[Bounds]] = field(default_factory=dict)
@@ -147,18 +146,18 @@ class LimitSnapshot:
             bounds = known.get(reading[0])
             if bounds is None:
                 bounds = self._bounds_of(reading[0])
-            for place, lower, upper in bounds:
-                value = reading[place]
+            for index, lower, upper in bounds:
+                value = reading.values[index]
                 if value is not None and not lower <= value <= upper:
-                    packed.append(_row(reading, METRICS[place - FIRST_VALUE], value, lower, upper))
+                    packed.append(_row(reading, METRIC_NAMES[index], value, lower, upper))
         return packed
 
     def _bounds_of(self, sensor_id: int) -> Sequence[Bounds]:
         found: list[Bounds] = []
-        place = bisect_left(self.sensor_ids, sensor_id)
-        if place < len(self.sensor_ids) and self.sensor_ids[place] == sensor_id:
+        index = bisect_left(self.sensor_ids, sensor_id)
+        if index < len(self.sensor_ids) and self.sensor_ids[index] == sensor_id:
             columns = zip(self.lower, self.upper, strict=True)
-            each = ((which, lower[place], upper[place]) for which, (lower, upper) in enumerate(columns, FIRST_VALUE))
+            each = ((which, lower[index], upper[index]) for which, (lower, upper) in enumerate(columns))
             found += (bounds for bounds in each if bounds[1:] != (-inf, inf))
         if len(self.of_single_sensors) >= MAX_SINGLE_SENSORS:
             self.of_single_sensors.clear()
@@ -171,14 +170,14 @@ class LimitSnapshot:
         """
         runs = pc.run_end_encode(rows["sensor_id"])
         known, sensor_ids = _column(self.sensor_ids, pa.int64()), runs.values.cast(pa.int64())
-        places = pc.search_sorted(known, sensor_ids)
-        places = pc.if_else(pc.less(places, len(known)), places, None)
-        places = pc.if_else(pc.equal(known.take(places), sensor_ids), places, None)
-        if places.null_count == len(places):
+        positions = pc.search_sorted(known, sensor_ids)
+        positions = pc.if_else(pc.less(positions, len(known)), positions, None)
+        positions = pc.if_else(pc.equal(known.take(positions), sensor_ids), positions, None)
+        if positions.null_count == len(positions):
             return
-        for metric, lower, upper in zip(METRICS, self.lower, self.upper, strict=True):
+        for metric, lower, upper in zip(METRIC_NAMES, self.lower, self.upper, strict=True):
             for bounds, is_above in ((lower, False), (upper, True)):
-                of_runs = _column(bounds, pa.float64()).take(places)
+                of_runs = _column(bounds, pa.float64()).take(positions)
                 bound = pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(runs.run_ends, of_runs))
                 is_beyond = (pc.greater if is_above else pc.less)(rows[metric], bound)
                 if is_beyond.true_count:
@@ -188,7 +187,7 @@ class LimitSnapshot:
                     yield _summary(beyond, metric, is_above=is_above)
 
 
-NO_LIMITS = LimitSnapshot(array("q"), [array("d")] * len(METRICS), [array("d")] * len(METRICS))
+NO_LIMITS = LimitSnapshot(array("q"), [array("d")] * len(METRIC_NAMES), [array("d")] * len(METRIC_NAMES))
 
 
 def _row(reading: LatestRow, metric: str, value: float, lower: float, upper: float) -> bytes:
@@ -229,7 +228,7 @@ class SensorLimits:
         self._database = database
         self._snapshot: LimitSnapshot | None = None
         self._version: str | None = None
-        self._held: deque[Sequence[bytes]] = deque()
+        self._unwritten: deque[Sequence[bytes]] = deque()
         self._held_bytes = 0
 
     async def current(self) -> LimitSnapshot:
@@ -265,24 +264,24 @@ class SensorLimits:
 
     def hold(self, violations: Sequence[bytes]) -> None:
         """Hold the violations of a committed flush, which a lock has kept out of the log; too many are dropped."""
-        if not self._held:
+        if not self._unwritten:
             logger.warning("limit_violation_log is locked: violations are held in memory until it is free")
         size_bytes = sum(map(len, violations))
         if self._held_bytes + size_bytes > MAX_HELD_BYTES:
             logger.error("limit_violation_log is still locked, and no more can be held: violations are not logged")
             return
-        self._held.append(violations)
+        self._unwritten.append(violations)
         self._held_bytes += size_bytes
 
     async def log_held(self) -> None:
         """Log the violations that are held. Raises DatabaseUnavailable; those that are not known to be logged are still
         held then.
         """
-        while self._held:
-            violations = self._held[0]
+        while self._unwritten:
+            violations = self._unwritten[0]
             async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as connection, connection.transaction():
                 await log_violations(connection, violations)
-            self._held.popleft()
+            self._unwritten.popleft()
             self._held_bytes -= sum(map(len, violations))
 
     async def leave(self) -> None:
@@ -291,7 +290,7 @@ class SensorLimits:
             async with asyncio.timeout(LEAVING_TIMEOUT_S):
                 await self.log_held()
         except (DatabaseUnavailable, TimeoutError) as error:
-            logger.error("the violations of %d flushes are not logged: %s", len(self._held), error)
+            logger.error("the violations of %d flushes are not logged: %s", len(self._unwritten), error)
 
 
 async def log_violations(connection: Connection, violations: Sequence[bytes]) -> None:

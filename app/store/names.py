@@ -66,9 +66,9 @@ class Remembered(Generic[Name]):
         ids: list[int | None] = list(map(self._recent.get, names))
         if None in ids and self._older:
             older = self._older
-            for place, name in enumerate(names):
-                if ids[place] is None and (id_ := older.get(name)) is not None:
-                    ids[place] = id_
+            for index, name in enumerate(names):
+                if ids[index] is None and (id_ := older.get(name)) is not None:
+                    ids[index] = id_
                     self._add(name, id_)
         return ids
 
@@ -116,7 +116,7 @@ class NameIds(Generic[Name]):
         self._add = sql.SQL(
             "INSERT INTO {table} ({columns}) SELECT * FROM unnest({lists}) ORDER BY {order}"
             " ON CONFLICT ({columns}) DO NOTHING RETURNING id, {columns}"
-        ).format(order=sql.SQL(", ").join(sql.Literal(place + 1) for place in range(len(key))), **arguments)
+        ).format(order=sql.SQL(", ").join(sql.Literal(index + 1) for index in range(len(key))), **arguments)
         self._find = sql.SQL(
             "SELECT id, {columns} FROM {table} WHERE ({columns}) IN (SELECT * FROM unnest({lists}))"
         ).format(**arguments)

@@ -71,7 +71,7 @@ WHERE hypertable_schema = current_schema AND proc_name LIKE 'policy_%'
 ARGUMENTS = ("schedule_interval", "start_offset", "end_offset", "compress_after", "drop_after")
 
 
-def wanted(retention: Retention) -> Iterator[tuple[Kind, str, Mapping[str, timedelta] | None]]:
+def desired_jobs(retention: Retention) -> Iterator[tuple[Kind, str, Mapping[str, timedelta] | None]]:
     """Every job that a table may have, and its arguments; None where it should have none."""
     yield COLUMNSTORE, "readings", {"compress_after": READINGS_COLUMNSTORE_AFTER}
     for tier in TIERS:
@@ -87,7 +87,7 @@ async def apply_policies(connection: Connection, retention: Retention) -> None:
     found = {}
     async for procedure, table, *values in await connection.execute(JOBS):
         found[procedure, table] = dict(zip(ARGUMENTS, values, strict=True))
-    for kind, table, arguments in wanted(retention):
+    for kind, table, arguments in desired_jobs(retention):
         present = found.get((kind.procedure, table))
         if arguments is None if present is None else arguments is not None and arguments.items() <= present.items():
             continue

@@ -163,8 +163,7 @@ class FlushRows:
         """Yield the readings that came alone and have ids."""
         for start, reading, sensor_id, source_id in self.singles:
             if sensor_id is not None and source_id is not None:
-                time_us, _, temperature, humidity, pressure, _ = reading
-                yield LatestRow(sensor_id, time_us, self.first_id + start, temperature, humidity, pressure)
+                yield LatestRow(sensor_id, reading.time_us, self.first_id + start, reading.values)
 
     def slices(self) -> Iterator[RowSlice]:
         """Yield all rows by request, for when they must be told apart."""

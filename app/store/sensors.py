@@ -9,6 +9,7 @@ from psycopg.rows import dict_row
 
 from app.errors import DatabaseUnavailable, InvalidSensor, NotFound
 from app.registry import LatestReading, Limits, Sensor, SensorChange
+from app.schema import METRIC_COLUMNS, METRICS
 from app.store.database import Connection, Database
 from app.store.durability import SEND_WARNINGS, confirmed
 
@@ -26,8 +27,8 @@ ONE = SENSORS.format(condition="v.name = %(name)s")
 PAGE = SENSORS.format(
     condition="v.name > %(after)s AND v.name <= %(until)s AND (%(online)s::boolean IS NULL OR v.is_online = %(online)s)"
 )
-LATEST_PAGE = """
-SELECT name, last_seen_at, temperature, humidity, pressure FROM sensor_status
+LATEST_PAGE = f"""
+SELECT name, last_seen_at, {METRIC_COLUMNS} FROM sensor_status
 WHERE name > %(after)s AND name <= %(until)s AND last_seen_at IS NOT NULL ORDER BY name LIMIT %(limit)s
 """
 # Where few sensors of very many are asked for, a statement looks at some of them at a time.
@@ -37,7 +38,7 @@ UNTIL = "SELECT max(name) FROM (SELECT name FROM sensors WHERE name > %s ORDER B
 # One who changes a sensor after the other; those who only refer to it, as new limits do, need not wait.
 LOCK = f"SELECT id, {SEND_WARNINGS} FROM sensors WHERE name = %s FOR NO KEY UPDATE"
 CREATE = f"INSERT INTO sensors (name) VALUES (%s) ON CONFLICT (name) DO NOTHING RETURNING id, {SEND_WARNINGS}"
-METRICS = "SELECT name FROM metrics ORDER BY name"
+KNOWN_METRICS = "SELECT name FROM metrics ORDER BY name"
 LIMITS = "SELECT metric, lower, upper FROM sensor_limits WHERE sensor_id = %s"
 UPDATE = sql.SQL("UPDATE sensors SET {changes} WHERE id = %(id)s")
 DELETE_LIMITS = "DELETE FROM sensor_limits WHERE sensor_id = %s"
@@ -136,7 +137,7 @@ async def _read(connection: Connection, query: str, arguments: Mapping[str, obje
 async def _change_limits(connection: Connection, sensor_id: int, change: SensorChange) -> None:
     limits: dict[str, Limits] = {}
     if change.limits is not None:
-        known = [name for (name,) in await (await connection.execute(METRICS)).fetchall()]
+        known = [name for (name,) in await (await connection.execute(KNOWN_METRICS)).fetchall()]
         if unknown := [metric for metric in change.limits if metric not in known]:
             raise InvalidSensor(f"limits: unknown metric {unknown[0]!r}. Known metrics: {', '.join(known)}.")
         for metric, lower, upper in await (await connection.execute(LIMITS, [sensor_id])).fetchall():
@@ -164,8 +165,4 @@ def _sensor(row: Mapping[str, Any]) -> Sensor:
 
 
 def _latest(row: Mapping[str, Any]) -> LatestReading:
-    return LatestReading(
-        sensor_id=row["name"],
-        time=row["last_seen_at"],
-        **{metric: row[metric] for metric in ("temperature", "humidity", "pressure")},
-    )
+    return LatestReading(sensor_id=row["name"], time=row["last_seen_at"], **{metric: row[metric] for metric in METRICS})

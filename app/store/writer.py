@@ -2,9 +2,9 @@
 
 Promises:
     * ``write`` returns only after COMMIT has been confirmed and as many rows were copied as were to be. (3)
-    * What only can be seen (a flush in the ledger, a claim in the way) is believed once it is durable. (13)
+    * A flush in the ledger, or a record in the way, is believed only once it is durable. (13)
     * The ledger row is in the flush's own transaction, so it is there exactly if the rows are. (4)
-    * A claim is in the transaction of the readings that it speaks for. (5)
+    * An idempotency record is in the transaction of its readings. (5)
     * One bad row never sinks its neighbours: what PostgreSQL refuses is found by halving, under savepoints. (6)
     * No lock of another session holds up more than it covers: its days, its records, or new names are found and named.
 
@@ -39,7 +39,7 @@ from app.store.durability import CONFIRM, confirmed, hear_warnings
 from app.store.latest import LatestReadings
 from app.store.limits import ROLLBACK_LOG, LimitSnapshot, SensorLimits, log_violations
 from app.store.names import NameIds, SensorIds
-from app.store.rows import FlushRows, RowSlice, payload_of
+from app.store.rows import DAY_US, FlushRows, RowSlice, payload_of
 from app.store.tiers import LATE_AFTER, Span, merged
 from app.store.wire import COPY_READINGS, encode_copy, latest_of_each_sensor
 
@@ -101,10 +101,8 @@ BISECT_S = 2.0
 100,000, and all of them bad, would outlast the flush timeout and be tried again endlessly, before everything else."""
 BRIEF_LOCK_TIMEOUT_S = 0.1
 """How long each lock is waited for where it is known that some can't be had: all other readings wait meanwhile."""
-DAY_US = 86_400_000_000
 EARLIEST_US = -(1 << 62)
 HOUR = timedelta(hours=1)
-HOUR_US = 3_600_000_000
 MIN_COLUMNSTORE_ROWS = 1_000
 """Smaller flushes go to the rowstore unseen: looking at their times would cost more than it could bring."""
 
@@ -330,7 +328,7 @@ class Writer:
             except RejectedByDatabase as error:
                 copy, last = self._copy_what_is_taken, error
             else:
-                self._note(flush)
+                self._record_latest(flush)
                 return
         if isinstance(last, RejectedByDatabase):  # at COMMIT, where every row that is left has been taken
             raise DatabaseUnavailable(str(last)) from last
@@ -349,19 +347,19 @@ class Writer:
                 raise psycopg.Rollback(asking)
             await connection.execute(CONFIRM)
         if row is None:
-            self._note(flush)
+            self._record_latest(flush)
         return row is None
 
-    def _note(self, flush: PreparedFlush) -> None:
+    def _record_latest(self, flush: PreparedFlush) -> None:
         """Tell the latest readings and the limits of a committed flush. A failure must not make it look uncommitted."""
         try:
             if flush.unlogged:
                 self.limits.hold(flush.unlogged)
             if flush.refused:
                 singles, rows = flush.rows.without(flush.refused)
-                self._latest.note(singles, None if rows is None else latest_of_each_sensor(rows))
+                self._latest.record(singles, None if rows is None else latest_of_each_sensor(rows))
             else:
-                self._latest.note(flush.rows.single_rows(), flush.encoded.latest)
+                self._latest.record(flush.rows.single_rows(), flush.encoded.latest)
         except Exception:
             logger.exception("the latest readings of flush %d are not known until the next start", flush.first_id)
 
@@ -519,8 +517,8 @@ class Writer:
     async def _reasons(
         self, connection: Connection, piece: RowSlice, error: str, bisect_until: float
     ) -> Mapping[int, str | None]:
-        """Why the rows of a piece that is refused, and not parted further, are not stored."""
-        places = range(piece.start, piece.start + piece.count)
+        """Why the rows of a slice that is rejected, and not split further, are not stored."""
+        positions = range(piece.start, piece.start + piece.count)
         if piece.count == 1:
             return {piece.start: error}
         if piece.is_atomic:
@@ -529,8 +527,8 @@ class Writer:
             await self._copy_parts(connection, [replace(piece, is_atomic=False)], culprits, bisect_until)
             await connection.execute(ROLLBACK_WHOLE, prepare=False)
             if culprits:
-                return {**dict.fromkeys(places), **culprits}
-        return dict.fromkeys(places, f"{error} (of this or another of {piece.count:,} readings refused together)")
+                return {**dict.fromkeys(positions), **culprits}
+        return dict.fromkeys(positions, f"{error} (of this or another of {piece.count:,} readings refused together)")
 
     @staticmethod
     async def _copy(connection: Connection, statements: str, payload: Sequence[bytes], rows: int) -> None:

@@ -9,7 +9,7 @@ from fastapi.security import APIKeyHeader
 from app.web.auth import ApiKeys, Scope
 
 KEY_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False)
-"""As the OpenAPI document shows it; the keyring says what is missing or wrong."""
+"""As the OpenAPI document shows it; ApiKeys says what is missing or wrong."""
 
 
 def key_bytes(header: str | None) -> bytes | None:
@@ -17,11 +17,13 @@ def key_bytes(header: str | None) -> bytes | None:
     return header.encode("latin-1") if header else None
 
 
-def requires(keyring: ApiKeys, scope: Scope) -> Dependency:
-    """Return a route's dependency: a key for ``scope``. It raises Unauthorized before more is checked."""
+def requires(api_keys: ApiKeys, scope: Scope) -> Dependency:
+    """Return a route's dependency: a key for ``scope``. It raises Unauthorized or Forbidden before more is
+    checked.
+    """
 
     def check(key: Annotated[str | None, Security(KEY_HEADER)]) -> None:
-        keyring.authorize(key_bytes(key), scope)
+        api_keys.authorize(key_bytes(key), scope)
 
     dependency: Dependency = Depends(check)
     return dependency

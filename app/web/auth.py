@@ -8,7 +8,7 @@ import hmac
 from dataclasses import dataclass
 from enum import Enum
 
-from app.errors import Unauthorized
+from app.errors import Forbidden, Unauthorized
 
 
 class Scope(Enum):
@@ -17,6 +17,14 @@ class Scope(Enum):
     INGEST = "ingest"
     LISTEN = "listen"
     READ = "read"
+
+
+ALLOWS = {
+    Scope.INGEST: "write readings",
+    Scope.LISTEN: "listen to live readings",
+    Scope.READ: "read readings and sensors",
+}
+"""What each allows, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +60,18 @@ class ApiKeys:
             scope: what for.
 
         Raises:
-            Unauthorized: it is missing, unknown or meant for something else.
+            Unauthorized: it is missing or unknown.
+            Forbidden: it is known, and may not be used for ``scope``.
         """
         if not secret:
             raise Unauthorized("An API key is missing: send it as X-API-Key, or to a WebSocket as ?api-key=.")
         found = None
         for known, key in self._keys:
-            if hmac.compare_digest(known, secret) and scope in key.scopes:
+            if hmac.compare_digest(known, secret) and (found is None or scope in key.scopes):
                 found = key
         if found is None:
-            raise Unauthorized(f"This API key is unknown, or not one to {scope.value} with.")
+            raise Unauthorized("This API key is unknown. Send one that the server was started with.")
+        if scope not in found.scopes:
+            allowed = ", ".join(ALLOWS[each] for each in Scope if each in found.scopes)
+            raise Forbidden(f"This API key, {found.name}, may not {ALLOWS[scope]}. It may {allowed or 'do nothing'}.")
         return found.name

@@ -75,6 +75,6 @@ async def parts_of(request: Request, *, limit_bytes: int) -> AsyncIterator[bytes
     except TimeoutError:
         raise stalled() from None
     except ClientDisconnect:
-        raise MalformedBody("The body was cut short.") from None
+        raise MalformedBody("The body is incomplete. Send the whole request again.") from None
     except asyncio.CancelledError:
         raise ShuttingDown("Nothing is stored: the server is shutting down.", retry_after_s=5) from None

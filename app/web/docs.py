@@ -5,9 +5,11 @@ Of the package ``fastapi-offline`` only the static files are used.
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse
 
 DOCS_URL = "/docs"
@@ -19,8 +21,8 @@ CACHED = {"cache-control": "max-age=86400"}
 
 
 def docs_router(*, title: str) -> APIRouter:
-    """Serve the page and its files."""
-    router = APIRouter(prefix=DOCS_URL, include_in_schema=False)
+    """Serve the page, its files and the document that it shows."""
+    router = APIRouter(include_in_schema=False)
     folder = _files()
     page = get_swagger_ui_html(
         openapi_url=OPENAPI_URL,
@@ -31,17 +33,22 @@ def docs_router(*, title: str) -> APIRouter:
         swagger_ui_parameters={"validatorUrl": None},  # it would load a badge from another server
     )
 
-    @router.get("")
+    @router.get(DOCS_URL)
     async def get_docs() -> HTMLResponse:
         return page
 
-    def serve(name: str) -> None:
-        @router.get(f"/{name}")
-        async def get_file() -> FileResponse:
-            return FileResponse(folder / name, headers=CACHED)
+    @router.get(f"{DOCS_URL}/{{name}}")
+    async def get_file(name: str) -> FileResponse:
+        if name not in (SCRIPT, STYLE, ICON):
+            raise HTTPException(404)
+        return FileResponse(folder / name, headers=CACHED)
 
-    for name in (SCRIPT, STYLE, ICON):
-        serve(name)
+    # FastAPI's own route for it is not in the request's scope, and would be counted as an unknown path.
+    @router.api_route(OPENAPI_URL, methods=["GET", "HEAD"])
+    async def get_openapi(request: Request) -> dict[str, Any]:
+        document: dict[str, Any] = request.app.openapi()
+        return document
+
     return router
 
 

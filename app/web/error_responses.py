@@ -12,6 +12,7 @@ from starlette.responses import Response
 from app.errors import (
     BodyStalled,
     BodyTooLarge,
+    Forbidden,
     IdempotencyConflict,
     InvalidParameter,
     InvalidReading,
@@ -33,6 +34,7 @@ from app.errors import (
 
 STATUSES: dict[type[SensorFlowError], int] = {
     Unauthorized: 401,
+    Forbidden: 403,
     NotFound: 404,
     BodyStalled: 408,
     IdempotencyConflict: 409,
@@ -52,6 +54,7 @@ STATUSES: dict[type[SensorFlowError], int] = {
 
 CLOSE_CODES: dict[type[SensorFlowError], int] = {
     Unauthorized: 1008,
+    Forbidden: 1008,
     TooManySubscribers: 1008,
     LiveUnavailable: 1013,
 }

@@ -13,8 +13,8 @@ IDEMPOTENCY_KEY = {
     "in": "header",
     "name": "Idempotency-Key",
     "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH},
-    "description": "Any ASCII text of the sender's, a UUID say. The same request sent again under it is answered as it "
-    "was the first time, and nothing is stored twice.",
+    "description": "Any ASCII text that the sender chooses, such as a UUID. The same request sent again with it gets "
+    "its first answer, and nothing is stored twice.",
 }
 """As the OpenAPI document shows it."""
 
@@ -22,7 +22,9 @@ IDEMPOTENCY_KEY = {
 def require_usable(key: str) -> None:
     """Check an Idempotency-Key. Raises InvalidParameter."""
     if not (0 < len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
-        raise InvalidParameter(f"Idempotency-Key should be 1 to {MAX_KEY_LENGTH} ASCII characters.")
+        raise InvalidParameter(
+            f"Idempotency-Key has {len(key)} characters. It should be 1 to {MAX_KEY_LENGTH} printable ASCII characters."
+        )
 
 
 def fingerprint(key: str, key_name: str, *content: bytes) -> RequestIdentity:

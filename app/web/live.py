@@ -24,7 +24,7 @@ KEY_SUBPROTOCOL = "sensorflow.key."
 CLOSE_TIMEOUT_S = 1.0
 
 
-def live_router(*, hub: Hub, keyring: auth.ApiKeys, send_timeout_s: float) -> APIRouter:
+def live_router(*, hub: Hub, api_keys: auth.ApiKeys, send_timeout_s: float) -> APIRouter:
     """Return the WebSocket route. A send that takes longer than ``send_timeout_s`` ends its connection."""
     router = APIRouter()
 
@@ -33,7 +33,7 @@ def live_router(*, hub: Hub, keyring: auth.ApiKeys, send_timeout_s: float) -> AP
         await websocket.accept(subprotocol=_chosen_subprotocol(websocket.scope["subprotocols"]))
         mail = asyncio.Event()
         try:
-            key_name = keyring.authorize(_key_shown(websocket), auth.Scope.LISTEN)
+            key_name = api_keys.authorize(_sent_key(websocket), auth.Scope.LISTEN)
             subscriber = await hub.subscribe(key_name, mail.set)
         except SensorFlowError as error:
             code = error_responses.CLOSE_CODES[type(error)]
@@ -90,7 +90,7 @@ async def _forward(
             await websocket.close(error_responses.TOO_SLOW_CLOSE_CODE, "This client reads too slowly.")
 
 
-def _key_shown(websocket: WebSocket) -> bytes | None:
+def _sent_key(websocket: WebSocket) -> bytes | None:
     by_subprotocol = (
         protocol.removeprefix(KEY_SUBPROTOCOL)
         for protocol in websocket.scope["subprotocols"]

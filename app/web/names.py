@@ -88,7 +88,7 @@ def names_in(values: Sequence[str]) -> list[str]:
     """
     names = [name for value in values for name in _fields(value)]
     if any("\0" in name for name in names):
-        raise InvalidParameter("sensor_id should have no NUL character.")
+        raise InvalidParameter("sensor_id should have no NUL character (%00).")
     return names
 
 

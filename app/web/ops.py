@@ -41,7 +41,7 @@ class SharedScrapes:
         """Return the metrics of a moment between the call and its end."""
         if self._next is None:
             self._next = asyncio.create_task(self._make())
-            self._next.add_done_callback(_hear_its_error)
+            self._next.add_done_callback(_retrieve_error)
         return await asyncio.shield(self._next)  # a caller who goes away does not end it for the others
 
     async def _make(self) -> bytes:
@@ -57,7 +57,7 @@ class SharedScrapes:
                 self._not_before = ended + min(SCRAPE_PAUSE * (ended - began), MAX_SCRAPE_PAUSE_S)
 
 
-def _hear_its_error(made: asyncio.Task[bytes]) -> None:
+def _retrieve_error(made: asyncio.Task[bytes]) -> None:
     """Retrieve the error: when every caller has gone, asyncio would log that it was never retrieved."""
     if not made.cancelled():
         made.exception()
@@ -82,14 +82,14 @@ class LookAtReadiness(Protocol):
 
 
 def ops_router(
-    *, version: str, readiness: LookAtReadiness, keyring: ApiKeys, scrape: Callable[[], Awaitable[bytes]]
+    *, version: str, readiness: LookAtReadiness, api_keys: ApiKeys, scrape: Callable[[], Awaitable[bytes]]
 ) -> APIRouter:
     """Return the routes. Both callables look at the server each time they are asked.
 
     Args:
         version: the server's, which /health shows.
         readiness: whether this process takes readings.
-        keyring: who may read the database's own words.
+        api_keys: a holder of one may read the database's own words.
         scrape: the metrics of the whole server, in Prometheus' text format; TimeoutError if they can't be had.
     """
     router = APIRouter(tags=["operations"])
@@ -101,12 +101,12 @@ def ops_router(
 
     @router.get(
         "/ready",
-        summary="Readings are taken: the database is reached and migrated, and the flusher lives",
+        summary="Readings are accepted: the database is available and migrated, and the flusher runs",
         response_model=Readiness,
-        responses={503: {"model": Readiness, "description": "Readings are refused"}},
+        responses={503: {"model": Readiness, "description": "Readings are rejected; trouble says why"}},
     )
     async def ready(key: Annotated[str | None, Security(KEY_HEADER)]) -> Any:
-        state = await readiness(detailed=keyring.knows(key_bytes(key)))
+        state = await readiness(detailed=api_keys.knows(key_bytes(key)))
         return Response(orjson.dumps(state.model_dump()), 200 if state.ready else 503, media_type="application/json")
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
@@ -114,6 +114,6 @@ def ops_router(
         try:
             return Response(await shared_scrape(), media_type=CONTENT_TYPE_LATEST)
         except TimeoutError:  # a scrape that failed is seen; sums that lack a part would look like a restart
-            return Response("A worker did not answer in time.\n", 503, media_type="text/plain")
+            return Response("A worker did not send its metrics in time. Scrape again.\n", 503, media_type="text/plain")
 
     return router

@@ -163,7 +163,7 @@ class Exchange:
         try:
             self._take_body = endpoint.open(self)
             if not connection.has_shown_key:
-                connection.note_key()
+                connection.mark_key_shown()
             if max(int(self.headers.get(b"content-length", 0)), self._body_bytes) > endpoint.max_body_bytes:
                 raise BodyTooLarge(endpoint.max_body_bytes)
         except Exception as error:
@@ -228,7 +228,7 @@ class Exchange:
             self.answer(*error_responses.UNFORESEEN)
 
 
-class _Reading(FlowControl):
+class _ReadFlow(FlowControl):
     """uvicorn's flow control, which reads on by way of what has been read and not yet parsed."""
 
     def __init__(self, transport: Any, read_on: Callable[[], None]) -> None:
@@ -293,8 +293,8 @@ class HttpProtocol(HttpToolsProtocol):
         """What is sent after the answers that are owed, before the connection is closed."""
         self._head_due = 0.0
         self._piece_at = 0.0
-        self._patience: asyncio.TimerHandle | None = None
-        self._held: tuple[Exchange, int, error_responses.Headers, bytes] | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._unsent: tuple[Exchange, int, error_responses.Headers, bytes] | None = None
         """An answer that the peer has no room for."""
         self._default_headers: list[tuple[bytes, bytes]] = []
         self._default_lines = b""
@@ -303,10 +303,10 @@ class HttpProtocol(HttpToolsProtocol):
         """Begin a connection. The event loop calls this when a peer has connected."""
         self._transport = CoalescingTransport(transport, self.loop, expects_more=self._expects_more)
         super().connection_made(self._transport)  # type: ignore[arg-type]
-        self.flow = _Reading(self._transport, self._read_on)
+        self.flow = _ReadFlow(self._transport, self._read_on)
         self._peer_ip = self.client[0] if self.client else ""
         self._head_due = self.loop.time() + HEAD_TIMEOUT_S
-        self._patience = self.loop.call_at(self._head_due, self._look)
+        self._idle_timer = self.loop.call_at(self._head_due, self._on_idle)
         if not self._limit.admit(self, count=len(self.connections)):
             self._end(
                 503, "All connections are in use. Nothing is stored: send the request again.", (b"retry-after", b"5")
@@ -314,8 +314,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the connection. The event loop calls this when the peer has gone."""
-        self._let_go()
-        self._held = None
+        self._stop_watching()
+        self._unsent = None
         running = self._running
         if isinstance(self.cycle, Exchange):  # no task waits in it to be told
             self.cycle = None
@@ -346,7 +346,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Answer what is owed before closing: the peer has sent its last, and may still read."""
         self._has_ended = True
         if self._in_body and self._running is self.cycle and self.is_owed:
-            self._end(400, "The body was cut short.")
+            self._end(400, "The body is incomplete. Send the whole request again.")
         self._drop_unfinished()
         if not self.is_owed and not self.pipeline:
             self._transport.close()
@@ -355,9 +355,9 @@ class HttpProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         """Go on writing. The event loop calls this when the peer reads again."""
         super().resume_writing()
-        if self._held is not None:
-            held, self._held = self._held, None
-            self.send(*held)
+        if self._unsent is not None:
+            unsent, self._unsent = self._unsent, None
+            self.send(*unsent)
 
     def on_message_begin(self) -> None:
         """Begin a request. httptools calls this."""
@@ -372,7 +372,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.url += url
         self._head_bytes += len(url)
         if self._head_bytes > MAX_HEAD_BYTES:
-            self._cut_off()
+            self._refuse_long_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, or a trailer. httptools calls this for each."""
@@ -380,7 +380,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.headers.append((name.lower(), value.rstrip(b" \t")))
         self._head_bytes += len(name) + len(value) + HEADER_BYTES
         if self._head_bytes > MAX_HEAD_BYTES:
-            self._cut_off()
+            self._refuse_long_head()
 
     def on_headers_complete(self) -> None:
         """End the head. httptools calls this."""
@@ -395,7 +395,7 @@ class HttpProtocol(HttpToolsProtocol):
         if (self.url != endpoint.path and _path_of(self.url) != endpoint.path) or parser.get_method() != b"POST":
             self._receiving = None
             if not self.has_shown_key and endpoint.knows(headers.get(b"x-api-key")):
-                self.note_key()
+                self.mark_key_shown()
             self._hand_to_uvicorn()
             self._in_body = True
             return
@@ -435,7 +435,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._transport.is_closing():
             return
         if self.flow.write_paused:
-            self._held = (exchange, status, headers, body)
+            self._unsent = (exchange, status, headers, body)
             return
         if not exchange.keep_alive and error_responses.CLOSE not in headers:
             headers = [*headers, error_responses.CLOSE]
@@ -446,7 +446,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self._transport.close()
             self.on_response_complete()
         except Exception as error:
-            logger.error("an answer could not be written", exc_info=error)
+            logger.error("failed to write a response", exc_info=error)
             self._transport.abort()
 
     def on_response_complete(self) -> None:
@@ -470,7 +470,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self, rest: memoryview = NOTHING) -> None:
         """Hand the connection over to the WebSocket protocol, with its handshake and what came behind."""
-        self._let_go()
+        self._stop_watching()
         self._is_upgraded = True
         self.connections.discard(self)
         make: Any = self.ws_protocol_class
@@ -493,7 +493,7 @@ class HttpProtocol(HttpToolsProtocol):
         """End the connection at once, without an answer."""
         self._transport.abort()
 
-    def note_key(self) -> None:
+    def mark_key_shown(self) -> None:
         """Note that this peer has a key."""
         self.has_shown_key = True
         self._limit.forget(self)
@@ -650,18 +650,18 @@ class HttpProtocol(HttpToolsProtocol):
     def _write_last(self, status: int, headers: error_responses.Headers, body: bytes) -> None:
         self._transport.write(json_answer(status, headers, body, common_lines=self._lines_of_every_answer()))
 
-    def _look(self) -> None:
+    def _on_idle(self) -> None:
         """Close the connection if the peer is late with what is due, and no answer is owed to it."""
         now = self.loop.time()
         due = self._due(now)
         if due > now:
-            self._patience = self.loop.call_at(due, self._look)
+            self._idle_timer = self.loop.call_at(due, self._on_idle)
             return
-        self._patience = None
+        self._idle_timer = None
         if (unfinished := self._unfinished) is not None:
             unfinished.refuse(stalled())
         elif self._in_message and not self._in_body:
-            self._end(408, f"The request's headers did not come within {HEAD_TIMEOUT_S:g} seconds.")
+            self._end(408, f"The request's headers did not arrive within {HEAD_TIMEOUT_S:g} seconds.")
         else:
             self._transport.close()
 
@@ -679,11 +679,11 @@ class HttpProtocol(HttpToolsProtocol):
         """Return the exchange whose turn it is and whose body is incomplete, if there is one."""
         return self._receiving if self._receiving is not None and self._receiving.awaits_body else None
 
-    def _let_go(self) -> None:
+    def _stop_watching(self) -> None:
         self._limit.forget(self)
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
 
     def _hand_to_uvicorn(self) -> None:
         """Has uvicorn see the head that has been gathered, as if it came only now."""
@@ -709,14 +709,14 @@ class HttpProtocol(HttpToolsProtocol):
             self._default_lines = b"".join([b"%b: %b\r\n" % header for header in headers])
         return self._default_lines
 
-    def _cut_off(self) -> None:
+    def _refuse_long_head(self) -> None:
         if self._in_body:
             self._transport.abort()
         else:
             self._end(
                 431,
-                f"The request's headers are larger than {MAX_HEAD_BYTES:,} bytes, where each counts {HEADER_BYTES} "
-                "more than its text.",
+                f"The request's headers are larger than {MAX_HEAD_BYTES:,} bytes. Each header counts {HEADER_BYTES} "
+                "bytes more than its text: send fewer or shorter ones.",
             )
         raise ValueError("the head of the request is too long")  # ends the parsing of what has arrived
 

@@ -23,8 +23,8 @@ from app.errors import InvalidParameter, SensorFlowError, TooManyReads
 from app.history.formats import MEDIA_TYPES, HistoryFormat, encode, head, tail
 from app.history.query import DAY_US, Bucket, Cursor, Page, Position, bucket_for
 from app.history.query import Query as HistoryQuery
-from app.ingest.decode.columns import METRICS
 from app.ingest.decode.timestamps import parse_time_us
+from app.schema import EXAMPLE_METRIC, METRICS
 from app.web import auth
 from app.web.access import requires
 from app.web.names import names_in, utf8_query
@@ -71,19 +71,19 @@ class ReadingsQuery(BaseModel):
 
     sensor_id: list[str] = Field(
         [],
-        description="Names, separated by commas; a name that has a comma or begins with a quotation mark stands in "
-        "quotation marks, as in CSV. May come again. Left out: all sensors.",
+        description="Names of sensors, separated by commas. Put a name that has a comma or begins with a quotation "
+        "mark in quotation marks, as in CSV. May be repeated. Default: all sensors.",
         examples=[["greenhouse-1,greenhouse-2"]],
     )
     from_: str | None = Field(
         None,
         alias="from",
-        description="The first moment: ISO 8601 (without an offset: UTC) or a number since 1970. Left out: 24 hours "
+        description="Start of the span: ISO 8601 (without an offset: UTC) or a number since 1970. Default: 24 hours "
         "before `to`.",
         examples=["2023-07-12T00:00:00Z"],
     )
     to: str | None = Field(
-        None, description="The end, which is exclusive, in the same forms. Default: now.", examples=["1689206400"]
+        None, description="End of the span, exclusive, in the same forms. Default: now.", examples=["1689206400"]
     )
     bucket: str = Field(
         AUTO,
@@ -92,17 +92,20 @@ class ReadingsQuery(BaseModel):
         "the span. auto: raw up to three hours, 1m up to three days, 1h up to 90 days, else 1d; a coarser one where "
         "those are no longer kept.",
     )
-    metrics: str = Field(",".join(METRICS), description="Which of them, separated by commas.")
+    metrics: str = Field(",".join(METRICS), description="Metrics to return, separated by commas.")
     limit: int | None = Field(
         None,
         ge=1,
         le=MAX_LIMIT,
-        description=f"Rows at most. Left out: {DEFAULT_LIMIT:,} as JSON, all in the other formats.",
+        description=f"Maximum number of rows. Default: {DEFAULT_LIMIT:,} as JSON, all in the other formats.",
     )
     cursor: str | None = Field(
-        None, description="The next_cursor, or X-Next-Cursor, of an answer: goes on after it, with the same query."
+        None,
+        description="The next_cursor or X-Next-Cursor of an answer: continues after it. Repeat the rest of the query.",
     )
-    format: HistoryFormat = Field(HistoryFormat.JSON, description="json is an answer in pages, the others are streams.")
+    format: HistoryFormat = Field(
+        HistoryFormat.JSON, description="json answers in pages; the other formats are streams."
+    )
 
     @property
     def asked(self) -> str:
@@ -115,7 +118,7 @@ class ReadingsPage(BaseModel):
 
     bucket: Bucket
     readings: list[dict[str, object]]
-    next_cursor: str | None = Field(description="Where it goes on; null: that was all.")
+    next_cursor: str | None = Field(description="Cursor of the next page; null on the last page.")
 
 
 EXAMPLE = {
@@ -125,12 +128,12 @@ EXAMPLE = {
             "time": "2023-07-12T14:00:00.000000Z",
             "sensor_id": "greenhouse-1",
             "count": 3600,
-            "temperature_count": 3600,
-            "temperature_mean": 23.48,
-            "temperature_min": 22.9,
-            "temperature_max": 24.1,
-            "temperature_first": 23.1,
-            "temperature_last": 23.5,
+            f"{EXAMPLE_METRIC}_count": 3600,
+            f"{EXAMPLE_METRIC}_mean": 23.48,
+            f"{EXAMPLE_METRIC}_min": 22.9,
+            f"{EXAMPLE_METRIC}_max": 24.1,
+            f"{EXAMPLE_METRIC}_first": 23.1,
+            f"{EXAMPLE_METRIC}_last": 23.5,
         }
     ],
     "next_cursor": None,
@@ -167,7 +170,7 @@ class Streamed(StreamingResponse):
         try:
             await super().stream_response(send)
         except SensorFlowError as error:
-            logger.warning("an answer was cut off: %s", error)
+            logger.warning("a streamed answer ended early: %s", error)
 
 
 class QueryService:
@@ -210,14 +213,17 @@ class QueryService:
             to_us = _time_us("to", request.to) if request.to is not None else now_us
             from_us = _time_us("from", request.from_) if request.from_ is not None else to_us - DEFAULT_SPAN_US
             if from_us >= to_us:
-                raise InvalidParameter("from should be before to.")
+                raise InvalidParameter(
+                    f"from should be before to. from is {(request.from_ or '24 hours before to')[:100]!r}, "
+                    f"to is {(request.to or 'now')[:100]!r}."
+                )
             if request.bucket == AUTO:
                 bucket = bucket_for(to_us - from_us, age_us=now_us - from_us, kept_us=self._kept_us)
             else:
                 bucket = Bucket(request.bucket)
         metrics = tuple(dict.fromkeys(request.metrics.split(",")))
         if unknown := [metric for metric in metrics if metric not in METRICS]:
-            raise InvalidParameter(f"metrics has {unknown[0]!r}: {', '.join(METRICS)} are known.")
+            raise InvalidParameter(f"Unknown metric {unknown[0][:100]!r}. Known metrics: {', '.join(METRICS)}.")
         sensor_ids = await self._history.find(names_in(request.sensor_id)) if request.sensor_id else None
         return HistoryQuery(sensor_ids, from_us, to_us, bucket, metrics), after
 
@@ -273,27 +279,28 @@ class QueryService:
             self._turns.release()
 
 
-def reads_router(reads: QueryService, *, keyring: auth.ApiKeys) -> APIRouter:
+def query_router(reads: QueryService, *, api_keys: auth.ApiKeys) -> APIRouter:
     """Return the route."""
-    router = APIRouter(tags=["read"], dependencies=[requires(keyring, auth.Scope.READ), Depends(utf8_query)])
+    router = APIRouter(tags=["read"], dependencies=[requires(api_keys, auth.Scope.READ), Depends(utf8_query)])
 
     @router.get(
         PATH,
-        summary="Read readings back, or what they come to by the minute, hour or day",
+        summary="Read readings, or their aggregates by minute, hour or day",
         response_model=ReadingsPage,
         responses={
             200: {
-                "description": "Rows by sensor, then by time. X-Bucket has the bucket; X-Next-Cursor, if the limit was "
-                "reached, where it goes on. A stream that fails ends without its end.",
+                "description": "Rows, sorted by sensor and then time. X-Bucket is the bucket. X-Next-Cursor, present "
+                "if the limit was reached, is the cursor of the next page. A stream that fails lacks the final chunk.",
                 "headers": {name: {"schema": {"type": "string"}} for name in (BUCKET_HEADER, CURSOR_HEADER)},
                 "content": {
                     "application/json": {"example": EXAMPLE},
                     **{MEDIA_TYPES[format_]: {} for format_ in HistoryFormat if format_ is not HistoryFormat.JSON},
                 },
             },
-            401: {"model": Problem, "description": "The API key is missing or wrong"},
-            404: {"model": Problem, "description": "One of the sensors is not known"},
-            503: {"model": Problem, "description": "Not now; ask again after Retry-After seconds"},
+            401: {"model": Problem, "description": "The API key is missing or unknown"},
+            403: {"model": Problem, "description": "The API key may not read"},
+            404: {"model": Problem, "description": "One of the sensors is unknown"},
+            503: {"model": Problem, "description": "Unavailable; try again after Retry-After seconds"},
         },
     )
     async def get_readings(query: Annotated[ReadingsQuery, Query()]) -> Response:

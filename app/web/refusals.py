@@ -26,7 +26,7 @@ def log_refusal(what: str, sender: str, status: int, reason: str) -> None:
     kind = (sender, status, _PARTICULARS.sub("", reason)[:MAX_SHOWN_LENGTH])
     logger.warning(
         "refused %s from %s: %d, %s",
-        *(_shown(what), _shown(sender) or "an unknown address", status, _shown(reason)),
+        *(_for_log(what), _for_log(sender) or "an unknown address", status, _for_log(reason)),
         extra={"kind": kind},
     )
 
@@ -48,6 +48,6 @@ def reason_in(body: bytes) -> str:
     return f"{reason} (and {count - 1:,} more)" if count > 1 else reason
 
 
-def _shown(text: str) -> str:
+def _for_log(text: str) -> str:
     """Return a text for a log line: cut short, without characters that a terminal would obey."""
     return repr(text[:MAX_SHOWN_LENGTH])[1:-1]

@@ -28,10 +28,11 @@ MERGE_PATCH = "application/merge-patch+json"
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 After = Annotated[str, Query(alias="cursor", pattern="^[^\0]*$", description="The next_cursor of an answer.")]
 REFUSALS: dict[int | str, dict[str, object]] = {
-    401: {"model": Problem, "description": "The API key is missing or wrong"},
-    503: {"model": Problem, "description": "Not now; ask again after Retry-After seconds"},
+    401: {"model": Problem, "description": "The API key is missing or unknown"},
+    403: {"model": Problem, "description": "The API key may not read"},
+    503: {"model": Problem, "description": "Unavailable; try again after Retry-After seconds"},
 }
-UNKNOWN: dict[int | str, dict[str, object]] = {404: {"model": Problem, "description": "The sensor is not known"}}
+UNKNOWN: dict[int | str, dict[str, object]] = {404: {"model": Problem, "description": "The sensor is unknown"}}
 
 
 class Registry(Protocol):
@@ -54,24 +55,26 @@ class SensorsPage(BaseModel):
     """Sensors, by name."""
 
     sensors: list[Sensor]
-    next_cursor: str | None = Field(description="Where it goes on; null: that was all.")
+    next_cursor: str | None = Field(description="Cursor of the next page; null on the last page.")
 
 
 class LatestPage(BaseModel):
     """Latest readings, by the name of the sensor."""
 
     readings: list[LatestReading]
-    next_cursor: str | None = Field(description="Where it goes on; null: that was all.")
+    next_cursor: str | None = Field(description="Cursor of the next page; null on the last page.")
 
 
-def sensors_router(registry: Registry, *, keyring: auth.ApiKeys) -> APIRouter:
+def sensors_router(registry: Registry, *, api_keys: auth.ApiKeys) -> APIRouter:
     """Return the routes."""
     router = APIRouter(prefix="/api", tags=["sensors"], responses=REFUSALS)
-    reader = [requires(keyring, auth.Scope.READ), Depends(utf8_query)]
+    reader = [requires(api_keys, auth.Scope.READ), Depends(utf8_query)]
 
-    @router.get("/sensors", summary="Which sensors there are, and how they are", dependencies=reader)
+    @router.get("/sensors", summary="List sensors and their status", dependencies=reader)
     async def get_sensors(
-        online: Annotated[bool | None, Query(description="Only those of which this is true.")] = None,
+        online: Annotated[
+            bool | None, Query(description="true: only sensors that are online; false: only those that are not.")
+        ] = None,
         limit: Limit = DEFAULT_LIMIT,
         after: After = "",
     ) -> SensorsPage:
@@ -98,7 +101,7 @@ def sensors_router(registry: Registry, *, keyring: auth.ApiKeys) -> APIRouter:
             raise NotFound(f"No reading from {sensor.sensor_id!r} yet. New readings appear here within a few seconds.")
         return sensor.latest
 
-    @router.get(f"/sensors/{NAME}", summary="A sensor, and how it is", responses=UNKNOWN, dependencies=reader)
+    @router.get(f"/sensors/{NAME}", summary="Show a sensor and its status", responses=UNKNOWN, dependencies=reader)
     async def get_sensor(name: Name) -> Sensor:
         return await registry.one(name)
 
@@ -107,11 +110,12 @@ def sensors_router(registry: Registry, *, keyring: auth.ApiKeys) -> APIRouter:
         summary="Change a sensor's label, place and limits, or create it",
         responses={
             201: {"model": Sensor, "description": "The sensor is created"},
+            403: {"model": Problem, "description": "The API key may not write"},
             408: {"model": Problem, "description": "The body stopped coming"},
             413: {"model": Problem, "description": "The body is too large"},
-            422: {"description": "The sensor can't become that"},
+            422: {"description": "The change is invalid; detail names each fault"},
         },
-        dependencies=[requires(keyring, auth.Scope.INGEST)],
+        dependencies=[requires(api_keys, auth.Scope.INGEST)],
         openapi_extra={
             "requestBody": {"required": True, "content": {MERGE_PATCH: {"schema": SensorChange.model_json_schema()}}}
         },

@@ -39,6 +39,7 @@ from app.ingest.idempotency import IdempotencyRecord, Replay, RequestIdentity
 from app.ingest.request import WriteRequest
 from app.ingest.result import MAX_ERRORS, BatchResult, WriteOutcome
 from app.ingest.service import DECODING_FACTOR, WriteService
+from app.schema import EXAMPLE_METRIC, METRICS, OTHER_EXAMPLE_METRIC
 from app.web import auth, error_responses
 from app.web.access import KEY_HEADER, key_bytes
 from app.web.bodies import announced_bytes, parts_of
@@ -93,9 +94,10 @@ PARAMETERS = [
     },
 ]
 EXAMPLES: Mapping[Format, object] = {
-    Format.JSON: [{"sensor_id": "greenhouse-1", "temperature": 23.5, "humidity": 48.2, "pressure": 1013.2}],
-    Format.NDJSON: '{"sensor_id": "greenhouse-1", "temperature": 23.5}\n{"sensor_id": "greenhouse-2", "humidity": 9}\n',
-    Format.CSV: "sensor_id,time,temperature\ngreenhouse-1,2023-07-12T14:30:45Z,23.5\n",
+    Format.JSON: [{"sensor_id": "greenhouse-1", **{name: metric.example for name, metric in METRICS.items()}}],
+    Format.NDJSON: f'{{"sensor_id": "greenhouse-1", "{EXAMPLE_METRIC}": 23.5}}\n'
+    f'{{"sensor_id": "greenhouse-2", "{OTHER_EXAMPLE_METRIC}": 9}}\n',
+    Format.CSV: f"sensor_id,time,{EXAMPLE_METRIC}\ngreenhouse-1,2023-07-12T14:30:45Z,23.5\n",
 }
 
 
@@ -166,7 +168,8 @@ def bulk_router(bulk: "BulkIngest") -> APIRouter:
                 "model": AcceptedReadings,
                 "description": "With respond-async: in memory; a crash may lose them",
             },
-            401: {"model": Problem, "description": "The API key is missing or wrong"},
+            401: {"model": Problem, "description": "The API key is missing or unknown"},
+            403: {"model": Problem, "description": "The API key may not write readings"},
             408: {"model": Problem, "description": "The body stopped coming"},
             409: {"model": Problem, "description": "The Idempotency-Key was used for another request"},
             413: {"model": Problem, "description": "Too many bytes or readings: split them"},
@@ -214,7 +217,7 @@ class BulkIngest:
 
     Args:
         service: stores the readings.
-        keyring: knows the keys.
+        api_keys: the known keys.
         window: which times a reading may bring.
         limits: what one request may bring.
         now_us: microseconds since 1970 UTC.
@@ -224,13 +227,13 @@ class BulkIngest:
         self,
         *,
         service: WriteService,
-        keyring: auth.ApiKeys,
+        api_keys: auth.ApiKeys,
         window: TimeWindow,
         limits: BulkLimits,
         now_us: Callable[[], int],
     ) -> None:
         self._service = service
-        self._keyring = keyring
+        self._api_keys = api_keys
         self._window = window
         self._limits = limits
         self._now_us = now_us
@@ -244,7 +247,7 @@ class BulkIngest:
             SensorFlowError: nothing of it is stored, or that can't be known.
         """
         headers = request.headers
-        key_name = self._keyring.authorize(key_bytes(key), auth.Scope.INGEST)
+        key_name = self._api_keys.authorize(key_bytes(key), auth.Scope.INGEST)
         options = _options(request)
         format_ = _format(headers.get("content-type", ""))
         codec = codec_of(headers.get("content-encoding", "identity"))
@@ -263,8 +266,8 @@ class BulkIngest:
                 if replay is not None:
                     result = BatchResult.from_json(replay.result)
                     return _answer(result, options, is_awaited=is_awaited, has_key=True)
-            terms = self._decode_options(source, options, only_rows)
-            decoded = await self._decoded(body, format_, terms, grow_to)
+            decode_options = self._decode_options(source, options, only_rows)
+            decoded = await self._decoded(body, format_, decode_options, grow_to)
             del body
         if decoded.batch.size_bytes > self._limits.held_bytes:
             raise TooManyRows(
@@ -290,17 +293,17 @@ class BulkIngest:
         )
 
     async def _decoded(
-        self, body: bytes, format_: Format, terms: DecodeOptions, grow_to: Callable[[int], None]
+        self, body: bytes, format_: Format, options: DecodeOptions, grow_to: Callable[[int], None]
     ) -> Decoded:
         if format_ in COMPACT_FORMATS:
             with self._service.batch_being_decoded():
-                opened = await asyncio.to_thread(open_readings, body, format_, terms)
+                opened = await asyncio.to_thread(open_readings, body, format_, options)
                 grow_to(len(body) + opened.inflated_bytes)
-                return await asyncio.to_thread(decode_opened, opened, terms)
+                return await asyncio.to_thread(decode_opened, opened, options)
         if len(body) > DECODE_IN_THREAD_BYTES:
             with self._service.batch_being_decoded():
-                return await asyncio.to_thread(decode_readings, body, format_, terms)
-        return decode_readings(body, format_, terms)
+                return await asyncio.to_thread(decode_readings, body, format_, options)
+        return decode_readings(body, format_, options)
 
     async def _result(
         self, decoded: Decoded, options: Options, identity: RequestIdentity | None, *, is_awaited: bool
@@ -335,7 +338,7 @@ class BulkIngest:
                 result = BatchResult.from_json(stored.result)
                 if not result.rejected:
                     return first, stored.replay_to(first), None
-                if result.rejected_rows:  # versions before 0.4 did not name them
+                if result.rejected_rows:  # the first versions did not name them
                     rest = for_rejected(identity)
                     return rest, await self._service.replay(rest), rows_of_ranges(result.rejected_rows)
         return identity, stored.replay_to(identity), None

@@ -60,7 +60,7 @@ class ReadingEndpoint:
 
     Args:
         service: stores the readings.
-        keyring: knows the keys.
+        api_keys: the known keys.
         window: which times a reading may bring.
         max_body_bytes: the largest body that is read.
         now_us: microseconds since 1970 UTC.
@@ -74,7 +74,7 @@ class ReadingEndpoint:
         self,
         *,
         service: WriteService,
-        keyring: auth.ApiKeys,
+        api_keys: auth.ApiKeys,
         window: TimeWindow,
         max_body_bytes: int,
         now_us: Callable[[], int],
@@ -85,22 +85,22 @@ class ReadingEndpoint:
         self.observe = partial(observe, PATH, "POST")
         self.clock = clock
         self._service = service
-        self._keyring = keyring
+        self._api_keys = api_keys
         self._window = window
         self._now_us = now_us
         self._writing: set[asyncio.Task[None]] = set()
 
     def knows(self, key: bytes | None) -> bool:
         """Return whether this is an API key, whatever it may be used for."""
-        return self._keyring.knows(key)
+        return self._api_keys.knows(key)
 
     def open(self, exchange: Exchange) -> BodyHandler:
         """Check the key, and return the function that stores a reading and answers when it is committed.
 
         Raises:
-            Unauthorized, UnsupportedEncoding: the body is not asked for.
+            Unauthorized, Forbidden, UnsupportedEncoding: the body is not asked for.
         """
-        key_name = self._keyring.authorize(exchange.headers.get(b"x-api-key"), auth.Scope.INGEST)
+        key_name = self._api_keys.authorize(exchange.headers.get(b"x-api-key"), auth.Scope.INGEST)
         if exchange.headers.get(b"content-encoding", b"identity") != b"identity":
             raise UnsupportedEncoding("Send the reading without a Content-Encoding.")
 
@@ -154,7 +154,8 @@ def documented_route() -> APIRoute:
         tags=["ingest"],
         summary="Store one reading",
         responses={
-            401: {"model": Problem, "description": "The API key is missing or wrong"},
+            401: {"model": Problem, "description": "The API key is missing or unknown"},
+            403: {"model": Problem, "description": "The API key may not write readings"},
             408: {"model": Problem, "description": "The body stopped coming"},
             409: {"model": Problem, "description": "The Idempotency-Key was used for another request"},
             413: {"model": Problem, "description": "The body is too large"},

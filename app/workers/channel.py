@@ -39,7 +39,7 @@ class Channel:
 
     Args:
         max_messages, max_bytes: how many receipts, and bytes of them, may wait to be written.
-        tally: where to count; channels may share one.
+        stats: where to count; channels may share one.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Channel:
         *,
         max_messages: int,
         max_bytes: int,
-        tally: ChannelStats,
+        stats: ChannelStats,
     ) -> None:
         self._reader = reader
         self._writer = writer
@@ -59,14 +59,14 @@ class Channel:
         self._news = asyncio.Event()
         self._written = asyncio.Event()
         """Set whenever what waited has been written; for whoever clears it first."""
-        self.tally = tally
+        self.stats = stats
         self._writing = asyncio.create_task(self._write())
 
     @classmethod
-    async def open(cls, socket_: socket.socket, *, max_messages: int, max_bytes: int, tally: ChannelStats) -> "Channel":
+    async def open(cls, socket_: socket.socket, *, max_messages: int, max_bytes: int, stats: ChannelStats) -> "Channel":
         """Open a channel on one end of a socket pair, and own that end from then on."""
         reader, writer = await asyncio.open_unix_connection(sock=socket_)
-        return cls(reader, writer, max_messages=max_messages, max_bytes=max_bytes, tally=tally)
+        return cls(reader, writer, max_messages=max_messages, max_bytes=max_bytes, stats=stats)
 
     def send(self, message: Control) -> None:
         """Send a message after all earlier ones. Drop it if the other end is gone."""
@@ -79,16 +79,16 @@ class Channel:
 
     def forward(self, receipts: Receipts) -> None:
         """Send receipts, at least one. If too many wait, conflate them, and if that does not help, drop them."""
-        self.tally.conflated += self._receipts.put(receipts)
+        self.stats.conflated += self._receipts.put(receipts)
         if self._receipts.is_overfull:
-            self.lapse(max(self._receipts.take(), key=event_time))
+            self.report_dropped(max(self._receipts.take(), key=event_time))
         self._news.set()
 
-    def lapse(self, latest: CommittedReading) -> None:
+    def report_dropped(self, latest: CommittedReading) -> None:
         """Tell the other end that receipts were dropped, up to ``latest``. Those that wait here are dropped too."""
         candidates = chain([latest], self._receipts.take(), [self._lapsed] if self._lapsed else [])
         self._lapsed = max(candidates, key=event_time)
-        self.tally.lapses += 1
+        self.stats.lapses += 1
         self._news.set()
 
     async def run(self, receive: Callable[[Control | Receipts], None]) -> None:
@@ -133,7 +133,7 @@ class Channel:
             self._lapsed = None
         if receipts := self._receipts.take():
             frames.append(messages.encode_receipts(receipts))
-            self.tally.forwarded += len(receipts)
+            self.stats.forwarded += len(receipts)
         frames += self._controls
         self._controls.clear()
         return b"".join(frames)

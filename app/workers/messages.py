@@ -25,9 +25,9 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """Parent: begin, and forward committed readings if ``wanted``."""
+    """Parent: begin, and forward committed readings if ``forwarding``."""
 
-    wanted: bool
+    forwarding: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +57,24 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Worker: requests a place for a subscriber. ``place`` is a number that this worker has not used yet."""
+    """Worker: requests a slot for a subscriber. ``slot`` is a number that this worker has not used yet."""
 
-    place: int
+    slot: int
     key_name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """Worker: gives a place back, or withdraws its request."""
+    """Worker: gives a slot back, or withdraws its request."""
 
-    place: int
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)
 class SetForwarding:
     """Parent: start or stop forwarding committed readings."""
 
-    wanted: bool
+    forwarding: bool
     number: int
     """Counts the SetForwarding messages to this worker."""
 
@@ -90,17 +90,17 @@ class ForwardingAck:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """Parent: grants a place; all other workers forward. ``latest`` is their latest reading from before."""
+    """Parent: grants a slot; all other workers forward. ``latest`` is their latest reading from before."""
 
-    place: int
+    slot: int
     latest: CommittedReading | None
 
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """Parent: refuses a place, because the key has as many as it may have."""
+    """Parent: refuses a slot, because the key has as many as it may have."""
 
-    place: int
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)

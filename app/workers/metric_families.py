@@ -125,22 +125,22 @@ class MergedMetrics(Collector):
 class ChannelCollector(Collector):
     """A collector of the traffic between the processes, as counted at one end."""
 
-    def __init__(self, tally: ChannelStats) -> None:
-        self._tally = tally
+    def __init__(self, stats: ChannelStats) -> None:
+        self._stats = stats
 
     def collect(self) -> Iterable[Metric]:
-        tally = self._tally
+        stats = self._stats
         for name, count, help_ in (
-            ("readings", tally.forwarded, "Readings sent from a worker to the parent, or from it to a worker."),
+            ("readings", stats.forwarded, "Readings sent from a worker to the parent, or from it to a worker."),
             (
                 "readings_conflated",
-                tally.conflated,
-                "Readings left out on that way for a newer one of the same sensor.",
+                stats.conflated,
+                "Readings not forwarded because a newer one of the same sensor took their place.",
             ),
             (
                 "lapses",
-                tally.lapses,
-                "Times that readings found no room on that way, for which subscribers are dropped.",
+                stats.lapses,
+                "Times that a full channel lost readings, so that subscribers were disconnected.",
             ),
         ):
             yield CounterMetricFamily(f"sensorflow_forwarded_{name}", help_, value=count)

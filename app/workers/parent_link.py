@@ -62,16 +62,16 @@ class ParentLink:
         max_subscribers_per_key: int,
         max_messages: int,
         max_bytes: int,
-        tally: ChannelStats,
+        stats: ChannelStats,
     ) -> None:
-        self.wanted = False
+        self.forwarding = False
         self._socket = socket
         self._families = families
         self._max_subscribers_per_key = max_subscribers_per_key
         self._max_messages = max_messages
         self._max_bytes = max_bytes
-        self._tally = tally
-        self._audience: LocalSubscribers | None = None
+        self._stats = stats
+        self._local_subscribers: LocalSubscribers | None = None
         self._channel: Channel | None = None
         self._running: asyncio.Task[None] | None = None
         self._welcomed = asyncio.Event()
@@ -84,7 +84,7 @@ class ParentLink:
         """Connect, and wait to be welcomed. ``drain`` is called when the worker should end."""
         self._drain = drain
         self._channel = await Channel.open(
-            self._socket, max_messages=self._max_messages, max_bytes=self._max_bytes, tally=self._tally
+            self._socket, max_messages=self._max_messages, max_bytes=self._max_bytes, stats=self._stats
         )
         self._running = asyncio.create_task(self._run(self._channel))
         self.send(Hello())
@@ -99,45 +99,45 @@ class ParentLink:
 
     def send(self, message: Control) -> None:
         """Send a message to the parent."""
-        assert self._channel is not None, "the uplink has not been opened"
+        assert self._channel is not None, "the link to the parent is not open"
         self._channel.send(message)
 
     def ready(self, edition: str) -> None:
         """Tell the parent that this worker accepts readings."""
-        assert self._audience is not None, "no hub has been attached"
-        self.send(Ready(edition, self._audience.latest))
+        assert self._local_subscribers is not None, "no hub has been attached"
+        self.send(Ready(edition, self._local_subscribers.latest))
 
-    def attach(self, audience: LocalSubscribers) -> None:
+    def attach(self, local_subscribers: LocalSubscribers) -> None:
         """Attach the hub of this worker."""
-        self._audience = audience
+        self._local_subscribers = local_subscribers
 
     async def join(self, key_name: str) -> int:
-        """Get a place over all workers; see Bus."""
+        """Get a slot over all workers; see Bus."""
         if self._running is None or self._running.done():
             raise LiveUnavailable
-        place = next(self._numbers)
-        granted = self._joins[place] = asyncio.get_running_loop().create_future()
-        self.send(Join(place, key_name))
+        slot = next(self._numbers)
+        granted = self._joins[slot] = asyncio.get_running_loop().create_future()
+        self.send(Join(slot, key_name))
         try:
             async with asyncio.timeout(JOIN_TIMEOUT_S):
                 await granted
         except TimeoutError:
-            self.leave(place)
+            self.leave(slot)
             raise LiveUnavailable from None
         except asyncio.CancelledError:
-            self.leave(place)
+            self.leave(slot)
             raise
         finally:
-            del self._joins[place]
-        return place
+            del self._joins[slot]
+        return slot
 
-    def leave(self, place: int) -> None:
-        """Give a place back."""
-        self.send(Leave(place))
+    def leave(self, slot: int) -> None:
+        """Give a slot back."""
+        self.send(Leave(slot))
 
     def forward(self, receipts: Sequence[CommittedReading]) -> None:
         """Forward receipts to the hubs of the other workers, through the parent."""
-        assert self._channel is not None, "the uplink has not been opened"
+        assert self._channel is not None, "the link to the parent is not open"
         self._channel.forward(receipts)
 
     async def scrape(self) -> bytes:
@@ -163,36 +163,36 @@ class ParentLink:
             _fail(scrape, TimeoutError())
 
     def _receive(self, message: Control | Receipts) -> None:
-        assert self._audience is not None, "no hub has been attached"
+        assert self._local_subscribers is not None, "no hub has been attached"
         match message:
-            case Welcome(wanted):
-                self.wanted = wanted
+            case Welcome(forwarding):
+                self.forwarding = forwarding
                 self._welcomed.set()
-            case SetForwarding(wanted, number):
-                self.wanted = wanted
-                if wanted:
-                    self.send(ForwardingAck(number, self._audience.latest))
+            case SetForwarding(forwarding, number):
+                self.forwarding = forwarding
+                if forwarding:
+                    self.send(ForwardingAck(number, self._local_subscribers.latest))
             case MessagesDropped(latest):
-                self._audience.remember(latest)
-                self._audience.lapse()
+                self._local_subscribers.remember(latest)
+                self._local_subscribers.drop_all()
             case Collect(number):
                 self.send(MetricFamilies(number, self._families()))
             case Drain():
                 self._drain()
             case Sequence():
-                self._audience.deliver(message)
+                self._local_subscribers.deliver(message)
             case _:
                 self._settle(message)
 
     def _settle(self, message: Control) -> None:
         """Resolve the join or scrape that a message answers, unless its caller has stopped waiting."""
         match message:
-            case Granted(place, latest):
-                if latest is not None and self._audience is not None:
-                    self._audience.remember(latest)
-                _succeed(self._joins.get(place), None)
-            case Denied(place):
-                _fail(self._joins.get(place), TooManySubscribers(self._max_subscribers_per_key))
+            case Granted(slot, latest):
+                if latest is not None and self._local_subscribers is not None:
+                    self._local_subscribers.remember(latest)
+                _succeed(self._joins.get(slot), None)
+            case Denied(slot):
+                _fail(self._joins.get(slot), TooManySubscribers(self._max_subscribers_per_key))
             case Exposition(number, None):
                 _fail(self._scrapes.get(number), TimeoutError())
             case Exposition(number, str(text)):

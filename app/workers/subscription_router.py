@@ -4,8 +4,8 @@ Pure: no sockets, no loop, no clock. The parent passes the workers' messages in,
 channels that keep their order.
 
 Promises:
-    * A key has no more places than it may, over all workers; a worker that is gone holds none.
-    * A place is granted once every other worker has acknowledged that it forwards what it commits. What it committed
+    * A key has no more slots than it may, over all workers; a worker that is gone holds none.
+    * A slot is granted once every other worker has acknowledged that it forwards what it commits. What it committed
       before its acknowledgement is covered by the latest reading that comes with the grant, and what it commits after
       is routed to the subscriber's worker: nothing is missed, nothing comes twice.
     * A worker forwards only while another has subscribers.
@@ -29,17 +29,17 @@ Order = tuple[int, SetForwarding | Granted | Denied | Welcome]
 class _WorkerState:
     """The state of one worker."""
 
-    wanted: bool = False
+    forwarding: bool = False
     """Whether it has been told to forward."""
-    told: int = 0
+    requested: int = 0
     """The number of the last SetForwarding that was sent to it."""
-    heard: int = 0
-    """The number of the last one that it has acknowledged. Only those with ``wanted`` are acknowledged."""
-    places: set[int] = field(default_factory=set)
+    acknowledged: int = 0
+    """The number of the last one that it has acknowledged. Only those with ``forwarding`` are acknowledged."""
+    slots: set[int] = field(default_factory=set)
 
     @property
     def forwards(self) -> bool:
-        return self.wanted and self.heard == self.told
+        return self.forwarding and self.acknowledged == self.requested
 
 
 class SubscriptionRouter:
@@ -52,10 +52,10 @@ class SubscriptionRouter:
 
     def __init__(self, max_subscribers_per_key: int, horizon_us: Callable[[], float] = lambda: math.inf) -> None:
         self._horizon_us = horizon_us
-        self._places = ConnectionQuota(max_subscribers_per_key)
+        self._quota = ConnectionQuota(max_subscribers_per_key)
         self._states: dict[int, _WorkerState] = {}
         self._waiting: dict[tuple[int, int], None] = {}
-        """Worker and place of those that are not granted yet, in the order in which they came."""
+        """Worker and slot of those that are not granted yet, in the order in which they came."""
         self.latest: CommittedReading | None = None
         """The latest reading that has come by here."""
 
@@ -67,72 +67,72 @@ class SubscriptionRouter:
     def connect(self, worker: int) -> Sequence[Order]:
         """Add a worker, which commits nothing before Welcome."""
         state = self._states[worker] = _WorkerState()
-        state.wanted = self._is_wanted_from(worker)
-        return [(worker, Welcome(state.wanted))]
+        state.forwarding = self._should_forward(worker)
+        return [(worker, Welcome(state.forwarding))]
 
     def disconnect(self, worker: int) -> Sequence[Order]:
         """Remove a worker, if it is known, with all its subscribers."""
         state = self._states.pop(worker, None)
         if state is None:
             return []
-        for place in state.places:
-            self._places.give_back((worker, place))
-            self._waiting.pop((worker, place), None)
+        for slot in state.slots:
+            self._quota.give_back((worker, slot))
+            self._waiting.pop((worker, slot), None)
         return [*self._set_forwarding(), *self._grants()]
 
-    def join(self, worker: int, place: int, key_name: str) -> Sequence[Order]:
-        """Request a place for a subscriber of a worker."""
+    def join(self, worker: int, slot: int, key_name: str) -> Sequence[Order]:
+        """Request a slot for a subscriber of a worker."""
         try:
-            self._places.take((worker, place), key_name)
+            self._quota.take((worker, slot), key_name)
         except TooManySubscribers:
-            return [(worker, Denied(place))]
+            return [(worker, Denied(slot))]
         # From here on it is routed to: what others forward from their acknowledgement on must not pass it by.
-        self._states[worker].places.add(place)
-        self._waiting[worker, place] = None
+        self._states[worker].slots.add(slot)
+        self._waiting[worker, slot] = None
         return [*self._set_forwarding(), *self._grants()]
 
-    def leave(self, worker: int, place: int) -> Sequence[Order]:
+    def leave(self, worker: int, slot: int) -> Sequence[Order]:
         """Remove a subscriber, also one that was not granted yet, or was refused."""
         state = self._states[worker]
-        if place not in state.places:
+        if slot not in state.slots:
             return []
-        state.places.remove(place)
-        self._places.give_back((worker, place))
-        self._waiting.pop((worker, place), None)
+        state.slots.remove(slot)
+        self._quota.give_back((worker, slot))
+        self._waiting.pop((worker, slot), None)
         return [*self._set_forwarding(), *self._grants()]
 
-    def recall(self, latest: CommittedReading) -> None:
+    def note_latest(self, latest: CommittedReading) -> None:
         """Note the latest reading that a worker knows, perhaps one that a dead worker committed."""
         self.latest = latest if self.latest is None else later(self.latest, latest, self._horizon_us())
 
-    def heard(self, worker: int, number: int, latest: CommittedReading | None) -> Sequence[Order]:
+    def acknowledge(self, worker: int, number: int, latest: CommittedReading | None) -> Sequence[Order]:
         """Record that a worker forwards, and note the latest reading before that."""
-        self._states[worker].heard = number
+        self._states[worker].acknowledged = number
         if latest is not None:
-            self.recall(latest)
+            self.note_latest(latest)
         return list(self._grants())
 
     def route(self, worker: int, receipts: Sequence[CommittedReading]) -> Sequence[int]:
         """Return the workers that get a worker's committed readings, at least one."""
-        self.recall(max(receipts, key=event_time))
-        return [other for other, state in self._states.items() if other != worker and state.places]
+        self.note_latest(max(receipts, key=event_time))
+        return [other for other, state in self._states.items() if other != worker and state.slots]
 
-    def _is_wanted_from(self, worker: int) -> bool:
-        return any(state.places for other, state in self._states.items() if other != worker)
+    def _should_forward(self, worker: int) -> bool:
+        return any(state.slots for other, state in self._states.items() if other != worker)
 
     def _set_forwarding(self) -> Iterator[Order]:
         """Tell each worker whether to forward, if that has changed."""
         for worker, state in self._states.items():
-            wanted = self._is_wanted_from(worker)
-            if wanted != state.wanted:
-                state.wanted = wanted
-                state.told += 1
-                yield worker, SetForwarding(wanted, state.told)
+            forwarding = self._should_forward(worker)
+            if forwarding != state.forwarding:
+                state.forwarding = forwarding
+                state.requested += 1
+                yield worker, SetForwarding(forwarding, state.requested)
 
     def _grants(self) -> Iterator[Order]:
-        """Grant each place for which all other workers forward."""
+        """Grant each slot for which all other workers forward."""
         silent = [worker for worker, state in self._states.items() if not state.forwards]
-        for worker, place in list(self._waiting):
+        for worker, slot in list(self._waiting):
             if not silent or silent == [worker]:
-                del self._waiting[worker, place]
-                yield worker, Granted(place, self.latest)
+                del self._waiting[worker, slot]
+                yield worker, Granted(slot, self.latest)

@@ -122,7 +122,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._signals: list[int] = []
         self._unusable: str | None = None
-        self._tally = ChannelStats()
+        self._stats = ChannelStats()
         self._restarts = 0
         self._scrapes = MetricsAggregator(collect=self._collect, own=self._own_families)
 
@@ -137,7 +137,7 @@ class Supervisor:
             loop.add_signal_handler(signal_, self._on_signal, signal_)
         self._listener.setblocking(False)
         scrapes = asyncio.create_task(self._scrapes.run())
-        keeping = [asyncio.create_task(self._keep()) for _ in range(self._size)]
+        keeping = [asyncio.create_task(self._keep_running()) for _ in range(self._size)]
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             # One that ends unasked has met an unforeseen error.
@@ -161,7 +161,7 @@ class Supervisor:
                 raise outcome
         return signal.Signals(self._signals[0]) if self._signals else None
 
-    async def _keep(self) -> None:
+    async def _keep_running(self) -> None:
         """Keep one worker running, and replace it when it ends, until the server stops."""
         loop = asyncio.get_running_loop()
         pause_s = FIRST_RESTART_PAUSE_S
@@ -201,7 +201,7 @@ class Supervisor:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             undo.pop_all()
         channel = await Channel.open(
-            channel_here, max_messages=self._max_messages, max_bytes=self._max_bytes, tally=self._tally
+            channel_here, max_messages=self._max_messages, max_bytes=self._max_bytes, stats=self._stats
         )
         worker = self._workers[number] = _Worker(number, process, channel, connections_here)
         logger.info("worker %d is process %d", number, process.pid)
@@ -248,11 +248,11 @@ class Supervisor:
         self._takers = [worker for worker in workers if worker.ready] or [
             worker for worker in workers if worker.started
         ]
-        wanted = bool(self._takers) and not self._stopping.is_set()
-        if wanted != self._accepting:
-            self._accepting = wanted
+        should_accept = bool(self._takers) and not self._stopping.is_set()
+        if should_accept != self._accepting:
+            self._accepting = should_accept
             loop = asyncio.get_running_loop()
-            if wanted:
+            if should_accept:
                 loop.add_reader(self._listener, self._accept)
             else:
                 loop.remove_reader(self._listener)
@@ -297,15 +297,15 @@ class Supervisor:
         match message:
             case Hello():
                 self._send_all(router.connect(worker.number))
-            case Join(place, key_name):
-                self._send_all(router.join(worker.number, place, key_name))
-            case Leave(place):
-                self._send_all(router.leave(worker.number, place))
+            case Join(slot, key_name):
+                self._send_all(router.join(worker.number, slot, key_name))
+            case Leave(slot):
+                self._send_all(router.leave(worker.number, slot))
             case ForwardingAck(number, latest):
-                self._send_all(router.heard(worker.number, number, latest))
+                self._send_all(router.acknowledge(worker.number, number, latest))
             case MessagesDropped(latest):
                 for listener in router.route(worker.number, [latest]):
-                    self._workers[listener].channel.lapse(latest)
+                    self._workers[listener].channel.report_dropped(latest)
             case Sequence():
                 for listener in router.route(worker.number, message):
                     self._workers[listener].channel.forward(message)
@@ -321,7 +321,7 @@ class Supervisor:
             case Ready(edition, latest):
                 worker.ready = True
                 if latest is not None:
-                    self._router.recall(latest)
+                    self._router.note_latest(latest)
                 self._choose_takers()
                 if not self._announced and sum(each.ready for each in self._workers.values()) == self._size:
                     self._announced = True
@@ -345,7 +345,7 @@ class Supervisor:
 
     def _own_families(self) -> Sequence[Family]:
         workers = _WorkerCollector(restarts=self._restarts, workers=len(self._workers))
-        collectors = (metric_families.ChannelCollector(self._tally), workers, ProcessMetrics())
+        collectors = (metric_families.ChannelCollector(self._stats), workers, ProcessMetrics())
         return [family for collector in collectors for family in metric_families.families_of(collector)]
 
 

@@ -30,13 +30,13 @@ class WorkerServer(DrainingServer):
 
     Args:
         config: uvicorn's.
-        uplink: to the parent; opened before the application starts, and closed after it has ended.
+        parent_link: to the parent; opened before the application starts, and closed after it has ended.
         connections: a Unix stream socket on which each byte brings the descriptor of one connection.
     """
 
-    def __init__(self, config: uvicorn.Config, *, uplink: ParentLink, connections: socket.socket) -> None:
+    def __init__(self, config: uvicorn.Config, *, parent_link: ParentLink, connections: socket.socket) -> None:
         super().__init__(config)
-        self._uplink = uplink
+        self._parent_link = parent_link
         self._connections = connections
         self._taking_over: set[asyncio.Task[object]] = set()
         self._warned_at = -math.inf
@@ -47,17 +47,17 @@ class WorkerServer(DrainingServer):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, then take connections over."""
-        await self._uplink.open(self.stop)
+        await self._parent_link.open(self.stop)
         await super().startup(sockets=sockets or [])
         self._connections.setblocking(False)
         asyncio.get_running_loop().add_reader(self._connections, self._take_over)
-        self._uplink.send(Started())
+        self._parent_link.send(Started())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections over, drain, and close the link to the parent."""
         self._stop_accepting()
         await super().shutdown(sockets=sockets)
-        await self._uplink.close()
+        await self._parent_link.close()
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -75,7 +75,7 @@ class WorkerServer(DrainingServer):
             except OSError:
                 byte, descriptors = b"", []
             if not byte:
-                self._stop_accepting()  # the parent is gone; the uplink drains
+                self._stop_accepting()  # the parent is gone; the link drains
                 return
             if not descriptors:
                 self._warn_of_lost_connection()

@@ -1,1 +1,1 @@
-"""The whole server, from outside: bytes on a socket to rows and frames, through clients that we did not write."""
+"""The whole server from outside, from bytes on a socket to rows and frames, with clients of others."""

@@ -1,4 +1,4 @@
-"""Servers to talk to."""
+"""Fixtures with running servers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +8,12 @@ from tempfile import mkdtemp
 import httpx
 import pytest
 
-from tests.server import API_KEY, Server, running
+from tests.support.server import API_KEY, Server, running
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder for an embedded database. Not pytest's own: that one is locked against other accounts at every run."""
+    """Make a folder for an embedded database. pytest's own would be closed to other accounts at every run."""
     path = Path(mkdtemp(prefix="sensorflow-test-"))
     yield path
     rmtree(path)
@@ -21,13 +21,13 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def server(embedded_database_url: str, tmp_path: Path) -> Iterator[Server]:
-    """A server on a new database."""
+    """Start a server on a new database."""
     with running(tmp_path, DATABASE_URL=embedded_database_url) as server:
         yield server
 
 
 @pytest.fixture
 def client(server: Server) -> Iterator[httpx.Client]:
-    """An HTTP client of that server, with the key for everything."""
+    """Open an HTTP client of that server, with the key for everything."""
     with httpx.Client(base_url=server.url, headers={"X-API-Key": API_KEY}, timeout=15) as client:
         yield client

@@ -1,4 +1,4 @@
-"""What connections may do to the server and to each other, through real sockets and clients that we did not write."""
+"""The effects of connections on the server and on each other, with real sockets and clients of others."""
 
 import json
 import re
@@ -15,7 +15,7 @@ import pytest
 
 from tests.attacks.connections import ATTACKS, BROKEN_HANDSHAKES, cost_ms
 from tests.attacks.stop import stop_under_attack
-from tests.server import API_KEY, API_KEY_WS, Server, running
+from tests.support.server import API_KEY, API_KEY_WS, Server, running
 
 PATH = "/api/temperature_reading"
 READING = {"temperature": 23.5, "humidity": 48.25, "pressure": 1013.25, "sensor_id": "greenhouse-1"}
@@ -37,7 +37,7 @@ def request(method: str, path: str, body: bytes = b"", *headers: str) -> bytes:
 
 
 def answers(connection: socket.socket) -> bytes:
-    """All that comes until the server closes."""
+    """Return everything that arrives until the server closes."""
     return b"".join(iter(lambda: connection.recv(65_536), b""))
 
 

@@ -1,4 +1,4 @@
-"""The pages for users, tried: commands run as they stand, and the API's page names what the server offers."""
+"""The pages for users: their commands work, and the API's page names everything that the server offers."""
 
 import os
 import re
@@ -17,8 +17,8 @@ import psycopg
 import pytest
 
 from app.store.database import migrate
-from tests.acceptance.documents import DOCS, INLINE, blocks_of, run, section
-from tests.server import API_KEY, REPOSITORY, Server, eventually, running
+from tests.support.documents import DOCS, INLINE, blocks_of, run, section
+from tests.support.server import API_KEY, REPOSITORY, Server, eventually, running
 
 OF_THE_SERVER = {"id", "date_recorded", "time_recorded"}
 """What differs from one run to the next."""
@@ -117,7 +117,7 @@ def test_api_page_is_complete(client: httpx.Client, kind: str) -> None:
 
 @contextmanager
 def device(heading: str, folder: Path, server: Server, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """Run the program below a heading of docs/devices.md as it stands there, but for names and the pause."""
+    """Run the program below a heading of docs/devices.md as it stands there, except names and the pause."""
     program = blocks_of(section(DOCS / "devices.md", f"## {heading}"))[0][1]
     program = re.sub(r'^URL = "http://[\d.:]+', f'URL = "{server.url}', program, flags=re.MULTILINE)
     program = re.sub(r"^KEY = \".*\"$", f'KEY = "{API_KEY}"', program, flags=re.MULTILINE)
@@ -142,7 +142,7 @@ def device(heading: str, folder: Path, server: Server, **environment: str) -> It
 
 
 def readings_of(client: httpx.Client, sensor: str) -> list[dict[str, Any]]:
-    """Return a sensor's readings; none while it is not known."""
+    """Return a sensor's readings, none while the sensor is unknown."""
     answer = client.get("/api/readings", params={"sensor_id": sensor, "bucket": "raw"})
     return [] if answer.status_code == 404 else answer.raise_for_status().json()["readings"]
 
@@ -162,7 +162,7 @@ def test_board(heading: str, sensor: str, server: Server, client: httpx.Client, 
 
 
 def test_pi_that_was_offline(embedded_database_url: str, tmp_path: Path) -> None:
-    """What the Pi measures without a server, and before it is killed, is stored once when there is a server again."""
+    """Readings that the Pi measures without a server, and before it is killed, are stored once the server is back."""
     (tmp_path / "sensor").write_text("48312\n")
     (tmp_path / "server").mkdir()
     heading = "A Raspberry Pi that was offline"

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: it comes back when it dies, and nothing else is touched for it."""
+"""The embedded PostgreSQL comes back when it dies, and no other process is touched."""
 
 import os
 import re
@@ -17,7 +17,7 @@ import pytest
 from app.errors import ConfigurationError
 from app.store.embedded import embedded_database
 from app.store.postmaster import postmaster_of
-from tests.server import API_KEY, Server, eventually, running
+from tests.support.server import API_KEY, Server, eventually, running
 
 PATH = "/api/temperature_reading"
 READING = {"temperature": 23.5, "humidity": 48.25, "pressure": 1013.25, "sensor_id": "greenhouse-1"}
@@ -25,12 +25,12 @@ KEYS = {"API_KEY": API_KEY}
 
 
 def status(server: Server) -> int:
-    """The status of a reading that is sent."""
+    """Send a reading and return the status."""
     return httpx.post(server.url + PATH, json=READING, headers={"X-API-Key": API_KEY}, timeout=15).status_code
 
 
 def stored(data_dir: Path) -> int:
-    """How many readings the PostgreSQL of a DATA_DIR has."""
+    """Return how many readings the PostgreSQL of a DATA_DIR has."""
     with psycopg.connect(host=str(data_dir / "socket"), user="sensorflow", dbname="postgres") as connection:
         row = connection.execute("SELECT count(*) FROM readings").fetchone()
     assert row
@@ -38,18 +38,18 @@ def stored(data_dir: Path) -> int:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended."""
+    """Return whether a process has ended."""
     return not Path(f"/proc/{pid}/cwd").exists()
 
 
 def is_ready(data_dir: Path) -> bool:
-    """Whether the PostgreSQL of a DATA_DIR takes connections."""
+    """Return whether the PostgreSQL of a DATA_DIR accepts connections."""
     found = postmaster_of(data_dir / "postgres")
     return found is not None and found.is_ready
 
 
 def postmaster(data_dir: Path) -> int:
-    """The process that serves a DATA_DIR."""
+    """Return the process that serves a DATA_DIR."""
     found = postmaster_of(data_dir / "postgres")
     assert found
     return found.pid
@@ -57,7 +57,7 @@ def postmaster(data_dir: Path) -> int:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_dead_postgresql_is_started_again(folder: Path, workers: str) -> None:
-    """A PostgreSQL that is killed comes back; until then readings get 503, and what got 201 is there."""
+    """A killed PostgreSQL comes back. Until then readings get 503, and those that got 201 are stored."""
     with running(folder, **KEYS, WORKERS=workers, COMMIT_TIMEOUT_S="1") as server:
         sent = [status(server)]
         for _ in range(2):
@@ -144,7 +144,7 @@ def test_killed_servers_postgresql_without_its_socket(folder: Path) -> None:
     "name", ["a b", "a,b", 'a"b', "a'b", "$HOME", "`id`", "a\\b", "%41", "ä é", "-D x", "a;b&c", "x" * 120, "c,d" * 40]
 )
 def test_any_data_dir(folder: Path, name: str) -> None:
-    """DATA_DIR may have any characters, and be long; so has its second start."""
+    """DATA_DIR may have any characters and be long, also at the second start."""
     for restarted in (False, True):
         with embedded_database(folder / name) as url, psycopg.connect(url) as connection:
             assert connection.execute("SHOW data_directory").fetchone() == (str(folder / name / "postgres"),)
@@ -180,7 +180,7 @@ def test_data_of_another_major_version(folder: Path) -> None:
 
 @pytest.fixture
 def small_disk(folder: Path) -> Iterator[Path]:
-    """A file system of 100 MB; skips where none may be mounted."""
+    """Mount a file system of 100 MB, or skip the test if that is not allowed."""
     disk = folder / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -217,7 +217,7 @@ def test_full_disk_is_said(small_disk: Path, folder: Path) -> None:
 
 
 def test_first_start_on_full_disk(small_disk: Path) -> None:
-    """A database that can't be made for lack of space is an error that says so."""
+    """If there is no space for a new database, the error says so."""
     (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - (8 << 20)))
     with pytest.raises(ConfigurationError, match="Disk full: "), embedded_database(small_disk / "data"):
         pass

@@ -1,4 +1,4 @@
-"""The HTTP contract, as a client meets it."""
+"""The HTTP contract, as a client uses it."""
 
 import json
 import re
@@ -14,8 +14,9 @@ import psycopg
 import pytest
 
 from app import __version__
-from tests.proxy import Fault, faulty_proxy
-from tests.server import API_KEY, API_KEY_WS, Server, eventually, running, starting
+from tests.support.clients import connection_to
+from tests.support.proxy import Fault, faulty_proxy
+from tests.support.server import API_KEY, API_KEY_WS, Server, eventually, running, starting
 
 PATH = "/api/temperature_reading"
 READING = {"temperature": 23.5, "humidity": 48.25, "pressure": 1013.25, "sensor_id": "greenhouse-1"}
@@ -49,10 +50,13 @@ def test_a_reading_in_the_older_form_is_taken(client: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["temperature"]) == (201, 23.5)
 
 
-@pytest.mark.parametrize("key", [None, "", "wrong", API_KEY[:-1], API_KEY_WS])
-def test_401_without_a_key_for_sending(server: Server, key: str | None) -> None:
-    answer = httpx.post(server.url + PATH, json=READING, headers={} if key is None else {"X-API-Key": key})
-    assert answer.status_code == 401
+@pytest.mark.parametrize(
+    ("key", "status"), [(None, 401), ("", 401), ("wrong", 401), (API_KEY[:-1], 401), (API_KEY_WS, 403)]
+)
+@pytest.mark.parametrize("path", [PATH, "/api/readings"])
+def test_key_that_may_not_send(server: Server, path: str, key: str | None, status: int) -> None:
+    answer = httpx.post(server.url + path, json=READING, headers={} if key is None else {"X-API-Key": key})
+    assert answer.status_code == status
     assert "API key" in answer.json()["detail"]
 
 
@@ -90,11 +94,6 @@ def test_a_body_that_is_no_reading_is_422(client: httpx.Client, body: bytes) -> 
 def test_a_body_too_large_is_413_also_without_a_length(client: httpx.Client) -> None:
     assert client.post(PATH, content=b"x" * 70_000).status_code == 413
     assert client.post(PATH, content=(b"x" * 7_000 for _ in range(10))).status_code == 413
-
-
-def connection_to(server: Server) -> socket.socket:
-    host, port = server.url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=30)
 
 
 def test_many_requests_may_come_at_once_on_one_connection(server: Server) -> None:
@@ -188,7 +187,7 @@ ROUTES = [("POST", PATH), ("POST", "/api/readings"), ("GET", "/api/sensors"), ("
 
 
 def status_for(server: Server, method: str, path: str, *key_lines: bytes) -> int:
-    """Return the status of a request with these header lines about the key; of a WebSocket, 401 stands for a close with
+    """Return the status of a request with these header lines for the key. For a WebSocket, 401 stands for a close with
     1008.
     """
     lines = [b"%s %s HTTP/1.1" % (method.encode(), path.encode()), b"Host: x", *key_lines]
@@ -213,7 +212,7 @@ def status_for(server: Server, method: str, path: str, *key_lines: bytes) -> int
 
 
 def test_key_header_on_all_routes(server: Server) -> None:
-    """Blanks around a key are not part of it; one that comes twice, or has other bytes, is 401 on every route."""
+    """Blanks around a key are ignored. A repeated key, or one with other bytes, is 401 on every route."""
     key = API_KEY.encode()
     for method, path in ROUTES:
         for line in (b"X-API-Key: %s ", b"X-API-Key:\t%s\t", b"x-api-key:%s \t "):
@@ -246,7 +245,7 @@ def test_large_head_is_431(server: Server, path: str) -> None:
 def test_the_openapi_page_shows_the_whole_contract(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     operation = document["paths"][PATH]["post"]
-    assert {"201", "401", "413", "415", "422", "503", "504"} <= set(operation["responses"])
+    assert {"201", "401", "403", "413", "415", "422", "503", "504"} <= set(operation["responses"])
     (scheme,) = operation["security"][0]
     assert document["components"]["securitySchemes"][scheme] == {"type": "apiKey", "in": "header", "name": "X-API-Key"}
     assert set(document["components"]["schemas"]["ReadingBody"]["properties"]) == {*READING, "time"}
@@ -278,6 +277,19 @@ def test_what_postgresql_refuses_is_422_and_its_neighbours_are_stored(
     assert client.post(PATH, json={**READING, "temperature": 1000}).status_code == 422
     assert client.post(PATH, json=READING).status_code == 201
     assert count(embedded_database_url) == 1
+
+
+def test_labels_are_bounded(client: httpx.Client) -> None:
+    """Paths and methods that are not the server's make no new series."""
+    for number, method in enumerate(["PROPFIND", "REPORT", "INVENTED"]):
+        client.get(f"/no/such/path/{number}")
+        client.request(method, f"/api/sensors/{number}")
+        client.get(f"/docs/{number}.js")
+    labels = re.findall(r'request_duration_seconds_count{method="(\w+)",route="([^"]+)"', client.get("/metrics").text)
+    assert not [label for label in labels if re.search(r"\d|\.js$", "".join(label))]
+    assert ("GET", "unknown") in labels
+    assert {method for method, _ in labels} <= {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"}
+    assert "other" in {method for method, _ in labels}
 
 
 def test_health_ready_and_metrics_tell_the_state(client: httpx.Client) -> None:
@@ -419,6 +431,7 @@ def test_refused_senders_are_in_the_log(embedded_database_url: str, tmp_path: Pa
             client.post(PATH, json={**READING, "time": 1_500_000_000 + number})
             client.post("/api/readings", json=[{"sensor_id": "a", "temperature": "warm"}] * (number + 1))
             client.post(PATH, json=READING, headers={"X-API-Key": f"a-secret-{number}"})
+            client.post(PATH, json=READING, headers={"X-API-Key": API_KEY_WS})
             client.get(f"/api/sensors/{number}?secret=a-secret", headers={"X-Forwarded-For": "203.0.113.9"})
             client.patch("/api/sensors/x", json={"latitude": "north"})
         assert server.stop() == 0
@@ -427,12 +440,13 @@ def test_refused_senders_are_in_the_log(embedded_database_url: str, tmp_path: Pa
         ("POST /api/temperature_reading from 127.0.0.1: 422, body.time: ", "days ago"),
         ("POST /api/readings from 127.0.0.1: 422, row 1: ", "should be a number"),
         ("POST /api/temperature_reading from 127.0.0.1: 401, ", "API key"),
+        ("POST /api/temperature_reading from 127.0.0.1: 403, ", "may not write readings"),
         ("GET /api/sensors/0 from 203.0.113.9: 404, ", "'0'"),
         ("PATCH /api/sensors/x from 127.0.0.1: 422, body.latitude: ", "number"),
     ]
     for line, (begins, has) in zip(lines, wanted, strict=False):
         assert line.startswith(f"refused {begins}")
         assert has in line
-    assert len(lines) == 10
-    assert all(line.endswith("(49 such lines in the last minute)") for line in lines[5:])
+    assert len(lines) == 2 * len(wanted)
+    assert all(line.endswith("(49 such lines in the last minute)") for line in lines[len(wanted) :])
     assert "a-secret" not in server.log

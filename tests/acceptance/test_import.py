@@ -1,4 +1,4 @@
-"""python -m app import, as a person at a terminal meets it."""
+"""The command ``python -m app import``, as a person at a terminal uses it."""
 
 import csv
 import io
@@ -17,9 +17,9 @@ import pytest
 
 from app.imports.command import REJECTED_STATUS
 from app.store.database import migrate
-from tests.acceptance.bulk import CODECS, Row, row_of, rows, scalar
-from tests.server import API_KEY, command, eventually, run_command, running
-from tests.unit.ingest.decode import bodies
+from tests.support import bodies
+from tests.support.bulk import CODECS, Row, row_of, rows, scalar
+from tests.support.server import API_KEY, command, eventually, run_command, running
 
 COUNT = "SELECT count(*) FROM readings"
 COLUMNS = ("--sensor", "station", "--time", "when", "--column", "temperature=temp", "--column", "humidity=humid")
@@ -27,13 +27,13 @@ COLUMNS = ("--sensor", "station", "--time", "when", "--column", "temperature=tem
 
 @pytest.fixture
 def url(embedded_database_url: str) -> str:
-    """A database with the schema in it."""
+    """Make a database with the schema in it."""
     migrate(embedded_database_url)
     return embedded_database_url
 
 
 def readings(count: int) -> list[dict[str, object]]:
-    """Readings a minute apart, every one unlike any other, long ago."""
+    """Return different readings of long ago, a minute apart."""
     return [
         {
             "sensor_id": f"station {number % 5}",
@@ -47,13 +47,13 @@ def readings(count: int) -> list[dict[str, object]]:
 
 
 def renamed(sent: list[dict[str, object]]) -> list[dict[str, object]]:
-    """As a file of other columns has them."""
+    """Return the readings with the columns of another file."""
     names = {"sensor_id": "station", "time": "when", "temperature": "temp", "humidity": "humid", "pressure": "pressure"}
     return [{theirs: reading[ours] for ours, theirs in names.items()} for reading in sent]
 
 
 def as_csv(records: list[dict[str, object]], delimiter: str = ",") -> bytes:
-    """A CSV as Python writes it."""
+    """Write a CSV as Python does."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, records[0], delimiter=delimiter)
     writer.writeheader()
@@ -67,7 +67,7 @@ def as_parquet(records: list[dict[str, object]]) -> bytes:
 
 
 def as_feather(records: list[dict[str, object]]) -> bytes:
-    """An Arrow file as pyarrow writes it."""
+    """Write an Arrow file as pyarrow does."""
     sink = io.BytesIO()
     pyarrow.feather.write_feather(pa.Table.from_pylist(records), sink)
     return sink.getvalue()
@@ -172,7 +172,7 @@ def test_what_programs_put_before_and_between_lines_of_a_csv_does_not_matter(url
 
 
 def large_csv(path: Path, count: int) -> list[Row]:
-    """Writes a CSV of many blocks, with names that have quotes and newlines in them; the rows that it holds."""
+    """Write a CSV of many blocks, whose names have quotes and newlines. Return its number of rows."""
     sent = [{**each, "sensor_id": f'"{each["sensor_id"]}",\nby the\r\ndoor {"x" * 60}'} for each in readings(count)]
     path.write_bytes(as_csv(sent))
     return list(map(row_of, sent))
@@ -189,7 +189,7 @@ def test_a_file_of_several_blocks_with_newlines_in_quotes_arrives_whole(url: str
 
 
 def has_more_than(url: str, count: int) -> bool:
-    """Whether so many readings are committed, and more."""
+    """Return whether more than ``count`` readings are committed."""
     return bool(scalar(url, COUNT) > count)
 
 
@@ -337,7 +337,7 @@ def test_deleted_readings_are_stored_again(database: str, tmp_path: Path) -> Non
 
 
 def test_a_log_that_grows(database: str, tmp_path: Path) -> None:
-    """A log of several blocks is imported from where it ended, as often as it has grown; nothing is stored twice."""
+    """A log of several blocks continues where its import ended, each time it has grown, and nothing is stored twice."""
     sent = readings(90_000)
     text = bodies.ndjson(sent)
     ends = [match.end() for match in re.finditer(b"\n", text)]
@@ -369,7 +369,7 @@ LOGGER = """\
 
 
 def test_a_file_of_one_logger(url: str, tmp_path: Path) -> None:
-    """A logger's file is read by what its lines look like and by what is said; what is rejected can be corrected."""
+    """A logger's file is read by its lines and by the options, and rejected rows can be corrected."""
     (tmp_path / "a.csv").write_text(LOGGER)
     options = (
         *("--sensor-name", "roof", "--time", "Zeit", "--time-format", "%d.%m.%Y %H:%M", "--time-zone", "Europe/Berlin"),
@@ -411,7 +411,7 @@ def of_logger(url: str) -> list[tuple[object, ...]]:
     ],
 )
 def test_numbers_that_are_no_epoch(url: str, tmp_path: Path, time: str, options: tuple[str, ...]) -> None:
-    """A number that would be a ridiculous time is rejected in every format, and stored once it is said what it is."""
+    """A number that would be an impossible time is rejected in every format, and stored with an option for its unit."""
     sent: dict[str, object] = {"sensor_id": "a", "time": json.loads(time), "temperature": 1.0}
     (tmp_path / "a.csv").write_bytes(as_csv([sent]))
     (tmp_path / "a.ndjson").write_bytes(bodies.ndjson([sent]))
@@ -442,7 +442,7 @@ def test_our_own_export(folder: Path) -> None:
 
 
 def test_a_time_zone_of_the_settings(url: str, tmp_path: Path) -> None:
-    """TIMEZONE is that of times without an offset, in every format; those with one keep it."""
+    """TIMEZONE applies to times without an offset, in every format. Times with an offset keep it."""
     sent: list[dict[str, object]] = [
         {"sensor_id": "a", "time": time, "temperature": 1.0} for time in ("2013-07-01T12:00", "2013-07-01T12:00Z")
     ]

@@ -1,11 +1,11 @@
-"""Readings out of limits, from bytes on a socket to what the alert asks."""
+"""Readings out of limits, from bytes on a socket to the alert's query."""
 
 import signal
 import time
 from pathlib import Path
 
-from tests.acceptance.bulk import scalar, site
-from tests.server import eventually
+from tests.support.bulk import scalar, site
+from tests.support.server import eventually
 
 LIMITS = {"limits": {"temperature": {"upper": 21}}}
 ALERTED = "SELECT count(*) FROM limit_violations WHERE metric = 'temperature' AND value = 95"

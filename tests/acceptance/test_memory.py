@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import orjson
 
-from tests.server import API_KEY, Server, eventually, running
+from tests.support.server import API_KEY, Server, eventually, running
 
 ROWS = 90_000
 BODIES = 16
@@ -15,12 +15,12 @@ KEPT_MIB = 96
 
 
 def rss_mib(server: Server) -> float:
-    """The resident memory of the server."""
+    """Return the resident memory of the server, MiB."""
     return int(Path(f"/proc/{server.process.pid}/status").read_text().partition("VmRSS:")[2].split()[0]) / 1024
 
 
 async def send(server: Server, body: bytes, count: int) -> set[int]:
-    """The statuses of a body that is sent so many times at once."""
+    """Send a body a number of times at once and return the statuses."""
     headers = {"X-API-Key": API_KEY, "Content-Type": "application/x-ndjson"}
     async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=120) as client:
         answers = await asyncio.gather(*(client.post("/api/readings", content=body) for _ in range(count)))

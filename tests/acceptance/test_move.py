@@ -1,4 +1,4 @@
-"""From the embedded database to one of one's own, by one command; and what was brought by hand, by another."""
+"""The commands that move to another database, and that refresh after readings were copied by hand."""
 
 import time
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import httpx
 import psycopg
 
-from tests.acceptance.bulk import scalar, site
-from tests.acceptance.test_aggregates import COUNTS
-from tests.server import API_KEY, eventually, run_command, running
+from tests.support.aggregating import COUNTS
+from tests.support.bulk import scalar, site
+from tests.support.server import API_KEY, eventually, run_command, running
 
 DAY = 86_400
 EVERYTHING = """
@@ -24,7 +24,7 @@ def rows(url: str, query: str) -> list[tuple[object, ...]]:
 
 
 def fill(folder: Path) -> list[tuple[object, ...]]:
-    """Fill an embedded database with readings, a sensor with limits and an idempotency record; return the readings."""
+    """Fill an embedded database with readings, a sensor's limits and an idempotency record. Return the readings."""
     with running(folder, API_KEY=API_KEY) as server:
         headers = {"X-API-Key": API_KEY, "Idempotency-Key": "first"}
         now_s = time.time()
@@ -38,7 +38,7 @@ def fill(folder: Path) -> list[tuple[object, ...]]:
 
 
 def test_move_to_another_database(folder: Path, empty_database: str, edition: str) -> None:
-    """All of it is there, ids included, and a server goes on with it."""
+    """A moved database has everything, ids included, and a server continues with it."""
     before = fill(folder)
     assert len(before) == 24 * 90
     status, output = run_command(folder, "move", DATABASE_URL=empty_database)

@@ -1,4 +1,4 @@
-"""Many new sensors at once, and those who send beside them."""
+"""Many new sensors at once, and other senders at the same time."""
 
 import asyncio
 import time
@@ -7,7 +7,7 @@ from statistics import quantiles
 
 import httpx
 
-from tests.server import API_KEY, running
+from tests.support.server import API_KEY, running
 
 NEW_SENSORS = 100_000
 SENDERS = 8

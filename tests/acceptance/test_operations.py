@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx
 import psycopg
 
-from tests.acceptance.documents import DOCS, INLINE, blocks_of, run, section
-from tests.clusters import cluster
-from tests.server import API_KEY, Server, run_command, running
+from tests.support.clusters import cluster
+from tests.support.documents import DOCS, INLINE, blocks_of, run, section
+from tests.support.server import API_KEY, Server, run_command, running
 
 PAGE = DOCS / "operations.md"
 KEY = {"X-API-Key": API_KEY}

@@ -14,8 +14,8 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from app.store.locks import MIGRATION_LOCK
-from tests.pgbouncer import pgbouncer
-from tests.server import API_KEY, Server, eventually, running, starting
+from tests.support.pgbouncer import pgbouncer
+from tests.support.server import API_KEY, Server, eventually, running, starting
 
 SENDERS = 8
 REQUESTS = 40
@@ -23,7 +23,7 @@ REQUESTS = 40
 
 @pytest.fixture
 def pooled_database(empty_database: str) -> Iterator[str]:
-    """A new database by way of a PgBouncer."""
+    """Make a new database behind a PgBouncer."""
     with pgbouncer(empty_database) as url:
         yield url
 
@@ -66,7 +66,7 @@ def test_transaction_mode(pooled_database: str, empty_database: str, tmp_path: P
 
 
 def test_settings_that_a_pooler_parts(pooled_database: str, empty_database: str, tmp_path: Path) -> None:
-    """A setting that no session can set behind a pooler ends the start with the command for it; after that command the
+    """If no session can set a setting behind a pooler, the start ends with the command to run. After that command the
     server works.
     """
     parameters = conninfo_to_dict(empty_database)
@@ -102,7 +102,7 @@ def test_settings_that_a_pooler_parts(pooled_database: str, empty_database: str,
 
 
 def test_start_waits_for_a_migration(embedded_database_url: str, tmp_path: Path) -> None:
-    """A start that finds the lock of migrations taken says by whom, and ends on SIGTERM."""
+    """A start that waits for the lock of migrations names its holder, and ends on SIGTERM."""
     with psycopg.connect(embedded_database_url, application_name="another migration") as holder:
         holder.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
         with starting(tmp_path, DATABASE_URL=embedded_database_url) as server:

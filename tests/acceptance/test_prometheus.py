@@ -1,4 +1,4 @@
-"""A real Prometheus watches a real run: every panel and every alert that asks it gets an answer, and a true one."""
+"""A real Prometheus watches a real server: every panel and every alert gets a correct answer."""
 
 import math
 import re
@@ -19,12 +19,12 @@ import psycopg
 import pytest
 from websockets.sync.client import connect
 
-from tests.acceptance.test_http import connection_to
-from tests.conftest import new_database
 from tests.grafana.dashboards import DASHBOARDS, DATASOURCES, Node, panels
-from tests.prometheus import SCRAPE_INTERVAL_S, Prometheus, prometheus
-from tests.proxy import Fault, FaultyProxy, faulty_proxy
-from tests.server import API_KEY, API_KEY_WS, Server, eventually, running
+from tests.support.clients import connection_to
+from tests.support.databases import new_database
+from tests.support.prometheus import SCRAPE_INTERVAL_S, Prometheus, prometheus
+from tests.support.proxy import Fault, FaultyProxy, faulty_proxy
+from tests.support.server import API_KEY, API_KEY_WS, Server, eventually, running
 
 ONE = "/api/temperature_reading"
 MANY = "/api/readings"
@@ -54,7 +54,7 @@ OF_SEVERAL_WORKERS = {"sensorflow_worker_restarts_total": "one process has no pa
 
 @dataclass
 class Watched:
-    """A run, who has watched it, and what it was like for its senders."""
+    """A run of a server, the Prometheus that watched it, and its senders' answers."""
 
     server: Server
     prometheus: Prometheus
@@ -68,7 +68,7 @@ class Watched:
 
     @property
     def empty(self) -> Mapping[str, str]:
-        """The metrics of which there is nothing yet, and why."""
+        """Return the metrics without any sample yet, with the reasons."""
         return NOT_YET if self.workers > 1 else NOT_YET | OF_SEVERAL_WORKERS
 
 
@@ -76,7 +76,7 @@ class Watched:
 def watched(
     request: pytest.FixtureRequest, embedded_admin_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Watched]:
-    """A server that has been sent good and bad, and too much, and has been without its database for a moment."""
+    """Run a server that has got good and bad readings, too many, and has lost its database for a moment."""
     folder = tmp_path_factory.mktemp("watched")
     with (
         new_database(embedded_admin_url) as url,
@@ -129,7 +129,7 @@ def _send(run: Watched, client: httpx.Client) -> None:
 
 
 def _send_too_much(run: Watched) -> None:
-    """Send requests whose bodies lack their last byte; half of them are refused for want of room."""
+    """Send requests whose bodies lack their last byte. Half of them are refused, because there is no room."""
     head = f"POST {MANY} HTTP/1.1\r\nHost: x\r\nX-API-Key: {API_KEY}\r\nContent-Length: {BODY_BYTES}\r\n"
     head += "Content-Type: application/json\r\n\r\n"
     with ExitStack() as stack:
@@ -174,7 +174,7 @@ def test_the_processes_of_a_server_are_counted_as_one(watched: Watched) -> None:
 
 
 def test_every_panel_that_asks_prometheus_shows_something(watched: Watched) -> None:
-    """And what its legend names is there."""
+    """Every panel of Prometheus shows something, and every label in its legend exists."""
     end = time.time()
     targets = list(prometheus_targets())
     assert targets
@@ -191,7 +191,7 @@ def test_every_panel_that_asks_prometheus_shows_something(watched: Watched) -> N
 
 
 def test_every_metric_is_shown(watched: Watched) -> None:
-    """Whatever the server counts stands on a dashboard or in an alert."""
+    """Every metric of the server is on a dashboard or in an alert."""
     asked = [target["expr"] for _, target in prometheus_targets()]
     asked += [rule["query"] for group in watched.prometheus.get("/rules")["groups"] for rule in group["rules"]]
     shown = set(re.findall(r"\bsensorflow_\w+", " ".join(asked)))
@@ -202,9 +202,9 @@ def test_every_metric_is_shown(watched: Watched) -> None:
 
 
 def test_health_of_a_dead_server(embedded_admin_url: str, tmp_path: Path) -> None:
-    """As soon as a scrape fails no stat has a figure any more, and the server's says that it is down.
+    """As soon as a scrape fails, no stat has a figure, and the server's stat says that it is down.
 
-    Before, one that was sent nothing has no share of failed requests, and one that answers well has a share of 0.
+    Before, a server without requests has no share of failed requests, and one that answers well has a share of 0.
     """
     stats = {
         target["expr"]: panel
@@ -273,7 +273,7 @@ def test_promtool_finds_no_fault_in_a_scrape(watched: Watched) -> None:
 
 
 def prometheus_targets() -> Iterator[tuple[str, Node]]:
-    """What the panels of all dashboards ask Prometheus, and where."""
+    """Yield the Prometheus queries of all dashboards, with their places."""
     for name, dashboard in DASHBOARDS.items():
         for panel in panels(dashboard):
             for target in panel.get("targets", []):
@@ -283,7 +283,7 @@ def prometheus_targets() -> Iterator[tuple[str, Node]]:
 
 
 def expanded(expression: str) -> str:
-    """An expression as Grafana asks it, over a time that is no longer than its panels have points."""
+    """Return an expression as Grafana sends it, over a time no longer than its panels have points."""
     interval_s = SCRAPE_INTERVAL_S
     rate_interval_s = max(interval_s + SCRAPE_INTERVAL_S, 4 * SCRAPE_INTERVAL_S)
     for name, value in {"rate_interval": f"{rate_interval_s}s", "interval": f"{interval_s}s", "range": "60s"}.items():

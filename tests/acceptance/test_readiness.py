@@ -1,4 +1,4 @@
-"""/ready says why the database can't be used: in its own words to who shows a key, in general ones to everybody."""
+"""/ready says why the database can't be used: in the database's words with a key, in general words without one."""
 
 import socket
 import threading
@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tests.server import API_KEY, API_KEY_WS, eventually, running, starting
+from tests.support.server import API_KEY, API_KEY_WS, eventually, running, starting
 
 UNREACHABLE = "The database can't be reached, or refuses the server's connection."
 
@@ -24,7 +24,7 @@ def execute(url: str, *statements: str) -> None:
 
 @contextmanager
 def no_ssl() -> Iterator[str]:
-    """A connection string that wants SSL of a server that has none."""
+    """Return a connection string that requires SSL of a server without it."""
 
     def refuse() -> None:
         with suppress(OSError):
@@ -42,7 +42,7 @@ def no_ssl() -> Iterator[str]:
 
 @contextmanager
 def unusable(url: str, fault: str) -> Iterator[str]:
-    """A connection string to a database that has a fault."""
+    """Return a connection string to a database that has a fault."""
     name = conninfo_to_dict(url)["dbname"]
     match fault:
         case "no database":
@@ -72,7 +72,7 @@ def unusable(url: str, fault: str) -> Iterator[str]:
     ],
 )
 def test_reasons(embedded_database_url: str, tmp_path: Path, fault: str, detail: str, public: str) -> None:
-    """From the start on, each key reads the reason, and the log has it once; without a key it is in general words."""
+    """From the start on, /ready gives the reason to each key, and the log has it once. Without a key it is general."""
     with unusable(embedded_database_url, fault) as url, starting(tmp_path, DATABASE_URL=url) as server:
 
         def trouble(key: str) -> str:

@@ -8,12 +8,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from tests.acceptance.bulk import scalar
-from tests.acceptance.test_weather import weather_file
-from tests.conftest import new_database
-from tests.grafana.conftest import COMMAND
 from tests.grafana.data import METRICS, REAL, weather
-from tests.server import API_KEY, eventually, run_command, running
+from tests.support.bulk import scalar
+from tests.support.databases import new_database
+from tests.support.server import API_KEY, eventually, run_command, running
+from tests.support.weather import COMMAND, weather_file
 
 YEAR = {"from": "2013-01-01", "to": "2014-01-02"}
 WIDTHS = {"1m": "1min", "1h": "1h", "1d": "1D"}
@@ -22,7 +21,7 @@ KEYS = ["sensor_id", "time"]
 
 @pytest.fixture(scope="module")
 def client(edition_and_admin_url: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of a server on a database of each edition, once the aggregates of the weather are refreshed."""
+    """Open a client of a server on each edition, once the aggregates of the weather are refreshed."""
     folder = tmp_path_factory.mktemp("weather")
     copy(weather_file(), folder)
     with new_database(edition_and_admin_url[1]) as url:
@@ -36,7 +35,7 @@ def client(edition_and_admin_url: tuple[str, str], tmp_path_factory: pytest.Temp
 
 
 def answer(client: httpx.Client, **query: str) -> pd.DataFrame:
-    """The rows of a year, in the order in which sensors and times are sorted."""
+    """Return the rows of a year, ordered by sensor and time."""
     response = client.get("/api/readings", params={**YEAR, "format": "arrow", **query})
     assert response.status_code == 200, response.text
     rows = pa.ipc.open_stream(response.content).read_all().to_pandas()
@@ -44,7 +43,7 @@ def answer(client: httpx.Client, **query: str) -> pd.DataFrame:
 
 
 def assert_same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
-    """Numbers are the same to nine digits, all else exactly."""
+    """Assert that numbers agree to nine digits, and all else exactly."""
     expected = expected[list(found.columns)].astype(
         {"time": found["time"].dtype, "sensor_id": found["sensor_id"].dtype}
     )
@@ -52,7 +51,7 @@ def assert_same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
 
 
 def readings() -> pd.DataFrame:
-    """The file's, in the same order."""
+    """Return the file's readings in the same order."""
     return weather().rename(columns={"sensor": "sensor_id"}).sort_values(KEYS, kind="stable", ignore_index=True)
 
 

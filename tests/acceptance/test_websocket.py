@@ -1,4 +1,4 @@
-"""The WebSocket contract, as a client meets it."""
+"""The WebSocket contract, as a client uses it."""
 
 import asyncio
 import json
@@ -8,18 +8,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
-from tests.server import API_KEY, API_KEY_WS, Server, running
+from tests.support.clients import closing, listen, receive
+from tests.support.server import API_KEY, API_KEY_WS, Server, running
 
 PATH = "/api/temperature_reading"
 READING = {"temperature": 23.5, "humidity": 48.25, "pressure": 1013.25, "sensor_id": "greenhouse-1"}
-
-
-def listen(server: Server, key: str = API_KEY_WS) -> connect:
-    return connect(f"{server.websocket_url}?api-key={key}")
 
 
 async def post(server: Server, **fields: object) -> dict[str, object]:
@@ -27,19 +23,6 @@ async def post(server: Server, **fields: object) -> dict[str, object]:
         answer = await client.post(server.url + PATH, json={**READING, **fields}, headers={"X-API-Key": API_KEY})
     assert answer.status_code == 201
     return dict(answer.json())
-
-
-async def receive(websocket: ClientConnection) -> dict[str, object]:
-    return dict(json.loads(await asyncio.wait_for(websocket.recv(), 10)))
-
-
-async def closing(websocket: ClientConnection) -> tuple[int, str]:
-    """The code and the reason with which the server closes."""
-    with pytest.raises(ConnectionClosed) as closed:
-        await asyncio.wait_for(websocket.recv(), 10)
-    frame = closed.value.rcvd
-    assert frame is not None
-    return frame.code, frame.reason
 
 
 async def test_a_subscriber_gets_the_latest_by_event_time_then_every_reading_as_the_201_has_it(server: Server) -> None:

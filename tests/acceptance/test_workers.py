@@ -1,4 +1,4 @@
-"""Several workers behind one port are one server, to senders, subscribers, operators, and signals."""
+"""Several workers behind one port act as one server for senders, subscribers, operators and signals."""
 
 import asyncio
 import json
@@ -18,10 +18,10 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from tests.acceptance.scrapes import adds_up, samples
-from tests.acceptance.test_durability import Load, stored
-from tests.acceptance.test_websocket import closing, listen, receive
-from tests.server import API_KEY, Server, eventually, running, starting
+from tests.support.clients import closing, listen, receive
+from tests.support.loads import Load, stored
+from tests.support.prometheus import adds_up, samples
+from tests.support.server import API_KEY, Server, eventually, running, starting
 
 PATH = "/api/temperature_reading"
 READING = {"temperature": 23.5, "humidity": 48.25, "pressure": 1013.25, "sensor_id": "greenhouse-1"}
@@ -31,13 +31,13 @@ IDS_OF_A_WORKER = 100_000
 
 @pytest.fixture
 def server(embedded_database_url: str, tmp_path: Path) -> Iterator[Server]:
-    """A server of two workers on a new database."""
+    """Start a server of two workers on a new database."""
     with running(tmp_path, DATABASE_URL=embedded_database_url, WORKERS="2") as server:
         yield server
 
 
 def workers(server: Server) -> list[int]:
-    """The processes of the workers, in the order in which they were started."""
+    """Return the processes of the workers, in the order in which they were started."""
     found = (re.fullmatch(r"worker \d+ is process (\d+)", message) for message in server.messages)
     return [int(match[1]) for match in found if match]
 
@@ -51,13 +51,13 @@ def is_alive(process: int) -> bool:
 
 
 def worker_of(reading: dict[str, object]) -> int:
-    """Which worker has committed a reading."""
+    """Return the worker that has committed a reading."""
     return int(str(reading["id"])) // IDS_OF_A_WORKER
 
 
 @asynccontextmanager
 async def senders(server: Server, count: int) -> AsyncIterator[list[httpx.AsyncClient]]:
-    """Clients of one connection each, opened one after the other and so on one worker after the other."""
+    """Return clients of one connection each, opened in turn and so spread over the workers in turn."""
     async with AsyncExitStack() as stack:
         clients = []
         for _ in range(count):
@@ -74,7 +74,7 @@ async def post(client: httpx.AsyncClient, **fields: object) -> dict[str, object]
 
 
 async def metrics(client: httpx.AsyncClient) -> dict[str, float]:
-    """Every sample without labels, by name."""
+    """Return every sample without labels, by name."""
     return samples(await client.get("/metrics"))
 
 
@@ -118,7 +118,7 @@ async def test_every_subscriber_hears_every_reading_of_either_worker_once_and_in
 
 
 async def test_whoever_subscribes_under_load_misses_nothing_from_then_on_and_gets_nothing_twice(server: Server) -> None:
-    """Nobody listens in between, so that each time the workers begin anew to tell each other."""
+    """No subscriber stays in between, so the workers start to forward again each time."""
     async with senders(server, 4) as clients:
 
         async def send(client: httpx.AsyncClient) -> None:
@@ -287,7 +287,7 @@ async def test_a_worker_that_stands_still_slows_no_other_and_its_subscribers_go_
 
 
 async def until_the_end(websocket: ClientConnection, expected: int) -> str:
-    """Whether a subscriber has had so many messages, or was told that it has not."""
+    """Return whether a subscriber has got a number of messages, or was told that some are missing."""
     for _ in range(expected):
         try:
             await asyncio.wait_for(websocket.recv(), 60)

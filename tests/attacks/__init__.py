@@ -1,1 +1,1 @@
-"""Attacks on a running server, and what each may cost. ``python -m tests.attacks`` runs them; pytest does not."""
+"""Attacks on a running server, with bounds for their cost. ``python -m tests.attacks`` runs them; pytest does not."""

@@ -1,4 +1,4 @@
-"""Runs every attack on a server of its own, prints what each cost, and fails if that was more than it may."""
+"""Runs every attack on a server of its own, prints the cost of each, and fails if one is above its bound."""
 
 import logging
 import sys
@@ -18,7 +18,7 @@ def findings() -> Iterator[Finding]:
 
 
 def main() -> int:
-    """Print the table; return the exit status."""
+    """Print the table, and return the exit status."""
     logging.getLogger("app").setLevel(logging.ERROR)
     print(ROW.format("attack", "figure", "", "bound", ""), flush=True)
     broken = 0

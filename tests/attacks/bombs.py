@@ -1,4 +1,4 @@
-"""Small bodies that would become large: what each makes a server hold, over what it holds when idle.
+"""Small bodies that would become large, and the memory that each makes a server use above its idle state.
 
 The bodies are made here, so that the repository has no binaries in it.
 """
@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.attacks.report import Finding
-from tests.clusters import cluster
-from tests.conftest import new_database
-from tests.server import API_KEY, Server, running
+from tests.support.clusters import cluster
+from tests.support.databases import new_database
+from tests.support.server import API_KEY, Server, running
 
 MIB = 1 << 20
 BOUND_MIB = 200.0
@@ -37,7 +37,7 @@ class Bomb(NamedTuple):
 
 
 def findings() -> Iterator[Finding]:
-    """Each bomb on a server of its own."""
+    """Try each bomb on a server of its own."""
     with cluster("embedded") as admin_url:
         for name, make in BOMBS.items():
             with new_database(admin_url) as url, TemporaryDirectory() as folder:
@@ -47,7 +47,7 @@ def findings() -> Iterator[Finding]:
 
 
 def _cost_bytes(server: Server, bomb: Bomb) -> int:
-    """The most that a server holds while it is sent a bomb, over what it held before."""
+    """Return the server's peak memory while it gets a bomb, over its memory before."""
     headers = {"X-API-Key": API_KEY, "Content-Type": bomb.content_type, "Content-Encoding": bomb.encoding}
     with httpx.Client(base_url=server.url, headers=headers, timeout=120) as client:
         client.post(
@@ -68,7 +68,7 @@ def _status_bytes(process: Path, name: str) -> int:
 
 
 def _parquet(*tables: pa.Table, **options: object) -> bytes:
-    """A file with each table as a row group."""
+    """Write a file with each table as a row group."""
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, tables[0].schema, compression="zstd", **options) as writer:
         for table in tables:
@@ -77,7 +77,7 @@ def _parquet(*tables: pa.Table, **options: object) -> bytes:
 
 
 def wide_values() -> Bomb:
-    """A value of a megabyte in a dictionary, in 1,900 rows."""
+    """Make a dictionary with a value of a megabyte, in 1,900 rows."""
     value = pa.FixedSizeBinaryArray.from_buffers(pa.binary(MIB), 20, [None, pa.py_buffer(bytes(20 * MIB))])
     table = pa.table({"sensor_id": ["a"] * 20, "temperature": value})
     return Bomb(_parquet(*[table] * 95), PARQUET)
@@ -92,7 +92,7 @@ def long_list() -> Bomb:
 
 
 def large_page(size_bytes: int = 400 * MIB) -> Bomb:
-    """A page of 400 MB in a row group that says it has one byte."""
+    """Make a page of 400 MB in a row group that declares one byte."""
     table = pa.table({"sensor_id": [bytes(size_bytes)], "temperature": [1.0]})
     body = _parquet(table, use_dictionary=False, data_page_size=1 << 30, write_statistics=False)
     said = pq.read_metadata(io.BytesIO(body)).row_group(0).total_byte_size
@@ -101,7 +101,7 @@ def large_page(size_bytes: int = 400 * MIB) -> Bomb:
 
 
 def _varint(number: int, width: int = 1) -> bytes:
-    """A number in zigzag, in so many bytes at least."""
+    """Encode a number in zigzag, in at least a number of bytes."""
     return _unsigned(2 * number, width)
 
 
@@ -114,7 +114,7 @@ def _unsigned(number: int, width: int = 1) -> bytes:
 
 
 def many_columns(count: int = 990_000) -> Bomb:
-    """A footer with as many columns, and nothing else."""
+    """Make a footer with a number of columns and nothing else."""
     root = b"\x48\x01a\x15" + _varint(count) + b"\x00"
     column = bytes([0x15, 10, 0x25, 2, 0x18, 6])
     schema = (
@@ -126,7 +126,7 @@ def many_columns(count: int = 990_000) -> Bomb:
 
 
 def long_prefixes() -> Bomb:
-    """A text of 900 KB in each of 10,000 rows, each but for its end the one before."""
+    """Make 10,000 rows with a text of 900 KB, each the same as the one before except for its end."""
     text = "x" * 900_000
     group = pa.table({"sensor_id": [text] * 50, "temperature": [1.0] * 50})
     encodings: dict[str, object] = {"use_dictionary": False, "column_encoding": {"sensor_id": "DELTA_BYTE_ARRAY"}}
@@ -134,7 +134,7 @@ def long_prefixes() -> Bomb:
 
 
 def _stream(rows: int, name_bytes: int, compression: str | None) -> bytes:
-    """A stream of one batch."""
+    """Make a stream of one batch."""
     ends = pa.array(range(0, (rows + 1) * name_bytes, name_bytes), pa.int32())
     names = pa.StringArray.from_buffers(rows, ends.buffers()[1], pa.py_buffer(b"x" * (rows * name_bytes)))
     values = pa.nulls(rows, pa.float64()).fill_null(0.0)
@@ -156,7 +156,7 @@ def inflating_streams_that_are_taken() -> Bomb:
 
 
 def growing_dictionary() -> Bomb:
-    """A dictionary to which 400 batches each add 50 KB, of which each batch could have a copy."""
+    """Make a dictionary to which 400 batches add 50 KB each, and of which each batch could have a copy."""
     sink = io.BytesIO()
     words = [f"{number:>050000}" for number in range(400)]
     schema = pa.schema({"sensor_id": pa.dictionary(pa.int32(), pa.string()), "temperature": pa.float64()})
@@ -169,7 +169,7 @@ def growing_dictionary() -> Bomb:
 
 
 def shared_dictionary(batches: int = 90) -> Bomb:
-    """A dictionary of 10 MB that every batch has, of a type that is converted."""
+    """Make a dictionary of 10 MB that every batch has, of a type that is converted."""
     words = pa.array([f"{number:>01000}" for number in range(10_000)], pa.large_string())
     sink = io.BytesIO()
     schema = pa.schema({"sensor_id": pa.dictionary(pa.int32(), pa.large_string()), "temperature": pa.float64()})
@@ -186,7 +186,7 @@ def shared_dictionary_of_many() -> Bomb:
 
 
 def views_of_one_text() -> Bomb:
-    """A text of 900 KB in each of 10,000 rows, all of them the same bytes."""
+    """Make 10,000 rows with a text of 900 KB, all of them the same bytes."""
     text = b"x" * 900_000
     view = len(text).to_bytes(4, "little") + text[:4] + bytes(8)
     names = pa.Array.from_buffers(pa.string_view(), 10_000, [None, pa.py_buffer(view * 10_000), pa.py_buffer(text)])
@@ -198,7 +198,7 @@ def views_of_one_text() -> Bomb:
 
 
 def tiny_batches() -> Bomb:
-    """As many batches of one row as a body may have bytes for."""
+    """Make as many batches of one row as fit into a body."""
     table = pa.table({"sensor_id": ["a"], "temperature": [1.0]})
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, table.schema) as writer:

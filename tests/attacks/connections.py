@@ -21,8 +21,8 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from tests.attacks.report import Finding
-from tests.clusters import cluster
-from tests.server import API_KEY, API_KEY_WS, Server, running
+from tests.support.clusters import cluster
+from tests.support.server import API_KEY, API_KEY_WS, Server, running
 
 PATH = "/api/temperature_reading"
 READING = json.dumps({"temperature": 23.5, "humidity": 48.25, "pressure": 1013.25, "sensor_id": "greenhouse-1"})
@@ -47,7 +47,7 @@ OTHER_HEADERS = b"".join(b"%x:b\r\n" % number for number in range(250))
 
 
 def handshake(key: str, *headers: bytes) -> bytes:
-    """A WebSocket handshake."""
+    """Return a WebSocket handshake."""
     lines = [
         b"GET /ws/sensor_updates?api-key=%s HTTP/1.1" % key.encode(),
         b"Host: x",
@@ -109,7 +109,7 @@ ATTACKS: Mapping[str, Attack] = {
 
 
 def attack(address: tuple[str, int], attack: Attack, go: Event) -> None:
-    """Attacks while it may, with one connection at a time; on a processor that would not be the server's."""
+    """Attack with one connection at a time until told to stop, on a processor that the server does not use."""
     os.nice(10)
     while go.wait():
         with suppress(OSError), socket.create_connection(address, timeout=5) as connection:
@@ -136,7 +136,7 @@ def _pieces(attack: Attack) -> Iterator[memoryview]:
 
 
 def worst_ms(address: tuple[str, int], seconds: float) -> float:
-    """The longest that one of a client's readings took to be stored; one follows the other for so long."""
+    """Send readings one after the other for some seconds, and return the longest time that one took."""
     worst = 0.0
     until = time.perf_counter() + seconds
     client = http.client.HTTPConnection(*address, timeout=60)

@@ -1,4 +1,4 @@
-"""What an attack cost, beside what it may cost."""
+"""The cost of an attack, beside its bound."""
 
 from typing import NamedTuple
 
@@ -13,5 +13,5 @@ class Finding(NamedTuple):
 
     @property
     def is_met(self) -> bool:
-        """Whether the figure is within its bound."""
+        """Return whether the figure is within its bound."""
         return self.figure <= self.bound

@@ -1,4 +1,4 @@
-"""A server that is stopped while hostile connections are open, and readings that were answered 202 in its buffer."""
+"""A stop with open hostile connections, and with readings in the buffer that were answered 202."""
 
 import http.client
 import socket
@@ -13,8 +13,8 @@ import psycopg
 
 from tests.attacks.connections import BROKEN_HANDSHAKES
 from tests.attacks.report import Finding
-from tests.clusters import cluster
-from tests.server import API_KEY, Server, running
+from tests.support.clusters import cluster
+from tests.support.server import API_KEY, Server, running
 
 CONNECTIONS = 50
 REQUESTS = 10
@@ -55,7 +55,7 @@ def hostile_connections(server: Server, count: int) -> Iterator[None]:
 
 
 def stop_under_attack(server: Server, url: str, *, connections: int, requests: int, rows: int) -> Stop:
-    """Fills the buffer, and stops the server."""
+    """Fill the buffer and stop the server."""
     host, port = server.url.removeprefix("http://").split(":")
     body = "sensor_id,temperature\n" + "".join(f"s{row % 1_000},21.5\n" for row in range(rows))
     headers = {"X-API-Key": API_KEY, "Content-Type": "text/csv", "Prefer": "respond-async"}
@@ -76,7 +76,7 @@ def stop_under_attack(server: Server, url: str, *, connections: int, requests: i
 
 
 def findings() -> Iterator[Finding]:
-    """How long it took, how it ended, and what was lost; with one process, and with two workers."""
+    """Return the duration, the exit status and the losses of a stop, with one process and with two workers."""
     for workers in ("1", "2"):
         with (
             cluster("embedded") as url,

@@ -1,1 +1,1 @@
-"""The dashboards without a Grafana: what it would ask is asked here, and what comes back is computed anew."""
+"""The dashboards without a Grafana: the tests send its queries, and compute the answers a second time."""

@@ -1,4 +1,4 @@
-"""Every edition with the same readings in it, stored once a session."""
+"""Fixtures with every edition and the same readings, stored once a session."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,14 +9,13 @@ import pandas as pd
 import psycopg
 import pytest
 
-from tests.acceptance.test_weather import weather_file
-from tests.conftest import WASM, new_database
 from tests.grafana.data import COLUMNS, as_weather, recent, weather
 from tests.grafana.stored import Stored
-from tests.server import run_command
-from tests.wasm import insert, migrate_alone
+from tests.support.databases import WASM, new_database
+from tests.support.server import run_command
+from tests.support.wasm import insert, migrate_alone
+from tests.support.weather import COMMAND, weather_file
 
-COMMAND = "import weather.csv recent.csv --sensor origin --time time_hour"
 COMMAND += " --column temperature=temp --column humidity=humid --fahrenheit temperature"
 
 WASM_SINCE = pd.Timestamp("2013-10-01T00:00:00Z")
@@ -24,7 +23,7 @@ WASM_SINCE = pd.Timestamp("2013-10-01T00:00:00Z")
 
 @pytest.fixture(scope="session")
 def stored(edition_and_admin_url: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stored]:
-    """A database of each edition, and the readings that are in it: those of the weather, and some until now."""
+    """Fill a database of each edition with the weather and some readings until now."""
     edition, url = edition_and_admin_url
     until = datetime.now(UTC).replace(microsecond=0)
     made = recent(until)

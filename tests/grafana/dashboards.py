@@ -56,7 +56,7 @@ class Query:
 
 
 def panels(dashboard: Node) -> Iterator[Node]:
-    """Every panel that shows something, also those of rows."""
+    """Yield every panel that shows something, also those of rows."""
     for panel in dashboard.get("panels", []):
         if panel["type"] == "row":
             yield from panel.get("panels", [])
@@ -65,13 +65,13 @@ def panels(dashboard: Node) -> Iterator[Node]:
 
 
 def is_sql(source: Node | None) -> bool:
-    """Whether a reference to a datasource leads to PostgreSQL."""
+    """Return whether a reference to a datasource means PostgreSQL."""
     uid = (source or {}).get("uid")
     return uid in DATASOURCES and DATASOURCES[uid]["type"] == SQL_TYPE
 
 
 def panel_queries(dashboard: Node) -> Iterator[Query]:
-    """The SQL of a dashboard's panels."""
+    """Yield the SQL of a dashboard's panels."""
     for panel in panels(dashboard):
         for target in panel.get("targets", []):
             if is_sql(target.get("datasource") or panel.get("datasource")):
@@ -80,7 +80,7 @@ def panel_queries(dashboard: Node) -> Iterator[Query]:
 
 
 def variable_queries(dashboard: Node) -> Iterator[Query]:
-    """The SQL of a dashboard's variables."""
+    """Yield the SQL of a dashboard's variables."""
     for variable in dashboard.get("templating", {}).get("list", []):
         if variable["type"] == "query" and is_sql(variable.get("datasource")):
             query = variable["query"]
@@ -89,7 +89,7 @@ def variable_queries(dashboard: Node) -> Iterator[Query]:
 
 
 def annotation_queries(dashboard: Node) -> Iterator[Query]:
-    """The SQL of a dashboard's annotations."""
+    """Yield the SQL of a dashboard's annotations."""
     for annotation in dashboard.get("annotations", {}).get("list", []):
         if is_sql(annotation.get("datasource")):
             sql = annotation["target"]["rawSql"] if "target" in annotation else annotation["rawQuery"]
@@ -97,7 +97,7 @@ def annotation_queries(dashboard: Node) -> Iterator[Query]:
 
 
 def alert_queries() -> Iterator[Query]:
-    """The SQL of the alert rules."""
+    """Yield the SQL of the alert rules."""
     for rule in ALERT_RULES:
         for step in rule["data"]:
             if is_sql({"uid": step["datasourceUid"]}):

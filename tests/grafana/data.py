@@ -1,4 +1,4 @@
-"""What the dashboards are looked at with: a year of real weather, and what sensors have sent until now.
+"""The data of the dashboards' tests: a year of real weather, and readings of some sensors until now.
 
 The weather is the file of tests/acceptance/test_weather.py, as pandas reads it. Of the others, one keeps within its
 limits and was silent for two hours, one is out of them, one fell silent, and one never sent.
@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pandas as pd
 
-from tests.acceptance.test_weather import weather_file
+from tests.support.weather import weather_file
 
 METRICS = {
     "temperature": ("Temperature", "celsius"),
@@ -20,14 +20,14 @@ METRICS = {
 """Title and unit of each."""
 SYMBOLS = {"temperature": " °C", "humidity": "%", "pressure": " hPa"}
 DECIMALS = {"temperature": 2, "humidity": 1, "pressure": 1}
-"""Of its figures."""
+"""The width of its figures."""
 COLUMNS = ["sensor", "time", *METRICS]
 DEFAULT_OFFLINE_AFTER_S = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Sensor:
-    """What is registered of a sensor. ``limits`` are lower and upper ones by metric."""
+    """The registered data of a sensor. ``limits`` are lower and upper ones by metric."""
 
     name: str
     label: str | None = None
@@ -76,12 +76,12 @@ LOGGED = (
     Violation("LGA", "humidity", True, 5, 20.5, 20, 300, IN_2013),
     Violation("EWR", "temperature", False, 5, -21.5, -20, 9_000, IN_2013),
 )
-"""Of the Greenhouse, the limit has been corrected since."""
+"""The limit of the Greenhouse has been corrected since."""
 REAL, MADE = ["EWR", "JFK", "LGA"], ["Attic", "Cellar", "Greenhouse", "Roof"]
 
 
 def weather() -> pd.DataFrame:
-    """The file's rows that have a value."""
+    """Return the file's rows that have a value."""
     file = pd.read_csv(weather_file(), usecols=["origin", "time_hour", "temp", "humid", "pressure"])
     rows = pd.DataFrame(
         {
@@ -96,13 +96,13 @@ def weather() -> pd.DataFrame:
 
 
 def as_weather(readings: pd.DataFrame) -> pd.DataFrame:
-    """Readings with the columns and units of that file."""
+    """Return readings with the columns and units of that file."""
     names = {"sensor": "origin", "time": "time_hour", "temperature": "temp", "humidity": "humid"}
     return readings.assign(temperature=readings["temperature"] * 1.8 + 32).rename(columns=names)
 
 
 def recent(until: datetime) -> pd.DataFrame:
-    """What sensors sent in the last three days, up to ``until``."""
+    """Return the readings of the last three days, up to ``until``."""
     greenhouse = _sent("Greenhouse", until - timedelta(days=3), until, step_s=30)
     silent = (greenhouse["time"] > until - timedelta(hours=6)) & (greenhouse["time"] < until - timedelta(hours=4))
     cellar = _sent("Cellar", until - timedelta(hours=26), until, step_s=20).assign(humidity=None)

@@ -1,4 +1,4 @@
-"""What Grafana makes of a query before PostgreSQL sees it, so that dashboards can be held without a Grafana.
+"""Expands a query as Grafana does before PostgreSQL gets it, so that dashboards can be tested without a Grafana.
 
 Follows grafana/grafana, whose parts do it in this order: the browser puts in variables (templateSrv, and
 ``interpolateVariable`` of the PostgreSQL datasource) and chooses the interval (``calculateInterval`` of rangeutil.ts);
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 Value = str | list[str]
-"""Of a variable. One that takes several values has a list, also of one."""
+"""The value of a variable. A variable with several values has a list, even for one value."""
 
 MACRO = re.compile(r"\$([_a-zA-Z0-9]+)\(([^\)]*)\)")
 VARIABLE = re.compile(
@@ -90,7 +90,7 @@ class ExpansionError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a dashboard asks with, besides the query.
+    """The inputs of a dashboard's query.
 
     Args:
         start: of the dashboard's range, aware.
@@ -108,14 +108,14 @@ class Request:
 
 
 def interval_ms(length: timedelta, max_data_points: int, minimum: str = DEFAULT_MINIMUM) -> int:
-    """The width of a point on a panel: the range over the points it may have, rounded, and at least the minimum."""
+    """Return the width of a panel's point: the range divided by its most points, rounded, at least the minimum."""
     exact = length / timedelta(milliseconds=1) / max_data_points
     rounded = next((rounded for bound, rounded in ROUNDED_MS if exact < bound), YEAR_MS)
     return max(rounded, round(seconds(minimum) * 1_000))
 
 
 def seconds(duration: str) -> float:
-    """A duration like ``5m``, ``1h30m`` or ``2d``. Months and years are refused: they depend on the day."""
+    """Return the seconds of a duration like ``5m``, ``1h30m`` or ``2d``. Months and years are refused: they vary."""
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhdw])", duration)
     if not parts or "".join(map("".join, parts)) != duration:
         raise ExpansionError(f"error parsing interval {duration}")
@@ -123,14 +123,14 @@ def seconds(duration: str) -> float:
 
 
 def formatted(milliseconds: int) -> str:
-    """An interval in the largest unit of which it has at least one, cut off to whole ones."""
+    """Write an interval as whole numbers of the largest unit that fits."""
     units = {"y": YEAR_MS, "d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000}
     unit = next((unit for unit, length in units.items() if milliseconds >= length), None)
     return f"{milliseconds // units[unit]}{unit}" if unit else f"{max(milliseconds, 1)}ms"
 
 
 def expand(sql: str, request: Request) -> str:
-    """The SQL that PostgreSQL gets.
+    """Return the SQL that PostgreSQL gets.
 
     Raises:
         ExpansionError: an unknown macro or format, or an argument that is missing or wrong.
@@ -155,7 +155,7 @@ def expand(sql: str, request: Request) -> str:
 
 
 def without_comments(sql: str) -> str:
-    """SQL without its comments; what looks like one within quotes stays."""
+    """Remove comments from SQL, but not what looks like one within quotes."""
     return QUOTED_OR_COMMENT.sub(lambda match: match["kept"] or "", sql)
 
 
@@ -203,7 +203,7 @@ def _with_variables(sql: str, variables: Mapping[str, Value]) -> str:
 
 
 def _interpolated(value: Value) -> str:
-    """As ``interpolateVariable``: several values are quoted, and a single one has quotes around it in the query."""
+    """Do as ``interpolateVariable``: quote several values, and expect quotes around a single one in the query."""
     return _sql_strings(value) if isinstance(value, list) else value.replace("'", "''")
 
 
@@ -243,6 +243,6 @@ def _epoch_s(moment: datetime) -> int:
 
 
 def _rfc3339(moment: datetime) -> str:
-    """In UTC, with a fraction only where there is one, and no zeros at its end."""
+    """Write a time in UTC, with a fraction only if there is one, and without zeros at its end."""
     text = moment.astimezone(UTC).isoformat().removesuffix("+00:00")
     return (text.rstrip("0") if "." in text else text) + "Z"

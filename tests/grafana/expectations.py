@@ -25,7 +25,7 @@ Rows = list[tuple[Any, ...]]
 
 
 class Filters(NamedTuple):
-    """What of a fleet is looked for; nothing is all."""
+    """The filters of a fleet's dashboard. An empty filter shows all sensors."""
 
     search: str = ""
     locations: tuple[str, ...] = ()
@@ -33,7 +33,7 @@ class Filters(NamedTuple):
 
     @property
     def variables(self) -> dict[str, str | list[str]]:
-        """As Grafana puts them in: All is one empty text."""
+        """Return the variables as Grafana passes them: All is one empty text."""
         return {"search": self.search, "location": list(self.locations or [""]), "state": list(self.states or [""])}
 
 
@@ -42,7 +42,7 @@ EVERY_SENSOR = Filters()
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A dashboard as somebody looks at it: a range, the tier that suits it, and what is chosen."""
+    """A view of a dashboard: a range, the tier that suits it, and the choices of its variables."""
 
     stored: Stored
     start: pd.Timestamp
@@ -55,7 +55,7 @@ class Look:
 
     @property
     def sensor(self) -> str:
-        """Where only one is chosen."""
+        """Return the sensor, if only one is chosen."""
         return self.sensors[0]
 
 
@@ -71,7 +71,7 @@ class Status:
 
     @property
     def word(self) -> str:
-        """As the panels say it."""
+        """Return the word that the panels show."""
         return "never seen" if self.is_online is None else "online" if self.is_online else "offline"
 
 
@@ -86,7 +86,7 @@ class Beyond(NamedTuple):
 
 
 def buckets(look: Look, metric: str, sensors: list[str], now: pd.Timestamp) -> pd.DataFrame:
-    """A row a reading or bucket that touches the range, by time and sensor: width_s, count, sum, min, max, first, last.
+    """Return a row for each reading or bucket in the range, by time and sensor: width_s, count, sum, and so on.
 
     The bucket of now is not whole: in its place are the hours of a day, minutes of an hour, readings of a minute.
     """
@@ -111,7 +111,7 @@ def buckets(look: Look, metric: str, sensors: list[str], now: pd.Timestamp) -> p
 
 
 def statuses(stored: Stored, now: pd.Timestamp) -> list[Status]:
-    """Every registered sensor, by name."""
+    """Return every registered sensor, by name."""
     latest = stored.readings.sort_values("time", kind="stable").groupby("sensor").tail(1).set_index("sensor")
     found = []
     for sensor in SENSORS:
@@ -127,7 +127,7 @@ def statuses(stored: Stored, now: pd.Timestamp) -> list[Status]:
 
 
 def violations(stored: Stored, now: pd.Timestamp) -> dict[tuple[str, str], Beyond]:
-    """By sensor and metric: of what came in the last hour and the latest readings that are not too old."""
+    """Return violations by sensor and metric, from the last hour and the latest readings that are not too old."""
     seen = [(each.sensor, each.metric, each.value, time) for each, time in stored.logged if each.arrived_s_ago < 3_600]
     for status in statuses(stored, now):
         if status.age_s is not None and status.age_s < max(
@@ -147,7 +147,7 @@ def violations(stored: Stored, now: pd.Timestamp) -> dict[tuple[str, str], Beyon
 
 
 def flushes(stored: Stored, now: pd.Timestamp) -> list[tuple[int, float]]:
-    """Rows and age in seconds of every flush."""
+    """Return the rows and the age in seconds of every flush."""
     return [*LEDGER, *((rows, (now - committed_at).total_seconds()) for rows, committed_at in stored.flushes)]
 
 
@@ -175,7 +175,7 @@ def fleet_out_of_limits(look: Look, now: pd.Timestamp) -> Rows:
 
 
 def looked_for(look: Look, now: pd.Timestamp) -> list[Status]:
-    """The sensors that the filters leave, by name."""
+    """Return the sensors that the filters leave, by name."""
     search, locations, states = look.chosen
     out = {sensor for sensor, _ in violations(look.stored, now)}
     found = []
@@ -225,7 +225,7 @@ def fleet_violations(look: Look, now: pd.Timestamp) -> Rows:
 
 
 def side_and_limit(beyond: Beyond) -> tuple[str, float | None]:
-    """Of the limit that the reading is beyond."""
+    """Return the side and the limit that the reading is beyond."""
     is_above = beyond.upper is not None and beyond.value > beyond.upper
     return ("above", beyond.upper) if is_above else ("below", beyond.lower)
 
@@ -259,7 +259,7 @@ def fleet_over_time(look: Look, now: pd.Timestamp) -> Rows:
 
 
 def fleet_states(look: Look, now: pd.Timestamp) -> Rows:
-    """The changes of what each sensor was; all are shown, as there are fewer than are at most."""
+    """Return the changes of each sensor's state. All sensors are shown, as there are fewer than the most."""
     tier = "readings_1m" if look.tier == "readings" else look.tier
     width = timedelta(seconds=WIDTHS_S[tier])
     ends_at = min(look.end, now)
@@ -296,7 +296,7 @@ def fleet_states(look: Look, now: pd.Timestamp) -> Rows:
 
 
 def fleet_trends(look: Look, now: pd.Timestamp) -> Rows:
-    """Of every sensor that matches, as there are fewer than are shown at most."""
+    """Return the trends of every sensor that matches: there are fewer than are shown at most."""
     tier = "readings_1m" if look.tier == "readings" else look.tier
     width = timedelta(seconds=WIDTHS_S[tier])
     rows: Rows = []
@@ -329,7 +329,7 @@ def sensor_latest(look: Look, now: pd.Timestamp) -> Rows:
 
 
 def limits_in_words(look: Look) -> str | None:
-    """Each metric's, with what is open at one end said so."""
+    """Write each metric's limits, also those with one side only."""
     found = []
     for metric, lower, upper in sorted(REGISTERED[look.sensor].limits):
         title, symbol = METRICS[metric][0], SYMBOLS[metric]
@@ -370,7 +370,7 @@ def sensor_violations(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
 
 
 def thinned(look: Look, found: pd.DataFrame) -> pd.DataFrame:
-    """One row for those of two intervals of Grafana's; all that stands for the bucket of now but readings stays."""
+    """Merge the rows of two Grafana intervals into one. Rows that replace the current bucket stay, except readings."""
     two_intervals_s, tier_s = look.interval_ms / 500, WIDTHS_S[look.tier]
     bins_s = {0: min(two_intervals_s, 4), 60: 60, 3_600: 3_600} | (
         {tier_s: max(tier_s, two_intervals_s)} if tier_s else {}
@@ -394,7 +394,7 @@ def thinned(look: Look, found: pd.DataFrame) -> pd.DataFrame:
 
 
 def curve(sensor: str, points: pd.DataFrame, width_s: float) -> Iterator[tuple[Any, ...]]:
-    """Time, sensor, mean, min, max of points that mostly have a width; and after the last before a gap, a row without
+    """Return time, sensor, mean, min and max of points, and after the last one before a gap a row without
     values.
     """
     found = list(points.itertuples())
@@ -461,12 +461,12 @@ def sensor_figures(look: Look, now: pd.Timestamp) -> Rows:
 
 
 def floored(time: pd.Timestamp, width_s: float) -> float:
-    """The start of the span in which a time is, seconds since 1970."""
+    """Return the start of the span that a time is in, seconds since 1970."""
     return math.floor(float(time.timestamp()) / width_s) * width_s
 
 
 def sensor_states(look: Look, now: pd.Timestamp) -> Rows:
-    """The changes between what was so in each span of four points, or of a bucket where that is longer."""
+    """Return the changes of state between spans of four points, or of a bucket if that is longer."""
     found, (lower, upper) = buckets(look, look.metric, [look.sensor], now), limits_of(look) or (-math.inf, math.inf)
     span_s = max(look.interval_ms / 250, WIDTHS_S[look.tier])
     is_out: dict[float, bool] = {}
@@ -617,7 +617,7 @@ def alert_expected(look: Look, now: pd.Timestamp) -> Rows:
 
 
 def alert_violations(look: Look, now: pd.Timestamp) -> list[tuple[tuple[str, ...], Beyond]]:
-    """The labels of each alert, and what it is about."""
+    """Return the labels of each alert, with its values."""
     symbols = {"temperature": "°C", "humidity": "%", "pressure": "hPa"}
     return sorted(
         ((sensor, look.stored.ids[sensor], metric, METRICS[metric][0], symbols[metric]), beyond)

@@ -1,4 +1,4 @@
-"""The JSON Schema of a dashboard, made of Grafana's own types (npm's ``@grafana/schema``) in our image's version."""
+"""Makes a dashboard's JSON Schema from Grafana's own types (npm's ``@grafana/schema``) in our image's version."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.grafana.dashboards import REPOSITORY, Node
-from tests.npm import installed
+from tests.support.npm import installed
 
 GENERATOR = "ts-json-schema-generator@2.4.0"
 """Later ones need a newer Node than distributions have."""
@@ -24,13 +24,13 @@ TSCONFIG = {
 
 
 def image_version() -> str:
-    """The version of Grafana that docker-compose.yml runs."""
+    """Return the version of Grafana that docker-compose.yml runs."""
     image = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]["grafana"]["image"]
     return str(image).partition(":")[2]
 
 
 def dashboard_schema(config: pytest.Config, kinds: Iterable[str]) -> Node:
-    """The schema of dashboards whose panels are of these kinds; skips, with the reason, without Node or its registry.
+    """Return the schema of dashboards with these kinds of panels, or skip the test without Node or its registry.
 
     What a panel leaves out gets its default, so that of options nothing is required. A kind without fields' options of
     its own has none, and one whose types Grafana does not publish has any.

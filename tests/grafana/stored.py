@@ -1,4 +1,4 @@
-"""A database on which the dashboards' queries are run as the role that Grafana has, and the readings that are in it."""
+"""A database with readings, on which the dashboards' queries run as Grafana's role."""
 
 import json
 import re
@@ -57,7 +57,7 @@ WIDTHS = {"00:01:00": "readings_1m", "01:00:00": "readings_1h", "1 day": "readin
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a query gave, the numbers as floats; and the database's ``now()`` in its transaction."""
+    """The rows of a query, with numbers as floats, and the database's ``now()`` in its transaction."""
 
     columns: list[str]
     rows: list[tuple[Any, ...]]
@@ -118,7 +118,7 @@ class Stored:
         return str(row[0])
 
     def _refresh(self) -> None:
-        """The year of weather, and of the rest what is older than hours or days."""
+        """Refresh the year of weather, and the other readings that are older than hours or days."""
         self._connection.execute("SET jit = off")
         for tier, until in self.materialized_until.items():
             self._connection.execute(
@@ -129,7 +129,7 @@ class Stored:
 
     @contextmanager
     def _as_reader(self) -> Iterator[pd.Timestamp]:
-        """A transaction of that role, with a ledger of known age, of which nothing stays; and its ``now()``."""
+        """Open a transaction as the reader that is rolled back, with a ledger of known age. Yield its ``now()``."""
         with self._connection.transaction(force_rollback=True):
             for number, flush in enumerate(LEDGER, start=1):
                 self._connection.execute(FLUSH, [-number, *flush])
@@ -139,7 +139,7 @@ class Stored:
             yield pd.Timestamp(row[0])
 
     def ask(self, sql: str) -> Answer:
-        """What Grafana would get, now or when the same was asked before."""
+        """Return what Grafana would get, from now or from an earlier run of the same query."""
         if sql in self._answers:
             return self._answers[sql]
         with self._as_reader() as now:
@@ -150,7 +150,7 @@ class Stored:
         return answer
 
     def rows_taken(self, sql: str) -> Counter[str]:
-        """How many rows a query takes of ``readings`` and of each aggregate; those of which it takes none are left out.
+        """Return how many rows a query reads from ``readings`` and each aggregate, if any.
 
         On Community they are tables; elsewhere they are views of the readings, and told by the width of their buckets.
         """
@@ -164,7 +164,7 @@ class Stored:
         return +rows
 
     def chunks_planned_in_vain(self, sql: str) -> int:
-        """How many chunks a query is planned for that its start then leaves out."""
+        """Return how many chunks are planned for a query and then skipped at its start."""
         with self._as_reader():
             row = self._connection.execute(f"EXPLAIN (FORMAT JSON) {sql}".encode()).fetchone()
         assert row is not None
@@ -177,7 +177,7 @@ class Stored:
             yield from self._left_out(child)
 
     def _tiers_of(self, node: dict[str, Any], groups: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-        """Each scan of one, and the rows that pass its conditions; of scans within a scan, the innermost."""
+        """Yield each scan of a tier with the rows that pass its conditions. Of nested scans, yield the innermost."""
         groups = (*groups, *node.get("Group Key", []))
         if within := [each for child in node.get("Plans", []) for each in self._tiers_of(child, groups)]:
             yield from within

@@ -1,4 +1,4 @@
-"""Dashboards and provisioning hold together: with each other, and with what Grafana says that they are."""
+"""Dashboards and provisioning agree with each other and with Grafana's types."""
 
 import json
 import re
@@ -45,7 +45,7 @@ OF_GRAFANA = re.compile(r"__\w+")
 
 
 def each_dashboard() -> pytest.MarkDecorator:
-    """Runs a test once for every dashboard."""
+    """Run a test once for each dashboard."""
     return pytest.mark.parametrize("dashboard", DASHBOARDS.values(), ids=DASHBOARDS.keys())
 
 
@@ -55,12 +55,12 @@ def each_of_counts() -> pytest.MarkDecorator:
 
 
 def each_rule() -> pytest.MarkDecorator:
-    """Runs a test once for every alert rule."""
+    """Run a test once for each alert rule."""
     return pytest.mark.parametrize("rule", ALERT_RULES, ids=[rule["uid"] for rule in ALERT_RULES])
 
 
 def everything(node: object) -> Iterator[Node]:
-    """Every object in a piece of JSON, itself included."""
+    """Yield every object in a piece of JSON, with itself."""
     if isinstance(node, dict):
         yield node
     if isinstance(node, dict | list):
@@ -69,7 +69,7 @@ def everything(node: object) -> Iterator[Node]:
 
 
 def variables(dashboard: Node) -> set[str]:
-    """The names of a dashboard's variables."""
+    """Return the names of a dashboard's variables."""
     return {variable["name"] for variable in dashboard["templating"]["list"]}
 
 
@@ -149,7 +149,7 @@ def test_variables_that_are_used_exist_and_those_that_exist_are_used(dashboard: 
 
 @each_dashboard()
 def test_a_choice_of_sensors_is_searched_and_cut(dashboard: Node) -> None:
-    """And never all sensors by itself; its description says that the list is cut."""
+    """A choice of sensors can be searched, never selects all by itself, and says that its list is cut."""
     for variable in dashboard["templating"]["list"]:
         if "FROM sensors" in variable["query"]:
             assert "$__searchFilter" in variable["query"]
@@ -161,7 +161,7 @@ def test_a_choice_of_sensors_is_searched_and_cut(dashboard: Node) -> None:
 
 @pytest.mark.parametrize("hours", [0.25, 1, 3, 6, 12, 24, 48, 7 * 24, 30 * 24])
 def test_curves_of_several_sensors_keep_their_shape(hours: float) -> None:
-    """What is beyond a limit for minutes is not lost in the mean of an hour or a day."""
+    """Values beyond a limit for minutes are not lost in the mean of an hour or a day."""
     for panel in panels(DASHBOARDS["compare-sensors.json"]):
         width_ms = interval_ms(timedelta(hours=hours), panel["maxDataPoints"], "1s")
         bucket_ms = next((bucket for bound, bucket in BUCKETS_MS if width_ms <= bound), 86_400_000)
@@ -170,7 +170,7 @@ def test_curves_of_several_sensors_keep_their_shape(hours: float) -> None:
 
 @each_dashboard()
 def test_a_query_that_looks_at_the_interval_is_on_a_panel_of_fixed_points(dashboard: Node) -> None:
-    """Else the interval follows the width of the window, and the datasource's minimum of a minute."""
+    """A query that uses the interval is on a panel of fixed points: otherwise the window's width would decide."""
     for query in panel_queries(dashboard):
         if "$__interval" in query.sql:
             assert query.of_panel["maxDataPoints"] > 0
@@ -208,12 +208,12 @@ def test_every_override_is_of_a_field_that_its_queries_name() -> None:
 
 
 def prometheus_panels(dashboard: Node) -> Iterator[Node]:
-    """The panels that ask Prometheus."""
+    """Yield the panels that query Prometheus."""
     return (panel for panel in panels(dashboard) if panel.get("datasource", {}).get("type") == "prometheus")
 
 
 def color_of_nothing(panel: Node) -> str:
-    """The colour of a stat that has no value: the one from below all thresholds, unless it has only one."""
+    """Return the colour of a stat without a value: the one below all thresholds, unless it has only one."""
     defaults = panel["fieldConfig"]["defaults"]
     color = defaults["color"]
     found: str = color["fixedColor"] if color["mode"] == "fixed" else defaults["thresholds"]["steps"][0]["color"]
@@ -222,13 +222,13 @@ def color_of_nothing(panel: Node) -> str:
 
 @each_dashboard()
 def test_prometheus_stats_are_instant(dashboard: Node) -> None:
-    """A stat of Prometheus shows what is, not what was last seen, and nothing at all is grey."""
+    """A stat of Prometheus shows the current value, not the last one, and is grey without a value."""
     for panel in prometheus_panels(dashboard):
         if panel["type"] != "stat":
             continue
         for target in panel["targets"]:
             assert (target["instant"], target["range"]) == (True, False), panel["title"]
-            # Of a long range it is hours, in which a server that is down still had requests.
+            # In a long range it is hours, in which a server that is down still had requests.
             assert "$__rate_interval" not in target["expr"], panel["title"]
         words = panel["fieldConfig"]["defaults"]["noValue"]
         assert (words, color_of_nothing(panel)) == ("no data", GREY), panel["title"]
@@ -244,14 +244,14 @@ def test_no_data_is_not_green(dashboard: Node) -> None:
 
 @each_dashboard()
 def test_no_series_is_not_good_news(dashboard: Node) -> None:
-    """A panel without series says so, and not what that would mean if the server were up."""
+    """A panel without series says so, and does not show it as good news."""
     for panel in prometheus_panels(dashboard):
         assert panel["fieldConfig"]["defaults"].get("noValue", "no data") == "no data", panel["title"]
 
 
 @each_dashboard()
 def test_empty_cells_have_words_of_their_own(dashboard: Node) -> None:
-    """What an empty table says never stands in a cell: Grafana would put it into every NULL."""
+    """The text of an empty table never stands in a cell: Grafana would put it into every NULL."""
     for panel in panels(dashboard):
         if panel["type"] == "table":
             first = panel["fieldConfig"]["overrides"][0]
@@ -303,7 +303,7 @@ def test_a_sensor_that_never_sent_is_promised_no_link() -> None:
 
 
 def luminance(color: str) -> float:
-    """The relative luminance of a colour, by WCAG 2."""
+    """Return the relative luminance of a colour, by WCAG 2."""
     parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
@@ -339,7 +339,7 @@ def test_no_figure_is_extrapolated(dashboard: Node) -> None:
 
 @each_dashboard()
 def test_legends_have_no_sentences(dashboard: Node) -> None:
-    """What an empty chart says stands in its legend, too, as the figure of each series that has none."""
+    """The text of an empty chart is no sentence, because Grafana shows it in the legend of series without values."""
     for panel in panels(dashboard):
         if panel["type"] == "timeseries" and panel["options"]["legend"]["calcs"]:
             assert panel["fieldConfig"]["defaults"].get("noValue", "–") in {"–", "no data"}, panel["title"]
@@ -347,7 +347,7 @@ def test_legends_have_no_sentences(dashboard: Node) -> None:
 
 @each_dashboard()
 def test_named_routes_exist(dashboard: Node) -> None:
-    """A reader who is told to send a request finds it in docs/api.md, which another test holds against the server."""
+    """Every route that a dashboard names is in docs/api.md, which another test compares with the server."""
     routes = set(re.findall(r"(?:GET|POST|PUT|PATCH|DELETE) /api/[\w/{}]*\w}?", json.dumps(dashboard)))
     api = (REPOSITORY / "docs" / "api.md").read_text()
     assert {route for route in routes if f"`{route}`" not in api} == set()
@@ -355,7 +355,7 @@ def test_named_routes_exist(dashboard: Node) -> None:
 
 @each_dashboard()
 def test_folded_panels_lie_below_their_row(dashboard: Node) -> None:
-    """And have numbers that no other panel has; Grafana asks for them once they are unfolded."""
+    """Folded panels lie below their row and have unique numbers, by which Grafana queries them once unfolded."""
     numbers = [panel["id"] for panel in [*dashboard["panels"], *panels(dashboard)] if panel["type"] != "row"]
     assert len(set(numbers)) == len({panel["title"] for panel in panels(dashboard)})
     for each in dashboard["panels"]:
@@ -365,7 +365,7 @@ def test_folded_panels_lie_below_their_row(dashboard: Node) -> None:
 
 
 def test_the_fleet_does_not_add_up_all_sensors_over_time() -> None:
-    """What every visitor asks for every ten seconds reads no aggregate: those have rows of each sensor."""
+    """Queries that run every ten seconds for every viewer read no aggregate, which has rows for each sensor."""
     for panel in DASHBOARDS["fleet-overview.json"]["panels"]:
         for target in panel.get("targets", []):
             assert not re.search(r"FROM (readings|points)\w*", target.get("rawSql", "")), panel["title"]
@@ -403,7 +403,7 @@ def test_axes_have_a_scale_for_zeros(dashboard: Node) -> None:
 
 @each_of_counts()
 def test_legends_have_room(dashboard: Node) -> None:
-    """Two rows fit below the lines; more, or as many as there are labels, stand beside them."""
+    """A legend has room: two rows fit below the lines. Longer or unbounded legends stand beside them."""
     for panel in panels(dashboard):
         if panel["type"] == "timeseries":
             is_of_labels = any("{{" in target.get("legendFormat", "") for target in panel["targets"])
@@ -414,8 +414,8 @@ def test_legends_have_room(dashboard: Node) -> None:
 
 @each_dashboard()
 def test_units_are_words(dashboard: Node) -> None:
-    """Not Grafana's "c/s" for counts per second; a count of things has no decimals on its axis, one of readings all of
-    its digits: 8,006 and 8,697 would both be 8 K.
+    """Units are words, not Grafana's "c/s". A count of things has no decimals on its axis, and one of readings has all
+    digits: 8,006 and 8,697 would both be 8 K.
     """
     for panel in panels(dashboard):
         for override in panel["fieldConfig"]["overrides"]:
@@ -485,7 +485,7 @@ def test_an_offline_sensor_links_to_its_last_reading() -> None:
     [("200", GREEN), ("204", GREEN), ("304", BLUE), ("404", ORANGE), ("429", ORANGE), ("503", RED)],
 )
 def test_statuses_have_the_colour_of_their_class(status: str, color: str) -> None:
-    """And not of their place among those that there happen to be."""
+    """Statuses have the colour of their class, not of their place in the list."""
     (panel,) = (each for each in panels(DASHBOARDS["ingest-and-server.json"]) if each["title"] == "Requests by status")
     (found,) = (
         each["properties"]
@@ -553,7 +553,7 @@ def test_a_rule_links_to_a_dashboard_and_names_steps_that_exist(rule: Node) -> N
 
 @each_rule()
 def test_a_rule_stands_beside_a_panel(rule: Node) -> None:
-    """Grafana shows its alerts on the panel, and the panel with its alerts; it takes both annotations or neither."""
+    """Each rule names a panel, so that Grafana shows both together. Grafana takes both annotations or neither."""
     annotations = rule["annotations"]
     (dashboard,) = (each for each in DASHBOARDS.values() if each["uid"] == annotations["__dashboardUid__"])
     (panel,) = (each for each in panels(dashboard) if str(each["id"]) == annotations["__panelId__"])
@@ -562,7 +562,7 @@ def test_a_rule_stands_beside_a_panel(rule: Node) -> None:
 
 @each_rule()
 def test_an_alert_does_not_flap(rule: Node) -> None:
-    """It fires on for as long, whether its row says that all is well or is gone while others have rows."""
+    """An alert does not flap: it goes on firing as long if its row shows a good value as if its row is gone."""
     (group,) = (group for group in ALERT_GROUPS if rule in group["rules"])
     kept_s = seconds(rule["keepFiringFor"])
     assert kept_s >= 2 * seconds(group["interval"])
@@ -570,7 +570,7 @@ def test_an_alert_does_not_flap(rule: Node) -> None:
 
 
 def shown(text: str, labels: dict[str, str], values: dict[str, float]) -> str:
-    """A template of an alert as Grafana fills it; durations and numbers plainly."""
+    """Fill a template of an alert as Grafana does, with plain durations and numbers."""
 
     def number(match: re.Match[str]) -> str:
         return f"{values[match[1]]:g}"
@@ -622,7 +622,7 @@ LABELS_OF_VIOLATION = {"sensor": "roof", "sensor_id": "7", "metric": "pressure",
 def test_an_alert_says_what_is_and_what_should_be(
     uid: str, labels: dict[str, str], values: dict[str, float], parts: list[str]
 ) -> None:
-    """The value with its unit, the limit and on which side of it; how long a sensor is silent, and what is expected."""
+    """An alert names the value with its unit, the limit and its side, or a sensor's silence and its interval."""
     (rule,) = (rule for rule in ALERT_RULES if rule["uid"] == uid)
     text = shown(rule["annotations"]["description"], labels, values)
     assert all(part in text for part in parts), text
@@ -630,7 +630,7 @@ def test_an_alert_says_what_is_and_what_should_be(
 
 
 def test_no_piece_of_sql_is_left_out_of_the_tests() -> None:
-    """Whatever is called ``rawSql`` or asks PostgreSQL is found where the tests look for it."""
+    """Every ``rawSql`` and every query of PostgreSQL is found where the tests look for it."""
     found = [
         query.sql
         for dashboard in DASHBOARDS.values()

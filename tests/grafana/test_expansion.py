@@ -1,4 +1,4 @@
-"""Queries are expanded as Grafana's own tests say that it does: macros_test.go, interpolationTruthTable.test.ts."""
+"""Queries are expanded as in Grafana's own tests: macros_test.go, interpolationTruthTable.test.ts."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""A metric of another kind, in a table of its own, is on every dashboard that shows metrics; none of them changes."""
+"""A new metric in a table of its own appears on every dashboard that shows metrics, and no dashboard changes."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -38,7 +38,7 @@ OF_METRICS: dict[str, Query] = {
 
 @pytest.fixture
 def with_co2(embedded_database_url: str) -> str:
-    """A database with a table of measurements, its branch in each view of points, and an entry among the metrics."""
+    """Make a database with a table of measurements, its branch in each view of points, and its row in ``metrics``."""
     migrate(embedded_database_url)
     with psycopg.connect(embedded_database_url) as connection:
         connection.execute(
@@ -58,7 +58,7 @@ def with_co2(embedded_database_url: str) -> str:
 
 
 def ask(connection: psycopg.Connection, query: Query, length: timedelta, sensor: Value) -> list[dict[str, Any]]:
-    """The rows of a query as Sensor detail or Compare sensors asks it for the new metric."""
+    """Return the rows of a query as Sensor detail or Compare sensors sends it for the new metric."""
     points = query.of_panel.get("maxDataPoints", 500)
     width_ms = interval_ms(length, points, query.of_panel.get("interval", "1s"))
     request = Request(NOW - length, NOW, width_ms, {"sensor": sensor, "metric": "co2"})
@@ -67,7 +67,7 @@ def ask(connection: psycopg.Connection, query: Query, length: timedelta, sensor:
 
 
 def shows(rows: list[dict[str, Any]]) -> bool:
-    """Whether the value or the limit is in the rows, as a number or in a text, or that one is beyond the other."""
+    """Return whether the rows show the value or the limit, or that one is beyond the other."""
     values = [value for row in rows for value in row.values()]
     return bool({CO2, LIMIT, "out of limits"} & set(values)) or any(
         f"{LIMIT:g} ppm" in value for value in values if isinstance(value, str)

@@ -15,8 +15,6 @@ import pandas as pd
 import pytest
 
 from grafana.fleet import LAST_DAY, MOST_BUCKETS
-from tests.clusters import EDITIONS
-from tests.conftest import WASM
 from tests.grafana.dashboards import (
     DASHBOARDS,
     Node,
@@ -39,6 +37,8 @@ from tests.grafana.expectations import (
     violations,
 )
 from tests.grafana.stored import Answer, Stored
+from tests.support.clusters import EDITIONS
+from tests.support.databases import WASM
 
 QUERIES: dict[str, Query] = {
     str(query): query
@@ -90,20 +90,20 @@ OF_MANY_UNITS = {"sensorflow-fleet: Limit violations now", "sensorflow-sensor: R
 
 
 def each(queries: dict[str, Query]) -> Callable[[Test], Test]:
-    """Runs a test once for every query on every edition."""
+    """Run a test once for each query on each edition."""
     of_query = pytest.mark.parametrize("query", queries.values(), ids=queries.keys())
     on_edition = pytest.mark.parametrize("edition_and_admin_url", [*EDITIONS, WASM], indirect=True)
     return lambda test: on_edition(of_query(test))
 
 
 def variables_of(query: Query) -> set[str]:
-    """The variables of the query's dashboard."""
+    """Return the variables of the query's dashboard."""
     dashboards = [each for each in DASHBOARDS.values() if each["uid"] == query.dashboard]
     return {variable["name"] for dashboard in dashboards for variable in dashboard["templating"]["list"]}
 
 
 def looks(stored: Stored, query: Query) -> Iterator[tuple[Look, str]]:
-    """The query in every range, and for every metric where one can be chosen, expanded."""
+    """Yield the expanded query for each range, and for each metric if one can be chosen."""
     points = query.of_panel.get("maxDataPoints", DEFAULT_POINTS)
     tiers = list(WIDTHS_S) if "$__" in query.sql else ["readings_1m"]
     metrics = list(METRICS) if "metric" in variables_of(query) else ["temperature"]
@@ -129,12 +129,12 @@ def looks(stored: Stored, query: Query) -> Iterator[tuple[Look, str]]:
 
 
 def texts(row: tuple[Any, ...]) -> list[str]:
-    """What a row is known by: all but its numbers, which are not quite the same."""
+    """Return what identifies a row: everything but its numbers, which may differ a little."""
     return [str(value) for value in row if not isinstance(value, float)]
 
 
 def assert_same(found: Answer, expected: list[tuple[Any, ...]], *, in_order: bool) -> None:
-    """Numbers are the same to nine digits, all else exactly; a series is only held to be ordered by its time."""
+    """Assert that numbers agree to nine digits and all else exactly. A series must only be ordered by time."""
     rows = found.rows
     if not in_order:
         rows, expected = (sorted(each, key=texts) for each in (rows, expected))
@@ -149,7 +149,7 @@ def assert_same(found: Answer, expected: list[tuple[Any, ...]], *, in_order: boo
 
 
 def series_of(answer: Answer) -> dict[str, list[pd.Timestamp]]:
-    """The times of each series in the order of first rows, by the text that names it."""
+    """Return the times of each series by its name, in the order of first rows."""
     found: dict[str, list[pd.Timestamp]] = {}
     for row in answer.rows:
         found.setdefault(" ".join(value for value in row if isinstance(value, str)), []).append(
@@ -206,7 +206,7 @@ def test_series_keep_their_order(stored: Stored, query: Query) -> None:
 
 @each({name: query for name, query in QUERIES.items() if query.is_time_series})
 def test_a_series_has_times_and_numbers_and_at_most_one_name(stored: Stored, query: Query) -> None:
-    """Else Grafana refuses it, or names its lines after columns that nobody meant."""
+    """A series has the columns that Grafana needs: otherwise Grafana refuses it, or names its lines wrongly."""
     for _, sql in looks(stored, query):
         answer = stored.ask(sql)
         assert answer.columns[0] == "time"
@@ -242,7 +242,7 @@ def test_newest_of_no_readings(stored: Stored) -> None:
 
 
 def test_rate_of_readings_ahead(stored: Stored) -> None:
-    """A reading whose time is yet to come counts over its whole bucket, as any other."""
+    """A reading with a future time counts over its whole bucket, like any other."""
     query = QUERIES["sensorflow-fleet: Readings by their own time"]
     now, minute = stored.until - timedelta(minutes=30), timedelta(minutes=1)
     start, end = stored.until - timedelta(hours=1), stored.until
@@ -263,7 +263,7 @@ def test_fleet_adds_up_a_bounded_number_of_buckets(stored: Stored) -> None:
         tier = "readings_1m" if look.tier == "readings" else look.tier
         answer = stored.ask(sql.replace(str(MOST_BUCKETS), str(few * len(SENSORS))))
         since = look.end - few * timedelta(seconds=WIDTHS_S[tier])
-        # Of more than 48 hours for each sensor there is no room, and the day before the last has them.
+        # There is no room for more than 48 hours of each sensor, and the day before the last has them.
         until = (look.end - timedelta(days=1)).floor("1D") if tier == "readings_1d" else look.end + timedelta(days=1)
         all_rows = EXPECTED[str(query)](look, answer.now)
         assert_same(answer, [row for row in all_rows if since <= row[0] < until], in_order=True)
@@ -275,7 +275,7 @@ STATES = "sensorflow-sensor: $metric: state in this range"
 def states_of(
     stored: Stored, sensor: str, metric: str, start: pd.Timestamp, end: pd.Timestamp
 ) -> list[tuple[Any, ...]]:
-    """The changes of a sensor's state in a range."""
+    """Return the changes of a sensor's state in a range."""
     width_ms = interval_ms(end - start, QUERIES[STATES].of_panel["maxDataPoints"], "1s")
     chosen: dict[str, Value] = {"sensor": stored.ids[sensor], "metric": metric}
     request = Request(start.to_pydatetime(), end.to_pydatetime(), width_ms, chosen)
@@ -284,7 +284,7 @@ def states_of(
 
 @pytest.mark.parametrize("edition_and_admin_url", [*EDITIONS, WASM], indirect=True)
 def test_states(stored: Stored) -> None:
-    """What is silent for longer than three intervals is offline until it sends again, or to the end of the range."""
+    """A sensor that is silent for more than three intervals is offline until it sends again or the range ends."""
     until, hour = stored.until, timedelta(hours=1)
     died = [state for _, state in states_of(stored, "Roof", "temperature", until - 2 * hour, until)]
     assert died == ["out of limits", "offline"]
@@ -298,7 +298,7 @@ def test_states(stored: Stored) -> None:
 
 @pytest.mark.parametrize("edition_and_admin_url", [*EDITIONS, WASM], indirect=True)
 def test_completeness_of_a_sensor_that_never_sent(stored: Stored) -> None:
-    """It has no share of its expected readings, and no gap: nobody knows since when it should have sent."""
+    """It has no share of its expected readings and no gap, because the time of its first reading is unknown."""
     query = QUERIES["sensorflow-sensor: Completeness in this range"]
     chosen: dict[str, Value] = {"sensor": stored.ids["Attic"], "metric": "none"}
     for tier in WIDTHS_S:
@@ -309,7 +309,7 @@ def test_completeness_of_a_sensor_that_never_sent(stored: Stored) -> None:
 
 
 def test_states_are_bounded() -> None:
-    """However often a sensor goes over its limit, a range has so many spans of one state or another, and no more."""
+    """A range has a bounded number of spans of states, however often a sensor goes over its limit."""
     panel = QUERIES[STATES].of_panel
     for length in (timedelta(minutes=69), timedelta(hours=69), timedelta(days=74), timedelta(days=365)):
         width_ms = interval_ms(length, panel["maxDataPoints"], panel["interval"])
@@ -317,7 +317,7 @@ def test_states_are_bounded() -> None:
 
 
 def metrics_of(stored: Stored, sensor: str) -> list[str]:
-    """What Sensor detail offers for a sensor."""
+    """Return the metrics that Sensor detail offers for a sensor."""
     query = QUERIES["sensorflow-sensor: variable metric"]
     end = stored.until.to_pydatetime()
     chosen: dict[str, Value] = {"sensor": stored.ids[sensor], "metric": []}
@@ -335,8 +335,9 @@ def test_metrics_of_a_sensor(stored: Stored) -> None:
 
 @each(ZOOMED)
 def test_only_the_tier_that_suits_the_range_is_read(stored: Stored, query: Query) -> None:
-    """Of finer ones no more than what came since the bucket of now began or, on Community, since the last refresh; for
-    the fleet's days, hours of the last two.
+    """A query reads finer tiers only for the current bucket or, on Community, since the last refresh.
+
+    Of the fleet's days, it reads the hours of the last two.
     """
     for look, sql in looks(stored, query):
         reads_readings = re.search(r"FROM (points|readings)\b", query.sql)
@@ -359,7 +360,7 @@ def test_only_the_tier_that_suits_the_range_is_read(stored: Stored, query: Query
 
 @pytest.mark.parametrize("edition_and_admin_url", EDITIONS, indirect=True)
 def test_planning_does_not_grow_with_the_history(stored: Stored) -> None:
-    """What stands for the bucket of now is planned for its chunk: for all of a year's, it took 50 ms. The chunks of the
+    """The part for the current bucket is planned for its chunk: for all of a year's, it took 50 ms. The chunks of the
     aggregates are a dozen. As WebAssembly, TimescaleDB takes all.
     """
     for query in ZOOMED.values():
@@ -370,7 +371,7 @@ def test_planning_does_not_grow_with_the_history(stored: Stored) -> None:
 
 @each({name: query for name, query in QUERIES.items() if str(query) == "sensorflow-database: Background jobs"})
 def test_jobs_without_a_run(stored: Stored, query: Query) -> None:
-    """A job that has never run is shown: TimescaleDB's times of it are -infinity, which no panel can draw."""
+    """A job that has never run is shown without TimescaleDB's -infinity, which no panel can draw."""
     answer = stored.ask(query.sql.replace("FROM database_jobs", f"FROM {JOB_WITHOUT_A_RUN}"))
     assert answer.rows == [(1, "compression", "readings", "never run", None, None, None, 0, 0)]
 
@@ -413,7 +414,7 @@ def test_every_number_in_a_table_has_a_unit(stored: Stored, query: Query) -> Non
 
 @each({name: query for name, query in QUERIES.items() if query.dashboard == "alerting"})
 def test_an_alerts_rows_are_one_number_and_labels_that_tell_them_apart(stored: Stored, query: Query) -> None:
-    """What Grafana asks of a table: it makes an alert of each row, known by its labels."""
+    """An alert's rows are one number and unique labels, because Grafana makes an alert of each row by its labels."""
     for _, sql in looks(stored, query):
         answer = stored.ask(sql)
         labels = [tuple(value for value in row if isinstance(value, str)) for row in answer.rows]

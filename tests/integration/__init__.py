@@ -1,1 +1,1 @@
-"""The parts that know SQL, against real servers of every edition that the machine has."""
+"""Tests of the parts that know SQL, on real servers of every edition that the machine has."""

@@ -1,4 +1,4 @@
-"""A database of the original SensorFlow: what is said of it, and how its readings are taken over."""
+"""A database of the original SensorFlow: the messages about it, and how its readings are taken over."""
 
 import asyncio
 from pathlib import Path
@@ -10,7 +10,7 @@ from app.errors import ConfigurationError, DatabaseUnavailable
 from app.store import adoption
 from app.store.adoption import adopt
 from app.store.database import Database, migrate
-from tests.server import run_command
+from tests.support.server import run_command
 
 # As the original's models make it; rows by hand may lack what they want.
 ORIGINAL = """
@@ -40,7 +40,7 @@ VALUES ('NaN', 'Infinity', NULL, '2025-01-01', '00:00', 'a'), (1, 2, 3, '2025-01
 
 @pytest.fixture
 def original(empty_database: str) -> str:
-    """The connection string of an original's database."""
+    """Return the connection string of an original's database."""
     execute(empty_database, ORIGINAL)
     return empty_database
 
@@ -68,7 +68,7 @@ def prepare(url: str) -> None:
 
 
 def assert_adopted(url: str) -> None:
-    """The view ``data`` shows what the original's table has, but for what it does not know of clients."""
+    """Assert that the view ``data`` shows the original's table, except what that table lacks about clients."""
     columns = "id, temperature, humidity, pressure, date_recorded, time_recorded, sensor_id, coalesce(client_ip, '')"
     good = rows(url, f"SELECT {columns} FROM data_of_original WHERE id <= 120 ORDER BY id")
     assert rows(url, f"SELECT {columns} FROM data WHERE id <= 120 ORDER BY id") == good

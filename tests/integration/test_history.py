@@ -1,4 +1,4 @@
-"""The history read back from real servers: the rows that a slow and obvious account of the readings has."""
+"""The history from real servers has the same rows as a slow and obvious computation."""
 
 import math
 from collections import defaultdict
@@ -13,7 +13,7 @@ import pytest
 
 from app.errors import DatabaseUnavailable, NotFound
 from app.history.query import DAY_US, HOUR_US, Bucket, Page, Position, Query
-from app.ingest.decode.columns import METRICS
+from app.schema import METRIC_NAMES
 from app.store import history
 from app.store.database import READERS_SHARE, Database
 from app.store.history import History
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 def some_rows() -> list[Row]:
-    """Three days of three sensors; of every time there are two, and of each metric some are missing."""
+    """Return three days of three sensors, with two rows of each time, and some values of each metric missing."""
     return [
         Row(
             T0 + timedelta(hours=7 * (place // 2), seconds=place // 2, microseconds=place % 4 // 2),
@@ -58,7 +58,7 @@ def some_rows() -> list[Row]:
 
 @pytest.fixture
 def filled(database: str, edition: str) -> str:
-    """The rows; on Community the first days of them in the columnstore, and the first two in the aggregates."""
+    """Store the rows. On Community the first days are in the columnstore, and the first two in the aggregates."""
     with psycopg.connect(database, autocommit=True) as connection:
         for name in SENSORS:
             connection.execute("INSERT INTO sensors (name) VALUES (%s)", [name])
@@ -91,13 +91,13 @@ def rows_of(pages: Sequence[Page]) -> list[dict[str, Any]]:
     return [row for page in pages for row in page.rows.to_pylist()]
 
 
-def query(bucket: Bucket, *, ids: Sequence[int] | None = None, metrics: Sequence[str] = METRICS) -> Query:
-    """Two days and a half."""
+def query(bucket: Bucket, *, ids: Sequence[int] | None = None, metrics: Sequence[str] = METRIC_NAMES) -> Query:
+    """Return a query of two days and a half."""
     return Query(ids, T0_US, T0_US + 5 * DAY_US // 2, bucket, metrics)
 
 
 def expected(asked: Query) -> list[dict[str, Any]]:
-    """The answer, counted out row by row."""
+    """Compute the answer row by row."""
     chosen = sorted(
         (row for row in some_rows() if asked.sensor_ids is None or row.sensor_id in asked.sensor_ids),
         key=lambda row: (row.sensor_id, row.time, row.id),
@@ -133,7 +133,7 @@ def bucket_of(start_us: int, rows: Sequence[Row], metrics: Sequence[str]) -> dic
 
 
 def same(rows: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]]) -> bool:
-    """Whether they are the same in what is wanted; means to rounding."""
+    """Return whether the wanted columns are the same, means up to rounding."""
     return len(rows) == len(wanted) and all(
         math.isclose(row[name], value, rel_tol=1e-12) if name.endswith("_mean") and value else row[name] == value
         for row, want in zip(rows, wanted, strict=True)
@@ -143,7 +143,7 @@ def same(rows: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]]) -> bo
 
 async def test_pages_have_every_row_once_in_order_and_go_on_after_any(filled: str) -> None:
     async with reading(filled) as there:
-        for bucket, ids, metrics in product(Bucket, (None, [4, 1], [3]), (METRICS, ("humidity",))):
+        for bucket, ids, metrics in product(Bucket, (None, [4, 1], [3]), (METRIC_NAMES, ("humidity",))):
             asked = query(bucket, ids=ids, metrics=metrics)
             wanted = expected(asked)
             for page_rows, chunks in product((3, 7, 25, 1_000), (1, 16)):
@@ -164,7 +164,7 @@ async def test_pages_have_every_row_once_in_order_and_go_on_after_any(filled: st
 
 
 async def test_locks_of_a_query_are_bounded(community_database: str) -> None:
-    """However many chunks its span has: all sessions of a server share the room for locks."""
+    """A query takes a bounded number of locks, because all sessions share the room for them."""
     days = 100
     with psycopg.connect(community_database, autocommit=True) as connection:
         connection.execute("INSERT INTO sensors (name) SELECT i::text FROM generate_series(1, 5) i")
@@ -179,7 +179,7 @@ async def test_locks_of_a_query_are_bounded(community_database: str) -> None:
             " ORDER BY sensor_id, time"
         ).fetchall()
     async with reading(community_database) as there:
-        asked = Query(None, 0, T0_US + 1_000 * DAY_US, Bucket.RAW, METRICS)
+        asked = Query(None, 0, T0_US + 1_000 * DAY_US, Bucket.RAW, METRIC_NAMES)
         spans = await there._spans(asked)
         assert len(spans) >= days // history.PAGE_CHUNKS
         with psycopg.connect(community_database) as connection:

@@ -1,4 +1,4 @@
-"""The latest readings on real servers: of wrong clocks, of many chunks, and in pieces."""
+"""The latest readings on real servers: with wrong clocks, many chunks, and in pieces."""
 
 import asyncio
 import math
@@ -20,7 +20,7 @@ RELATION_LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'relation' AND 
 
 
 def noted(sensor_id: int, time_us: int, id_: int) -> LatestRow:
-    return LatestRow(sensor_id, time_us, id_, 20.0, None, None)
+    return LatestRow(sensor_id, time_us, id_, (20.0, None, None))
 
 
 def rows(url: str, query: str) -> list[tuple[object, ...]]:
@@ -29,7 +29,7 @@ def rows(url: str, query: str) -> list[tuple[object, ...]]:
 
 
 def fill(url: str, *, days: int) -> None:
-    """A reading a day of sensor 1, the oldest only of sensor 2, none of sensor 3; two chunks in the columnstore."""
+    """Store a reading a day of sensor 1 and the oldest of sensor 2, with two chunks in the columnstore."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("INSERT INTO sensors (name) VALUES ('steady'), ('silent'), ('mute')")
         connection.execute("INSERT INTO sources (key_name, client_ip) VALUES ('k', '192.0.2.1')")
@@ -55,7 +55,7 @@ async def test_latest_gives_way_when_ahead(database: str) -> None:
             (NOW_US, 5, NOW_US, 5),
         ):
             horizon_us = clock_us
-            readings.note([noted(1, time_us, id_)], None)
+            readings.record([noted(1, time_us, id_)], None)
             await readings.write()
             assert rows(database, "SELECT id FROM latest_readings WHERE sensor_id = 1") == [(expected,)]
     finally:
@@ -90,7 +90,7 @@ async def test_a_start_does_not_find_what_is_ahead(database: str) -> None:
 
 
 async def test_locks_of_a_start_are_bounded(database: str, edition: str) -> None:
-    """However many chunks there are. A sensor that has been silent for long is found all the same."""
+    """A start takes a bounded number of locks and still finds a sensor that was silent for long."""
     opened = Database(database, timezone="UTC", offline_after_s=300)
     readings = LatestReadings(opened)
     try:
@@ -115,7 +115,7 @@ async def test_locks_of_a_start_are_bounded(database: str, edition: str) -> None
 
 
 async def test_two_starts_at_once(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of them looks up everything; where they meet, neither leaves anything to the other that it will not do."""
+    """If two starts run at once, one looks up everything, and no reading is left out where they meet."""
     monkeypatch.setattr(latest, "RECOVERY_CHUNKS", 1)
     monkeypatch.setattr(latest, "RECOVERY_SENSORS", 1)
     opened = Database(community_database, timezone="UTC", offline_after_s=300)
@@ -142,7 +142,7 @@ async def test_a_start_that_cannot_look_up_still_writes(database: str) -> None:
             patch.setattr(latest, "INTERVAL_S", 0.05)
             patch.setattr(latest, "QUERY_TIMEOUT_S", 1.0)
             blocking.execute("LOCK TABLE readings")
-            readings.note([noted(1, NOW_US, 9_999)], None)
+            readings.record([noted(1, NOW_US, 9_999)], None)
             work = asyncio.create_task(readings.run())
             async with asyncio.timeout(20):
                 while rows(database, "SELECT id FROM latest_readings") != [(9_999,)]:
@@ -170,7 +170,7 @@ async def test_a_locked_row_holds_up_its_piece_only(database: str, monkeypatch: 
             connection.execute("INSERT INTO latest_readings (sensor_id, time, id) VALUES (25, '2000-01-01', 1)")
         with psycopg.connect(database) as blocking:
             blocking.execute("SELECT FROM latest_readings WHERE sensor_id = 25 FOR UPDATE")
-            readings.note([noted(sensor, NOW_US, sensor) for sensor in range(1, 31)], None)
+            readings.record([noted(sensor, NOW_US, sensor) for sensor in range(1, 31)], None)
             for written in (20, 20, 24, 24):
                 with pytest.raises(DatabaseUnavailable):
                     await readings.write()

@@ -1,4 +1,4 @@
-"""Readings beyond their limits in a real database: every committed one counts, once, and for how long."""
+"""Readings beyond their limits in a real database: each committed one counts once, for a certain time."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from app.ingest.idempotency import DuplicateRequest
 from app.registry import SensorChange
 from app.store import limits
 from app.store.sensors import Sensors
-from tests.integration.test_aggregates import execute, reading, rig, rows
-from tests.integration.test_locks import holding
-from tests.unit.samples import batch_of, record
+from tests.support.aggregating import execute, reading, rig, rows
+from tests.support.databases import holding
+from tests.support.samples import batch_of, record
 
 MINUTE, HOUR = 60, 3_600
 ANSWER = b"the first answer"
@@ -28,7 +28,7 @@ SELECT s.name, v.metric, v.value, v.lower, v.upper FROM limit_violations v JOIN 
 
 
 def an_hours_readings(now_s: float) -> list[Reading]:
-    """60 readings, a minute apart; 19 of them at 95 °C and more, the last at 20."""
+    """Return 60 readings, a minute apart, 19 of them at 95 °C and more, the last at 20."""
     return [reading(now_s - HOUR + place * MINUTE, 95 + place if place in range(30, 49) else 20) for place in range(60)]
 
 
@@ -95,7 +95,7 @@ async def test_flush_that_is_rolled_back_does_not_count(database: str) -> None:
 
 
 async def test_changed_limit_holds_from_then_on(database: str) -> None:
-    """After a PATCH in this process at once; after SQL or a PATCH in another at the next look."""
+    """A changed limit holds at once after a PATCH in this process, otherwise from the next look on."""
     execute(database, LIMIT)
     async with rig(database) as parts:
         sensors = Sensors(parts.database, on_new_limits=parts.writer.limits.check)
@@ -146,7 +146,7 @@ async def test_violation_ends(database: str, correction: str, is_over: bool) -> 
     ("expected_s", "is_over"), [(None, True), (HOUR, True), (3 * HOUR, False), (315_576_000, False)]
 )
 async def test_latest_reading_beyond(database: str, expected_s: float | None, is_over: bool) -> None:
-    """A latest reading beyond a limit counts for an hour or three expected intervals; then the sensor is offline, which
+    """A latest reading beyond a limit counts for an hour or three expected intervals. Then the sensor is offline, which
     is another alert.
     """
     execute(database, LIMIT)
@@ -201,7 +201,7 @@ BEYOND = "SELECT sensor_id, metric, value FROM limit_violations ORDER BY 1, 2"
 
 
 def rows_read(node: dict[str, Any], table: str) -> float:
-    """How many rows of a table a plan reads, those that its conditions leave out included."""
+    """Return the number of rows of a table that a plan reads, including those that its conditions leave out."""
     read = sum(rows_read(child, table) for child in node.get("Plans", []))
     if node.get("Relation Name") == table:
         read += float(node["Actual Loops"]) * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
@@ -209,7 +209,7 @@ def rows_read(node: dict[str, Any], table: str) -> float:
 
 
 def test_violations_of_few_limits(database: str) -> None:
-    """Of a large fleet, only the latest readings that have a limit are read, whatever the number of sensors."""
+    """Only the latest readings that have a limit are read, whatever the number of sensors."""
     execute(database, MANY_SENSORS.format(limited="id % 500 = 0"))
     ((plan,),) = rows(database, "EXPLAIN (ANALYZE, FORMAT JSON) SELECT * FROM limit_violations")
     assert rows_read(plan[0]["Plan"], "latest_readings") <= 8

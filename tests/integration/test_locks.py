@@ -1,19 +1,21 @@
-"""Locks of other sessions: what they cover waits, and everything else is stored."""
+"""Locks of other sessions keep out only the readings that they cover, and all others are stored."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
-import psycopg
 import pytest
 
 from app.errors import DatabaseLocked
 from app.ingest.batch import Content, Sender
 from app.ingest.blocked import Blocked
-from tests.integration.test_writer import (
+from tests.support.databases import holding
+from tests.support.samples import record
+from tests.support.server import API_KEY, running
+from tests.support.writing import (
     DAY_S,
     FIRST_ANSWER,
     as_stored,
@@ -28,8 +30,6 @@ from tests.integration.test_writer import (
     write,
     writing,
 )
-from tests.server import API_KEY, running
-from tests.unit.samples import record
 
 DAY_US = DAY_S * 1_000_000
 CHUNKS = "SELECT chunk::text FROM show_chunks('readings') AS chunk ORDER BY 1"
@@ -42,19 +42,9 @@ ENTIRE = [
 ]
 
 
-@contextmanager
-def holding(url: str, *statements: str) -> Iterator[None]:
-    """A transaction that has run statements and stays open for the block."""
-    with psycopg.connect(url) as connection:
-        for statement in statements:
-            connection.execute(statement)
-        yield
-        connection.rollback()
-
-
 @asynccontextmanager
 async def compression_that_waits(url: str, chunk: str) -> AsyncIterator[None]:
-    """A long transaction has read a chunk, and a compression waits for its end: nobody gets at the chunk any more."""
+    """Let a compression wait for a long transaction that has read a chunk, so that the chunk can't be used."""
     with holding(url, f"SELECT FROM {chunk}"):
         compressing = asyncio.create_task(asyncio.to_thread(execute, url, f"SELECT compress_chunk('{chunk}')"))
         await until_somebody_waits_for_a_lock(url)
@@ -63,7 +53,7 @@ async def compression_that_waits(url: str, chunk: str) -> AsyncIterator[None]:
 
 
 async def test_chunk(community_database: str) -> None:
-    """A chunk that can't be had is named by its day; the flush without it is stored, and then the rest is."""
+    """A locked chunk is named by its day. The flush without it is stored, and the rest after it."""
     url = community_database
     late, live = batch(1, 2, 3), reading(DAY_S)
     day = 1_689_172_245_000_000 // DAY_US * DAY_US
@@ -88,7 +78,7 @@ async def test_chunk(community_database: str) -> None:
 
 @pytest.mark.parametrize("lock", ENTIRE)
 async def test_entire_table(database: str, lock: str) -> None:
-    """A lock that keeps out every reading is the database's trouble, and is told from one that keeps out some."""
+    """A lock that keeps out every reading counts as an unavailable database, unlike one that keeps out some."""
     async with writing(database, lock_timeout_s=0.2) as writer:
         await write(writer, reading(0))
         with holding(database, lock):
@@ -239,12 +229,12 @@ class Client:
         self._url = url
 
     async def send(self, time_s: float, sensor: str = "s") -> int:
-        """Sends a reading of a time; the status."""
+        """Send a reading of a time and return the status."""
         body = {"temperature": 20, "humidity": 50, "pressure": 1000, "sensor_id": sensor, "time": time_s}
         return (await self._client.post(self._url + "/api/temperature_reading", json=body)).status_code
 
     async def ready(self) -> tuple[int, str | None]:
-        """Whether readings are taken, and why not."""
+        """Return whether readings are accepted, and if not, why."""
         answer = await self._client.get(self._url + "/ready")
         return answer.status_code, answer.json()["trouble"]
 
@@ -302,7 +292,7 @@ async def test_live_readings_of_known_sensors(database: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("lock", ENTIRE[1:])
 async def test_ready(database: str, tmp_path: Path, lock: str) -> None:
-    """A server that can store nothing says so, with the reason, and takes readings again once it can."""
+    """A server that can't store readings is not ready, gives the reason, and accepts readings again once it can."""
     with running(tmp_path, DATABASE_URL=database) as server:
         async with client_of(server.url) as client:
             assert await client.send(time.time()) == 201
@@ -319,7 +309,7 @@ async def test_ready(database: str, tmp_path: Path, lock: str) -> None:
 
 
 async def test_ready_silent(database: str, tmp_path: Path) -> None:
-    """A server whose flush takes longer than senders wait is not ready, before it is known why."""
+    """A server whose flush takes longer than senders wait is not ready, even before the reason is known."""
     with running(tmp_path, DATABASE_URL=database, COMMIT_TIMEOUT_S="1") as server:
         async with client_of(server.url) as client:
             assert await client.send(time.time()) == 201

@@ -1,4 +1,4 @@
-"""Pruning, and what is found out about the database, on real servers."""
+"""Pruning, and measurements of the database, on real servers."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ import pytest
 from app.store import idempotency, maintenance, retention, sensors
 from app.store.database import Database
 from app.store.maintenance import Maintenance
-from tests.integration.parts import sensors_of
+from tests.support.writing import sensors_of
 
 MINUTE_US = 60_000_000
 
@@ -75,7 +75,7 @@ async def test_a_skewed_clock_is_told_and_makes_nobody_offline(
 
 
 async def test_pruning_goes_in_pieces(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And as long as there is more: one piece a turn would never catch up with many records."""
+    """Pruning goes in pieces until nothing is left, because one piece a turn would never catch up."""
     monkeypatch.setattr(maintenance, "PRUNE_PIECE_ROWS", 10)
     monkeypatch.setattr(maintenance, "PRUNE_LEDGER", maintenance.PRUNE_LEDGER.replace("20000", "10"))
     monkeypatch.setattr(idempotency, "PRUNE_PIECE_ROWS", 10)
@@ -121,7 +121,7 @@ async def test_senders_without_a_stored_reading_are_pruned(database: str) -> Non
 
 
 async def test_chunks_are_dropped_few_at_a_time(database: str, edition: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until all are gone that are too old; a statement that drops them all takes the locks of all."""
+    """Old chunks are dropped a few at a time until all are gone, because one statement would take the locks of all."""
     if edition not in {"community", "apache"}:
         pytest.skip("there are no chunks")
     monkeypatch.setattr(retention, "CHUNKS_AT_A_TIME", 3)
@@ -141,7 +141,7 @@ async def test_chunks_are_dropped_few_at_a_time(database: str, edition: str, mon
 
 
 async def test_few_of_many_sensors_are_found_stretch_by_stretch(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No statement looks at all sensors, however few of them are asked for."""
+    """Few of many sensors are found by statements of which none reads all sensors."""
     execute(database, "INSERT INTO sensors (name) SELECT lpad(i::text, 4, '0') FROM generate_series(0, 999) i")
     execute(
         database,

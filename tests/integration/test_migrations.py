@@ -100,13 +100,13 @@ def test_readings_is_a_hypertable_wherever_there_is_timescaledb(database: str, e
 
 
 def test_no_view_keeps_timescaledb_from_replacing_its_own(database: str) -> None:
-    """Its updates drop views of the catalogue and make them anew, and fail if another depends on them."""
+    """No view depends on TimescaleDB's views, because its updates replace them."""
     with psycopg.connect(database) as connection:
         assert connection.execute(VIEWS_ON_CATALOGUE).fetchall() == []
 
 
 def test_other_tables_may_be_in_the_schema_and_the_reader_sees_none_of_them(empty_database: str) -> None:
-    """Here they belong to another role, and who migrates may not even read them."""
+    """The schema may have tables of another role, and the reader sees none of them."""
     with psycopg.connect(empty_database, autocommit=True) as connection:
         if connection.execute(HAS_TIMESCALEDB).fetchone() == (True,):
             connection.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
@@ -147,7 +147,7 @@ def test_unknown_revision(database: str) -> None:
 
 
 def test_migration_lock(empty_database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """A migration that waits for another one says for whom, gives up in time, and may be tried again."""
+    """A migration that waits for another names it, gives up in time, and may be tried again."""
     monkeypatch.setattr("app.store.database.MIGRATION_WAIT_S", 0.3)
     with psycopg.connect(empty_database, application_name="the other one") as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
@@ -160,7 +160,7 @@ def test_migration_lock(empty_database: str, monkeypatch: pytest.MonkeyPatch, ca
 
 
 def test_migration_lock_of_tables(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A migration that waits for a table gives up in time, so that nobody waits behind it for long."""
+    """A migration that waits for a table gives up soon, so that flushes don't wait long behind it."""
     monkeypatch.setattr("app.store.database.MIGRATION_LOCK_TIMEOUT", "100ms")
     migrate(empty_database)
     with psycopg.connect(empty_database) as connection:
@@ -196,7 +196,7 @@ def test_what_is_stored_stays_while_the_columnstore_comes_and_goes(empty_databas
 
 
 def test_results_of_idempotency_keys(empty_database: str) -> None:
-    """What an older version remembers stays valid, there and back: its answer is the result, and gives the status."""
+    """Answers that an older version stored stay valid as results, up and down, and keep their status."""
     answers = {
         "single": (201, b'{"id":1,"sensor_id":"\\"rejected\\":"}', True),
         "batch": (201, b'{"stored":2}', True),

@@ -1,4 +1,4 @@
-"""The role that may only read, and its password."""
+"""The read-only role and its password."""
 
 import asyncio
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from psycopg.conninfo import make_conninfo
 
 from app.errors import ConfigurationError
 from app.store.database import READER, Database, migrate
-from tests.conftest import new_database
+from tests.support.databases import new_database
 
 PASSWORD = 'it\'s "ü" \\ $$'
 
@@ -24,7 +24,7 @@ async def prepare(url: str, password: str, role: str = READER) -> None:
 
 @pytest.fixture
 def url_of_a_plain_role(embedded_database_url: str) -> Iterator[str]:
-    """A database whose owner may make no roles."""
+    """Return a database whose owner may create no roles."""
     migrate(embedded_database_url)
     with psycopg.connect(embedded_database_url, autocommit=True) as connection:
         connection.execute("CREATE ROLE plain LOGIN")
@@ -44,7 +44,7 @@ async def test_many_processes_may_let_the_reader_in_at_once(embedded_database_ur
 
 
 async def test_a_password_that_can_not_be_given_ends_the_start_in_words(url_of_a_plain_role: str) -> None:
-    """Tried again and again it would refuse readings for ever."""
+    """The start ends with the reason, because with retries the server would never accept readings."""
     with pytest.raises(ConfigurationError, match="can't give READER_PASSWORD to the role"):
         await prepare(url_of_a_plain_role, PASSWORD)
 

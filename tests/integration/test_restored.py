@@ -1,4 +1,4 @@
-"""Readings that came by another way than the flusher, and rows of the server's own that were deleted by hand."""
+"""Readings that were not written by the flusher, and rows of the server's tables that were deleted by hand."""
 
 import logging
 from datetime import UTC, datetime, timedelta
@@ -13,8 +13,7 @@ from app.store.database import Connection, migrate
 from app.store.maintenance import STATISTICS
 from app.store.policies import Retention
 from app.store.tiers import TIERS, Span
-from tests.conftest import new_database
-from tests.integration.test_aggregates import (
+from tests.support.aggregating import (
     DAY,
     FOR_EVER,
     FOUND,
@@ -27,7 +26,8 @@ from tests.integration.test_aggregates import (
     rows,
     run_job,
 )
-from tests.pgbouncer import pgbouncer
+from tests.support.databases import new_database
+from tests.support.pgbouncer import pgbouncer
 
 INSERT = """
 INSERT INTO sensors (name) SELECT 'sensor ' || number FROM generate_series(1, 3) AS number ON CONFLICT DO NOTHING;
@@ -135,7 +135,7 @@ async def test_late_readings_are_nobody_elses(community_database: str, caplog: p
 
 
 async def test_check_is_bounded(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Days that have aggregates are checked some at a time; none of them is left out in the end."""
+    """Days that have aggregates are checked some at a time, and in the end none is left out."""
     monkeypatch.setattr(aggregates, "CHECK_S", 0.0)
     async with rig(community_database) as parts:
         await parts.write(*(reading(parts.clock_s[0] - age_s, 1) for age_s in range(0, 30 * DAY, 6 * HOUR)))
@@ -173,7 +173,7 @@ async def test_readings_of_nameless_sensors(community_database: str, caplog: pyt
 
 
 async def test_aggregates_of_deleted_days_stay(community_database: str) -> None:
-    """Neither a look nor a refresh by hand takes away what retention has left."""
+    """Neither a check nor a refresh by hand removes aggregates whose readings were deleted by retention."""
     week = Retention(7, 0, 0, 0)
     async with rig(community_database) as parts:
         now_s = parts.clock_s[0]
@@ -248,7 +248,7 @@ def test_move_is_all_or_nothing(
 
 
 def test_move_of_a_deleted_sensor(embedded_database_url: str, database: str) -> None:
-    """Its readings, which nobody has deleted, become no new sensor's."""
+    """The readings of a deleted sensor do not become a new sensor's."""
     migrate(embedded_database_url)
     execute(embedded_database_url, INSERT, "DELETE FROM sensors WHERE id = 3")
     move.move(embedded_database_url, database, say=print)
@@ -257,7 +257,7 @@ def test_move_of_a_deleted_sensor(embedded_database_url: str, database: str) -> 
 
 
 def test_move_by_way_of_a_pooler(embedded_database_url: str, database: str) -> None:
-    """It leaves nothing in the pooler's sessions that another client could meet."""
+    """A move by way of a pooler leaves nothing in its sessions for another client."""
     migrate(embedded_database_url)
     execute(embedded_database_url, INSERT)
     with pgbouncer(database) as pooled_url:
@@ -267,7 +267,7 @@ def test_move_by_way_of_a_pooler(embedded_database_url: str, database: str) -> N
 
 
 def test_move_beside_a_writer(embedded_database_url: str, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that writes to either database is told of, not waited for."""
+    """A move does not wait for a server that writes to either database, but reports it."""
     monkeypatch.setattr(move, "LOCK_TIMEOUT_S", 1)
     migrate(embedded_database_url)
     for url in (embedded_database_url, database):
@@ -290,7 +290,7 @@ async def test_plain_table_beside_timescaledb(
 
 
 async def use_plain_table(url: str) -> None:
-    """Writes a reading to it."""
+    """Write a reading to the plain table."""
     async with rig(url) as parts:
         await parts.write(reading(parts.clock_s[0], 1))
         assert parts.database.edition is not None

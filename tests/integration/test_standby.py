@@ -1,4 +1,4 @@
-"""What can be seen but is on no standby yet is not believed: nothing answered 201 is missing after a failover."""
+"""The server does not trust rows that no standby has yet, so no reading answered 201 is lost by a failover."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -14,12 +14,11 @@ from app.errors import DatabaseUnavailable, OutcomeUnknown
 from app.ingest.idempotency import DuplicateRequest, StoredResult
 from app.registry import SensorChange
 from app.store.database import Database, migrate
-from tests.conftest import new_database
-from tests.integration.parts import sensors_of
-from tests.integration.test_writer import FIRST_ANSWER, count, execute, reading, rows, writing
-from tests.server import API_KEY, eventually, running
-from tests.standby import Pair, synchronous_pair
-from tests.unit.samples import record
+from tests.support.databases import new_database
+from tests.support.samples import record
+from tests.support.server import API_KEY, eventually, running
+from tests.support.standby import Pair, synchronous_pair
+from tests.support.writing import FIRST_ANSWER, count, execute, reading, rows, sensors_of, writing
 
 PATH = "/api/temperature_reading"
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = %s"
@@ -33,14 +32,14 @@ EDITIONS = ["embedded", "community"]
 
 @pytest.fixture(scope="module", params=EDITIONS)
 def shared_pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    """A primary and its standby, for tests that let them live."""
+    """Run a primary and its standby, for tests that keep both running."""
     with synchronous_pair(request.param) as pair:
         yield pair
 
 
 @pytest.fixture
 def pair(shared_pair: Pair) -> Iterator[Pair]:
-    """These, with a new database that has the schema in it."""
+    """Return that pair with a new database that has the schema in it."""
     admin_url = shared_pair.url
     with new_database(admin_url) as url:
         migrate(url)
@@ -52,27 +51,27 @@ def pair(shared_pair: Pair) -> Iterator[Pair]:
 
 @pytest.fixture(params=EDITIONS)
 def mortal_pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    """A primary with the schema in it and its standby, for one test."""
+    """Run a primary with the schema in it and its standby, for one test."""
     with synchronous_pair(request.param) as pair:
         migrate(pair.url)
         yield pair
 
 
 def end_wait(url: str, how: str, whose: str = FLUSHER) -> None:
-    """Ends the wait of one of our commits for the standby, as an operator may."""
+    """End a commit's wait for the standby, as an operator may."""
     with psycopg.connect(url, autocommit=True) as connection:
         eventually(lambda: connection.execute(WAITING, [whose]).rowcount > 0)
         connection.execute(f"SELECT {how} FROM ({WAITING}) AS waiting", [whose])
 
 
 def turn_warnings_off(url: str) -> None:
-    """Has new sessions hear of errors only, as an operator may."""
+    """Limit messages of new sessions to errors, as an operator may."""
     execute(url, f"ALTER DATABASE {conninfo_to_dict(url)['dbname']} SET client_min_messages = error")
 
 
 @asynccontextmanager
 async def ended(url: str, how: str, whose: str = FLUSHER) -> AsyncIterator[None]:
-    """Ends the wait that begins in the block."""
+    """End the wait that begins in the block."""
     ending = asyncio.create_task(asyncio.to_thread(end_wait, url, how, whose))
     yield
     await ending
@@ -105,7 +104,7 @@ async def test_flush(pair: Pair, how: str | None) -> None:
 
 
 async def test_ledger_cancelled(pair: Pair) -> None:
-    """A look into the ledger whose own wait is cancelled knows nothing, also where warnings are turned off."""
+    """A look into the ledger whose wait is cancelled decides nothing, even with warnings turned off."""
     turn_warnings_off(pair.url)
     async with writing(pair.url) as writer:
         flush = await writer.prepare([reading(0)])
@@ -150,7 +149,7 @@ async def test_record(pair: Pair, how: str | None) -> None:
 
 
 async def test_connect(pair: Pair) -> None:
-    """A database that writes and confirms nothing is away."""
+    """A database that writes and does not confirm is unavailable."""
     async with writing(pair.url, flush_timeout_s=1) as writer:
         pair.cut()
         with pytest.raises(DatabaseUnavailable):
@@ -161,7 +160,7 @@ async def test_connect(pair: Pair) -> None:
 
 
 async def test_sensor_change(pair: Pair) -> None:
-    """A change of a sensor whose wait is cancelled is not called done, also where warnings are turned off."""
+    """A change of a sensor whose wait is cancelled is not reported as done, even with warnings turned off."""
     execute(pair.url, "INSERT INTO sensors (name) VALUES ('a')")
     turn_warnings_off(pair.url)
     database = Database(pair.url, timezone="UTC", offline_after_s=300)
@@ -184,7 +183,7 @@ class Client:
         self.statuses: dict[int, list[int]] = {}
 
     async def send(self, number: int) -> int:
-        """Sends one, perhaps not for the first time; the status."""
+        """Send a reading, perhaps again, and return the status."""
         body = {"temperature": number, "humidity": 50, "pressure": 1000, "sensor_id": "s"}
         headers = {"X-API-Key": API_KEY, "Idempotency-Key": str(number)}
         async with httpx.AsyncClient(timeout=60) as client:

@@ -1,8 +1,7 @@
-"""The writer against real servers: what is committed, what is not, and what is known when a connection breaks."""
+"""The writer on real servers: the outcome of each flush, also when a connection breaks."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,99 +9,35 @@ import psycopg
 import pytest
 
 from app.errors import DatabaseUnavailable, OutcomeUnknown
-from app.ingest.batch import Batch, Content, Reading, Sender
+from app.ingest.batch import Content, Sender
 from app.ingest.idempotency import DuplicateRequest, Records, StoredResult
-from app.store.database import Database
 from app.store.history import latest_reading
 from app.store.latest import LatestReadings
 from app.store.names import MIN_REMEMBERED_NAMES
-from app.store.writer import ID_BLOCK_ROWS, MIN_COLUMNSTORE_ROWS, PreparedFlush, Writer
-from tests.proxy import Fault, faulty_proxy
-from tests.unit.samples import batch_of, record
-
-DASHBOARD = Sender("API_KEY", "192.0.2.7")
-SCRIPT = Sender("API_KEY", "192.0.2.8")
-T0_US = 1_689_172_245_000_000  # 2023-07-12T14:30:45Z
-DAY_S = 86_400
-FIRST_ANSWER = b"the first answer"
-
-
-def reading(place: int, *, sensor: str = "a", source: Sender = DASHBOARD) -> Reading:
-    return Reading(T0_US + place * 1_000_000, sensor, 20 + place / 3, -0.5, 1e-300, source)
-
-
-def batch(*places: int, sensors: int = 1, source: Sender = SCRIPT, is_atomic: bool = False) -> Batch:
-    rows = [reading(place, sensor=f"sensor {place % sensors}", source=source) for place in places]
-    return batch_of(rows, source=source, is_atomic=is_atomic)
-
-
-@asynccontextmanager
-async def writing(
-    url: str,
-    *,
-    timezone: str = "UTC",
-    flush_timeout_s: float = 10,
-    lock_timeout_s: float = 5,
-    columnstore_rows_per_sensor: int = 5,
-) -> AsyncIterator[Writer]:
-    database = Database(url, timezone=timezone, offline_after_s=300)
-    writer = Writer(
-        database,
-        flush_timeout_s=flush_timeout_s,
-        lock_timeout_s=lock_timeout_s,
-        columnstore_rows_per_sensor=columnstore_rows_per_sensor,
-        latest=LatestReadings(database),
-        now_us=lambda: T0_US,
-    )
-    try:
-        await database.prepare()
-        await writer.connect()
-        yield writer
-    finally:
-        await writer.close()
-        await database.close()
-
-
-async def write(writer: Writer, *contents: Content, records: Records | None = None) -> PreparedFlush:
-    """Prepares and writes a flush of these, with its records."""
-    flush = await writer.prepare(contents)
-    await writer.write(flush, lambda: records or {})
-    return flush
-
-
-def rows(url: str, query: str) -> list[tuple[object, ...]]:
-    with psycopg.connect(url) as connection:
-        return connection.execute(query).fetchall()
-
-
-def execute(url: str, *statements: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        for statement in statements:
-            connection.execute(statement)
-
-
-def count(url: str, table: str) -> object:
-    return rows(url, f"SELECT count(*) FROM {table}")[0][0]
-
-
-def stored(url: str) -> list[tuple[object, ...]]:
-    """Each row as its reading would be, with its id, by id."""
-    return rows(
-        url,
-        "SELECT (extract(epoch FROM time) * 1000000)::bigint, s.name, temperature, humidity, pressure, key_name,"
-        " client_ip, r.id FROM readings r JOIN sensors s ON s.id = sensor_id JOIN sources o ON o.id = source_id"
-        " ORDER BY r.id",
-    )
-
-
-def as_stored(contents: Sequence[Content], first_id: int) -> list[tuple[object, ...]]:
-    """What ``stored`` must say of these."""
-    each = [one for c in contents for one in ([c] if isinstance(c, Reading) else c.readings(0, c.rows))]
-    return [(*one[:5], *one.source, first_id + place) for place, one in enumerate(each)]
+from app.store.writer import ID_BLOCK_ROWS, MIN_COLUMNSTORE_ROWS
+from tests.support.proxy import Fault, faulty_proxy
+from tests.support.samples import batch_of, record
+from tests.support.writing import (
+    DASHBOARD,
+    DAY_S,
+    FIRST_ANSWER,
+    SCRIPT,
+    as_stored,
+    batch,
+    count,
+    execute,
+    reading,
+    refuse_heat,
+    rows,
+    stored,
+    until_somebody_waits_for_a_lock,
+    write,
+    writing,
+)
 
 
 def in_columnstore(url: str) -> int:
-    """How many rows TimescaleDB holds compressed."""
+    """Return how many rows TimescaleDB holds compressed."""
     tables = rows(
         url, "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE tablename ~ '^compress_hyper'"
     )
@@ -111,13 +46,8 @@ def in_columnstore(url: str) -> int:
     )
 
 
-def refuse_heat(url: str) -> None:
-    """From now on PostgreSQL takes no reading of 25 °C and more: of ``reading(place)`` none from the 15th place on."""
-    execute(url, "ALTER TABLE readings ADD CONSTRAINT heat CHECK (temperature < 25)")
-
-
 def swallow_heat(url: str) -> None:
-    """From now on a trigger leaves such readings out, and PostgreSQL calls that success."""
+    """Let a trigger leave hot readings out from now on, which PostgreSQL reports as success."""
     execute(
         url,
         "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS"
@@ -127,17 +57,8 @@ def swallow_heat(url: str) -> None:
 
 
 def kill_flusher(url: str) -> None:
-    """Ends the flusher's backend, and waits until it is gone."""
+    """End the flusher's backend, and wait until it is gone."""
     execute(url, "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name ~ 'flusher'")
-
-
-async def until_somebody_waits_for_a_lock(url: str) -> None:
-    """Looks again and again; the tests' own patience is the test's timeout."""
-    async with asyncio.timeout(10):
-        while not rows(
-            url, "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        ):
-            await asyncio.sleep(0.01)
 
 
 async def test_readings_and_batches_are_stored_to_the_last_bit(database: str) -> None:
@@ -250,7 +171,7 @@ async def test_what_a_constraint_says_only_at_commit_is_found_as_well(database: 
 
 
 async def test_a_flush_of_which_nothing_is_taken_is_committed_all_the_same(database: str) -> None:
-    """It is in the ledger: its senders are told, and it is not tried again."""
+    """A flush whose rows are all refused commits: it is in the ledger, is answered, and is not tried again."""
     refuse_heat(database)
     async with writing(database) as writer:
         flush = await write(writer, batch(*range(20, 29), is_atomic=True))
@@ -301,7 +222,7 @@ async def test_repeated_record(database: str) -> None:
 
 
 async def test_new_record_beside_a_repeated_one(database: str) -> None:
-    """Or its sender would be told of readings that were rolled back."""
+    """A new record beside a repeated one is rolled back, so that its sender is not answered for lost readings."""
     async with writing(database) as writer:
         await write(writer, reading(0), records={record("old"): FIRST_ANSWER})
         records = {record(key): key.encode() for key in ("before", "old", "z after")}
@@ -312,7 +233,7 @@ async def test_new_record_beside_a_repeated_one(database: str) -> None:
 
 
 async def test_record_that_could_not_be_stored_commits_nothing(database: str) -> None:
-    """As where the row that stood in its way has been pruned since."""
+    """A record that could not be stored commits nothing, such as if the conflicting row was pruned meanwhile."""
     execute(
         database,
         "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
@@ -426,7 +347,7 @@ async def test_rows_come_into_a_chunk_of_the_columnstore_in_either_way(database:
 
 
 async def test_a_flush_is_prepared_while_another_is_written(database: str) -> None:
-    """Also one with new names: it needs nothing of the flusher's connection."""
+    """A flush is prepared while another is written, also with new names: it does not need the flusher's connection."""
     async with writing(database) as writer, await psycopg.AsyncConnection.connect(database) as busy:
         first = await writer.prepare([reading(0)])
         await busy.execute("LOCK TABLE flushes IN SHARE MODE")
@@ -442,7 +363,7 @@ async def test_a_flush_is_prepared_while_another_is_written(database: str) -> No
 
 
 async def test_a_flush_prepared_before_the_connection_was_lost_is_not_written_on_the_next(database: str) -> None:
-    """Its ids may be another server's."""
+    """A flush prepared before the connection was lost is not written on the next: its ids may be another server's."""
     async with writing(database) as writer:
         flush = await writer.prepare([reading(0)])
         kill_flusher(database)
@@ -509,7 +430,7 @@ async def test_the_ledger_waits_for_a_lost_transaction_to_end(database: str) -> 
 
 
 async def test_a_silent_server_is_given_up(embedded_database_url: str) -> None:
-    """After the timeout, psycopg spends some 5 s on an attempt to cancel."""
+    """A silent server is given up after the timeout and psycopg's 5 s for an attempt to cancel."""
     with faulty_proxy(embedded_database_url) as proxy:
         async with writing(proxy.url, flush_timeout_s=0.5) as writer:
             flush = await writer.prepare([reading(0)])
@@ -581,7 +502,7 @@ async def test_latest_readings_that_fail(embedded_database_url: str, monkeypatch
 
 
 async def test_another_server_behind_a_new_connection_is_asked_for_its_own_ids(database: str) -> None:
-    """As after a failover that lost sensors, or a restore."""
+    """After a failover that lost sensors, or a restore, another server is asked for its own ids."""
     gateway = batch(*range(MIN_REMEMBERED_NAMES), sensors=MIN_REMEMBERED_NAMES)
     async with writing(database) as writer:
         await write(writer, reading(0), gateway)
@@ -603,7 +524,7 @@ async def test_another_server_behind_a_new_connection_is_asked_for_its_own_ids(d
 
 
 async def test_the_same_sensors_again_have_the_same_ids(database: str) -> None:
-    """A gateway's, whose names are remembered as a whole, in another order, one of them alone, and some with others."""
+    """The same sensors have the same ids again: as a whole array, in another order, alone, and among others."""
     gateway = [reading(place, sensor=f"sensor {place}", source=SCRIPT) for place in range(MIN_REMEMBERED_NAMES)]
     others = [reading(place + 50, sensor=f"sensor {place + 50}", source=SCRIPT) for place in range(100)]
     async with writing(database) as writer:
@@ -629,12 +550,12 @@ async def test_an_id_that_the_ledger_has_is_the_servers_trouble_and_not_the_send
 
 
 def last_id(url: str, table: str) -> object:
-    """The last value that an identity has given out."""
+    """Return the last value of an identity."""
     return rows(url, f"SELECT last_value FROM {table}_id_seq")[0][0]
 
 
 async def test_known_names_use_up_no_ids(database: str) -> None:
-    """However often they are asked for: by new connections, by other processes, beside new ones."""
+    """Known names use up no ids, however often new connections and other processes look them up."""
     each = [reading(place, sensor=f"s{place}") for place in range(3)]
     for _ in range(3):
         async with writing(database) as writer:

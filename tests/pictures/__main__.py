@@ -19,13 +19,13 @@ from tempfile import TemporaryDirectory
 import psycopg
 import pytest
 
-from tests.clusters import cluster
 from tests.grafana.dashboards import DASHBOARDS, REPOSITORY
 from tests.grafana.schema import image_version
-from tests.npm import install
 from tests.pictures.asking import Asker, Picture
 from tests.pictures.demo import DETAIL, LENGTH, Farm
-from tests.server import eventually, running
+from tests.support.clusters import cluster
+from tests.support.npm import install
+from tests.support.server import eventually, running
 
 SOURCE = Path(__file__).parent
 IMAGES = REPOSITORY / "docs" / "images"
@@ -73,7 +73,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def database() -> Iterator[str]:
-    """The connection string of a superuser, on TimescaleDB Community or else on the embedded PostgreSQL."""
+    """Return a superuser's connection string, on TimescaleDB Community or else on the embedded PostgreSQL."""
     with ExitStack() as stack:
         try:
             url = stack.enter_context(cluster("community"))
@@ -85,7 +85,7 @@ def database() -> Iterator[str]:
 
 
 def bundled() -> Path:
-    """The folder of the page that draws, made of Grafana's packages and ours."""
+    """Build the page that draws, from Grafana's packages and ours, and return its folder."""
     CACHE.mkdir(parents=True, exist_ok=True)
     folder = install(CACHE, *GRAFANA, *OTHERS)
     shutil.copy(SOURCE / "shoot.mjs", folder)  # Node looks for packages beside the script
@@ -100,7 +100,7 @@ def bundled() -> Path:
 
 
 def draw(connection: psycopg.Connection, picture: Picture, browser: str, folder: Path) -> int:
-    """Write the picture of a dashboard as it is now; its size in bytes."""
+    """Write the picture of a dashboard as it is now, and return its size in bytes."""
     dashboard = DASHBOARDS[f"{picture.dashboard}.json"]
     asker = Asker(connection, dashboard, picture)
     panels, lacking = asker.panels()
@@ -137,7 +137,7 @@ def wait_until_settled(connection: psycopg.Connection, stored: int) -> None:
 
 
 def main() -> int:
-    """Draw all pictures; return the exit status."""
+    """Draw all pictures, and return the exit status."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         say(f"There is no {' or '.join(BROWSERS)} here: install Chromium.")

@@ -1,4 +1,4 @@
-"""A dashboard as Grafana asks it of the database: its variables, then each panel's queries, as the role that it has."""
+"""Runs a dashboard's queries as Grafana does: its variables, then each panel, as Grafana's role."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -89,7 +89,7 @@ class Asker:
         return list(zip(by_name["__text"], by_name["__value"], strict=True))
 
     def panels(self) -> tuple[list[Node], list[str]]:
-        """The panels in their places, with their titles and frames; and those that can't be drawn, with the reasons."""
+        """Return the panels with their places, titles and frames, and the reasons for those that can't be drawn."""
         drawn, lacking = [], []
         for panel, repeats in shown(self._panels, self._picture.opened, self._chosen):
             title = with_texts(panel["title"], self._texts | {name: choice.text for name, choice in repeats.items()})

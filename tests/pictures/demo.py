@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pandas as pd
 
-from tests.server import API_KEY
+from tests.support.server import API_KEY
 
 SEED = 20230712
 STEP_S = 20
@@ -59,7 +59,7 @@ SENSORS = (
 
 
 def readings(sensor: Demo, until: datetime) -> pd.DataFrame:
-    """What a sensor has measured up to a time, at its interval, with columns as the server takes them."""
+    """Return a sensor's readings up to a time, at its interval, in the server's columns."""
     times = pd.date_range(until - LENGTH, until, freq=f"{STEP_S}s", inclusive="right")
     random = np.random.default_rng([SEED, SENSORS.index(sensor)])
     hour = np.asarray(times.hour + times.minute / 60 + times.second / 3600)
@@ -94,14 +94,14 @@ def _smooth(random: np.random.Generator, length: int, minutes: float) -> np.ndar
 
 
 def _bump(before_h: np.ndarray, span: Span) -> np.ndarray:
-    """0 outside of a span, 1 in its middle; one that lasts until now stays at 1."""
+    """Return 0 outside of a span and 1 in its middle. A span that lasts until now stays at 1."""
     start, end = span
     share = np.clip((start - before_h) / (start - end), 0, 1)
     return np.asarray(np.minimum(1, 4 * share) if end == 0 else np.sin(np.pi * share) ** 2)
 
 
 def _lift(sensor: Demo, temperature: np.ndarray, before_h: np.ndarray) -> float:
-    """How far the middle of the excursion must be lifted for it to end three degrees beyond the limit."""
+    """Return how far to lift the middle of the excursion, so that it ends three degrees beyond the limit."""
     assert sensor.warmer
     middle = np.argmin(np.abs(before_h - sum(sensor.warmer) / 2))
     return float(sensor.limits["temperature"]["upper"] + 3 - temperature[middle])
@@ -123,7 +123,7 @@ class Farm:
             self._client.patch(f"/api/sensors/{urllib.parse.quote(sensor.name)}", json=body).raise_for_status()
 
     def send_past(self) -> int:
-        """Send all readings up to now; how many."""
+        """Send all readings up to now, and return their number."""
         until = datetime.now(UTC)
         for sensor in SENSORS:
             self._send(sensor, readings(sensor, until))

@@ -1,4 +1,4 @@
-"""What Grafana does between the answer to a query and a panel: data frames, transformations, repeated rows, places.
+"""Does Grafana's work between a query's answer and a panel: data frames, transformations, repeated rows, places.
 
 Knows nothing of databases and browsers. Raises `CanNotBeDrawn` where a panel needs what this does not have.
 """
@@ -31,11 +31,11 @@ class Choice:
 
 
 class CanNotBeDrawn(ValueError):
-    """A panel that only a Grafana server draws; the text says why."""
+    """A panel that only a Grafana server draws, with the reason as its text."""
 
 
 def frame(ref: str, columns: Sequence[tuple[str, int]], rows: Sequence[tuple[object, ...]]) -> Node:
-    """A table as the data source sends it; ``columns`` are names and types."""
+    """Return a table as the data source sends it. ``columns`` are names and types."""
     fields = [
         {"name": name, "type": _kind(oid), "config": {}, "values": [_plain(row[index]) for row in rows]}
         for index, (name, oid) in enumerate(columns)
@@ -60,7 +60,7 @@ def _plain(value: object) -> object:
 
 
 def wide(table: Node) -> Node:
-    """Series of a table over its column of times: one for each number and each combination of texts.
+    """Return the series of a table over its times: one for each number and each combination of texts.
 
     A single number's series have the texts as names, several have their own.
     """
@@ -84,7 +84,7 @@ def wide(table: Node) -> Node:
 
 
 def transformed(frames: list[Node], transformations: Sequence[Node]) -> list[Node]:
-    """The frames after a panel's transformations."""
+    """Return the frames after a panel's transformations."""
     for transformation in transformations:
         match transformation["id"]:
             case "rowsToFields":
@@ -129,14 +129,14 @@ def _of(table: Node, kind: str) -> list[Node]:
 
 
 def with_texts(title: str, texts: Mapping[str, str]) -> str:
-    """A title with the texts of the variables in it."""
+    """Return a title with the texts of its variables."""
     return re.sub(r"\$\{?(\w+)\}?", lambda found: texts.get(found[1], found[0]), title)
 
 
 def shown(
     panels: Sequence[Node], opened: Collection[str], chosen: Mapping[str, Sequence[Choice]]
 ) -> Iterator[tuple[Node, dict[str, Choice]]]:
-    """Every panel that is in sight, with the choices that its row is repeated for.
+    """Yield every visible panel, with the choices that its row is repeated for.
 
     Collapsed rows stay so, but for those whose titles are among ``opened``.
     """
@@ -155,7 +155,7 @@ def shown(
 
 
 def placed(panels: Sequence[Node]) -> list[Node]:
-    """Panels line by line from the top, as wide as their line, where others have been left out of it."""
+    """Place panels line by line from the top, wider if others in their line are left out."""
     lines: list[list[Node]] = []
     for panel in panels:
         place = panel["gridPos"]

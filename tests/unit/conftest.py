@@ -1,16 +1,11 @@
-"""Unit tests run in virtual time, and as long as they need: their laws don't depend on the machine's speed."""
+"""Unit tests run in virtual time and without a time limit: they don't depend on the machine's speed."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hypothesis import settings
-
-from tests.unit.virtual_time import VirtualTimeLoop
-
-settings.register_profile("unit", deadline=None)
-settings.load_profile("unit")
+from tests.support.virtual_time import VirtualTimeLoop
 
 
 def pytest_asyncio_loop_factories(config: Any, item: Any) -> Mapping[str, Callable[[], VirtualTimeLoop]]:  # noqa: ARG001
-    """The event loop of each asynchronous test here (a hook of pytest-asyncio)."""
+    """Return the event loop of each asynchronous test here (a hook of pytest-asyncio)."""
     return {"virtual time": VirtualTimeLoop}

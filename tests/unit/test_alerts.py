@@ -1,4 +1,4 @@
-"""Prometheus' alerts: what each promises its reader, and promtool's tests of when it fires."""
+"""Prometheus' alerts: their texts, and promtool's tests of when they fire."""
 
 import re
 import shutil
@@ -20,14 +20,14 @@ needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="pr
 
 
 def promtool(*arguments: str | Path) -> None:
-    """Runs it, and fails with what it says."""
+    """Run promtool, and fail with its output."""
     result = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=[alert["alert"] for alert in ALERTS])
 def test_an_alert_says_how_bad_it_is_what_has_happened_and_what_to_do(alert: dict[str, Any]) -> None:
-    """And it waits before it says so."""
+    """An alert has a severity, a summary, a description of what to do, and a waiting time."""
     assert alert["for"] != "0s"
     assert alert["labels"].keys() == {"severity"}
     assert alert["labels"]["severity"] in {"critical", "warning"}
@@ -49,11 +49,11 @@ def test_every_alert_is_made_to_fire() -> None:
 
 @needs_promtool
 def test_promtool_finds_no_fault_in_the_rules() -> None:
-    """Nor anything to complain of."""
+    """The program promtool finds neither faults nor warnings in the rules."""
     promtool("check", "rules", "--lint-fatal", RULES)
 
 
 @needs_promtool
 def test_alerts_fire_when_they_should_and_not_otherwise() -> None:
-    """Each after its time; none at a fresh start, when counters begin anew, or at night."""
+    """Each alert fires after its time, and none fires at a fresh start, when counters start again, or at night."""
     promtool("test", "rules", CASES)

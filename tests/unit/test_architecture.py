@@ -1,13 +1,16 @@
-"""The house rules, read off the syntax: which rooms are pure, and that no import runs back up."""
+"""The rules of the architecture, by the syntax: pure modules are pure, and imports run downward only."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from app.schema import METRICS
+from tests.support.modules import MODULES, ROOT
+
 PURE = [
+    "app.schema",
     "app.ingest.buffer",
     "app.ingest.batch",
     "app.ingest.blocked",
@@ -27,14 +30,18 @@ IMPURE_MODULES = {
     *("time", "random", "secrets", "logging", "warnings", "os", "sys", "io", "pathlib", "app.settings"),
 }
 IMPURE_CALLS = {"open", "print", "input", "now", "utcnow", "today", "getenv"}
+METRIC = re.compile(rf"(?<![a-z])({'|'.join(METRICS)})(?!_reading)")
+"""A metric's name, but for those of the route /api/temperature_reading and its functions."""
+NAMES_METRICS = {
+    "app.schema": "it is where they are defined",
+    "app.ingest.batch": "attributes of a Reading: a NamedTuple of constant fields is what mypy checks",
+    "app.ingest.decode.reading": "the contract of /api/temperature_reading; its parser is straight code for speed",
+    "app.ingest.result": "the contract of the same route and of /ws/sensor_updates; straight code for speed",
+    "app.web.write_single": "the contract of the same route, in OpenAPI",
+    "app.store.wire": "the packing of one reading; straight code for speed",
+    "app.store.database": "columns of the original SensorFlow's table, which stay what they are",
+}
 DRIVERS = {"psycopg", "psycopg_pool", "sqlalchemy", "alembic"}
-
-
-def name_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-MODULES = {name_of(path): ast.parse(path.read_text()) for path in (ROOT / "app").rglob("*.py")}
 
 
 def is_in(module: str, room: str) -> bool:
@@ -48,7 +55,7 @@ def modules_in(room: str) -> list[str]:
 
 
 def imports(module: str) -> set[str]:
-    """What a module imports, at its top or anywhere else in it."""
+    """Return what a module imports, at its top or anywhere else."""
     found = set()
     for node in ast.walk(MODULES[module]):
         if isinstance(node, ast.Import):
@@ -81,6 +88,7 @@ def test_a_pure_room_has_no_clock_no_log_no_loop_and_no_environment(room: str) -
     ("room", "above"),
     [
         ("app.errors", ["app"]),
+        ("app.schema", ["app"]),
         ("app.ingest", ["app.web", "app.live", "app.store", "app.workers", "app.metrics", "app.main", "app.settings"]),
         ("app.history", ["app.web", "app.live", "app.store", "app.workers", "app.metrics", "app.main", "app.settings"]),
         (
@@ -128,3 +136,26 @@ def test_only_the_store_speaks_to_a_database() -> None:
     speakers = {module for module in MODULES for name in imports(module) if name.partition(".")[0] in DRIVERS}
     assert {module for module in speakers if not is_in(module, "app.store")} == set()
     assert "app.store.database" in speakers
+
+
+def test_metrics_are_named_in_the_schema() -> None:
+    """All modules but a few derive the columns and keys of metrics from ``app.schema``."""
+    naming = {
+        module
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        for _, text in ast.iter_fields(node)
+        if isinstance(text, str) and METRIC.search(text)
+    }
+    assert naming == NAMES_METRICS.keys()
+
+
+def test_no_test_imports_another() -> None:
+    """Helpers of several tests are in tests/support, or in a module of their folder without tests."""
+    imported = {
+        f"{path.relative_to(ROOT)} imports {node.module}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and re.search(r"^tests\.(.*\.)?(test_\w+|conftest)$", node.module or "")
+    }
+    assert imported == set()

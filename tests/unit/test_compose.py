@@ -1,4 +1,4 @@
-"""The container files hold together: with each other, with the settings, and with the compose specification."""
+"""The container files agree with each other, with the settings, and with the compose specification."""
 
 import re
 import shutil
@@ -27,12 +27,12 @@ SETTING_NAMES = {name.upper() for name in Settings.model_fields}
 
 
 def each_service() -> pytest.MarkDecorator:
-    """Runs a test once for every service."""
+    """Run a test once for each service."""
     return pytest.mark.parametrize("service", SERVICES.values(), ids=SERVICES.keys())
 
 
 def seconds(duration: str) -> float:
-    """A compose duration, like ``1m30s``, in seconds."""
+    """Return the seconds of a compose duration like ``1m30s``."""
     units = {"h": 3_600, "m": 60, "s": 1, "ms": 0.001}
     parts = re.findall(r"(\d+)(ms|h|m|s)", duration)
     assert "".join(map("".join, parts)) == duration
@@ -40,18 +40,18 @@ def seconds(duration: str) -> float:
 
 
 def image_environment() -> dict[str, str]:
-    """What the Dockerfile's last stage puts into the environment."""
+    """Return the environment that the Dockerfile's last stage sets."""
     instruction = re.findall(r"^ENV ((?:.*\\\n)*.*)", DOCKERFILE, re.MULTILINE)[-1]
     return dict(re.findall(r"(\w+)=(\S+)", instruction))
 
 
 def api_port() -> int:
-    """The port that the server listens on in its container."""
+    """Return the port that the server listens on in its container."""
     return int(SERVICES["api"]["environment"].get("PORT", image_environment()["PORT"]))
 
 
 def test_the_compose_file_is_valid_by_the_compose_specification() -> None:
-    """Its JSON Schema comes with check-jsonschema; no Docker and no network is needed."""
+    """The compose file is valid by the JSON Schema of check-jsonschema, without Docker and network."""
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     result = subprocess.run([*command, REPOSITORY / "docker-compose.yml"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -96,7 +96,7 @@ def test_every_image_is_pinned(service: dict[str, Any]) -> None:
 
 
 def test_every_base_image_names_a_minor_version() -> None:
-    """Security fixes of Python come with a rebuild; another Python does not."""
+    """Every base image names a minor version: a rebuild brings security fixes but no other Python."""
     bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
     assert bases
     assert all(re.fullmatch(r"python:3\.\d+-slim", base) for base in bases)
@@ -118,7 +118,7 @@ def test_a_service_starts_after_those_it_depends_on_are_healthy(service: dict[st
 
 
 def test_the_server_may_drain_before_it_is_killed() -> None:
-    """Requests under way and what is buffered may each take the drain timeout; SIGKILL comes after both."""
+    """SIGKILL comes only after twice the drain timeout, once for requests under way and once for the buffer."""
     drain_timeout_s = SERVICES["api"]["environment"].get(
         "DRAIN_TIMEOUT_S", Settings.model_fields["drain_timeout_s"].default
     )
@@ -126,7 +126,7 @@ def test_the_server_may_drain_before_it_is_killed() -> None:
 
 
 def test_the_example_of_env_has_every_variable_that_compose_uses() -> None:
-    """Whoever fills in .env.example has filled in everything, and nothing in vain: the others are settings."""
+    """.env.example has every variable that compose uses, and apart from those only settings."""
     used = {match["name"] for match in VARIABLE.finditer(COMPOSE_TEXT)}
     assert used <= set(ENV_EXAMPLE) <= used | SETTING_NAMES
 
@@ -190,7 +190,7 @@ def test_grafanas_datasources_read_only_variables_that_grafana_is_given() -> Non
 
 
 def test_prometheus_finds_its_rules_where_its_folder_is_mounted() -> None:
-    """Their path is relative to the configuration, of which the image reads /etc/prometheus/prometheus.yml."""
+    """Prometheus finds its rules: their path is relative to /etc/prometheus/prometheus.yml, which the image reads."""
     assert "./prometheus:/etc/prometheus:ro" in SERVICES["prometheus"]["volumes"]
     folder = REPOSITORY / "prometheus"
     rule_files = yaml.safe_load((folder / "prometheus.yml").read_text())["rule_files"]
@@ -199,7 +199,7 @@ def test_prometheus_finds_its_rules_where_its_folder_is_mounted() -> None:
 
 
 def test_grafana_knows_how_often_prometheus_scrapes() -> None:
-    """It chooses the width of rate() by that."""
+    """Grafana knows the scrape interval of Prometheus, from which it chooses the width of rate()."""
     sources = yaml.safe_load((REPOSITORY / "grafana/provisioning/datasources/datasources.yml").read_text())
     [source] = [source for source in sources["datasources"] if source["type"] == "prometheus"]
     configuration = yaml.safe_load((REPOSITORY / "prometheus" / "prometheus.yml").read_text())

@@ -1,10 +1,12 @@
-"""The documents for people: what they name exists."""
+"""The pages for people name only things that exist."""
 
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+
+from app.web.error_responses import STATUSES
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
@@ -15,6 +17,19 @@ LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
 def each_document() -> pytest.MarkDecorator:
     """Run a test once for each document."""
     return pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+
+
+def test_statuses() -> None:
+    """Each status has a row in the API's page, and the alert on requests that are not acceptable counts it."""
+    rows = re.findall(r"^\| ([\d, ]+) \|", (REPOSITORY / "docs" / "api.md").read_text(), re.MULTILINE)
+    on_page = {int(number) for row in rows for number in row.split(",")} | {404}
+    assert set(STATUSES.values()) <= on_page
+    rules = (REPOSITORY / "prometheus" / "rules.yml").read_text()
+    [counted] = re.findall(r'status=~"(401[\d|]*)"', rules)
+    try_again = {408, 429}
+    assert {int(number) for number in counted.split("|")} == {
+        status for status in STATUSES.values() if status < 500 and status not in {404, *try_again}
+    }
 
 
 @each_document()

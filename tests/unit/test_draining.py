@@ -1,4 +1,4 @@
-"""The order of a stop: whatever connections do, the application ends, and it ends last."""
+"""The order of a stop: the application ends, and it ends last, whatever connections do."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,7 +13,7 @@ PATIENCE_S = 10
 
 
 class Connection:
-    """A connection that notes what it is told, and when."""
+    """A connection that records its calls and their times."""
 
     def __init__(self, server: "Stopping", *, ends_at: str = "", fails: bool = False) -> None:
         self.told: list[tuple[str, float]] = []
@@ -56,7 +56,7 @@ class Stopping(DrainingServer):
         return connection
 
     async def stop(self) -> float:
-        """Stops; when the application was ended."""
+        """Stop the server, and return when the application was ended."""
         end: Callable[[], Any] = super().shutdown
         await end()
         (ended_at,) = self.ended_at
@@ -72,7 +72,7 @@ async def test_idle_server_ends_at_once() -> None:
 
 
 async def test_unfinished_requests_are_refused() -> None:
-    """Incomplete requests are refused after a moment; requests being answered are waited for."""
+    """Incomplete requests are refused after a moment, and the stop waits for requests that are being answered."""
     server = Stopping()
     idle, slow = server.connect(ends_at="shutdown"), server.connect(ends_at="refuse_unfinished")
     ended_at = await server.stop()

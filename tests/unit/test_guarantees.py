@@ -1,4 +1,4 @@
-"""docs/guarantees.md against the modules that cite it and the tests that it names."""
+"""The page docs/guarantees.md agrees with the modules that cite it and the tests that it names."""
 
 import ast
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_architecture import ROOT
+from tests.support.modules import ROOT
 
 PAGE = (ROOT / "docs" / "guarantees.md").read_text()
 HEADING = re.compile(r"^## (\d+)\. ", re.MULTILINE)

@@ -85,7 +85,7 @@ def test_an_exception_is_told_in_json(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("as_json", [True, False])
 def test_a_line_is_written_whatever_its_message_holds(capfd: pytest.CaptureFixture[str], as_json: bool) -> None:
-    """Such as a file's name that is no UTF-8; like the real one, this standard error takes what it can't encode."""
+    """A line is written even with text that is no UTF-8. Like the real one, this standard error escapes it."""
     configure_logging(level="INFO", as_json=as_json)
     logger.error("can't read %s", "caf\udce9")
     [line] = capfd.readouterr().err.splitlines()
@@ -97,7 +97,7 @@ def test_a_line_is_written_whatever_its_message_holds(capfd: pytest.CaptureFixtu
 def test_a_library_that_writes_keys_speaks_only_of_warnings(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, level: str
 ) -> None:
-    """They write each WebSocket's path with its query string, at INFO or DEBUG."""
+    """A library that writes keys logs only warnings: at INFO or DEBUG it writes a WebSocket's query string."""
     monkeypatch.setattr(logging.getLogger(name), "propagate", True)  # uvicorn's own settings, in another test, end it
     configure_logging(level=level, as_json=False)
     for quiet in (logging.DEBUG, logging.INFO):
@@ -114,7 +114,7 @@ def record(
     kind: object = None,
     name: str = "app.somewhere",
 ) -> logging.LogRecord:
-    """A log line; of a kind of its own, if that is given."""
+    """Return a log line, with its own kind if one is given."""
     made = logging.LogRecord(name, level, __file__, 1, message, arguments, None)
     if kind is not None:
         made.kind = kind
@@ -151,7 +151,7 @@ def test_kinds_are_bounded() -> None:
 
 
 def test_many_kinds_hide_no_error() -> None:
-    """What one logger says of however many senders keeps no other's error from being written, nor its own."""
+    """Many lines of one logger about many senders hide no error, of another logger or its own."""
     throttle = Throttle()
     for sender in range(10_000):
         throttle.admits(record("refused", kind=sender), 0.0)
@@ -160,7 +160,7 @@ def test_many_kinds_hide_no_error() -> None:
 
 
 def test_good_news_is_told_one_by_one() -> None:
-    """INFO lines that differ are all written; the same one again and again is not."""
+    """INFO lines that differ are all written, but not one that repeats."""
     throttle = Throttle()
     assert all(throttle.admits(record("worker %d", n, level=logging.INFO), 0.0) for n in range(20))
     assert sum(throttle.admits(record("back again", level=logging.INFO), 0.0) for _ in range(20)) == BURST

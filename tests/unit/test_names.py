@@ -1,4 +1,4 @@
-"""Names: a class has one meaning in all of app, and every word of the glossary is in use."""
+"""Each class name has one meaning in app, and every word of the glossary is in use."""
 
 import ast
 import re
@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tests.unit.test_architecture import MODULES, ROOT
+from tests.support.modules import MODULES, ROOT
 
 GLOSSARY = (ROOT / "docs" / "glossary.md").read_text()
 WORDS = re.findall(r"^- \*\*(.+?)\*\*: ", GLOSSARY, re.MULTILINE)

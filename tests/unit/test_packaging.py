@@ -1,4 +1,4 @@
-"""What the repository says of itself: its version, and what it needs."""
+"""The repository's version and requirements agree everywhere."""
 
 import ast
 import re
@@ -73,7 +73,7 @@ def test_one_list_of_dependencies() -> None:
 
 
 def test_python_versions_agree() -> None:
-    """What the linters check is the oldest Python that is promised."""
+    """The linters check the oldest Python that is supported."""
     oldest = PYPROJECT["project"]["requires-python"].removeprefix(">=")
     assert PYPROJECT["tool"]["mypy"]["python_version"] == oldest
     assert PYPROJECT["tool"]["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
@@ -134,7 +134,7 @@ def test_lock_has_every_hash_and_no_host() -> None:
 
 
 def test_lock_is_where_it_is_installed() -> None:
-    """README and the image install it, and only with hashes; CONTRIBUTING says how it is renewed."""
+    """README and the image install the lock with hashes only, and CONTRIBUTING says how to renew it."""
     install = "--require-hashes -r requirements.lock"
     assert f".venv/bin/pip install {install}" in (REPOSITORY / "README.md").read_text()
     assert "--require-hashes -r server.lock" in (REPOSITORY / "Dockerfile").read_text()

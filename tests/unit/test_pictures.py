@@ -1,4 +1,4 @@
-"""The README's pictures: that they are there and small, and what is made of answers before they are drawn.
+"""The README's pictures exist and are small, and answers become the right frames before they are drawn.
 
 The command itself, `python -m tests.pictures`, is no test: it needs a browser and 450 packages from npm, and sends live
 readings for longer than a minute, because the rate of the last minute is in the picture.
@@ -44,7 +44,7 @@ def test_frame_has_types_and_plain_values() -> None:
 
 
 def test_wide_makes_a_series_of_each_name() -> None:
-    """Rows of one time are one point of each series; where a series has none, it is null."""
+    """Rows of one time become one point of each series, which is null if the series has no row."""
     rows = [(1, "upper", 30.0), (1, "lower", 10.0), (2, "upper", 31.0)]
     times = [(datetime.fromtimestamp(second, UTC), *rest) for second, *rest in rows]
     made = wide(frame("A", [("time", TIME), ("metric", TEXT), ("value", FLOAT)], times))
@@ -89,7 +89,7 @@ def test_unknown_transformation_is_not_drawn() -> None:
 
 
 def test_rows_are_repeated_and_stay_closed() -> None:
-    """A row is drawn for each choice, with what lies under it; a collapsed one has nothing, unless it is opened."""
+    """A row is drawn for each choice, with its panels. A collapsed row has none, unless it is opened."""
     panels: list[Node] = [
         {"type": "row", "title": "$metric", "repeat": "metric"},
         {"type": "stat", "title": "a"},
@@ -105,7 +105,7 @@ def test_rows_are_repeated_and_stay_closed() -> None:
 
 
 def test_places_have_no_holes() -> None:
-    """What is left of a line fills it, and lines follow each other."""
+    """The remaining panels of a line fill it, and lines follow each other without holes."""
     places = [(0, 0, 12, 4), (12, 0, 6, 3), (0, 30, 24, 1), (0, 31, 5, 2)]
     panels = [{"gridPos": dict(zip("xywh", place, strict=True))} for place in places]
     assert [tuple(panel["gridPos"].values()) for panel in placed(panels)] == [

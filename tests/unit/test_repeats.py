@@ -1,10 +1,10 @@
-"""Which of many messages are logged."""
+"""The choice of which repeated messages are logged."""
 
 from app.repeats import INTERVAL_S, Repeats
 
 
 def test_repeats() -> None:
-    """A message is logged when it is new, and again after a while; numbers do not make it another one."""
+    """A message is logged when it is new, and again after a while. Other numbers do not make it new."""
     repeats = Repeats()
     assert [now for now in range(200) if repeats.is_due(f"port {now} refused", now)] == [
         INTERVAL_S * times for times in range(4)

@@ -35,7 +35,7 @@ MAX_SCHEMA_BYTES = 1 << 20
 """1,000 columns take some 200 KB."""
 
 
-def open_arrow_stream(body: bytes, terms: DecodeOptions) -> Opened:
+def open_arrow_stream(body: bytes, options: DecodeOptions) -> Opened:
     """Look at the messages of an Arrow IPC stream.
 
     Raises:
@@ -44,7 +44,7 @@ def open_arrow_stream(body: bytes, terms: DecodeOptions) -> Opened:
     """
     if body.startswith(b"ARROW1"):
         raise MalformedBody("The body is an Arrow file (Feather): send an Arrow stream.")
-    return _readably(lambda: _open(body, terms))
+    return _readably(lambda: _open(body, options))
 
 
 def _readably(do: Callable[[], Result]) -> Result:
@@ -54,34 +54,34 @@ def _readably(do: Callable[[], Result]) -> Result:
         raise MalformedBody(f"The body can't be read as an Arrow stream: {in_short(error)}") from error
 
 
-def _open(body: bytes, terms: DecodeOptions) -> Opened:
+def _open(body: bytes, options: DecodeOptions) -> Opened:
     inflated_bytes = _inflated_bytes(body)
-    require_small(len(body) + inflated_bytes, terms)
+    require_small(len(body) + inflated_bytes, options)
     with pyarrow.ipc.open_stream(pa.BufferReader(body)) as reader:
         schema = reader.schema
-    require_few_columns(len(schema.names), terms.max_columns)
-    unknown = require_columns(schema.names, terms)
+    require_few_columns(len(schema.names), options.max_columns)
+    unknown = require_columns(schema.names, options)
     known = [name for name in COLUMNS if name in schema.names]
     for name in known:
         require_flat(name, schema.field(name).type)
 
     def read() -> ParsedColumns:
         # Fields come in the order of the schema, whatever the order here.
-        options = pyarrow.ipc.IpcReadOptions(
+        ipc_options = pyarrow.ipc.IpcReadOptions(
             use_threads=False, included_fields=[schema.get_field_index(name) for name in known]
         )
         stream = pa.BufferReader(body)
         batches, rows = [], 0
-        with pyarrow.ipc.open_stream(stream, options=options) as reader:
+        with pyarrow.ipc.open_stream(stream, options=ipc_options) as reader:
             for batch in reader:
                 rows += batch.num_rows
-                if rows <= terms.max_rows:
+                if rows <= options.max_rows:
                     batches.append(batch)
             of_batches = reader.schema
-        require_few_rows(rows, terms)
+        require_few_rows(rows, options)
         if stream.tell() < len(body):
             raise MalformedBody("The body goes on after the end of its Arrow stream: send one stream a request.")
-        return columns_of_table(pa.Table.from_batches(batches, of_batches), known, unknown, terms)
+        return columns_of_table(pa.Table.from_batches(batches, of_batches), known, unknown, options)
 
     return Opened(inflated_bytes, lambda: _readably(read))
 
@@ -107,8 +107,8 @@ def _inflated_bytes(body: bytes) -> int:
     copied = repeated = 0
     grown: dict[int, int] = {}
     changed: set[int] = set()
-    for place, message in enumerate(pyarrow.ipc.MessageReader.open_stream(pa.BufferReader(body))):
-        if place > MAX_MESSAGES:
+    for position, message in enumerate(pyarrow.ipc.MessageReader.open_stream(pa.BufferReader(body))):
+        if position > MAX_MESSAGES:
             raise MalformedBody(f"The Arrow stream has more than {MAX_MESSAGES:,} batches: write larger ones.")
         if message.metadata.size > MAX_SCHEMA_BYTES:
             raise MalformedBody(
@@ -155,10 +155,10 @@ def _sizes_of_message(metadata: pa.Buffer, body: pa.Buffer | None) -> _Sizes:
     header_type, batch = message.read("<B", kind), message.offset(header)
     dictionary, is_delta = None, False
     if header_type == _DICTIONARY_BATCH:
-        place = message.field(batch, _DICTIONARY_BATCH_ID)
-        dictionary = message.read("<q", place) if place else 0
-        place = message.field(batch, _DICTIONARY_BATCH_IS_DELTA)
-        is_delta = bool(place and message.read("<B", place))
+        position = message.field(batch, _DICTIONARY_BATCH_ID)
+        dictionary = message.read("<q", position) if position else 0
+        position = message.field(batch, _DICTIONARY_BATCH_IS_DELTA)
+        is_delta = bool(position and message.read("<B", position))
         data = message.field(batch, _DICTIONARY_BATCH_DATA)
         batch = message.offset(data) if data else 0
     elif header_type != _RECORD_BATCH:
@@ -170,8 +170,8 @@ def _sizes_of_message(metadata: pa.Buffer, body: pa.Buffer | None) -> _Sizes:
     vector = message.offset(buffers)
     inflated = 0
     view = memoryview(body)
-    for place in range(message.read("<I", vector)):
-        start, length = struct.unpack_from("<qq", message.view, vector + 4 + 16 * place)
+    for position in range(message.read("<I", vector)):
+        start, length = struct.unpack_from("<qq", message.view, vector + 4 + 16 * position)
         if length > 0:
             if start < 0:
                 raise ValueError("a buffer that begins before its message")
@@ -186,15 +186,15 @@ class _Flatbuffer:
     def __init__(self, buffer: pa.Buffer) -> None:
         self.view = memoryview(buffer)
 
-    def read(self, form: str, place: int) -> int:
-        if place < 0:
+    def read(self, form: str, position: int) -> int:
+        if position < 0:
             raise ValueError("an offset that points before its message")
-        value: int = struct.unpack_from(form, self.view, place)[0]
+        value: int = struct.unpack_from(form, self.view, position)[0]
         return value
 
-    def offset(self, place: int) -> int:
-        """Where the offset at ``place`` points."""
-        return place + self.read("<I", place)
+    def offset(self, position: int) -> int:
+        """Where the offset at ``position`` points."""
+        return position + self.read("<I", position)
 
     def field(self, table: int, number: int) -> int:
         """Where a table has a field; 0 if it has not."""
@@ -202,5 +202,5 @@ class _Flatbuffer:
         slot = 4 + 2 * number
         if slot >= self.read("<H", layout):
             return 0
-        place = self.read("<H", layout + slot)
-        return table + place if place else 0
+        position = self.read("<H", layout + slot)
+        return table + position if position else 0

@@ -31,8 +31,8 @@ from app.ingest.decode.timestamps import (
     parse_time_us,
     parse_times_us,
 )
+from app.schema import METRIC_TYPES, METRICS
 
-METRICS = ("temperature", "humidity", "pressure")
 COLUMNS = ("sensor_id", "time", *METRICS)
 """All that are known, in the order in which a row's first fault is looked for."""
 
@@ -124,7 +124,7 @@ class DecodeOptions:
 class ParsedColumns:
     """A body in columns, as far as its format can check them.
 
-    ``columns`` has those of COLUMNS that were sent, each of ``rows`` values: ``sensor_id`` as text or as a dictionary
+    ``columns`` has those of COLUMNS that were parsed, each of ``rows`` values: ``sensor_id`` as text or as a dictionary
     of text, ``time`` as ``parse_times_us`` takes it, the metrics as float64. Where a format has found a fault itself
     the value is null and ``faults`` has the reason, by column (None: of the row) and row (from 0).
     """
@@ -163,10 +163,10 @@ def scalar_value(scalar: pa.Scalar) -> object:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def require_few_rows(rows: int, terms: DecodeOptions) -> None:
+def require_few_rows(rows: int, options: DecodeOptions) -> None:
     """Raise TooManyRows if a body has more readings than it may."""
-    if rows > terms.max_rows:
-        raise TooManyRows(rows, terms.max_rows)
+    if rows > options.max_rows:
+        raise TooManyRows(rows, options.max_rows)
 
 
 def require_few_columns(count: int, max_columns: int = MAX_COLUMNS) -> None:
@@ -175,13 +175,13 @@ def require_few_columns(count: int, max_columns: int = MAX_COLUMNS) -> None:
         raise MalformedBody(f"The body has {count:,} columns and may have {max_columns:,}: leave out unknown columns.")
 
 
-def require_small(inflated_bytes: int, terms: DecodeOptions) -> None:
+def require_small(inflated_bytes: int, options: DecodeOptions) -> None:
     """Raise BodyTooLarge if a body would take too much once inflated."""
-    if inflated_bytes > terms.max_inflated_bytes:
-        raise BodyTooLarge(terms.max_inflated_bytes, inflated=True)
+    if inflated_bytes > options.max_inflated_bytes:
+        raise BodyTooLarge(options.max_inflated_bytes, inflated=True)
 
 
-def require_columns(names: Sequence[str], terms: DecodeOptions) -> Sequence[str]:
+def require_columns(names: Sequence[str], options: DecodeOptions) -> Sequence[str]:
     """Those of a table's column names that are not known.
 
     Raises:
@@ -190,7 +190,7 @@ def require_columns(names: Sequence[str], terms: DecodeOptions) -> Sequence[str]
     """
     if twice := [name for name, times in Counter(names).items() if name and times > 1]:
         raise MalformedBody(f"The column {format_names(twice[:1])} comes twice: give every column a name of its own.")
-    if "sensor_id" not in names and terms.is_sensor_required:
+    if "sensor_id" not in names and options.is_sensor_required:
         raise MalformedBody(
             f"There is no column sensor_id. The columns sent: {format_names(names)}. Known: {', '.join(COLUMNS)}."
         )
@@ -235,56 +235,56 @@ class _RowErrors:
     reason: Callable[[int], str]
 
 
-def check(sent: ParsedColumns, terms: DecodeOptions) -> Decoded:
+def validate(parsed: ParsedColumns, options: DecodeOptions) -> Decoded:
     """Return the good rows as a batch, and the faults of the others.
 
     Raises:
-        TooManyRows: there are more than ``terms`` allow.
+        TooManyRows: there are more than ``options`` allow.
     """
-    require_few_rows(sent.rows, terms)
-    objections: list[_RowErrors] = []
-    _add_parse_errors(sent, None, objections)
+    require_few_rows(parsed.rows, options)
+    row_errors: list[_RowErrors] = []
+    _add_parse_errors(parsed, None, row_errors)
 
-    sensors = _distinct(sent.columns.get("sensor_id", pa.nulls(sent.rows, pa.string())))
-    _add_parse_errors(sent, "sensor_id", objections)
-    _object_to_names(sensors, objections)
+    sensors = _distinct(parsed.columns.get("sensor_id", pa.nulls(parsed.rows, pa.string())))
+    _add_parse_errors(parsed, "sensor_id", row_errors)
+    _validate_names(sensors, row_errors)
 
-    times = sent.columns.get("time", pa.nulls(sent.rows))
-    moments = parse_times_us(times, terms.precision)
+    times = parsed.columns.get("time", pa.nulls(parsed.rows))
+    moments = parse_times_us(times, options.precision)
     if moments is None:
         raise MalformedBody(f"The column time should have times or numbers, and not {times.type}.")
-    _add_parse_errors(sent, "time", objections)
-    is_backfill_wanted = _object_to_times(times, moments, terms, objections)
+    _add_parse_errors(parsed, "time", row_errors)
+    is_backfill_wanted = _validate_times(times, moments, options, row_errors)
     hints: Sequence[str] = ()
     if times.null_count:
-        hints = _object_to_missing_times(sent, times, terms, objections)
+        hints = _validate_missing_times(parsed, times, options, row_errors)
     if moments.null_count:
-        moments = moments.fill_null(terms.now_us)
+        moments = moments.fill_null(options.now_us)
 
     metrics = []
-    for name in METRICS:
-        values = sent.columns.get(name, pa.nulls(sent.rows, pa.float64()))
-        _add_parse_errors(sent, name, objections)
+    for name, arrow_type in METRIC_TYPES.items():
+        values = parsed.columns.get(name, pa.nulls(parsed.rows, arrow_type))
+        _add_parse_errors(parsed, name, row_errors)
         if pc.all(pc.is_finite(values)).as_py() is False:
-            values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)
+            values = pc.if_else(pc.is_nan(values), pa.scalar(None, arrow_type), values)
             not_finite = pc.invert(pc.is_finite(values)).fill_null(False)
-            _object(objections, name, not_finite, _always(NOT_FINITE.format(name)))
+            _add_errors(row_errors, name, not_finite, _always(NOT_FINITE.format(name)))
         metrics.append(values)
     if all(values.null_count for values in metrics):
-        _object(objections, None, reduce(pc.and_, [pc.is_null(values) for values in metrics]), _always(NO_METRIC))
+        _add_errors(row_errors, None, reduce(pc.and_, [pc.is_null(values) for values in metrics]), _always(NO_METRIC))
 
-    rows = pa.arange(1, sent.rows + 1)
-    unwanted = None if terms.only_rows is None else pc.invert(pc.is_in(rows, value_set=terms.only_rows))
-    _object_to_days(moments, unwanted, terms, objections)
+    rows = pa.arange(1, parsed.rows + 1)
+    unwanted = None if options.only_rows is None else pc.invert(pc.is_in(rows, value_set=options.only_rows))
+    _validate_days(moments, unwanted, options, row_errors)
     names = sensors.dictionary
     columns = [moments.cast(BATCH_SCHEMA.field("time").type), sensors.indices, *metrics]
     errors, rejected_rows = list[RowError](), rows[:0]
-    if objections or unwanted is not None:
-        refused = reduce(pc.or_, [objection.rows for objection in objections], pa.repeat(False, sent.rows))
+    if row_errors or unwanted is not None:
+        refused = reduce(pc.or_, [each.rows for each in row_errors], pa.repeat(False, parsed.rows))
         taken = pc.invert(refused)
         if unwanted is not None:
             refused, taken = pc.and_not(refused, unwanted), pc.and_not(taken, unwanted)
-        errors = _errors(sent, refused, objections, terms.max_errors)
+        errors = _errors(parsed, refused, row_errors, options.max_errors)
         rejected_rows, rows = rows.filter(refused), rows.filter(taken)
         columns = [column.filter(taken) for column in columns]
         # Names that are left without a row go, too.
@@ -292,10 +292,10 @@ def check(sent: ParsedColumns, terms: DecodeOptions) -> Decoded:
         names = names.take(positions.dictionary)
         columns[1] = positions.indices
     return Decoded(
-        batch=Batch(names, pa.RecordBatch.from_arrays(columns, schema=BATCH_SCHEMA), terms.source),
+        batch=Batch(names, pa.RecordBatch.from_arrays(columns, schema=BATCH_SCHEMA), options.source),
         rejected=len(rejected_rows),
         errors=errors,
-        unknown_columns=sent.unknown_columns,
+        unknown_columns=parsed.unknown_columns,
         rows=rows,
         rejected_rows=rejected_rows,
         hints=hints,
@@ -303,19 +303,19 @@ def check(sent: ParsedColumns, terms: DecodeOptions) -> Decoded:
     )
 
 
-def _object(objections: list[_RowErrors], column: str | None, rows: pa.Array, reason: Callable[[int], str]) -> None:
+def _add_errors(row_errors: list[_RowErrors], column: str | None, rows: pa.Array, reason: Callable[[int], str]) -> None:
     if rows.true_count:
-        objections.append(_RowErrors(column, rows, reason))
+        row_errors.append(_RowErrors(column, rows, reason))
 
 
 def _always(reason: str) -> Callable[[int], str]:
     return lambda _row: reason
 
 
-def _add_parse_errors(sent: ParsedColumns, column: str | None, objections: list[_RowErrors]) -> None:
-    if reasons := sent.faults.get(column):
-        rows = pa.array([row in reasons for row in range(sent.rows)], pa.bool_())
-        objections.append(_RowErrors(column, rows, reasons.__getitem__))
+def _add_parse_errors(parsed: ParsedColumns, column: str | None, row_errors: list[_RowErrors]) -> None:
+    if reasons := parsed.faults.get(column):
+        rows = pa.array([row in reasons for row in range(parsed.rows)], pa.bool_())
+        row_errors.append(_RowErrors(column, rows, reasons.__getitem__))
 
 
 def _distinct(names: pa.Array) -> pa.DictionaryArray:
@@ -327,7 +327,7 @@ def _distinct(names: pa.Array) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(used.indices, own.dictionary.take(used.dictionary))
 
 
-def _object_to_names(sensors: pa.DictionaryArray, objections: list[_RowErrors]) -> None:
+def _validate_names(sensors: pa.DictionaryArray, row_errors: list[_RowErrors]) -> None:
     """In the order in which the single reading's parser finds them; whitespace is what it is to ``str.strip``."""
     names = sensors.dictionary
     faults = {
@@ -340,40 +340,40 @@ def _object_to_names(sensors: pa.DictionaryArray, objections: list[_RowErrors]) 
     }
     for reason, of_names in faults.items():
         if of_names.true_count:
-            _object(objections, "sensor_id", of_names.take(sensors.indices).fill_null(False), _always(reason))
+            _add_errors(row_errors, "sensor_id", of_names.take(sensors.indices).fill_null(False), _always(reason))
     if sensors.indices.null_count:
-        _object(objections, "sensor_id", pc.is_null(sensors.indices), _always(NO_SENSOR_ID))
+        _add_errors(row_errors, "sensor_id", pc.is_null(sensors.indices), _always(NO_SENSOR_ID))
 
 
-def _object_to_times(times: pa.Array, moments: pa.Array, terms: DecodeOptions, objections: list[_RowErrors]) -> bool:
+def _validate_times(times: pa.Array, moments: pa.Array, options: DecodeOptions, row_errors: list[_RowErrors]) -> bool:
     """Reject rows by their times. Return whether some are rejected only because this is no backfill."""
 
     def unreadable(row: int) -> str:
         value = scalar_value(times[row])
         if isinstance(value, int | float | str) and not pa.types.is_temporal(times.type):
             try:
-                parse_time_us(value, precision=terms.precision)
+                parse_time_us(value, precision=options.precision)
             except ValueError as error:
                 return str(error)
         return OUTSIDE_ALL_YEARS
 
     if moments.null_count > times.null_count:
-        _object(objections, "time", pc.and_(pc.is_null(moments), pc.is_valid(times)), unreadable)
+        _add_errors(row_errors, "time", pc.and_(pc.is_null(moments), pc.is_valid(times)), unreadable)
     extremes = pc.min_max(moments)
     bounds = [extremes[end].as_py() for end in ("min", "max")]
-    if any(bound is not None and terms.window.fault(bound, now_us=terms.now_us) for bound in bounds):
-        earliest, latest = terms.window.bounds_us(terms.now_us)
+    if any(bound is not None and options.window.fault(bound, now_us=options.now_us) for bound in bounds):
+        earliest, latest = options.window.bounds_us(options.now_us)
         outside = pc.or_(
             pc.less(moments, -(2**63) if earliest is None else earliest),
             pc.greater(moments, 2**63 - 1 if latest is None else latest),
         ).fill_null(False)
-        _object(
-            objections,
+        _add_errors(
+            row_errors,
             "time",
             outside,
-            lambda row: terms.window.fault(moments[row].as_py(), now_us=terms.now_us) or OUTSIDE_ALL_YEARS,
+            lambda row: options.window.fault(moments[row].as_py(), now_us=options.now_us) or OUTSIDE_ALL_YEARS,
         )
-        earliest_of_backfill, _ = terms.window.for_backfill().bounds_us(terms.now_us)
+        earliest_of_backfill, _ = options.window.for_backfill().bounds_us(options.now_us)
         if earliest is not None and earliest_of_backfill != earliest:
             too_old = pc.and_(
                 pc.less(moments, earliest), pc.greater_equal(moments, earliest_of_backfill or EARLIEST_US)
@@ -382,22 +382,22 @@ def _object_to_times(times: pa.Array, moments: pa.Array, terms: DecodeOptions, o
     return False
 
 
-def _object_to_missing_times(
-    sent: ParsedColumns, times: pa.Array, terms: DecodeOptions, objections: list[_RowErrors]
+def _validate_missing_times(
+    parsed: ParsedColumns, times: pa.Array, options: DecodeOptions, row_errors: list[_RowErrors]
 ) -> Sequence[str]:
     """Reject rows without a time, or return hints for the sender where such rows are taken.
 
     Raises:
         MalformedBody: no row may be taken, since a column that looks like one of times has another name.
     """
-    like_time = columns_like_time(sent.unknown_columns)
-    if terms.is_time_required or (terms.is_backfill and like_time):
-        if like_time and times.null_count == sent.rows and not sent.faults.get("time"):
+    like_time = columns_like_time(parsed.unknown_columns)
+    if options.is_time_required or (options.is_backfill and like_time):
+        if like_time and times.null_count == parsed.rows and not parsed.faults.get("time"):
             raise MalformedBody(
                 f"There is no column time. The column {format_names(like_time[:1])} looks like it: rename it to time."
             )
         reason = f"{NO_TIME}: a column {format_names(like_time[:1])} is not read as one" if like_time else NO_TIME
-        _object(objections, "time", pc.is_null(times), _always(reason))
+        _add_errors(row_errors, "time", pc.is_null(times), _always(reason))
         return ()
     return [
         f"The column {format_names([name])} looks like a time but is ignored: rename it to time. "
@@ -409,39 +409,39 @@ def _object_to_missing_times(
 _DAY_US = 86_400_000_000
 
 
-def _object_to_days(
-    moments: pa.Array, unwanted: pa.Array | None, terms: DecodeOptions, objections: list[_RowErrors]
+def _validate_days(
+    moments: pa.Array, unwanted: pa.Array | None, options: DecodeOptions, row_errors: list[_RowErrors]
 ) -> None:
     """Reject the rows of all but the newest days: old readings can wait for an import, new ones can't."""
-    passed_over = [objection.rows for objection in objections] + [unwanted] * (unwanted is not None)
+    passed_over = [each.rows for each in row_errors] + [unwanted] * (unwanted is not None)
     if passed_over:
         refused = reduce(pc.or_, passed_over)
         moments = pc.if_else(refused, pa.scalar(None, pa.int64()), moments)
     extremes = pc.min_max(moments)
     first, last = extremes["min"].as_py(), extremes["max"].as_py()
-    if first is None or last // _DAY_US - first // _DAY_US < terms.max_chunks:
+    if first is None or last // _DAY_US - first // _DAY_US < options.max_chunks:
         return
     days = moments.cast(pa.timestamp("us")).cast(pa.date32()).cast(pa.int32())
     distinct = sorted(day for day in days.unique().to_pylist() if day is not None)
-    if len(distinct) <= terms.max_chunks:
+    if len(distinct) <= options.max_chunks:
         return
-    beyond = pc.less(days, distinct[-terms.max_chunks]).fill_null(False)
+    beyond = pc.less(days, distinct[-options.max_chunks]).fill_null(False)
     reason = (
-        f"a request may span {terms.max_chunks} distinct days (UTC), and this one spans {len(distinct)}: the newest "
+        f"a request may span {options.max_chunks} distinct days (UTC), and this one spans {len(distinct)}: the newest "
         "days are stored; send the others in requests of fewer days, or use python -m app import"
     )
-    _object(objections, "time", beyond, _always(reason))
+    _add_errors(row_errors, "time", beyond, _always(reason))
 
 
 def _errors(
-    sent: ParsedColumns, refused: pa.Array, objections: Sequence[_RowErrors], max_errors: int
+    parsed: ParsedColumns, refused: pa.Array, row_errors: Sequence[_RowErrors], max_errors: int
 ) -> list[RowError]:
     errors = []
     for row in pc.indices_nonzero(refused)[:max_errors].to_pylist():
-        objection = next(objection for objection in objections if objection.rows[row].as_py())
-        is_shown = objection.column is not None or row in sent.faults.get(None, ())
-        value = sent.value_at(row, objection.column) if is_shown else None
-        errors.append(RowError(row + 1, objection.column, objection.reason(row), truncated_for_message(value)))
+        each = next(each for each in row_errors if each.rows[row].as_py())
+        is_shown = each.column is not None or row in parsed.faults.get(None, ())
+        value = parsed.value_at(row, each.column) if is_shown else None
+        errors.append(RowError(row + 1, each.column, each.reason(row), truncated_for_message(value)))
     return errors
 
 

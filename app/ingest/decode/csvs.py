@@ -25,7 +25,6 @@ import pyarrow.csv
 from app.errors import MalformedBody
 from app.ingest.decode.columns import (
     COLUMNS,
-    METRICS,
     NO_NUMBER,
     NO_VALUE,
     NOT_FINITE,
@@ -37,6 +36,7 @@ from app.ingest.decode.columns import (
 from app.ingest.decode.dialect import CsvDialect
 from app.ingest.decode.jsons import NUMBER_IN_TEXT
 from app.ingest.decode.utf8 import NOT_UTF8, has, is_utf8, without_bom
+from app.schema import METRIC_TYPES, METRICS
 
 MAX_FIELDS = 1_000
 """A line of more is no record: 4 MB of two letters each took 159 MB."""
@@ -52,7 +52,7 @@ _BLANK = b" \t\r\n"
 _SHOWN_BYTES = 1_000
 
 
-def decode_csv(body: bytes, terms: DecodeOptions) -> ParsedColumns:
+def decode_csv(body: bytes, options: DecodeOptions) -> ParsedColumns:
     """Parse the columns of a CSV.
 
     Raises:
@@ -60,18 +60,18 @@ def decode_csv(body: bytes, terms: DecodeOptions) -> ParsedColumns:
         TooManyRows
     """
     body = without_bom(body)
-    names, start = read_header(body, terms.dialect)
+    names, start = read_header(body, options.dialect)
     try:
-        unknown = require_columns(names, terms)
+        unknown = require_columns(names, options)
     except MalformedBody as error:
         if len(names) == 1 and re.search(r"[;\t|]", names[0]):
             raise MalformedBody("The fields of a CSV should be separated by commas.") from error
         raise
-    if len(body) >= ARROW_PAYS_FROM_BYTES and body.count(b"\n") + body.count(b"\r") <= 2 * terms.max_rows + 2:
-        sent = _by_arrow(body, start, names, unknown, terms.dialect)
-        if sent is not None:
-            return sent
-    return _by_record(body, start, names, unknown, terms)
+    if len(body) >= ARROW_PAYS_FROM_BYTES and body.count(b"\n") + body.count(b"\r") <= 2 * options.max_rows + 2:
+        parsed = _by_arrow(body, start, names, unknown, options.dialect)
+        if parsed is not None:
+            return parsed
+    return _by_record(body, start, names, unknown, options)
 
 
 def read_header(body: bytes, dialect: CsvDialect) -> tuple[list[str], int]:
@@ -109,7 +109,7 @@ def records(body: bytes, at: int, dialect: CsvDialect, names: Sequence[str] | No
     """
     pattern = _field_pattern(dialect.separator)
     separator = dialect.separator.encode()
-    one_line = [place for place, name in enumerate(names or ()) if name in COLUMNS and name != "sensor_id"]
+    one_line = [index for index, name in enumerate(names or ()) if name in COLUMNS and name != "sensor_id"]
     while at < len(body):
         if body[at] in _BLANK and (blank := _BLANK_LINES.match(body, at)):
             at = blank.end()
@@ -121,7 +121,7 @@ def records(body: bytes, at: int, dialect: CsvDialect, names: Sequence[str] | No
             at = found.end()
             if end != separator:
                 is_stray = names is not None and (
-                    len(fields) != len(names) or any(_LINE_END.search(fields[place]) for place in one_line)
+                    len(fields) != len(names) or any(_LINE_END.search(fields[index]) for index in one_line)
                 )
                 if is_stray and (line_end := _LINE_END.search(body, start, at)) and line_end.end() < at:
                     at = line_end.end()
@@ -201,12 +201,12 @@ def _by_arrow(
             read_options=pyarrow.csv.ReadOptions(
                 use_threads=False,
                 block_size=rest.size + 1,
-                column_names=[name if name in known else str(place) for place, name in enumerate(names)],
+                column_names=[name if name in known else str(index) for index, name in enumerate(names)],
             ),
             parse_options=pyarrow.csv.ParseOptions(delimiter=dialect.separator, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=known,
-                column_types=dict.fromkeys(known, pa.string()) | dict.fromkeys(metrics, pa.float64()),
+                column_types={name: METRIC_TYPES.get(name, pa.string()) for name in known},
                 null_values=list(NO_VALUE | dialect.missing),
                 strings_can_be_null=False,
                 decimal_point="," if dialect.decimal_comma else ".",
@@ -233,19 +233,19 @@ def _by_record(
     first: int,
     names: Sequence[str],
     unknown: Sequence[str],
-    terms: DecodeOptions,
+    options: DecodeOptions,
 ) -> ParsedColumns:
-    places = {name: names.index(name) for name in COLUMNS if name in names}
-    texts: dict[str, list[str | None]] = {name: [] for name in places}
+    indices = {name: names.index(name) for name in COLUMNS if name in names}
+    texts: dict[str, list[str | None]] = {name: [] for name in indices}
     faults: dict[str | None, dict[int, str]] = {None: {}} | {name: {} for name in METRICS}
     spans: list[tuple[int, int]] = []
-    for row, (fields, start, end) in enumerate(records(body, first, terms.dialect, names)):
-        if row == terms.max_rows:  # the rest is counted by the line: quicker, and all but exact
-            require_few_rows(row + sum(1 for _ in _LINE.finditer(body, start)), terms)
+    for row, (fields, start, end) in enumerate(records(body, first, options.dialect, names)):
+        if row == options.max_rows:  # the rest is counted by the line: quicker, and all but exact
+            require_few_rows(row + sum(1 for _ in _LINE.finditer(body, start)), options)
         spans.append((start, end))
         try:
             if fields is None:
-                separators = _SEPARATORS.get(terms.dialect.separator, repr(terms.dialect.separator))
+                separators = _SEPARATORS.get(options.dialect.separator, repr(options.dialect.separator))
                 raise ValueError(
                     f"the line should be fields between {separators}, those with a quote in them quoted: "
                     '"such ""as"" this"'
@@ -259,12 +259,12 @@ def _by_record(
             for column in texts.values():
                 column.append(None)
         else:
-            for name, place in places.items():
-                texts[name].append(decoded[place])
+            for name, index in indices.items():
+                texts[name].append(decoded[index])
     columns: dict[str, pa.Array] = {}
     for name, column in texts.items():
         if name in METRICS:
-            columns[name] = _numbers(column, name, faults[name], terms.dialect)
+            columns[name] = _numbers(column, name, faults[name], options.dialect)
         elif name == "time":
             columns[name] = pa.array([text if text and text.strip(" \t") else None for text in column], pa.string())
         else:

@@ -22,7 +22,6 @@ from pydantic_core import from_json
 from app.errors import MalformedBody, TooManyRows
 from app.ingest.decode.columns import (
     COLUMNS,
-    METRICS,
     NO_NUMBER,
     NO_VALUE,
     NOT_FINITE,
@@ -35,6 +34,7 @@ from app.ingest.decode.columns import (
 from app.ingest.decode.timestamps import LARGEST_UNAMBIGUOUS, Precision, parse_time_us
 from app.ingest.decode.uniform import columns_of_one_shape
 from app.ingest.decode.utf8 import NOT_UTF8, as_binary, has, is_utf8, lines, without_bom
+from app.schema import METRIC_TYPES, METRICS
 
 ARROW_PAYS_FROM_BYTES = 16_384
 """Arrow's reader takes 0.3 ms to begin, in which jiter has read some 150 rows."""
@@ -56,7 +56,7 @@ _SAMPLE_DEPTH = 4
 _READ = "Send an array of readings, one reading, or an object of columns."
 
 
-def decode_ndjson(body: bytes, terms: DecodeOptions) -> ParsedColumns:
+def decode_ndjson(body: bytes, options: DecodeOptions) -> ParsedColumns:
     """Parse the columns of a body with one reading a line; blank lines don't count.
 
     Raises:
@@ -70,15 +70,15 @@ def decode_ndjson(body: bytes, terms: DecodeOptions) -> ParsedColumns:
         body = body.strip(_WHITESPACE)
     if not body:
         return ParsedColumns(0, {})
-    may_have_columns = len(body) >= ARROW_PAYS_FROM_BYTES and is_utf8(body) and not terms.renames
-    if may_have_columns and (sent := _lines_of_one_shape(body, terms)) is not None:
-        return sent
+    may_have_columns = len(body) >= ARROW_PAYS_FROM_BYTES and is_utf8(body) and not options.renames
+    if may_have_columns and (parsed := _lines_of_one_shape(body, options)) is not None:
+        return parsed
     body = body.removesuffix(b"\n")
-    if body.count(b"\n") >= terms.max_rows:
-        require_few_rows(sum(1 for _ in lines(body)), terms)
-    if may_have_columns and (sent := _lines_by_arrow(body, terms)) is not None:
-        return sent
-    _require_few_values(body, terms)
+    if body.count(b"\n") >= options.max_rows:
+        require_few_rows(sum(1 for _ in lines(body)), options)
+    if may_have_columns and (parsed := _lines_by_arrow(body, options)) is not None:
+        return parsed
+    _require_few_values(body, options)
     texts = list(lines(body))
     readings: list[object] = []
     faults: dict[int, str] = {}
@@ -89,31 +89,31 @@ def decode_ndjson(body: bytes, terms: DecodeOptions) -> ParsedColumns:
             readings.append(None)
             faults[row] = f"the line should be JSON: {_without_line_number(error)}"
     return _columns_of_readings(
-        readings, faults, terms, malformed=lambda row: texts[row][:1_000].decode(errors="replace")
+        readings, faults, options, malformed=lambda row: texts[row][:1_000].decode(errors="replace")
     )
 
 
-def _lines_of_one_shape(body: bytes, terms: DecodeOptions) -> ParsedColumns | None:
+def _lines_of_one_shape(body: bytes, options: DecodeOptions) -> ParsedColumns | None:
     if len(body) < ONE_SHAPE_PAYS_FROM_BYTES:
         return None
-    columns = columns_of_one_shape(body, max_rows=terms.max_rows)
-    if columns is None or not _reads_alike(columns, terms.precision):
+    columns = columns_of_one_shape(body, max_rows=options.max_rows)
+    if columns is None or not _reads_alike(columns, options.precision):
         return None
     return ParsedColumns(len(columns["sensor_id"]), columns)
 
 
-def _lines_by_arrow(body: bytes, terms: DecodeOptions) -> ParsedColumns | None:
+def _lines_by_arrow(body: bytes, options: DecodeOptions) -> ParsedColumns | None:
     rows = _objects_by_the_line(body)
     if not rows:
-        if body.count(b"\n") >= terms.max_rows:
+        if body.count(b"\n") >= options.max_rows:
             return None
         body = b"\n".join(lines(body))
         rows = _objects_by_the_line(body)
     if not rows:
         return None
-    require_few_rows(rows, terms)
-    sent = _columns_by_arrow(body, terms, is_array=False)
-    return sent if sent is not None and sent.rows == rows else None
+    require_few_rows(rows, options)
+    parsed = _columns_by_arrow(body, options, is_array=False)
+    return parsed if parsed is not None and parsed.rows == rows else None
 
 
 def _objects_by_the_line(body: bytes) -> int:
@@ -127,7 +127,7 @@ def _objects_by_the_line(body: bytes) -> int:
     return len(each) if alike else 0
 
 
-def decode_json(body: bytes, terms: DecodeOptions) -> ParsedColumns:
+def decode_json(body: bytes, options: DecodeOptions) -> ParsedColumns:
     """Parse the columns of a JSON document.
 
     Raises:
@@ -139,24 +139,24 @@ def decode_json(body: bytes, terms: DecodeOptions) -> ParsedColumns:
         raise MalformedBody(f"The body is empty. {_READ}")
     if not is_utf8(body):
         raise MalformedBody(f"The body can't be read: {NOT_UTF8}.")
-    _require_few_values(body, terms)
-    if len(body) >= ARROW_PAYS_FROM_BYTES and body.startswith(b"[") and not terms.renames:
-        sent = _columns_by_arrow(body, terms, is_array=True)
-        if sent is not None:
-            return sent
+    _require_few_values(body, options)
+    if len(body) >= ARROW_PAYS_FROM_BYTES and body.startswith(b"[") and not options.renames:
+        parsed = _columns_by_arrow(body, options, is_array=True)
+        if parsed is not None:
+            return parsed
     try:
         document = _parse(body)
     except ValueError as error:
         raise MalformedBody(f"The body is not JSON: {error}.") from error
     if isinstance(document, list):
-        require_few_rows(len(document), terms)
-        return _columns_of_readings(document, {}, terms)
+        require_few_rows(len(document), options)
+        return _columns_of_readings(document, {}, options)
     if not isinstance(document, dict):
         raise MalformedBody(f"The body is {_kind(document)}. {_READ}")
-    renamed = _renamed(document, terms)
+    renamed = _renamed(document, options)
     if any(isinstance(renamed.get(name), list) for name in COLUMNS):
-        return _columns_of_columns(renamed, terms)
-    return _columns_of_readings([document], {}, terms)
+        return _columns_of_columns(renamed, options)
+    return _columns_of_readings([document], {}, options)
 
 
 def read_values(body: bytes, *, is_document: bool) -> Sequence[object]:
@@ -190,18 +190,18 @@ def field_names(body: bytes, *, is_document: bool = False) -> Sequence[str]:
     return list(dict.fromkeys(chain.from_iterable(each for each in readings if isinstance(each, dict))))
 
 
-def _renamed(reading: dict[str, object], terms: DecodeOptions) -> dict[str, object]:
-    if not terms.renames:
+def _renamed(reading: dict[str, object], options: DecodeOptions) -> dict[str, object]:
+    if not options.renames:
         return reading
-    return {terms.renames.get(name, name): value for name, value in reading.items()}
+    return {options.renames.get(name, name): value for name, value in reading.items()}
 
 
-def _require_few_values(body: bytes, terms: DecodeOptions) -> None:
+def _require_few_values(body: bytes, options: DecodeOptions) -> None:
     """Raise TooManyRows if a body has more values, of any kind, than its readings could need.
 
     27 MB of {}, or [] took 860 MB as Python objects, before they could be counted.
     """
-    limit = VALUES_A_BODY + VALUES_A_ROW * terms.max_rows
+    limit = VALUES_A_BODY + VALUES_A_ROW * options.max_rows
     if len(body) <= limit or _values(body) <= limit:
         return
     values = _values(pc.replace_substring_regex(as_binary(body), pattern=_TEXT, replacement="")[0].as_py())
@@ -224,7 +224,7 @@ def _without_line_number(error: ValueError) -> str:
     return str(error).replace("at line 1 column", "at character")
 
 
-def _columns_by_arrow(body: bytes, terms: DecodeOptions, *, is_array: bool) -> ParsedColumns | None:
+def _columns_by_arrow(body: bytes, options: DecodeOptions, *, is_array: bool) -> ParsedColumns | None:
     """Parse an array of readings, or a reading a line, with Arrow; None if another way must parse it."""
     try:
         if b"\0" in body:
@@ -243,7 +243,7 @@ def _columns_by_arrow(body: bytes, terms: DecodeOptions, *, is_array: bool) -> P
     if rows is None:
         return None
     columns = {name: rows.field(name) for name in COLUMNS}
-    if rows.null_count or not _reads_alike(columns, terms.precision):
+    if rows.null_count or not _reads_alike(columns, options.precision):
         return None
     return ParsedColumns(len(rows), columns, unknown_among(unknown))
 
@@ -300,7 +300,7 @@ def _fields_of(body: bytes, *, is_array: bool) -> list[pa.Field]:
     fields = {
         "sensor_id": pa.string(),
         "time": pa.float64() if float in times else pa.int64() if int in times else pa.string(),
-        **dict.fromkeys(METRICS, pa.float64()),
+        **METRIC_TYPES,
     }
     for name in dict.fromkeys(chain.from_iterable(readings)):
         if name not in fields:
@@ -336,7 +336,7 @@ def _type_of(values: Sequence[object], depth: int) -> pa.DataType:
 def _columns_of_readings(
     readings: Sequence[object],
     malformed_rows: Mapping[int, str],
-    terms: DecodeOptions,
+    options: DecodeOptions,
     *,
     malformed: Callable[[int], str] | None = None,
 ) -> ParsedColumns:
@@ -345,7 +345,7 @@ def _columns_of_readings(
     objects: list[dict[str, object]] = []
     for row, reading in enumerate(readings):
         if isinstance(reading, dict):
-            objects.append(_renamed(reading, terms))
+            objects.append(_renamed(reading, options))
         else:
             faults_of_rows.setdefault(row, f"a reading should be an object, and this is {_kind(reading)}")
             objects.append({})
@@ -357,11 +357,11 @@ def _columns_of_readings(
 
     lists = {name: [reading.get(name) for reading in objects] for name in COLUMNS}
     unknown = unknown_among(list(dict.fromkeys(chain.from_iterable(objects))))
-    return _columns_of_lists(lists, unknown, faults_of_rows, value, terms)
+    return _columns_of_lists(lists, unknown, faults_of_rows, value, options)
 
 
-def _columns_of_columns(document: Mapping[str, object], terms: DecodeOptions) -> ParsedColumns:
-    unknown = require_columns(list(document), terms)
+def _columns_of_columns(document: Mapping[str, object], options: DecodeOptions) -> ParsedColumns:
+    unknown = require_columns(list(document), options)
     lists: dict[str, list[object]] = {}
     for name in COLUMNS:
         values = document.get(name)
@@ -369,21 +369,21 @@ def _columns_of_columns(document: Mapping[str, object], terms: DecodeOptions) ->
             lists[name] = values
         elif values is not None:
             raise MalformedBody(f"In an object of columns {name} should be an array, and this is {_kind(values)}.")
-    if "sensor_id" not in lists and terms.is_sensor_required:
+    if "sensor_id" not in lists and options.is_sensor_required:
         raise MalformedBody("In an object of columns sensor_id should be an array, and this is null.")
     lengths = {name: len(values) for name, values in lists.items()}
     if len(set(lengths.values())) > 1:
         said = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
         raise MalformedBody(f"The columns should be of one length, with null where there is no value: {said}.")
     rows = max(lengths.values())
-    require_few_rows(rows, terms)
+    require_few_rows(rows, options)
 
     def value(row: int, column: str | None) -> object:
         if column is not None:
             return lists[column][row] if column in lists else None
         return {name: values[row] for name, values in lists.items()}
 
-    return _columns_of_lists(lists, unknown, {}, value, terms)
+    return _columns_of_lists(lists, unknown, {}, value, options)
 
 
 def _columns_of_lists(
@@ -391,7 +391,7 @@ def _columns_of_lists(
     unknown: Sequence[str],
     faults_of_rows: Mapping[int, str],
     value: Callable[[int, str | None], object],
-    terms: DecodeOptions,
+    options: DecodeOptions,
 ) -> ParsedColumns:
     columns: dict[str, pa.Array] = {}
     faults: dict[str | None, Mapping[int, str]] = {None: faults_of_rows}
@@ -399,7 +399,7 @@ def _columns_of_lists(
         if name == "sensor_id":
             columns[name], faults[name] = _names(values)
         elif name == "time":
-            columns[name], faults[name] = _times(values, terms.precision)
+            columns[name], faults[name] = _times(values, options.precision)
         else:
             columns[name], faults[name] = _numbers(values, name)
     return ParsedColumns(max(map(len, lists.values())), columns, unknown, faults, value)

@@ -48,7 +48,7 @@ _CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 class Column:
     """A known column over all row groups."""
 
-    place: int
+    index: int
     """Among the leaves of the schema."""
     is_text: bool
     """Whether its values are byte arrays, each as long as it likes."""
@@ -135,7 +135,7 @@ def pages_of(body: bytes, known: Set[str]) -> Pages:
     headers = read_bytes = 0
     for group in groups:
         for column in pages.columns.values():
-            chunk = group.chunks.get(column.place)
+            chunk = group.chunks.get(column.index)
             if chunk is None or chunk.values != group.rows:
                 raise ValueError("a column without a value for each row")
             for page, at in _pages_of_chunk(body, start, chunk):
@@ -165,13 +165,13 @@ def _footer(reader: CompactReader, known: Set[str]) -> tuple[Pages, Sequence[_Gr
         elif (number, type_) == (4, LIST):
             if not pages.names:
                 raise ValueError("a footer whose schema does not come first")
-            wanted = {column.place for column in pages.columns.values()}
+            needed = {column.index for column in pages.columns.values()}
             count = reader.elements(STRUCT)
             if count * leaves > MAX_CHUNKS:
                 raise MalformedBody(
                     f"The Parquet file has {count:,} row groups of {leaves:,} columns: write fewer row groups."
                 )
-            groups = [_group(reader, leaves, wanted) for _ in range(count)]
+            groups = [_group(reader, leaves, needed) for _ in range(count)]
         else:
             reader.skip(type_)
     if rows != sum(group.rows for group in groups):
@@ -237,15 +237,15 @@ def _require_flat(element: _Element, name: str, *, is_at_top: bool) -> None:
         raise MalformedBody(f"The column {name} should not be of binary values of {element.width_bytes:,} bytes.")
 
 
-def _group(reader: CompactReader, leaves: int, wanted: Set[int]) -> _Group:
+def _group(reader: CompactReader, leaves: int, needed: Set[int]) -> _Group:
     group = _Group()
     for number, type_ in reader.fields():
         if (number, type_) == (1, LIST):
             if reader.elements(STRUCT) != leaves:
                 raise ValueError("a row group of other columns than the schema's")
-            for place in range(leaves):
-                if place in wanted:
-                    group.chunks[place] = _chunk(reader)
+            for index in range(leaves):
+                if index in needed:
+                    group.chunks[index] = _chunk(reader)
                 else:
                     reader.skip(STRUCT)
         elif (number, type_) == (3, I64):

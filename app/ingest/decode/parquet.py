@@ -24,7 +24,7 @@ _VALUE_BYTES = 16
 _PIECE_BYTES = 8 << 20
 
 
-def open_parquet(body: bytes, terms: DecodeOptions) -> Opened:
+def open_parquet(body: bytes, options: DecodeOptions) -> Opened:
     """Look at the footer and the page headers of a Parquet file.
 
     Raises:
@@ -35,14 +35,14 @@ def open_parquet(body: bytes, terms: DecodeOptions) -> Opened:
         pages = pages_of(body, frozenset(COLUMNS))
     except UNREADABLE as error:
         raise _unreadable(error) from error
-    unknown = require_columns(pages.names, terms)
-    require_few_rows(pages.rows, terms)
+    unknown = require_columns(pages.names, options)
+    require_few_rows(pages.rows, options)
     inflated_bytes = sum(column.inflated_bytes + column.values * _VALUE_BYTES for column in pages.columns.values())
-    require_small(len(body) + inflated_bytes, terms)
+    require_small(len(body) + inflated_bytes, options)
 
     def read() -> ParsedColumns:
         try:
-            return columns_of_table(_table(body, pages, terms), list(pages.columns), unknown, terms)
+            return columns_of_table(_table(body, pages, options), list(pages.columns), unknown, options)
         except UNREADABLE as error:
             raise _unreadable(error) from error
 
@@ -53,7 +53,7 @@ def _unreadable(error: BaseException) -> MalformedBody:
     return MalformedBody(f"The body can't be read as Parquet: {in_short(error)}")
 
 
-def _table(body: bytes, pages: Pages, terms: DecodeOptions) -> pa.Table:
+def _table(body: bytes, pages: Pages, options: DecodeOptions) -> pa.Table:
     """Return the known columns, each flat."""
     # As a dictionary, a long text that is in every row is there once.
     as_dictionary = [name for name, column in pages.columns.items() if column.is_text and column.is_dictionary_readable]
@@ -68,12 +68,12 @@ def _table(body: bytes, pages: Pages, terms: DecodeOptions) -> pa.Table:
         ]
         at_once = [name for name in pages.columns if name not in in_pieces]
         table = file.read(columns=at_once, use_threads=False)
-        columns = {name: _in_pieces(file, name, pages.columns[name], len(body), terms) for name in in_pieces}
+        columns = {name: _in_pieces(file, name, pages.columns[name], len(body), options) for name in in_pieces}
     return pa.table(columns | {name: table.column(name) for name in at_once})
 
 
 def _in_pieces(
-    file: pyarrow.parquet.ParquetFile, name: str, column: Column, file_bytes: int, terms: DecodeOptions
+    file: pyarrow.parquet.ParquetFile, name: str, column: Column, file_bytes: int, options: DecodeOptions
 ) -> pa.ChunkedArray:
     """Read a column of byte arrays that can't be read as a dictionary: few bytes in the file may be many here.
 
@@ -83,6 +83,6 @@ def _in_pieces(
     pieces, size_bytes = [], file_bytes
     for batch in file.iter_batches(rows, columns=[name], use_threads=False):
         size_bytes += batch.nbytes
-        require_small(size_bytes, terms)
+        require_small(size_bytes, options)
         pieces.append(batch.column(0))
     return pa.chunked_array(pieces, file.schema_arrow.field(name).type)

@@ -9,7 +9,7 @@ from enum import Enum
 
 from app.errors import BodyTooLarge
 from app.ingest.decode.arrow import open_arrow_stream
-from app.ingest.decode.columns import Decoded, DecodeOptions, Opened, ParsedColumns, check
+from app.ingest.decode.columns import Decoded, DecodeOptions, Opened, ParsedColumns, validate
 from app.ingest.decode.csvs import decode_csv
 from app.ingest.decode.jsons import decode_json, decode_ndjson
 from app.ingest.decode.parquet import open_parquet
@@ -41,7 +41,7 @@ COMPACT_FORMATS = frozenset(_OPENERS)
 """In these a few bytes can be many readings: 1,358 bytes of Parquet took 76 ms."""
 
 
-def open_readings(body: bytes, format_: Format, terms: DecodeOptions) -> Opened:
+def open_readings(body: bytes, format_: Format, options: DecodeOptions) -> Opened:
     """Look at a body before it is decoded: what it will take. For a text, in proportion to its size.
 
     Raises:
@@ -50,26 +50,26 @@ def open_readings(body: bytes, format_: Format, terms: DecodeOptions) -> Opened:
     if len(body) > MAX_BODY_BYTES:
         raise BodyTooLarge(MAX_BODY_BYTES)
     if format_ in COMPACT_FORMATS:
-        return _OPENERS[format_](body, terms)
-    return Opened(0, lambda: _DECODERS[format_](body, terms))
+        return _OPENERS[format_](body, options)
+    return Opened(0, lambda: _DECODERS[format_](body, options))
 
 
-def decode_readings(body: bytes, format_: Format, terms: DecodeOptions) -> Decoded:
+def decode_readings(body: bytes, format_: Format, options: DecodeOptions) -> Decoded:
     """Decode the good readings of a body as a batch, in their order, and the faults of the others.
 
     Args:
         body: what was sent, inflated.
         format_: how to read it.
-        terms: what its readings are held to.
+        options: what its readings are held to.
 
     Raises:
         MalformedBody: no reading can be told from another; the message says what to do.
         TooManyRows
         BodyTooLarge
     """
-    return decode_opened(open_readings(body, format_, terms), terms)
+    return decode_opened(open_readings(body, format_, options), options)
 
 
-def decode_opened(opened: Opened, terms: DecodeOptions) -> Decoded:
-    """Decode a body that ``open_readings`` has looked at, on the same terms."""
-    return check(opened.read(), terms)
+def decode_opened(opened: Opened, options: DecodeOptions) -> Decoded:
+    """Decode a body that ``open_readings`` has looked at, by the same options."""
+    return validate(opened.read(), options)

@@ -124,10 +124,10 @@ def _from_number(number: float, precision: Precision) -> int:
         raise ValueError("time should be a number of seconds, ms, µs or ns since 1970")
     if precision is not Precision.AUTO:
         return _in_us(number, _SCALES_US[precision])
-    place = bisect_right(_BOUNDS, magnitude)
-    time_us = _in_us(number, _SCALES[place])
+    index = bisect_right(_BOUNDS, magnitude)
+    time_us = _in_us(number, _SCALES[index])
     if EARLIEST_US <= time_us < EARLIEST_GUESSED_US:
-        raise ValueError(_implausible(number, time_us, _LIMITS[place][1]))
+        raise ValueError(_implausible(number, time_us, _LIMITS[index][1]))
     return time_us
 
 
@@ -135,18 +135,6 @@ def _in_us(number: float, scale: float) -> int:
     if isinstance(number, int):
         return number * int(scale) if scale >= 1 else number // 1_000
     return round(number * scale)
-
-
-def implausible_epoch(number: float) -> str | None:
-    """Say what a number looks like instead, if no sender can mean it as a time since 1970; None if one can.
-
-    The unit is told by magnitude, as with Precision.AUTO. A number that is plausible may still be outside a TimeWindow.
-    """
-    try:
-        parse_time_us(number)
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 def _implausible(number: float, time_us: int, unit: Precision) -> str:

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from app.errors import MalformedBody
-from app.ingest.decode.columns import METRICS, DecodeOptions, ParsedColumns, require_small
+from app.ingest.decode.columns import DecodeOptions, ParsedColumns, require_small
+from app.schema import METRICS
 
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError, ValueError, KeyError, OverflowError, struct.error)
 """What is raised for bytes that are damaged."""
@@ -41,7 +42,7 @@ def require_flat(name: str, type_: pa.DataType) -> None:
 
 
 def columns_of_table(
-    table: pa.Table, known: Sequence[str], unknown: Sequence[str], terms: DecodeOptions
+    table: pa.Table, known: Sequence[str], unknown: Sequence[str], options: DecodeOptions
 ) -> ParsedColumns:
     """Return the columns of a table whose known ones are flat.
 
@@ -52,7 +53,7 @@ def columns_of_table(
     for name in known:
         chunked = table.column(name)
         chunked.validate(full=True)
-        require_small(sum(map(_bytes_viewed, chunked.chunks)), terms)
+        require_small(sum(map(_bytes_viewed, chunked.chunks)), options)
         read: _Read = _metric if name in METRICS else _time if name == "time" else _sensor
         if pa.types.is_dictionary(chunked.type):
             read = _dictionary_reader(read, is_kept=name not in METRICS)
@@ -98,11 +99,11 @@ def _dictionary_reader(read: _Read, *, is_kept: bool) -> _Read:
 
     def read_values(values: pa.Array) -> pa.Array:
         buffers = tuple((buffer.address, buffer.size) if buffer else None for buffer in values.buffers())
-        place = (values.offset, len(values), buffers)
-        if place not in seen:
+        extent = (values.offset, len(values), buffers)
+        if extent not in seen:
             seen.clear()  # those that come later are most often the same
-            seen[place] = read(values)
-        return seen[place]
+            seen[extent] = read(values)
+        return seen[extent]
 
     def read_chunk(column: pa.DictionaryArray) -> pa.Array:
         values = read_values(column.dictionary)

@@ -17,6 +17,7 @@ from pydantic_core import from_json
 
 from app.ingest.decode.columns import COLUMNS
 from app.ingest.decode.utf8 import has
+from app.schema import METRIC_TYPES
 
 _NAME = '"[a-z_]+"'
 _INTEGER = "-?(?:0|[1-9][0-9]*)"
@@ -52,7 +53,7 @@ def columns_of_one_shape(body: bytes, *, max_rows: int) -> Mapping[str, pa.Array
         return None
     times = {type(reading.get("time")) for reading in sample}
     time_type = pa.string() if str in times else pa.float64() if float in times else pa.int64()
-    types = dict.fromkeys(COLUMNS, pa.float64()) | {"sensor_id": pa.string(), "time": time_type}
+    types = {"sensor_id": pa.string(), "time": time_type, **METRIC_TYPES}
     space = " " if b'": ' in lines[0] else ""
     values = {
         pa.int64(): _INTEGER,

@@ -1,1 +1,1 @@
-"""The parts of the benchmark that have laws."""
+"""Tests of the benchmark's own rules."""

@@ -1,4 +1,4 @@
-"""The sender: everything goes out once, and nothing that goes wrong is passed over."""
+"""The sender sends everything once and passes over no failure."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Panels are asked at the longest range of each zoom, and a history has no more and no less than it says."""
+"""Panels are queried at the longest range of each zoom, and a history has exactly its readings."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""What the contestants are sent: the same readings in every format, as sensors would send them."""
+"""The contestants get the same readings in every format, as sensors would send them."""
 
 import io
 import json

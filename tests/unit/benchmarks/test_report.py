@@ -1,4 +1,4 @@
-"""What a reader is told: medians, ratios within one run, and goals that can't pass unmeasured."""
+"""The report has medians, ratios within one run, and no goal that passes unmeasured."""
 
 from benchmarks.readings import Format
 from benchmarks.report import (

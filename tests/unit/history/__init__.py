@@ -1,1 +1,1 @@
-"""Tests of what may be asked of the history, and how it is written."""
+"""Tests of the history's queries and formats."""

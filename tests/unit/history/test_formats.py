@@ -1,4 +1,4 @@
-"""The same rows in every format, as readers that we did not write understand them."""
+"""Every format has the same rows, by the parsers of others."""
 
 import csv
 import io

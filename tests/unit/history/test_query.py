@@ -1,4 +1,4 @@
-"""What is asked of the history: the bucket that suits a span, and cursors that only their own query takes."""
+"""Queries of the history: the bucket that suits a span, and cursors that only their own query takes."""
 
 import base64
 

@@ -1,1 +1,1 @@
-"""Files as bodies for the decoders."""
+"""Tests of files and their decoding."""

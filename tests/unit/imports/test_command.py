@@ -1,4 +1,4 @@
-"""What may be said to ``python -m app import``, and what it says of it."""
+"""The options and messages of ``python -m app import``."""
 
 import argparse
 

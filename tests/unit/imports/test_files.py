@@ -1,4 +1,4 @@
-"""A file's blocks hold what the file holds, wherever it is cut: at the end of a record."""
+"""A file's blocks hold everything in the file, and are cut at the ends of records."""
 
 import gzip
 import re
@@ -14,7 +14,7 @@ from app.errors import ConfigurationError
 from app.imports.files import BLOCK_BYTES, Block, Cut, end_of_line, format_of, open_file
 from app.imports.layout import ColumnMapping
 from app.ingest.decode.readings import Format
-from tests.unit.ingest.decode import bodies
+from tests.support import bodies
 
 HEADER = b"sensor_id,time,temperature\n"
 lines = st.lists(st.text(st.sampled_from("ab{}\r "), max_size=5), max_size=12)
@@ -25,7 +25,7 @@ def compressed_by_zstd(text: bytes) -> bytes:
 
 
 def read(path: Path, layout: ColumnMapping | None = None) -> list[Block]:
-    """All blocks of a file."""
+    """Return all blocks of a file."""
     with open_file(path, layout or ColumnMapping()) as file:
         return list(iter(file.next_block, None))
 
@@ -192,7 +192,7 @@ TIMELESS = {
 @pytest.mark.parametrize("name", ["timestamp", "ts", "datetime", "Time", "_time", "Date Time"])
 @pytest.mark.parametrize("file", [*TIMELESS, "a.parquet", "a.arrow"])
 def test_time_by_another_name(tmp_path: Path, file: str, name: str) -> None:
-    """Without a column of times nothing is stored; one by another usual name is named, with the option to give."""
+    """Without a column of times nothing is stored. The message names a likely column and the option for it."""
     if file in TIMELESS:
         (tmp_path / file).write_text(TIMELESS[file].format(name))
     else:

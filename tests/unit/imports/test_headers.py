@@ -1,4 +1,4 @@
-"""Where a CSV's header is, and how the CSV is written."""
+"""Detection of a CSV's header and form."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def test_separators(separator: str, before: str) -> None:
 
 
 def test_commas_in_names() -> None:
-    """The separator that finds the needed columns is chosen; of several, the one that finds most."""
+    """The separator that finds the needed columns is chosen, or of several the one that finds most."""
     found = find_header(b"Lufttemperatur, innen;time;sensor_id\n21,5;1;a\n", ColumnMapping())
     assert found.names == ["Lufttemperatur, innen", "time", "sensor_id"]
     found = find_header(b'sensor_id;x,time,temperature,"a;b"\n', ColumnMapping({"sensor_id": "sensor_id;x"}))
@@ -57,7 +57,7 @@ def test_points_and_commas() -> None:
 
 
 def test_lines_that_are_skipped() -> None:
-    """The option for skipped lines holds; a logger's units are skipped, and a possible reading never is."""
+    """The option for skipped lines holds. A logger's units are skipped, and a possible reading never is."""
     text = b"x\nsensor_id,time,temperature\n,,C\n,,Avg\na,b,c\n"
     found = find_header(text, ColumnMapping())
     assert (text[found.end :], found.notes) == (

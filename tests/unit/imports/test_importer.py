@@ -1,79 +1,23 @@
-"""Files through the importer into a pipeline that takes all, and without one."""
+"""The importer with a pipeline that accepts everything, and without one."""
 
 import asyncio
 import gzip
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
 
 import pyarrow as pa
 import pytest
 
 from app.errors import BufferFull, ConfigurationError
-from app.imports.importer import Importer, ImportResult
 from app.imports.layout import ColumnMapping
-from app.ingest.batch import Batch, Reading
-from app.ingest.decode.timestamps import Precision, TimeWindow
+from app.ingest.decode.timestamps import Precision
 from app.ingest.idempotency import DatedResult
-from app.ingest.pipeline import Pipeline
 from app.ingest.request import WriteRequest
-from app.ingest.result import BatchResult, WriteOutcome
-from app.ingest.service import StoredRecords, WriteService
-from tests.unit.ingest.decode import bodies
-from tests.unit.samples import T0_US
-
-
-class Taken:
-    """A pipeline that stores at once, and keeps the records."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, DatedResult] = {}
-        self.readings: list[Reading] = []
-
-    async def find(self, keys: Collection[str]) -> Mapping[str, DatedResult]:
-        return {key: self.kept[key] for key in keys if key in self.kept}
-
-    async def has_any(self, prefix: str) -> bool:
-        return any(key.startswith(prefix) for key in self.kept)
-
-    async def forget(self, keys: Collection[str], prefix: str | None) -> None:
-        gone = [key for key in self.kept if key in keys or (prefix is not None and key.startswith(prefix))]
-        for key in gone:
-            del self.kept[key]
-
-    def submit(
-        self,
-        request: WriteRequest,
-        on_result: Callable[[WriteOutcome], None],
-    ) -> None:
-        content, record = request.content, request.record
-        assert record is not None
-        assert record.result is not None
-        assert not request.is_awaited
-        assert isinstance(content, Batch)
-        _, key, content_hash = record.identity
-        self.kept[key] = DatedResult(content_hash, record.result, datetime(2023, 7, 12, tzinfo=UTC))
-        self.readings += content.readings(0, content.rows)
-        on_result(BatchResult(content.rows))
-
-
-def importer(layout: ColumnMapping, taken: Taken | None) -> Importer:
-    return Importer(
-        service=None if taken is None else WriteService(cast("Pipeline[Any]", taken), cast("StoredRecords", taken)),
-        log=taken,
-        layout=layout,
-        window=TimeWindow.of(past_days=0, future_minutes=0, kept_days=0),
-        now_us=lambda: T0_US,
-        on_progress=lambda _part, _outcome: None,
-    )
-
-
-def imported(path: Path, layout: ColumnMapping, taken: Taken | None = None) -> ImportResult:
-    """Import a file in real time, since it is read in threads."""
-    return asyncio.run(importer(layout, taken).run(path))
-
+from app.ingest.result import WriteOutcome
+from tests.support import bodies
+from tests.support.importing import Taken, imported, importer
 
 CSV = b"sensor_id,time,temperature\n"
 OLD_KEY = "c16be58e0a83a77db2fa4078a0c3d34f6d286c437b8a84b98b3fefa7bafa544d:0:0"
@@ -98,7 +42,7 @@ def test_keys_of_a_text(tmp_path: Path) -> None:
 
 
 def test_keys_of_parquet(tmp_path: Path) -> None:
-    """Files that don't grow are known by their whole content, as they always were."""
+    """Files that don't grow are still recognised by their whole content."""
     table = pa.table({"sensor_id": ["a"], "time": [1_000_000_000], "temperature": [21.0]})
     (tmp_path / "a.parquet").write_bytes(bodies.parquet(table))
     layout, taken = ColumnMapping(precision=Precision.S), Taken()
@@ -112,7 +56,7 @@ def row(number: int) -> bytes:
 
 
 def test_wide_file(tmp_path: Path) -> None:
-    """What bounds a request's columns, and what is said of them, bounds no file's."""
+    """The bounds of a request's columns, and of their names in an answer, do not apply to files."""
     columns = {"sensor_id": ["a"], "time": [1_000_000_000], "temperature": [21.0]}
     table = pa.table(columns | {f"channel {number}": [1.0] for number in range(2_000)})
     (tmp_path / "a.parquet").write_bytes(bodies.parquet(table.replace_schema_metadata({"pandas": "x" * (1 << 20)})))
@@ -122,7 +66,7 @@ def test_wide_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("steps", [[3, 5, 5, 9], [0, 1, 2], [7, 7]])
 def test_a_log_that_grows(tmp_path: Path, steps: list[int]) -> None:
-    """A log is imported from where it ended before, under another name and compressed too; nothing is stored twice."""
+    """A log continues where its import ended, even renamed or compressed, and nothing is stored twice."""
     taken, before = Taken(), 0
     for step, rows in enumerate(steps):
         text = CSV + b"".join(map(row, range(rows)))
@@ -135,7 +79,7 @@ def test_a_log_that_grows(tmp_path: Path, steps: list[int]) -> None:
 
 
 def test_a_log_cut_within_a_line(tmp_path: Path) -> None:
-    """A line that was imported before it was whole is stored when it is, and that is said."""
+    """A line that was imported before it was complete is stored once it is, and the output says so."""
     taken = Taken()
     (tmp_path / "a.csv").write_bytes(CSV + row(0) + b"a,1000000001,1")
     assert imported(tmp_path / "a.csv", ColumnMapping(), taken).stored == 2
@@ -164,7 +108,7 @@ def test_logs_with_one_beginning(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.csv", "a.ndjson", "a.parquet", "a.json"])
 def test_what_was_forgotten_is_stored_again(tmp_path: Path, name: str) -> None:
-    """After forget, a file is one that was never imported, whatever its format; others are still known."""
+    """After forget, a file of any format counts as never imported. Other files are still known."""
     reading = {"sensor_id": "a", "time": 1_000_000_000, "temperature": 21.0}
     contents = {
         "a.csv": CSV + row(0),
@@ -204,7 +148,7 @@ def test_what_options_make_another_file(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_no_longer_rejected(tmp_path: Path) -> None:
-    """Rows that an option would now accept are not stored beside the others; their own file can be imported with it."""
+    """Rows that an option would now accept are not stored from the same file, but from the file of rejected rows."""
     text = b"sensor_id,time,temperature,humidity\na,1000000000,1,50\na,1000000001,--,51\n"
     (tmp_path / "a.csv").write_bytes(text)
     taken, layout = Taken(), ColumnMapping(missing=frozenset(["--"]))

@@ -1,4 +1,4 @@
-"""The report of rejected rows: it holds them as the file has them, and is itself a file that can be imported."""
+"""The report has rejected rows as they stand in the file, and can be imported itself."""
 
 import csv
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 
 from app.imports.layout import ColumnMapping
 from app.imports.rejects import report_path
-from tests.unit.imports.test_importer import Taken, imported
-from tests.unit.ingest.decode import bodies
+from tests.support import bodies
+from tests.support.importing import Taken, imported
 
 LAYOUT = ColumnMapping({"sensor_id": "station", "time": "when"})
 ROWS: list[dict[str, object]] = [
@@ -34,7 +34,7 @@ def report_of(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_rows_as_the_file_has_them(tmp_path: Path, name: str) -> None:
-    """Rejected rows stand in the file's own columns, with number and reason; corrected, they are imported."""
+    """Rejected rows keep the file's own columns, with number and reason, and are imported once corrected."""
     (tmp_path / name).write_bytes(FILES[name])
     intake = Taken()
     assert imported(tmp_path / name, LAYOUT, intake).rejected == 2

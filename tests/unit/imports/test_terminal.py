@@ -1,4 +1,4 @@
-"""What is printed of an import."""
+"""The output of an import."""
 
 import asyncio
 from pathlib import Path
@@ -8,11 +8,11 @@ import pytest
 from app.imports.layout import ColumnMapping
 from app.imports.terminal import import_file
 from app.ingest.decode.timestamps import TimeWindow
-from tests.unit.samples import T0_US
+from tests.support.samples import T0_US
 
 
 def printed(path: Path, capsys: pytest.CaptureFixture[str], layout: ColumnMapping | None = None) -> list[str]:
-    """Return the lines about a file that is only checked; in real time, since it is read in threads."""
+    """Return the output about a file that is only checked, in real time, since threads read it."""
     window = TimeWindow.of(past_days=0, future_minutes=0)
     importing = import_file(
         path,

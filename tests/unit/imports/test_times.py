@@ -7,19 +7,19 @@ import pytest
 
 from app.imports.layout import ColumnMapping
 from app.imports.times import localize
-from app.ingest.decode.columns import ParsedColumns, check
+from app.ingest.decode.columns import ParsedColumns, validate
 from app.ingest.decode.readings import Format, open_readings
-from tests.unit.ingest.decode.bodies import ANY_TIME, ndjson, rows_of, rules, terms_of
+from tests.support.bodies import ANY_TIME, ndjson, options_of, rows_of, rules
 
-TERMS = terms_of(rules(window=ANY_TIME))
+TERMS = options_of(rules(window=ANY_TIME))
 
 
 def moments(times: pa.Array, layout: ColumnMapping) -> list[str | None]:
     """Return times as moments in UTC, or None."""
-    sent = localize(ParsedColumns(len(times), {"time": times}), layout).sent
+    parsed = localize(ParsedColumns(len(times), {"time": times}), layout).parsed
     return [
         time and f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}".rstrip("0").rstrip(".")
-        for time in sent.columns["time"].to_pylist()
+        for time in parsed.columns["time"].to_pylist()
     ]
 
 
@@ -37,7 +37,7 @@ LOCAL = datetime(2013, 7, 1, 12)
     ],
 )
 def test_zone(times: pa.Array) -> None:
-    """Times without an offset are taken to be in the zone, of whatever type they are; others are as they say."""
+    """Times of any type without an offset are read in the zone. Others keep their own."""
     assert moments(times, BERLIN) == [*["2013-07-01 10:00:00"] * 3, None]
 
 
@@ -51,22 +51,22 @@ def test_dates() -> None:
 def test_moments_are_left_alone() -> None:
     """Moments stay as they are, and so does everything in UTC without a format."""
     for times in (pa.array([LOCAL], pa.timestamp("s", "UTC")), pa.array([1], pa.int64()), pa.array([1.5])):
-        sent = ParsedColumns(1, {"time": times})
-        assert localize(sent, BERLIN).sent is sent
-    sent = ParsedColumns(1, {"time": pa.array(["2013-07-01"])})
-    assert localize(sent, ColumnMapping()).sent is sent
+        parsed = ParsedColumns(1, {"time": times})
+        assert localize(parsed, BERLIN).parsed is parsed
+    parsed = ParsedColumns(1, {"time": pa.array(["2013-07-01"])})
+    assert localize(parsed, ColumnMapping()).parsed is parsed
 
 
 def test_clocks_that_are_put_back_and_forward() -> None:
-    """A time that comes twice is the first, and its row is named; a time that the clocks skipped is a fault."""
+    """A time that comes twice is read as the first, and its row is named. A time that the clocks skipped is a fault."""
     times = pa.array(
         ["2023-10-29T01:59:59", "2023-10-29T02:30", "2023-10-29T03:00", "2023-03-26T02:30", "2023-03-26T03:00"]
     )
     localized = localize(ParsedColumns(5, {"time": times}), BERLIN)
     assert (localized.local_rows, localized.repeated) == (4, (1,))
-    assert list(localized.sent.faults["time"]) == [3]
-    assert localized.sent.value_at(3, "time") == "2023-03-26T02:30"
-    hours = [time and time.astimezone(UTC).hour for time in localized.sent.columns["time"].to_pylist()]
+    assert list(localized.parsed.faults["time"]) == [3]
+    assert localized.parsed.value_at(3, "time") == "2023-03-26T02:30"
+    hours = [time and time.astimezone(UTC).hour for time in localized.parsed.columns["time"].to_pylist()]
     assert hours == [23, 0, 2, None, 1]
 
 
@@ -94,6 +94,6 @@ def test_text_and_numbers_in_one_column() -> None:
     """JSON may have text beside numbers: each is read as it is alone."""
     times = ["2013-07-01T12:00", 1372672800, 1372672800.0, "2013-07-01T10:00Z", True, 1e300]
     body = ndjson([{"sensor_id": "a", "time": time, "temperature": 1} for time in times])
-    decoded = check(localize(open_readings(body, Format.NDJSON, TERMS).read(), BERLIN).sent, TERMS)
+    decoded = validate(localize(open_readings(body, Format.NDJSON, TERMS).read(), BERLIN).parsed, TERMS)
     assert [row[1] for row in rows_of(decoded)] == [1372672800 * 10**6] * 4
     assert [(fault.row, fault.column) for fault in decoded.errors] == [(5, "time"), (6, "time")]

@@ -1,11 +1,11 @@
-"""A batch: its rows one by one, what it is counted as, and which of them is the latest."""
+"""A batch: its rows one by one, its size, and its latest row."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.ingest.batch import NAME_SIZE_BYTES, READING_SIZE_BYTES, ROW_SIZE_BYTES, Reading
-from tests.unit.samples import SOURCE, T0_US, batch_of, reading, readings
+from tests.support.samples import SOURCE, T0_US, batch_of, reading, readings
 
 
 @given(st.lists(readings, max_size=20), st.data())

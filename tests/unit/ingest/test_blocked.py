@@ -1,8 +1,8 @@
-"""What is known to be blocked: which readings it holds, and when it is forgotten."""
+"""Known locks: the readings that they keep out, and when they are forgotten."""
 
 from app.ingest.blocked import Blockage, Blocked
 from app.ingest.request import WriteRequest
-from tests.unit.samples import T0_US, batch_of, reading, record
+from tests.support.samples import T0_US, batch_of, reading, record
 
 SPAN = (T0_US, T0_US + 9)
 
@@ -38,7 +38,7 @@ def test_records() -> None:
 
 
 def test_new_names() -> None:
-    """Of a lock on names it only matters whether there are new ones."""
+    """A lock on names only keeps out submissions with new names."""
     known = blockage(Blocked((), of_new_names=True))
     assert known.holds(WriteRequest(reading()), has_new_names=True)
     assert not known.holds(WriteRequest(reading(), record("x")))

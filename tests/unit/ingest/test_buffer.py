@@ -1,4 +1,4 @@
-"""The buffer: its bounds, its order and its sums; and whatever is done to it, against a model of plain lists."""
+"""The buffer's bounds, order and sums, and all its operations against a model of plain lists."""
 
 import itertools
 import math
@@ -17,7 +17,8 @@ from app.ingest.buffer import Buffer, Submission
 from app.ingest.idempotency import IdempotencyRecord
 from app.ingest.request import WriteRequest
 from app.ingest.result import WriteOutcome
-from tests.unit.samples import SOURCE, reading, receipt, record
+from tests.support.examples import examples
+from tests.support.samples import SOURCE, reading, receipt, record
 
 AWAY = DatabaseUnavailable("away")
 BLOCKED = DatabaseLocked("locked")
@@ -38,7 +39,7 @@ def submission(
     record: IdempotencyRecord | None = None,
     answers: list[WriteOutcome] | None = None,
 ) -> Submission:
-    """A submission that only has its measures: the buffer looks at nothing of what is in it but whose it is."""
+    """Return a submission with a size and a key only: the buffer looks at nothing else."""
     content = reading(source=Sender(key_name, "192.0.2.7"))
     heard: list[WriteOutcome] = [] if answers is None else answers
     return Submission(WriteRequest(content, record), rows, size_bytes, at, at + patience_s, heard.append)
@@ -79,7 +80,7 @@ def test_rows_and_bytes_are_bounded_those_in_flush_included(
     with pytest.raises(BufferFull) as refusal:
         buffer.add(submission(rows=2), retry_after_s=lambda: 7)
     assert refusal.value.retry_after_s == 7
-    assert (buffer.rows, buffer.size_bytes, buffer.tally.accepted) == (2 * fit, fit * ROW, 2 * fit)
+    assert (buffer.rows, buffer.size_bytes, buffer.stats.accepted) == (2 * fit, fit * ROW, 2 * fit)
 
 
 def test_a_key_has_its_share_and_the_others_have_theirs() -> None:
@@ -94,7 +95,7 @@ def test_a_key_has_its_share_and_the_others_have_theirs() -> None:
     with pytest.raises(BufferFull) as full:
         buffer.add(submission(size_bytes=1, key_name="b"), retry_after_s=lambda: 8)
     assert full.value.retry_after_s == 8
-    assert (buffer.rows, buffer.size_bytes, buffer.tally.accepted) == (3, 10, 3)
+    assert (buffer.rows, buffer.size_bytes, buffer.stats.accepted) == (3, 10, 3)
     buffer.commit()
     buffer.add(submission(size_bytes=2, key_name="b"), retry_after_s=lambda: 1)
     with pytest.raises(KeyOverShare):
@@ -127,14 +128,14 @@ def test_room_may_be_given_back_while_there_is_none() -> None:
 
 
 def test_a_flush_stays_as_it_began_whatever_becomes_of_its_submissions() -> None:
-    """Or who goes through it to reject some of it would skip others."""
+    """A flush keeps its submissions as it began, so that a loop that rejects some skips no others."""
     submissions = [submission() for _ in range(5)]
     buffer = filled(*submissions)
     flush = buffer.begin_flush(5)
     for each in flush:
         buffer.reject(each, BAD_ROW)
     assert list(flush) == submissions
-    assert (buffer.rows, buffer.tally.rejected) == (0, 5)
+    assert (buffer.rows, buffer.stats.rejected) == (0, 5)
 
 
 def test_kept_submissions_keep_their_places_and_always_fit() -> None:
@@ -167,9 +168,9 @@ def test_flushes_end_in_the_order_in_which_they_began() -> None:
     buffer.begin_flush(2)
     buffer.begin_flush(3)
     buffer.commit(refused_rows=1)
-    assert (buffer.rows, buffer.tally.committed, buffer.tally.rejected) == (3, 1, 1)
+    assert (buffer.rows, buffer.stats.committed, buffer.stats.rejected) == (3, 1, 1)
     buffer.commit()
-    assert (buffer.rows, buffer.tally.committed, buffer.tally.rejected) == (0, 4, 1)
+    assert (buffer.rows, buffer.stats.committed, buffer.stats.rejected) == (0, 4, 1)
 
 
 def test_a_flush_that_took_nothing_is_none() -> None:
@@ -178,7 +179,7 @@ def test_a_flush_that_took_nothing_is_none() -> None:
     buffer.add(submission(), retry_after_s=lambda: 1)
     buffer.begin_flush(10)
     buffer.commit()
-    assert (buffer.rows, buffer.tally.committed) == (0, 1)
+    assert (buffer.rows, buffer.stats.committed) == (0, 1)
 
 
 def test_flush_takes_one_submission_per_idempotency_key() -> None:
@@ -199,7 +200,7 @@ def test_a_rejected_submission_is_told_why_and_leaves_its_neighbours() -> None:
         if each.rows < 4:
             buffer.reject(each, BAD_ROW)
     assert answers == [BAD_ROW, BAD_ROW]
-    assert (buffer.rows, buffer.size_bytes, buffer.tally.rejected) == (5, 2 * ROW, 3)
+    assert (buffer.rows, buffer.size_bytes, buffer.stats.rejected) == (5, 2 * ROW, 3)
     buffer.requeue_in_flight()
     assert list(buffer.begin_flush(100)) == [submissions[1], submissions[3]]
 
@@ -216,10 +217,10 @@ def test_at_its_deadline_what_waits_is_given_back_and_what_flies_is_unknown() ->
     assert answers == [UNKNOWN, UNKNOWN]
     expire(buffer, PATIENCE_S + 2)
     assert answers == [UNKNOWN, UNKNOWN, AWAY]
-    assert (buffer.rows, buffer.waiting_rows, buffer.tally.given_back) == (10 + 11 + 13 + 14, 13 + 14, 12)
+    assert (buffer.rows, buffer.waiting_rows, buffer.stats.given_back) == (10 + 11 + 13 + 14, 13 + 14, 12)
     buffer.requeue_in_flight()
     assert answers == [UNKNOWN, UNKNOWN, AWAY]
-    assert buffer.tally.given_back == 10 + 11 + 12
+    assert buffer.stats.given_back == 10 + 11 + 12
     assert list(buffer.begin_flush(100)) == submissions[3:], (
         "who was told to send again must not be stored by us as well"
     )
@@ -238,7 +239,7 @@ def test_what_nobody_waits_for_stays_while_its_neighbours_expire() -> None:
     buffer.requeue_in_flight()
     expire(buffer, math.inf)
     assert Counter(answers) == {UNKNOWN: 1, AWAY: 6}
-    assert (buffer.rows, buffer.size_bytes, buffer.tally.given_back) == (0, 0, 7)
+    assert (buffer.rows, buffer.size_bytes, buffer.stats.given_back) == (0, 0, 7)
 
 
 def test_many_that_expire_at_once_are_not_each_looked_for_among_those_that_do_not() -> None:
@@ -277,7 +278,7 @@ def test_the_oldest_row_is_looked_for_in_flush_first() -> None:
 
 @dataclass
 class ParsedColumns:
-    """What the model knows of a submission."""
+    """The model's view of a submission."""
 
     submission: Submission
     key_name: str
@@ -368,7 +369,7 @@ class BufferAgainstModel(RuleBasedStateMachine):
     @precondition(lambda self: self.sent)
     @rule(data=st.data())
     def unpark(self, data: st.DataObject) -> None:
-        """Also what is not, or no longer, parked."""
+        """Unpark a submission, even one that is not parked."""
         number = data.draw(st.sampled_from([*self.sent]))
         is_awaited = self.sent[number].submission.deadline < math.inf
         deadline = self.now + PATIENCE_S if is_awaited else math.inf
@@ -493,11 +494,11 @@ class BufferAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def every_accepted_row_is_held_or_ended_in_one_way(self) -> None:
-        tally = self.buffer.tally
-        assert tally.accepted == tally.committed + tally.rejected + tally.given_back + self.buffer.rows
-        assert tally.accepted == self.rows_of([*self.sent])
+        stats = self.buffer.stats
+        assert stats.accepted == stats.committed + stats.rejected + stats.given_back + self.buffer.rows
+        assert stats.accepted == self.rows_of([*self.sent])
         ends = (self.ends["committed"], self.ends["rejected"], self.ends["given_back"])
-        assert (tally.committed, tally.rejected, tally.given_back) == ends
+        assert (stats.committed, stats.rejected, stats.given_back) == ends
 
     @invariant()
     def the_bounds_hold(self) -> None:
@@ -519,4 +520,4 @@ class BufferAgainstModel(RuleBasedStateMachine):
 
 
 TestBufferAgainstModel = BufferAgainstModel.TestCase
-TestBufferAgainstModel.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestBufferAgainstModel.settings = settings(examples(200), stateful_step_count=40)

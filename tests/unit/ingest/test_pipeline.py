@@ -1,4 +1,4 @@
-"""The pipeline against a database that does as it is told, in virtual time."""
+"""The pipeline with a database that the test controls, in virtual time."""
 
 import asyncio
 import math
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import (
@@ -49,7 +49,8 @@ from app.ingest.pipeline import (
 )
 from app.ingest.request import WriteRequest
 from app.ingest.result import BatchResult, CommittedReading, WriteOutcome
-from tests.unit.samples import SOURCE, T0_US, batch_of, decoded_of, reading, record
+from tests.support.examples import examples
+from tests.support.samples import SOURCE, T0_US, batch_of, decoded_of, reading, record
 
 COMMIT_TIMEOUT_S = 4.0
 RECOVERY_S = 2 * LONGEST_BACKOFF_S
@@ -72,7 +73,7 @@ def sensors_of(contents: Sequence[Content]) -> list[str]:
 
 
 def refused_of(content: Content) -> dict[int, str]:
-    """The rows of a content that the database won't take."""
+    """Return the rows of a content that the database refuses."""
     rows = rows_of([content])
     bad = [place for place, row in enumerate(rows) if row.sensor.startswith(BAD)]
     all_or_nothing = isinstance(content, Batch) and content.is_atomic
@@ -84,7 +85,7 @@ POISON = "яд"
 
 @dataclass(slots=True)
 class FakeFlush:
-    """What the database was given to prepare."""
+    """The submissions that the database was given to prepare."""
 
     first_id: int
     contents: Sequence[Content]
@@ -93,7 +94,7 @@ class FakeFlush:
 
 
 class FakeStore:
-    """A database that can be away, silent or picky, and lose its answer to COMMIT; it knows what it committed."""
+    """A database that can be unavailable, hang, refuse rows, or lose its answer to COMMIT."""
 
     def __init__(self) -> None:
         self.away = False
@@ -113,7 +114,7 @@ class FakeStore:
         self.names: set[str] = set()
         """Those that have an id: of a sensor, the last letter is enough."""
         self.lost_answers: deque[bool] = deque()
-        """Of the next commits that lose their answer: whether they commit."""
+        """The next commits that lose their answer: whether each commits."""
         self.ledger: dict[int, FakeFlush] = {}
         """The committed flushes by their first ids, in the order of commits."""
         self.records: dict[tuple[str, str], StoredResult] = {}
@@ -137,7 +138,7 @@ class FakeStore:
 
     @property
     def ids(self) -> list[tuple[str, int]]:
-        """The sensor and the id of each stored row, in the order of commits, and in a flush by id."""
+        """Return the sensor and the id of each stored row, in the order of commits, and in a flush by id."""
         return [
             (row.sensor, flush.first_id + place)
             for flush in self.ledger.values()
@@ -233,7 +234,7 @@ class FakeStore:
 
 
 class FakeAudience:
-    """Hears all, or has somebody else remember the latest."""
+    """A publisher that gets every receipt, or leaves the latest to another."""
 
     def __init__(self, on_commit: Callable[[Sequence[CommittedReading]], None] | None) -> None:
         self.is_listening = True
@@ -277,14 +278,14 @@ class Plant:
         on_flush: Callable[[int, float], None] | None = None,
     ) -> None:
         self.store = FakeStore()
-        self.audience = FakeAudience(on_commit)
-        self.published = self.audience.published
+        self.publisher = FakeAudience(on_commit)
+        self.published = self.publisher.published
         self.flushes: list[tuple[int, float]] = []
         self.pipeline = Pipeline(
             buffer=Buffer(max_rows, max_bytes, max_bytes_per_key),
             store=self.store,
             encode=encode,
-            audience=self.audience,
+            publisher=self.publisher,
             on_flush=on_flush or (lambda *flush: self.flushes.append(flush)),
             clock=now,
             commit_timeout_s=COMMIT_TIMEOUT_S,
@@ -293,7 +294,7 @@ class Plant:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Runs until the end of the block, where nothing may be left; the sums are right all the time."""
+        """Run the pipeline until the block ends. The sums hold all the time, and nothing may be left."""
         async with asyncio.timeout(LONGEST_TEST_S), asyncio.TaskGroup() as tasks:
             work = tasks.create_task(self.pipeline.run())
             scraper = tasks.create_task(self._scrape_for_ever())
@@ -304,10 +305,10 @@ class Plant:
             work.cancel()
 
     async def _scrape_for_ever(self) -> None:
-        tally = self.pipeline.buffer.tally
+        stats = self.pipeline.buffer.stats
         while True:
-            ended = tally.committed + tally.rejected + tally.given_back
-            assert tally.accepted == ended + self.pipeline.buffer.rows
+            ended = stats.committed + stats.rejected + stats.given_back
+            assert stats.accepted == ended + self.pipeline.buffer.rows
             await asyncio.sleep(SWEEP_INTERVAL_S / 10)
 
     def send(
@@ -318,14 +319,14 @@ class Plant:
         is_awaited: bool = True,
         decoded: Decoded | None = None,
     ) -> Answered:
-        """Submits a reading of a sensor, or what it is given; a second answer to it would raise in the pipeline."""
+        """Submit a reading of a sensor, or a given content. A second answer to it would raise in the pipeline."""
         answered: Answered = asyncio.get_running_loop().create_future()
         content = reading(what) if isinstance(what, str) else what
         self.pipeline.submit(WriteRequest(content, record, is_awaited, decoded), answered.set_result)
         return answered
 
     async def send_into_silence(self, *sensors: str) -> list[Answered]:
-        """Silences the database, and has one flush take these to it."""
+        """Let the database hang, and let one flush take these readings to it."""
         self.store.speaking.clear()
         answers = [self.send(sensor) for sensor in sensors]
         await asyncio.sleep(0.1)
@@ -426,7 +427,7 @@ async def test_a_bad_row_is_rejected_alone_and_its_neighbours_are_stored_once_in
         assert plant.store.stored == good
         assert [receipt.sensor for receipt in plant.published] == good
         assert [isinstance(answer, RejectedByDatabase) for answer in answers] == [place in bad for place in range(20)]
-        assert plant.pipeline.buffer.tally.rejected == len(bad)
+        assert plant.pipeline.buffer.stats.rejected == len(bad)
 
 
 async def test_a_short_absence_is_ridden_out() -> None:
@@ -442,7 +443,7 @@ async def test_a_short_absence_is_ridden_out() -> None:
 
 
 async def test_a_connection_that_died_while_idle_is_nobodys_trouble() -> None:
-    """The first failure is tried again at once: no backoff, and nobody is refused meanwhile."""
+    """After the first failure a flush is retried at once, without a pause, and no sender is refused meanwhile."""
     plant = Plant()
     async with plant.running():
         plant.store.away = True
@@ -455,7 +456,7 @@ async def test_a_connection_that_died_while_idle_is_nobodys_trouble() -> None:
 
 
 async def test_a_database_that_answers_but_stores_nothing_is_not_hammered() -> None:
-    """Such as one whose disk is full: it can be reached each time."""
+    """A database that answers but stores nothing, such as with a full disk, is retried with pauses."""
     plant = Plant()
     async with plant.running():
         plant.store.lost_answers.extend(1_000 * [False])
@@ -482,12 +483,12 @@ async def test_while_the_database_is_away_readings_are_refused_and_then_taken_ag
         with pytest.raises(DatabaseUnavailable, match="the database is unavailable") as refusal:
             plant.send("refused")
         assert refusal.value.retry_after_s == LONGEST_BACKOFF_S
-        assert plant.pipeline.trouble == "the plug is pulled"
+        assert plant.pipeline.rejection_reason == "the plug is pulled"
         assert isinstance(await answer, DatabaseUnavailable)
         assert COMMIT_TIMEOUT_S <= now() - sent_at <= COMMIT_TIMEOUT_S + SWEEP_INTERVAL_S
         plant.store.away = False
         await asyncio.sleep(RECOVERY_S)
-        assert plant.pipeline.trouble is None
+        assert plant.pipeline.rejection_reason is None
         assert isinstance(await plant.send("taken"), CommittedReading)
         assert plant.store.stored == ["taken"]
 
@@ -522,7 +523,7 @@ async def test_after_a_lost_commit_the_ledger_tells_whether_to_write_again(commi
 
 @pytest.mark.parametrize("committed", [True, False])
 async def test_what_is_unknown_at_the_deadline_is_told_so_and_not_written_again(committed: bool) -> None:
-    """Its sender will send it again; if it was committed after all, subscribers see it."""
+    """A submission that is unknown at the deadline is not written again, but subscribers see it if it committed."""
     plant = Plant()
     async with plant.running():
         plant.store.lost_answers.append(committed)
@@ -536,8 +537,8 @@ async def test_what_is_unknown_at_the_deadline_is_told_so_and_not_written_again(
         stored = ["a"] if committed else []
         assert plant.store.attempts == [["a"]]
         assert plant.store.stored == [receipt.sensor for receipt in plant.published] == stored
-        tally = plant.pipeline.buffer.tally
-        assert (tally.committed, tally.given_back) == (len(stored), 1 - len(stored))
+        stats = plant.pipeline.buffer.stats
+        assert (stats.committed, stats.given_back) == (len(stored), 1 - len(stored))
 
 
 async def test_only_those_who_can_still_be_answered_are_written_again() -> None:
@@ -559,7 +560,7 @@ async def test_only_those_who_can_still_be_answered_are_written_again() -> None:
 
 @pytest.mark.parametrize("turns", range(12))
 async def test_a_reading_that_expires_on_its_way_into_a_flush_does_not_stop_the_flusher(turns: int) -> None:
-    """As after a pause of the whole process, in which its deadline passed."""
+    """A reading that expires on its way into a flush, after a pause of the process, does not stop the flusher."""
     plant = Plant()
     async with plant.running():
         answer = plant.send("a")
@@ -626,7 +627,7 @@ async def test_a_drain_that_runs_out_of_time_answers_everybody() -> None:
 
 
 async def test_a_drain_ends_as_soon_as_nothing_is_held() -> None:
-    """Also where the last reading was given back and not flushed."""
+    """A drain ends as soon as nothing is held, even if the last reading was given back."""
     plant = Plant()
     async with plant.running():
         plant.store.away = True
@@ -667,13 +668,13 @@ async def test_a_bug_ends_the_flusher_and_leaves_nobody_waiting(place: str) -> N
     assert isinstance(waits.result(), DatabaseUnavailable)
     assert in_flight.done(), "it is committed, and its sender hears nothing"
     assert isinstance(in_flight.result(), CommittedReading | OutcomeUnknown)
-    assert plant.pipeline.trouble == "the flusher has stopped"
+    assert plant.pipeline.rejection_reason == "the flusher has stopped"
 
 
 @pytest.mark.parametrize("step", ["prepare", "write"])
 @pytest.mark.parametrize("ahead_rows", [2, 1_000])
 async def test_poison(step: str, ahead_rows: int) -> None:
-    """A request over which the store fails in an unforeseen way is rejected; its neighbours are stored in order."""
+    """A request that makes the store fail in an unforeseen way is rejected, and its neighbours are stored in order."""
     plant = Plant()
     plant.store.chokes_in = step
     sensors = [*"abcde", POISON, *"fgh", POISON, *"ijk"]
@@ -684,11 +685,11 @@ async def test_poison(step: str, ahead_rows: int) -> None:
     for sensor, answer in zip(sensors, answers, strict=True):
         assert isinstance(answer, RejectedByDatabase if sensor == POISON else CommittedReading), sensor
     assert plant.store.stored == [*"abcdefghijk", "later"]
-    assert plant.pipeline.buffer.tally.rejected == 2
+    assert plant.pipeline.buffer.stats.rejected == 2
 
 
 async def test_too_little_memory() -> None:
-    """What there is no memory for is no fault of the request: less is tried at once, and a single one is given back."""
+    """If memory runs out, smaller flushes are tried, and a single request is given back, not rejected."""
     plant = Plant()
     plant.store.memory_rows = 2
     async with plant.running():
@@ -722,7 +723,7 @@ async def test_a_batch_larger_than_a_flush_is_a_flush_of_its_own() -> None:
 async def test_each_batch_hears_of_its_own_bad_rows_and_of_no_other(
     bad: list[list[bool]], whole: list[bool | None]
 ) -> None:
-    """Whatever comes before it in the flush: batches, or readings that came alone."""
+    """Each batch learns only of its own bad rows, after any other batches or single readings in the flush."""
     plant = Plant()
     async with plant.running():
         contents: list[Content] = []
@@ -738,9 +739,9 @@ async def test_each_batch_hears_of_its_own_bad_rows_and_of_no_other(
             else:
                 assert isinstance(answer, RejectedByDatabase if refused else CommittedReading)
         assert sorted((receipt.sensor, receipt.id) for receipt in plant.published) == sorted(plant.store.ids)
-        tally = plant.pipeline.buffer.tally
-        assert tally.committed == len(plant.store.stored) == sum(rows for rows, _ in plant.flushes)
-        assert tally.rejected == sum(len(refused_of(content)) for content in contents)
+        stats = plant.pipeline.buffer.stats
+        assert stats.committed == len(plant.store.stored) == sum(rows for rows, _ in plant.flushes)
+        assert stats.rejected == sum(len(refused_of(content)) for content in contents)
 
 
 async def test_subscribers_see_a_large_batch_in_turns_and_others_run_meanwhile() -> None:
@@ -753,24 +754,24 @@ async def test_subscribers_see_a_large_batch_in_turns_and_others_run_meanwhile()
             seen.add(len(plant.published))
             await asyncio.sleep(0)
         assert {PUBLISH_ROWS, 2 * PUBLISH_ROWS} <= seen
-        assert plant.audience.turns == [PUBLISH_ROWS, PUBLISH_ROWS, 50]
+        assert plant.publisher.turns == [PUBLISH_ROWS, PUBLISH_ROWS, 50]
         assert [(receipt.sensor, receipt.id) for receipt in plant.published] == plant.store.ids
 
 
 async def test_where_nobody_listens_only_the_latest_of_a_batch_is_made_a_receipt() -> None:
     plant = Plant()
-    plant.audience.is_listening = False
+    plant.publisher.is_listening = False
     each = [reading(sensor, time_us=T0_US + second) for sensor, second in (("a", 5), ("b", 9), ("c", 9), ("d", 7))]
     async with plant.running():
         await asyncio.gather(plant.send("alone"), plant.send(batch_of(each)))
-        assert plant.audience.remembered == [receipt_of(each[2], 4)]
+        assert plant.publisher.remembered == [receipt_of(each[2], 4)]
         assert plant.published == [receipt_of(reading("alone"), 1)]
 
 
 @pytest.mark.parametrize("is_listening", [True, False])
 async def test_refused_rows_are_neither_published_nor_remembered(is_listening: bool) -> None:
     plant = Plant()
-    plant.audience.is_listening = is_listening
+    plant.publisher.is_listening = is_listening
     each = [reading(sensor, time_us=T0_US + second) for sensor, second in (("a", 5), (f"{BAD}", 9), ("c", 7))]
     async with plant.running():
         many_bad = batch(*[BAD] * PUBLISH_ROWS, "after them")
@@ -779,7 +780,7 @@ async def test_refused_rows_are_neither_published_nor_remembered(is_listening: b
         )
         await asyncio.sleep(1)
         assert [receipt.sensor for receipt in plant.published] == ["a", "c", "after them"]
-        assert plant.audience.remembered == []
+        assert plant.publisher.remembered == []
 
 
 async def test_what_nobody_waits_for_outlives_the_commit_timeout() -> None:
@@ -832,7 +833,7 @@ async def test_a_drain_without_a_database_gives_back_what_nobody_waits_for() -> 
         await asyncio.sleep(1)
         await plant.pipeline.drain(timeout_s=10)
         assert [type(answer.result()) for answer in answers] == [ShuttingDown, ShuttingDown]
-        assert plant.pipeline.buffer.tally.given_back == 2
+        assert plant.pipeline.buffer.stats.given_back == 2
 
 
 async def test_a_key_over_its_share_is_told_so_and_others_are_taken() -> None:
@@ -911,7 +912,7 @@ async def test_a_repetition_is_answered_as_the_first_one_was_and_stores_nothing(
         assert isinstance(await other, IdempotencyConflict)
         assert [type(answer) for answer in await asyncio.gather(*neighbours)] == [CommittedReading, BatchResult]
         assert sorted(plant.store.stored) == ["a", "b", "c"]
-        assert (plant.pipeline.buffer.tally.committed, plant.pipeline.buffer.tally.rejected) == (3, 3)
+        assert (plant.pipeline.buffer.stats.committed, plant.pipeline.buffer.stats.rejected) == (3, 3)
 
 
 async def test_what_another_process_committed_is_answered_as_it_was_there() -> None:
@@ -940,7 +941,7 @@ async def test_a_repetition_is_no_trouble_and_costs_no_time() -> None:
         sent_at = now()
         await asyncio.gather(*(plant.send("a", record=record()) for _ in range(3)), plant.send("b"))
         assert now() - sent_at < FIRST_BACKOFF_S
-        assert plant.pipeline.trouble is None
+        assert plant.pipeline.rejection_reason is None
 
 
 async def test_sent_again_after_unknown_outcome() -> None:
@@ -1136,7 +1137,7 @@ async def test_after_an_unknown_outcome_what_was_prepared_before_it_is_prepared_
             assert plant.store.stored == ["a", "b", "c"]
             anew = [["b", "c"]] if committed else [["a", "b", "c"]]
             assert plant.store.prepared == [["a"], ["b", "c"], *anew]
-            assert plant.pipeline.trouble is None
+            assert plant.pipeline.rejection_reason is None
 
 
 async def test_when_a_repetition_is_found_what_was_prepared_ahead_keeps_its_place() -> None:
@@ -1216,7 +1217,7 @@ async def test_what_is_prepared_ahead_is_answered_at_its_deadline_and_when_the_f
 
 
 async def test_the_duration_of_a_flush_prepared_ahead_begins_when_the_one_before_has_ended() -> None:
-    """Or a busy server would seem half as fast as it is, and ask its senders to stay away for twice as long."""
+    """The duration of a flush prepared ahead begins when the one before ends: Retry-After is not twice as long."""
     plant = Plant()
     with worth_preparing(rows=2):
         async with plant.running():
@@ -1232,7 +1233,7 @@ async def test_the_duration_of_a_flush_prepared_ahead_begins_when_the_one_before
 
 
 def late(sensor: str) -> Reading:
-    """A reading of the day that is locked in some tests."""
+    """Return a reading of the day that is locked in some tests."""
     return reading(sensor, time_us=LATE_US)
 
 
@@ -1349,7 +1350,7 @@ async def test_locked_key() -> None:
 
 
 async def test_locked_names() -> None:
-    """While no new sensor can be added, readings of known ones go on; of several new ones, one is waited for."""
+    """While no new sensor can be added, readings of known ones are stored, and one flush waits for new ones."""
     plant = Plant()
     async with plant.running():
         await plant.send("a")
@@ -1464,7 +1465,7 @@ async def test_unavailable() -> None:
         assert plant.pipeline.unavailable_reason is None
         assert isinstance(await answer, OutcomeUnknown)
         assert "for 4 s" in str(plant.pipeline.unavailable_reason)
-        assert plant.pipeline.trouble is None
+        assert plant.pipeline.rejection_reason is None
         plant.store.speaking.set()
         await plant.send("b")
         assert plant.pipeline.unavailable_reason is None
@@ -1499,7 +1500,7 @@ FATE = st.one_of(
 
 @dataclass
 class SentRequest:
-    """What was sent, and what is said of it."""
+    """A sent request and its results."""
 
     content: Content
     record: IdempotencyRecord | None
@@ -1508,7 +1509,7 @@ class SentRequest:
 
 
 class Sender:
-    """Sends what it is told to; no two contents of it have a sensor in common."""
+    """A sender of given contents, of which no two have a sensor in common."""
 
     def __init__(self, plant: Plant) -> None:
         self.plant = plant
@@ -1541,7 +1542,7 @@ class Sender:
 
 
 def lock(store: FakeStore, what: set[int | str]) -> None:
-    """Locks the times of some kinds of readings, some keys, or the names, and nothing else."""
+    """Lock the times of some kinds of readings, some keys, or the names, and nothing else."""
     store.locked = [(T0_US + place, T0_US + place) for place in what if isinstance(place, int)]
     store.locked_keys = {key for key in what if isinstance(key, str)}
     store.are_names_locked = "names" in what
@@ -1574,10 +1575,10 @@ async def suffer(fate: tuple[str, object], plant: Plant, sender: Sender) -> None
         case ("elsewhere", str(key)):
             plant.store.records.setdefault(record(key).name, StoredResult(b"elsewhere", b"elsewhere"))
         case ("listening", bool(is_listening)):
-            plant.audience.is_listening = is_listening
+            plant.publisher.is_listening = is_listening
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(fates=st.lists(FATE, max_size=30), ahead_rows=st.integers(1, 8))
 async def test_whatever_the_database_does_every_answer_is_true(
     fates: list[tuple[str, object]], ahead_rows: int
@@ -1608,8 +1609,8 @@ async def test_whatever_the_database_does_every_answer_is_true(
     for each in sender.sent:
         assert_answer_is_true(each, first_ids.get(id(each.content)), plant.store.records)
     assert_audience_knows_what_is_stored(plant)
-    tally = plant.pipeline.buffer.tally
-    assert (tally.accepted, tally.committed) == (
+    stats = plant.pipeline.buffer.stats
+    assert (stats.accepted, stats.committed) == (
         sum(each.content.rows for each in sender.sent),
         len(plant.store.stored),
     )
@@ -1645,10 +1646,10 @@ def assert_answer_is_true(sent: SentRequest, first_id: int | None, stored: Store
 
 
 def assert_audience_knows_what_is_stored(plant: Plant) -> None:
-    """Every committed row once, flush after flush; of batches that nobody listened to, the latest."""
+    """Assert that subscribers got each committed row once, in order, and the latest of batches without listeners."""
     published = {receipt.id: receipt.sensor for receipt in plant.published}
     assert len(published) == len(plant.published)
-    remembered = {receipt.id for receipt in plant.audience.remembered}
+    remembered = {receipt.id for receipt in plant.publisher.remembered}
     for flush in plant.store.ledger.values():
         first_id = flush.first_id
         for content in flush.contents:
@@ -1682,7 +1683,7 @@ def new_names_at_most(names: int) -> Iterator[None]:
 
 
 async def test_many_new_sensors_keep_nobody_waiting() -> None:
-    """A batch that brings them is committed once they are known; others are meanwhile, also with a few new ones."""
+    """A batch with many new sensors is committed once they are known. Other batches are committed meanwhile."""
     plant = Plant()
     plant.store.learning.clear()
     async with plant.running():
@@ -1698,7 +1699,7 @@ async def test_many_new_sensors_keep_nobody_waiting() -> None:
 
 
 async def test_new_sensors_of_many_batches_are_counted_together() -> None:
-    """Until a flush begins; known ones don't count, however many they are."""
+    """New sensors of all batches are counted until a flush begins. Known ones don't count."""
     plant = Plant()
     plant.store.known |= set("abcdef")
     async with plant.running():
@@ -1737,7 +1738,7 @@ async def test_sensors_that_cannot_be_learnt_are_left_to_the_flush() -> None:
 
 
 async def test_poison_among_new_sensors() -> None:
-    """A batch over whose sensors the store fails in an unforeseen way is left to its flush, and is rejected there."""
+    """A batch whose sensors make the store fail in an unforeseen way is left to its flush and rejected there."""
     plant = Plant()
     plant.store.chokes_in = "learn_names, prepare"
     async with plant.running():

@@ -1,4 +1,4 @@
-"""What a sender is told: the reading, to the last bit, with its date and time in the configured zone."""
+"""The answer has the reading to the last bit, with its date and time in the configured zone."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from app.ingest.batch import Reading
 from app.ingest.decode.columns import RowError
 from app.ingest.result import BatchResult, receipt_encoder
-from tests.unit.samples import T0_US, batch_of, decoded_of, reading, readings
+from tests.support.samples import T0_US, batch_of, decoded_of, reading, readings
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DAY_US = 86_400_000_000
@@ -65,7 +65,7 @@ def test_a_receipt_says_what_was_stored(sent: Reading, reading_id: int, zone: st
 
 
 def test_batch_result_as_json() -> None:
-    """What is stored of a result is all that a repetition of the request is told."""
+    """The stored form of a result has everything for the answer to a repetition."""
     result = BatchResult(
         2,
         rejected=2,
@@ -82,7 +82,7 @@ def test_batch_result_as_json() -> None:
 
 @pytest.mark.parametrize("word", ["stored", "accepted"])
 def test_batch_result_of_an_older_version(word: str) -> None:
-    """Versions up to 0.5 stored the answer itself."""
+    """Before the schema's revision 0007 the answer itself was stored."""
     answer = (
         b'{"%b":1,"rejected":1,"rejected_rows":"2","errors":[{"row":2,"column":"time","reason":"too old","value":7}],'
         b'"unknown_columns":["co2"],"hints":["Some readings are older than ACCEPT_PAST_DAYS."]}'

@@ -1,4 +1,4 @@
-"""The way in: what is written through the service, and what its caller is told."""
+"""The write service: its submissions, and the results that its callers get."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from app.ingest.pipeline import Pipeline
 from app.ingest.request import WriteRequest
 from app.ingest.result import BatchResult, WriteOutcome
 from app.ingest.service import DECODING_FACTOR, WriteService
-from tests.unit.samples import batch_of, reading
+from tests.support.samples import batch_of, reading
 
 
 class StandIn:
@@ -84,7 +84,7 @@ async def test_write_without_room() -> None:
 
 
 async def test_cancelled_write() -> None:
-    """The result of a request whose caller was cancelled reaches no one, and disturbs no one."""
+    """The result of a cancelled request is dropped without an error."""
     stand_in = StandIn()
     write = asyncio.create_task(service(stand_in).write(request()))
     await submitted(stand_in)
@@ -105,7 +105,7 @@ async def test_replay() -> None:
 
 
 def test_room() -> None:
-    """Room grows with the body and is given back; asking whether there is some holds none."""
+    """Room grows with the body and is given back. A check for room reserves none."""
     stand_in = StandIn()
     with service(stand_in).room("API_KEY") as grow_to:
         for size in (10, 200, 150):

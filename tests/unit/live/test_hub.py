@@ -1,4 +1,4 @@
-"""The hub: each reading once, or the latest of each sensor, or the door; and nobody suffers for another."""
+"""The hub sends each reading once, conflates, or disconnects, and no subscriber suffers for another."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from app.ingest.result import CommittedReading
 from app.live.bus import LocalBus
 from app.live.hub import Hub, Subscriber
 from app.live.mailbox import later
-from tests.unit.samples import at_once, receipt
+from tests.support.samples import at_once, receipt
 
 
 def hub(*, subscribers: int = 10, messages: int = 100, size_bytes: int = 10_000) -> Hub:
@@ -101,7 +101,7 @@ def test_an_emptied_mailbox_has_all_its_room_again() -> None:
     for _ in range(3):
         house.publish([receipt(1), receipt(2), receipt(3)])
         assert [message.id for message in subscriber.take()] == [1, 2, 3]
-    assert house.tally.conflated == 0
+    assert house.stats.conflated == 0
 
 
 def test_a_key_has_no_more_subscribers_than_it_may_and_gets_its_places_back() -> None:
@@ -128,7 +128,7 @@ def test_a_slow_subscriber_is_conflated_then_dropped_and_nobody_else_is(messages
         house.publish([receipt(reading_id, sensor="ab"[reading_id % 2])])
         seen += [message.id for message in fast.take()]
     assert not slow.dropped
-    assert house.tally.conflated > 0
+    assert house.stats.conflated > 0
     wakes.clear()
     for reading_id in range(13, 18):
         house.publish([receipt(reading_id, sensor=str(reading_id))])
@@ -137,7 +137,7 @@ def test_a_slow_subscriber_is_conflated_then_dropped_and_nobody_else_is(messages
     assert wakes == ["slow"], "it must hear that it is dropped"
     assert seen == list(range(1, 18))
     assert not fast.dropped
-    assert house.tally.dropped == 1
+    assert house.stats.dropped == 1
     house.unsubscribe(slow)
     assert house.subscribers == 1
 
@@ -150,7 +150,7 @@ def test_a_subscriber_that_is_given_up_is_counted_once_and_gets_nothing_more() -
     house.publish([receipt(1)])
     assert slow.dropped
     assert list(slow.take()) == []
-    assert len(other.take()) == house.tally.dropped == 1
+    assert len(other.take()) == house.stats.dropped == 1
     house.unsubscribe(slow)
     assert house.subscribers == 1
 
@@ -169,7 +169,7 @@ MESSAGES = st.lists(
 
 
 def conflated(messages: list[CommittedReading]) -> list[CommittedReading]:
-    """The latest message of each sensor, in the order in which the sensors were last heard of: slow and obvious."""
+    """Return the latest message of each sensor, in the order of the last messages, slowly and obviously."""
     last_heard_first = dict.fromkeys(message.sensor for message in reversed(messages))
     return [
         max((each for each in messages if each.sensor == sensor), key=lambda each: (each.time_us, each.id))
@@ -198,9 +198,9 @@ def test_conflation_keeps_exactly_the_latest_of_each_sensor(
             left_out += len(expected) - len(conflated(expected))
             expected = conflated(expected)
         assert subscriber.dropped == overfull()
-        assert (house.tally.published, house.tally.conflated) == (published, left_out)
+        assert (house.stats.published, house.stats.conflated) == (published, left_out)
         if data.draw(st.booleans(), "read"):
             assert list(subscriber.take()) == expected
             expected = []
     assert list(subscriber.take()) == expected
-    assert house.tally.dropped == subscriber.dropped
+    assert house.stats.dropped == subscriber.dropped

@@ -36,7 +36,7 @@ def test_parts_of_one_array_have_keys_of_their_own() -> None:
 
 @given(st.lists(st.text(max_size=3), min_size=1), st.lists(st.integers(0, 100), max_size=20))
 def test_the_names_of_rows_with_the_same_sensors_have_the_same_key(names: list[str], again: list[int]) -> None:
-    """However often each occurs after the first time."""
+    """Rows with the same sensors have the same key, however often each occurs."""
     rows = names + [names[place % len(names)] for place in again]
     keys = {array_fingerprint(pa.array(each).dictionary_encode().dictionary) for each in (names, rows)}
     assert len(keys) == 1

@@ -1,4 +1,4 @@
-"""What PostgreSQL has room for, in numbers."""
+"""The connections and locks that PostgreSQL has room for, computed."""
 
 import pytest
 
@@ -19,7 +19,7 @@ from app.store.capacity import Room, lacking_locks, pool_size
     ],
 )
 def test_pool_fits_into_what_is_left(room: Room, workers: int, size: int) -> None:
-    """But never below what a worker can live with."""
+    """A pool fits into the connections that are left, but not below the minimum of a worker."""
     assert pool_size(room, workers) == size
 
 

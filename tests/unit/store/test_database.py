@@ -1,4 +1,4 @@
-"""What can be said of a database without one."""
+"""Functions about a database, tested without one."""
 
 import traceback
 

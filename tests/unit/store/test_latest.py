@@ -20,20 +20,20 @@ values = st.none() | st.floats(allow_nan=False)
 
 
 def batch_of(rows: Sequence[LatestRow]) -> pa.RecordBatch:
-    columns = zip(*rows, strict=True)
+    columns = zip(*((*row[:3], *row.values) for row in rows), strict=True)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 
 @st.composite
 def flushes(draw: st.DrawFn) -> list[list[LatestRow]]:
-    """Of each flush the latest row of each of its sensors, by sensor; flushes of one set of sensors occur again."""
+    """Draw flushes, each with the latest row of its sensors, by sensor. The same sensors come again."""
     some_sensors = st.lists(st.integers(1, 6), min_size=1, unique=True).map(sorted)
     sets = draw(st.lists(some_sensors, min_size=1, max_size=3))
     ids = iter(draw(st.permutations(range(1, 200))))
     return [
         [
-            LatestRow(sensor, draw(st.integers(0, 5)), next(ids), *draw(st.tuples(values, values, values)))
+            LatestRow(sensor, draw(st.integers(0, 5)), next(ids), draw(st.tuples(values, values, values)))
             for sensor in of
         ]
         for of in draw(st.lists(st.sampled_from(sets), min_size=1, max_size=12))
@@ -49,12 +49,12 @@ def rank(row: LatestRow, horizon_us: float) -> tuple[bool, int, int]:
 def test_the_latest_of_each_sensor_is_kept_whatever_came_together(
     flushes: list[list[LatestRow]], compact_rows: int, horizon_us: float
 ) -> None:
-    """Later by time, and of one time by id; what is beyond the horizon gives way to what is not."""
+    """The latest of each sensor is kept, by time and then by id. A reading beyond the horizon gives way to another."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latest, "COMPACT_ROWS", compact_rows)
         noted = LatestRows()
         for rows in flushes:
-            noted.note(batch_of(rows), horizon_us)
+            noted.record(batch_of(rows), horizon_us)
     expected: dict[int, LatestRow] = {}
     for row in (row for rows in flushes for row in rows):
         known = expected.get(row.sensor_id)
@@ -63,11 +63,12 @@ def test_the_latest_of_each_sensor_is_kept_whatever_came_together(
     found = noted.latest(horizon_us)
     times = found["time"].cast(pa.int64())
     columns = (column.to_pylist() for column in (found["sensor_id"], times, *found.columns[2:]))
-    assert list(map(LatestRow._make, zip(*columns, strict=True))) == [expected[sensor] for sensor in sorted(expected)]
+    latest_rows = [LatestRow(row[0], row[1], row[2], row[3:]) for row in zip(*columns, strict=True)]
+    assert latest_rows == [expected[sensor] for sensor in sorted(expected)]
 
 
 async def test_a_process_that_ends_while_it_writes() -> None:
-    """It writes when it leaves what was under way, and what was noted meanwhile."""
+    """A process that ends while it writes also writes what arrived meanwhile."""
 
     class Recording:
         def __init__(self) -> None:
@@ -84,10 +85,10 @@ async def test_a_process_that_ends_while_it_writes() -> None:
 
     database = Recording()
     readings = LatestReadings(cast("Any", database))
-    readings.note([LatestRow(1, 0, 1, 1.5, None, None)], None)
+    readings.record([LatestRow(1, 0, 1, (1.5, None, None))], None)
     writing = asyncio.create_task(readings.write())
     await asyncio.sleep(0)
-    readings.note([LatestRow(2, 0, 2, 1.5, None, None)], None)
+    readings.record([LatestRow(2, 0, 2, (1.5, None, None))], None)
     writing.cancel()
     await asyncio.gather(writing, return_exceptions=True)
     database.answering.set()
@@ -98,23 +99,25 @@ async def test_a_process_that_ends_while_it_writes() -> None:
 def test_no_rows_are_nothing_noted() -> None:
     """All of a flush may have been refused."""
     noted = LatestRows()
-    noted.note(batch_of([LatestRow(1, 0, 1, 1.5, None, None)]).slice(0, 0))
+    noted.record(batch_of([LatestRow(1, 0, 1, (1.5, None, None))]).slice(0, 0))
     assert not noted.batches()
 
 
 def test_what_the_database_did_not_take_is_noted_with_what_came_meanwhile() -> None:
-    """And the same sensors are held once."""
+    """Rows that the database did not take stay with those that arrived meanwhile, each sensor once."""
 
     class Away:
         @asynccontextmanager
         async def connection(self, **_: float) -> AsyncIterator[None]:
-            readings.note([], batch_of([LatestRow(sensor, 5, sensor, 2.5, None, None) for sensor in range(10)]))
+            readings.record([], batch_of([LatestRow(sensor, 5, sensor, (2.5, None, None)) for sensor in range(10)]))
             raise DatabaseUnavailable("away")
             yield
 
     readings = LatestReadings(Away())  # type: ignore[arg-type]
     for time_us in (8, 9, 3):
-        readings.note([], batch_of([LatestRow(sensor, time_us + sensor, 1, 1.5, None, None) for sensor in range(10)]))
+        readings.record(
+            [], batch_of([LatestRow(sensor, time_us + sensor, 1, (1.5, None, None)) for sensor in range(10)])
+        )
         with pytest.raises(DatabaseUnavailable):
             asyncio.run(readings.write())  # it uses a thread, for which virtual time does not wait
     (batch,) = readings.unwritten.batches()
@@ -122,15 +125,15 @@ def test_what_the_database_did_not_take_is_noted_with_what_came_meanwhile() -> N
 
 
 def test_the_same_sensors_again_are_no_more_rows() -> None:
-    """However many flushes come before the database takes what is noted."""
+    """The same sensors again take no more memory, however many flushes come before a write."""
     noted = LatestRows()
     for time_us in range(100):
-        noted.note(batch_of([LatestRow(sensor, time_us, time_us, 1.5, None, None) for sensor in range(10)]))
+        noted.record(batch_of([LatestRow(sensor, time_us, time_us, (1.5, None, None)) for sensor in range(10)]))
     assert [batch.num_rows for batch in noted.batches()] == [10]
 
 
 class Table:
-    """The table, its connection and cursor: takes some statements, and is away then."""
+    """The table, its connection and cursor, which take some statements and are unavailable after that."""
 
     edition = None
 
@@ -150,12 +153,12 @@ class Table:
 
 
 def test_what_is_written_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However much is noted: a database that fails now and then still gets all of it, in pieces that become smaller."""
+    """Written rows are not written again: a database that fails at times gets all rows, in smaller pieces."""
     monkeypatch.setattr(latest, "PIECE_ROWS", 400)
     table = Table(3)
     readings = LatestReadings(cast("Any", table))
-    readings.note([LatestRow(sensor, 1, sensor, 1.5, None, None) for sensor in range(700)], None)
-    readings.note([], batch_of([LatestRow(sensor, 1, sensor, 1.5, None, None) for sensor in range(1_000, 2_000)]))
+    readings.record([LatestRow(sensor, 1, sensor, (1.5, None, None)) for sensor in range(700)], None)
+    readings.record([], batch_of([LatestRow(sensor, 1, sensor, (1.5, None, None)) for sensor in range(1_000, 2_000)]))
     with pytest.raises(DatabaseUnavailable):
         asyncio.run(readings.write())
     assert [len(sensors) for sensors in table.written] == [400, 300, 400]
@@ -170,25 +173,27 @@ def test_what_is_written_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_many_that_came_alone_are_not_held_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And are written all the same."""
+    """Many single readings are not held one by one, and are all written."""
     monkeypatch.setattr(latest, "SINGLES", 10)
     table = Table(99)
     readings = LatestReadings(cast("Any", table))
     for start in range(0, 100, 5):
-        readings.note([LatestRow(sensor, 1, sensor, 1.5, None, 2.5) for sensor in range(start + 5, start, -1)], None)
+        readings.record(
+            [LatestRow(sensor, 1, sensor, (1.5, None, 2.5)) for sensor in range(start + 5, start, -1)], None
+        )
     assert sum(batch.num_rows for batch in readings.unwritten.batches()) == 100
     asyncio.run(readings.write())
     assert table.written == [list(range(1, 101))]
 
 
 def test_an_age_that_grows_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """And that it has been caught up with."""
+    """An age that grows is logged once, and once more when it is caught up."""
     monkeypatch.setattr(latest, "INTERVAL_S", 0)
     table, now = Table(0), iter(range(0, 10_000, 50))
     readings = LatestReadings(cast("Any", table), clock=lambda: next(now))
 
     async def work() -> None:
-        readings.note([LatestRow(1, 1, 1, 1.5, None, None)], None)
+        readings.record([LatestRow(1, 1, 1, (1.5, None, None))], None)
         writing = asyncio.create_task(readings.run())
         while "is" not in caplog.text:
             await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Ids of names on a database that is none."""
+"""Ids of names, with a stand-in for the database."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -15,7 +15,7 @@ from app.store.names import MIN_REMEMBERED_NAMES, NAME_BYTES, PIECE_NAMES, Remem
 
 
 class Sensors:
-    """A table of sensors, its own connection and cursor; answers take as long as it is told, one after the other."""
+    """A table of sensors, its own connection and cursor. Answers take a given time, one after the other."""
 
     def __init__(self, *delays_s: float, answers: int = 1_000_000) -> None:
         self.ids: dict[str, int] = {}
@@ -88,7 +88,7 @@ async def test_names_that_have_ids_are_only_looked_up() -> None:
 
 
 def test_what_is_remembered_is_bounded_and_the_longest_unused_goes() -> None:
-    """However many names come; those that are asked for again and again stay."""
+    """The remembered names are bounded, however many come, and names in use stay."""
     bound = 1_000
     remembered = Remembered[str](max_bytes=bound * (NAME_BYTES + 8))
     remembered.update({f"{0:08}": 0})

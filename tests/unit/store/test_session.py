@@ -1,4 +1,4 @@
-"""What is made of the inspection of a connection."""
+"""The conclusions from the inspection of a connection."""
 
 import pytest
 
@@ -53,7 +53,7 @@ def test_pins_of_a_session() -> None:
 
 
 def test_pins_behind_a_pooler() -> None:
-    """Behind a pooler only what it keeps for each client is pinned; of the rest the commands are said."""
+    """Behind a pooler, only settings that it keeps for each client are pinned. The rest are named with commands."""
     found = [*(GOOD | {"differing": ["DateStyle"]}).values()]
     session = inspected(found, backend_pid=123)
     assert (session.is_pooled, [*session.to_pin]) == (True, ["DateStyle"])

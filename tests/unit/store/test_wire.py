@@ -1,4 +1,4 @@
-"""The bytes of binary COPY, packed or encoded: a slow and obvious reader finds in them what was sent."""
+"""The bytes of binary COPY, packed or encoded, hold what was sent, by a slow and obvious reader."""
 
 import struct
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.ingest.batch import Reading
 from app.store.wire import HEADER, TRAILER, WIRE_SCHEMA, columns_of, encode_rows, in_order, pack_reading
-from tests.unit.samples import T0_US, batch_of, reading, readings
+from tests.support.samples import T0_US, batch_of, reading, readings
 
 POSTGRES_EPOCH_US = 946_684_800 * 1_000_000
 FORMATS = ("!q", "!i", "!q", "!i", "!d", "!d", "!d")
@@ -19,7 +19,7 @@ Row = tuple[object, ...]
 
 
 def read_back(rows: bytes) -> list[Row]:
-    """Rows of binary COPY without header and trailer, times in microseconds since 1970."""
+    """Decode rows of binary COPY without header and trailer, with times in microseconds since 1970."""
     found = []
     while rows:
         (fields,), rows = struct.unpack("!h", rows[:2]), rows[2:]
@@ -65,7 +65,7 @@ def test_a_packed_reading_and_columns_of_it_are_the_same_bytes_and_mean_it(
 
 @given(st.lists(st.lists(readings, min_size=1, max_size=8), min_size=1, max_size=4))
 def test_batches_are_put_together_by_sensor_and_from_the_latest_back(sent: list[list[Reading]]) -> None:
-    """What is stored is what was sent, every row once, with the ids in the order in which they were sent."""
+    """Batches are put together by sensor and from the latest back, with every row once and ids in the sent order."""
     few = {name: place % 3 for place, name in enumerate({each.sensor for batch in sent for each in batch})}
     parts, expected, first_id = [], [], 1
     for source_id, batch in enumerate(sent):

@@ -1,1 +1,1 @@
-"""What the wire is told, without a wire."""
+"""Tests of the web modules without a socket."""

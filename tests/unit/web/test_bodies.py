@@ -1,4 +1,4 @@
-"""When more of a body has to be there."""
+"""The deadlines of a body."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Who gives way when there are too many connections."""
+"""The connections that are dropped when there are too many."""
 
 import logging
 
@@ -19,7 +19,7 @@ class Peer:
 
 
 def test_oldest_gives_way() -> None:
-    """The oldest idle connection without a key makes room; one that is owed an answer, or has a key, does not."""
+    """The oldest idle connection without a key makes room, but not one that waits for an answer or has a key."""
     limit = ConnectionLimit(4, clock=lambda: 0.0)
     keyed, owed, old, young = Peer(), Peer(is_owed=True), Peer(), Peer()
     for count, peer in enumerate((keyed, owed, old, young), 1):

@@ -12,12 +12,13 @@ from app.errors import (
     ConfigurationError,
     DatabaseUnavailable,
     Fault,
+    Forbidden,
     InvalidReading,
     KeyOverShare,
     MalformedBody,
     NotStored,
     OutcomeUnknown,
-    Refused,
+    PermanentError,
     RejectedByDatabase,
     SensorFlowError,
     ShuttingDown,
@@ -41,8 +42,9 @@ def tree(root: type[SensorFlowError]) -> Iterator[type[SensorFlowError]]:
     ("error", "status", "headers", "detail"),
     [
         (Unauthorized("no key"), 401, [(b"www-authenticate", b"APIKey")], "no key"),
+        (Forbidden("may only listen"), 403, [], "may only listen"),
         (BodyTooLarge(65_536), 413, [(b"connection", b"close")], "The body is larger than 65,536 bytes."),
-        (TooManyRows(1_001, 1_000), 413, [], "The body has 1,001 readings, and a request may bring 1,000: split it."),
+        (TooManyRows(1_001, 1_000), 413, [], "The body has 1,001 readings. A request may have 1,000: split it."),
         (MalformedBody("no header"), 422, [], "no header"),
         (UnsupportedEncoding("no br"), 415, [], "no br"),
         (InvalidReading([FAULT]), 422, [], [FAULT | {"loc": ["body", "humidity"]}]),
@@ -63,7 +65,7 @@ def test_an_error_has_its_status_its_headers_and_a_detail(
 
 @pytest.mark.parametrize(
     "kind",
-    sorted(set(tree(SensorFlowError)) - {SensorFlowError, Refused, ConfigurationError}, key=str),
+    sorted(set(tree(SensorFlowError)) - {SensorFlowError, PermanentError, ConfigurationError}, key=str),
 )
 def test_every_error_that_a_client_can_meet_is_in_a_table(kind: type[SensorFlowError]) -> None:
     assert kind in error_responses.CLOSE_CODES or any(parent in error_responses.STATUSES for parent in kind.__mro__)
@@ -74,7 +76,9 @@ def statuses(root: type[SensorFlowError]) -> set[int]:
 
 
 def test_what_sending_again_cannot_cure_is_never_5xx_and_only_the_unknown_is_504() -> None:
-    assert all(400 <= status < 500 for status in statuses(Refused) | statuses(Unauthorized))
+    assert all(
+        400 <= status < 500 for status in statuses(PermanentError) | statuses(Unauthorized) | statuses(Forbidden)
+    )
     assert statuses(KeyOverShare) == {429}
     assert statuses(BodyStalled) == {408}
     assert statuses(NotStored) == {408, 429, 503}
@@ -82,5 +86,5 @@ def test_what_sending_again_cannot_cure_is_never_5xx_and_only_the_unknown_is_504
 
 
 def test_a_websocket_is_closed_for_what_its_handshake_can_raise() -> None:
-    codes = {kind: error_responses.CLOSE_CODES[kind] for kind in (Unauthorized, TooManySubscribers)}
+    codes = {kind: error_responses.CLOSE_CODES[kind] for kind in (Unauthorized, Forbidden, TooManySubscribers)}
     assert set(codes.values()) == {1008}

@@ -1,4 +1,4 @@
-"""Metrics that many ask for at a time."""
+"""Metrics that many clients request at a time."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ class Metrics:
         self._fails = fails
 
     async def __call__(self) -> bytes:
-        """The moment of the beginning."""
+        """Return the moment of the beginning."""
         moment = asyncio.get_running_loop().time()
         self.begun.append(moment)
         await asyncio.sleep(self._cost_s)

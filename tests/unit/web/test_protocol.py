@@ -1,9 +1,8 @@
-"""Bytes in, bytes out: requests past ASGI, in line with those that uvicorn hands to it, on a transport that is none."""
+"""The HTTP protocol on a stand-in transport: requests that bypass ASGI, in order with those of uvicorn."""
 
 import asyncio
 import json
 import logging
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,86 +15,17 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from app.errors import BufferFull, Unauthorized
+from app.errors import BufferFull
 from app.web.bodies import STALLED_AFTER_S
 from app.web.connections import ConnectionLimit
-from app.web.protocol import HEAD_TIMEOUT_S, MAX_HEAD_BYTES, SLICE_BYTES, BodyHandler, Exchange, HttpProtocol
+from app.web.protocol import HEAD_TIMEOUT_S, MAX_HEAD_BYTES, SLICE_BYTES, BodyHandler, HttpProtocol
 from app.web.slices import Slices
 from app.web.transport import LINGER_BYTES, LINGER_S, MAX_PENDING_BYTES, CoalescingTransport
-
-MAX_BODY_BYTES = 100
-
-
-class Wire(asyncio.Transport):
-    """A transport whose peer is the test."""
-
-    def __init__(self, peer: tuple[str, int] | None = ("192.0.2.7", 5_000)) -> None:
-        super().__init__({"peername": peer, "sockname": ("192.0.2.1", 80)})
-        self.writes: list[bytes] = []
-        self.ended = ""
-        self.is_read = True
-        self.protocol: asyncio.BaseProtocol | None = None
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        assert not self.ended
-        self.writes.append(bytes(data))
-
-    def close(self) -> None:
-        self.ended = self.ended or "closed"
-
-    def write_eof(self) -> None:
-        self.close()
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        assert self.protocol is not None
-        return self.protocol
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self.protocol = protocol
-
-    def abort(self) -> None:
-        self.ended = "aborted"
-
-    def is_closing(self) -> bool:
-        return bool(self.ended)
-
-    def pause_reading(self) -> None:
-        self.is_read = False
-
-    def resume_reading(self) -> None:
-        self.is_read = True
-
-
-class Desk:
-    """An endpoint that leaves it to the test to answer."""
-
-    path = b"/reading"
-    max_body_bytes = MAX_BODY_BYTES
-
-    def __init__(self) -> None:
-        self.opened: list[Exchange] = []
-        self.taken: list[tuple[Exchange, bytes]] = []
-        self.observed: list[tuple[int, float]] = []
-        self.observe: Callable[[int, float], None] = lambda *observed: self.observed.append(observed)
-        self.clock: Callable[[], float] = asyncio.get_running_loop().time
-
-    def knows(self, key: bytes | None) -> bool:
-        return key == b"k"
-
-    def open(self, exchange: Exchange) -> BodyHandler:
-        self.opened.append(exchange)
-        if exchange.headers.get(b"x-api-key") != b"k":
-            raise Unauthorized("no key")
-        return lambda body: self.taken.append((exchange, body))
-
-    def answer(self) -> None:
-        """Answers the request that was taken last with the length of its body."""
-        exchange, body = self.taken[-1]
-        exchange.answer(201, (), b"%d" % len(body))
+from tests.support.connections import MAX_BODY_BYTES, Desk, Wire, a_few_turns
 
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers 200 with its own view of the request; what it can't show it leaves out."""
+    """Answer 200 with the application's view of the request, without what it can't show."""
     body = b""
     while (message := await receive()).get("more_body"):
         body += message["body"]
@@ -107,7 +37,7 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def answers_at_once(_: Scope, __: Receive, send: Send) -> None:
-    """Answers 200 before it has seen any of the body."""
+    """Answer 200 before it has seen any of the body."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
     await send({"type": "http.response.body", "body": b""})
 
@@ -158,13 +88,8 @@ class Connection:
 
     @property
     def statuses(self) -> list[int]:
-        """Of all answers so far, in their order. No body here has such a line in it."""
+        """Return the statuses of all answers so far, in their order. No body here has such a line in it."""
         return [int(part[:3]) for part in self.sent.split(b"HTTP/1.1 ")[1:]]
-
-
-async def a_few_turns() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 def post(
@@ -335,7 +260,7 @@ async def test_an_offer_without_a_body() -> None:
 
 
 async def test_cancelled_work_is_answered() -> None:
-    """Work that was to answer and is cancelled leaves nobody waiting: the outcome is unknown."""
+    """If work that should answer is cancelled, the sender gets an answer: the outcome is unknown."""
     connection = Connection()
     connection.feed(post())
     [(exchange, _)] = connection.desk.taken
@@ -431,7 +356,7 @@ async def test_an_idle_connection_is_closed() -> None:
 
 @pytest.mark.parametrize("begun", [b"", b"\r\n", b"POST /reading HTTP/1.1\r\nHost: x\r\n", b"GET /oth"])
 async def test_a_head_has_ten_seconds(begun: bytes) -> None:
-    """A connection whose head has not come in time is closed, with a 408 if it has begun; drops don't prolong it."""
+    """A connection whose head is late is closed, with a 408 if it has begun. Single bytes don't extend the time."""
     connection = Connection()
     connection.feed(begun)
     for _ in range(9):
@@ -588,7 +513,7 @@ async def test_a_body_as_long_as_the_bound_is_taken() -> None:
     ids=["target", "headers", "in line", "trailers"],
 )
 async def test_an_endless_head_is_cut_off(begin: bytes, more: bytes) -> None:
-    """A head that is too large is 431, after the answers that are owed; a trailer that is ends the connection."""
+    """A head that is too large is 431, after the earlier answers. A trailer that is too large ends the connection."""
     connection = Connection()
     connection.feed(begin)
     for _ in range(MAX_HEAD_BYTES // 4_096 - 2):
@@ -797,7 +722,7 @@ async def test_what_is_written_in_one_turn_goes_out_at_once_and_before_what_cann
 
 @pytest.mark.parametrize("error_in_line", [b"", b"GET /oth", post()[:-1]])
 async def test_half_closed_peer_is_answered(error_in_line: bytes) -> None:
-    """Requests that came whole are answered after the peer has closed its side; then the connection is closed."""
+    """After the peer has closed its side, its complete requests are answered, and the connection is closed."""
     connection = Connection()
     connection.feed(post() + GET + post() + error_in_line)
     assert connection.protocol.eof_received() is True
@@ -828,7 +753,7 @@ async def test_body_cut_short(request_: bytes) -> None:
     connection.protocol.eof_received()
     await a_few_turns()
     assert (connection.statuses, connection.wire.ended) == ([400], "closed")
-    assert b"cut short" in connection.sent
+    assert b"incomplete" in connection.sent
     assert connection.desk.taken == []
 
 
@@ -854,7 +779,7 @@ async def test_answer_of_the_same_turn_goes_out() -> None:
 
 
 async def test_much_at_once_is_parsed_in_slices() -> None:
-    """Of many requests in one read few are answered in a turn, reading is paused meanwhile, and none is forgotten."""
+    """If one read has many requests, each turn answers few, reading pauses meanwhile, and none is forgotten."""
     connection = Connection()
     request = post(b"", key=b"wrong")
     connection.feed(request * 2_000)
@@ -869,7 +794,7 @@ async def test_much_at_once_is_parsed_in_slices() -> None:
 
 
 async def test_nothing_is_parsed_while_requests_wait() -> None:
-    """Of many requests in one read only as many stand in line as a slice has."""
+    """If one read has many requests, only those of one slice wait in the queue."""
     connection = Connection()
     connection.feed(post() * 2_000)
     for _ in range(100):
@@ -883,7 +808,7 @@ async def test_nothing_is_parsed_while_requests_wait() -> None:
 
 @pytest.mark.parametrize("target", [b"/reading", b"/other"])
 async def test_long_body_is_parsed_whole(target: bytes) -> None:
-    """What has come of a body of known length is one slice."""
+    """The received part of a body of known length is one slice."""
     connection = Connection()
     connection.desk.max_body_bytes = 1_000_000
     connection.feed(post(b"x" * 200_000, target=target))
@@ -932,7 +857,7 @@ async def test_header_that_comes_twice(target: bytes) -> None:
 
 
 async def test_trailer_is_no_header() -> None:
-    """What comes behind a body says nothing of the request, also where it comes before the request is looked at."""
+    """A trailer after a body is no header of the request, even if it arrives before the request is handled."""
     connection = Connection(proxies="192.0.2.7")
     body = b"3\r\nabc\r\n0\r\nX-API-Key: k\r\nX-Forwarded-For: 192.0.2.9\r\n\r\n"
     connection.feed(b"POST /other HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
@@ -959,7 +884,7 @@ async def test_dripping_body_is_cut() -> None:
 
 
 async def test_closing_lets_the_answer_be_read() -> None:
-    """Where the peer still sends, what comes after the last answer is read and dropped for a while, and not parsed."""
+    """If the peer still sends, bytes after the last answer are read and dropped for a while, and not parsed."""
     connection = Connection()
     connection.feed(post(b"", length=MAX_BODY_BYTES + 1))
     assert (connection.statuses, connection.wire.ended) == ([413], "closed")
@@ -979,7 +904,7 @@ async def test_closing_lets_the_answer_be_read() -> None:
 
 
 async def test_stopping_server_refuses_what_still_comes() -> None:
-    """A body that has not come whole when the server stops is 503 on both ways; one that has is answered."""
+    """When the server stops, an incomplete body gets 503 on both routes, and a complete one its answer."""
     exchange, asgi, whole = Connection(), Connection(application=until_cancelled), Connection()
     exchange.feed(post()[:-1])
     asgi.feed(post(target=b"/other")[:-1])

@@ -1,4 +1,4 @@
-"""What the log says of senders that are refused."""
+"""The log's lines about refused senders."""
 
 import logging
 
@@ -39,12 +39,12 @@ def test_reason_in_other_body() -> None:
 
 
 def kinds(caplog: pytest.LogCaptureFixture) -> int:
-    """How many kinds the logged lines are of."""
+    """Return the number of kinds of the logged lines."""
     return len({vars(record)["kind"] for record in caplog.records})
 
 
 def test_kind_is_sender_status_and_reason(caplog: pytest.LogCaptureFixture) -> None:
-    """Lines are alike if sender and status are the same, and the reason but for its particulars."""
+    """Lines are of one kind if sender, status and the general reason are the same."""
     with caplog.at_level(logging.WARNING):
         for row in range(3):
             log_refusal("POST /x", "203.0.113.9", 422, f"row {row}: 'a{row}' is 2026-07-12T0{row}:00:00Z, -{row}.5e3")

@@ -1,4 +1,4 @@
-"""What connections have received is worked off in turns, and nobody waits for one of them."""
+"""The bytes that connections have received are parsed in turns, and no connection waits for another."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a subscriber may send, and how a connection ends, on a transport that is none."""
+"""The bounds of a subscriber's messages, and the end of its connection, on a stand-in transport."""
 
 import asyncio
 from functools import partial
@@ -13,7 +13,7 @@ from app.web.connections import ConnectionLimit
 from app.web.protocol import HttpProtocol
 from app.web.slices import Slices
 from app.web.websocket import FRAMES_AT_ONCE, FRAMES_PER_S, MAX_MESSAGE_BYTES, SLICE_BYTES, WebSocketProtocol
-from tests.unit.web.test_protocol import Desk, Wire, a_few_turns
+from tests.support.connections import Desk, Wire, a_few_turns
 
 LINES = [
     b"GET /ws HTTP/1.1",
@@ -36,7 +36,7 @@ def text(length: int) -> bytes:
 
 
 async def listens(_: Scope, receive: Receive, send: Send) -> None:
-    """Accepts, and reads until the peer is gone."""
+    """Accept, and read until the peer is gone."""
     await receive()
     await send({"type": "websocket.accept"})
     while (await receive())["type"] != "websocket.disconnect":
@@ -44,7 +44,7 @@ async def listens(_: Scope, receive: Receive, send: Send) -> None:
 
 
 async def refuses(_: Scope, receive: Receive, send: Send) -> None:
-    """Accepts, and closes."""
+    """Accept, and close."""
     await receive()
     await send({"type": "websocket.accept"})
     await send({"type": "websocket.close", "code": 1008, "reason": "no key"})
@@ -83,7 +83,7 @@ class Connection:
 
     @property
     def alive(self) -> list[Any]:
-        """The protocols that a stopping server would end."""
+        """Return the protocols that a stopping server would end."""
         return list(self.state.connections)
 
     def feed(self, data: bytes) -> None:
@@ -95,7 +95,7 @@ class Connection:
 
     @property
     def close_code(self) -> int | None:
-        """That of the server's close frame, if it has sent one; no other frame here has its first byte."""
+        """Return the code of the server's close frame, if there is one. No other frame here has its first byte."""
         _, found, frame = self.sent.partition(b"\x88")
         return int.from_bytes(frame[1:3], "big") if found else None
 
@@ -117,7 +117,7 @@ async def test_subscriber_is_heard() -> None:
 )
 @pytest.mark.parametrize("in_one_read", [False, True])
 async def test_subscriber_that_sends_too_much(frame: bytes, in_one_read: bool) -> None:
-    """More than FRAMES_PER_S, or FRAMES_AT_ONCE in a burst, is closed with 1008 before much of it has been parsed."""
+    """A subscriber that sends more than FRAMES_PER_S, or FRAMES_AT_ONCE in a burst, is soon closed with 1008."""
     if frame[0] == 1:
         frame += b"\x80\x80\0\0\0\0"  # its end
     connection = Connection()

@@ -1,4 +1,4 @@
-"""POST /api/readings on its way in: what holds room in the buffer, and how it is given back."""
+"""POST /api/readings before the flush: room in the buffer is held and given back."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,8 +22,8 @@ from app.ingest.service import DECODING_FACTOR, WriteService
 from app.web.auth import ApiKey, ApiKeys, Scope
 from app.web.bodies import STALLED_AFTER_S
 from app.web.write_bulk import BulkIngest, BulkLimits
-from tests.unit.ingest.decode import bodies
-from tests.unit.samples import T0_US
+from tests.support import bodies
+from tests.support.samples import T0_US
 
 KEY = "correct-horse-battery"
 READING = b'{"sensor_id":"a","temperature":1}'
@@ -62,7 +62,7 @@ class RoomyPipeline:
         on_result(BatchResult(request.content.rows))
 
     async def find(self, _: RequestIdentity) -> None:
-        """No request was seen before."""
+        """Find nothing: no request was seen before."""
 
 
 async def send(
@@ -72,10 +72,10 @@ async def send(
     *,
     limits: BulkLimits = FEW,
 ) -> int:
-    """Has a body stored; the status."""
+    """Store a body and return the status."""
     bulk = BulkIngest(
         service=WriteService(cast("Pipeline[Any]", pipeline), pipeline),
-        keyring=ApiKeys(ApiKey("API_KEY", KEY, frozenset(Scope))),
+        api_keys=ApiKeys(ApiKey("API_KEY", KEY, frozenset(Scope))),
         window=TimeWindow(None, None),
         limits=limits,
         now_us=lambda: T0_US,
@@ -161,7 +161,7 @@ COMPACT: dict[str, Callable[[pa.Table], bytes]] = {
 
 @pytest.mark.parametrize("content_type", COMPACT)
 def test_room_for_what_a_format_inflates_to(content_type: str) -> None:
-    """It is held while the body is read, given back after it, and refused before it where there is none."""
+    """Room for the inflated size is held while the body is read, and given back after. Without room it is refused."""
     body = COMPACT[content_type](bodies.table([{"sensor_id": "a" * 200, "temperature": 1.0}] * 5_000))
     limits = BulkLimits(body_bytes=1 << 20, inflated_bytes=4 << 20, rows=5_000, days=10, held_bytes=16 << 20)
     values_bytes = 5_000 * 5 * 8

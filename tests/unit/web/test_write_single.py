@@ -1,4 +1,4 @@
-"""The endpoint of one reading: what it asks of a head, hands to the pipeline, and makes of the answer."""
+"""The endpoint of one reading: its checks of a head, its submissions, and its answers."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,8 +9,10 @@ import pytest
 
 from app.errors import (
     DatabaseUnavailable,
+    Forbidden,
     InvalidParameter,
     InvalidReading,
+    SensorFlowError,
     ShuttingDown,
     Unauthorized,
     UnsupportedEncoding,
@@ -26,10 +28,10 @@ from app.web import error_responses
 from app.web.auth import ApiKey, ApiKeys, Scope
 from app.web.protocol import Exchange
 from app.web.write_single import ReadingEndpoint
-from tests.unit.samples import T0_US, receipt
+from tests.support.samples import T0_US, receipt
 
 KEY, EARS = b"correct-horse-battery", b"correct-horse-listens"
-KEYRING = ApiKeys(
+API_KEYS = ApiKeys(
     ApiKey("API_KEY", KEY.decode(), frozenset(Scope)),
     ApiKey("API_KEY_WS", EARS.decode(), frozenset({Scope.LISTEN})),
 )
@@ -37,7 +39,7 @@ BODY = b'{"temperature": 23.5, "humidity": 48.2, "pressure": 1013.2, "sensor_id"
 
 
 class Request:
-    """What the endpoint sees of an Exchange."""
+    """The part of an Exchange that the endpoint uses."""
 
     def __init__(self, headers: dict[bytes, bytes], client_ip: str = "192.0.2.7") -> None:
         self.headers = headers
@@ -77,7 +79,7 @@ class Basket:
 def endpoint(basket: Basket, observed: list[tuple[object, ...]] | None = None) -> ReadingEndpoint:
     return ReadingEndpoint(
         service=WriteService(cast("Pipeline[Any]", basket), basket),
-        keyring=KEYRING,
+        api_keys=API_KEYS,
         window=TimeWindow.of(past_days=30, future_minutes=10),
         max_body_bytes=1_000,
         now_us=lambda: T0_US,
@@ -90,9 +92,14 @@ def send(basket: Basket, request: Request, body: bytes = BODY) -> None:
     endpoint(basket).open(cast("Exchange", request))(body)
 
 
-@pytest.mark.parametrize("headers", [{}, {b"x-api-key": b"wrong"}, {b"x-api-key": EARS}])
-def test_a_key_for_sending_is_asked_for_before_the_body(headers: dict[bytes, bytes]) -> None:
-    with pytest.raises(Unauthorized):
+@pytest.mark.parametrize(
+    ("headers", "error"),
+    [({}, Unauthorized), ({b"x-api-key": b"wrong"}, Unauthorized), ({b"x-api-key": EARS}, Forbidden)],
+)
+def test_a_key_for_sending_is_asked_for_before_the_body(
+    headers: dict[bytes, bytes], error: type[SensorFlowError]
+) -> None:
+    with pytest.raises(error):
         endpoint(Basket()).open(cast("Exchange", Request(headers)))
 
 
@@ -183,5 +190,5 @@ async def test_another_reading_under_the_same_key_is_refused() -> None:
 
 @pytest.mark.parametrize("key", [b"", b"x" * 256, b"\xc3\xa9", b"a\tb"])
 def test_a_key_that_cannot_be_one_is_refused_before_the_body(key: bytes) -> None:
-    with pytest.raises(InvalidParameter):
+    with pytest.raises(InvalidParameter, match=rf"{len(key)} characters\. It should be 1 to 255"):
         endpoint(Basket()).open(cast("Exchange", Request({b"x-api-key": KEY, b"idempotency-key": key})))

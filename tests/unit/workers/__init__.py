@@ -1,1 +1,1 @@
-"""The parts of several workers."""
+"""Tests of the parts of several workers."""

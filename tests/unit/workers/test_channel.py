@@ -8,14 +8,14 @@ from contextlib import asynccontextmanager
 from app.ingest.result import CommittedReading
 from app.workers.channel import MOST_CONTROLS, Channel, ChannelStats
 from app.workers.messages import Collect, Control, Drain, Leave, MessagesDropped, Receipts
-from tests.unit.samples import receipt
+from tests.support.samples import receipt
 
 
 @asynccontextmanager
 async def channels(*, max_messages: int = 1_000, max_bytes: int = 1_000_000) -> AsyncIterator[tuple[Channel, Channel]]:
     """Both ends of a channel."""
     ends = [
-        await Channel.open(end, max_messages=max_messages, max_bytes=max_bytes, tally=ChannelStats())
+        await Channel.open(end, max_messages=max_messages, max_bytes=max_bytes, stats=ChannelStats())
         for end in socket.socketpair()
     ]
     yield ends[0], ends[1]
@@ -24,7 +24,7 @@ async def channels(*, max_messages: int = 1_000, max_bytes: int = 1_000_000) -> 
 
 
 async def received(end: Channel, last: Control) -> list[Control | Receipts]:
-    """Return what an end receives up to a certain message; receipts one by one."""
+    """Return what an end receives up to a certain message, with receipts one by one."""
     got: list[Control | Receipts] = []
 
     def receive(message: Control | Receipts) -> None:
@@ -59,7 +59,7 @@ async def test_an_end_that_does_not_read_is_told_the_latest_of_each_sensor() -> 
         assert ids[1:] == sorted(ids[1:])
         assert set(ids[-2:]) == {19, 20}
         assert len(ids) - 1 <= 4
-        assert one.tally.conflated == 20 - (len(ids) - 1)
+        assert one.stats.conflated == 20 - (len(ids) - 1)
 
 
 async def test_readings_that_find_no_room_are_a_lapse_that_names_the_latest_and_the_rest_follows() -> None:
@@ -67,12 +67,12 @@ async def test_readings_that_find_no_room_are_a_lapse_that_names_the_latest_and_
         await clog(one)
         one.forward([receipt(number, sensor=str(number), time_us=-number) for number in range(1, 6)])
         one.forward([receipt(7, sensor="7", time_us=-7)])
-        one.lapse(receipt(8, time_us=-8))
+        one.report_dropped(receipt(8, time_us=-8))
         one.forward([receipt(9)])
         one.send(Drain())
         got = await received(other, Drain())
         assert got[1:] == [MessagesDropped(receipt(1, sensor="1", time_us=-1)), [receipt(9)], Drain()]
-        assert one.tally.lapses == 2
+        assert one.stats.lapses == 2
 
 
 async def test_the_other_end_hears_the_last_words_and_then_that_it_is_over() -> None:

@@ -1,4 +1,4 @@
-"""Messages: what one end writes, the other reads."""
+"""Every message that one end writes, the other reads."""
 
 import pytest
 from hypothesis import given
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from app.ingest.result import CommittedReading
 from app.workers import messages
 from app.workers.messages import Control
-from tests.unit.samples import names, times_us
+from tests.support.samples import names, times_us
 
 RECEIPT = CommittedReading(7, -1, 'ü"\n', b'{"id": 7, "sensor_id": "\xc3\xbc\\"\\n"}')
 
@@ -24,14 +24,14 @@ def body_of(frame: bytes) -> bytes:
     "message",
     [
         messages.Hello(),
-        messages.Welcome(wanted=True),
+        messages.Welcome(forwarding=True),
         messages.Started(),
         messages.Ready("PostgreSQL 18.6", RECEIPT),
         messages.Unusable("Set DATABASE_URL."),
         messages.Drain(),
         messages.Join(3, "API_KEY"),
         messages.Leave(3),
-        messages.SetForwarding(wanted=False, number=4),
+        messages.SetForwarding(forwarding=False, number=4),
         messages.ForwardingAck(4, None),
         messages.ForwardingAck(4, RECEIPT),
         messages.Granted(3, None),

@@ -1,4 +1,4 @@
-"""Metrics of several processes: what is added up, what isn't, and what outlives a worker."""
+"""Metrics of several processes: sums, other rules, and counters that outlive a worker."""
 
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -6,7 +6,7 @@ from app.metrics import BUFFER_ROWS, READINGS_GIVEN_BACK, Instruments
 from app.workers import metric_families
 from app.workers.channel import ChannelStats
 from app.workers.metric_families import Family
-from tests.unit.test_metrics import buffer_with_everything, registry, scrape
+from tests.support.metrics import buffer_with_everything, registry, scrape
 
 
 def of(registry: CollectorRegistry) -> list[Family]:
@@ -15,7 +15,7 @@ def of(registry: CollectorRegistry) -> list[Family]:
 
 
 def values(whole: list[Family]) -> dict[str, float]:
-    """Every sample without labels, by name."""
+    """Return every sample without labels, by name."""
     exposed = CollectorRegistry()
     exposed.register(metric_families.MergedMetrics(whole))
     return scrape(exposed)

@@ -1,4 +1,4 @@
-"""A scrape: all of the server or nothing, and the dead are not forgotten."""
+"""A scrape has all workers' metrics or fails, and keeps the counters of dead workers."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ def said_by_a_worker(readings: int) -> str:
 
 
 class Workers:
-    """Two workers, of which the test speaks for each."""
+    """Two workers, for which the test sends the messages."""
 
     def __init__(self) -> None:
         self.here = [1, 2]

@@ -1,11 +1,11 @@
-"""The subscription router: its rules, then the promises of the whole star, whichever frames overtake others."""
+"""The subscription router's rules, and the promises of all workers together, in any order of their frames."""
 
 from collections import deque
 from collections.abc import Coroutine, Generator, Sequence
 from itertools import count
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import TooManySubscribers
@@ -16,60 +16,61 @@ from app.live.mailbox import later
 from app.workers import messages
 from app.workers.messages import Denied, ForwardingAck, Granted, Join, Leave, SetForwarding, Welcome
 from app.workers.subscription_router import SubscriptionRouter
-from tests.unit.samples import receipt
+from tests.support.examples import examples
+from tests.support.samples import receipt
 
 
 def board(*workers: int, limit: int = 10) -> SubscriptionRouter:
     made = SubscriptionRouter(limit)
     for worker in workers:
-        assert made.connect(worker) == [(worker, Welcome(wanted=False))]
+        assert made.connect(worker) == [(worker, Welcome(forwarding=False))]
     return made
 
 
 def test_a_place_is_granted_once_all_others_have_acknowledged_and_with_the_latest_of_all() -> None:
     switch = board(1, 2, 3)
     assert switch.join(1, 5, "API_KEY") == [
-        (2, SetForwarding(wanted=True, number=1)),
-        (3, SetForwarding(wanted=True, number=1)),
+        (2, SetForwarding(forwarding=True, number=1)),
+        (3, SetForwarding(forwarding=True, number=1)),
     ]
-    assert switch.heard(3, 1, receipt(9, time_us=1)) == []
-    assert switch.heard(2, 1, receipt(4, time_us=2)) == [(1, Granted(5, receipt(4, time_us=2)))]
+    assert switch.acknowledge(3, 1, receipt(9, time_us=1)) == []
+    assert switch.acknowledge(2, 1, receipt(4, time_us=2)) == [(1, Granted(5, receipt(4, time_us=2)))]
 
 
 def test_while_all_forward_already_a_place_is_granted_at_once() -> None:
     switch = board(1, 2)
     switch.join(1, 1, "API_KEY")
-    switch.heard(2, 1, None)
+    switch.acknowledge(2, 1, None)
     switch.route(2, [receipt(3)])
     assert switch.join(1, 2, "API_KEY") == [(1, Granted(2, receipt(3)))]
 
 
 def test_only_what_is_listened_to_elsewhere_is_wanted() -> None:
     switch = board(1, 2)
-    assert switch.join(1, 1, "API_KEY") == [(2, SetForwarding(wanted=True, number=1))]
-    switch.heard(2, 1, None)
+    assert switch.join(1, 1, "API_KEY") == [(2, SetForwarding(forwarding=True, number=1))]
+    switch.acknowledge(2, 1, None)
     assert switch.route(2, [receipt(1)]) == [1]
     assert switch.route(1, [receipt(2)]) == []
-    assert switch.join(2, 1, "API_KEY") == [(1, SetForwarding(wanted=True, number=1))]
-    assert switch.heard(1, 1, None) == [(2, Granted(1, receipt(2)))]
-    assert switch.leave(1, 1) == [(2, SetForwarding(wanted=False, number=2))]
-    assert switch.leave(2, 1) == [(1, SetForwarding(wanted=False, number=2))]
+    assert switch.join(2, 1, "API_KEY") == [(1, SetForwarding(forwarding=True, number=1))]
+    assert switch.acknowledge(1, 1, None) == [(2, Granted(1, receipt(2)))]
+    assert switch.leave(1, 1) == [(2, SetForwarding(forwarding=False, number=2))]
+    assert switch.leave(2, 1) == [(1, SetForwarding(forwarding=False, number=2))]
     assert switch.route(1, [receipt(3)]) == switch.route(2, [receipt(4)]) == []
 
 
 def test_a_late_acknowledgement_of_an_earlier_interest_does_not_count() -> None:
     switch = board(1, 2)
     switch.join(1, 1, "API_KEY")
-    assert switch.leave(1, 1) == [(2, SetForwarding(wanted=False, number=2))]
-    assert switch.join(1, 2, "API_KEY") == [(2, SetForwarding(wanted=True, number=3))]
-    assert switch.heard(2, 1, None) == []
-    assert switch.heard(2, 3, None) == [(1, Granted(2, None))]
+    assert switch.leave(1, 1) == [(2, SetForwarding(forwarding=False, number=2))]
+    assert switch.join(1, 2, "API_KEY") == [(2, SetForwarding(forwarding=True, number=3))]
+    assert switch.acknowledge(2, 1, None) == []
+    assert switch.acknowledge(2, 3, None) == [(1, Granted(2, None))]
 
 
 def test_the_limit_holds_over_all_workers_and_a_worker_that_is_gone_holds_no_place() -> None:
     switch = board(1, 2, limit=2)
     switch.join(1, 1, "API_KEY")
-    switch.heard(2, 1, None)
+    switch.acknowledge(2, 1, None)
     switch.join(2, 1, "API_KEY")
     assert switch.join(1, 2, "API_KEY") == [(1, Denied(2))]
     assert switch.join(2, 2, "API_KEY") == [(2, Denied(2))]
@@ -89,20 +90,20 @@ def test_nobody_waits_for_a_worker_that_is_gone() -> None:
 def test_nothing_is_granted_to_a_worker_that_is_gone() -> None:
     switch = board(1, 2)
     switch.join(1, 1, "API_KEY")
-    assert switch.disconnect(1) == [(2, SetForwarding(wanted=False, number=2))]
-    assert switch.heard(2, 1, None) == []
+    assert switch.disconnect(1) == [(2, SetForwarding(forwarding=False, number=2))]
+    assert switch.acknowledge(2, 1, None) == []
     assert switch.join(2, 1, "API_KEY") == [(2, Granted(1, None))]
 
 
 def test_a_worker_that_comes_while_somebody_listens_forwards_from_its_welcome_on() -> None:
     switch = board(1)
     switch.join(1, 1, "API_KEY")
-    assert switch.connect(2) == [(2, Welcome(wanted=True))]
+    assert switch.connect(2) == [(2, Welcome(forwarding=True))]
     assert switch.join(1, 2, "API_KEY") == [(1, Granted(2, None))]
 
 
 class JoinAnswer:
-    """What a subscriber waits for. Awaiting it suspends once; the test resumes when it likes."""
+    """The answer that a subscriber waits for. Awaiting it suspends once, until the test resumes it."""
 
     refused = False
     given = False
@@ -120,26 +121,26 @@ class Worker:
     def __init__(self, star: "Star", number: int) -> None:
         self.star = star
         self.number = number
-        self.wanted = False
+        self.forwarding = False
         self.up: deque[bytes] = deque()
         self.down: deque[bytes] = deque()
         self.answers: dict[int, JoinAnswer] = {}
-        self.places = count(1)
+        self.slots = count(1)
         self.listeners: list[Listener] = []
         self.hub = Hub(bus=self, mailbox_messages=10_000, mailbox_bytes=10_000_000)
 
-    def attach(self, audience: LocalSubscribers) -> None:
+    def attach(self, local_subscribers: LocalSubscribers) -> None:
         """Note that it is known here."""
 
     async def join(self, _key_name: str) -> int:
-        place = next(self.places)
-        answer = self.answers[place] = JoinAnswer()
-        self.up.append(messages.encode_control(Join(place, "API_KEY")))
+        slot = next(self.slots)
+        answer = self.answers[slot] = JoinAnswer()
+        self.up.append(messages.encode_control(Join(slot, "API_KEY")))
         await answer
-        return place
+        return slot
 
-    def leave(self, place: int) -> None:
-        self.up.append(messages.encode_control(Leave(place)))
+    def leave(self, slot: int) -> None:
+        self.up.append(messages.encode_control(Leave(slot)))
 
     def forward(self, receipts: Sequence[CommittedReading]) -> None:
         self.up.append(messages.encode_receipts(receipts))
@@ -147,18 +148,18 @@ class Worker:
     def hear(self) -> None:
         """Take the next frame from the parent."""
         match messages.decode(self.down.popleft()[messages.LENGTH_BYTES :]):
-            case Welcome(wanted):
-                self.wanted = wanted
-            case SetForwarding(wanted, number):
-                self.wanted = wanted
-                if wanted:
+            case Welcome(forwarding):
+                self.forwarding = forwarding
+            case SetForwarding(forwarding, number):
+                self.forwarding = forwarding
+                if forwarding:
                     self.up.append(messages.encode_control(ForwardingAck(number, self.hub.latest)))
-            case Granted(place, latest):
+            case Granted(slot, latest):
                 if latest is not None:
                     self.hub.remember(latest)
-                self.answers[place].given = True
-            case Denied(place):
-                self.answers[place].given = self.answers[place].refused = True
+                self.answers[slot].given = True
+            case Denied(slot):
+                self.answers[slot].given = self.answers[slot].refused = True
             case list(receipts):
                 self.hub.deliver(receipts)
 
@@ -169,7 +170,7 @@ class Listener:
     def __init__(self, worker: Worker, committed_before: CommittedReading | None) -> None:
         self.worker = worker
         self.committed_before = committed_before
-        self.heard: list[CommittedReading] = []
+        self.acknowledged: list[CommittedReading] = []
         self.subscriber: Subscriber | None = None
         self.since = 0
         self.until: int | None = None
@@ -189,7 +190,7 @@ class Listener:
 
 
 class Star:
-    """Workers round a switchboard; nothing moves but by the test's hand."""
+    """Workers around a subscription router, whose messages move only when the test moves them."""
 
     def __init__(self, size: int, limit: int) -> None:
         self.switch = SubscriptionRouter(limit)
@@ -208,10 +209,10 @@ class Star:
         worker.hear()  # a worker commits nothing before its welcome
         if (latest := self.latest()) is not None:  # as the database has it
             worker.hub.remember(latest)
-            self.switch.recall(latest)
+            self.switch.note_latest(latest)
 
     def kill(self, number: int, frames_out: int) -> None:
-        """End a worker of which so many frames have left, and replace it."""
+        """End a worker after a number of its frames have left, and replace it."""
         worker = self.workers[number]
         for _ in range(frames_out):
             self.carry(worker)
@@ -234,12 +235,12 @@ class Star:
     def carry(self, worker: Worker) -> None:
         """Let the router take the next frame of a worker."""
         match messages.decode(worker.up.popleft()[messages.LENGTH_BYTES :]):
-            case Join(place, key_name):
-                self.say(self.switch.join(worker.number, place, key_name))
-            case Leave(place):
-                self.say(self.switch.leave(worker.number, place))
+            case Join(slot, key_name):
+                self.say(self.switch.join(worker.number, slot, key_name))
+            case Leave(slot):
+                self.say(self.switch.leave(worker.number, slot))
             case ForwardingAck(number, latest):
-                self.say(self.switch.heard(worker.number, number, latest))
+                self.say(self.switch.acknowledge(worker.number, number, latest))
             case list(receipts):
                 for listener in self.switch.route(worker.number, receipts):
                     self.workers[listener].down.append(messages.encode_receipts(receipts))
@@ -251,7 +252,7 @@ class Star:
         return latest
 
     def on_result(self) -> None:
-        """Lets everything arrive."""
+        """Let everything arrive."""
         while any(worker.up or worker.down for worker in self.workers.values()) or self.resumable():
             for worker in self.workers.values():
                 while worker.up:
@@ -282,7 +283,7 @@ ACTIONS = (
 )
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.integers(1, 4), st.integers(1, 4), st.data())
 def test_whatever_overtakes_what_nothing_is_missed_nothing_comes_twice_and_the_limit_holds(
     size: int, limit: int, data: st.DataObject
@@ -321,16 +322,16 @@ def test_whatever_overtakes_what_nothing_is_missed_nothing_comes_twice_and_the_l
     for listener in star.listeners:
         check(listener, star)
     if all(each.until is not None or each.refused for each in star.listeners):
-        assert not any(worker.wanted for worker in star.workers.values())
+        assert not any(worker.forwarding for worker in star.workers.values())
 
 
 def read(listener: Listener) -> None:
     assert listener.subscriber is not None
-    listener.heard += listener.subscriber.take()
+    listener.acknowledged += listener.subscriber.take()
 
 
 def check(listener: Listener, star: Star) -> None:
-    """All promises to one subscriber, once everything has arrived."""
+    """Check all promises to one subscriber, once everything has arrived."""
     committed = [(worker, each) for worker, each in star.committed if each.id not in star.lost]
     later_ones = {each.id for _, each in star.committed[listener.since : listener.until]} - star.lost
     assert listener.refused or listener.subscriber is not None
@@ -338,23 +339,25 @@ def check(listener: Listener, star: Star) -> None:
         return
     if listener.until is None:
         read(listener)
-    heard = [each.id for each in listener.heard]
-    assert len(heard) == len(set(heard)), "something came twice"
+    acknowledged = [each.id for each in listener.acknowledged]
+    assert len(acknowledged) == len(set(acknowledged)), "something came twice"
     if listener.until is None:
-        assert later_ones <= set(heard), "something was missed"
+        assert later_ones <= set(acknowledged), "something was missed"
     if listener.committed_before is not None:
-        assert heard, "there was a latest reading"
-        assert later(listener.committed_before, listener.heard[0]) == listener.heard[0], "that was not the latest"
+        assert acknowledged, "there was a latest reading"
+        assert later(listener.committed_before, listener.acknowledged[0]) == listener.acknowledged[0], (
+            "that was not the latest"
+        )
     for number in {worker for worker, _ in committed}:
         of_worker = [each.id for worker, each in committed if worker == number]
-        got = [id_ for id_ in heard[1:] if id_ in of_worker]
-        assert got == [id_ for id_ in of_worker if got and got[0] <= id_ <= got[-1] and id_ != heard[0]], "a gap"
+        got = [id_ for id_ in acknowledged[1:] if id_ in of_worker]
+        assert got == [id_ for id_ in of_worker if got and got[0] <= id_ <= got[-1] and id_ != acknowledged[0]], "a gap"
 
 
 def test_latest_gives_way_when_ahead() -> None:
     """A reading that was stored while a clock was a year ahead is not the latest for a year."""
     switch = SubscriptionRouter(1, lambda: 1_000)
     for reading_id, time_us, latest_id in ((1, 5_000, 1), (2, 10, 2), (3, 7_000, 2)):
-        switch.recall(receipt(reading_id, time_us=time_us))
+        switch.note_latest(receipt(reading_id, time_us=time_us))
         assert switch.latest is not None
         assert switch.latest.id == latest_id

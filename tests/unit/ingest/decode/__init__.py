@@ -1,1 +1,1 @@
-"""Bytes to readings, or to the faults in them."""
+"""Tests from bytes to readings, or to their faults."""

@@ -1,4 +1,4 @@
-"""Parquet files, written field by field: what no writer writes, and a reader may still believe."""
+"""Writes Parquet files field by field, such as no writer makes and a reader may still trust."""
 
 import struct
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Leaf(NamedTuple):
 
 
 def written(leaves: Sequence[Leaf], *, rows: int, before: bytes = b"", more_chunks: int = 0, groups: int = 1) -> bytes:
-    """A file; ``before`` is an element of the schema before the leaves', and all groups have the same pages."""
+    """Write a file. ``before`` is an element of the schema before the leaves', and all groups have the same pages."""
     at, chunks = 4, []
     for leaf in leaves:
         chunks.append(_chunk(leaf, rows, at))
@@ -38,35 +38,35 @@ def written(leaves: Sequence[Leaf], *, rows: int, before: bytes = b"", more_chun
 
 
 def element(name: bytes, *, kind: int | None = None, children: int | None = None) -> bytes:
-    """A node of the schema, required."""
+    """Return a node of the schema, required."""
     own = [i32(1, kind)] if kind is not None else []
     of_group = [i32(5, children)] if children is not None else []
     return fields(*own, i32(3, 0), (4, BINARY, _text(name)), *of_group)
 
 
 def page(content: bytes, *, values: int, inflated_bytes: int | None = None, more: Sequence[Field] = ()) -> bytes:
-    """A data page of the first version, with its header; ``more`` are fields behind those of the header."""
+    """Return a data page of the first version with its header. ``more`` are fields after those of the header."""
     inflated = len(content) if inflated_bytes is None else inflated_bytes
     return fields(i32(1, 0), i32(2, inflated), i32(3, len(content)), (5, STRUCT, of_values(values)), *more) + content
 
 
 def of_values(values: int) -> bytes:
-    """The header of a data page of the first version, in plain encoding."""
+    """Return the header of a data page of the first version, in plain encoding."""
     return fields(i32(1, values), i32(2, 0), i32(3, 3), i32(4, 3))
 
 
 def i32(number: int, value: int) -> Field:
-    """A field of 32 bits."""
+    """Return a field of 32 bits."""
     return number, I32, _unsigned(2 * value)
 
 
 def i64(number: int, value: int) -> Field:
-    """A field of 64 bits."""
+    """Return a field of 64 bits."""
     return number, I64, _unsigned(2 * value)
 
 
 def fields(*of_struct: Field) -> bytes:
-    """A struct. A field whose number is not greater than the one before gets there by way of 65,536."""
+    """Return a struct. A field whose number is not greater than the one before wraps round at 65,536."""
     out, last = b"", 0
     for number, type_, value in of_struct:
         if number > last:

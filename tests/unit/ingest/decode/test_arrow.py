@@ -1,4 +1,4 @@
-"""Arrow streams and Parquet: any type that can be meant is taken, damage is refused, and nothing swells."""
+"""Arrow streams and Parquet: every useful type is read, damage is refused, and memory stays bounded."""
 
 import gzip
 import io
@@ -11,19 +11,21 @@ from decimal import Context, Decimal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.errors import BodyTooLarge, MalformedBody, TooManyRows
 from app.ingest.decode.readings import Format
 from app.ingest.decode.timestamps import Precision
 from tests.attacks import bombs
-from tests.unit.ingest.decode import reference
-from tests.unit.ingest.decode.bodies import (
+from tests.support import reference
+from tests.support.bodies import (
     ANY_TIME,
     arrow_stream,
+    compare,
     decode,
     iso,
+    many_rules,
     parquet,
     places,
     recent_us,
@@ -31,8 +33,8 @@ from tests.unit.ingest.decode.bodies import (
     rules,
     table,
 )
-from tests.unit.ingest.decode.test_readings import compare, many_rules
-from tests.unit.samples import T0_US
+from tests.support.examples import examples
+from tests.support.samples import T0_US
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 A_DAY_US = 86_400_000_000
@@ -68,7 +70,7 @@ UNITS_NS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 
 
 def meant(count: int | None, unit_ns: int) -> object:
-    """The moment so many units after 1970, or what is no time where Python has none such."""
+    """Return the time so many units after 1970, or an invalid value if Python has no such time."""
     if count is None:
         return None
     try:
@@ -82,7 +84,7 @@ def meant(count: int | None, unit_ns: int) -> object:
 @pytest.mark.parametrize("zone", [None, "UTC", "America/New_York", "+05:30"])
 @given(sent=st.lists(counts, max_size=5), recent=st.lists(recent_us, max_size=5))
 @example(sent=[-(2**63), 2**63 - 1, -1, None, 9_214_646_400_000_000, -2_208_988_800_000_000], recent=[])
-@settings(max_examples=15)
+@examples(15)
 def test_timestamps_of_any_unit_and_zone(
     form: Format,
     unit: str,
@@ -207,7 +209,7 @@ def test_decimals_to_the_last_bit(digits: list[int], scale: int) -> None:
 @pytest.mark.parametrize("type_", [pa.decimal32(7, 1), pa.decimal64(7, 1), pa.decimal128(7, 1), pa.decimal256(7, 1)])
 @pytest.mark.parametrize("form", WRITERS)
 def test_two_thousand_decimals(form: Format, type_: pa.DataType) -> None:
-    """None of them is one bit off, of whichever width."""
+    """Two thousand decimals of every width are read to the last bit."""
     values = [Decimal(number).scaleb(-1) for number in range(7_000, 9_000)]
     content = pa.table({"sensor_id": ["a"] * 2_000, "humidity": pa.array(values, pa.decimal128(7, 1)).cast(type_)})
     assert [row[3] for row in rows_of(decode(WRITERS[form](content), form))] == [float(value) for value in values]
@@ -240,7 +242,7 @@ def test_time_beyond_the_years_of_python(times: pa.Array) -> None:
 
 
 def test_nan_is_no_value_and_infinity_is_a_fault() -> None:
-    """NumPy and pandas know no other way to say that a value is missing; an infinite one they would have to mean."""
+    """NaN counts as missing, because NumPy and pandas write missing values so. Infinity is a fault."""
     nan, inf = float("nan"), float("inf")
     content = table(
         [GOOD | {"temperature": nan}, GOOD | {"temperature": nan, "humidity": 1.0}, GOOD | {"pressure": inf}],
@@ -342,7 +344,7 @@ def test_dictionary_that_many_batches_share() -> None:
 
 
 def test_many_batches() -> None:
-    """A body of more batches than can be read in bounds is refused; so is a schema of many columns."""
+    """A body with too many batches, or a schema with too many columns, is refused."""
     stream = gzip.decompress(bombs.tiny_batches().body)
     with pytest.raises(MalformedBody, match="more than 10,000 batches"):
         decode(stream, Format.ARROW_STREAM)
@@ -397,7 +399,7 @@ DELTAS: dict[str, dict[str, object]] = {
 
 @pytest.mark.parametrize("options", DELTAS.values(), ids=DELTAS)
 @given(names=st.lists(sensors, min_size=1, max_size=300))
-@settings(max_examples=10)
+@examples(10)
 def test_text_in_delta_encodings(options: dict[str, object], names: list[str | None]) -> None:
     """Text that is written as lengths and what differs is taken as any other."""
     rows = [{"sensor_id": name, "time": T0_US, "temperature": 1.0} for name in names]

@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 from app.ingest.decode.csvs import decode_csv, end_of_records, records
 from app.ingest.decode.dialect import CsvDialect
 from app.ingest.decode.readings import Format, decode_readings
-from tests.unit.ingest.decode.bodies import (
+from tests.support.bodies import (
     WAYS,
     arrow_from,
     decode,
     json_array,
     many_rows,
     ndjson,
+    options_of,
     places,
     rows_of,
-    terms_of,
 )
-from tests.unit.ingest.decode.reference import KNOWN
+from tests.support.reference import KNOWN
 
 NAMES = ["sensor_id", "time", "temperature"]
 COMMAS = CsvDialect()
@@ -32,7 +32,7 @@ NO_LIMIT = 1 << 30
 
 @pytest.fixture(params=[way for way in WAYS if way != "of one shape"])
 def each_way(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Both readers."""
+    """Run a test once with each reader."""
     with arrow_from(*WAYS[request.param]):
         yield
 
@@ -66,7 +66,7 @@ def test_separators(separator: str) -> None:
     """A file's separator and decimal comma are read, its marks of its own too, and 21.5 is then no number."""
     lines = ["sensor_id,temperature,humidity", '"a,",21#5,-1#25e1', "b,-9999,7", "c,21.5,7"]
     body = "\n".join(lines).replace(",", separator).replace("#", ",").encode()
-    sent = decode_csv(body, terms_of(dialect=CsvDialect(separator, decimal_comma=True, missing=frozenset(["-9999"]))))
+    sent = decode_csv(body, options_of(dialect=CsvDialect(separator, decimal_comma=True, missing=frozenset(["-9999"]))))
     assert sent.columns["temperature"].to_pylist() == [21.5, None, None]
     assert sent.columns["humidity"].to_pylist() == [-12.5, 7.0, 7.0]
     assert list(sent.faults["temperature"]) == [2]
@@ -123,7 +123,7 @@ def test_a_quote_that_is_never_closed() -> None:
 
 
 def test_line_ends_of_old() -> None:
-    """Lines may end with CR alone; one at the end of what was read may be half of CR LF."""
+    """Lines may end with CR alone, also where a CR at the end of a block may be half of CR LF."""
     assert end_of_records(b"a,,1\rb,,2\rc,", COMMAS, NAMES, max_bytes=NO_LIMIT) == 10
     assert end_of_records(b"a,,1\rb,,2\r", COMMAS, NAMES, max_bytes=NO_LIMIT) == 5
 
@@ -132,7 +132,7 @@ def test_line_ends_of_old() -> None:
 def test_renamed_fields(rows: list[dict[str, object]], newline: str) -> None:
     """Readings under other names are the same readings, and rejected for the same faults."""
     theirs = {name: f"{name} {number}" for number, name in enumerate(KNOWN)}
-    terms = terms_of(
+    terms = options_of(
         renames={name: ours for ours, name in theirs.items()} | {ours: f"{ours} of theirs" for ours in KNOWN}
     )
     renamed = [{theirs.get(name, name): value for name, value in row.items()} | {"time": math.nan} for row in rows]
@@ -147,7 +147,7 @@ def test_renamed_fields(rows: list[dict[str, object]], newline: str) -> None:
 def test_renamed_fields_of_json() -> None:
     """Fields of JSON are renamed by the decoder itself, whatever else is in their reading."""
     rows = b'{"s":"a","temp":1,"x":NaN}\n{"s":"b","temp":2,"sensor_id":"other","x":1e999}\n'
-    terms = terms_of(renames={"s": "sensor_id", "temp": "temperature", "sensor_id": "sensor_id of the file"})
+    terms = options_of(renames={"s": "sensor_id", "temp": "temperature", "sensor_id": "sensor_id of the file"})
     for form, body in (
         (Format.NDJSON, rows),
         (Format.JSON, b"[" + rows.strip().replace(b"\n", b",") + b"]"),

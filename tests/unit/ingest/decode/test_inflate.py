@@ -1,4 +1,4 @@
-"""Content-Encoding: undone exactly, never past the bound, and damage is said to be damage."""
+"""Content-Encoding is undone exactly and never past the bound, and damage is reported as damage."""
 
 import contextlib
 import gzip
@@ -34,7 +34,7 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "zstd
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
 @given(body=st.binary(), parts=st.integers(1, 3))
 def test_what_was_compressed_comes_back(encoding: str, body: bytes, parts: int) -> None:
-    """Also of several members, one after the other, as gzip and zstd allow."""
+    """Compressed bytes come back, also from several members in a row, as gzip and zstd allow."""
     assert inflate(parts * COMPRESSORS[encoding](body), encoding, limit_bytes=LIMIT) == parts * body
 
 

@@ -1,4 +1,4 @@
-"""Parquet's footers and page headers: what they say is believed only as far as it adds up."""
+"""Parquet's footers and page headers are trusted only as far as they are consistent."""
 
 import gzip
 import io
@@ -8,7 +8,7 @@ from contextlib import suppress
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import MalformedBody
@@ -17,8 +17,9 @@ from app.ingest.decode.pages import Pages, pages_of
 from app.ingest.decode.readings import Format
 from app.ingest.decode.thrift import STRUCT, CompactReader
 from tests.attacks import bombs
+from tests.support.bodies import decode, parquet
+from tests.support.examples import examples
 from tests.unit.ingest.decode import handmade
-from tests.unit.ingest.decode.bodies import decode, parquet
 
 PAGE_HEADER_BYTES = 100
 KNOWN = frozenset(COLUMNS)
@@ -45,7 +46,7 @@ def look_at(body: bytes) -> Pages:
         }
     ),
 )
-@settings(max_examples=50)
+@examples(50)
 def test_pages_add_up_to_what_the_writer_counted(rows: int, distinct: int, options: dict[str, object]) -> None:
     """The pages add up to the writer's totals, headers included."""
     content = pa.table(
@@ -66,7 +67,7 @@ def test_pages_add_up_to_what_the_writer_counted(rows: int, distinct: int, optio
     pages, metadata = look_at(body), pq.read_metadata(io.BytesIO(body))
     assert (pages.rows, pages.names) == (rows, content.schema.names)
     for name, column in pages.columns.items():
-        groups = [metadata.row_group(place).column(column.place) for place in range(metadata.num_row_groups)]
+        groups = [metadata.row_group(place).column(column.index) for place in range(metadata.num_row_groups)]
         assert {group.path_in_schema for group in groups} <= {name}
         counted = sum(group.total_uncompressed_size for group in groups)
         most_headers = sum(2 + group.total_compressed_size // 10 for group in groups)
@@ -149,7 +150,7 @@ def test_field_that_comes_again() -> None:
 
 
 def test_column_without_a_type() -> None:
-    """It is no leaf to pyarrow, and would have others looked at in place of those that are read."""
+    """A column without a type is refused: pyarrow skips it, and the check would look at other columns than it reads."""
     body = handmade.written([NUMBERS], rows=2, before=handmade.element(b"empty", children=0))
     assert pq.read_schema(io.BytesIO(body)).names == ["empty", "temperature"]
     with pytest.raises(ValueError, match="without a type"):
@@ -190,7 +191,7 @@ def test_more_lengths_than_values(encoding: str) -> None:
 
 
 def test_compression_that_a_page_denies() -> None:
-    """Pyarrow inflates such a page where an old pyarrow is said to have written the file, so its lengths are others."""
+    """If a file names an old pyarrow as its writer, pyarrow inflates such a page, so its lengths differ."""
     lengths = bytes([0x80, 1, 4]) + b"\xff\xff\x7f" + bytes(94)  # two million, to who inflates them
     as_they_are = bytes([len(lengths), 20]) + lengths[:6] + bytes(2 * 94)  # 128, as they are
     assert pa.decompress(as_they_are, decompressed_size=len(lengths), codec="snappy", asbytes=True) == lengths
@@ -228,7 +229,7 @@ def test_thrift_that_is_none(written: bytes) -> None:
 
 
 @given(st.data())
-@settings(max_examples=300)
+@examples(300)
 def test_damaged_footer(data: st.DataObject) -> None:
     """A damaged footer is read, or refused in one of two ways."""
     body = bytearray(parquet(pa.table({"sensor_id": ["a"] * 3, "temperature": [1.0] * 3}), store_schema=False))

@@ -1,4 +1,4 @@
-"""One reading as JSON: taken exactly, or refused with every fault named, whatever the bytes are."""
+"""One reading as JSON is read exactly, or refused with every fault named, whatever the bytes are."""
 
 import json
 
@@ -12,7 +12,7 @@ from app.ingest.batch import Reading
 from app.ingest.decode.reading import ReadingBody, decode_reading
 from app.ingest.decode.timestamps import TimeWindow
 from app.web import error_responses
-from tests.unit.samples import SOURCE, T0_US, measures, names
+from tests.support.samples import SOURCE, T0_US, measures, names
 
 WINDOW = TimeWindow.of(past_days=30, future_minutes=10)
 ANY_TIME = TimeWindow.of(past_days=0, future_minutes=0)
@@ -21,7 +21,7 @@ FIELDS = {"temperature": b"23.5", "humidity": b"48.2", "pressure": b"1013.2", "s
 
 
 def body(without: str | None = None, **raw: bytes) -> bytes:
-    """A good body, with these fields' JSON instead."""
+    """Return a good body with other JSON for these fields."""
     fields = {name: text for name, text in (FIELDS | raw).items() if name != without}
     return b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), text) for name, text in fields.items())
 
@@ -127,7 +127,7 @@ def test_what_is_no_reading_is_refused_in_the_form_of_fastapi(sent: bytes, loc: 
     "sent", ["2023-06-12T14:30:44Z", 1686580244, 1686580244.5, "1686580244", 1686580244000, "2023-07-12T14:40:46+00:00"]
 )
 def test_time_outside_the_window_is_shown_as_it_was_sent(sent: object, before: bytes) -> None:
-    """Not as the number that it stands for."""
+    """A message shows a time outside the window as it was sent, not as a number."""
     with pytest.raises(InvalidReading) as refusal:
         decode(before + body(time=json.dumps(sent).encode()))
     assert refusal.value.details[0]["input"] == sent
@@ -147,7 +147,7 @@ def test_every_fault_is_named() -> None:
 def test_every_number_and_every_name_is_taken_to_the_last_bit(
     temperature: float, humidity: float, pressure: float, sensor: str, ascii_only: bool
 ) -> None:
-    """As the standard library's encoder writes it, and its decoder reads it."""
+    """Every number and name is read to the last bit, as the standard library's decoder reads it."""
     sent = {"temperature": temperature, "humidity": humidity, "pressure": pressure, "sensor_id": sensor}
     taken = decode(json.dumps(sent, ensure_ascii=ascii_only).encode())
     assert repr(taken) == repr(Reading(T0_US, sensor, temperature, humidity, pressure, SOURCE))
@@ -192,7 +192,7 @@ timed = st.tuples(st.just("time"), numbers | st.datetimes().map(lambda time: jso
     st.sampled_from(["%s", " %s\n", "\ufeff%s", "%s,", "[%s]"]),
 )
 def test_a_body_is_judged_as_the_documented_model_judges_it(sent: list[tuple[str, str]], around: str) -> None:
-    """Also where fields come twice, numbers are long, and values are deep."""
+    """A body gets the verdict of the documented model, even with repeated fields, long numbers and deep values."""
     inner = ", ".join(f'"{name}": {value}' for name, value in sent)
     text = (around % f"{{{inner}}}").encode(errors="surrogatepass")
     try:

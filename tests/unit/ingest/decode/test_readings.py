@@ -1,4 +1,4 @@
-"""Bulk bodies: in every format what the slow and obvious decoder makes of them, and nothing else, whatever they are."""
+"""Bulk bodies in every format become exactly what the slow and obvious decoder makes of them."""
 
 import json
 import random
@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import BodyTooLarge, MalformedBody, TooManyRows
@@ -16,15 +16,15 @@ from app.ingest.decode.columns import columns_like_time
 from app.ingest.decode.readings import Format
 from app.ingest.decode.timestamps import Precision, TimeWindow
 from app.ingest.decode.uniform import columns_of_one_shape
-from tests.unit.ingest.decode import reference
-from tests.unit.ingest.decode.bodies import (
+from tests.support import reference
+from tests.support.bodies import (
     ANY_TIME,
-    MAX_ERRORS,
     WAYS,
     WINDOW,
     any_rows,
     arrow_from,
     arrow_stream,
+    compare,
     csv,
     decode,
     iso,
@@ -32,6 +32,7 @@ from tests.unit.ingest.decode.bodies import (
     json_columns,
     lines_of_one_shape,
     many_rows,
+    many_rules,
     ndjson,
     parquet,
     places,
@@ -40,30 +41,23 @@ from tests.unit.ingest.decode.bodies import (
     rules,
     table,
 )
-from tests.unit.ingest.decode.reference import KNOWN, Rules
-from tests.unit.samples import T0_US, measures, names
+from tests.support.examples import examples
+from tests.support.reference import KNOWN, Rules
+from tests.support.samples import T0_US, measures, names
 
 
 @pytest.fixture(params=WAYS)
 def each_way(request: pytest.FixtureRequest) -> Iterator[None]:
-    """All ways of the text formats."""
+    """Yield all ways to read the text formats."""
     with arrow_from(*WAYS[request.param]):
         yield
 
 
 REFUSALS = (MalformedBody, TooManyRows, BodyTooLarge)
 
-many_rules = st.builds(
-    Rules,
-    st.one_of(st.just(Precision.AUTO), st.sampled_from(Precision)),
-    st.sampled_from([WINDOW, ANY_TIME]),
-    st.just(T0_US),
-    st.sampled_from([1, 2, 50]),
-)
-
 
 def hold(body: bytes, form: Format, held_to: Rules) -> None:
-    """Decodes as the reference does, or refuses what it refuses, by each of its ways."""
+    """Assert that each decoder decodes as the reference does, or refuses what it refuses."""
     try:
         expected = reference.decode(body, form, held_to)
     except reference.MalformedError:
@@ -75,16 +69,6 @@ def hold(body: bytes, form: Format, held_to: Rules) -> None:
             else:
                 with pytest.raises(MalformedBody):
                     decode(body, form, held_to)
-
-
-def compare(expected: reference.Expected, body: bytes, form: Format, held_to: Rules) -> None:
-    decoded = decode(body, form, held_to)
-    assert rows_of(decoded) == expected.rows
-    assert decoded.rejected == len(expected.faults)
-    assert places(decoded) == expected.faults[:MAX_ERRORS]
-    assert list(decoded.unknown_columns) == expected.unknown
-    assert all(fault.reason for fault in decoded.errors)
-    json.dumps([fault.value for fault in decoded.errors], allow_nan=False)
 
 
 lines = st.one_of(
@@ -122,32 +106,32 @@ lines = st.one_of(
 
 
 @given(many_rows, many_rules)
-@settings(max_examples=150)
+@examples(150)
 def test_ndjson(rows: list[dict[str, object]], held_to: Rules) -> None:
     hold(ndjson(rows), Format.NDJSON, held_to)
 
 
 @given(st.lists(lines, max_size=8), st.sampled_from(["\n", "\r\n", "\n\n"]), st.booleans(), many_rules)
-@settings(max_examples=150)
+@examples(150)
 def test_ndjson_with_lines_of_every_kind(sent: list[str], newline: str, at_the_end: bool, held_to: Rules) -> None:
     hold((newline.join(sent) + newline * at_the_end).encode(), Format.NDJSON, held_to)
 
 
 @given(lines_of_one_shape(oddities=False), many_rules)
-@settings(max_examples=200)
+@examples(200)
 def test_ndjson_of_one_shape(body: bytes, held_to: Rules) -> None:
     assert columns_of_one_shape(body, max_rows=100_000) is not None
     hold(body, Format.NDJSON, held_to)
 
 
 @given(lines_of_one_shape(oddities=True), many_rules)
-@settings(max_examples=200)
+@examples(200)
 def test_ndjson_of_one_shape_with_odd_values(body: bytes, held_to: Rules) -> None:
     hold(body, Format.NDJSON, held_to)
 
 
 @given(many_rows, many_rules, st.sampled_from([None, 1]), st.booleans())
-@settings(max_examples=150)
+@examples(150)
 def test_json_arrays(rows: list[dict[str, object]], held_to: Rules, indent: int | None, ascii_only: bool) -> None:
     hold(json.dumps(rows, indent=indent, ensure_ascii=ascii_only).encode(), Format.JSON, held_to)
 
@@ -214,13 +198,13 @@ wild_csv = st.builds(
 
 
 @given(many_rows, many_rules, st.permutations(KNOWN))
-@settings(max_examples=150)
+@examples(150)
 def test_csv(rows: list[dict[str, object]], held_to: Rules, order: list[str]) -> None:
     hold(csv(rows, order), Format.CSV, held_to)
 
 
 @given(wild_csv, many_rules)
-@settings(max_examples=200)
+@examples(200)
 def test_csv_with_fields_of_every_kind(text: str, held_to: Rules) -> None:
     hold(text.encode(), Format.CSV, held_to)
 
@@ -264,7 +248,7 @@ mutations = st.lists(
 
 @pytest.mark.parametrize("form", [Format.JSON, Format.NDJSON, Format.CSV])
 @given(rows=st.lists(any_rows, min_size=1, max_size=5), changes=mutations)
-@settings(max_examples=150)
+@examples(150)
 def test_a_text_damaged_anywhere(
     form: Format, rows: list[dict[str, object]], changes: list[tuple[float, int, int]]
 ) -> None:
@@ -273,7 +257,7 @@ def test_a_text_damaged_anywhere(
 
 
 @given(lines_of_one_shape(oddities=False), mutations)
-@settings(max_examples=200)
+@examples(200)
 def test_ndjson_of_one_shape_damaged_anywhere(body: bytes, changes: list[tuple[float, int, int]]) -> None:
     hold(mutated(body, changes), Format.NDJSON, rules())
 
@@ -359,7 +343,7 @@ def test_far_more_values_than_readings_need_are_refused_before_they_take_memory(
         (b'{"sensor_id":%b}' % many, Format.JSON),
         (b'{"sensor_id":"a","other":[%b]}' % many, Format.NDJSON),
     ):
-        with pytest.raises(TooManyRows, match="values, and a request may bring 2,100,000: split it"):
+        with pytest.raises(TooManyRows, match=r"values\. A request may have 2,100,000: split it"):
             decode(body, form)
 
 
@@ -615,7 +599,7 @@ HOSTILE = [
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize(("body", "form"), HOSTILE, ids=lambda value: f"{value!r:.40}")
 def test_the_time_taken_grows_with_the_length_whatever_the_body_is(body: bytes, form: Format) -> None:
-    """None of these takes more than 0.4 s; were one quadratic, it would take minutes."""
+    """None of these bodies takes more than 0.4 s. A quadratic decoder would take minutes."""
     started = time.process_time()
     with suppress(*REFUSALS):
         decode(body, form)
@@ -673,7 +657,7 @@ FORMATS_OF_ROWS = {
 
 @pytest.mark.parametrize(("form", "write"), FORMATS_OF_ROWS.values(), ids=FORMATS_OF_ROWS)
 def test_time_by_another_name(form: Format, write: Callable[[object], bytes]) -> None:
-    """A column that looks like a time refuses a backfill; otherwise the answer has a hint."""
+    """With a column that looks like a time, a backfill is refused, and other answers have a hint."""
     body = write(TIME_BY_ANOTHER_NAME)
     for is_backfill in (True, False):
         with pytest.raises(MalformedBody, match="The column 'timestamp' looks like it: rename it to time"):
@@ -755,9 +739,9 @@ def test_mark_for_a_missing_value(text: str) -> None:
 
 @pytest.mark.usefixtures("each_way")
 @given(st.lists(any_rows, max_size=12), st.sets(st.integers(1, 12)), st.integers(1, 3))
-@settings(max_examples=50)
+@examples(50)
 def test_only_some_rows(sent: list[dict[str, object]], wanted: set[int], max_chunks: int) -> None:
-    """Wanted rows are decoded as they would be alone; the others are neither stored nor rejected."""
+    """Wanted rows are decoded as they would be alone, and the others are neither stored nor rejected."""
     held_to = rules(max_chunks=max_chunks)
     only = [number for number in range(1, len(sent) + 1) if number in wanted]
     alone = decode(ndjson([sent[number - 1] for number in only]), Format.NDJSON, held_to)

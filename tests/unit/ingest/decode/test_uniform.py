@@ -1,4 +1,4 @@
-"""NDJSON of one shape: what one program writes is read as a CSV, and everything else left to the other ways."""
+"""NDJSON of one shape, as one program writes it, is read as a CSV. The other ways read all else."""
 
 import json
 
@@ -6,14 +6,14 @@ import pytest
 
 from app.ingest.decode.jsons import ONE_SHAPE_PAYS_FROM_BYTES
 from app.ingest.decode.uniform import columns_of_one_shape
-from tests.unit.ingest.decode.bodies import iso
-from tests.unit.samples import T0_US
+from tests.support.bodies import iso
+from tests.support.samples import T0_US
 
 ROW = '{"sensor_id":"a","time":1,"temperature":1.5}'
 
 
 def columns(*lines: str) -> dict[str, list[object]] | None:
-    """The columns that are not full of null; None: it is left to the other ways."""
+    """Return the columns that are not full of null, or None if the other ways must decode the body."""
     found = columns_of_one_shape("\n".join(lines).encode(), max_rows=len(lines))
     if found is None:
         return None

@@ -5,7 +5,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from tests.server import REPOSITORY
+from tests.support.server import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
@@ -26,7 +26,7 @@ def blocks_of(text: str) -> list[tuple[str, str]]:
 
 
 def run(command: str, folder: Path, **environment: str) -> str:
-    """Run commands of a page in a shell; return what they print."""
+    """Run commands of a page in a shell, and return what they print."""
     result = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder,

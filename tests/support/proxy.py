@@ -17,7 +17,7 @@ PATIENCE_S = 30.0
 
 
 class Fault(Enum):
-    """What the proxy does to the conversation."""
+    """The fault that the proxy makes."""
 
     NONE = auto()
     LOSE_COMMIT = auto()
@@ -27,7 +27,7 @@ class Fault(Enum):
     STALL_AT_COMMIT = auto()
     """COMMIT is swallowed and the connection stays open, silent."""
     ANSWER_COMMIT_WHEN_CANCELLED = auto()
-    """COMMIT reaches the server, and its answer comes back once somebody asks to cancel it."""
+    """COMMIT reaches the server, and its answer comes back once a cancel is requested."""
     REFUSE = auto()
     """No connection is let through."""
 
@@ -54,18 +54,18 @@ class FaultyProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def refuse(self) -> None:
-        """Cuts every connection and lets no more through, until ``fault`` is changed."""
+        """Cut every connection and let no more through, until ``fault`` is changed."""
         self.fault = Fault.REFUSE
         for connection in list(self._sockets):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def hang(self) -> None:
-        """Keeps every connection and passes nothing on to the database, until ``resume``."""
+        """Keep every connection and pass nothing on to the database, until ``resume``."""
         self._flows.clear()
 
     def resume(self) -> None:
-        """Passes on what has come meanwhile, and all that comes."""
+        """Pass on what has arrived meanwhile, and everything from now on."""
         self._flows.set()
 
     def _accept(self) -> None:
@@ -133,7 +133,7 @@ class FaultyProxy:
 
 @contextmanager
 def faulty_proxy(database_url: str) -> Iterator[FaultyProxy]:
-    """A proxy in front of a database that listens on a Unix socket."""
+    """Run a proxy in front of a database that listens on a Unix socket."""
     target = Path(str(conninfo_to_dict(database_url)["host"])) / ".s.PGSQL.5432"
     with TemporaryDirectory(prefix="sf-proxy-") as folder, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{folder}/.s.PGSQL.5432")

@@ -1,7 +1,7 @@
 """An event loop on which waiting takes no time: when only timers are left, its clock jumps to the next one.
 
 Tests on it sleep through minutes in microseconds and always see the same order of events. Where a real loop would wait
-for ever, this one raises.
+without end, this one raises.
 """
 
 import asyncio

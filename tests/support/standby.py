@@ -11,8 +11,8 @@ from tempfile import mkdtemp
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from tests.clusters import cluster
-from tests.server import eventually
+from tests.support.clusters import cluster
+from tests.support.server import eventually
 
 BINARIES = "SELECT setting FROM pg_config WHERE name = 'BINDIR'"
 INHERITED = ("shared_preload_libraries", "timescaledb.license", "max_connections")
@@ -29,7 +29,7 @@ class Pair:
 
     def __init__(self, primary_url: str, folder: Path) -> None:
         self.url = primary_url
-        """Of a database on the one that was the primary first."""
+        """The connection string of a database on the first primary."""
         self._folder = folder
         self._standby = folder / "standby"
         with psycopg.connect(primary_url, autocommit=True) as connection:
@@ -49,16 +49,16 @@ class Pair:
         eventually(self._is_synchronous)
 
     def cut(self) -> None:
-        """Stops the standby, so that no commit is confirmed any more."""
+        """Stop the standby, so that no commit is confirmed any more."""
         self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", self._standby)
 
     def join(self) -> None:
-        """Starts the standby, unless it runs."""
+        """Start the standby, unless it runs."""
         if not self._runs:
             self._start(self._options)
 
     def fail_over(self) -> str:
-        """Loses the primary; the connection string of the standby, which has been cut and now takes over.
+        """End the primary, let the standby take over, which has been cut, and return its connection string.
 
         An embedded primary is started again by its supervisor: its end can't be waited for, and the standby must not
         follow it once more.
@@ -73,7 +73,7 @@ class Pair:
         return url
 
     def stop(self) -> None:
-        """Stops the standby, if it runs."""
+        """Stop the standby, if it runs."""
         if self._runs:
             self.cut()
 
@@ -109,7 +109,7 @@ class Pair:
 
 @contextmanager
 def synchronous_pair(edition: str) -> Iterator[Pair]:
-    """A running pair of an edition; skips, with the reason, without one."""
+    """Run a pair of an edition, or skip the test with the reason."""
     folder = Path(mkdtemp(prefix="sensorflow-standby-"))
     try:
         with cluster(edition) as url:

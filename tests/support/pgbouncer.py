@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tests.server import eventually
+from tests.support.server import eventually
 
 STOP_TIMEOUT_S = 15
 CONFIGURATION = """
@@ -35,7 +35,7 @@ logfile = {folder}/log
 
 @contextmanager
 def pgbouncer(database_url: str) -> Iterator[str]:
-    """The connection string of a database through it; the database listens on a Unix socket, and trusts everybody.
+    """Run a PgBouncer before a database that listens on a Unix socket without passwords. Yield its connection string.
 
     It has fewer connections to the database than a server wants, so that statements change theirs all the time.
     """

@@ -1,4 +1,4 @@
-"""Readings as the bodies of POST /api/readings, and as the rows that should come of them."""
+"""Readings as bodies of POST /api/readings, and as the rows that they should become."""
 
 import gzip
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,9 +12,9 @@ import httpx
 import psycopg
 import pyarrow as pa
 
-from tests.acceptance.scrapes import samples
-from tests.server import API_KEY, Server, running
-from tests.unit.ingest.decode import bodies
+from tests.support import bodies
+from tests.support.prometheus import samples
+from tests.support.server import API_KEY, Server, running
 
 PATH = "/api/readings"
 NDJSON = "application/x-ndjson"
@@ -29,7 +29,7 @@ Row = tuple[str, datetime, float | None, float | None, float | None]
 
 
 def _in_columns(readings: Sequence[Sent]) -> pa.Table:
-    """As a program that measures has them: moments, and not text."""
+    """Return the columns as a measuring program has them: times and not text."""
     table = bodies.table(readings)
     times = table["time"].cast(pa.timestamp("us", "UTC"))
     return table.set_column(table.schema.get_field_index("time"), "time", times)
@@ -56,25 +56,25 @@ CODECS: Mapping[str, Callable[[bytes], bytes]] = {
 
 
 def encoded(readings: Sequence[Sent], format_: str, codec: str) -> tuple[bytes, dict[str, str]]:
-    """A body and its headers."""
+    """Return a body and its headers."""
     content_type, encode = FORMATS[format_]
     return CODECS[codec](encode(readings)), {"Content-Type": content_type, "Content-Encoding": codec}
 
 
 def row_of(sent: Sent) -> Row:
-    """What a reading should be in the table."""
+    """Return the row that a reading should have in the table."""
     time = datetime.fromisoformat(sent["time"])
     return sent["sensor_id"], time, sent.get("temperature"), sent.get("humidity"), sent.get("pressure")
 
 
 def rows(url: str, sensors: str = "%") -> list[Row]:
-    """The rows of the sensors that are LIKE this."""
+    """Return the rows of the sensors whose names are LIKE this."""
     with psycopg.connect(url) as connection:
         return connection.execute(ROWS, [sensors]).fetchall()
 
 
 def scalar(url: str, query: str) -> Any:
-    """The one value that a query gives."""
+    """Return the one value of a query."""
     with psycopg.connect(url) as connection:
         row = connection.execute(query).fetchone()
     assert row
@@ -90,22 +90,22 @@ class Site:
     url: str
 
     def post(self, body: bytes, content_type: str = NDJSON, *, query: str = "", **headers: str) -> httpx.Response:
-        """Sends a body; a header's name has _ where it should have -."""
+        """Send a body. A header's name has _ where it should have -."""
         sent = {"Content-Type": content_type} | {name.replace("_", "-"): value for name, value in headers.items()}
         return self.client.post(f"{PATH}?{query}", content=body, headers=sent)
 
     def send(self, *readings: object, query: str = "", **headers: str) -> httpx.Response:
-        """Sends readings, as NDJSON."""
+        """Send readings as NDJSON."""
         return self.post(bodies.ndjson(readings), query=query, **headers)
 
     def metrics(self) -> dict[str, float]:
-        """Every sample without labels."""
+        """Return every sample without labels."""
         return samples(self.client.get("/metrics"))
 
 
 @contextmanager
 def site(folder: Path, url: str, *, through: str | None = None, **settings: str) -> Iterator[Site]:
-    """A server on a database, which it may reach ``through`` another connection string."""
+    """Start a server on a database, which it may reach ``through`` another connection string."""
     with (
         running(folder, DATABASE_URL=through or url, **settings) as server,
         httpx.Client(base_url=server.url, headers={"X-API-Key": API_KEY}, timeout=30) as client,

@@ -1,4 +1,4 @@
-"""Packages from npm that tests run, in the versions that are named, kept in pytest's cache between runs."""
+"""Packages from npm that tests run, in fixed versions, kept in pytest's cache between runs."""
 
 import shutil
 import subprocess
@@ -12,13 +12,13 @@ NO_SUCH_VERSION = "code ETARGET"
 
 
 def installed(config: pytest.Config, *packages: str) -> Path:
-    """A folder whose ``node_modules`` has these packages; skips, with the reason, where they can't be had."""
+    """Return a folder whose ``node_modules`` has these packages, or skip the test with the reason."""
     assert config.cache is not None
     return install(config.cache.mkdir("npm"), *packages)
 
 
 def install(folder: Path, *packages: str) -> Path:
-    """The folder, with these packages in its ``node_modules``; skips, with the reason, where they can't be had."""
+    """Install packages in the folder's ``node_modules``, or skip the test with the reason."""
     if shutil.which("npm") is None:
         pytest.skip("there is no Node here")
     (folder / "package.json").touch()

@@ -1,4 +1,4 @@
-"""Bodies to decode: good readings and bad ones, in every format, as hypothesis draws them; and what came of them."""
+"""Bodies to decode, good and bad, in every format, as Hypothesis draws them, and the readings of a batch."""
 
 import io
 import json
@@ -17,8 +17,9 @@ from app.ingest.decode import csvs, jsons
 from app.ingest.decode.columns import Decoded, DecodeOptions
 from app.ingest.decode.readings import Format, decode_readings
 from app.ingest.decode.timestamps import Precision, TimeWindow
-from tests.unit.ingest.decode.reference import KNOWN, Row, Rules
-from tests.unit.samples import SOURCE, T0_US
+from tests.support import reference
+from tests.support.reference import KNOWN, Row, Rules
+from tests.support.samples import SOURCE, T0_US
 
 ParsedColumns = Mapping[str, object]
 
@@ -46,7 +47,7 @@ def decode(
     max_inflated_bytes: int = 24 << 20,
     only_rows: pa.Array | None = None,
 ) -> Decoded:
-    terms = terms_of(
+    options = options_of(
         held_to,
         max_rows=max_rows,
         is_time_required=is_time_required,
@@ -54,10 +55,10 @@ def decode(
         max_inflated_bytes=max_inflated_bytes,
         only_rows=only_rows,
     )
-    return decode_readings(body, form, terms)
+    return decode_readings(body, form, options)
 
 
-def terms_of(held_to: Rules | None = None, *, max_rows: int = 100_000, **others: Any) -> DecodeOptions:
+def options_of(held_to: Rules | None = None, *, max_rows: int = 100_000, **others: Any) -> DecodeOptions:
     held_to = held_to or rules()
     return DecodeOptions(
         source=SOURCE,
@@ -73,9 +74,7 @@ def terms_of(held_to: Rules | None = None, *, max_rows: int = 100_000, **others:
 
 @contextmanager
 def arrow_from(size_bytes: int, one_shape_from_bytes: int) -> Iterator[None]:
-    """Within it, bodies of text go through Arrow's readers from this size on, and not from where that pays; likewise
-    NDJSON of one shape through that of CSV.
-    """
+    """Use Arrow's readers for texts from one size on, and CSV's for NDJSON of one shape from another, in the block."""
     where_it_pays = jsons.ARROW_PAYS_FROM_BYTES, csvs.ARROW_PAYS_FROM_BYTES, jsons.ONE_SHAPE_PAYS_FROM_BYTES
     jsons.ARROW_PAYS_FROM_BYTES = csvs.ARROW_PAYS_FROM_BYTES = size_bytes
     jsons.ONE_SHAPE_PAYS_FROM_BYTES = one_shape_from_bytes
@@ -91,7 +90,7 @@ WAYS = {"of one shape": (ALWAYS, ALWAYS), "by Arrow": (ALWAYS, NEVER), "row by r
 
 
 def rows_of(decoded: Decoded) -> list[Row]:
-    """The readings of a batch that is what a batch should be."""
+    """Return the readings of a batch, after checks of the batch."""
     columns = decoded.batch.columns
     columns.validate(full=True)
     assert columns.schema.equals(BATCH_SCHEMA, check_metadata=True)
@@ -136,7 +135,7 @@ def csv(rows: Sequence[ParsedColumns], names: Sequence[str] = KNOWN) -> bytes:
 
 
 def table(rows: Sequence[ParsedColumns], **types: pa.DataType) -> pa.Table:
-    """The rows as Arrow, text and floats unless ``types`` says otherwise."""
+    """Return the rows as Arrow, text and floats unless ``types`` says otherwise."""
     types = {"sensor_id": pa.string(), "time": pa.string(), **dict.fromkeys(KNOWN[2:], pa.float64())} | types
     return pa.table({name: pa.array([row.get(name) for row in rows], type_) for name, type_ in types.items()})
 
@@ -168,7 +167,7 @@ metrics = st.none() | finite | st.sampled_from([0, -7, 21.5, 1e-300, 2**53 + 1])
 
 
 def iso_texts(time_us: int) -> st.SearchStrategy[str]:
-    """One moment in the ways that ISO 8601 is written."""
+    """Draw one time in the ways that ISO 8601 allows."""
     moment = EPOCH + timedelta(microseconds=time_us)
     offset = timedelta(minutes=150)
     return st.sampled_from(
@@ -258,7 +257,7 @@ any_rows = st.one_of(good_rows, good_rows, columns_of_a_row(False), st.builds(di
 
 
 def alike(times: st.SearchStrategy[object], odd_times: Sequence[object]) -> st.SearchStrategy[list[dict[str, object]]]:
-    """Rows whose times are written in one way, as they are when one program has sent them all; some at the wrong time,
+    """Draw rows whose times are written in one way, as one program does. Some are at the wrong time,
     under no name, or without a value, yet none that a column could not hold.
     """
     row = st.fixed_dictionaries(
@@ -339,7 +338,7 @@ odd_times_as_written = st.sampled_from(
 
 @st.composite
 def lines_of_one_shape(draw: st.DrawFn, *, oddities: bool) -> bytes:
-    """NDJSON from one program, as far as its values are plain; with ``oddities``, some are not."""
+    """Draw NDJSON from one program with plain values, or some that are not with ``oddities``."""
     columns = draw(st.permutations(KNOWN))[: draw(st.integers(1, len(KNOWN)))]
     columns = columns if "sensor_id" in columns else ["sensor_id", *columns]
     comma, colon = draw(st.sampled_from([(",", ":"), (", ", ": ")]))
@@ -362,7 +361,26 @@ def lines_of_one_shape(draw: st.DrawFn, *, oddities: bool) -> bytes:
 
 
 def odd_of(name: str) -> st.SearchStrategy[str]:
-    """Values that may be read otherwise in a column, or not at all."""
+    """Draw values that a column may read differently, or not at all."""
     if name == "sensor_id":
         return (sensor_ids | bad_sensor_ids).map(json.dumps)
     return odd_times_as_written if name == "time" else odd_numbers_as_written
+
+
+many_rules = st.builds(
+    Rules,
+    st.one_of(st.just(Precision.AUTO), st.sampled_from(Precision)),
+    st.sampled_from([WINDOW, ANY_TIME]),
+    st.just(T0_US),
+    st.sampled_from([1, 2, 50]),
+)
+
+
+def compare(expected: reference.Expected, body: bytes, form: Format, held_to: Rules) -> None:
+    decoded = decode(body, form, held_to)
+    assert rows_of(decoded) == expected.rows
+    assert decoded.rejected == len(expected.faults)
+    assert places(decoded) == expected.faults[:MAX_ERRORS]
+    assert list(decoded.unknown_columns) == expected.unknown
+    assert all(fault.reason for fault in decoded.errors)
+    json.dumps([fault.value for fault in decoded.errors], allow_nan=False)

@@ -25,7 +25,7 @@ BIN_FOLDERS = (
 
 @contextmanager
 def cluster(edition: str) -> Iterator[str]:
-    """The connection string of a superuser on a running cluster of an edition; skips, with the reason, without one."""
+    """Run a cluster of an edition and return a superuser's connection string, or skip the test with the reason."""
     if edition == "given":
         yield os.environ["TEST_DATABASE_URL"]
         return
@@ -72,7 +72,7 @@ def _local_timescaledb(folder: Path, *, licence: str) -> Iterator[str]:
 
 
 def _timescaledb_binaries() -> Path | None:
-    """The newest local PostgreSQL whose installation has the extension, by pg_config and the usual folders."""
+    """Find the newest local PostgreSQL that has the extension, by pg_config and the usual folders."""
     found = [Path(path).parent for path in [shutil.which("pg_config")] if path]
     found += sorted((path for pattern in BIN_FOLDERS for path in Path("/").glob(pattern[1:])), reverse=True)
     return next((folder for folder in found if _has_timescaledb(folder)), None)

@@ -1,0 +1,1 @@
+"""Helpers of tests in several folders: databases, servers, peers, samples. No test stands here."""
