@@ -106,7 +106,7 @@ def thresholds(base: str, *steps: tuple[float, str]) -> Json:
 
 
 def from_zero(color: str, *steps: tuple[float, str]) -> Json:
-    """Colour values that are never below zero; grey, the base, is thus the colour of no data."""
+    """Colour values that are never below zero. Grey, the base, is thus the colour of no data."""
     return thresholds(GREY, (0, color), *steps)
 
 
@@ -222,7 +222,7 @@ def timeseries(
     transformations: Sequence[Json] = (),
     points: int | None = None,
 ) -> Json:
-    """Draw lines over time. ``calcs`` are the figures in the legend; without any it is a list of names.
+    """Draw lines over time. ``calcs`` are the figures in the legend. Without any it is a list of names.
 
     The legend stands below the lines, where Grafana cuts it after two rows or so; with ``legend_width``, in pixels, it
     stands beside them. With ``soft_max`` the axis begins at 0 and reaches at least so far: left alone, Grafana draws a
@@ -264,7 +264,7 @@ def stat(
     is_wide: bool = True,
     texts: bool = False,
 ) -> Json:
-    """Show large figures, one a field; a series shows its course behind its last value, an instant has none.
+    """Show large figures, one a field. A series shows its course behind its last value, an instant has none.
 
     ``text`` is what stands there: left alone, Grafana leaves out the name of a figure that is the only one. Unless
     ``is_wide`` is false, name and figure stand side by side where there is width for it, and both get small. With
@@ -311,7 +311,7 @@ def table(
     empty: str = "no data",
     is_filterable: bool = True,
 ) -> Json:
-    """Make a table of rows as the query orders them; ``empty`` stands there when the query has none.
+    """Make a table of rows as the query orders them. ``empty`` stands there when the query has none.
 
     To Grafana that is a value of the panel's fields, so each field gets another one for its own cells without a value.
     Unless ``is_filterable`` is false, each heading has a button that filters by its column.
@@ -398,7 +398,7 @@ def alert_list(title: str, description: str, *, size: tuple[int, int], labels: s
 
 
 def row(title: str, *, repeat: str | None = None, folded: Sequence[Json] = ()) -> Json:
-    """Make a heading; with ``repeat``, it and what lies under it are repeated for each value of that variable.
+    """Make a heading. With ``repeat``, it and what lies under it are repeated for each value of that variable.
 
     Grafana asks for what is ``folded`` under it only when the row is unfolded.
     """
@@ -426,7 +426,7 @@ def variable(
     has_all: bool | None = None,
     all_value: str | None = None,
 ) -> Json:
-    """Offer a choice at the dashboard's head, from a query of ``__text`` and ``__value``; ``multi`` has All, too.
+    """Offer a choice at the dashboard's head, from a query of ``__text`` and ``__value``. ``multi`` has All, too.
 
     Without a choice Grafana takes All or, where ``has_all`` is false, the query's first row. All stands for every row
     of the query, however many there are, or for ``all_value``.
