@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(settings: Settings, chosen: argparse.Namespace) -> int:
-    """Run the chosen command; return the exit status."""
+    """Run the chosen command. Return the exit status."""
     is_import = chosen.command == "import"
     if is_import:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # an interrupted import has not succeeded
@@ -130,7 +130,7 @@ def _run(settings: Settings, chosen: argparse.Namespace) -> int:
 
 
 def _adopt(url: str, zone: str) -> int:
-    """Take over the original's readings and print the result; return the exit status."""
+    """Take over the original's readings and print the result. Return the exit status."""
     adoption = adopt(url, zone)
     span = (
         f", from {adoption.first:%Y-%m-%d %H:%M:%S} to {adoption.last:%Y-%m-%d %H:%M:%S} UTC" if adoption.rows else ""
@@ -163,7 +163,7 @@ def _database(settings: Settings, *, may_join: bool = False) -> Iterator[str]:
 
 
 def _moment(argument: str) -> datetime:
-    """Return a time of the command line; without an offset it is UTC."""
+    """Return a time of the command line. Without an offset it is UTC."""
     try:
         moment = datetime.fromisoformat(argument)
     except ValueError:
@@ -204,7 +204,7 @@ def _keys(settings: Settings) -> Keys:
 
 
 def _kept_key(path: Path) -> str:
-    """Return the key in a file of mode 0600; generate it if there is none."""
+    """Return the key in a file of mode 0600. Generate it if there is none."""
     try:
         return path.read_text().strip()
     except FileNotFoundError:

@@ -48,7 +48,7 @@ class DrainingServer(uvicorn.Server):
             task.cancel()
 
     async def _all_ended(self, timeout_s: float) -> bool:
-        """Wait until all connections and tasks have ended; return whether they did in time."""
+        """Wait until all connections and tasks have ended. Return whether they did in time."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._wait_tasks_to_complete()

@@ -40,7 +40,7 @@ class SensorFlowError(Exception):
 
 
 class ConfigurationError(SensorFlowError):
-    """A setting is missing or unusable; the message names it and says what to do."""
+    """A setting is missing or unusable. The message names it and says what to do."""
 
 
 class Unauthorized(SensorFlowError):
@@ -73,7 +73,7 @@ class InvalidReading(PermanentError):
 
 
 class MalformedBody(PermanentError):
-    """The body can't be read at all; the message says what to do."""
+    """The body can't be read at all. The message says what to do."""
 
 
 class TooManyRows(PermanentError):
@@ -84,7 +84,7 @@ class TooManyRows(PermanentError):
 
 
 class BodyTooLarge(PermanentError):
-    """The body is over the bound; the rest of it was not read."""
+    """The body is over the bound. The rest of it was not read."""
 
     def __init__(self, limit_bytes: int, *, inflated: bool = False) -> None:
         super().__init__(f"The body is larger than {limit_bytes:,} bytes{' when inflated' if inflated else ''}.")
@@ -99,15 +99,15 @@ class UnsupportedFormat(PermanentError):
 
 
 class InvalidParameter(PermanentError):
-    """A parameter in the query or in a header is invalid; the message names it."""
+    """A parameter in the query or in a header is invalid. The message names it."""
 
 
 class InvalidSensor(PermanentError):
-    """A sensor can't become what the request says; the message says why."""
+    """A sensor can't become what the request says. The message says why."""
 
 
 class NotFound(PermanentError):
-    """There is no such sensor, or nothing of it; the message names it."""
+    """There is no such sensor, or nothing of it. The message names it."""
 
 
 class IdempotencyConflict(PermanentError):
@@ -115,7 +115,7 @@ class IdempotencyConflict(PermanentError):
 
 
 class RejectedByDatabase(PermanentError):
-    """PostgreSQL refused this very row; its neighbours in the flush were stored."""
+    """PostgreSQL refused this very row. Its neighbours in the flush were stored."""
 
 
 class NotStored(SensorFlowError):
@@ -139,7 +139,7 @@ class KeyOverShare(NotStored):
 
 
 class DatabaseUnavailable(NotStored):
-    """The database can't be reached, or did not commit in time; nothing of this was committed.
+    """The database can't be reached, or did not commit in time. Nothing of this was committed.
 
     Its message may hold names of hosts and users. ``public`` is the message without them, for clients.
     """
@@ -156,7 +156,7 @@ class DatabaseUnavailable(NotStored):
 
 
 class DatabaseLocked(DatabaseUnavailable):
-    """Another session holds or awaits a lock and did not make way in time; nothing of this was committed. ``holders``
+    """Another session holds or awaits a lock and did not make way in time. Nothing of this was committed. ``holders``
     names those sessions, once known.
     """
 

@@ -42,13 +42,13 @@ class _Window:
 
 
 class Throttle:
-    """Which log lines are written, and which are only counted. Pure; ``now`` is in seconds, of any clock."""
+    """The choice of log lines that are written. Others are only counted. Pure; ``now`` is in seconds, of any clock."""
 
     def __init__(self) -> None:
         self._windows: dict[Hashable, _Window] = {}
 
     def admits(self, record: logging.LogRecord, now: float) -> bool:
-        """Return whether a line is to be written; count it if not."""
+        """Return whether a line is to be written. Count it if not."""
         kind, burst = _kind_of(record)
         window = self._windows.get(kind)
         if window is None and len(self._windows) >= MAX_KINDS:
@@ -136,7 +136,7 @@ class ThrottledHandler(logging.StreamHandler[TextIO]):
 
 
 class TextFormatter(logging.Formatter):
-    """``2023-07-12T14:30:45Z INFO message``; the level in colour if asked."""
+    """``2023-07-12T14:30:45Z INFO message``. The level in colour if asked."""
 
     def __init__(self, *, colour: bool) -> None:
         super().__init__()

@@ -269,7 +269,7 @@ class Server:
             await recovered.wait()
 
     async def _prepare(self) -> Edition:
-        """Migrate and probe the database; retry until it is available."""
+        """Migrate and probe the database. Retry until it is available."""
         while True:
             try:
                 edition = await self._database.prepare()
@@ -289,7 +289,7 @@ class Server:
             self._fail(error)
 
     async def readiness(self, *, detailed: bool) -> Readiness:
-        """Check the pipeline, and that the database accepts writes; ``detailed`` quotes the database's own errors."""
+        """Check the pipeline, and that the database accepts writes. ``detailed`` quotes the database's own errors."""
         reason, public = self.pipeline.unavailable_reason, self.pipeline.public_reason
         if reason is None:
             try:

@@ -32,7 +32,7 @@ def share_one_arena() -> None:
 
 
 async def keep_returning(held_bytes: Callable[[], int]) -> None:
-    """Return freed memory after work that took much of it, until cancelled; ``held_bytes`` is what the buffer holds.
+    """Return freed memory after work that took much of it, until cancelled. ``held_bytes`` is what the buffer holds.
 
     Where there is no /proc it does nothing.
     """

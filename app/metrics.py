@@ -1,4 +1,4 @@
-"""What Prometheus sees. Instruments on a registry that is handed in; nothing is created at import.
+"""The metrics that Prometheus reads. Instruments on a registry that is handed in; nothing is created at import.
 
 What the parts count anyway is read from them at each scrape, in one go on the event loop, so that accepted = committed
 + rejected + given back + held is true of every scrape. Labels never hold a sensor, a raw path or a key.
@@ -36,7 +36,7 @@ ACROSS: dict[Across, Callable[[tuple[float, float]], float]] = {"sum": sum, "max
 
 @dataclass(slots=True)
 class Durations:
-    """How many durations fell into each bucket, the last without a bound, and their sum."""
+    """The number of durations in each bucket, the last without a bound, and their sum."""
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BUCKETS_S) + 1))
     sum_s: float = 0.0
@@ -71,7 +71,7 @@ class RequestDurations(Collector):
 
 
 class Instruments:
-    """What is observed as it happens."""
+    """The metrics that are observed as something happens."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.request_durations = RequestDurations()
@@ -216,7 +216,7 @@ class ServerCollector(Collector):
 
 
 class ProcessMetrics(Collector):
-    """Processor time, memory and descriptors of this process, by the usual names; nothing where there is no /proc."""
+    """Processor time, memory and descriptors of this process, by the usual names. Nothing where there is no /proc."""
 
     def __init__(self) -> None:
         self._process = ProcessCollector(registry=None)
@@ -235,5 +235,5 @@ class Gauge(GaugeMetricFamily):
 
 
 def rule_of(metric: Metric) -> Across:
-    """How a metric's values in several processes become the server's."""
+    """Return the rule by which a metric's values in several processes become the server's."""
     return metric.across if isinstance(metric, Gauge) else "sum"

@@ -20,7 +20,7 @@ Interval = Annotated[Number, Field(gt=0, le=MAX_INTERVAL_S)]
 
 
 class Limits(BaseModel):
-    """Within these a metric's values should lie; null: any."""
+    """Within these a metric's values should lie. Null: any."""
 
     lower: float | None
     upper: float | None
@@ -58,7 +58,7 @@ class Sensor(BaseModel):
 
 
 class SensorChange(BaseModel):
-    """What becomes of a sensor, as a JSON merge patch (RFC 7396): what is left out stays, null removes."""
+    """A change of a sensor, as a JSON merge patch (RFC 7396): what is left out stays, null removes."""
 
     model_config = ConfigDict(
         extra="forbid",

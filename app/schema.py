@@ -52,5 +52,5 @@ EXAMPLE_METRIC, OTHER_EXAMPLE_METRIC, *_ = METRICS
 
 
 def qualified(table: str, columns: Iterable[str] = METRICS) -> str:
-    """Return the SQL of a table's columns, such as ``r.temperature, r.humidity``; by default those of the metrics."""
+    """Return the SQL of a table's columns, such as ``r.temperature, r.humidity``. By default those of the metrics."""
     return ", ".join(f"{table}.{column}" for column in columns)

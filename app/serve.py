@@ -53,7 +53,7 @@ HUNG_DATABASE_S = 15.0
 def serve(
     settings: Settings, *, database_url: str, keys: Keys, listener: socket.socket, announce: Callable[[str], None]
 ) -> None:
-    """Serve on a listening socket until a signal; ``announce`` is told the edition once readings are accepted.
+    """Serve on a listening socket until a signal. ``announce`` is told the edition once readings are accepted.
 
     Raises:
         ConfigurationError: the settings or the database don't allow it.
@@ -189,7 +189,7 @@ def _share_of(settings: Settings) -> Settings:
 
 
 def _raise_file_limit() -> None:
-    """Raise the limit of open files to what this account may have; shells and systemd set it to 1,024."""
+    """Raise the limit of open files to what this account may have. Shells and systemd set it to 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     target = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft == resource.RLIM_INFINITY or soft >= target:

@@ -1,4 +1,4 @@
-"""What can be configured, with its unit and default. Read once from the environment and ``.env``, then frozen.
+"""The settings, each with its unit and default. Read once from the environment and ``.env``, then frozen.
 
 The parts of the server never see this class: ``main`` hands each the plain values that it needs. README's table of
 settings and the fields here are held equal by a test.
@@ -50,7 +50,7 @@ Days = Annotated[NonNegativeFloat, Field(le=36_525)]
 
 
 class Settings(BaseSettings):
-    """The server's configuration; an environment variable of the same name, in capitals, sets each field."""
+    """The server's configuration. An environment variable of the same name, in capitals, sets each field."""
 
     model_config = SettingsConfigDict(env_file=ENV_FILE, env_ignore_empty=True, extra="ignore", frozen=True)
 
@@ -254,7 +254,7 @@ def unknown_settings(environment: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Keys:
-    """The API keys in use; it has no repr that could show them."""
+    """The API keys in use. It has no repr that could show them."""
 
     api_key: str
     api_key_ws: str

@@ -16,7 +16,7 @@ ARROW_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 class HistoryFormat(Enum):
-    """How an answer is written."""
+    """The form in which an answer is written."""
 
     JSON = "json"
     NDJSON = "ndjson"

@@ -1,4 +1,4 @@
-"""What is asked of the history, and the place from which an answer goes on. Pure.
+"""Queries of the history, and the place from which an answer goes on. Pure.
 
 Rows come by sensor, in the order of the sensors' ids, then by time, then by the readings' ids. So the last row of a
 page says where the next one begins, also among readings of the same moment.
@@ -22,7 +22,7 @@ DAY_US = 24 * HOUR_US
 
 
 class Bucket(Enum):
-    """What a row stands for: a reading, or all readings of one sensor in a minute, an hour or a day."""
+    """The readings that a row stands for: one, or all readings of one sensor in a minute, an hour or a day."""
 
     RAW = "raw"
     MINUTE = "1m"
@@ -45,7 +45,7 @@ def bucket_for(span_us: int, *, age_us: int, kept_us: Mapping[Bucket, int]) -> B
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which rows, and what of them. Times are microseconds since 1970 UTC."""
+    """The rows that are asked for, and what of them. Times are microseconds since 1970 UTC."""
 
     sensor_ids: Sequence[int] | None
     """None: all there are."""
@@ -83,7 +83,7 @@ class Cursor(NamedTuple):
     after: Position
 
     def encode(self, asked: str) -> str:
-        """As text, for those who ask the same again; ``asked`` is the query in their words."""
+        """As text, for those who ask the same again. ``asked`` is the query in their words."""
         content = _PACKED.pack(self.from_us, self.to_us, _BUCKETS.index(self.bucket), *self.after)
         return base64.urlsafe_b64encode(content + _digest(content, asked)).decode().rstrip("=")
 

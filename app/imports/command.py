@@ -149,7 +149,7 @@ def _columns(chosen: argparse.Namespace) -> dict[str, str]:
 
 
 def import_files(settings: Settings, chosen: argparse.Namespace, database_url: str | None) -> int:
-    """Import the named files; without a database, only check them.
+    """Import the named files. Without a database, only check them.
 
     Returns:
         The exit status: REJECTED_STATUS if some readings were rejected, 0 if all are stored, now or before.

@@ -97,7 +97,7 @@ class InputFile(Protocol):
     notes: list[str]
 
     def next_block(self, earlier: Sequence[Cut] = (), /) -> Block | None:
-        """Read the next block; None at the end.
+        """Read the next block. None at the end.
 
         Args:
             earlier: where blocks ended that began at the same place in an earlier import; such a one comes again if the
@@ -183,12 +183,12 @@ class _Text:
 
     @property
     def progress(self) -> float:
-        """How much of the file has been read, 0 to 1."""
+        """The part of the file that has been read, 0 to 1."""
         position: int = self._file.tell()
         return min(1.0, position / self._size)
 
     def look(self, size: int) -> bytes:
-        """Read ahead until ``size`` bytes are there, or the file ends; return all bytes read ahead."""
+        """Read ahead until ``size`` bytes are there, or the file ends. Return all bytes read ahead."""
         pieces = [self.ahead]
         missing = size - len(self.ahead)
         while missing > 0 and not self.is_read:
@@ -236,7 +236,7 @@ class _TextFile:
     _format = Format.NDJSON
 
     def _end_of_record(self, text: bytes) -> int:
-        """Return where the last whole record ends; 0 if there is none."""
+        """Return where the last whole record ends. 0 if there is none."""
         raise NotImplementedError
 
     def _has(self, cut: Cut) -> bool:
@@ -303,7 +303,7 @@ class _NdjsonFile(_TextFile):
 
 
 def end_of_line(text: bytes) -> int:
-    """Return where the last whole line ends; 0 if there is none."""
+    """Return where the last whole line ends. 0 if there is none."""
     return text.rfind(b"\n") + 1
 
 

@@ -94,7 +94,7 @@ def _counted(lines: int) -> str:
 def _find(
     text: bytes, layout: ColumnMapping, separators: Sequence[str], is_header: Callable[[Sequence[str]], bool]
 ) -> tuple[int, str] | None:
-    """Return where the first header line starts, and its separator; of several separators, the one with most fields."""
+    """Return where the first header line starts, and its separator. If several fit, it is the one with most fields."""
     for at in _line_starts(text, layout):
         names_by = {separator: _names_at(text, at, separator) for separator in separators}
         if fitting := [separator for separator, names in names_by.items() if names and is_header(names)]:

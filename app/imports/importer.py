@@ -103,7 +103,7 @@ class ImportResult:
         self.last_us = last_us if self.last_us is None else max(last_us, self.last_us)
 
     def reject(self, faults: Sequence[RowError], rows_before: int) -> None:
-        """Count rejected rows, and keep an example for each reason; ``rows_before`` precede their block."""
+        """Count rejected rows, and keep an example for each reason. ``rows_before`` precede their block."""
         self.rejected += len(faults)
         self.reasons.update(fault.reason for fault in faults)
         for fault in faults:

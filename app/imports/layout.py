@@ -48,7 +48,7 @@ class ColumnMapping:
 
     @property
     def renames(self) -> Mapping[str, str]:
-        """Our names of the file's columns, where they differ; one that stands in another's place gets a third name."""
+        """Our names of the file's columns, where they differ. One that stands in another's place gets a third name."""
         displaced = {ours: f"{ours} of the file" for ours in self.columns}
         return displaced | {theirs: ours for ours, theirs in self.columns.items()}
 

@@ -107,7 +107,7 @@ def _is_moment(type_: pa.DataType) -> bool:
 
 
 def _plain(values: pa.Array) -> pa.Array:
-    """Return the values; those that are moments already, as the numbers that are stored."""
+    """Return the values, with those that are moments already as the numbers that are stored."""
     if not _is_moment(values.type):
         return values
     return values.cast(pa.int32() if pa.types.is_date32(values.type) else pa.int64())
@@ -118,7 +118,7 @@ _Read = Callable[[object], int | datetime]
 
 
 def _reader_of(type_: pa.DataType, layout: ColumnMapping) -> _Read | None:
-    """Return a reader for values of a type; None if they are moments already and the decoders read them."""
+    """Return a reader for values of a type. None if they are moments already and the decoders read them."""
     if _is_moment(type_):
         if pa.types.is_timestamp(type_) and type_.tz is not None:
             return None

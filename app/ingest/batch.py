@@ -1,4 +1,4 @@
-"""What is stored: a reading that came alone, or the readings of one request as Arrow columns.
+"""The readings that are stored: a reading that came alone, or the readings of one request as Arrow columns.
 
 Pure. In a batch, sensors stay as positions into the distinct names, so that the store turns each name into an id once a
 batch and never once a row.
@@ -28,7 +28,7 @@ HOUR_US = 3_600_000_000
 
 
 class Sender(NamedTuple):
-    """Who sent a reading: the name of the API key, never the key, and the address it came from."""
+    """The sender of a reading: the name of the API key, never the key, and the address it came from."""
 
     key_name: str
     client_ip: str
@@ -60,7 +60,7 @@ class Reading(NamedTuple):
 
     @property
     def size_bytes(self) -> int:
-        """What it is counted as while it is held."""
+        """Bytes that it is counted as while it is held."""
         return READING_SIZE_BYTES
 
     @property
@@ -104,12 +104,12 @@ class Batch:
 
     @property
     def rows(self) -> int:
-        """How many readings."""
+        """The number of readings."""
         return int(self.columns.num_rows)
 
     @property
     def size_bytes(self) -> int:
-        """What it is counted as while it is held."""
+        """Bytes that it is counted as while it is held."""
         return self.rows * ROW_SIZE_BYTES + int(self.sensors.nbytes) + len(self.sensors) * NAME_SIZE_BYTES
 
     def time_range_us(self) -> tuple[int, int]:
@@ -141,7 +141,7 @@ class Batch:
         yield from map(Reading._make, zip(*columns, repeat(self.source, len(part)), strict=True))
 
     def latest(self) -> int:
-        """Return the position of the row with the latest time; the last one of several."""
+        """Return the position of the row with the latest time: the last of several."""
         times = self.columns["time"]
         return int(pc.indices_nonzero(pc.equal(times, pc.max(times)))[-1].as_py())
 

@@ -45,7 +45,7 @@ class Blockage:
         return bool(self.spans or self.records or self.is_every_record or self.of_new_names)
 
     def holds(self, request: WriteRequest, *, has_new_names: bool = False) -> bool:
-        """Return whether a request is blocked; a batch is blocked by any of its readings."""
+        """Return whether a request is blocked. A batch is blocked by any of its readings."""
         if self.of_new_names and has_new_names:
             return True
         record = request.record

@@ -89,12 +89,12 @@ class Buffer:
     _bytes_of_key: Counter[str] = field(default_factory=Counter)
 
     def oldest_age_s(self, now: float) -> float:
-        """How long the oldest row has been held, seconds; 0 when there is none."""
+        """Return for how long the oldest row has been held, seconds. 0 if there is none."""
         queues = (*self._flushes, self._waiting, self._aside, self._parked)
         return now - min((next(iter(submissions)).arrived_at for submissions in queues if submissions), default=now)
 
     def reserve(self, key_name: str, size_bytes: int, *, retry_after_s: Callable[[], int]) -> None:
-        """Hold room for what a key is about to send; negative gives room back. ``retry_after_s`` is asked for an error.
+        """Hold room for what a key is about to send. Negative gives room back. ``retry_after_s`` is asked for an error.
 
         Raises:
             KeyOverShare, BufferFull: there is not so much room, for this key or at all; nothing has changed.
@@ -126,8 +126,9 @@ class Buffer:
             self._append(submission)
 
     def unpark(self, submission: Submission, now: float, deadline: float) -> None:
-        """Put a parked submission at the end of the queue, or aside if it says so, as if it arrived now and with a new
-        deadline. Does nothing if it was given back.
+        """Put a parked submission at the end of the queue, or aside if it says so, as if it arrived now.
+
+        Its deadline is new. Nothing happens if it was given back.
         """
         if submission in self._parked:
             del self._parked[submission]
@@ -145,7 +146,7 @@ class Buffer:
         return chain.from_iterable(self._flushes)
 
     def begin_flush(self, max_rows: int) -> Sequence[Submission]:
-        """Take submissions from the front into a flush, ``max_rows`` at most but always one; they stay held.
+        """Take submissions from the front into a flush, ``max_rows`` at most but always one. They stay held.
 
         A flush takes one submission per idempotency key: only the commit of one tells whether another repeats it.
         """
@@ -185,7 +186,7 @@ class Buffer:
         submission.answer(answer)
 
     def requeue_in_flight(self) -> None:
-        """Put every flush back to the front of where it came from, to be tried again; nothing of it is stored.
+        """Put every flush back to the front of where it came from, to be tried again. Nothing of it is stored.
 
         A submission whose sender was told "unknown" is given back instead: the sender has been asked to send it again.
         """
@@ -205,7 +206,7 @@ class Buffer:
         unknown: Callable[[], SensorFlowError],
         blocked: Callable[[], NotStored] | None = None,
     ) -> None:
-        """Answer every submission whose deadline has come; finite deadlines must be in the order of the queue.
+        """Answer every submission whose deadline has come. Finite deadlines must be in the order of the queue.
 
         One that waits is given back with ``error``, one that is set aside with ``blocked`` if there is such. One in
         flight may be committed at this moment: its sender is told ``unknown``, and it stays until the flush ends.
@@ -276,7 +277,7 @@ def _taken(queue: deque[Submission], max_rows: int) -> tuple[list[Submission], i
 
 
 def _due(submissions: Iterable[Submission], now: float) -> list[Submission]:
-    """Those whose deadline has come, in their order; the rest of the queue is not looked at."""
+    """Those whose deadline has come, in their order. The rest of the queue is not looked at."""
     due = []
     for submission in submissions:
         if submission.deadline <= now:

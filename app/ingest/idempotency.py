@@ -13,7 +13,7 @@ from app.errors import IdempotencyConflict
 
 
 class RequestIdentity(NamedTuple):
-    """What makes two requests the same."""
+    """The identity of a request: two with the same are the same."""
 
     key_name: str
     """Whose key it is: two API keys may use the same."""
@@ -24,7 +24,7 @@ class RequestIdentity(NamedTuple):
 
     @property
     def name(self) -> tuple[str, str]:
-        """What it is unique by."""
+        """The names by which it is unique."""
         return self.key_name, self.key
 
 

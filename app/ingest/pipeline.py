@@ -75,7 +75,7 @@ class Prepared(Protocol):
 
     @property
     def first_id(self) -> int:
-        """The id of its first row; the others follow in the order of its contents."""
+        """The id of its first row. The others follow in the order of its contents."""
 
     @property
     def refused(self) -> Mapping[int, str | None]:
@@ -88,13 +88,13 @@ AnyPrepared = TypeVar("AnyPrepared", bound=Prepared)
 
 
 class Store(Protocol[AnyPrepared]):
-    """What the pipeline needs of a database: ``app.store.writer.Writer`` has it."""
+    """A database, as the pipeline needs it: ``app.store.writer.Writer``."""
 
     gains_by_large_flushes: bool
     """Whether, of what comes at present, a row costs less in a larger flush."""
 
     async def connect(self) -> None:
-        """Ensure a connection that can write; DatabaseUnavailable if there is none."""
+        """Ensure a connection that can write. DatabaseUnavailable if there is none."""
 
     def new_names(self, batch: Batch) -> int:
         """Return how many of a batch's sensors are not remembered here."""
@@ -131,7 +131,7 @@ class Store(Protocol[AnyPrepared]):
         """
 
     async def was_committed(self, prepared: AnyPrepared) -> bool:
-        """Return whether a flush is committed and durable; wait for a lost transaction to end. Raises
+        """Return whether a flush is committed and durable. Wait for a lost transaction to end. Raises
         DatabaseUnavailable.
         """
 
@@ -178,11 +178,11 @@ def _unforeseen_errors(submissions: Sequence[Submission]) -> Iterator[None]:
 
 
 class Publisher(Protocol):
-    """What is told of committed readings: ``app.live.hub.Hub``."""
+    """The audience of committed readings: ``app.live.hub.Hub``."""
 
     @property
     def is_listening(self) -> bool:
-        """Whether a subscriber wants every reading; if not, it is enough to let it remember the latest."""
+        """Whether a subscriber wants every reading. If not, it is enough to let it remember the latest."""
 
     def publish(self, receipts: Sequence[CommittedReading]) -> None:
         """Tells of readings, in the order of commits. It must not block."""
@@ -256,7 +256,7 @@ class Pipeline(Generic[AnyPrepared]):
 
     @property
     def rejection_reason(self) -> str | None:
-        """Why nothing can be stored at the moment; None when all is well."""
+        """Why nothing can be stored at the moment. None when all is well."""
         return "the server is shutting down" if self._draining else self._unavailable
 
     @property
@@ -284,7 +284,7 @@ class Pipeline(Generic[AnyPrepared]):
         self._unavailable, self._public_reason = str(error), error.public
 
     def reserve(self, key_name: str, size_bytes: int) -> None:
-        """Reserve room in the buffer for what a key is about to send; a negative size gives room back.
+        """Reserve room in the buffer for what a key is about to send. A negative size gives room back.
 
         Raises:
             KeyOverShare, BufferFull, DatabaseUnavailable, ShuttingDown: it would be in vain; nothing is held.
@@ -308,9 +308,9 @@ class Pipeline(Generic[AnyPrepared]):
         request: WriteRequest,
         on_result: Callable[[WriteOutcome], None],
     ) -> None:
-        """Take a request in; ``on_result`` gets its result or an error, once, at the latest when the commit timeout has
-        passed; or three times that, where many new sensors must be added first. A request that is not awaited has no
-        timeout.
+        """Take a request in. ``on_result`` gets its result or an error, once, at the latest when the commit timeout has
+        passed. Where many new sensors must be added first, that is three times as long. A request that is not awaited
+        has no timeout.
 
         Raises:
             KeyOverShare, BufferFull, DatabaseUnavailable, ShuttingDown: nothing is taken, and ``on_result`` won't be
@@ -376,7 +376,7 @@ class Pipeline(Generic[AnyPrepared]):
         self._tell_arrival()
 
     async def drain(self, timeout_s: float) -> None:
-        """Accept nothing new and wait up to ``timeout_s`` until all is flushed; the rest is given back."""
+        """Accept nothing new and wait up to ``timeout_s`` until all is flushed. The rest is given back."""
         self._draining = True
         try:
             async with asyncio.timeout(timeout_s):
@@ -425,7 +425,7 @@ class Pipeline(Generic[AnyPrepared]):
             self._working_since = None
 
     def _reject_or_divide(self, error: _Unstorable) -> None:
-        """Reject a request that failed alone; of several, try fewer."""
+        """Reject a request that failed alone. Of several, try fewer."""
         self.failed_flushes += 1
         submissions = error.submissions
         if len(submissions) == 1:
@@ -507,7 +507,7 @@ class Pipeline(Generic[AnyPrepared]):
         return Flush(submissions, prepared, started, was_blocked)
 
     async def _prepare_aside(self) -> Flush[AnyPrepared]:
-        """Prepare submissions that are set aside; while their new names are locked, only those without any. A locked
+        """Prepare submissions that are set aside. While their new names are locked, only those without any. A locked
         name would otherwise keep the others from being tried.
         """
         submissions = self.buffer.begin_flush_aside(self._current_max_rows)
@@ -539,7 +539,7 @@ class Pipeline(Generic[AnyPrepared]):
                 await asyncio.sleep(0)
 
     async def _commit_flush(self, flush: Flush[AnyPrepared]) -> None:
-        """Commit the earliest flush in the buffer and end it; submissions that turn out to be repetitions leave it.
+        """Commit the earliest flush in the buffer and end it. Submissions that turn out to be repetitions leave it.
 
         Raises:
             DatabaseUnavailable, Blocked: what is still in flight is not committed.
@@ -577,7 +577,7 @@ class Pipeline(Generic[AnyPrepared]):
         await self._publish(flush, results)
 
     async def _set_blocked_aside(self, blocked: Blocked) -> None:
-        """Set aside the submissions that another session's lock blocks; the others go into the next flush."""
+        """Set aside the submissions that another session's lock blocks. The others go into the next flush."""
         if not self._blockage:
             logger.warning(
                 "some readings wait for a lock that another session holds on their tables: %s", blocked.holders
@@ -655,7 +655,7 @@ class Pipeline(Generic[AnyPrepared]):
                 await self._publish_batch(content, flush.prepared.first_id + start, result.refused)
 
     async def _publish_batch(self, batch: Batch, first_id: int, refused: Mapping[int, str | None]) -> None:
-        """Publish each stored row; without subscribers and refusals, only remember the latest for later ones."""
+        """Publish each stored row. Without subscribers and refusals, only remember the latest for later ones."""
         if self._publisher.is_listening or refused:
             for start in range(0, batch.rows, PUBLISH_ROWS):
                 readings = enumerate(batch.readings(start, PUBLISH_ROWS), start)

@@ -1,4 +1,4 @@
-"""What became of the readings of a request: a committed reading, or the result of a batch.
+"""The results of requests: a committed reading, or the result of a batch.
 
 Pure. A committed reading is its JSON, encoded once for its sender and all subscribers. The fields and their order are
 the contract of POST /api/temperature_reading and of /ws/sensor_updates.
@@ -40,7 +40,7 @@ class CommittedReading(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What became of the readings of one request."""
+    """The result of a request with many readings."""
 
     stored: int
     """How many are committed, or held where its sender does not wait for the commit."""

@@ -24,7 +24,7 @@ class StoredRecords(Protocol):
     """The records of earlier requests: ``app.store.idempotency.IdempotencyRecords``."""
 
     async def find(self, identity: RequestIdentity) -> StoredResult | None:
-        """Return what was committed under a request's Idempotency-Key; None: nothing.
+        """Return what was committed under a request's Idempotency-Key. None: nothing.
 
         Raises:
             DatabaseUnavailable: the database can't be asked.
@@ -47,7 +47,7 @@ class WriteService:
         """Keeps the order of requests that wait for room."""
 
     def submit(self, request: WriteRequest, on_result: Callable[[WriteOutcome], None]) -> None:
-        """Take a request in; ``on_result`` is called once, with its result or with why there is none.
+        """Take a request in. ``on_result`` is called once, with its result or with why there is none.
 
         Raises:
             KeyOverShare, BufferFull, DatabaseUnavailable, ShuttingDown: nothing is taken, and ``on_result`` won't be
@@ -86,7 +86,7 @@ class WriteService:
         return await result
 
     async def find(self, identity: RequestIdentity) -> StoredResult | None:
-        """Return what was committed under a request's Idempotency-Key, whatever its content was; None: nothing. Raises
+        """Return what was committed under a request's Idempotency-Key, whatever its content was. None: nothing. Raises
         as ``StoredRecords.find``.
         """
         return await self._records.find(identity)
@@ -108,7 +108,7 @@ class WriteService:
         return self._pipeline.batch_being_decoded()
 
     def require_room(self, key_name: str, body_bytes: int) -> None:
-        """Check that a body could come in now; no room is held for it.
+        """Check that a body could come in now. No room is held for it.
 
         Raises:
             KeyOverShare, BufferFull, DatabaseUnavailable, ShuttingDown: it would be in vain.
@@ -118,7 +118,7 @@ class WriteService:
 
     @contextmanager
     def room(self, key_name: str) -> Iterator[Callable[[int], None]]:
-        """Hold room in the buffer for a body on its way in; what is yielded makes sure of as many bytes of it, and
+        """Hold room in the buffer for a body on its way in. What is yielded makes sure of as many bytes of it, and
         raises as ``require_room``.
         """
         held = 0

@@ -17,14 +17,14 @@ from app.ingest.result import CommittedReading
 
 
 class LocalSubscribers(Protocol):
-    """What a bus sees of the hub at its end."""
+    """The hub, as the bus at its end sees it."""
 
     @property
     def latest(self) -> CommittedReading | None:
         """The latest reading that the hub knows of."""
 
     def deliver(self, receipts: Sequence[CommittedReading]) -> None:
-        """Publish readings, at least one, that another process has committed; the hub has not had them yet."""
+        """Publish readings, at least one, that another process has committed. The hub has not had them yet."""
 
     def remember(self, receipt: CommittedReading) -> None:
         """Take a reading that was committed earlier, for later subscribers."""
@@ -34,7 +34,7 @@ class LocalSubscribers(Protocol):
 
 
 class Bus(Protocol):
-    """What a hub needs of a bus."""
+    """A bus, as a hub needs it."""
 
     forwarding: bool
     """Whether a subscriber listens in another process. If not, there is nothing to forward."""
@@ -103,7 +103,7 @@ class LocalBus:
         """Do nothing: there is no other process."""
 
     async def join(self, key_name: str) -> int:
-        """Return a slot; see Bus. Never waits."""
+        """Return a slot. See Bus. Never waits."""
         slot = next(self._numbers)
         self._quota.take(slot, key_name)
         return slot

@@ -1,4 +1,4 @@
-"""Who listens, and what waits for each: every subscriber has a bounded mailbox of its own.
+"""The subscribers, and what waits for each: every subscriber has a bounded mailbox of its own.
 
 Pure: no asyncio, no clock. A subscriber is woken through a callable. What other processes commit comes over a bus; how
 many there are, and whether there are any, is not known here.
@@ -45,7 +45,7 @@ class Subscriber:
     dropped: bool = False
 
     def take(self) -> Sequence[CommittedReading]:
-        """Everything that waits, oldest first; the mailbox is empty afterwards."""
+        """Everything that waits, oldest first. The mailbox is empty afterwards."""
         return self.mailbox.take()
 
     def put(self, messages: Sequence[CommittedReading]) -> int:
@@ -90,7 +90,7 @@ class Hub:
 
     @property
     def subscribers(self) -> int:
-        """How many listen now."""
+        """The number of subscribers now."""
         return len(self._subscribers)
 
     @property
@@ -121,7 +121,7 @@ class Hub:
             self.stats.dropped += 1
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
-        """Forgets a subscriber; one that was dropped too must be unsubscribed."""
+        """Forget a subscriber. One that was dropped too must be unsubscribed."""
         self._subscribers.remove(subscriber)
         self._bus.leave(subscriber.slot)
 

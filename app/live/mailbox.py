@@ -16,7 +16,7 @@ event_time = attrgetter("time_us", "id")
 
 
 def later(one: CommittedReading, other: CommittedReading, horizon_us: float = math.inf) -> CommittedReading:
-    """Return the later of two readings by event time; at the same time, the one with the higher id. One from beyond the
+    """Return the later of two readings by event time. At the same time, the one with the higher id. One from beyond the
     horizon was stored while a clock was wrong: it is later than no other.
     """
     latest = max(one, other, key=event_time)
@@ -45,7 +45,7 @@ class Mailbox:
         return len(self._messages) > self.max_messages or self._size_bytes > self.max_bytes
 
     def take(self) -> Sequence[CommittedReading]:
-        """Everything that waits, oldest first; the mailbox is empty afterwards."""
+        """Everything that waits, oldest first. The mailbox is empty afterwards."""
         messages, self._messages, self._size_bytes = self._messages, [], 0
         return messages
 

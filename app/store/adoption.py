@@ -1,4 +1,4 @@
-"""Adoption of the original SensorFlow's readings; its only table ``data`` has the name of a view of ours.
+"""Adoption of the original SensorFlow's readings. Its only table ``data`` has the name of a view of ours.
 
 The table is renamed and kept. Its rows are copied in pieces; each piece's transaction also notes how far it went, so
 that an interrupted adoption continues. Rows that are no readings stay behind and are counted.
@@ -106,7 +106,7 @@ SET_ADOPTED_UNTIL = "UPDATE server_settings SET value = %(until)s::bigint::text 
 
 @dataclass(slots=True)
 class Adoption:
-    """What a run has taken over."""
+    """The result of a run."""
 
     rows: int = 0
     first: datetime | None = None
@@ -118,7 +118,7 @@ class Adoption:
 
 
 def adopt(url: str, zone: str = ZONE) -> Adoption:
-    """Take the original's readings over, and bring the schema up to date; go on where an earlier run was cut short.
+    """Take the original's readings over, and bring the schema up to date. Go on where an earlier run was cut short.
 
     A server may run meanwhile, once the schema is there.
 

@@ -237,7 +237,7 @@ class Aggregates:
         """When days are looked for next; at the first turn."""
 
     async def run(self) -> None:
-        """Work until cancelled; skip a turn if the database is unavailable, or busy with the same."""
+        """Work until cancelled. Skip a turn if the database is unavailable, or busy with the same."""
         clock = asyncio.get_running_loop().time
         while True:
             began = clock()
@@ -318,7 +318,7 @@ class Aggregates:
         await connection.execute(SET_REFRESHED_UNTIL_SQL, [now])
 
     async def _find_incomplete(self, connection: Connection, now: datetime) -> list[Span]:
-        """Add the days whose aggregates differ from their readings to the stale ranges; return these days."""
+        """Add the days whose aggregates differ from their readings to the stale ranges. Return these days."""
         # The sweep refreshes what is younger.
         end = TIERS[-1].ceil(await _refreshed_until(connection, now) - SWEEP_BACK)
         _, deleted_until = await _now_and_deleted_until(connection)

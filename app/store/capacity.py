@@ -55,13 +55,13 @@ class Room(NamedTuple):
 
     @property
     def most(self) -> int:
-        """What this account may have if there is no other client."""
+        """Return what this account may have if there is no other client."""
         most = self.max_connections - self.reserved
         return most if self.role_limit is None else min(most, self.role_limit)
 
     @property
     def left(self) -> int:
-        """What it may have now."""
+        """Return what it may have now."""
         return min(self.most, self.max_connections - self.reserved - self.others)
 
 
@@ -150,7 +150,7 @@ async def warn_of_locks(database: Database, connection: Connection) -> None:
 
 
 def lacking_locks(chunks: int, per_transaction: int, transactions: int) -> int | None:
-    """Return what max_locks_per_transaction should be; None if it is enough for so many chunks."""
+    """Return what max_locks_per_transaction should be. None if it is enough for so many chunks."""
     needed = chunks * LOCKS_OF_A_CHUNK * WHOLE_QUERIES
     if needed <= per_transaction * transactions:
         return None

@@ -68,7 +68,7 @@ def connection_arguments(url: str, application_name: str) -> dict[str, Any]:
 
 
 def checked_url(url: str) -> str:
-    """Return a connection string as libpq reads it; ``postgresql+psycopg://`` is SQLAlchemy's form of the same.
+    """Return a connection string as libpq reads it. ``postgresql+psycopg://`` is SQLAlchemy's form of the same.
 
     Raises:
         ConfigurationError: it is not; the message does not show it, since it holds a password.
@@ -123,7 +123,7 @@ def first_line(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Edition:
-    """What kind of database answers, and whether its commits outlive a crash."""
+    """The kind of database that answers, and whether its commits outlive a crash."""
 
     kind: Literal["community", "apache", "plain"]
     postgres_version: str
@@ -251,7 +251,7 @@ WHERE relnamespace = current_schema::regnamespace AND granted.privilege_type = '
 
 
 def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
-    """Bring the schema to a revision; wait for another process that is at it.
+    """Bring the schema to a revision. Wait for another process that is at it.
 
     Raises:
         DatabaseUnavailable: the database can't be reached or does not let us, or another process goes on migrating.
@@ -616,7 +616,7 @@ async def _set_reader_password(connection: Connection, role: str, password: str)
     hashed = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
     name = sql.Identifier(role)
     try:
-        # Of two that alter a role at once PostgreSQL refuses one.
+        # PostgreSQL refuses one of two sessions that alter a role at once.
         async with connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock(%s)", [MIGRATION_LOCK])
             found = await (await connection.execute(FIND_READER, [role])).fetchone()

@@ -142,7 +142,7 @@ class _Cluster:
         self.url = f"postgresql://{DATABASE_USER}@/postgres?host={quote(os.fsencode(self._socket_dir), safe='')}"
 
     def start(self) -> None:
-        """Start PostgreSQL, or take over one that runs; from then on it is started again when it dies.
+        """Start PostgreSQL, or take over one that runs. From then on it is started again when it dies.
 
         Raises:
             ConfigurationError: it can't be; the message says why.
@@ -172,7 +172,7 @@ class _Cluster:
             logger.error("The embedded PostgreSQL did not stop within %d s. It is left running.", STOP_TIMEOUT_S)
 
     def _end(self) -> bool:
-        """Ask for a fast shutdown and wait for it; whether nothing runs any more."""
+        """Ask for a fast shutdown and wait for it. Return whether nothing runs any more."""
         deadline = time.monotonic() + STOP_TIMEOUT_S
         asked = None
         while (running := postmaster_of(self._folder)) is not None or self._runs_here():
@@ -378,7 +378,7 @@ class _Cluster:
             os.chown(path, self._account.pw_uid, self._account.pw_gid)
 
     def _usable_socket_dir(self) -> Path:
-        """Return the cluster's folder; a folder in the temporary one where its path is too long for a Unix socket, or
+        """Return the cluster's folder. A folder in the temporary one where its path is too long for a Unix socket, or
         has a comma, which separates hosts for libpq.
         """
         beside = self._folder.parent / "socket"

@@ -204,7 +204,7 @@ class History:
 
 
 async def latest_reading(connection: Connection, *, horizon_us: float = math.inf) -> tuple[Reading, int] | None:
-    """Return the latest reading by event time in ``latest_readings`` that is not beyond the horizon, and its id; None
+    """Return the latest reading by event time in ``latest_readings`` that is not beyond the horizon, and its id. None
     if there is none. Raises what the driver raises.
     """
     known = await (await connection.execute(LATEST_KNOWN, [moment(horizon_us)])).fetchall()

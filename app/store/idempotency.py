@@ -45,7 +45,7 @@ class IdempotencyRecords:
         self._database = database
 
     async def find(self, identity: RequestIdentity) -> StoredResult | None:
-        """Return what was committed under a request's Idempotency-Key; None: nothing.
+        """Return what was committed under a request's Idempotency-Key. None: nothing.
 
         Raises:
             DatabaseUnavailable
@@ -101,7 +101,7 @@ async def find(connection: Connection, names: Sequence[tuple[str, str]]) -> Stor
 
 
 async def prune(connection: Connection, *, older_than_hours: float) -> bool:
-    """Delete up to PRUNE_PIECE_ROWS of the records that expire and are so old; return whether there may be more. Raises
+    """Delete up to PRUNE_PIECE_ROWS of the records that expire and are so old. Return whether there may be more. Raises
     what the driver raises.
     """
     return (await connection.execute(PRUNE, [older_than_hours])).rowcount == PRUNE_PIECE_ROWS

@@ -82,7 +82,7 @@ CHUNK_STARTS = """
 SELECT range_start FROM timescaledb_information.chunks
 WHERE hypertable_schema = current_schema AND hypertable_name = 'readings' ORDER BY range_start DESC
 """
-# Of the sensors whose latest reading is not known to be in the span or after it. The span's bounds stand in the text:
+# It takes sensors whose latest reading may be older than the span. The span's bounds stand in the text:
 # so PostgreSQL plans without the other chunks, and locks none of them.
 RECOVER = sql.SQL(f"""
 WITH turn AS MATERIALIZED (
@@ -179,7 +179,7 @@ def _later_of_each(known: pa.RecordBatch, rows: pa.RecordBatch, horizon_us: floa
 
 
 def _is_beyond(rows: pa.RecordBatch, horizon_us: float) -> pa.BooleanArray | None:
-    """Which rows have a time beyond the horizon; None: none has."""
+    """Return which rows have a time beyond the horizon. None: none has."""
     if horizon_us == math.inf:
         return None
     times = rows["time"].cast(pa.int64())
@@ -223,7 +223,7 @@ class LatestReadings:
 
     @property
     def age_s(self) -> float:
-        """How long the oldest recorded reading has waited to be written, seconds; 0 if none does."""
+        """The time that the oldest recorded reading has waited to be written, seconds. 0 if none does."""
         since = [moment for moment in (self._recorded_since, self._writing_since) if moment is not None]
         return self._clock() - min(since) if since else 0.0
 
@@ -355,7 +355,7 @@ class LatestReadings:
         self.recovered.set()
 
     async def spans(self, connection: Connection) -> list[tuple[str, str]]:
-        """All times, in spans of RECOVERY_CHUNKS chunks, the newest first; elsewhere there is one table to lock."""
+        """All times, in spans of RECOVERY_CHUNKS chunks, the newest first. Elsewhere there is one table to lock."""
         edition = self._database.edition
         if edition is None or edition.kind == "plain":
             return [("-infinity", "infinity")]

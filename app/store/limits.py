@@ -122,7 +122,7 @@ class LimitSnapshot:
     """
 
     def violations(self, readings: Iterable[LatestRow], rows: pa.RecordBatch | None) -> list[bytes]:
-        """Return the rows of the log as a binary COPY in pieces; none if all readings are within their limits.
+        """Return the rows of the log as a binary COPY in pieces. None if all readings are within their limits.
 
         Args:
             readings: those that came alone.
@@ -241,7 +241,7 @@ class SensorLimits:
         return self._snapshot
 
     async def run(self) -> None:
-        """Look for changes until cancelled; skip a turn if the database is unavailable."""
+        """Look for changes until cancelled. Skip a turn if the database is unavailable."""
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
             try:
@@ -263,7 +263,7 @@ class SensorLimits:
         self._version = version
 
     def hold(self, violations: Sequence[bytes]) -> None:
-        """Hold the violations of a committed flush, which a lock has kept out of the log; too many are dropped."""
+        """Hold the violations of a committed flush, which a lock has kept out of the log. Too many are dropped."""
         if not self._unwritten:
             logger.warning("limit_violation_log is locked: violations are held in memory until it is free")
         size_bytes = sum(map(len, violations))
@@ -305,7 +305,7 @@ async def log_violations(connection: Connection, violations: Sequence[bytes]) ->
 
 
 async def prune(connection: Connection) -> bool:
-    """Delete some of the log's rows that are too old or too many; return whether there may be more. Raises what the
+    """Delete some of the log's rows that are too old or too many. Return whether there may be more. Raises what the
     driver raises.
     """
     return (await connection.execute(PRUNE)).rowcount == PRUNED_ROWS

@@ -1,4 +1,4 @@
-"""What the database needs now and then: ledger, idempotency records, senders and the log of violations pruned, its
+"""The regular work on the database: ledger, idempotency records, senders and the log of violations pruned, its
 state and its clock looked at.
 
 Nothing here is all or nothing: what is pruned goes in pieces, each a transaction, and a piece that fails leaves those
@@ -121,7 +121,7 @@ class Maintenance:
         """None until the first look, and while the database is unavailable."""
 
     async def run(self) -> None:
-        """Work until cancelled; skip a turn if the database is unavailable."""
+        """Work until cancelled. Skip a turn if the database is unavailable."""
         clock = asyncio.get_running_loop().time
         prune_from = prune_sources_from = clock() + PRUNE_PAUSE_S
         while True:

@@ -54,7 +54,7 @@ WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
 
 
 def move(source_url: str, target_url: str, *, say: Callable[[str], None]) -> None:
-    """Copy everything; the source stays as it is.
+    """Copy everything. The source stays as it is.
 
     Args:
         source_url: the connection string of the database that has the readings.

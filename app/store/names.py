@@ -58,11 +58,11 @@ class Remembered(Generic[Name]):
         self._older: dict[Name, int] = {}
 
     def __len__(self) -> int:
-        """Return the number of names; a name in both generations counts twice."""
+        """Return the number of names. A name in both generations counts twice."""
         return len(self._recent) + len(self._older)
 
     def ids_of(self, names: Sequence[Name]) -> list[int | None]:
-        """Return the id of each, in their order; None where it is not remembered."""
+        """Return the id of each, in their order. None where it is not remembered."""
         ids: list[int | None] = list(map(self._recent.get, names))
         if None in ids and self._older:
             older = self._older
@@ -145,7 +145,7 @@ class NameIds(Generic[Name]):
         return None in self._remembered.ids_of([name])
 
     async def ids_of(self, names: Sequence[Name], *, lock_timeout_s: float) -> list[int | None]:
-        """Return the id of each name, in order; add and commit new names at once. None: the ids are used up, and
+        """Return the id of each name, in order. Add and commit new names at once. None: the ids are used up, and
         ``no_id_left`` says so.
 
         Raises:
@@ -247,7 +247,7 @@ class SensorIds(NameIds[str]):
     async def ids_of_all(
         self, names: Sequence[str], arrays: Sequence[pa.StringArray], *, lock_timeout_s: float
     ) -> tuple[list[int | None], list[pa.Int32Array]]:
-        """Return the id of each name, and the ids of each array, in which no name may be null; like ``ids_of``, with
+        """Return the id of each name, and the ids of each array, in which no name may be null. Like ``ids_of``, with
         null for None in an array.
         """
         known = self._arrays

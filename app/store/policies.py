@@ -21,7 +21,7 @@ DROP_MARGIN = timedelta(hours=2)
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long readings and each tier of aggregates are kept, days; 0: without end."""
+    """The days for which readings and each tier of aggregates are kept. 0: without end."""
 
     raw_days: float
     minute_days: float
@@ -72,7 +72,7 @@ ARGUMENTS = ("schedule_interval", "start_offset", "end_offset", "compress_after"
 
 
 def desired_jobs(retention: Retention) -> Iterator[tuple[Kind, str, Mapping[str, timedelta] | None]]:
-    """Every job that a table may have, and its arguments; None where it should have none."""
+    """Every job that a table may have, and its arguments. None where it should have none."""
     yield COLUMNSTORE, "readings", {"compress_after": READINGS_COLUMNSTORE_AFTER}
     for tier in TIERS:
         window = {"start_offset": tier.start_offset, "end_offset": tier.end_offset}

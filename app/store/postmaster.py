@@ -24,7 +24,7 @@ class Postmaster:
 
 
 def postmaster_of(folder: Path) -> Postmaster | None:
-    """Return the process that serves a data folder; None if there is none."""
+    """Return the process that serves a data folder. None if there is none."""
     try:
         lines = (folder / PID_FILE).read_text(errors="surrogateescape").splitlines()
         pid = int(lines[0])
@@ -36,7 +36,7 @@ def postmaster_of(folder: Path) -> Postmaster | None:
 
 
 def remove_stale_pid_file(folder: Path) -> None:
-    """Remove a pid file that names a process of another folder; PostgreSQL would refuse to start.
+    """Remove a pid file that names a process of another folder. PostgreSQL would refuse to start.
 
     One that names no process, or another account's, stays: PostgreSQL sees that itself, and looks by it for what a
     killed postmaster has left running.

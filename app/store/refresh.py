@@ -21,7 +21,7 @@ async def refresh(
     horizon_us: float,
     say: Callable[[str], None],
 ) -> None:
-    """Refresh the days of a span that have readings, piece by piece; also beside a running server.
+    """Refresh the days of a span that have readings, piece by piece. A server may run beside it.
 
     Args:
         database: is opened here, and closed.

@@ -53,7 +53,7 @@ class SingleRow(NamedTuple):
     source_id: int | None
 
     def encode(self, first_id: int) -> bytes:
-        """Return the row as it goes over the wire; nothing if an id is missing."""
+        """Return the row as it goes over the wire. Nothing if an id is missing."""
         if self.sensor_id is None or self.source_id is None:
             return b""
         return pack_reading(self.reading, self.sensor_id, first_id + self.start, self.source_id)
@@ -75,7 +75,7 @@ class BatchRows(NamedTuple):
         return self.source_id is not None and not self.sensor_ids.null_count
 
     def encode(self, first_id: int) -> pa.RecordBatch:
-        """Return the rows that have both ids, with WIRE_SCHEMA; none, if a batch that is all or nothing lacks one."""
+        """Return the rows that have both ids, with WIRE_SCHEMA. None, if a batch that is all or nothing lacks one."""
         rows = columns_of(self.batch, self.sensor_ids, first_id + self.start, self.source_id)
         if self.has_ids:
             return rows
@@ -93,7 +93,7 @@ class BatchRows(NamedTuple):
             yield RowSlice(row_id - first_id, rows.slice(row, 1), 1, is_atomic=False)
 
     def unnamed(self, no_sensor_id: str, no_source_id: str) -> dict[int, str | None]:
-        """Return the rows without an id, by position, and why; None where only another row lacks one."""
+        """Return the rows without an id, by position, and why. None where only another row lacks one."""
         if self.has_ids:
             return {}
         positions = range(self.start, self.start + self.batch.rows)
@@ -147,7 +147,7 @@ class FlushRows:
 
     @property
     def batch_rows(self) -> int:
-        """How many rows the batches have."""
+        """The number of rows of the batches."""
         return sum(each.batch.rows for each in self.batches)
 
     def packed(self) -> list[bytes]:
@@ -155,7 +155,7 @@ class FlushRows:
         return [each.encode(self.first_id) for each in self.singles]
 
     def ordered(self) -> pa.RecordBatch | None:
-        """Return the rows of the batches with WIRE_SCHEMA, by sensor and from the latest back; None without batches."""
+        """Return the rows of the batches with WIRE_SCHEMA, by sensor and from the latest back. None without batches."""
         columns = [each.encode(self.first_id) for each in self.batches]
         return in_order(columns) if any(rows.num_rows for rows in columns) else None
 

@@ -73,7 +73,7 @@ class Sensors:
         return _sensor(rows[0])
 
     async def change(self, name: str, change: SensorChange) -> tuple[Sensor, bool]:
-        """Change a sensor, or create it; return what it has become, and whether it is new.
+        """Change a sensor, or create it. Return what it has become, and whether it is new.
 
         Raises:
             InvalidSensor: a limit is of an unknown metric, or a lower limit would be above the upper.

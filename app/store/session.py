@@ -1,4 +1,4 @@
-"""What a session must be like before anything is asked over it: settings pinned, a primary, no restore under way.
+"""The conditions that a session must meet before its first query: settings pinned, a primary, no restore under way.
 
 Pure: it has the questions and judges the answers; ``app.store.database`` asks them on every new connection.
 
@@ -74,7 +74,7 @@ class Session:
 
 
 def inspected(row: Sequence[Any], *, backend_pid: int) -> Session:
-    """Judge the answer to INSPECT; ``backend_pid`` is the number that the connection was told at its start.
+    """Judge the answer to INSPECT. ``backend_pid`` is the number that the connection was told at its start.
 
     Raises:
         DatabaseUnavailable: this server can't be used now; another connection, or a later one, may be.

@@ -124,7 +124,7 @@ def content_errors() -> Iterator[None]:
 
 @contextmanager
 def lock_errors() -> Iterator[None]:
-    """Turn a lock that is not granted in time into DatabaseLocked; pass other errors on."""
+    """Turn a lock that is not granted in time into DatabaseLocked. Pass other errors on."""
     try:
         yield
     except LockNotAvailable as error:
@@ -143,7 +143,7 @@ class IdBlock:
 
 
 class EncodedFlush(NamedTuple):
-    """What is computed from the rows of a flush before it is written."""
+    """All that is computed from the rows of a flush before it is written."""
 
     payload: Sequence[bytes]
     """All of its rows, as a COPY in pieces of any size."""
@@ -177,7 +177,7 @@ class PreparedFlush:
 
     @property
     def first_id(self) -> int:
-        """The id of its first row; the ledger knows the flush by it."""
+        """The id of its first row. The ledger knows the flush by it."""
         return self.rows.first_id
 
     def begin(self, lock_timeout_s: float) -> str:
@@ -186,7 +186,7 @@ class PreparedFlush:
 
     @property
     def add_stale_ranges(self) -> str:
-        """What comes next, before any rows; perhaps nothing."""
+        """The statements that come next, before any rows. Perhaps none."""
         spans = [STALE_RANGE.format(start.timestamp(), end.timestamp()) for start, end in self.encoded.stale]
         return ADD_STALE_RANGES.format(", ".join(spans)) if spans else ""
 
@@ -390,7 +390,7 @@ class Writer:
         )
 
     def _suits_columnstore(self, rows: FlushRows) -> bool:
-        """Whether writing straight to the columnstore is the faster way; few rows a sensor and chunk make it the slower
+        """Whether writing straight to the columnstore is the faster way. Few rows a sensor and chunk make it the slower
         one. TimescaleDB 2.29.2, flushes of 10,000 rows, columnstore's rate over rowstore's, by rows a sensor: 1 0.25,
         2 0.42, 3 0.52, 4 0.72, 5 0.89, 7 1.13, 10 1.58, 20 1.58; of 50,000: 5 0.92, 7 0.97, 10 1.31, 20 1.97. In bytes
         on disk a reading: 1 608, 5 154, 7 114, 10 85, 20 56, and always some 135 in the rowstore with its index.
@@ -579,7 +579,7 @@ class Writer:
 
 
 async def _unless_locked(work: Awaitable[object]) -> bool:
-    """Return whether some work got its locks; if not, its savepoint must be rolled back."""
+    """Return whether some work got its locks. If not, its savepoint must be rolled back."""
     try:
         await work
     except LockNotAvailable:

@@ -1,4 +1,4 @@
-"""Who may do what: API keys and their scopes. Pure.
+"""API keys and their scopes. Pure.
 
 A key is compared in constant time, with every key there is, so that neither its content nor which key it resembles can
 be told from the time an answer takes.
@@ -12,7 +12,7 @@ from app.errors import Forbidden, Unauthorized
 
 
 class Scope(Enum):
-    """What a key may be used for."""
+    """A use that a key may have."""
 
     INGEST = "ingest"
     LISTEN = "listen"

@@ -41,7 +41,7 @@ def stalled() -> BodyStalled:
 
 
 def announced_bytes(request: Request, *, limit_bytes: int) -> int:
-    """Return the length that a request gives its body; 0 if it gives none. Raises BodyTooLarge."""
+    """Return the length that a request gives its body. 0 if it gives none. Raises BodyTooLarge."""
     announced = request.headers.get("content-length", "0")
     size = int(announced) if announced.isdigit() else 0
     if size > limit_bytes:

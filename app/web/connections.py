@@ -43,7 +43,7 @@ class ConnectionLimit:
         self._warned_at = -math.inf
 
     def admit(self, connection: Connection, *, count: int) -> bool:
-        """Admit a connection, the ``count``-th, if need be by dropping another; return False if none gives way."""
+        """Admit a connection, the ``count``-th, if need be by dropping another. Return False if none gives way."""
         if count > self._most:
             self._warn()
             if (oldest := self._oldest_idle()) is None:

@@ -102,5 +102,5 @@ def _sent_key(websocket: WebSocket) -> bytes | None:
 
 
 def _chosen_subprotocol(offered: Sequence[str]) -> str | None:
-    """One of those offered, since a browser wants an answer; not the key, if it can be helped."""
+    """One of those offered, since a browser wants an answer. It is not the key, if it can be helped."""
     return SUBPROTOCOL if SUBPROTOCOL in offered else next(iter(offered), None)

@@ -76,7 +76,7 @@ class Readiness(BaseModel):
 
 
 class LookAtReadiness(Protocol):
-    """Report whether this process accepts readings; ``detailed`` for the holder of a key."""
+    """Report whether this process accepts readings. ``detailed`` for the holder of a key."""
 
     async def __call__(self, *, detailed: bool) -> Readiness: ...
 

@@ -72,7 +72,7 @@ BodyHandler = Callable[[bytes], None]
 
 
 class Endpoint(Protocol):
-    """What answers the POST requests for one path.
+    """The side that answers the POST requests for one path.
 
     Attributes:
         path: where they go, unquoted.
@@ -151,7 +151,7 @@ class Exchange:
 
     @property
     def body_bytes(self) -> int:
-        """How much of its body has come."""
+        """The bytes of its body that have come."""
         return self._body_bytes
 
     def start(self) -> None:
@@ -214,7 +214,7 @@ class Exchange:
         self.answer(*error_responses.answer(error))
 
     def fail_with(self, work: "asyncio.Future[None]") -> None:
-        """Answer with the error, if there is one, of work that was to answer; unknown if it was cancelled."""
+        """Answer with the error, if there is one, of work that was to answer. Unknown if it was cancelled."""
         if work.cancelled():
             self.refuse(OutcomeUnknown("The request was interrupted: the reading may be stored, or not."))
         elif isinstance(error := work.exception(), Exception):
@@ -524,7 +524,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._slices.add(self._work)
 
     def _work(self) -> bool:
-        """Parse a slice; return whether there is more that may be parsed now."""
+        """Parse a slice. Return whether there is more that may be parsed now."""
         if self._transport.is_closing() or self._last_answer is not None:
             self._unparsed = NOTHING
         elif self._unparsed and self._may_parse:
@@ -666,7 +666,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._transport.close()
 
     def _due(self, now: float) -> float:
-        """Return when the peer must have sent what is expected of it; never earlier than said before."""
+        """Return when the peer must have sent what is expected of it. Never earlier than said before."""
         if (unfinished := self._unfinished) is not None:
             since = unfinished.body_since
             return due_at(since, max(since, self._piece_at), unfinished.body_bytes)
@@ -741,7 +741,7 @@ def _joined(first: memoryview, second: memoryview) -> memoryview:
 
 
 def _path_of(url: bytes) -> bytes:
-    """Return the path of a request's target, unquoted; empty if it has none."""
+    """Return the path of a request's target, unquoted. Empty if it has none."""
     try:
         return unquote_to_bytes(httptools.parse_url(url).path or b"")
     except httptools.HttpParserInvalidURLError:

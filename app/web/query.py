@@ -109,7 +109,7 @@ class ReadingsQuery(BaseModel):
 
     @property
     def asked(self) -> str:
-        """What a cursor belongs to, in the words of the request."""
+        """The query that a cursor belongs to, in the words of the request."""
         return repr((self.sensor_id, self.from_, self.to, self.bucket, self.metrics))
 
 
@@ -174,7 +174,7 @@ class Streamed(StreamingResponse):
 
 
 class QueryService:
-    """What stands behind GET /api/readings.
+    """The work behind GET /api/readings.
 
     Args:
         history: where the rows are.

@@ -17,7 +17,7 @@ _PARTICULARS = re.compile(r" \(and [\d,]+ more\)|[+-]?\d[\d.,:TZ-]*|'[^']*'|\"[^
 
 
 def is_refusal(status: int) -> bool:
-    """Return whether the sender must change something; other failures have log lines of their own."""
+    """Return whether the sender must change something. Other failures have log lines of their own."""
     return 400 <= status < 500
 
 

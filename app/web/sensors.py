@@ -48,7 +48,7 @@ class Registry(Protocol):
         """Return a sensor. Raises NotFound."""
 
     async def change(self, name: str, change: SensorChange) -> tuple[Sensor, bool]:
-        """Change a sensor, or create it; give back what it has become, and whether it is new. Raises InvalidSensor."""
+        """Change a sensor, or create it. Give back what it has become, and whether it is new. Raises InvalidSensor."""
 
 
 class SensorsPage(BaseModel):

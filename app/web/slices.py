@@ -27,7 +27,7 @@ class Slices:
         self._is_scheduled = False
 
     def add(self, work: Callable[[], bool]) -> None:
-        """Queue ``work``, which does a slice and returns whether it wants another; it must not raise."""
+        """Queue ``work``, which does a slice and returns whether it wants another. It must not raise."""
         self._queue.append(work)
         if not self._is_scheduled:
             self._is_scheduled = True

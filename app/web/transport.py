@@ -1,4 +1,4 @@
-"""What stands between a protocol and its socket: one write a turn, and a close that the peer's last words can't spoil.
+"""The layer between a protocol and its socket: one write a turn, and a close that the peer's last words can't spoil.
 
 A TCP connection that is closed while something of the peer's lies unread is reset, and the peer may lose the answer
 that it was just sent. So where more of the peer is expected, closing means: send the end, drop what still comes, for
@@ -20,7 +20,7 @@ LINGER_BYTES = 1_048_576
 
 
 def json_answer(status: int, headers: error_responses.Headers, body: bytes, *, common_lines: bytes = b"") -> bytes:
-    """Return an HTTP answer with a JSON body as it goes over the wire; ``common_lines`` are headers, each with CRLF."""
+    """Return an HTTP answer with a JSON body as it goes over the wire. ``common_lines`` are headers, each with CRLF."""
     return b"%b%bcontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b" % (
         STATUS_LINE[status],
         common_lines,
@@ -31,7 +31,7 @@ def json_answer(status: int, headers: error_responses.Headers, body: bytes, *, c
 
 
 class CoalescingTransport:
-    """A transport that gathers what is written in one turn of the event loop; in all else the transport behind it.
+    """A transport that gathers what is written in one turn of the event loop. In all else it is that behind it.
 
     uvicorn writes an answer's head and its body one after the other, each a system call that wakes the peer: together,
     1.08 times the requests, measured in turns with 32 connections. WebSocket frames gain as well.
@@ -61,7 +61,7 @@ class CoalescingTransport:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """Gather data; the turn's end, or MAX_PENDING_BYTES, writes it."""
+        """Gather data. The turn's end, or MAX_PENDING_BYTES, writes it."""
         if not self._pending:
             self._loop.call_soon(self._flush)
         self._pending.append(data)
@@ -78,7 +78,7 @@ class CoalescingTransport:
             self._transport.write(data)
 
     def close(self) -> None:
-        """Write what was gathered, and close; where the peer may still be sending, so that it can read the answer."""
+        """Write what was gathered, and close. If the peer may still be sending, let it read the answer."""
         if self.is_closing():
             return
         self._flush()

@@ -61,7 +61,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._counted_at = self.loop.time()
 
     def data_received(self, data: bytes) -> None:
-        """Receive what the peer has sent; first the head of its handshake."""
+        """Receive what the peer has sent. First the head of its handshake."""
         if not self.handshake_initiated:
             super().data_received(data)
             if not self.handshake_initiated:
@@ -88,7 +88,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.handle_parser_exception()
 
     async def send(self, message: Any) -> None:
-        """Send what the application says; a close frame is the last."""
+        """Send what the application says. A close frame is the last."""
         await super().send(message)
         if message["type"] == "websocket.accept":
             self._parse_on()
@@ -134,7 +134,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self._slices.add(self._work)
 
     def _work(self) -> bool:
-        """Parse a slice; return whether there is more."""
+        """Parse a slice. Return whether there is more."""
         if self.close_sent or self.transport.is_closing():
             self._unparsed = NOTHING
         else:

@@ -103,7 +103,7 @@ EXAMPLES: Mapping[Format, object] = {
 
 @dataclass(frozen=True, slots=True)
 class BulkLimits:
-    """What one request may bring."""
+    """The bounds of one request."""
 
     body_bytes: int
     """As it is sent."""
@@ -116,7 +116,7 @@ class BulkLimits:
 
 
 class StoredReadings(BaseModel):
-    """What a request has brought about."""
+    """The result of a request."""
 
     stored: int
     unknown_columns: list[str] = []
@@ -124,7 +124,7 @@ class StoredReadings(BaseModel):
 
 
 class AcceptedReadings(BaseModel):
-    """What is in memory."""
+    """The result of a request that is in memory."""
 
     accepted: int
     unknown_columns: list[str] = []
@@ -141,7 +141,7 @@ class BadRow(BaseModel):
 
 
 class PartialResult(StoredReadings):
-    """What a request has brought about, some of whose readings were bad. If 202 was asked for, ``stored`` is called
+    """The result of a request some of whose readings were bad. If 202 was asked for, ``stored`` is called
     ``accepted``.
     """
 
@@ -213,7 +213,7 @@ def bulk_router(bulk: "BulkIngest") -> APIRouter:
 
 
 class BulkIngest:
-    """What stands behind POST /api/readings.
+    """The work behind POST /api/readings.
 
     Args:
         service: stores the readings.
@@ -323,8 +323,9 @@ class BulkIngest:
     async def _repeated(
         self, identify: Callable[[Options], RequestIdentity], options: Options
     ) -> tuple[RequestIdentity, Replay | None, pa.Array | None]:
-        """Return the identity of a request with an Idempotency-Key, its result if it is stored, and the rows that are
-        left if it was rejected in part and now comes as backfill.
+        """Return the identity of a request, its result if it is stored, and the rows that are left to store.
+
+        Rows are left if the request was rejected in part and now comes as backfill.
 
         Of two that come at once both may be told to go on: they have one name, and its second commit finds the first.
         """

@@ -50,13 +50,13 @@ class StoredReading(BaseModel):
 
 
 class Problem(BaseModel):
-    """What went wrong, in words."""
+    """The description of an error."""
 
     detail: str
 
 
 class ReadingEndpoint:
-    """What answers POST /api/temperature_reading: an ``app.web.protocol.Endpoint``.
+    """The work behind POST /api/temperature_reading: an ``app.web.protocol.Endpoint``.
 
     Args:
         service: stores the readings.

@@ -45,7 +45,7 @@ class MetricsAggregator:
         self._of_the_dead: Sequence[Family] = ()
 
     def ask(self, answer: MetricsCallback) -> None:
-        """Request the metrics; ``answer`` gets them."""
+        """Request the metrics. ``answer`` gets them."""
         self._asking.append(answer)
         self._asked.set()
 

@@ -112,7 +112,7 @@ class ParentLink:
         self._local_subscribers = local_subscribers
 
     async def join(self, key_name: str) -> int:
-        """Get a slot over all workers; see Bus."""
+        """Get a slot over all workers. See Bus."""
         if self._running is None or self._running.done():
             raise LiveUnavailable
         slot = next(self._numbers)

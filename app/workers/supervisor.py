@@ -243,7 +243,7 @@ class Supervisor:
         self._stopping.set()
 
     def _choose_takers(self) -> None:
-        """Choose the workers that accept readings; if there are none, those that can at least answer 503."""
+        """Choose the workers that accept readings. If there are none, those that can at least answer 503."""
         workers = self._workers.values()
         self._takers = [worker for worker in workers if worker.ready] or [
             worker for worker in workers if worker.started

@@ -16,8 +16,6 @@ SOURCES = sorted(
     path for folder in ("app", "alembic", "benchmarks", "grafana") for path in (REPOSITORY / folder).rglob("*.py")
 )
 TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
-SHORT_HEADS = TESTS + [path for path in SOURCES if path.relative_to(REPOSITORY).parts[0] != "app"]
-"""Modules whose docstrings begin with a short sentence."""
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), REPOSITORY / "benchmarks" / "README.md"])
 
 RIDDLES = re.compile(
@@ -75,13 +73,13 @@ def test_prose_is_plain(file: Path) -> None:
     assert [(line, match[0].strip()) for line, text in texts(file) if (match := RIDDLES.search(text))] == []
 
 
-@each(SHORT_HEADS)
+@each(SOURCES + TESTS)
 def test_docstrings_and_comments_are_plain(file: Path) -> None:
     """No docstring or comment has a word or an opening that makes it a riddle."""
     assert [text for text in docstrings_and_comments(file) if RIDDLES.search(text)] == []
 
 
-@each(SHORT_HEADS)
+@each(SOURCES + TESTS)
 def test_head_is_short(file: Path) -> None:
     """A docstring's first sentence has a named subject or a verb, no semicolon, and at most 25 words."""
     found = list(heads(file))

@@ -132,7 +132,7 @@ def _inflated_bytes(body: bytes) -> int:
 
 
 class _Sizes(NamedTuple):
-    """What a message takes."""
+    """The memory that a message takes."""
 
     inflated_bytes: int = 0
     """Bytes of its compressed buffers, inflated."""
@@ -197,7 +197,7 @@ class _Flatbuffer:
         return position + self.read("<I", position)
 
     def field(self, table: int, number: int) -> int:
-        """Where a table has a field; 0 if it has not."""
+        """Where a table has a field. 0 if it has not."""
         layout = table - self.read("<i", table)
         slot = 4 + 2 * number
         if slot >= self.read("<H", layout):

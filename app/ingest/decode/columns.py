@@ -1,4 +1,4 @@
-"""What every bulk format comes down to: the columns that were sent, in; a Batch and the faults of the rest, out.
+"""The common form of all bulk formats: the columns that were sent, in; a Batch and the faults of the rest, out.
 
 Pure, and it does not know which format the columns came in. A good row costs no Python object: pyarrow.compute looks at
 whole columns, and only the first faults are looked at one by one. Every row that was sent is either in the batch, in
@@ -89,7 +89,7 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class DecodeOptions:
-    """What a request's readings are held to, and what they are given."""
+    """The rules for a request's readings, and the values that they are given."""
 
     source: Sender
     precision: Precision
@@ -153,7 +153,7 @@ class Opened:
 
 
 def scalar_value(scalar: pa.Scalar) -> object:
-    """Return an Arrow value as a Python object; a time as text, or as its number where Python can't represent it."""
+    """Return an Arrow value as a Python object. A time becomes text, or its number where Python has none such."""
     if isinstance(scalar, pa.DictionaryScalar):
         scalar = scalar.value
     try:
@@ -328,7 +328,7 @@ def _distinct(names: pa.Array) -> pa.DictionaryArray:
 
 
 def _validate_names(sensors: pa.DictionaryArray, row_errors: list[_RowErrors]) -> None:
-    """In the order in which the single reading's parser finds them; whitespace is what it is to ``str.strip``."""
+    """In the order in which the single reading's parser finds them. Whitespace is what it is to ``str.strip``."""
     names = sensors.dictionary
     faults = {
         NO_SENSOR_ID: pc.equal(pc.binary_length(names), 0),

@@ -136,7 +136,7 @@ def records(body: bytes, at: int, dialect: CsvDialect, names: Sequence[str] | No
 
 
 def end_of_records(text: bytes, dialect: CsvDialect, names: Sequence[str], *, max_bytes: int) -> int:
-    """Return where the last record ends that more text can't change; 0 if there is none.
+    """Return where the last record ends that more text can't change. 0 if there is none.
 
     A quote that isn't closed yet may be closed by what follows, unless more than ``max_bytes`` have come after it.
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class CsvDialect:
-    """What a CSV has between its fields and in its numbers."""
+    """The separator of a CSV's fields and the mark in its numbers."""
 
     separator: str = ","
     """One ASCII character."""

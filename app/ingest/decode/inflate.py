@@ -16,7 +16,7 @@ _PART_BYTES = 1 << 20
 
 
 def codec_of(encoding: str) -> str | None:
-    """Return the codec for a Content-Encoding; None where the body is not compressed.
+    """Return the codec for a Content-Encoding. None where the body is not compressed.
 
     Raises:
         UnsupportedEncoding: it is none of ENCODINGS, or several of them.

@@ -57,7 +57,7 @@ _READ = "Send an array of readings, one reading, or an object of columns."
 
 
 def decode_ndjson(body: bytes, options: DecodeOptions) -> ParsedColumns:
-    """Parse the columns of a body with one reading a line; blank lines don't count.
+    """Parse the columns of a body with one reading a line. Blank lines don't count.
 
     Raises:
         MalformedBody: the body is UTF-16.
@@ -117,7 +117,7 @@ def _lines_by_arrow(body: bytes, options: DecodeOptions) -> ParsedColumns | None
 
 
 def _objects_by_the_line(body: bytes) -> int:
-    """How many lines there are, if each begins with { and ends with }; else 0.
+    """Return the number of lines if each begins with { and ends with }. Else 0.
 
     Then no object goes on beyond its line, for after the } there would have to come something else than {. So if there
     are as many objects, there is one on each.
@@ -182,7 +182,7 @@ def read_values(body: bytes, *, is_document: bool) -> Sequence[object]:
 
 
 def field_names(body: bytes, *, is_document: bool = False) -> Sequence[str]:
-    """Return the names of all fields in NDJSON or in a document, in order of appearance; what is none has none."""
+    """Return the names of all fields in NDJSON or in a document, in order of appearance. What is none has none."""
     try:
         readings = read_values(body, is_document=is_document)
     except ValueError:
@@ -210,12 +210,12 @@ def _require_few_values(body: bytes, options: DecodeOptions) -> None:
 
 
 def _values(body: bytes) -> int:
-    """How many values there are at most; those in texts are counted, too."""
+    """Return the largest number of values that there may be. Those in texts are counted, too."""
     return 1 + body.count(b",") + body.count(b"{") + body.count(b"[")
 
 
 def _parse(text: bytes) -> object:
-    """Parse a JSON document to Python objects; ValueError says what is wrong with it, and where."""
+    """Parse a JSON document to Python objects. ValueError says what is wrong with it, and where."""
     document: object = from_json(text)
     return document
 
@@ -225,7 +225,7 @@ def _without_line_number(error: ValueError) -> str:
 
 
 def _columns_by_arrow(body: bytes, options: DecodeOptions, *, is_array: bool) -> ParsedColumns | None:
-    """Parse an array of readings, or a reading a line, with Arrow; None if another way must parse it."""
+    """Parse an array of readings, or a reading a line, with Arrow. None if another way must parse it."""
     try:
         if b"\0" in body:
             raise ValueError("Arrow takes NUL for the end")
@@ -289,7 +289,7 @@ def _reads_alike(columns: Mapping[str, pa.Array], precision: Precision) -> bool:
 
 
 def _fields_of(body: bytes, *, is_array: bool) -> list[pa.Field]:
-    """Return the fields of the first readings, COLUMNS first; ValueError if there are none that fit."""
+    """Return the fields of the first readings, COLUMNS first. ValueError if there are none that fit."""
     start = body[:_SAMPLE_BYTES]
     readings = from_json(start if is_array else b"[" + start.replace(b"\n", b","), allow_partial=True)
     if len(readings) > 1 and len(body) > _SAMPLE_BYTES:
@@ -340,7 +340,7 @@ def _columns_of_readings(
     *,
     malformed: Callable[[int], str] | None = None,
 ) -> ParsedColumns:
-    """Build the columns of parsed readings; ``malformed`` has the text of rows that could not be parsed."""
+    """Build the columns of parsed readings. ``malformed`` has the text of rows that could not be parsed."""
     faults_of_rows = dict(malformed_rows)
     objects: list[dict[str, object]] = []
     for row, reading in enumerate(readings):

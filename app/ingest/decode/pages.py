@@ -1,4 +1,4 @@
-"""What a Parquet file says about itself, footer and page headers, before any page of it is inflated.
+"""The footer and the page headers of a Parquet file, read before any page of it is inflated.
 
 Pure. pyarrow believes what a file says: 717 bytes in whose dictionary stood a value of a megabyte made it take 1.9 GB,
 a page of 900 MB behind a ``total_byte_size`` of 1 4.6 GB, and 556 KB of footer with 990,000 columns 0.7 GB. So the
@@ -63,7 +63,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """What is in a file."""
+    """The contents of a file."""
 
     rows: int
     names: Sequence[str]
@@ -383,7 +383,7 @@ def _values_of(page: _Page, content: bytes, codec: int, *, is_optional: bool) ->
 
 
 def _require_few_lengths(reader: CompactReader, values: int) -> None:
-    """Pass over a run of DELTA_BINARY_PACKED numbers; raise if it declares too many, since pyarrow allocates what it
+    """Pass over a run of DELTA_BINARY_PACKED numbers. Raise if it declares too many, since pyarrow allocates what it
     declares.
     """
     if reader.at == reader.end:

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 
 def as_ranges(rows: pa.Array) -> str:
-    """Write row numbers (int64, ascending) as ranges, both ends included; "" for none."""
+    """Write row numbers (int64, ascending) as ranges, both ends included. None are ""."""
     if not len(rows):
         return ""
     ends = pc.not_equal(pc.add(rows[:-1], 1), rows[1:])

@@ -96,7 +96,7 @@ Content = tuple[int | None, str, float, float, float]
 
 
 def _parse_fast(body: bytes) -> Content | None:
-    """Parse a body of the usual form; None where ReadingBody has to validate it.
+    """Parse a body of the usual form. None where ReadingBody has to validate it.
 
     1.0 µs where the model takes 2.1. It takes short bodies only, with the known fields and no other, and no number in
     quotes; in a short one nothing lies deeper than either parser goes.
@@ -141,7 +141,7 @@ def _parse_validated(body: bytes) -> Content:
 
 
 def decode_reading(body: bytes, *, source: Sender, window: TimeWindow, now_us: int) -> Reading:
-    """Decode the reading in a JSON body; ``now_us``, microseconds since 1970 UTC, is its time where it brings none.
+    """Decode the reading in a JSON body. ``now_us``, microseconds since 1970 UTC, is its time where it brings none.
 
     Raises:
         InvalidReading: with every fault in ``details``.

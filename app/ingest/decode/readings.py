@@ -16,7 +16,7 @@ from app.ingest.decode.parquet import open_parquet
 
 
 class Format(Enum):
-    """What a bulk body may be, by its media type."""
+    """The formats of a bulk body, by media type."""
 
     JSON = "application/json"
     NDJSON = "application/x-ndjson"

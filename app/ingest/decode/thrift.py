@@ -18,7 +18,7 @@ _VARINTS = frozenset({I16, I32, I64})
 
 
 class CompactReader:
-    """Read values one after the other; ``at`` is where the next one begins.
+    """Read values one after the other. ``at`` is where the next one begins.
 
     Raises:
         ValueError: from every method, if there is no such value there.
@@ -77,7 +77,7 @@ class CompactReader:
         return self.data[self.at - size : self.at]
 
     def fields(self) -> Iterator[tuple[int, int]]:
-        """Yield the id and type of each field of a struct; read or skip its value before asking for the next."""
+        """Yield the id and type of each field of a struct. Read or skip its value before asking for the next."""
         number = 0
         while True:
             head = self.byte()
@@ -94,7 +94,7 @@ class CompactReader:
             yield number, head & 15
 
     def elements(self, type_: int) -> int:
-        """Begin a list of elements of one type; return how many there are."""
+        """Begin a list of elements of one type. Return how many there are."""
         head = self.byte()
         if head & 15 != type_:
             raise ValueError("a list of another type")

@@ -157,7 +157,7 @@ _USUAL_US = range(EARLIEST_GUESSED_US, 2_524_608_000_000_000)
 
 
 def _looks_like(number: float, time_us: int) -> str | None:
-    """Return the likeliest meaning of a number that is no plausible time since 1970; None if none is likely."""
+    """Return the likeliest meaning of a number that is no plausible time since 1970. None if none is likely."""
     digits = str(int(number))
     if (form := _DIGITS_OF_DATES.get(len(digits))) and number == int(number):
         try:
@@ -187,7 +187,7 @@ def _iso(time_us: int) -> str:
 
 
 def parse_times_us(times: pa.Array, precision: Precision) -> pa.Array | None:
-    """Microseconds since 1970 (int64) of a column of times; null where it is null, and where it is no time.
+    """Microseconds since 1970 (int64) of a column of times. Null where it is null, and where it is no time.
 
     Takes text, integers, floats, timestamps of every unit and zone, dates, all of these as a dictionary, and a column
     that has nothing but nulls. None: it is a column of something else.
@@ -321,7 +321,7 @@ def _written_alike(texts: pa.Array, first: str, precision: Precision) -> pa.Arra
 
 @dataclass(frozen=True, slots=True)
 class TimeWindow:
-    """How far from now a reading's own time may lie. None: any distance."""
+    """The distance from now at which a reading's own time may lie. None: any distance."""
 
     past_us: int | None
     future_us: int | None
@@ -342,13 +342,13 @@ class TimeWindow:
         return replace(self, past_us=None)
 
     def bounds_us(self, now_us: int) -> tuple[int | None, int | None]:
-        """Return the earliest and the latest time of the window; None where there is no bound."""
+        """Return the earliest and the latest time of the window. None where there is no bound."""
         reach_us = min((reach for reach in (self.past_us, self.kept_us) if reach is not None), default=None)
         earliest = None if reach_us is None else now_us - reach_us
         return earliest, None if self.future_us is None else now_us + self.future_us
 
     def fault(self, time_us: int, *, now_us: int) -> str | None:
-        """Why this time is outside the window, in words for the sender; None if it is inside."""
+        """Why this time is outside the window, in words for the sender. None if it is inside."""
         if self.past_us is not None and time_us < now_us - self.past_us:
             return (
                 f"time is more than {self.past_us / 86_400e6:g} days ago, which is as far back as this server takes "

@@ -79,7 +79,7 @@ def is_text(type_: pa.DataType) -> bool:
 
 
 def _bytes_viewed(column: pa.Array) -> int:
-    """Return how many bytes the texts of a string view have; many may be views of the same bytes."""
+    """Return how many bytes the texts of a string view have. Many may be views of the same bytes."""
     if pa.types.is_dictionary(column.type):
         return _bytes_viewed(column.dictionary)
     if not (pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type)):
@@ -91,7 +91,7 @@ def _bytes_viewed(column: pa.Array) -> int:
 
 
 def _dictionary_reader(read: _Read, *, is_kept: bool) -> _Read:
-    """Make a reader of chunks with dictionaries from that of their values; a null among those is a null in the rows.
+    """Make a reader of chunks with dictionaries from that of their values. A null among those is a null in the rows.
 
     A dictionary that many chunks share is read once: a copy of 10 MB for each of 5,000 batches would be 50 GB.
     """

@@ -30,7 +30,7 @@ _SAMPLE_BYTES = 4_096
 
 
 def columns_of_one_shape(body: bytes, *, max_rows: int) -> Mapping[str, pa.Array] | None:
-    """All of COLUMNS, those that weren't sent full of null; None: the lines differ, are more than ``max_rows``, or the
+    """All of COLUMNS, those that weren't sent full of null. None: the lines differ, are more than ``max_rows``, or the
     pattern doesn't cover them.
 
     The body is UTF-8; its last line may have an end. A number too large for a float may have become infinite.
@@ -67,7 +67,7 @@ def columns_of_one_shape(body: bytes, *, max_rows: int) -> Mapping[str, pa.Array
 
 
 def _read(pairs: bytes, names: Sequence[str], types: Mapping[str, pa.DataType]) -> Mapping[str, pa.Array] | None:
-    """Parse lines like "sensor_id":"a":"time":1; None if they have other names, or an integer past 64 bits."""
+    """Parse lines like "sensor_id":"a":"time":1. None if they have other names, or an integer past 64 bits."""
     said = {f"name of {name}": pa.scalar(name.encode(), pa.binary(len(name))) for name in names}
     try:
         table = pyarrow.csv.read_csv(

@@ -31,7 +31,7 @@ def without_bom(body: bytes) -> bytes:
 
 
 def as_binary(body: bytes) -> pa.Array:
-    """Return the body as an Arrow column of one value, without a copy; pyarrow.compute works on it outside the GIL."""
+    """Return the body as an Arrow column of one value, without a copy. pyarrow works on it outside the GIL."""
     ends = (0).to_bytes(4, "little") + len(body).to_bytes(4, "little")
     return pa.Array.from_buffers(pa.binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(body)])
 
