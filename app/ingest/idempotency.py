@@ -13,7 +13,7 @@ from app.errors import IdempotencyConflict
 
 
 class RequestIdentity(NamedTuple):
-    """The identity of a request: two with the same are the same."""
+    """The identity of a request. A repetition has the same."""
 
     key_name: str
     """Whose key it is: two API keys may use the same."""

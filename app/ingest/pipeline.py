@@ -178,7 +178,7 @@ def _unforeseen_errors(submissions: Sequence[Submission]) -> Iterator[None]:
 
 
 class Publisher(Protocol):
-    """The audience of committed readings: ``app.live.hub.Hub``."""
+    """The way of committed readings to subscribers: ``app.live.hub.Hub``."""
 
     @property
     def is_listening(self) -> bool:
@@ -425,7 +425,7 @@ class Pipeline(Generic[AnyPrepared]):
             self._working_since = None
 
     def _reject_or_divide(self, error: _Unstorable) -> None:
-        """Reject a request that failed alone. Of several, try fewer."""
+        """Reject a request that failed alone. If there were several, try fewer."""
         self.failed_flushes += 1
         submissions = error.submissions
         if len(submissions) == 1:

@@ -16,8 +16,6 @@ from tests.support.server import run_command
 from tests.support.wasm import insert, migrate_alone
 from tests.support.weather import COMMAND, weather_file
 
-COMMAND += " --column temperature=temp --column humidity=humid --fahrenheit temperature"
-
 WASM_SINCE = pd.Timestamp("2013-10-01T00:00:00Z")
 
 

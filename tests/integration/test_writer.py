@@ -494,7 +494,7 @@ async def test_the_latest_reading_is_the_latest_by_event_time(database: str) -> 
 
 async def test_latest_readings_that_fail(embedded_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A flush is committed once, whatever fails behind its COMMIT."""
-    monkeypatch.setattr(LatestReadings, "note", lambda *_: 1 / 0)
+    monkeypatch.setattr(LatestReadings, "record", lambda *_: 1 / 0)
     async with writing(embedded_database_url) as writer:
         flush = await write(writer, reading(1))
         assert await writer.was_committed(flush)

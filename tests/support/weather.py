@@ -12,4 +12,7 @@ def weather_file() -> Path:
     return Path(package.origin).parent / "data" / "weather.csv"
 
 
-COMMAND = "import weather.csv recent.csv --sensor origin --time time_hour"
+COMMAND = (
+    "import weather.csv recent.csv --sensor origin --time time_hour"
+    " --column temperature=temp --column humidity=humid --fahrenheit temperature"
+)

@@ -153,7 +153,7 @@ class Opened:
 
 
 def scalar_value(scalar: pa.Scalar) -> object:
-    """Return an Arrow value as a Python object. A time becomes text, or its number where Python has none such."""
+    """Return an Arrow value as a Python object. A time becomes text, or its number where Python has no such date."""
     if isinstance(scalar, pa.DictionaryScalar):
         scalar = scalar.value
     try:

@@ -182,7 +182,7 @@ def read_values(body: bytes, *, is_document: bool) -> Sequence[object]:
 
 
 def field_names(body: bytes, *, is_document: bool = False) -> Sequence[str]:
-    """Return the names of all fields in NDJSON or in a document, in order of appearance. What is none has none."""
+    """Return the names of all fields in NDJSON or in a document, in order of appearance."""
     try:
         readings = read_values(body, is_document=is_document)
     except ValueError:

@@ -321,7 +321,7 @@ def _written_alike(texts: pa.Array, first: str, precision: Precision) -> pa.Arra
 
 @dataclass(frozen=True, slots=True)
 class TimeWindow:
-    """The distance from now at which a reading's own time may lie. None: any distance."""
+    """The largest distance from now that a reading's own time may have. None: any distance."""
 
     past_us: int | None
     future_us: int | None
