@@ -8,7 +8,7 @@ A reading's journey, and the module that owns each leg of it. A single reading c
 
 Many readings come through uvicorn and FastAPI::
 
-    bytes on a socket      web.protocol          hands the request to uvicorn; web.measure times it, web.names routes it
+    bytes on a socket      web.protocol          hands the request to uvicorn; web.measure times it; FastAPI routes it
       -> a body            web.write_bulk        a key is checked; web.bodies reads within a deadline
       -> an identity       web.idempotency       if the request has an Idempotency-Key: is there a result of it?
       -> a Batch           ingest.decode         each format makes columns, and ``columns.validate`` checks the rows
@@ -19,7 +19,7 @@ From there both go the same way, with readings of files (imports.importer)::
       -> the buffer        ingest.buffer         ``Pipeline.submit`` puts it there; full means 429 or 503
       -> a flush           ingest.pipeline       the task ``Pipeline.run`` takes all that came during the last flush
       -> ids for names     store.names           looked up, or added, by ``Writer.prepare``
-      -> rows              store.rows            in the binary format of COPY (store.wire), checked by store.limits
+      -> rows              store.rows            in COPY's binary format (store.wire); store.limits finds violations
       -> a transaction     store.writer          ledger row, COPY (store.copy), records (store.idempotency), COMMIT
       -> a result          ingest.result         a CommittedReading, whose JSON is the receipt, or a BatchResult
       -> the sender        web                   ``Submission.answer`` calls back; the route renders 201

@@ -120,7 +120,7 @@ class Store(Protocol[AnyPrepared]):
     async def write(self, prepared: AnyPrepared, records: Callable[[], Records], *, was_blocked: bool) -> None:
         """Commit a flush, with the records and their results that ``records`` gives once the refused rows are known.
 
-        Wait briefly for locks if the flush ``was_blocked`` by one.
+        If it ``was_blocked`` by a lock, wait for each lock only briefly.
 
         Raises:
             DatabaseUnavailable: nothing of it is committed, nor will be; or the connection was lost since it was
@@ -349,6 +349,7 @@ class Pipeline(Generic[AnyPrepared]):
             self._answer_everybody()
 
     def _tell_arrival(self) -> None:
+        """Wake ``_next_flush``, or prepare the next flush while one is being written."""
         self._arrived.set()
         if self._writing:
             self._prefetch()
@@ -605,23 +606,17 @@ class Pipeline(Generic[AnyPrepared]):
 
     def _results(self, flush: Flush[AnyPrepared]) -> list[CommittedReading | BatchResult | RejectedByDatabase]:
         """Return the result of each submission, for a flush that is committed."""
-        return [self._result(submission.request, start, flush.prepared) for start, submission in flush.by_position()]
-
-    def _result(
-        self, request: WriteRequest, start: int, prepared: AnyPrepared
-    ) -> CommittedReading | BatchResult | RejectedByDatabase:
-        """Return the result of a request whose rows begin at the position ``start`` of a flush."""
-        content, refused = request.content, prepared.refused
-        if isinstance(content, Reading):
-            if start in refused:
-                return RejectedByDatabase(refused[start])
-            return self._encode(content, prepared.first_id + start)
-        rows = range(start, start + content.rows) if refused else ()
-        of_batch = {row - start: refused[row] for row in rows if row in refused}
-        stored = content.rows - len(of_batch)
-        if request.decoded is None:
-            return BatchResult(stored, refused=of_batch)
-        return BatchResult.of(request.decoded, stored, of_batch)
+        results: list[CommittedReading | BatchResult | RejectedByDatabase] = []
+        first_id, refused = flush.prepared.first_id, flush.prepared.refused
+        for position, submission in flush.by_position():
+            request = submission.request
+            if isinstance(request.content, Batch):
+                results.append(_batch_result(request, position, refused))
+            elif position in refused:
+                results.append(RejectedByDatabase(refused[position]))
+            else:
+                results.append(self._encode(request.content, first_id + position))
+        return results
 
     def _records(self, flush: Flush[AnyPrepared]) -> Records:
         """Return the idempotency records of a flush, and what is stored with each."""
@@ -731,3 +726,13 @@ def _replay_or_conflict(stored: StoredResult, identity: RequestIdentity) -> Repl
         return stored.replay_to(identity)
     except IdempotencyConflict as conflict:
         return conflict
+
+
+def _batch_result(request: WriteRequest, start: int, refused: Mapping[int, str | None]) -> BatchResult:
+    """Return the result of a batch whose rows begin at the position ``start`` of a flush."""
+    rows = range(start, start + request.content.rows) if refused else ()
+    of_batch = {row - start: refused[row] for row in rows if row in refused}
+    stored = request.content.rows - len(of_batch)
+    if request.decoded is None:
+        return BatchResult(stored, refused=of_batch)
+    return BatchResult.of(request.decoded, stored, of_batch)

@@ -302,8 +302,8 @@ class Writer:
 
     async def write(self, flush: PreparedFlush, records: Callable[[], Records], *, was_blocked: bool = False) -> None:
         """Commit a flush, less the rows that PostgreSQL refuses: ``flush.refused`` names them. ``records`` is asked
-        for its idempotency records, once it is known which those are. Where it ``was_blocked``, locks are not waited
-        for at first.
+        for its idempotency records, once it is known which those are. If the flush ``was_blocked`` by a lock, wait for
+        each lock only briefly.
 
         Raises:
             DatabaseUnavailable: nothing of it is committed; the connection that it was prepared for may be lost.
@@ -363,11 +363,14 @@ class Writer:
         except Exception:
             logger.exception("the latest readings of flush %d are not known until the next start", flush.first_id)
 
-    def _late_us(self) -> int:
-        """Return the time, microseconds since 1970 UTC, before which no policy refreshes the aggregates of readings."""
+    def _late_us(self) -> int | None:
+        """Return the time before which no policy refreshes the aggregates of readings, microseconds since 1970 UTC.
+
+        None: there are no aggregates.
+        """
         edition = self._database.edition
         if edition is None or not edition.continuous_aggregates:
-            return EARLIEST_US
+            return None
         return self._now_us() - LATE_AFTER // timedelta(microseconds=1)
 
     async def _rows(self, contents: Sequence[Content], *, lock_timeout_s: float) -> FlushRows:
@@ -416,7 +419,7 @@ class Writer:
     async def _transact(
         self,
         flush: PreparedFlush,
-        copy: Callable[[Connection, PreparedFlush], Awaitable[None]],
+        copy_all: Callable[[Connection, PreparedFlush], Awaitable[None]],
         records: Callable[[], Records],
     ) -> None:
         if self._connection is None or self._connection is not flush.connection:
@@ -424,8 +427,8 @@ class Writer:
         commit_is_out = False
         try:
             async with self._step() as connection:
-                await copy(connection, flush)
-                await _insert_records(connection, records(), is_brief=copy == self._copy_by_day)
+                await copy_all(connection, flush)
+                await _insert_records(connection, records(), is_brief=copy_all == self._copy_by_day)
                 await _log_violations(connection, flush)
                 commit_is_out = True
                 try:
@@ -647,11 +650,11 @@ async def _insert_records_briefly(connection: Connection, records: Records) -> S
     return repeated
 
 
-def _encode(rows: FlushRows, limits: LimitSnapshot, late_us: int) -> EncodedFlush:
-    """Encode the rows of a flush. Aggregates must be told of readings before the time ``late_us``."""
+def _encode(rows: FlushRows, limits: LimitSnapshot, late_us: int | None) -> EncodedFlush:
+    """Encode the rows of a flush. Aggregates, if there are any, must be told of readings before ``late_us``."""
     ordered = rows.ordered()
     latest = None if ordered is None else latest_of_each_sensor(ordered)
-    hours = set().union(*(content.hours_before(late_us) for content in rows.contents))
+    hours = set() if late_us is None else set().union(*(each.hours_before(late_us) for each in rows.contents))
     stale = list(merged((hour, hour + HOUR) for hour in sorted(hours)))
     violations = limits.violations(rows.single_rows(), ordered)
     return EncodedFlush(encode_copy(rows.packed(), ordered), latest, stale, violations)

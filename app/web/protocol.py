@@ -686,7 +686,10 @@ class HttpProtocol(HttpToolsProtocol):
             self._idle_timer = None
 
     def _hand_to_uvicorn(self) -> None:
-        """Has uvicorn see the head that has been gathered, as if it came only now."""
+        """Let uvicorn see the head that has been gathered, as if it came only now.
+
+        It calls the ASGI application that ``app.main`` makes.
+        """
         url, headers = self.url, self.headers
         super().on_message_begin()
         super().on_url(url)

@@ -117,6 +117,11 @@ class ReadingEndpoint:
         def write(body: bytes) -> None:
             self._service.submit(WriteRequest(decode(body)), on_result)
 
+        if b"idempotency-key" not in exchange.headers:
+            return write
+        idempotency_key = exchange.headers[b"idempotency-key"].decode("latin-1")
+        require_usable(idempotency_key)
+
         async def write_unless_repeated(body: bytes, identity: RequestIdentity) -> None:
             result: WriteResult | None = await self._service.replay(identity)
             if result is None:
@@ -129,10 +134,6 @@ class ReadingEndpoint:
             writing.add_done_callback(self._writing.discard)
             writing.add_done_callback(exchange.fail_with)
 
-        if b"idempotency-key" not in exchange.headers:
-            return write
-        idempotency_key = exchange.headers[b"idempotency-key"].decode("latin-1")
-        require_usable(idempotency_key)
         return write_once
 
 
