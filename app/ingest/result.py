@@ -86,27 +86,14 @@ class BatchResult:
         with all its hints.
         """
         fields = orjson.loads(result)
-        return cls(
-            fields["stored"] if "stored" in fields else fields["accepted"],
-            fields.get("rejected", 0),
-            fields.get("rejected_rows", ""),
-            [RowError(**error) for error in fields.get("errors", ())],
-            fields.get("unknown_columns", ()),
-            fields.get("hints", ()),
-            fields.get("is_backfill_wanted", False),
-        )
+        if "accepted" in fields:
+            fields["stored"] = fields.pop("accepted")
+        errors = [RowError(**error) for error in fields.pop("errors", ())]
+        return cls(**fields, errors=errors)
 
     def to_json(self) -> bytes:
         """Return all that a repetition of the request is told."""
-        fields = {
-            "stored": self.stored,
-            "rejected": self.rejected,
-            "rejected_rows": self.rejected_rows,
-            "errors": self.errors,
-            "unknown_columns": self.unknown_columns,
-            "hints": self.hints,
-            "is_backfill_wanted": self.is_backfill_wanted,
-        }
+        fields = {name: getattr(self, name) for name in self.__slots__ if name != "refused"}
         return orjson.dumps({name: value for name, value in fields.items() if value or name == "stored"})
 
 
