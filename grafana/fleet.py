@@ -327,7 +327,7 @@ over_time = timeseries(
 # whole ones that are in their aggregate: to make the missing ones takes as long as to read 150 days. TimescaleDB skips
 # that where the end is a constant, as it is here, and not where it is computed from now().
 BUCKETS_OF_EACH = (
-    f"(SELECT {MOST_BUCKETS} / greatest(1, count(*)) FROM (SELECT FROM sensors LIMIT {MOST_BUCKETS}) AS few)"
+    f"(SELECT {MOST_BUCKETS} / greatest(1, count(*)) FROM (SELECT FROM sensors LIMIT {MOST_BUCKETS} + 1) AS few)"
 )
 LAST_DAY = "date_bin('1 day', to_timestamp($__unixEpochTo() - 86400), TIMESTAMPTZ 'epoch')"
 LAST_HOUR = "date_bin('1 hour', to_timestamp($__unixEpochTo() - 3600), TIMESTAMPTZ 'epoch')"
@@ -335,7 +335,8 @@ by_own_time = timeseries(
     "Readings by their own time",
     f"""Readings per second of all sensors, by the readings' own time. From the aggregates: of a minute up to 2.5 hours,
     of an hour up to 2.5 days, of a day above. Days end with the last whole hour that is an hour old. A large fleet sees
-    only the newest part of the range, {MOST_BUCKETS:,} buckets of all sensors together: 150 days of 1,000 sensors.""",
+    only the newest part of the range, {MOST_BUCKETS:,} buckets of all sensors together: 150 days of 1,000 sensors, and
+    nothing of more than {MOST_BUCKETS:,}. Above 3,125 sensors, days end two days ago.""",
     [
         sql(
             """
@@ -356,8 +357,11 @@ by_own_time = timeseries(
             ORDER BY time
             """,
             counts=counts(
-                f"""bucket >= (SELECT TIMESTAMPTZ $__timeTo() - make_interval(secs => greatest(60, {WIDTH_S}) * each)
-                 FROM {BUCKETS_OF_EACH} AS of (each))
+                f"""bucket >= (
+      SELECT CASE WHEN $__interval_ms > {HOURS_MS} AND each < 48 THEN {LAST_DAY} ELSE $__timeTo() END
+             - make_interval(secs => greatest(60, {WIDTH_S}) * each)
+      FROM {BUCKETS_OF_EACH} AS of (each)
+  )
   AND ($__interval_ms <= {HOURS_MS} OR bucket < {LAST_DAY})"""
             ),
             day=bin_of("bucket", "86400"),

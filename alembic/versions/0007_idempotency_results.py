@@ -14,8 +14,8 @@ depends_on = None
 RENAME = "ALTER TABLE idempotency_keys RENAME COLUMN answer TO result"
 DROP_STATUS = "ALTER TABLE idempotency_keys DROP COLUMN status"
 
-# A request that was rejected in part is answered 422 again, also where it asked for 200 by partial=ok, and one that
-# asked for 202 is answered 201: its result does not tell.
+# A request that was rejected in part is answered 422 again, also where it asked for 200 by partial=ok. One that asked
+# for 202 is answered 201 with "stored": its result does not tell. A hint at backfill is lost.
 ADD_STATUS = "ALTER TABLE idempotency_keys ADD COLUMN status smallint NOT NULL DEFAULT 201"
 FILL_STATUS = """
 UPDATE idempotency_keys SET status = CASE WHEN position('"rejected":'::bytea IN result) > 0 THEN 422 ELSE 202 END

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from app.schema import METRIC_FIELDS
 
+HOUR_US = 3_600_000_000
 READING_SIZE_BYTES = 2_304
 """What one reading that waits alone is counted as, with its request and the longest name that a sensor may have: 2,178
 bytes were measured."""
@@ -22,9 +23,6 @@ ROW_SIZE_BYTES = 192
 """What one row of a batch is counted as: its columns, their sorted copy, and the same on the wire."""
 NAME_SIZE_BYTES = 128
 """What each of a batch's sensor names is counted as, beside its bytes: for a while it is a Python object."""
-
-
-HOUR_US = 3_600_000_000
 
 
 class Sender(NamedTuple):
@@ -62,11 +60,6 @@ class Reading(NamedTuple):
     def size_bytes(self) -> int:
         """Bytes that it is counted as while it is held."""
         return READING_SIZE_BYTES
-
-    @property
-    def sensors(self) -> pa.StringArray:
-        """The name of its sensor, alone."""
-        return pa.array([self.sensor], pa.string())
 
     def time_range_us(self) -> tuple[int, int]:
         """Its time, twice."""

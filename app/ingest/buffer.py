@@ -50,7 +50,7 @@ class Submission:
     """Whether it waits for flushes of its own."""
 
     def answer(self, answer: WriteOutcome) -> None:
-        """Tells the sender, unless it has been told."""
+        """Tell the sender, unless it has been told."""
         if not self.answered:
             self.answered = True
             self.on_result(answer)

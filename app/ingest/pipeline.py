@@ -38,7 +38,7 @@ from app.errors import (
 from app.ingest.batch import Batch, Content, Reading
 from app.ingest.blocked import Blockage, Blocked
 from app.ingest.buffer import Buffer, Submission
-from app.ingest.idempotency import DuplicateRequest, Records, Replay, RequestIdentity, StoredResult
+from app.ingest.idempotency import DuplicateRequest, IdempotencyRecord, Records, Replay, RequestIdentity, StoredResult
 from app.ingest.request import WriteRequest
 from app.ingest.result import BatchResult, CommittedReading, WriteOutcome
 from app.repeats import Repeats
@@ -185,7 +185,7 @@ class Publisher(Protocol):
         """Whether a subscriber wants every reading. If not, it is enough to let it remember the latest."""
 
     def publish(self, receipts: Sequence[CommittedReading]) -> None:
-        """Tells of readings, in the order of commits. It must not block."""
+        """Tell of readings, in the order of commits. It must not block."""
 
     def remember(self, receipt: CommittedReading) -> None:
         """Record the latest of some readings."""
@@ -529,7 +529,7 @@ class Pipeline(Generic[AnyPrepared]):
         return flush
 
     async def _linger_for_requests(self) -> None:
-        """Lets requests that have reached this process's sockets join the flush, for as long as every turn of the
+        """Let requests that have reached this process's sockets join the flush, for as long as every turn of the
         event loop brings some. A lone request waits a few turns; there is no fixed delay. Measured with 32
         connections: 31 rows a flush instead of 16, and 8,100 requests/s instead of 7,100.
         """
@@ -606,27 +606,33 @@ class Pipeline(Generic[AnyPrepared]):
 
     def _results(self, flush: Flush[AnyPrepared]) -> list[CommittedReading | BatchResult | RejectedByDatabase]:
         """Return the result of each submission, for a flush that is committed."""
-        results: list[CommittedReading | BatchResult | RejectedByDatabase] = []
-        first_id, refused = flush.prepared.first_id, flush.prepared.refused
-        for position, submission in flush.by_position():
-            request = submission.request
-            if isinstance(request.content, Batch):
-                results.append(_batch_result(request, position, refused))
-            elif position in refused:
-                results.append(RejectedByDatabase(refused[position]))
-            else:
-                results.append(self._encode(request.content, first_id + position))
-        return results
+        return [self._result(submission.request, start, flush.prepared) for start, submission in flush.by_position()]
+
+    def _result(
+        self, request: WriteRequest, start: int, prepared: AnyPrepared
+    ) -> CommittedReading | BatchResult | RejectedByDatabase:
+        """Return the result of a request whose rows begin at the position ``start`` of a flush."""
+        content, refused = request.content, prepared.refused
+        if isinstance(content, Reading):
+            if start in refused:
+                return RejectedByDatabase(refused[start])
+            return self._encode(content, prepared.first_id + start)
+        rows = range(start, start + content.rows) if refused else ()
+        of_batch = {row - start: refused[row] for row in rows if row in refused}
+        stored = content.rows - len(of_batch)
+        if request.decoded is None:
+            return BatchResult(stored, refused=of_batch)
+        return BatchResult.of(request.decoded, stored, of_batch)
 
     def _records(self, flush: Flush[AnyPrepared]) -> Records:
         """Return the idempotency records of a flush, and what is stored with each."""
-        if not any(submission.request.record for submission in flush.submissions):
-            return {}
-        return {
-            record: result.to_json() if record.result is None else record.result
-            for submission, result in zip(flush.submissions, self._results(flush), strict=True)
-            if (record := submission.request.record) is not None and not isinstance(result, RejectedByDatabase)
-        }
+        records: dict[IdempotencyRecord, bytes] = {}
+        for start, submission in flush.by_position():
+            if (record := submission.request.record) is not None:
+                result = self._result(submission.request, start, flush.prepared)
+                if not isinstance(result, RejectedByDatabase):
+                    records[record] = result.to_json() if record.result is None else record.result
+        return records
 
     def _observe(self, flush: Flush[AnyPrepared]) -> None:
         now = self._clock()
@@ -726,13 +732,3 @@ def _replay_or_conflict(stored: StoredResult, identity: RequestIdentity) -> Repl
         return stored.replay_to(identity)
     except IdempotencyConflict as conflict:
         return conflict
-
-
-def _batch_result(request: WriteRequest, start: int, refused: Mapping[int, str | None]) -> BatchResult:
-    """Return the result of a batch whose rows begin at the position ``start`` of a flush."""
-    rows = range(start, start + request.content.rows) if refused else ()
-    of_batch = {row - start: refused[row] for row in rows if row in refused}
-    stored = request.content.rows - len(of_batch)
-    if request.decoded is None:
-        return BatchResult(stored, refused=of_batch)
-    return BatchResult.of(request.decoded, stored, of_batch)

@@ -17,4 +17,4 @@ class WriteRequest:
     is_awaited: bool = True
     """Whether a sender waits for the commit; if not, the request has no deadline."""
     decoded: Decoded | None = None
-    """What the content was decoded from, and which of its readings were rejected; None for a single reading."""
+    """The readings that decoding rejected, for the result. None: the result is without them."""

@@ -107,19 +107,12 @@ class WriteService:
         """While a batch is being decoded that will be submitted at once: a flush may be worth waiting for it."""
         return self._pipeline.batch_being_decoded()
 
-    def require_room(self, key_name: str, body_bytes: int) -> None:
-        """Check that a body could come in now. No room is held for it.
-
-        Raises:
-            KeyOverShare, BufferFull, DatabaseUnavailable, ShuttingDown: it would be in vain.
-        """
-        self._pipeline.reserve(key_name, body_bytes * DECODING_FACTOR)
-        self._pipeline.reserve(key_name, -body_bytes * DECODING_FACTOR)
-
     @contextmanager
     def room(self, key_name: str) -> Iterator[Callable[[int], None]]:
-        """Hold room in the buffer for a body on its way in. What is yielded makes sure of as many bytes of it, and
-        raises as ``require_room``.
+        """Hold room in the buffer for a body on its way in. What is yielded makes sure of as many bytes of it.
+
+        Raises:
+            KeyOverShare, BufferFull, DatabaseUnavailable, ShuttingDown: there is no room for so many.
         """
         held = 0
 

@@ -40,7 +40,7 @@ class Bus(Protocol):
     """Whether a subscriber listens in another process. If not, there is nothing to forward."""
 
     def attach(self, local_subscribers: LocalSubscribers) -> None:
-        """Says, once and before anything else, which hub stands at this end."""
+        """Say, once and before anything else, which hub stands at this end."""
 
     async def join(self, key_name: str) -> int:
         """Reserve a slot for one subscriber of a key, and return its number, unique in this process.
@@ -86,7 +86,7 @@ class ConnectionQuota:
         self._per_key[key_name] += 1
 
     def give_back(self, slot: Hashable) -> None:
-        """Frees a slot that was taken."""
+        """Free a slot that was taken."""
         self._per_key[self._key_of.pop(slot)] -= 1
 
 

@@ -46,6 +46,6 @@ class ImportRecords:
             return await (await connection.execute(ANY_WITH_PREFIX, [self._key_name, prefix])).fetchone() is not None
 
     async def forget(self, keys: Collection[str], prefix: str | None) -> None:
-        """Delete records by their keys, and those whose key begins so. All or none."""
+        """Delete records by their keys, and those whose key begins so. Either all are deleted or none."""
         async with self._database.connection(timeout_s=self._timeout_s) as connection:
             await connection.execute(FORGET, [self._key_name, list(keys), prefix])

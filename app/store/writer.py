@@ -268,7 +268,9 @@ class Writer:
 
     def has_new_names(self, content: Content) -> bool:
         """Return whether a sensor or the sender of some readings is not remembered here."""
-        return self._sources.has_new(content.source) or bool(self._sensors.unknown_of(content.sensors))
+        if self._sources.has_new(content.source):
+            return True
+        return self._sensors.has_new(content.sensor) if isinstance(content, Reading) else self.new_names(content) > 0
 
     async def learn_names(self, batch: Batch) -> None:
         """Look up a batch's unknown sensors and add missing ones, piece by piece in turn with other batches. Raises

@@ -666,7 +666,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._transport.close()
 
     def _due(self, now: float) -> float:
-        """Return when the peer must have sent what is expected of it. Never earlier than said before."""
+        """Return when the peer must have sent what is expected of it. It is never earlier than before."""
         if (unfinished := self._unfinished) is not None:
             since = unfinished.body_since
             return due_at(since, max(since, self._piece_at), unfinished.body_bytes)

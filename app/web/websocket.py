@@ -61,7 +61,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._counted_at = self.loop.time()
 
     def data_received(self, data: bytes) -> None:
-        """Receive what the peer has sent. First the head of its handshake."""
+        """Receive what the peer has sent. The head of its handshake comes first."""
         if not self.handshake_initiated:
             super().data_received(data)
             if not self.handshake_initiated:

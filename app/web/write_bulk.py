@@ -317,7 +317,7 @@ class BulkIngest:
             return await self._written(WriteRequest(batch, record, decoded=decoded))
         accepted = BatchResult.of(decoded, batch.rows)
         record = IdempotencyRecord(identity, accepted.to_json()) if identity else None
-        self._service.submit(WriteRequest(batch, record, is_awaited=False, decoded=decoded), _log_loss)
+        self._service.submit(WriteRequest(batch, record, is_awaited=False), _log_loss)
         return accepted
 
     async def _repeated(
@@ -355,7 +355,8 @@ class BulkIngest:
     async def _body(self, request: Request, key_name: str, codec: str | None, grow_to: Callable[[int], None]) -> bytes:
         """Return the body, inflated, reserving room for each part that has come."""
         limit = min(self._limits.body_bytes, self._limits.held_bytes // DECODING_FACTOR)
-        self._service.require_room(key_name, announced_bytes(request, limit_bytes=limit))
+        with self._service.room(key_name) as announce:  # given back: it is held for what comes
+            announce(announced_bytes(request, limit_bytes=limit))
         parts: list[bytes] = []
         size = 0
         async for part in parts_of(request, limit_bytes=limit):
@@ -419,7 +420,8 @@ def _answer(result: BatchResult, options: Options, *, is_awaited: bool, has_key:
     """Return the status and the body of the answer to a request with this result."""
     body: dict[str, object] = {"stored" if is_awaited else "accepted": result.stored}
     if result.rejected:
-        body |= {"rejected": result.rejected, "rejected_rows": result.rejected_rows, "errors": result.errors}
+        ranges = {"rejected_rows": result.rejected_rows} if result.rejected_rows else {}
+        body |= {"rejected": result.rejected, **ranges, "errors": result.errors}
     if result.unknown_columns:
         body["unknown_columns"] = result.unknown_columns
     if hints := [*result.hints, *_hints_at_backfill(result, has_key=has_key)]:

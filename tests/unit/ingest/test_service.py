@@ -113,8 +113,5 @@ def test_room() -> None:
         assert stand_in.reserved == 200 * DECODING_FACTOR
         with pytest.raises(BufferFull):
             grow_to(251)
-        with pytest.raises(BufferFull):
-            service(stand_in).require_room("API_KEY", 51)
-        service(stand_in).require_room("API_KEY", 50)
         assert stand_in.reserved == 200 * DECODING_FACTOR
     assert stand_in.reserved == 0
