@@ -39,6 +39,7 @@ class RoomyPipeline:
         self.held_bytes = 0
         self.most_held_bytes = 0
         self.submitted: list[Content] = []
+        self.requests: list[WriteRequest] = []
 
     def reserve(self, key_name: str, size_bytes: int) -> None:
         assert key_name == "API_KEY"
@@ -56,9 +57,10 @@ class RoomyPipeline:
         request: WriteRequest,
         on_result: Callable[[WriteOutcome], None],
     ) -> None:
-        assert (request.record, request.is_awaited) == (None, True)
+        assert request.record is None
         assert self.held_bytes == 0, "what has become columns is counted as such, and not twice"
         self.submitted.append(request.content)
+        self.requests.append(request)
         on_result(BatchResult(request.content.rows))
 
     async def find(self, _: RequestIdentity) -> None:
@@ -114,6 +116,16 @@ async def test_a_body_holds_room_for_what_was_announced_until_it_has_become_colu
     assert pipeline.most_held_bytes == 900 * DECODING_FACTOR
     assert pipeline.held_bytes == 0
     assert [content.rows for content in pipeline.submitted] == [1]
+
+
+@pytest.mark.parametrize("headers", [{}, {"prefer": "respond-async"}])
+async def test_rejected_rows_in_the_buffer(headers: dict[str, str]) -> None:
+    """The buffer, which does not count them, holds a request's rejected rows only while its sender waits."""
+    pipeline = RoomyPipeline()
+    await send(pipeline, whole(READING, b"\n{}"), headers)
+    [request] = pipeline.requests
+    assert request.is_awaited == (not headers)
+    assert (request.decoded is not None) == request.is_awaited
 
 
 async def test_a_body_that_announces_nothing_holds_room_for_what_has_come() -> None:
