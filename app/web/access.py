@@ -1,12 +1,13 @@
 """The key that a route wants, as FastAPI checks and documents it."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Security
 from fastapi.params import Depends as Dependency
 from fastapi.security import APIKeyHeader
 
-from app.web.auth import ApiKeys, Scope
+from app.web.auth import ALLOWS, ApiKeys, Scope
+from app.web.error_responses import Problem
 
 KEY_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False)
 """As the OpenAPI document shows it; ApiKeys says what is missing or wrong."""
@@ -27,3 +28,11 @@ def requires(api_keys: ApiKeys, scope: Scope) -> Dependency:
 
     dependency: Dependency = Depends(check)
     return dependency
+
+
+def refusals(scope: Scope) -> dict[int | str, dict[str, Any]]:
+    """Return the answers to a key that may not be used for ``scope``, as the OpenAPI document shows them."""
+    return {
+        401: {"model": Problem, "description": "The API key is missing or unknown"},
+        403: {"model": Problem, "description": f"The API key may not {ALLOWS[scope]}"},
+    }

@@ -6,6 +6,7 @@ What sending again can't cure is never 5xx. (10)
 from collections.abc import Sequence
 
 import orjson
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -61,6 +62,13 @@ CLOSE_CODES: dict[type[SensorFlowError], int] = {
 TOO_SLOW_CLOSE_CODE = 1013
 """Try again later (IANA's registry of WebSocket close codes)."""
 TOO_MUCH_CLOSE_CODE = 1008
+
+
+class Problem(BaseModel):
+    """The description of an error."""
+
+    detail: str
+
 
 Headers = Sequence[tuple[bytes, bytes]]
 CLOSE = (b"connection", b"close")

@@ -26,9 +26,9 @@ from app.history.query import Query as HistoryQuery
 from app.ingest.decode.timestamps import parse_time_us
 from app.schema import EXAMPLE_METRIC, METRICS
 from app.web import auth
-from app.web.access import requires
+from app.web.access import refusals, requires
+from app.web.error_responses import Problem
 from app.web.names import names_in, utf8_query
-from app.web.write_single import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -297,8 +297,7 @@ def query_router(reads: QueryService, *, api_keys: auth.ApiKeys) -> APIRouter:
                     **{MEDIA_TYPES[format_]: {} for format_ in HistoryFormat if format_ is not HistoryFormat.JSON},
                 },
             },
-            401: {"model": Problem, "description": "The API key is missing or unknown"},
-            403: {"model": Problem, "description": "The API key may not read"},
+            **refusals(auth.Scope.READ),
             404: {"model": Problem, "description": "One of the sensors is unknown"},
             503: {"model": Problem, "description": "Unavailable; try again after Retry-After seconds"},
         },

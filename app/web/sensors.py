@@ -14,10 +14,10 @@ from app.errors import InvalidSensor, NotFound
 from app.ingest.decode.reading import SensorId
 from app.registry import LatestReading, Sensor, SensorChange
 from app.web import auth
-from app.web.access import requires
+from app.web.access import refusals, requires
 from app.web.bodies import announced_bytes, parts_of
+from app.web.error_responses import Problem
 from app.web.names import LATEST, NAME, Name, ends_like, utf8_query
-from app.web.write_single import Problem
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1_000
@@ -28,8 +28,7 @@ MERGE_PATCH = "application/merge-patch+json"
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 After = Annotated[str, Query(alias="cursor", pattern="^[^\0]*$", description="The next_cursor of an answer.")]
 REFUSALS: dict[int | str, dict[str, object]] = {
-    401: {"model": Problem, "description": "The API key is missing or unknown"},
-    403: {"model": Problem, "description": "The API key may not read"},
+    **refusals(auth.Scope.READ),
     503: {"model": Problem, "description": "Unavailable; try again after Retry-After seconds"},
 }
 UNKNOWN: dict[int | str, dict[str, object]] = {404: {"model": Problem, "description": "The sensor is unknown"}}
@@ -110,7 +109,7 @@ def sensors_router(registry: Registry, *, api_keys: auth.ApiKeys) -> APIRouter:
         summary="Change a sensor's label, place and limits, or create it",
         responses={
             201: {"model": Sensor, "description": "The sensor is created"},
-            403: {"model": Problem, "description": "The API key may not write"},
+            **refusals(auth.Scope.INGEST),
             408: {"model": Problem, "description": "The body stopped coming"},
             413: {"model": Problem, "description": "The body is too large"},
             422: {"description": "The change is invalid; detail names each fault"},

@@ -41,10 +41,11 @@ from app.ingest.result import MAX_ERRORS, BatchResult, WriteOutcome
 from app.ingest.service import DECODING_FACTOR, WriteService
 from app.schema import EXAMPLE_METRIC, METRICS, OTHER_EXAMPLE_METRIC
 from app.web import auth, error_responses
-from app.web.access import KEY_HEADER, key_bytes
+from app.web.access import KEY_HEADER, key_bytes, refusals
 from app.web.bodies import announced_bytes, parts_of
+from app.web.error_responses import Problem
 from app.web.idempotency import IDEMPOTENCY_KEY, fingerprint, for_rejected, require_usable
-from app.web.write_single import MAX_ADDRESS_LENGTH, Problem
+from app.web.write_single import MAX_ADDRESS_LENGTH
 
 logger = logging.getLogger(__name__)
 
@@ -168,8 +169,7 @@ def bulk_router(bulk: "BulkIngest") -> APIRouter:
                 "model": AcceptedReadings,
                 "description": "With respond-async: in memory; a crash may lose them",
             },
-            401: {"model": Problem, "description": "The API key is missing or unknown"},
-            403: {"model": Problem, "description": "The API key may not write readings"},
+            **refusals(auth.Scope.INGEST),
             408: {"model": Problem, "description": "The body stopped coming"},
             409: {"model": Problem, "description": "The Idempotency-Key was used for another request"},
             413: {"model": Problem, "description": "Too many bytes or readings: split them"},

@@ -26,7 +26,8 @@ from app.ingest.request import WriteRequest
 from app.ingest.result import WriteOutcome, WriteResult
 from app.ingest.service import WriteService
 from app.web import auth
-from app.web.access import KEY_HEADER
+from app.web.access import KEY_HEADER, refusals
+from app.web.error_responses import Problem
 from app.web.idempotency import IDEMPOTENCY_KEY, fingerprint, require_usable
 from app.web.measure import Observe
 from app.web.protocol import BodyHandler, Exchange
@@ -47,12 +48,6 @@ class StoredReading(BaseModel):
     time_recorded: str
     sensor_id: str
     client_ip: str
-
-
-class Problem(BaseModel):
-    """The description of an error."""
-
-    detail: str
 
 
 class ReadingEndpoint:
@@ -155,8 +150,7 @@ def documented_route() -> APIRoute:
         tags=["ingest"],
         summary="Store one reading",
         responses={
-            401: {"model": Problem, "description": "The API key is missing or unknown"},
-            403: {"model": Problem, "description": "The API key may not write readings"},
+            **refusals(auth.Scope.INGEST),
             408: {"model": Problem, "description": "The body stopped coming"},
             409: {"model": Problem, "description": "The Idempotency-Key was used for another request"},
             413: {"model": Problem, "description": "The body is too large"},
