@@ -3,10 +3,10 @@
 A record that is there is believed only when it is as durable as the answer that is given because of it. (13)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from app.errors import DatabaseUnavailable, OutcomeUnknown
-from app.ingest.idempotency import Records, RequestIdentity, StoredResult, StoredResults
+from app.ingest.idempotency import DatedResult, Records, RequestIdentity, StoredResult, StoredResults
 from app.store.database import Connection, Database
 from app.store.durability import MARK, SEND_WARNINGS, confirmed
 
@@ -25,7 +25,7 @@ SELECT FROM idempotency_keys WHERE (key_name, key) IN (SELECT * FROM unnest(%s::
 # Its own mark follows each record in the WAL, and where there is none nothing is written. In one statement, since a
 # pooler may send two of them to different servers.
 FIND = f"""
-SELECT key_name, key, content_hash, result, {SEND_WARNINGS}, {MARK}
+SELECT key_name, key, content_hash, result, created_at, {SEND_WARNINGS}, {MARK}
 FROM idempotency_keys WHERE (key_name, key) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
 """
 PRUNE_PIECE_ROWS = 20_000
@@ -83,6 +83,11 @@ async def insert(connection: Connection, records: Records) -> Sequence[tuple[str
 
 
 async def find(connection: Connection, names: Sequence[tuple[str, str]]) -> StoredResults:
+    """Look up the records with these names as ``find_dated`` does."""
+    return {name: StoredResult(*stored[:2]) for name, stored in (await find_dated(connection, names)).items()}
+
+
+async def find_dated(connection: Connection, names: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], DatedResult]:
     """Look up the records with these names, as far as they are there, and wait until they are durable.
 
     Args:
@@ -95,9 +100,7 @@ async def find(connection: Connection, names: Sequence[tuple[str, str]]) -> Stor
     """
     async with confirmed(connection):
         cursor = await connection.execute(FIND, list(map(list, zip(*names, strict=True))))
-    return {
-        (key_name, key): StoredResult(content_hash, result) async for key_name, key, content_hash, result, *_ in cursor
-    }
+    return {(key_name, key): DatedResult(*stored) async for key_name, key, *stored, _, _ in cursor}
 
 
 async def prune(connection: Connection, *, older_than_hours: float) -> bool:

@@ -6,7 +6,6 @@ from app.ingest.idempotency import DatedResult
 from app.store import idempotency
 from app.store.database import Database
 
-STORED_AT = "SELECT key, created_at FROM idempotency_keys WHERE key_name = %s AND key = ANY(%s)"
 # Neither asks an index for the prefix: which one could help depends on the database's collation.
 ANY_WITH_PREFIX = "SELECT FROM idempotency_keys WHERE key_name = %s AND starts_with(key, %s) LIMIT 1"
 FORGET = "DELETE FROM idempotency_keys WHERE key_name = %s AND (key = ANY(%s) OR starts_with(key, %s))"
@@ -29,16 +28,8 @@ class ImportRecords:
     async def find(self, keys: Collection[str]) -> Mapping[str, DatedResult]:
         """Look up records by their keys."""
         async with self._database.connection(timeout_s=self._timeout_s) as connection:
-            results = await idempotency.find(connection, [(self._key_name, key) for key in keys])
-            if not results:
-                return {}
-            cursor = await connection.execute(STORED_AT, [self._key_name, list(keys)])
-            stored_at = dict(await cursor.fetchall())
-        return {
-            key: DatedResult(*stored, stored_at[key])
-            for (_, key), stored in results.items()
-            if key in stored_at  # else it was forgotten in between
-        }
+            found = await idempotency.find_dated(connection, [(self._key_name, key) for key in keys])
+        return {key: dated for (_, key), dated in found.items()}
 
     async def has_any(self, prefix: str) -> bool:
         """Tell whether there is a record whose key begins so."""
