@@ -33,7 +33,7 @@ from grafana.panels import (
     timeseries,
     variable,
 )
-from grafana.zoom import HOURS_MS, WIDTH_S, Points, bin_of, counts, means
+from grafana.zoom import HOURS_MS, TIER_S, Points, bin_of, counts, means
 
 STATUS_COLORS = {"online": GREEN, "offline": RED, "never seen": GREY}
 STATUS = "CASE WHEN is_online THEN 'online' WHEN last_seen_at IS NULL THEN 'never seen' ELSE 'offline' END"
@@ -359,7 +359,7 @@ by_own_time = timeseries(
             counts=counts(
                 f"""bucket >= (
       SELECT CASE WHEN $__interval_ms > {HOURS_MS} AND each < 48 THEN {LAST_DAY} ELSE $__timeTo() END
-             - make_interval(secs => greatest(60, {WIDTH_S}) * each)
+             - make_interval(secs => {TIER_S} * each)
       FROM {BUCKETS_OF_EACH} AS of (each)
   )
   AND ($__interval_ms <= {HOURS_MS} OR bucket < {LAST_DAY})"""
@@ -450,7 +450,7 @@ states = state_timeline(
         matches=MATCHES,
         most=str(MOST_TIMELINES),
         counts=counts("sensor_id = ANY(ARRAY(SELECT sensor_id FROM first))"),
-        width=f"make_interval(secs => greatest(60, {WIDTH_S}))",
+        width=f"make_interval(secs => {TIER_S})",
         out=OUT_OF_LIMITS,
     ),
     size=(24, 12),

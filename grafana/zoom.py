@@ -28,9 +28,11 @@ class Points(IntEnum):
 
 RAW_MS, MINUTES_MS, HOURS_MS = 2_000, 120_000, 3_600_000
 """The longest interval at which readings and the aggregates of a minute and an hour are read."""
-WIDTH_S = f"""CASE WHEN $__interval_ms <= {RAW_MS} THEN 0 WHEN $__interval_ms <= {MINUTES_MS} THEN 60
-     WHEN $__interval_ms <= {HOURS_MS} THEN 3600 ELSE 86400 END"""
-"""The width of the buckets that suit the range; 0: readings."""
+TIER_S = f"""CASE WHEN $__interval_ms <= {MINUTES_MS} THEN 60 WHEN $__interval_ms <= {HOURS_MS} THEN 3600
+     ELSE 86400 END"""
+"""The width of the aggregates' buckets that suit the range."""
+WIDTH_S = f"CASE WHEN $__interval_ms <= {RAW_MS} THEN 0 ELSE {TIER_S} END"
+"""The same where readings are read, too: their width is 0."""
 BIN_S = "$__interval_ms * 0.002::float8"
 """Two intervals."""
 
