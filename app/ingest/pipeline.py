@@ -178,7 +178,7 @@ def _unforeseen_errors(submissions: Sequence[Submission]) -> Iterator[None]:
 
 
 class Publisher(Protocol):
-    """The way of committed readings to subscribers: ``app.live.hub.Hub``."""
+    """The receiver of committed readings: ``app.live.hub.Hub``."""
 
     @property
     def is_listening(self) -> bool:
@@ -295,7 +295,7 @@ class Pipeline(Generic[AnyPrepared]):
 
     @contextmanager
     def batch_being_decoded(self) -> Iterator[None]:
-        """While a batch is being decoded that will be submitted at once: a flush may be worth waiting for it."""
+        """Announce a batch that is being decoded and then submitted, so that a flush may wait for it."""
         self._expected += 1
         try:
             yield
@@ -727,7 +727,7 @@ class Pipeline(Generic[AnyPrepared]):
 
 
 def _replay_or_conflict(stored: StoredResult, identity: RequestIdentity) -> Replay | IdempotencyConflict:
-    """Return what a request is told that has the key of one that was committed before."""
+    """Return the answer to a request whose Idempotency-Key was used before."""
     try:
         return stored.replay_to(identity)
     except IdempotencyConflict as conflict:

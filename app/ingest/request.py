@@ -1,4 +1,4 @@
-"""A request to store readings, as every way in hands it to the core. Pure."""
+"""A request to store readings, as every transport and the import hand it to the core. Pure."""
 
 from dataclasses import dataclass
 

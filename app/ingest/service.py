@@ -86,8 +86,10 @@ class WriteService:
         return await result
 
     async def find(self, identity: RequestIdentity) -> StoredResult | None:
-        """Return what was committed under a request's Idempotency-Key, whatever its content was. None: nothing. Raises
-        as ``StoredRecords.find``.
+        """Return what was committed under a request's Idempotency-Key, whatever its content was. None: nothing.
+
+        Raises:
+            DatabaseUnavailable, OutcomeUnknown: as ``StoredRecords.find``.
         """
         return await self._records.find(identity)
 
@@ -104,12 +106,12 @@ class WriteService:
         return None if stored is None else stored.replay_to(identity)
 
     def batch_being_decoded(self) -> AbstractContextManager[None]:
-        """While a batch is being decoded that will be submitted at once: a flush may be worth waiting for it."""
+        """Announce a batch that is being decoded and then submitted, so that a flush may wait for it."""
         return self._pipeline.batch_being_decoded()
 
     @contextmanager
     def room(self, key_name: str) -> Iterator[Callable[[int], None]]:
-        """Hold room in the buffer for a body on its way in. What is yielded makes sure of as many bytes of it.
+        """Hold room in the buffer for a body that is being received. Call the function that is yielded with its size.
 
         Raises:
             KeyOverShare, BufferFull, DatabaseUnavailable, ShuttingDown: there is no room for so many.

@@ -263,7 +263,7 @@ class SensorLimits:
         self._version = version
 
     def hold(self, violations: Sequence[bytes]) -> None:
-        """Hold the violations of a committed flush, which a lock has kept out of the log. Too many are dropped."""
+        """Hold the violations of a committed flush while the log is locked. If there are too many, drop them."""
         if not self._unwritten:
             logger.warning("limit_violation_log is locked: violations are held in memory until it is free")
         size_bytes = sum(map(len, violations))
