@@ -5,6 +5,7 @@ on another worker, and nothing for other readings.
 
 Promises:
     * Connections go to the workers in turn, to those that accept readings if there are any, and never to a dead one.
+    * While no worker takes connections, they wait in the kernel's queue.
     * A worker that ends unasked is replaced. What it had counted stays counted.
     * SIGTERM and SIGINT: no new connections, and every worker drains; a second SIGINT ends them at once.
     * When the parent ends, in whatever way, no worker outlives its own drain.
@@ -58,6 +59,8 @@ Spawn = Callable[[int, socket.socket, socket.socket], BaseProcess]
 ACCEPTS_A_TURN = 64
 ACCEPT_PAUSE_S = 1.0
 """After the machine has refused an accept, for want of descriptors perhaps."""
+FULL_PAUSE_S = 0.05
+"""After no worker has taken a connection, because each has some 280 before it."""
 WARNING_INTERVAL_S = 60.0
 FIRST_RESTART_PAUSE_S = 0.1
 LONGEST_RESTART_PAUSE_S = 5.0
@@ -118,6 +121,8 @@ class Supervisor:
         self._takers: list[_Worker] = []
         self._turn = 0
         self._accepting = False
+        self._in_hand: socket.socket | None = None
+        """A connection that no worker took; it is the next to be handed over."""
         self._warned_at = -math.inf
         self._stopping = asyncio.Event()
         self._signals: list[int] = []
@@ -254,6 +259,8 @@ class Supervisor:
             loop = asyncio.get_running_loop()
             if should_accept:
                 loop.add_reader(self._listener, self._accept)
+                if self._in_hand is not None:
+                    self._accept()
             else:
                 loop.remove_reader(self._listener)
 
@@ -263,34 +270,46 @@ class Supervisor:
             asyncio.get_running_loop().remove_reader(self._listener)
         self._takers = []
         self._listener.close()
+        if self._in_hand is not None:
+            self._in_hand.close()
 
     def _accept(self) -> None:
         for _ in range(ACCEPTS_A_TURN):
             try:
-                connection, _ = self._listener.accept()
+                connection = self._in_hand or self._listener.accept()[0]
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                loop = asyncio.get_running_loop()
-                if loop.time() - self._warned_at >= WARNING_INTERVAL_S:
-                    self._warned_at = loop.time()
+                now = asyncio.get_running_loop().time()
+                if now - self._warned_at >= WARNING_INTERVAL_S:
+                    self._warned_at = now
                     logger.error("can't accept connections: %s", error.strerror)
-                self._accepting = False
-                loop.remove_reader(self._listener)
-                loop.call_later(ACCEPT_PAUSE_S, self._choose_takers)
+                self._pause_accepting(ACCEPT_PAUSE_S)
                 return
-            with connection:
-                self._hand_over(connection)
+            if not self._hand_over(connection):
+                self._in_hand = connection
+                self._pause_accepting(FULL_PAUSE_S)
+                return
+            self._in_hand = None
+            connection.close()
 
-    def _hand_over(self, connection: socket.socket) -> None:
+    def _pause_accepting(self, pause_s: float) -> None:
+        """Leave connections in the kernel's queue for a while."""
+        loop = asyncio.get_running_loop()
+        self._accepting = False
+        loop.remove_reader(self._listener)
+        loop.call_later(pause_s, self._choose_takers)
+
+    def _hand_over(self, connection: socket.socket) -> bool:
+        """Hand a connection to the next worker that takes it. Return whether one did."""
         for _ in range(len(self._takers)):
             self._turn = (self._turn + 1) % len(self._takers)
             try:
                 socket.send_fds(self._takers[self._turn].connections, [b"\0"], [connection.fileno()])
             except OSError:  # dead, or takes nothing: the next one
                 continue
-            return
-        logger.error("no worker accepts connections; closed one")
+            return True
+        return False
 
     def _receive(self, worker: _Worker, message: Control | Receipts) -> None:
         router = self._router

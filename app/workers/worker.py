@@ -20,8 +20,10 @@ from app.workers.parent_link import ParentLink
 
 logger = logging.getLogger(__name__)
 
-CONNECTIONS_A_TURN = 64
-"""Most connections taken over in one turn of the event loop."""
+MAX_TAKING_OVER = 16
+"""Most connections that are taken over at a time. Each has a descriptor before the connection limit can close another
+for it: with 64 in each turn of the event loop, a burst used up the process's descriptors.
+"""
 WARNING_INTERVAL_S = 60.0
 
 
@@ -67,7 +69,7 @@ class WorkerServer(DrainingServer):
         yield
 
     def _take_over(self) -> None:
-        for _ in range(CONNECTIONS_A_TURN):
+        while len(self._taking_over) < MAX_TAKING_OVER:
             try:
                 byte, descriptors, _, _ = socket.recv_fds(self._connections, 1, 1)
             except BlockingIOError:

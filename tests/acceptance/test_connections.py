@@ -1,12 +1,15 @@
 """The effects of connections on the server and on each other, with real sockets and clients of others."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -50,6 +53,19 @@ def stored(url: str) -> int:
         row = connection.execute("SELECT count(*) FROM readings").fetchone()
     assert row
     return int(row[0])
+
+
+@contextmanager
+def paused(server: Server) -> Iterator[None]:
+    """Let all that is sent meanwhile reach the server at once."""
+    processes = [server.process.pid, *server.workers]
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            os.kill(process, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -243,14 +259,19 @@ def test_silent_connections_keep_nobody_out(embedded_database_url: str, tmp_path
             key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
             subscriber.sendall(request("GET", f"/ws/sensor_updates?api-key={API_KEY_WS}", b"", *upgrade, key))
             assert subscriber.recv(1_024).startswith(b"HTTP/1.1 101")
-            for number in range(600):
-                silent = stack.enter_context(connection_to(server))
-                silent.sendall(b"GET /hea"[: number % 8])
+            with paused(server):
+                for number in range(600):
+                    silent = stack.enter_context(connection_to(server))
+                    silent.sendall(b"GET /hea"[: number % 8])
+                first = stack.enter_context(connection_to(server))
+                first.sendall(request("POST", PATH, BODY, "Connection: close"))
+            assert statuses(answers(first)) == [201]
             for _ in range(5):
                 answer = httpx.post(server.url + PATH, json=READING, headers={"X-API-Key": API_KEY}, timeout=15)
                 assert answer.status_code == 201
             assert b"greenhouse-1" in subscriber.recv(4_096)
         assert any("connections are in use" in message for message in server.messages)
         assert sum("connections are in use" in message for message in server.messages) <= int(workers)
+        assert not any("file descriptors" in message for message in server.messages)
     finally:
         server.stop()

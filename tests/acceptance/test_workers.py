@@ -3,13 +3,13 @@
 import asyncio
 import json
 import os
-import re
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from itertools import pairwise
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from itertools import count, pairwise
 from pathlib import Path
 
 import httpx
@@ -34,12 +34,6 @@ def server(embedded_database_url: str, tmp_path: Path) -> Iterator[Server]:
     """Start a server of two workers on a new database."""
     with running(tmp_path, DATABASE_URL=embedded_database_url, WORKERS="2") as server:
         yield server
-
-
-def workers(server: Server) -> list[int]:
-    """Return the processes of the workers, in the order in which they were started."""
-    found = (re.fullmatch(r"worker \d+ is process (\d+)", message) for message in server.messages)
-    return [int(match[1]) for match in found if match]
 
 
 def is_alive(process: int) -> bool:
@@ -207,7 +201,7 @@ async def test_a_worker_that_is_killed_under_load_loses_nothing_and_is_replaced(
                 hearing = [asyncio.create_task(hear(*each)) for each in zip(websockets, heard, strict=True)]
                 await asyncio.sleep(0.5)
                 before = await metrics(client)
-                victim = workers(server)[0]
+                victim = server.workers[0]
                 os.kill(victim, signal.SIGKILL)
                 await asyncio.sleep(0.5)
                 # Those of the other worker go on.
@@ -223,7 +217,7 @@ async def test_a_worker_that_is_killed_under_load_loses_nothing_and_is_replaced(
                 await receive(websocket)
             async with listen(server) as fifth:
                 assert (await closing(fifth))[0] == 1008
-            await asyncio.to_thread(eventually, lambda: len(workers(server)) == 3)
+            await asyncio.to_thread(eventually, lambda: len(server.workers) == 3)
             await asyncio.to_thread(
                 eventually, lambda: server.messages.count("database available; accepting readings") == 3
             )
@@ -244,7 +238,7 @@ async def test_a_worker_that_is_killed_under_load_loses_nothing_and_is_replaced(
                     assert adds_up(after)
                     assert all(after[name] >= before[name] for name in before if name.endswith("_total"))
         assert server.stop() == 0
-        assert not any(map(is_alive, workers(server)))
+        assert not any(map(is_alive, server.workers))
     assert any("killed by SIGKILL" in message for message in server.messages)
     there = stored(embedded_database_url)
     assert load.acknowledged
@@ -261,7 +255,7 @@ async def test_a_worker_that_stands_still_slows_no_other_and_its_subscribers_go_
             first = await post(clients[0], sensor_id="all")
             assert await receive(one) == await receive(two) == first
             ends = [asyncio.create_task(until_the_end(websocket, 4 * 101)) for websocket in (one, two)]
-            os.kill(workers(server)[0], signal.SIGSTOP)
+            os.kill(server.workers[0], signal.SIGSTOP)
             try:
                 posts = {asyncio.create_task(post(client, sensor_id="all")): client for client in clients}
                 moving, stuck = await asyncio.wait(posts, timeout=3)
@@ -274,7 +268,7 @@ async def test_a_worker_that_stands_still_slows_no_other_and_its_subscribers_go_
                 async with asyncio.timeout(60):
                     await asyncio.gather(*(send(posts[each]) for each in moving))
             finally:
-                os.kill(workers(server)[0], signal.SIGCONT)
+                os.kill(server.workers[0], signal.SIGCONT)
             # Some of these may find their connection closed: it has been idle for longer than it may, by its clock.
             await asyncio.gather(*stuck, return_exceptions=True)
             assert sorted(await asyncio.gather(*ends)) == ["all", "told"]
@@ -308,7 +302,7 @@ async def test_sigterm_drains_every_worker_and_leaves_no_process(embedded_databa
             await asyncio.sleep(0.2)
             with pytest.raises(ConnectionClosed, match="1012"):
                 await hear(websocket, [])
-        assert not any(map(is_alive, workers(server)))
+        assert not any(map(is_alive, server.workers))
         assert "Traceback" not in server.log
     assert set(load.statuses) <= {201, 503, "ConnectError", "ReadError", "RemoteProtocolError"}
     there = stored(embedded_database_url)
@@ -322,7 +316,7 @@ async def test_workers_outlive_a_killed_parent_only_to_drain(embedded_database_u
         async with load.on(server):
             await asyncio.sleep(0.5)
             server.process.kill()
-            await asyncio.to_thread(eventually, lambda: not any(map(is_alive, workers(server))))
+            await asyncio.to_thread(eventually, lambda: not any(map(is_alive, server.workers)))
             assert "Traceback" not in server.log
     there = stored(embedded_database_url)
     assert load.acknowledged
@@ -337,20 +331,20 @@ def test_ctrl_c_reaches_every_process_and_leaves_no_traceback(
     with starting(tmp_path, DATABASE_URL=embedded_database_url, WORKERS="2") as server:
         eventually(lambda: heard in server.log)
         for _ in range(20):  # wherever in its start the worker is
-            for process in filter(is_alive, workers(server)):
+            for process in filter(is_alive, server.workers):
                 os.kill(process, signal.SIGINT)
             time.sleep(0.03)
         assert server.stop(signal.SIGINT) == 130
-        assert not any(map(is_alive, workers(server)))
+        assert not any(map(is_alive, server.workers))
         assert "Traceback" not in server.log
         assert "has ended" not in server.log
 
 
 def test_a_signal_to_all_processes_at_once_ends_them_as_well_as_one_to_the_parent(server: Server) -> None:
-    for process in workers(server):
+    for process in server.workers:
         os.kill(process, signal.SIGTERM)
     assert server.stop() == 0
-    assert not any(map(is_alive, workers(server)))
+    assert not any(map(is_alive, server.workers))
     assert "Traceback" not in server.log
 
 
@@ -365,7 +359,7 @@ def test_a_schema_of_another_version_ends_the_server_with_a_message(
         assert server.wait() == 1
         assert server.log.count("sensorflow: The database's schema has revision from_the_future") == 1
         assert "Traceback" not in server.log
-        assert not any(map(is_alive, workers(server)))
+        assert not any(map(is_alive, server.workers))
 
 
 def test_it_says_once_that_it_listens_and_names_no_key(folder: Path) -> None:
@@ -379,3 +373,38 @@ def test_it_says_once_that_it_listens_and_names_no_key(folder: Path) -> None:
         assert server.log.count("Send one:") == 1
         assert key not in server.log
         assert not (folder / "data" / "postgres" / "postmaster.pid").exists()
+
+
+def most_on_their_way() -> int:
+    """Return how many connections may be on their way to one worker."""
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    with here, there:
+        for number in count():
+            try:
+                socket.send_fds(here, [b"\0"], [here.fileno()])
+            except BlockingIOError:
+                return number
+    raise AssertionError
+
+
+@pytest.mark.parametrize("beyond", [1, 300])
+def test_connections_wait_while_every_worker_stands_still(server: Server, beyond: int) -> None:
+    """More connections than can be on their way to the workers are served when these go on."""
+    with ExitStack() as stack:
+        host, port = server.url.removeprefix("http://").split(":")
+        for process in server.workers:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            connections = [
+                stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
+                for _ in range(2 * most_on_their_way() + beyond)
+            ]
+            for connection in connections:
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            time.sleep(1)  # the parent hands over all that it can
+        finally:
+            for process in server.workers:
+                os.kill(process, signal.SIGCONT)
+        for connection in connections:
+            assert connection.recv(1_024).startswith(b"HTTP/1.1 200 ")

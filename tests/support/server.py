@@ -84,6 +84,12 @@ class Server:
         return [orjson.loads(line)["message"] for line in self.output if line.startswith("{")]
 
     @property
+    def workers(self) -> list[int]:
+        """Return the processes of the workers, in the order in which they were started."""
+        found = (re.fullmatch(r"worker \d+ is process (\d+)", message) for message in self.messages)
+        return [int(match[1]) for match in found if match]
+
+    @property
     def url(self) -> str:
         """Return ``http://host:port``, once the port is known."""
         assert self._listening.wait(START_TIMEOUT_S)
