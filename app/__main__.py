@@ -35,7 +35,6 @@ from app.store.adoption import ZONE, adopt
 from app.store.database import KEPT_ORIGINAL, Database, checked_url, migrate
 from app.store.embedded import embedded_database
 from app.store.move import move
-from app.store.policies import Retention
 from app.store.refresh import refresh
 
 logger = logging.getLogger("app")
@@ -174,16 +173,10 @@ def _moment(argument: str) -> datetime:
 
 def _refresh(settings: Settings, database_url: str, start: datetime, end: datetime) -> None:
     database = Database(database_url, timezone=settings.timezone, offline_after_s=settings.offline_after_s)
-    retention = Retention(
-        settings.retention_raw_days,
-        settings.retention_1m_days,
-        settings.retention_1h_days,
-        settings.retention_1d_days,
-    )
     minutes = settings.accept_future_minutes
     horizon_us = time.time() * 1e6 + minutes * 60e6 if minutes else math.inf
     say = partial(print, flush=True)
-    asyncio.run(refresh(database, start=start, end=end, retention=retention, horizon_us=horizon_us, say=say))
+    asyncio.run(refresh(database, start=start, end=end, horizon_us=horizon_us, say=say))
 
 
 def _move(settings: Settings, source: str | None) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from zoneinfo import ZoneInfo
@@ -30,15 +30,17 @@ from app.metrics import Instruments, ProcessMetrics, ServerCollector
 from app.settings import Keys, Settings
 from app.store.aggregates import Aggregates
 from app.store.capacity import fit
+from app.store.columnstore import Columnstore
 from app.store.database import Database, Edition
 from app.store.durability import confirm
 from app.store.history import History, latest_reading
 from app.store.idempotency import IdempotencyRecords
 from app.store.imports import ImportRecords
 from app.store.latest import LatestReadings
-from app.store.maintenance import Maintenance
-from app.store.policies import Retention
-from app.store.retention import run_retention
+from app.store.maintenance import Maintenance, Work
+from app.store.observer import DatabaseObserver
+from app.store.pruning import PRUNE_PAUSE_S, Pruning
+from app.store.retention import Retention
 from app.store.sensors import Sensors
 from app.store.writer import PreparedFlush, Writer
 from app.web import error_responses, methods
@@ -58,6 +60,8 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = "Ingestion of sensor readings into TimescaleDB. 201 means committed."
 PREPARE_INTERVAL_S = 1.0
 READINESS_TIMEOUT_S = 2.0
+CHECK_REST = 20.0
+"""What looks for work that may not be there rests for so many times its duration: it takes a twentieth of a core."""
 LOCK_SHARE = 0.25
 """Part of COMMIT_TIMEOUT_S for waiting for a lock. Readings that are not locked must still be stored in time."""
 IMPORT_MAX_ROWS = 1_000_000
@@ -131,6 +135,29 @@ def _pipeline(
     )
 
 
+def maintenance_works(
+    database: Database, edition: Edition, *, retention: Retention, pruning: Pruning
+) -> Sequence[Work]:
+    """Return what the elected process does for a database, as its edition needs it."""
+    works = [
+        Work("retention", 3_600, lambda connection, _: retention.delete_old(connection, edition)),
+        Work("pruning", 15, lambda connection, _: pruning.prune_rows(connection), first_after_s=PRUNE_PAUSE_S),
+        Work("senders", 86_400, lambda connection, _: pruning.prune_senders(connection), first_after_s=PRUNE_PAUSE_S),
+    ]
+    if not edition.continuous_aggregates:
+        return works
+    aggregates, columnstore = Aggregates(database), Columnstore()
+    return [
+        # Days without aggregates are refreshed before a refresh of later days could hide them from queries.
+        Work("check", 600, aggregates.check_days, can_wait=True, rest=CHECK_REST, comes_first=True),
+        Work("refresh", 30, aggregates.refresh),
+        Work("late", 5, aggregates.refresh_late, can_wait=True),
+        Work("changes", 300, aggregates.refresh_changed, can_wait=True, rest=CHECK_REST),
+        Work("columnstore", 15, lambda connection, _: columnstore.convert(connection), rest=CHECK_REST),
+        *works,
+    ]
+
+
 class Server:
     """The components that live as long as the process. They prepare, work and drain together.
 
@@ -177,12 +204,13 @@ class Server:
         )
         self.history = History(self._database)
         self.sensors = Sensors(self._database, on_new_limits=self._writer.limits.check)
-        self._maintenance = Maintenance(
+        self._pruning = Pruning(
             self._database,
             idempotency_window_hours=settings.idempotency_window_hours,
             accept_future_minutes=settings.accept_future_minutes,
-            now_us=now_us,
         )
+        self._maintenance_share = settings.maintenance_share
+        self._observer = DatabaseObserver(self._database, now_us=now_us)
         self._encode = receipt_encoder(ZoneInfo(settings.timezone))
         self.pipeline = _pipeline(
             settings,
@@ -201,7 +229,7 @@ class Server:
                 failed_flushes=lambda: self.pipeline.failed_flushes,
                 clock=time.monotonic,
                 pool_stats=self._database.pool_stats,
-                database_statistics=lambda: self._maintenance.statistics,
+                database_statistics=lambda: self._observer.statistics,
                 latest_age_s=lambda: self._latest.age_s,
                 ready=lambda: self.pipeline.unavailable_reason is None,
             )
@@ -231,21 +259,14 @@ class Server:
             # On a small database it is loaded before the first subscriber comes; on a large one it is not waited for.
             await asyncio.wait([remembering], timeout=REMEMBERING_HEAD_START_S)
             tasks.create_task(self.pipeline.run())
-            tasks.create_task(self._maintenance.run())
+            tasks.create_task(self._observer.run())
             tasks.create_task(self._writer.limits.run())
-            tasks.create_task(self._age(edition))
+            works = maintenance_works(self._database, edition, retention=self._retention, pruning=self._pruning)
+            tasks.create_task(Maintenance(self._database, works, share=self._maintenance_share).run())
             tasks.create_task(keep_returning(lambda: self.pipeline.buffer.size_bytes))
             await self.pipeline.opened.wait()
             logger.info("database available; accepting readings")
             self._announce(edition)
-
-    async def _age(self, edition: Edition) -> None:
-        """Run the refreshing of aggregates and the deletion of old readings, as far as this edition needs it."""
-        days = self._retention.raw_days
-        if edition.continuous_aggregates:
-            await Aggregates(self._database, retention=self._retention).run()
-        elif days:
-            await run_retention(self._database, days=days, has_chunks=edition.kind != "plain")
 
     async def _remember_latest(self) -> None:
         """Load the latest reading for the hub, before and after recovering what a killed process left behind."""
@@ -296,12 +317,13 @@ class Server:
                 await self._database.check_writable(timeout_s=READINESS_TIMEOUT_S)
             except DatabaseUnavailable as error:
                 reason, public = str(error), error.public
-        edition = self._database.edition
+        edition, statistics = self._database.edition, self._observer.statistics
         return Readiness(
             ready=reason is None,
             trouble=reason if detailed else public,
             edition=str(edition) if edition else None,
             durability_off=list(edition.weak_durability) if edition else [],
+            maintenance_late=list(statistics.late_works) if detailed and statistics else [],
         )
 
 

@@ -9,7 +9,7 @@ of a gauge stands beside it.
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
@@ -21,7 +21,7 @@ from prometheus_client.utils import floatToGoString
 
 from app.ingest.buffer import Buffer
 from app.live.hub import Hub
-from app.store.maintenance import DatabaseStatistics
+from app.store.observer import DatabaseStatistics, WorkStatistics
 
 LATENCY_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 FLUSH_ROWS_BUCKETS = (1, 10, 100, 1_000, 10_000, 100_000)
@@ -202,8 +202,14 @@ class ServerCollector(Collector):
                 "max",
             )
             yield Gauge(
+                "sensorflow_late_readings_lag_seconds",
+                "How long the oldest of these time ranges has waited.",
+                statistics.late_lag_s,
+                "max",
+            )
+            yield Gauge(
                 "sensorflow_aggregate_lag_seconds",
-                "How long ago the aggregates were last brought up to date.",
+                "How far the aggregates are behind now, but for late readings.",
                 statistics.aggregate_lag_s,
                 "max",
             )
@@ -213,6 +219,7 @@ class ServerCollector(Collector):
                 statistics.clock_skew_s,
                 "max",
             )
+            yield from of_works(statistics.works)
 
 
 class ProcessMetrics(Collector):
@@ -232,6 +239,30 @@ class Gauge(GaugeMetricFamily):
     def __init__(self, name: str, help_: str, value: float, across: Across) -> None:
         super().__init__(name, help_, value=value)
         self.across = across
+
+
+class WorkGauge(Gauge):
+    """A gauge with a value for each kind of the maintenance's work, the same in every process."""
+
+    def __init__(self, name: str, help_: str, values: Mapping[str, float]) -> None:
+        GaugeMetricFamily.__init__(self, f"sensorflow_maintenance_{name}", help_, labels=["work"])
+        self.across = "max"
+        for work, value in values.items():
+            self.add_metric([work], value)
+
+
+def of_works(works: Sequence[WorkStatistics]) -> Iterator[Gauge]:
+    """Yield what the database has recorded of its maintenance, by any server."""
+    yield WorkGauge("runs", "Runs of the work, ever.", {work.name: work.runs for work in works})
+    yield WorkGauge("failures", "Runs that an error has ended, ever.", {work.name: work.failures for work in works})
+    yield WorkGauge(
+        "busy_seconds", "How long all runs together have taken.", {work.name: work.busy_s for work in works}
+    )
+    yield WorkGauge(
+        "last_success_timestamp_seconds",
+        "When a run last succeeded, by the database's clock.",
+        {work.name: work.last_succeeded_at for work in works if work.last_succeeded_at is not None},
+    )
 
 
 def rule_of(metric: Metric) -> Across:

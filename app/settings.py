@@ -120,6 +120,12 @@ class Settings(BaseSettings):
     retention_1d_days: Days = Field(
         0, description="How long 1-day aggregates are kept, days; 0 = no limit. 90 days are deleted at a time."
     )
+    maintenance_share: float = Field(
+        0.15,
+        gt=0,
+        le=1,
+        description="Part of a core that refreshing late readings may take; more while the database is idle.",
+    )
     offline_after_s: PositiveFloat = Field(
         300,
         le=315_576_000,

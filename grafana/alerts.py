@@ -255,9 +255,31 @@ aggregate_lag = rule(
     link="{{ externalURL }}d/sensorflow-database",
 )
 
+maintenance = rule(
+    "sensorflow-maintenance",
+    "Maintenance failing",
+    [
+        query("age", "SELECT work, age_s AS age FROM late_maintenance"),
+        threshold("late", "age", "gt", 0),
+    ],
+    dashboard=database.DASHBOARD,
+    panel="Background jobs",
+    every_s=SERVER_EVERY_S,
+    pending_s=300,
+    keep_firing_s=300,
+    severity="warning",
+    summary="The maintenance's work {{ .Labels.work }} has not succeeded for {{ humanizeDuration .Values.age.Value }}",
+    description="""
+        It has not succeeded for {{ humanizeDuration .Values.age.Value }}, and at most 1h 0m 0s are allowed, or three
+        times its interval. Without columnstore and retention the disk fills up; without refresh dashboards become slow.
+        The server's log and /ready with a key say what stands in the way.
+    """,
+    link="{{ externalURL }}d/sensorflow-database",
+)
+
 GROUPS = [
     group("Sensors", SENSORS_EVERY_S, [offline, out_of_limits]),
-    group("Server", SERVER_EVERY_S, [nothing_ingested, aggregate_lag]),
+    group("Server", SERVER_EVERY_S, [nothing_ingested, aggregate_lag, maintenance]),
 ]
 
 

@@ -11,6 +11,7 @@ from grafana.panels import (
     fixed,
     from_zero,
     override,
+    promql,
     promqls,
     row,
     sql,
@@ -79,8 +80,8 @@ sizes = table(
 
 lag = table(
     "Aggregate lag",
-    """Lag is how long ago the aggregates were last brought up to date; what came late since then may be missing. What
-    is newer than the materialized part is computed when it is asked for.""",
+    """Lag is how far the aggregates are behind now; what is newer is computed when it is asked for. Readings that come
+    late may be missing for longer, see Late ranges to refresh.""",
     sql("""
         SELECT aggregate AS "Aggregate", materialized_until AS "Materialized until", lag_s AS "Lag"
         FROM aggregate_lag
@@ -92,18 +93,19 @@ lag = table(
 
 jobs = table(
     "Background jobs",
-    """TimescaleDB's policies: refresh, columnstore, retention. With some versions of PostgreSQL (TimescaleDB 2.28 on
-    15.20, 2.29 on 17.12 among them) jobs do their work and are then marked as failed: look at the lag before you worry.
-    Never run: the scheduler has not begun it, or can't. There are none without the Community edition.""",
+    """What one server does for the database: refresh brings the aggregates forward, late refreshes late readings,
+    changes and check find what others have written, columnstore converts chunks, retention, pruning and senders delete.
+    Jobs with a table are TimescaleDB's own, which somebody has added. Some versions of PostgreSQL mark them as failed
+    after they have done their work.""",
     sql("""
-        SELECT job_id AS "Job", job AS "Name", table_name AS "Table",
+        SELECT job AS "Name", table_name AS "Table",
                coalesce(last_status, 'never run') AS "Last status",
                CASE WHEN isfinite(last_started_at) THEN last_started_at END AS "Last started",
                last_run_s AS "Took",
                CASE WHEN isfinite(next_start_at) THEN next_start_at END AS "Next start",
                runs AS "Runs", failures AS "Failures"
         FROM database_jobs
-        ORDER BY job_id
+        ORDER BY job_id NULLS FIRST, job
     """),
     size=(24, 8),
     unit="none",
@@ -118,7 +120,7 @@ jobs = table(
         ),
         override("Took", unit="s", decimals=2, custom__width=80),
         *(override(column, unit="dateTimeAsIso", custom__width=170) for column in ("Last started", "Next start")),
-        *(override(column, custom__width=90) for column in ("Job", "Runs", "Failures")),
+        *(override(column, custom__width=90) for column in ("Runs", "Failures")),
     ],
 )
 
@@ -204,20 +206,25 @@ OVER_TIME = [
     ),
     timeseries(
         "Aggregate lag over time",
-        "How long ago the aggregates were last brought up to date. What came late since then may be missing in them.",
-        promqls(lag="max(sensorflow_aggregate_lag_seconds)"),
+        """How far the aggregates are behind now, and how long the oldest late reading has waited to be in them. Late
+        readings are refreshed within a share of the processor's time, MAINTENANCE_SHARE.""",
+        promqls(lag="max(sensorflow_aggregate_lag_seconds)", late="max(sensorflow_late_readings_lag_seconds)"),
         size=(8, 7),
         unit="s",
         soft_max=60,
     ),
     timeseries(
-        "Late ranges over time",
-        "Ranges of time of which late readings came, and whose aggregates wait to be refreshed.",
-        promqls(ranges="max(sensorflow_stale_ranges)"),
+        "Maintenance",
+        "Part of a core's time that each kind of background work has taken, whichever server did it.",
+        [
+            promql(
+                "max by (work) (rate(sensorflow_maintenance_busy_seconds[$__rate_interval]))",
+                "{{work}}",
+            )
+        ],
         size=(8, 7),
-        unit="short",
-        defaults={"decimals": 0},
-        soft_max=10,
+        unit="percentunit",
+        soft_max=0.1,
     ),
     timeseries(
         "Clock skew",

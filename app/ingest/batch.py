@@ -6,7 +6,6 @@ batch and never once a row.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import repeat
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import pyarrow.compute as pc
 
 from app.schema import METRIC_FIELDS
 
-HOUR_US = 3_600_000_000
+MINUTE_US = 60_000_000
 READING_SIZE_BYTES = 2_304
 """What one reading that waits alone is counted as, with its request and the longest name that a sensor may have: 2,178
 bytes were measured."""
@@ -69,9 +68,9 @@ class Reading(NamedTuple):
         """Return whether it lies in a span of time, both ends included."""
         return first_us <= self.time_us <= last_us
 
-    def hours_before(self, time_us: int) -> set[datetime]:
-        """Return the start of its hour (UTC) if it lies before a time."""
-        return {datetime.fromtimestamp(self.time_us // HOUR_US * 3_600, UTC)} if self.time_us < time_us else set()
+    def minutes_before(self, time_us: int) -> set[int]:
+        """Return its minute since 1970 UTC if it lies before a time."""
+        return {self.time_us // MINUTE_US} if self.time_us < time_us else set()
 
 
 BATCH_SCHEMA = pa.schema(
@@ -118,13 +117,13 @@ class Batch:
         times = self.columns["time"].cast(pa.int64())
         return bool(pc.any(pc.and_(pc.greater_equal(times, first_us), pc.less_equal(times, last_us))).as_py())
 
-    def hours_before(self, time_us: int) -> set[datetime]:
-        """Return the starts of the hours (UTC) that hold the readings before a time."""
+    def minutes_before(self, time_us: int) -> set[int]:
+        """Return the minutes since 1970 UTC that hold the readings before a time."""
         if self.time_range_us()[0] >= time_us:
             return set()
         times = self.columns["time"]
-        times = times.filter(pc.less(times, pa.scalar(time_us, times.type)))
-        return set(pc.unique(pc.floor_temporal(times, unit="hour")).to_pylist())
+        minutes = pc.floor_temporal(times.filter(pc.less(times, pa.scalar(time_us, times.type))), unit="minute")
+        return {time_us // MINUTE_US for time_us in pc.unique(minutes).cast(pa.int64()).to_pylist()}
 
     def readings(self, start: int, rows: int) -> Iterator[Reading]:
         """Yield ``rows`` readings, beginning at the row ``start``."""

@@ -95,10 +95,10 @@ ORDER BY s.id, a.time DESC, a.id DESC
 {REPLACE_LATEST}
 WHERE (excluded.time, excluded.id) > (l.time, l.id);
 """
-STALE = """
-INSERT INTO stale_ranges (starts_at, ends_at)
-SELECT DISTINCT date_trunc('day', time, 'UTC'), date_trunc('day', time, 'UTC') + INTERVAL '1 day'
-FROM adopted ORDER BY 1
+# The aggregates go on from the oldest of them.
+NOT_REFRESHED = """
+UPDATE server_settings SET value = least(value::timestamptz, (SELECT min(time) FROM adopted))::text
+WHERE name IN ('aggregates_refreshed_until', 'aggregates_frontier')
 """
 SUMMARY = "SELECT count(*), min(time), max(time) FROM adopted"
 SET_ADOPTED_UNTIL = "UPDATE server_settings SET value = %(until)s::bigint::text WHERE name = 'adopted_until_id'"
@@ -161,7 +161,7 @@ def _copy_all(connection: psycopg.Connection, zone: str) -> Adoption:
             left_out = [id_ for (id_,) in connection.execute(NO_READINGS).fetchall()]
             connection.execute(COPY)
             if is_community:
-                connection.execute(STALE)
+                connection.execute(NOT_REFRESHED)
             rows, first, last = connection.execute(SUMMARY).fetchone() or (0, None, None)
             connection.execute(SET_ADOPTED_UNTIL, {"until": until})
         adoption.rows += rows

@@ -1,24 +1,30 @@
 """The aggregates of readings on TimescaleDB Community, and how they stay right.
 
-Four things refresh them. TimescaleDB's own policies do the daily work, in windows that move with the clock. Of
-readings that come too late for those the flusher writes down the hours, in the transaction of their rows
-(``stale_ranges``), and they are refreshed here within seconds. And since a policy that could not run for a while begins
-again at now, and would leave a hole, everything since ``aggregates_refreshed_until`` is refreshed here every few
-minutes: TimescaleDB knows what of it has changed, and looks at nothing else. At last, readings may come by another way
-than the flusher, or be changed: by SQL, or from a dump. Of days that TimescaleDB says have changed, now and then the
-hours are held against the readings, and where they differ the day is refreshed as if all of it had come late.
+Readings become aggregates in three ways:
+
+* ``refresh`` goes forward with the clock. It first moves the frontier, a time in ``server_settings``. A flush that
+  finds readings before the frontier records their minutes in ``stale_ranges``, in its own transaction. Flushes that
+  began before the frontier moved are waited for. So each reading is either there when its minute is refreshed, or
+  recorded.
+* ``refresh_late`` refreshes what flushes have recorded.
+* ``refresh_changed`` and ``check_days`` are for readings that came by another way than a flush, or were changed: by
+  SQL, or from a dump. TimescaleDB knows which times of the last days have changed, and refreshes only those. For older
+  days it knows too little, so their hours are compared with the readings, and a day that differs is refreshed as if all
+  of it had come late.
 
 No refresh reaches into the time that the next readings are of: that would hide them from queries, which take what is
 above the last refreshed bucket from the readings themselves. And none reaches back to what retention has deleted: the
-aggregates of it would go as well. How far that is, the database says and not the settings: what is too old by new ones
-becomes aggregates before it goes, and what has gone by old ones stays gone.
+aggregates of it would go as well. How far that is, the database says and not the settings: a longer retention does not
+bring back what a shorter one has deleted.
 
 On other editions the aggregates are views, always right, and nothing here runs.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import psycopg
@@ -29,51 +35,54 @@ from app.schema import METRICS, qualified
 from app.store.database import Connection, Database, first_line, translate_driver_errors
 from app.store.latest import INSERT_LATEST, REPLACE_LATEST
 from app.store.latest import SCHEMA as LATEST_SCHEMA
-from app.store.locks import REFRESH_LOCK
-from app.store.policies import DROP_MARGIN, Retention, apply_policies
-from app.store.tiers import LATE_AFTER, TIERS, Span, merged
+from app.store.locks import REFRESH_LOCK, Busy
+from app.store.tiers import TIERS, Span, Tier, merged
 
 logger = logging.getLogger(__name__)
 
-QUERY_TIMEOUT_S = 10.0
-INTERVAL_S = 5.0
-SWEEP_INTERVAL = timedelta(minutes=5)
-SWEEP_BACK = LATE_AFTER + TIERS[-1].end_offset + TIERS[-1].width
-"""What was not late at the last sweep, and not yet refreshed by it in the coarsest tier, is younger than this."""
-PAUSE_PER_WORK = 2.0
-"""A gateway that sends yesterday's readings all day long must not keep PostgreSQL busy with refreshing yesterday."""
-FIRST_PIECE = timedelta(days=1)
+BEHIND_NOW = timedelta(minutes=1)
+"""How far the finest tier is materialized behind now, at least."""
+CHECK_BACK = timedelta(days=2)
+"""TimescaleDB's own record of changes is enough for times that are no further back than so."""
+FIRST_PIECE = timedelta(minutes=10)
 LONGEST_PIECE = timedelta(days=64)
-QUICK_S = 1.0
-"""What took less may be followed by a piece twice as long: a year of hourly readings takes 7 and not 365."""
+QUICK_S = 0.5
+SLOW_S = 1.5
+"""A refresh that was quicker is followed by one of twice the length, a slower one by one of half."""
+FLUSH_WAIT_S = 10.0
+"""How long flushes from before the frontier are waited for. If one takes longer, the next turn refreshes."""
+FLUSH_POLL_S = 0.02
 
-LOOK_INTERVAL_S = 600.0
-"""How often days are looked for whose aggregates are not those of their readings."""
 CHECK_S = 60.0
-"""How long a look holds days against their readings at most; the others are the next one's."""
+"""How long a check compares days with their readings at most; the others are the next one's."""
 LATEST_SPAN = timedelta(days=30)
 """What is looked at at a time: a query locks every chunk that it may need."""
 LATEST_SENSORS = 10_000
 SHOWN_IDS = 10
 
-# Without the columnstore's policy of readings the schema has been made anew, or the policy was removed.
-REFRESH_DUE_SQL = """
-SELECT EXISTS (SELECT FROM stale_ranges)
-    OR NOT coalesce((SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_refreshed_until')
-                    BETWEEN now() - %s AND now(), false),
-       NOT EXISTS (
-           SELECT FROM timescaledb_information.jobs
-           WHERE (hypertable_schema, hypertable_name, proc_name) = (current_schema, 'readings', 'policy_compression')
-       )
+TRY_LOCK = f"SELECT pg_try_advisory_xact_lock({REFRESH_LOCK})"
+LOCK = f"SELECT pg_advisory_xact_lock({REFRESH_LOCK})"
+STATE_SQL = """
+SELECT now(), least(
+           (SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_refreshed_until'), now()
+       ),
+       (SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_frontier'),
+       (SELECT value::timestamptz FROM server_settings WHERE name = 'readings_deleted_until')
 """
-# To compile it takes 12 s where the refresh itself takes 0.2.
-SESSION_SETTINGS_SQL = "SET jit = off"
-LOCK = "SELECT pg_advisory_xact_lock(%s)"
-TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%s), now()"
+SET_TIME = """
+INSERT INTO server_settings (name, value) VALUES (%s, %s::timestamptz::text)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value
+"""
+# A flush has this lock before it looks at the frontier.
+FLUSHES = """
+SELECT coalesce(array_agg(virtualtransaction), '{}') FROM pg_locks
+WHERE locktype = 'relation' AND relation = 'flushes'::regclass AND mode = 'RowExclusiveLock' AND granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 STALE_SPANS = 1_000
 STALE = f"""
 SELECT starts_at, ends_at, array_agg(id) FROM stale_ranges
-WHERE (starts_at, ends_at) > (%s::timestamptz, %s::timestamptz)
+WHERE (starts_at, ends_at) > (%s::timestamptz, %s::timestamptz) AND ends_at <= %s
 GROUP BY 1, 2 ORDER BY 1, 2 LIMIT {STALE_SPANS}
 """
 FORGET = "DELETE FROM stale_ranges WHERE id = ANY(%s)"
@@ -83,28 +92,8 @@ CALL refresh_continuous_aggregate(
     %s::regclass, %s::timestamptz, %s::timestamptz, force => %s, options => '{"buckets_per_batch": 0}'
 )
 """
-DELETED_UNTIL = """
-SELECT greatest(
-    (SELECT value::timestamptz FROM server_settings WHERE name = 'readings_deleted_until'),
-    (
-        SELECT now() - (config->>'drop_after')::interval FROM timescaledb_information.jobs
-        WHERE hypertable_schema = current_schema AND hypertable_name = 'readings' AND proc_name = 'policy_retention'
-    )
-)
-"""
-NOW_AND_DELETED_UNTIL_SQL = f"SELECT now(), ({DELETED_UNTIL})"
-SET_DELETED_UNTIL = f"""
-INSERT INTO server_settings (name, value)
-SELECT 'readings_deleted_until', until::text FROM ({DELETED_UNTIL}) AS deleted (until) WHERE until IS NOT NULL
-ON CONFLICT (name) DO UPDATE SET value = excluded.value
-"""
-REFRESHED_UNTIL_SQL = "SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_refreshed_until'"
-SET_REFRESHED_UNTIL_SQL = """
-INSERT INTO server_settings (name, value) VALUES ('aggregates_refreshed_until', %s::timestamptz::text)
-ON CONFLICT (name) DO UPDATE SET value = excluded.value
-"""
 
-# What TimescaleDB's own catalogue says of the days that have readings and are older than what a sweep refreshes: spans
+# What TimescaleDB's own catalogue says of the days that have readings and are older than what a check refreshes: spans
 # of changes that no refresh has been over. A flush or a COPY leaves one from its earliest to its latest reading, so
 # that a span says where readings may have changed, and never misses where they have.
 CHANGED_DAYS = """
@@ -220,131 +209,117 @@ ORDER BY sensor_id LIMIT %s
 """
 
 
+@dataclass(frozen=True, slots=True)
+class State:
+    """How far the aggregates are."""
+
+    now: datetime
+    refreshed_until: datetime
+    """All readings before it are in the finest tier, but for those that flushes have recorded as late."""
+    frontier: datetime | None
+    """Flushes record readings before it as late. Never before ``refreshed_until``; None: they record all readings."""
+    deleted_until: datetime | None
+    """Readings before it are deleted."""
+
+
+async def state(connection: Connection) -> State:
+    """Return how far the aggregates are. Raises what the driver raises."""
+    row = await (await connection.execute(STATE_SQL)).fetchone()
+    assert row is not None  # a SELECT without FROM has one row
+    now, refreshed_until, frontier, deleted_until = row
+    return State(now, refreshed_until or now, frontier, deleted_until)
+
+
+@asynccontextmanager
+async def refresh_lock(guard: Connection, *, wait: bool) -> AsyncIterator[None]:
+    """Hold the lock of refreshes. A rollback, also to a savepoint, releases it.
+
+    Raises:
+        Busy: another process has it, and it is not to be waited for.
+    """
+    async with guard.transaction(force_rollback=True):
+        if await (await guard.execute(LOCK if wait else TRY_LOCK)).fetchone() == (False,):
+            raise Busy("another process refreshes the aggregates")
+        yield
+
+
 class Aggregates:
-    """Keep the aggregates right beside the flusher, on a connection of its own.
+    """The work that keeps the aggregates right. Each generator yields after each piece of work.
 
     Args:
         database: where they are.
-        retention: how long readings and aggregates are kept.
     """
 
-    def __init__(self, database: Database, *, retention: Retention) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._retention = retention
-        self._piece = FIRST_PIECE
-        self._has_policies = False
-        self._look_at: float | None = None
-        """When days are looked for next; at the first turn."""
+        self._lengths = dict.fromkeys(TIERS, FIRST_PIECE)
 
-    async def run(self) -> None:
-        """Work until cancelled. Skip a turn if the database is unavailable, or busy with the same."""
-        clock = asyncio.get_running_loop().time
-        while True:
-            began = clock()
-            try:
-                await self.refresh()
-            except DatabaseUnavailable as error:
-                self._piece = FIRST_PIECE
-                # A policy that is at the same refresh is no trouble.
-                is_busy = isinstance(error.__cause__, LockNotAvailable)
-                logger.log(logging.DEBUG if is_busy else logging.WARNING, "can't refresh the aggregates yet: %s", error)
-            await asyncio.sleep(max(INTERVAL_S, PAUSE_PER_WORK * (clock() - began)))
+    async def refresh(self, connection: Connection, guard: Connection) -> AsyncIterator[None]:
+        """Refresh what has arrived since the last time. Raises Busy, and what the driver raises."""
+        found = await state(connection)
+        start, end = found.refreshed_until, TIERS[0].floor(found.now - BEHIND_NOW)
+        if found.frontier is None or found.frontier < end:
+            await connection.execute(SET_TIME, ["aggregates_frontier", end])
+        await _flushes_have_ended(connection)
+        while start < end:
+            piece_end = min(TIERS[0].floor(start) + self._lengths[TIERS[0]], end)
+            for tier in TIERS:
+                span = tier.materialized_until(start), tier.materialized_until(piece_end)
+                async for _ in self._pieces(connection, guard, tier, span, piece_end):
+                    yield
+            await connection.execute(SET_TIME, ["aggregates_refreshed_until", piece_end])
+            start = piece_end
 
-    async def refresh(self) -> None:
-        """Refresh the aggregates that are due, unless another process is refreshing. Raises DatabaseUnavailable."""
-        async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as pooled:
-            row = await (await pooled.execute(REFRESH_DUE_SQL, [SWEEP_INTERVAL])).fetchone()
-        assert row is not None  # a SELECT without FROM has one row
-        is_due, lacks_policies = row
-        self._has_policies &= not lacks_policies
-        is_look = self._look_at is None or asyncio.get_running_loop().time() >= self._look_at
-        if not is_due and self._has_policies and not is_look:
-            return
-        # A refresh can't run in a transaction, but a lock should: a pooler gives the session to the next client.
-        with translate_driver_errors():
-            async with await self._database.connect("sensorflow aggregates lock") as guard, guard.transaction():
-                row = await (await guard.execute(TRY_LOCK, [REFRESH_LOCK])).fetchone()
-                assert row is not None  # a SELECT without FROM has one row
-                has_lock, now = row
-                if has_lock:
-                    await self._refresh_all(now, is_look=is_look)
+    async def refresh_late(self, connection: Connection, guard: Connection) -> AsyncIterator[None]:
+        """Refresh the times of late readings. A span that can't be refreshed holds up no other.
 
-    async def _refresh_all(self, now: datetime, *, is_look: bool) -> None:
-        """Refresh the aggregates that are due, under the lock. With ``is_look``, also find days that are not right."""
-        async with await self._database.connect("sensorflow aggregates") as connection:
-            if not self._database.is_pooled:
-                await connection.execute(SESSION_SETTINGS_SQL)
-            # Before there are policies, and from the oldest on: until the last of it is refreshed, queries take what is
-            # missing from the readings.
-            is_all = await self._refresh_stale(connection)
-            found = await self._find_incomplete(connection, now) if is_look else None
-            if found:
-                is_all = await self._refresh_stale(connection)
-            await self._sweep(connection, now)
-            if found is not None:
-                await self._find_latest(connection, found, now)
-                self._look_at = asyncio.get_running_loop().time() + LOOK_INTERVAL_S
-            if is_all and not self._has_policies:
-                await connection.execute(SET_DELETED_UNTIL)
-                await apply_policies(connection, self._retention)
-                self._has_policies = True
-
-    async def _refresh_stale(self, connection: Connection) -> bool:
-        """Whether all of it is refreshed. A span that can't be holds up no other, and is tried again."""
-        is_all = True
+        Raises:
+            Busy: another process refreshes.
+            DatabaseUnavailable: some spans can't be refreshed; they are tried again the next time.
+            psycopg.Error: what the driver raises.
+        """
+        until = (await state(connection)).refreshed_until
         last: tuple[object, object] = ("-infinity", "-infinity")
         rows: list[tuple[datetime, datetime, list[int]]] | None = None
+        failure: DatabaseUnavailable | None = None
         while rows is None or len(rows) == STALE_SPANS:
-            rows = await (await connection.execute(STALE, last)).fetchall()
+            rows = await (await connection.execute(STALE, [*last, until])).fetchall()
             for start, end in merged((starts_at, ends_at) for starts_at, ends_at, _ in rows):
                 try:
-                    for piece in self._pieces(start, end):
-                        await self._refresh(connection, piece)
+                    for tier in TIERS:
+                        async for _ in self._pieces(connection, guard, tier, (start, end), until):
+                            yield
                 except psycopg.Error as error:
-                    if connection.closed or isinstance(error, LockNotAvailable):
+                    if connection.closed or guard.closed or isinstance(error, LockNotAvailable):
                         raise
-                    logger.warning("can't refresh the aggregates from %s to %s: %s", start, end, first_line(error))
-                    is_all = False
+                    failure = DatabaseUnavailable(f"from {start} to {end}: {first_line(error)}")
+                    logger.warning("can't refresh the aggregates %s", failure)
                 else:
                     of_span = (ids for starts_at, ends_at, ids in rows if start <= starts_at and ends_at <= end)
                     await connection.execute(FORGET, [[id_ for ids in of_span for id_ in ids]])
             last = rows[-1][:2] if rows else last
-        return is_all
+        if failure is not None:
+            raise failure
 
-    async def _sweep(self, connection: Connection, now: datetime) -> None:
-        """Refresh the spans of readings that came since the last sweep and were not late then."""
-        for piece in self._pieces(await _refreshed_until(connection, now) - SWEEP_BACK, now):
-            await self._refresh(connection, piece)
-        await connection.execute(SET_REFRESHED_UNTIL_SQL, [now])
+    async def refresh_changed(self, connection: Connection, guard: Connection) -> AsyncIterator[None]:
+        """Refresh what TimescaleDB knows to have changed of the last days. Raises Busy, and what the driver raises."""
+        until = (await state(connection)).refreshed_until
+        for tier in TIERS:
+            async for _ in self._pieces(connection, guard, tier, (_checked_until(until), until), until):
+                yield
+        await find_latest(connection, _checked_until(until), TIERS[1].materialized_until(until))
 
-    async def _find_incomplete(self, connection: Connection, now: datetime) -> list[Span]:
-        """Add the days whose aggregates differ from their readings to the stale ranges. Return these days."""
-        # The sweep refreshes what is younger.
-        end = TIERS[-1].ceil(await _refreshed_until(connection, now) - SWEEP_BACK)
-        _, deleted_until = await _now_and_deleted_until(connection)
-        start = None if deleted_until is None else deleted_until + DROP_MARGIN
-        arguments = {"tiers": [tier.name for tier in TIERS], "start": start, "end": end}
-        changed: dict[datetime, str] = dict(await (await connection.execute(CHANGED_DAYS, arguments)).fetchall())
-        await connection.execute(FORGET_CHECKED, [list(changed)])
-        checked: dict[datetime, str] = dict(await (await connection.execute(CHECKED)).fetchall())
-        days = [day for day, changes in changed.items() if checked.get(day) != changes]
-        names = await (await connection.execute(MATERIALIZED, [[tier.name for tier in TIERS[1:]]])).fetchall()
-        check = CHECK_DAY.format(hours=names[0][0], days=names[1][0])
-        has_aggregates = HAVE_AGGREGATES.format(days=names[1][0])
-        known = {day for (day,) in await (await connection.execute(has_aggregates, [days])).fetchall()}
+    async def check_days(self, connection: Connection, guard: Connection) -> AsyncIterator[None]:
+        """Refresh the older days whose aggregates differ from their readings, and look for unknown latest readings.
+
+        Raises:
+            Busy: another process refreshes.
+            psycopg.Error: what the driver raises.
+        """
         found: list[Span] = []
-        clock = asyncio.get_running_loop().time
-        ends = clock() + CHECK_S
-        # All days without any aggregates come first: a sweep's refresh of later ones would hide them from queries.
-        for day in sorted(days, key=lambda day: (day in known, day in checked, day)):
-            if day in known and clock() > ends:
-                break
-            span = day, day + TIERS[-1].width
-            # Planned with these times, never with parameters: PostgreSQL would lock every chunk.
-            times = {"start": span[0], "end": span[1]}
-            cursor = await connection.execute(check, {**times, "changes": changed[day]}, prepare=False)
-            if await cursor.fetchone() == (False,):
-                found.append(span)
+        async for day in self._incomplete_days(connection):
+            found.append(day)
+            yield
         found.sort()
         if found:
             logger.warning(
@@ -354,17 +329,44 @@ class Aggregates:
                 f"{found[0][0]:%Y-%m-%d}",
                 f"{found[-1][0]:%Y-%m-%d}",
             )
-        return found
-
-    async def _find_latest(self, connection: Connection, found: Sequence[Span], now: datetime) -> None:
-        """Look for unknown latest readings among the days found, and in what a sweep refreshes."""
-        hour = TIERS[1]
-        recent = hour.floor(now - SWEEP_BACK), hour.floor(now - hour.end_offset)
-        for start, end in merged([*found, recent]):
-            await find_latest(connection, start, end)
+        until = (await state(connection)).refreshed_until
         for start, end in merged(found):
+            for tier in TIERS:
+                async for _ in self._pieces(connection, guard, tier, (start, end), until):
+                    yield
+            await find_latest(connection, start, end)
+            yield
             if ids := await nameless_sensors(connection, start, end):
                 logger.warning(nameless_message(ids))
+
+    async def _incomplete_days(self, connection: Connection) -> AsyncIterator[Span]:
+        """Add the days whose aggregates differ from their readings to the stale ranges, and yield them."""
+        known_state = await state(connection)
+        arguments = {
+            "tiers": [tier.name for tier in TIERS],
+            "start": known_state.deleted_until,
+            "end": _checked_until(known_state.refreshed_until),
+        }
+        changed: dict[datetime, str] = dict(await (await connection.execute(CHANGED_DAYS, arguments)).fetchall())
+        await connection.execute(FORGET_CHECKED, [list(changed)])
+        checked: dict[datetime, str] = dict(await (await connection.execute(CHECKED)).fetchall())
+        days = [day for day, changes in changed.items() if checked.get(day) != changes]
+        names = await (await connection.execute(MATERIALIZED, [[tier.name for tier in TIERS[1:]]])).fetchall()
+        check = CHECK_DAY.format(hours=names[0][0], days=names[1][0])
+        has_aggregates = HAVE_AGGREGATES.format(days=names[1][0])
+        known = {day for (day,) in await (await connection.execute(has_aggregates, [days])).fetchall()}
+        clock = asyncio.get_running_loop().time
+        ends = clock() + CHECK_S
+        # All days without any aggregates come first: a refresh of later ones would hide them from queries.
+        for day in sorted(days, key=lambda day: (day in known, day in checked, day)):
+            if day in known and clock() > ends:
+                break
+            span = day, day + TIERS[-1].width
+            # Planned with these times, never with parameters: PostgreSQL would lock every chunk.
+            times = {"start": span[0], "end": span[1]}
+            cursor = await connection.execute(check, {**times, "changes": changed[day]}, prepare=False)
+            if await cursor.fetchone() == (False,):
+                yield span
 
     async def recompute(self, start: datetime, end: datetime, *, on_piece: Callable[[Span], None]) -> None:
         """Refresh the days of a span that have readings, whatever TimescaleDB knows of their changes.
@@ -379,53 +381,66 @@ class Aggregates:
                 await self._database.connect("sensorflow refresh lock") as guard,
                 await self._database.connect("sensorflow refresh") as connection,
             ):
-                if not self._database.is_pooled:
-                    await connection.execute(SESSION_SETTINGS_SQL)
+                until = (await state(connection)).refreshed_until
                 spans = await (await connection.execute(CHUNKS, {"start": start, "end": end})).fetchall()
                 for first, last in merged(spans):
-                    for piece in self._pieces(max(first, start), min(last, end)):
-                        async with guard.transaction():
-                            await guard.execute(LOCK, [REFRESH_LOCK])
-                            await self._refresh(connection, piece, is_forced=True)
-                        on_piece(piece)
+                    piece_start, piece_end = max(first, start), min(last, end)
+                    for tier in TIERS:
+                        span = piece_start, piece_end
+                        async for piece in self._pieces(connection, guard, tier, span, until, is_forced=True):
+                            if tier is TIERS[0]:
+                                on_piece(piece)
                 await find_latest(connection, start, end)
 
-    def _pieces(self, start: datetime, end: datetime) -> Iterator[Span]:
-        """Split a span into pieces that each take about the intended time to refresh."""
+    async def _pieces(
+        self,
+        connection: Connection,
+        guard: Connection,
+        tier: Tier,
+        span: Span,
+        until: datetime,
+        *,
+        is_forced: bool = False,
+    ) -> AsyncIterator[Span]:
+        """Refresh the buckets of a span that are materialized if the finest tier is refreshed ``until`` then.
+
+        Each piece takes about a second, and is yielded. A forced refresh waits for another process that refreshes.
+        """
         clock = asyncio.get_running_loop().time
+        deleted_until = (await state(connection)).deleted_until
+        start = tier.floor(span[0] if deleted_until is None else max(span[0], deleted_until))
+        end = min(tier.ceil(span[1]), tier.materialized_until(until))
         while start < end:
-            piece_end = min(TIERS[-1].floor(start) + self._piece, end)
+            piece_end = min(tier.floor(start + max(self._lengths[tier], tier.width)), end)
             began = clock()
+            async with refresh_lock(guard, wait=is_forced):
+                await connection.execute(REFRESH, [tier.name, start, piece_end, is_forced])
+            took_s, length = clock() - began, piece_end - start
+            if took_s > SLOW_S:
+                self._lengths[tier] = max(length / 2, tier.width)
+            elif took_s < QUICK_S:
+                self._lengths[tier] = min(max(self._lengths[tier], 2 * length), LONGEST_PIECE)
             yield start, piece_end
-            if clock() - began < QUICK_S:
-                self._piece = min(self._piece * 2, LONGEST_PIECE)
-            else:
-                self._piece = max(self._piece / 2, FIRST_PIECE)
             start = piece_end
 
-    async def _refresh(self, connection: Connection, span: Span, *, is_forced: bool = False) -> None:
-        now, deleted_until = await _now_and_deleted_until(connection)
-        start, end = span
-        if deleted_until is not None:
-            start = max(start, deleted_until + DROP_MARGIN)
-        for tier in TIERS:
-            first, last = tier.floor(start), min(tier.ceil(end), tier.floor(now - tier.end_offset))
-            if first < last:
-                await connection.execute(REFRESH, [tier.name, first, last, is_forced])
+
+def _checked_until(refreshed_until: datetime) -> datetime:
+    """Return the start of the days of which TimescaleDB's own record of changes is enough."""
+    return TIERS[-1].floor(refreshed_until - CHECK_BACK)
 
 
-async def _now_and_deleted_until(connection: Connection) -> tuple[datetime, datetime | None]:
-    """Return the time, and until when readings have been deleted."""
-    row = await (await connection.execute(NOW_AND_DELETED_UNTIL_SQL)).fetchone()
-    assert row is not None  # a SELECT without FROM has one row
-    now, deleted_until = row
-    return now, deleted_until
-
-
-async def _refreshed_until(connection: Connection, now: datetime) -> datetime:
-    """When the last sweep was. If that was deleted by hand: now; what is older is found as what SQL has changed is."""
-    row = await (await connection.execute(REFRESHED_UNTIL_SQL)).fetchone()
-    return now if row is None else min(row[0], now)
+async def _flushes_have_ended(connection: Connection) -> None:
+    """Wait until the flushes that are under way now have ended. Raises Busy if one takes too long."""
+    row = await (await connection.execute(FLUSHES)).fetchone()
+    clock = asyncio.get_running_loop().time
+    ends = clock() + FLUSH_WAIT_S
+    waited_for: set[str] = set(row[0]) if row else set()
+    while waited_for:
+        if clock() > ends:
+            raise Busy(f"a flush has not ended for {FLUSH_WAIT_S:g} s")
+        await asyncio.sleep(FLUSH_POLL_S)
+        row = await (await connection.execute(FLUSHES)).fetchone()
+        waited_for &= set(row[0]) if row else set()
 
 
 async def find_latest(connection: Connection, start: datetime, end: datetime) -> None:

@@ -30,7 +30,6 @@ from app.schema import METRIC_NAMES
 from app.store.copy import begin_copy, copy_rows
 from app.store.database import Connection, Database
 from app.store.latest import LatestRow
-from app.store.locks import PRUNE_LOCK
 from app.store.wire import HEADER, POSTGRES_EPOCH_US, WIRE_SCHEMA, latest_of_each_sensor
 
 logger = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ DELETE FROM limit_violation_log WHERE id IN (
             SELECT id FROM limit_violation_log WHERE arrived_at < now() - interval '{KEPT_DAYS} days'
             ORDER BY arrived_at DESC, id DESC LIMIT 1
         )
-    ) AND (SELECT pg_try_advisory_xact_lock({PRUNE_LOCK}))
+    )
     ORDER BY id LIMIT {PRUNED_ROWS}
 )
 """

@@ -2,13 +2,15 @@
 
 MIGRATION_LOCK = 7_367_001
 """Held by migrations, and where a role is altered."""
-PRUNE_LOCK = 7_367_002
-"""The ledger is pruned."""
+MAINTENANCE_LOCK = 7_367_002
+"""Held by the process that maintains the database, as long as it does."""
 REFRESH_LOCK = 7_367_003
-"""Aggregates are refreshed, and policies added."""
+"""Aggregates are refreshed, by the maintenance or by ``python -m app refresh``."""
 RECOVERY_LOCK = 7_367_004
 """The latest readings are looked up that a killed process had not written."""
-RETENTION_LOCK = 7_367_005
-"""Old readings are deleted where no policy does it."""
 ADOPTION_LOCK = 7_367_020
 """The readings of the original SensorFlow are taken over."""
+
+
+class Busy(Exception):
+    """What is to be worked on is in use. Nothing is done; the work may be tried again soon."""

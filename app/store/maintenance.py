@@ -1,224 +1,255 @@
-"""The regular work on the database: ledger, idempotency records, senders and the log of violations pruned, its
-state and its clock looked at.
+"""What happens to the database's readings after their COMMIT, in every edition: one process does all of it.
 
-Nothing here is all or nothing: what is pruned goes in pieces, each a transaction, and a piece that fails leaves those
-before it gone.
+The processes of all servers on one database elect one by an advisory lock, and it does each kind of work piece by
+piece, on a connection of its own. The lock is held by a transaction on a second connection, the guard: a pooler may
+give a session to the next client. If the process or its machine goes, PostgreSQL ends that transaction, and another
+process takes over.
+
+Promises:
+    * Nothing waits behind the maintenance: it waits for a lock for LOCK_TIMEOUT_S only, and tries again later.
+    * Work that can wait takes its share of a core at most, unless the database has little else to do.
+    * Work that is cut off at any point is begun again, and does no harm by being done twice.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import psycopg
+from psycopg.errors import LockNotAvailable
+
 from app.errors import DatabaseUnavailable
-from app.store import idempotency, limits
-from app.store.capacity import warn_of_locks
-from app.store.database import Connection, Database
-from app.store.locks import PRUNE_LOCK
+from app.store.budget import Budget
+from app.store.database import Connection, Database, first_line, translate_driver_errors
+from app.store.locks import MAINTENANCE_LOCK, Busy
 
 logger = logging.getLogger(__name__)
 
-INTERVAL_S = 15.0
+ELECTION_INTERVAL_S = 4.0
+"""How often a process asks whether nobody maintains the database."""
+PING_INTERVAL_S = 5.0
+LEASE_S = 30
+"""PostgreSQL ends the guard's session if nothing is heard of it for so long: its machine may have gone."""
 QUERY_TIMEOUT_S = 10.0
-LEDGER_WINDOW_MINUTES = 10
-"""A ledger row is asked for as soon as the database is reached again, so within seconds of its being up."""
-PRUNE_PAUSE_S = 60.0
-"""After a start, or when the database was away, nothing is pruned for so long: some flusher may still ask about a flush
-from before."""
-PRUNE_PIECE_ROWS = 20_000
-PRUNE_TURN_S = 5.0
-"""How long a turn prunes at most; what is left is the next one's."""
-PRUNE_SOURCES_EVERY_S = 86_400.0
-CLOCK_LOOKS = 3
-"""Looks at the clock, of which the one counts that was answered soonest."""
-MAX_SKEW_S = 5.0
-"""A clock that is further from the server's is told, and corrected for where sensors are found online or not."""
+LOCK_TIMEOUT_S = 0.1
+RETRY_BUSY_S = 5.0
+RETRY_FAILED_S = 60.0
+LONGEST_PAUSE_S = 1.0
+"""Between looks for work that is due."""
 
-PRUNE_LEDGER = f"""
-DELETE FROM flushes WHERE flush_id IN (
-    SELECT flush_id FROM flushes
-    WHERE committed_at < now() - interval '{LEDGER_WINDOW_MINUTES} minutes'
-        AND (SELECT pg_try_advisory_xact_lock({PRUNE_LOCK}))
-    LIMIT {PRUNE_PIECE_ROWS}
+TRY_LOCK = f"SELECT pg_try_advisory_xact_lock({MAINTENANCE_LOCK})"
+LEASE = f"SET LOCAL idle_in_transaction_session_timeout = '{LEASE_S}s'"
+# To compile a refresh takes 12 s where the refresh itself takes 0.2. A parallel refresh would take more than its share.
+SETTINGS = f"""
+SET jit = off;
+SET max_parallel_workers_per_gather = 0;
+SET lock_timeout = '{LOCK_TIMEOUT_S * 1_000:.0f}ms';
+SET statement_timeout = 0;
+SET client_min_messages = error;
+SET client_connection_check_interval = '{PING_INTERVAL_S:.0f}s'
+"""
+ACTIVE_S = "SELECT active_time / 1000 FROM pg_stat_database WHERE datname = current_database()"
+RECORD = """
+INSERT INTO maintenance AS m (
+    work, runs, failures, busy_s, every_s, can_wait, first_started_at, last_started_at, last_run_s, last_succeeded_at,
+    last_error
 )
+SELECT %(work)s, 1, (%(error)s::text IS NOT NULL)::integer, %(busy_s)s, %(every_s)s, %(can_wait)s, started_at,
+       started_at, %(busy_s)s, CASE WHEN %(error)s::text IS NULL THEN now() END, %(error)s
+FROM (SELECT now() - make_interval(secs => %(ago_s)s)) AS run (started_at)
+ON CONFLICT (work) DO UPDATE SET
+    runs = m.runs + 1, failures = m.failures + excluded.failures, busy_s = m.busy_s + excluded.busy_s,
+    every_s = excluded.every_s, can_wait = excluded.can_wait, last_started_at = excluded.last_started_at,
+    last_run_s = excluded.last_run_s, last_succeeded_at = coalesce(excluded.last_succeeded_at, m.last_succeeded_at),
+    last_error = excluded.last_error
 """
-# A sender that was last heard before the first stored reading came has none of them. When it came is not known: it may
-# have been as much before its own time as readings may lie ahead. A day more, for that is how exactly its use is known,
-# and another for clocks that differ.
-OLDEST_OF_CHUNKS = """
-SELECT coalesce(min(range_start), now()) FROM timescaledb_information.chunks
-WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
-"""
-OLDEST_OF_SENSORS = """
-SELECT coalesce(min(first.time), now()) FROM sensors
-CROSS JOIN LATERAL (SELECT time FROM readings WHERE sensor_id = sensors.id ORDER BY time LIMIT 1) first
-"""
-UNHEARD = "SELECT EXISTS (SELECT FROM sources WHERE last_used_on < current_date - 2)"
-THIS_PRUNES = "SELECT set_config('sensorflow.prunes', 'on', true)"
-PRUNE_SOURCES = f"""
-DELETE FROM sources WHERE id IN (
-    SELECT id FROM sources
-    WHERE last_used_on < (%s::timestamptz - make_interval(secs => 60 * %s))::date - 2
-        AND (SELECT pg_try_advisory_xact_lock({PRUNE_LOCK}))
-    LIMIT {PRUNE_PIECE_ROWS}
-)
-"""
-CLOCK = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
-SET_SKEW = """
-INSERT INTO server_settings (name, value)
-SELECT 'clock_skew_s', %(skew_s)s::text
-WHERE NOT EXISTS (
-    SELECT FROM server_settings
-    WHERE name = 'clock_skew_s' AND abs(value::double precision - %(skew_s)s::text::double precision) <= 1
-)
-ON CONFLICT (name) DO UPDATE SET value = excluded.value
-"""
-STATISTICS = """
-SELECT pg_database_size(current_database()),
-       (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()),
-       (SELECT count(*) FROM stale_ranges),
-       (SELECT coalesce(max(lag_s), 0) FROM aggregate_lag)
-"""
+
+Pieces = Callable[[Connection, Connection], AsyncIterator[None]]
+"""Work on a connection, with the guard for further locks. It yields after each piece."""
 
 
 @dataclass(frozen=True, slots=True)
-class DatabaseStatistics:
-    """The database at the last look."""
+class Work:
+    """A kind of work.
 
-    size_bytes: int
-    connections: int
-    stale_ranges: int
-    aggregate_lag_s: float
-    """How long ago the aggregates were last brought up to date."""
-    clock_skew_s: float
-    """How far its clock is ahead of this process's."""
+    Attributes:
+        name: as metrics and the table ``maintenance`` have it.
+        every_s: from the end of one run to the beginning of the next.
+        pieces: a run of it. Raises Busy, DatabaseUnavailable and what the driver raises.
+        can_wait: whether it keeps to the budget.
+        rest: a run is followed by a pause of at least so many times its duration.
+        first_after_s: the pause before the first run.
+        comes_first: whether its first run comes before everything else.
+    """
+
+    name: str
+    every_s: float
+    pieces: Pieces
+    can_wait: bool = False
+    rest: float = 0.0
+    first_after_s: float = 0.0
+    comes_first: bool = False
+
+
+class _Run:
+    """A kind of work, and its run under way, if there is one."""
+
+    def __init__(self, work: Work, now: float) -> None:
+        self.work = work
+        self.due_at = now + work.first_after_s
+        self.pieces: AsyncIterator[None] | None = None
+        self.began_at = 0.0
+        self.busy_s = 0.0
+        self.has_ended = False
+        """Whether it has run once, with whatever result."""
 
 
 class Maintenance:
-    """Background work beside the flusher, on pooled connections, never in its way.
+    """The election, and the work of the elected process.
 
     Args:
         database: what is maintained.
-        idempotency_window_hours: how long idempotency records are kept.
-        accept_future_minutes: how far ahead readings may lie; 0: any distance.
-        now_us: the time, microseconds since 1970 UTC.
+        works: all kinds of work. Of those that are due at the same time, the first comes first.
+        share: the part of a core that work takes if it can wait.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        *,
-        idempotency_window_hours: float,
-        accept_future_minutes: float,
-        now_us: Callable[[], int],
-    ) -> None:
+    def __init__(self, database: Database, works: Sequence[Work], *, share: float) -> None:
         self._database = database
-        self._idempotency_window_hours = idempotency_window_hours
-        self._accept_future_minutes = accept_future_minutes
-        self._now_us = now_us
-        self._is_skewed = False
-        self.statistics: DatabaseStatistics | None = None
-        """None until the first look, and while the database is unavailable."""
+        self._works = works
+        self._share = share
+        self.is_elected = False
 
     async def run(self) -> None:
-        """Work until cancelled. Skip a turn if the database is unavailable."""
-        clock = asyncio.get_running_loop().time
-        prune_from = prune_sources_from = clock() + PRUNE_PAUSE_S
+        """Stand for election, and work while elected, until cancelled."""
         while True:
             try:
-                await self.look()
+                async with self._elected() as guard:
+                    if guard is not None:
+                        logger.info("this process maintains the database")
+                        self.is_elected = True
+                        await self._work_while_guarded(guard)
             except DatabaseUnavailable as error:
-                self.statistics = None
-                prune_from = clock() + PRUNE_PAUSE_S
-                logger.debug("maintenance waits: %s", error)
-            if clock() >= prune_from:
-                try:
-                    await self.prune()
-                    if clock() >= prune_sources_from:
-                        await self.prune_sources()
-                        async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as connection:
-                            await warn_of_locks(self._database, connection)
-                        prune_sources_from = clock() + PRUNE_SOURCES_EVERY_S
-                except DatabaseUnavailable as error:
-                    logger.warning("can't delete expired rows for now: %s", error)
-            await asyncio.sleep(INTERVAL_S)
+                logger.debug("the maintenance waits: %s", error)
+            finally:
+                self.is_elected = False
+            await asyncio.sleep(ELECTION_INTERVAL_S)
 
-    async def look(self) -> None:
-        """Look at the database and at its clock. Raises DatabaseUnavailable."""
-        async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as connection:
-            await self._database.restore_settings(connection)
-            skew_s = await self._measure_skew(connection)
-            row = await (await connection.execute(STATISTICS)).fetchone()
-        assert row is not None  # a SELECT without FROM has one row
-        size_bytes, connections, stale_ranges, lag_s = row
-        self.statistics = DatabaseStatistics(size_bytes, connections, stale_ranges, lag_s, skew_s)
-
-    async def _measure_skew(self, connection: Connection) -> float:
-        """Return how far the database's clock is ahead of this process's, seconds. The views take it into account."""
-        looks: list[tuple[float, float]] = []
-        for _ in range(CLOCK_LOOKS):
-            before = self._now_us()
-            row = await (await connection.execute(CLOCK)).fetchone()
-            after = self._now_us()
-            assert row is not None  # a SELECT without FROM has one row
-            looks.append(((after - before) / 2e6, (row[0] - (before + after) / 2) / 1e6))
-        uncertainty_s, skew_s = min(looks)
-        is_skewed = abs(skew_s) - uncertainty_s > MAX_SKEW_S
-        if is_skewed and not self._is_skewed:
-            logger.warning(
-                "The database's clock is %.1f s %s this server's: synchronize both by NTP. Until then the online "
-                "status and the age of readings follow this server's clock, aggregates and retention the database's.",
-                abs(skew_s),
-                "ahead of" if skew_s > 0 else "behind",
-            )
-        elif self._is_skewed and not is_skewed:
-            logger.info("The database's clock agrees with this server's again.")
-        self._is_skewed = is_skewed
-        await connection.execute(SET_SKEW, {"skew_s": str(round(skew_s, 1) if is_skewed else 0)})
-        return skew_s
-
-    async def prune(self) -> None:
-        """Delete old rows of the ledger and of the log of violations, and old idempotency records.
-
-        Raises:
-            DatabaseUnavailable
-        """
-
-        async def ledger(connection: Connection) -> bool:
-            return (await connection.execute(PRUNE_LEDGER)).rowcount == PRUNE_PIECE_ROWS
-
-        async def old_records(connection: Connection) -> bool:
-            return await idempotency.prune(connection, older_than_hours=self._idempotency_window_hours)
-
-        await self._in_pieces(ledger)
-        await self._in_pieces(old_records)
-        await self._in_pieces(limits.prune)
-
-    async def prune_sources(self) -> None:
-        """Delete the senders of which no reading is stored, as far as that is certain. Raises DatabaseUnavailable."""
-        if not self._accept_future_minutes:
+    @asynccontextmanager
+    async def _elected(self) -> AsyncIterator[Connection | None]:
+        """Yield the connection that holds the lock if this process got it."""
+        async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as pooled:  # most often another has it
+            is_free = await (await pooled.execute(TRY_LOCK)).fetchone() == (True,)
+        if not is_free:
+            yield None
             return
-        edition = self._database.edition
-        has_chunks = edition is not None and edition.kind != "plain"
-        async with self._database.connection(timeout_s=10 * QUERY_TIMEOUT_S) as connection:
-            if await (await connection.execute(UNHEARD)).fetchone() == (False,):
-                return
-            oldest = await (await connection.execute(OLDEST_OF_CHUNKS if has_chunks else OLDEST_OF_SENSORS)).fetchone()
-        assert oldest is not None  # an aggregate has one row
+        with translate_driver_errors():
+            async with await self._database.connect("sensorflow maintenance lock") as guard, guard.transaction():
+                await guard.execute(LEASE)
+                has_lock = await (await guard.execute(TRY_LOCK)).fetchone() == (True,)
+                yield guard if has_lock else None
 
-        async def senders(connection: Connection) -> bool:
-            async with connection.transaction():
-                await connection.execute(THIS_PRUNES)
-                cursor = await connection.execute(PRUNE_SOURCES, [oldest[0], self._accept_future_minutes])
-                return cursor.rowcount == PRUNE_PIECE_ROWS
+    async def _work_while_guarded(self, guard: Connection) -> None:
+        async with await self._database.connect("sensorflow maintenance") as connection:
+            if not self._database.is_pooled:
+                await connection.execute(SETTINGS)
+            working = asyncio.create_task(self._work(connection, guard))
+            pinging = asyncio.create_task(_ping(guard))
+            try:
+                await asyncio.wait([working, pinging], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                working.cancel()
+                pinging.cancel()
+                outcomes = await asyncio.gather(working, pinging, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
 
-        await self._in_pieces(senders)
-
-    async def _in_pieces(self, delete_piece: Callable[[Connection], Awaitable[bool]]) -> None:
-        """Delete piece by piece, each on a connection for itself, until one was the last or the turn is over."""
+    async def _work(self, connection: Connection, guard: Connection) -> None:
+        """Do what is due, a piece at a time. Raises what shows that a connection is lost."""
         clock = asyncio.get_running_loop().time
-        ends = clock() + PRUNE_TURN_S
-        is_more = True
-        while is_more and clock() < ends:
-            async with self._database.connection(timeout_s=QUERY_TIMEOUT_S) as connection:
-                is_more = await delete_piece(connection)
+        runs = [_Run(work, clock()) for work in self._works]
+        budget = Budget(self._share)
+        while True:
+            await self._note_load(connection, budget, clock())
+            run = _next(runs, clock(), may_spend=budget.may_spend(clock()))
+            if run is None:
+                await asyncio.sleep(min(LONGEST_PAUSE_S, max(0.05, _pause_s(runs, clock(), budget))))
+                continue
+            began = clock()
+            is_over, error = await self._do_piece(run, connection, guard)
+            took_s = clock() - began
+            run.busy_s += took_s
+            budget.spend(took_s, now=clock())
+            if is_over:
+                await self._end(run, connection, error, clock())
+
+    async def _do_piece(self, run: _Run, connection: Connection, guard: Connection) -> tuple[bool, Exception | None]:
+        """Return whether the run is over, and what has ended it early."""
+        if run.pieces is None:
+            run.pieces, run.began_at, run.busy_s = (
+                run.work.pieces(connection, guard),
+                asyncio.get_running_loop().time(),
+                0.0,
+            )
+        try:
+            await anext(run.pieces)
+        except StopAsyncIteration:
+            return True, None
+        except (Busy, DatabaseUnavailable, psycopg.Error) as error:
+            if connection.closed or guard.closed:
+                raise
+            return True, error
+        return False, None
+
+    async def _end(self, run: _Run, connection: Connection, error: Exception | None, now: float) -> None:
+        """Plan the next run, and record how this one has ended."""
+        work, run.pieces, run.has_ended = run.work, None, True
+        is_busy = isinstance(error, Busy | LockNotAvailable)
+        pause_s = RETRY_BUSY_S if is_busy else work.every_s if error is None else RETRY_FAILED_S
+        run.due_at = now + max(pause_s, work.rest * run.busy_s)
+        reason = None if error is None else first_line(error)
+        if is_busy:
+            logger.debug("the maintenance's work %r waits: %s", work.name, reason)
+            return
+        if reason is not None:
+            logger.warning("the maintenance's work %r failed and is tried again: %s", work.name, reason)
+        await connection.execute(
+            RECORD,
+            {
+                "work": work.name,
+                "busy_s": run.busy_s,
+                "every_s": max(work.every_s, work.rest * run.busy_s),
+                "can_wait": work.can_wait,
+                "ago_s": now - run.began_at,
+                "error": reason,
+            },
+        )
+
+    async def _note_load(self, connection: Connection, budget: Budget, now: float) -> None:
+        """Tell the budget how busy the database is, now and then."""
+        if budget.wants_load(now):
+            row = await (await connection.execute(ACTIVE_S)).fetchone()
+            assert row is not None  # this database has a row
+            budget.note_load(row[0], now=now)
+
+
+async def _ping(guard: Connection) -> None:
+    while True:
+        await asyncio.sleep(PING_INTERVAL_S)
+        await guard.execute("SELECT")
+
+
+def _next(runs: Sequence[_Run], now: float, *, may_spend: bool) -> _Run | None:
+    """Return the run whose piece is next: work that can't wait first, and of it what has been due longest."""
+    for run in runs:
+        if run.work.comes_first and not run.has_ended:
+            return run
+    due = [run for run in runs if run.due_at <= now and (may_spend or not run.work.can_wait)]
+    return min(due, key=lambda run: (run.work.can_wait, run.due_at), default=None)
+
+
+def _pause_s(runs: Sequence[_Run], now: float, budget: Budget) -> float:
+    """Return how long nothing is to be done."""
+    return min(max(run.due_at, budget.free_at if run.work.can_wait else run.due_at) for run in runs) - now

@@ -14,7 +14,7 @@ from app.errors import ConfigurationError
 from app.store.capacity import LOCKS
 from app.store.database import connect_to_migrate, has_continuous_aggregates, migrate, translate_driver_errors
 
-NOT_MOVED = ["alembic_version", "server_settings", "metrics", "flushes", "stale_ranges", "checked_days"]
+NOT_MOVED = ["alembic_version", "server_settings", "metrics", "flushes", "stale_ranges", "checked_days", "maintenance"]
 """What each database has of its own: its schema's, what the settings say, and what was under way."""
 REPORT_ROWS = 1_000_000
 LOCK_TIMEOUT_S = 10
@@ -46,10 +46,12 @@ SELECT relname::text FROM pg_attribute
 JOIN pg_class c ON c.oid = pg_get_serial_sequence(quote_ident(%(table)s), attname)::regclass
 WHERE attrelid = quote_ident(%(table)s)::regclass AND attidentity <> '' AND NOT attisdropped
 """
-ALL_CHUNKS_ARE_STALE = """
-INSERT INTO stale_ranges (starts_at, ends_at)
-SELECT range_start, range_end FROM timescaledb_information.chunks
-WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
+NOTHING_IS_REFRESHED = """
+UPDATE server_settings SET value = (
+    SELECT coalesce(min(range_start), now())::text FROM timescaledb_information.chunks
+    WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
+)
+WHERE name IN ('aggregates_refreshed_until', 'aggregates_frontier')
 """
 
 
@@ -91,7 +93,7 @@ def move(source_url: str, target_url: str, *, say: Callable[[str], None]) -> Non
             say(f"{table}: {rows:,} rows")
         _continue_ids(source, target, [table for table in tables if table in known])
         if has_continuous_aggregates(target):
-            target.execute(ALL_CHUNKS_ARE_STALE)
+            target.execute(NOTHING_IS_REFRESHED)
 
 
 def _keep_servers_out(connection: Connection) -> None:

@@ -6,7 +6,6 @@ from datetime import datetime
 from app.store.aggregates import Aggregates, nameless_message, nameless_sensors
 from app.store.database import Database
 from app.store.latest import LatestReadings
-from app.store.policies import Retention
 from app.store.tiers import TIERS, Span
 
 QUERY_TIMEOUT_S = 300.0
@@ -17,7 +16,6 @@ async def refresh(
     *,
     start: datetime,
     end: datetime,
-    retention: Retention,
     horizon_us: float,
     say: Callable[[str], None],
 ) -> None:
@@ -27,7 +25,6 @@ async def refresh(
         database: is opened here, and closed.
         start: the start of the span.
         end: its end; what is younger than the aggregates reach is left to the server.
-        retention: how long readings and aggregates are kept.
         horizon_us: the latest time that a reading may have now, microseconds since 1970 UTC.
         say: is told how far it has come.
 
@@ -41,7 +38,7 @@ async def refresh(
             def on_piece(piece: Span) -> None:
                 say(f"{piece[0]:%Y-%m-%d %H:%M} to {piece[1]:%Y-%m-%d %H:%M}: refreshed")
 
-            await Aggregates(database, retention=retention).recompute(start, end, on_piece=on_piece)
+            await Aggregates(database).recompute(start, end, on_piece=on_piece)
         else:
             say("aggregates: nothing to refresh, because in this database they are views of the readings")
         await LatestReadings(database, horizon_us=lambda: horizon_us).recover()

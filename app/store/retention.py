@@ -1,67 +1,110 @@
-"""Retention of readings where no policy of TimescaleDB's does it: on its Apache edition, and on plain PostgreSQL.
+"""The deletion of readings and aggregates that have reached their age.
 
-Days (UTC) go as a whole, as they do by a policy, so that no bucket of an aggregate is ever made of a part.
+Days (UTC) of readings go as a whole, so that no bucket of an aggregate is ever made of a part. Before they go, the
+aggregates have them: of readings before ``readings_deleted_until`` nothing is refreshed any more.
 """
 
-import asyncio
-import logging
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
-from app.errors import DatabaseUnavailable
-from app.store.database import Database
-from app.store.locks import RETENTION_LOCK
+from app.store.database import Connection, Edition
+from app.store.tiers import TIERS
 
-logger = logging.getLogger(__name__)
-
-INTERVAL_S = 3_600.0
-RETRY_S = 60.0
-STEP_TIMEOUT_S = 300.0
+MARGIN = timedelta(hours=2)
+"""A reading is taken until it has the age of retention. It must be committed before its day goes."""
 ROWS_AT_A_TIME = 20_000
+CHUNKS_AT_A_TIME = 20
+"""Few at a time: a transaction holds locks on all that it drops, and all sessions share a fixed number."""
 
 # By the clock that is further back, because deleted rows are gone for good.
-FIRST_KEPT = "date_trunc('day', least(now(), %(now)s::timestamptz) - make_interval(secs => 86400 * %(days)s), 'UTC')"
-# Few at a time: a transaction holds locks on all that it drops, and all sessions share a fixed number.
-CHUNKS_AT_A_TIME = 20
-DROP_CHUNKS = f"""
-SELECT drop_chunks('readings', (
-    SELECT least(max(range_end), {FIRST_KEPT}) FROM (
-        SELECT range_end FROM timescaledb_information.chunks
-        WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
-        ORDER BY range_end LIMIT {CHUNKS_AT_A_TIME}
-    ) AS oldest
-)) WHERE pg_try_advisory_xact_lock({RETENTION_LOCK})
+FIRST_KEPT = "SELECT date_trunc('day', least(now(), %s::timestamptz) - %s::interval, 'UTC')"
+# Late readings whose aggregates are still to be refreshed, and what the aggregates have not reached.
+NOT_REFRESHED = """
+SELECT date_trunc('day', least(
+    (SELECT min(starts_at) FROM stale_ranges),
+    (SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_refreshed_until') - interval '1 day'
+), 'UTC')
 """
+SET_DELETED_UNTIL = """
+INSERT INTO server_settings AS s (name, value) VALUES ('readings_deleted_until', %s::timestamptz::text)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE s.value::timestamptz < excluded.value::timestamptz
+"""
+OLDEST_CHUNKS = f"""
+SELECT max(range_end) FROM (
+    SELECT range_end FROM timescaledb_information.chunks
+    WHERE (hypertable_schema, hypertable_name) IN (
+        SELECT current_schema::text, %(table)s::text
+        UNION ALL
+        SELECT materialization_hypertable_schema::text, materialization_hypertable_name::text
+        FROM timescaledb_information.continuous_aggregates
+        WHERE view_schema = current_schema AND view_name = %(table)s::text
+    ) AND range_end <= %(until)s
+    ORDER BY range_end LIMIT {CHUNKS_AT_A_TIME}
+) AS oldest
+"""
+DROP_CHUNKS = "SELECT drop_chunks(%s::regclass, %s::timestamptz)"
 # By the index, which begins with the sensor: there is none by time alone.
 DELETE_SOME = f"""
 DELETE FROM readings WHERE ctid = ANY (ARRAY(
     SELECT old.ctid
     FROM sensors CROSS JOIN LATERAL (
-        SELECT ctid FROM readings WHERE sensor_id = sensors.id AND time < {FIRST_KEPT} LIMIT {ROWS_AT_A_TIME}
+        SELECT ctid FROM readings WHERE sensor_id = sensors.id AND time < %s LIMIT {ROWS_AT_A_TIME}
     ) old
-    WHERE (SELECT pg_try_advisory_xact_lock({RETENTION_LOCK}))
     LIMIT {ROWS_AT_A_TIME}
 ))
 """
 
 
-async def delete_old_readings(database: Database, *, days: float, has_chunks: bool) -> None:
-    """Delete readings older than ``days``, in steps that hold no other session up. Raises DatabaseUnavailable."""
-    at_a_time = CHUNKS_AT_A_TIME if has_chunks else ROWS_AT_A_TIME
-    deleted = at_a_time
-    while deleted >= at_a_time:
-        async with database.connection(timeout_s=STEP_TIMEOUT_S) as connection:
-            arguments = {"days": days, "now": datetime.now(UTC)}
-            cursor = await connection.execute(DROP_CHUNKS if has_chunks else DELETE_SOME, arguments)
-            deleted = cursor.rowcount
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """The days for which readings and each tier of aggregates are kept. 0: without end."""
+
+    raw_days: float
+    minute_days: float
+    hour_days: float
+    day_days: float
+
+    def of_tiers(self) -> Mapping[str, float]:
+        """Return the days by the names of the tiers."""
+        return dict(zip((tier.name for tier in TIERS), (self.minute_days, self.hour_days, self.day_days), strict=True))
+
+    async def delete_old(self, connection: Connection, edition: Edition) -> AsyncIterator[None]:
+        """Delete what has reached its age, in steps. Raises what the driver raises."""
+        if self.raw_days:
+            until = await self._first_kept(connection, self.raw_days)
+            if edition.continuous_aggregates:
+                row = await (await connection.execute(NOT_REFRESHED)).fetchone()
+                assert row is not None  # a SELECT without FROM has one row
+                until = until if row[0] is None else min(until, row[0])
+                await connection.execute(SET_DELETED_UNTIL, [until])
+            if edition.kind == "plain":
+                while (await connection.execute(DELETE_SOME, [until])).rowcount == ROWS_AT_A_TIME:
+                    yield
+            else:
+                async for _ in _drop_chunks(connection, "readings", until):
+                    yield
+        if not edition.continuous_aggregates:
+            return
+        for table, days in self.of_tiers().items():
+            if days:
+                async for _ in _drop_chunks(connection, table, await self._first_kept(connection, days)):
+                    yield
+
+    async def _first_kept(self, connection: Connection, days: float) -> datetime:
+        """Return the start of the first day that is kept."""
+        arguments = [datetime.now(UTC), timedelta(days=days) + MARGIN]
+        row = await (await connection.execute(FIRST_KEPT, arguments)).fetchone()
+        assert row is not None  # a SELECT without FROM has one row
+        first_kept: datetime = row[0]
+        return first_kept
 
 
-async def run_retention(database: Database, *, days: float, has_chunks: bool) -> None:
-    """Delete old readings every hour until cancelled."""
+async def _drop_chunks(connection: Connection, table: str, until: datetime) -> AsyncIterator[None]:
+    """Drop the chunks of a table, or of an aggregate, that end at or before a time, from the oldest on."""
     while True:
-        pause_s = INTERVAL_S
-        try:
-            await delete_old_readings(database, days=days, has_chunks=has_chunks)
-        except DatabaseUnavailable as error:
-            logger.warning("old readings could not be deleted: %s", error)
-            pause_s = RETRY_S
-        await asyncio.sleep(pause_s)
+        row = await (await connection.execute(OLDEST_CHUNKS, {"table": table, "until": until})).fetchone()
+        if row is None or row[0] is None:
+            return
+        await connection.execute(DROP_CHUNKS, [table, row[0]])
+        yield

@@ -1,4 +1,4 @@
-"""The tiers of aggregates: what they are called, how wide their buckets are, and when which of them are refreshed.
+"""The tiers of aggregates: what they are called, how wide their buckets are, and how far each is materialized.
 
 Pure. Each tier is made of the one before it, and the first of ``readings``.
 """
@@ -7,16 +7,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import TypeAlias
 
 Span: TypeAlias = tuple[datetime, datetime]
 """A time range, half-open."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-LATE_AFTER = timedelta(hours=1)
-"""A reading whose own time is further back when it comes is refreshed by itself. Every policy's window begins well
-before, so whatever is not late passes through all of them."""
 
 
 def moment(time_us: float) -> str:
@@ -26,15 +23,15 @@ def moment(time_us: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """One tier, and the window [now - start_offset, now - end_offset) that its policy refreshes."""
+    """One tier."""
 
     name: str
     width: timedelta
-    start_offset: timedelta
-    end_offset: timedelta
-    schedule: timedelta
+    behind: timedelta
+    """How far the tier is materialized behind the finest one. What is younger, each query makes of the finer tier, at
+    little cost; so a reading is in the coarser tiers as soon as it is in the finest."""
     columnstore_after: timedelta
-    """How long its own columnstore waits for late readings."""
+    """From the end of a chunk to its conversion to the columnstore: late readings change what is there at a cost."""
 
     def floor(self, moment: datetime) -> datetime:
         """Return the start of the bucket that a time lies in."""
@@ -44,34 +41,15 @@ class Tier:
         """Return the first start of a bucket that is not before a time."""
         return EPOCH - (EPOCH - moment) // self.width * self.width
 
+    def materialized_until(self, refreshed_until: datetime) -> datetime:
+        """Return how far this tier is materialized when the finest one is refreshed up to a time."""
+        return self.floor(refreshed_until - self.behind)
 
-# Up to end_offset behind now a tier is not materialized but made of the finer one by each query, which costs little; so
-# a reading that is not late is in the coarser tiers as soon as it is in the finest.
+
 TIERS = (
-    Tier(
-        "readings_1m",
-        timedelta(minutes=1),
-        start_offset=timedelta(hours=3),
-        end_offset=timedelta(minutes=1),
-        schedule=timedelta(seconds=30),
-        columnstore_after=timedelta(days=7),
-    ),
-    Tier(
-        "readings_1h",
-        timedelta(hours=1),
-        start_offset=timedelta(hours=8),
-        end_offset=timedelta(hours=1),
-        schedule=timedelta(minutes=5),
-        columnstore_after=timedelta(days=30),
-    ),
-    Tier(
-        "readings_1d",
-        timedelta(days=1),
-        start_offset=timedelta(days=4),
-        end_offset=timedelta(days=1),
-        schedule=timedelta(hours=1),
-        columnstore_after=timedelta(days=365),
-    ),
+    Tier("readings_1m", timedelta(minutes=1), behind=timedelta(0), columnstore_after=timedelta(days=1)),
+    Tier("readings_1h", timedelta(hours=1), behind=timedelta(hours=1), columnstore_after=timedelta(days=30)),
+    Tier("readings_1d", timedelta(days=1), behind=timedelta(days=1), columnstore_after=timedelta(days=365)),
 )
 
 
@@ -84,3 +62,12 @@ def merged(spans: Iterable[Span]) -> list[Span]:
         else:
             found.append((start, end))
     return found
+
+
+def with_few_gaps(spans: list[Span], most: int) -> list[Span]:
+    """Merge the spans with the smallest gaps between them until there are at most ``most``. All are in order."""
+    if len(spans) <= most:
+        return spans
+    gaps = sorted(range(1, len(spans)), key=lambda place: spans[place][0] - spans[place - 1][1])
+    cuts = [0, *sorted(gaps[len(spans) - most :]), len(spans)]
+    return [(spans[first][0], spans[last - 1][1]) for first, last in pairwise(cuts)]

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import psycopg
@@ -28,7 +28,7 @@ from psycopg.errors import LockNotAvailable
 from psycopg.pq import TransactionStatus
 
 from app.errors import DatabaseLocked, DatabaseUnavailable, OutcomeUnknown, RejectedByDatabase
-from app.ingest.batch import Batch, Content, Reading
+from app.ingest.batch import MINUTE_US, Batch, Content, Reading
 from app.ingest.blocked import Blocked
 from app.ingest.blocked import Span as BlockedSpan
 from app.ingest.idempotency import DuplicateRequest, Records
@@ -40,7 +40,7 @@ from app.store.latest import LatestReadings
 from app.store.limits import ROLLBACK_LOG, LimitSnapshot, SensorLimits, log_violations
 from app.store.names import NameIds, SensorIds
 from app.store.rows import DAY_US, FlushRows, RowSlice, payload_of
-from app.store.tiers import LATE_AFTER, Span, merged
+from app.store.tiers import EPOCH, Span, merged, with_few_gaps
 from app.store.wire import COPY_READINGS, encode_copy, latest_of_each_sensor
 
 logger = logging.getLogger(__name__)
@@ -59,9 +59,11 @@ BEGIN_FLUSH = (
 the rows, or raises if names were deleted or renamed since their ids were looked up: 4 µs, where a statement of its own
 took 6 and a subquery 12."""
 NAMES_CHANGED_BY = "SELECT coalesce((SELECT value FROM server_settings WHERE name = 'names_changed_by'), '')"
-ADD_STALE_RANGES = "INSERT INTO stale_ranges (starts_at, ends_at) VALUES {}; "
-"""In the same query: as a statement of its own it took a round trip of each flush of late readings."""
-STALE_RANGE = "(to_timestamp({:.0f}), to_timestamp({:.0f}))"
+RECORD_LATE = "SELECT record_late('{{{starts}}}', '{{{ends}}}'); "
+"""In the same query: as a statement of its own it took a round trip of each flush."""
+MAX_LATE_SPANS = 8
+RECENT_US = 30_000_000
+"""Readings no older than this are not late: the frontier of the aggregates is at least a minute behind."""
 INTO_COLUMNSTORE = "SET LOCAL timescaledb.enable_direct_compress_copy = on; "
 SAVEPOINT = "SAVEPOINT part; "
 # What a constraint would only say at COMMIT, it says here.
@@ -102,7 +104,7 @@ BISECT_S = 2.0
 BRIEF_LOCK_TIMEOUT_S = 0.1
 """How long each lock is waited for where it is known that some can't be had: all other readings wait meanwhile."""
 EARLIEST_US = -(1 << 62)
-HOUR = timedelta(hours=1)
+HOUR_US = 3_600_000_000
 MIN_COLUMNSTORE_ROWS = 1_000
 """Smaller flushes go to the rowstore unseen: looking at their times would cost more than it could bring."""
 
@@ -149,8 +151,10 @@ class EncodedFlush(NamedTuple):
     """All of its rows, as a COPY in pieces of any size."""
     latest: pa.RecordBatch | None
     """The latest row of each sensor among those of its batches."""
-    stale: Sequence[Span]
-    """The hours in which late readings of it lie, if aggregates have to be told."""
+    late: Sequence[Span]
+    """The minutes of its readings that may be late, if there are aggregates."""
+    recent: Sequence[Span]
+    """The minutes of all others, as one span, if there are aggregates and others."""
     violations: Sequence[bytes]
     """Which of its readings are beyond their limits, as a COPY in pieces; empty if none is."""
 
@@ -185,10 +189,12 @@ class PreparedFlush:
         return _begin(self.first_id, self.rows.count, lock_timeout_s, self.names)
 
     @property
-    def add_stale_ranges(self) -> str:
-        """The statements that come next, before any rows. Perhaps none."""
-        spans = [STALE_RANGE.format(start.timestamp(), end.timestamp()) for start, end in self.encoded.stale]
-        return ADD_STALE_RANGES.format(", ".join(spans)) if spans else ""
+    def record_late(self) -> str:
+        """The statement that comes next, before any rows, if there are aggregates."""
+        spans = [*self.encoded.late, *self.encoded.recent]
+        starts = ",".join([f'"{start}"' for start, _ in spans])
+        ends = ",".join([f'"{end}"' for _, end in spans])
+        return RECORD_LATE.format(starts=starts, ends=ends) if spans else ""
 
 
 def _begin(first_id: int, rows: int, lock_timeout_s: float, names: str) -> str:
@@ -296,9 +302,9 @@ class Writer:
             self.gains_by_large_flushes = into_columnstore
         if rows.batch_rows >= ENCODE_IN_THREAD_ROWS:
             loop = asyncio.get_running_loop()
-            encoded = await loop.run_in_executor(self._encoder, _encode, rows, limits, self._late_us())
+            encoded = await loop.run_in_executor(self._encoder, _encode, rows, limits, self._recent_us())
         else:
-            encoded = _encode(rows, limits, self._late_us())
+            encoded = _encode(rows, limits, self._recent_us())
         unnamed = rows.unnamed(self._sensors.no_id_left, self._sources.no_id_left)
         return PreparedFlush(rows, encoded, into_columnstore, connection, limits, names or "", unnamed, dict(unnamed))
 
@@ -365,15 +371,15 @@ class Writer:
         except Exception:
             logger.exception("the latest readings of flush %d are not known until the next start", flush.first_id)
 
-    def _late_us(self) -> int | None:
-        """Return the time before which no policy refreshes the aggregates of readings, microseconds since 1970 UTC.
+    def _recent_us(self) -> int | None:
+        """Return the time from which on no reading is late, microseconds since 1970 UTC.
 
         None: there are no aggregates.
         """
         edition = self._database.edition
         if edition is None or not edition.continuous_aggregates:
             return None
-        return self._now_us() - LATE_AFTER // timedelta(microseconds=1)
+        return self._now_us() - RECENT_US
 
     async def _rows(self, contents: Sequence[Content], *, lock_timeout_s: float) -> FlushRows:
         """Look up the ids of names, add missing names, and give each row an id."""
@@ -453,13 +459,13 @@ class Writer:
 
     async def _copy_at_once(self, connection: Connection, flush: PreparedFlush) -> None:
         """All rows in one COPY. Raises RejectedByDatabase if PostgreSQL does not take every one."""
-        begin = flush.begin(self._lock_timeout_s) + flush.add_stale_ranges
+        begin = flush.begin(self._lock_timeout_s) + flush.record_late
         begin += INTO_COLUMNSTORE if flush.into_columnstore else ""
         await self._copy(connection, begin, flush.encoded.payload, flush.rows.count - len(flush.unnamed))
 
     async def _copy_what_is_taken(self, connection: Connection, flush: PreparedFlush) -> None:
         """Row by row where it must be: what is refused stands in ``flush.refused``, the rest in the transaction."""
-        await connection.execute(flush.begin(self._lock_timeout_s) + flush.add_stale_ranges, prepare=False)
+        await connection.execute(flush.begin(self._lock_timeout_s) + flush.record_late, prepare=False)
         flush.refused = dict(flush.unnamed)
         bisect_until = asyncio.get_running_loop().time() + min(BISECT_S, self._flush_timeout_s / 3)
         await self._copy_parts(connection, list(flush.rows.slices()), flush.refused, bisect_until)
@@ -497,9 +503,10 @@ class Writer:
         await connection.execute(flush.begin(BRIEF_LOCK_TIMEOUT_S), prepare=False)
         await connection.execute(LOCK, prepare=False)
         blocked: list[BlockedSpan] = []
-        if flush.encoded.stale and not await _unless_locked(connection.execute(SAVEPOINT + flush.add_stale_ranges)):
+        if flush.record_late and not await _unless_locked(connection.execute(SAVEPOINT + flush.record_late)):
             await connection.execute(ROLLBACK_PART, prepare=False)
-            blocked = [(EARLIEST_US, int(flush.encoded.stale[-1][1].timestamp()) * 1_000_000 - 1)]
+            late = flush.encoded.late or flush.encoded.recent
+            blocked = [(EARLIEST_US, int(late[-1][1].timestamp()) * 1_000_000 - 1)]
         rejected = None
         ends = asyncio.get_running_loop().time() + BISECT_S
         for day, rows in sorted(flush.rows.by_day().items(), reverse=True):
@@ -652,11 +659,25 @@ async def _insert_records_briefly(connection: Connection, records: Records) -> S
     return repeated
 
 
-def _encode(rows: FlushRows, limits: LimitSnapshot, late_us: int | None) -> EncodedFlush:
-    """Encode the rows of a flush. Aggregates, if there are any, must be told of readings before ``late_us``."""
+def _encode(rows: FlushRows, limits: LimitSnapshot, recent_us: int | None) -> EncodedFlush:
+    """Encode the rows of a flush. None of its readings from ``recent_us`` on is late; None: there are no aggregates."""
     ordered = rows.ordered()
     latest = None if ordered is None else latest_of_each_sensor(ordered)
-    hours = set() if late_us is None else set().union(*(each.hours_before(late_us) for each in rows.contents))
-    stale = list(merged((hour, hour + HOUR) for hour in sorted(hours)))
+    late, recent = ([], []) if recent_us is None else _minutes(rows.contents, recent_us)
     violations = limits.violations(rows.single_rows(), ordered)
-    return EncodedFlush(encode_copy(rows.packed(), ordered), latest, stale, violations)
+    return EncodedFlush(encode_copy(rows.packed(), ordered), latest, late, recent, violations)
+
+
+def _minutes(contents: Sequence[Content], recent_us: int) -> tuple[Sequence[Span], Sequence[Span]]:
+    """Return the minutes of the readings before a time, in few spans, and those of the others, in one span at most."""
+    late = set().union(*(content.minutes_before(recent_us) for content in contents))
+    spans = merged((_start_of(minute), _start_of(minute + 1)) for minute in sorted(late))
+    latest_us = max(content.time_range_us()[1] for content in contents)
+    if latest_us < recent_us:
+        return with_few_gaps(spans, MAX_LATE_SPANS), []
+    first, last = recent_us // MINUTE_US, min(latest_us, recent_us + HOUR_US) // MINUTE_US
+    return with_few_gaps(spans, MAX_LATE_SPANS), [(_start_of(first), _start_of(last + 1))]
+
+
+def _start_of(minute: int) -> datetime:
+    return EPOCH + timedelta(minutes=minute)

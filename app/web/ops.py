@@ -73,6 +73,9 @@ class Readiness(BaseModel):
     """The database that answers; null until it has been reached."""
     durability_off: list[str]
     """PostgreSQL settings that let a crash lose committed readings: fsync, synchronous_commit, full_page_writes."""
+    maintenance_late: list[str]
+    """What of the database's maintenance has not been done for too long, in words: the disk may fill up. Readings are
+    accepted all the same. Only for those who show a key."""
 
 
 class LookAtReadiness(Protocol):

@@ -3,24 +3,24 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.errors import DatabaseUnavailable
+from app.store import aggregates
 from app.store.aggregates import Aggregates
-from app.store.database import Connection, migrate
-from app.store.locks import REFRESH_LOCK
-from app.store.policies import DROP_MARGIN, Retention, apply_policies
-from app.store.retention import delete_old_readings
-from app.store.tiers import TIERS, Span
+from app.store.database import Connection
+from app.store.locks import Busy
+from app.store.retention import MARGIN, Retention
+from app.store.tiers import TIERS, Span, Tier
 from tests.support.aggregating import (
     DAY,
-    FOR_EVER,
     FOUND,
     HOUR,
     LATEST,
@@ -40,10 +40,11 @@ END_OF_SUMMER_TIME_S = 1_729_990_800
 """In the European Union in 2024."""
 
 INSERT = "INSERT INTO readings (time, sensor_id, id, source_id, temperature) SELECT to_timestamp({}), {}, 1, 1, 20"
-RETENTION_JOBS = """
-SELECT hypertable_name, (config->>'drop_after')::interval FROM timescaledb_information.jobs
-WHERE proc_name = 'policy_retention'
-"""
+OPERATORS_POLICIES = [
+    f"SELECT add_continuous_aggregate_policy('{tier.name}', INTERVAL '4 days', INTERVAL '{tier.width}',"
+    " INTERVAL '1 hour', if_not_exists => true)"
+    for tier in TIERS
+]
 
 
 AGES_S = st.one_of(
@@ -111,7 +112,7 @@ async def take(step: Step, rig: Rig) -> None:
 def test_aggregates_are_a_plain_count_whatever_comes_late_and_whatever_is_cut_short(
     edition_and_admin_url: tuple[str, str],
 ) -> None:
-    """Aggregates are a plain count after late readings and kills. A writer's slow clock stands for idle policies."""
+    """Aggregates are a plain count after late readings, kills, an operator's own policies, and with a slow clock."""
     edition, admin_url = edition_and_admin_url
 
     @settings(examples(30 if edition == "community" else 3), suppress_health_check=[*HealthCheck])
@@ -119,14 +120,8 @@ def test_aggregates_are_a_plain_count_whatever_comes_late_and_whatever_is_cut_sh
     def check(steps: list[Step]) -> None:
         async def go() -> None:
             async with rig(url) as parts:
-                execute(
-                    url,
-                    "UPDATE server_settings SET value = (now() - interval '3 days')::text "
-                    "WHERE name = 'aggregates_refreshed_until'",
-                )
                 if edition == "community":
-                    async with await parts.database.connect("test") as connection:
-                        await apply_policies(connection, FOR_EVER)
+                    execute(url, *OPERATORS_POLICIES)
                 for step in steps:
                     if edition == "community" or step.what in {"write", "insert"}:
                         await take(step, parts)
@@ -140,22 +135,15 @@ def test_aggregates_are_a_plain_count_whatever_comes_late_and_whatever_is_cut_sh
         check()
 
 
-async def test_another_process_refreshes(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Meanwhile a process takes one connection, to find that out, and no second one to refresh with."""
+async def test_another_process_refreshes(community_database: str) -> None:
+    """While another process refreshes, as by hand, a refresh ends at once."""
     async with rig(community_database) as parts:
-        connect, names = parts.database.connect, list[str]()
-
-        def connect_by_name(name: str) -> Awaitable[Connection]:
-            names.append(name)
-            return connect(name)
-
-        monkeypatch.setattr(parts.database, "connect", connect_by_name)
-        with psycopg.connect(community_database) as other:
-            other.execute("SELECT pg_advisory_xact_lock(%s)", [REFRESH_LOCK])
-            await parts.refresh()
-            assert names == ["sensorflow aggregates lock"]
+        await parts.write(reading(parts.clock_s[0] - HOUR))
+        async with await parts.database.connect("test") as other, aggregates.refresh_lock(other, wait=True):
+            with pytest.raises(Busy):
+                await parts.do(Aggregates(parts.database).refresh_late)
         await parts.refresh()
-    assert names[1:] == ["sensorflow aggregates lock", "sensorflow aggregates"]
+    assert_right(community_database)
 
 
 async def test_before_the_first_refresh_the_aggregates_are_right_already(database: str) -> None:
@@ -253,46 +241,6 @@ async def test_where_aggregates_are_views_nobody_waits_for_late_ranges(community
     assert rows(community_database, "SELECT count(*) FROM stale_ranges") == [(0,)]
 
 
-async def test_settings_of_retention_are_the_policies_at_the_next_start(community_database: str) -> None:
-    async with rig(community_database) as parts:
-        for retention, expected in (
-            (Retention(0, 0, 0, 0), {}),
-            (Retention(30, 90, 0, 0), {"readings": 30, "readings_1m": 90}),
-            (
-                Retention(30, 60, 400, 4000),
-                {"readings": 30, "readings_1m": 60, "readings_1h": 400, "readings_1d": 4000},
-            ),
-            (Retention(30, 0, 0, 0), {"readings": 30}),
-        ):
-            await parts.refresh(retention)
-            found = {table: after - DROP_MARGIN for table, after in rows(community_database, RETENTION_JOBS)}
-            assert found == {table: timedelta(days=days) for table, days in expected.items()}
-
-
-async def test_jobs_that_are_as_they_should_be_are_left_alone(community_database: str) -> None:
-    query = "SELECT array_agg(job_id ORDER BY job_id) FROM timescaledb_information.jobs"
-    async with rig(community_database) as parts:
-        await parts.refresh(Retention(30, 90, 0, 0))
-        jobs = rows(community_database, query)
-        await parts.refresh(Retention(30, 90, 0, 0))
-    assert rows(community_database, query) == jobs
-
-
-async def test_policies_of_a_schema_made_again(community_database: str) -> None:
-    """A schema that is removed and made again under a running server has its policies at the next turn."""
-    query = "SELECT proc_name, hypertable_name FROM timescaledb_information.jobs WHERE hypertable_name IS NOT NULL"
-    async with rig(community_database) as parts:
-        aggregates = Aggregates(parts.database, retention=Retention(30, 90, 0, 0))
-        await aggregates.refresh()
-        before = sorted(rows(community_database, query))
-        assert len(before) > 5
-        await asyncio.to_thread(migrate, community_database, "base", down=True)
-        assert rows(community_database, query) == []
-        await asyncio.to_thread(migrate, community_database)
-        await aggregates.refresh()
-        assert len(rows(community_database, query)) == len(before)
-
-
 async def test_aggregates_outlive_the_readings_that_they_are_of(community_database: str) -> None:
     """Aggregates outlive their readings, also if late readings beside the deleted ones are refreshed afterwards."""
     retention = Retention(3, 0, 0, 0)
@@ -303,16 +251,15 @@ async def test_aggregates_outlive_the_readings_that_they_are_of(community_databa
         await parts.refresh()
         assert_right(community_database)
         before = {tier.name: rows(community_database, FOUND.format(tier.name)) for tier in TIERS}
-        await parts.refresh(retention)
-        run_job(community_database, "policy_retention", "readings")
+        await parts.delete_old(retention)
         (kept,) = rows(community_database, "SELECT count(*), min(time) < now() - interval '5 days' FROM readings")
         assert kept[0] < 600
         assert not kept[1]
-        await parts.refresh(retention)
+        await parts.refresh()
         for tier in TIERS:
             assert rows(community_database, FOUND.format(tier.name)) == before[tier.name]
         await parts.write(reading(now_s - 2.9 * DAY, 7, "late"))
-        await parts.refresh(retention)
+        await parts.refresh()
         for tier in TIERS:
             found = rows(community_database, FOUND.format(tier.name))
             assert [row for row in found if row[1] == 1] == before[tier.name]
@@ -325,24 +272,25 @@ async def test_what_is_too_old_by_a_new_retention_becomes_aggregates_before_it_g
     async with rig(community_database) as parts:
         now_s = parts.clock_s[0]
         await parts.write(*(reading(now_s - age_s, age_s) for age_s in range(0, 30 * DAY, 6 * HOUR)))
-        await parts.refresh(week)
-        run_job(community_database, "policy_retention", "readings")
+        await parts.refresh()
+        await parts.delete_old(week)
         assert rows(community_database, "SELECT count(*) < 40 FROM readings") == [(True,)]
-        await parts.refresh(FOR_EVER)
+        await parts.refresh()
         await parts.write(reading(now_s - 20 * DAY, 7, "late"))
-        await parts.refresh(FOR_EVER)
+        await parts.refresh()
         for tier in TIERS:
             found = rows(community_database, f"SELECT sum(count)::int FROM {tier.name} WHERE sensor_id = 1")
             assert found == [(120,)], tier.name
 
 
-async def test_without_policies_whole_days_of_readings_go(database: str, edition: str) -> None:
+async def test_whole_days_of_readings_go(database: str) -> None:
     async with rig(database) as parts:
         now_s = parts.clock_s[0]
         for sensor in "ab":
             await parts.write(*(reading(now_s - age_s, age_s, sensor) for age_s in range(0, 8 * DAY, 600)))
-        await delete_old_readings(parts.database, days=3, has_chunks=edition != "embedded")
-    start_of_day = now_s // DAY * DAY
+        await parts.refresh()
+        await parts.delete_old(Retention(3, 0, 0, 0))
+    start_of_day = (now_s - MARGIN.total_seconds()) // DAY * DAY
     kept = sum(now_s - age_s >= start_of_day - 3 * DAY for age_s in range(0, 8 * DAY, 600))
     assert rows(database, "SELECT count(*) FROM readings") == [(2 * kept,)]
 
@@ -350,22 +298,72 @@ async def test_without_policies_whole_days_of_readings_go(database: str, edition
 class Failing(Aggregates):
     """A database that can't refresh readings from 35 to 45 days ago."""
 
-    async def _refresh(self, connection: Connection, span: Span, *, is_forced: bool = False) -> None:
-        age = datetime.now(UTC) - span[0]
-        if timedelta(days=35) < age < timedelta(days=45):
+    async def _pieces(
+        self, connection: Connection, guard: Connection, tier: Tier, span: Span, *arguments: Any, **options: Any
+    ) -> AsyncIterator[Span]:
+        if timedelta(days=35) < datetime.now(UTC) - span[0] < timedelta(days=45):
             await connection.execute("SELECT 1 / 0")
-        await super()._refresh(connection, span, is_forced=is_forced)
+        async for piece in super()._pieces(connection, guard, tier, span, *arguments, **options):
+            yield piece
 
 
 async def test_a_span_that_cannot_be_refreshed_holds_up_no_other(community_database: str) -> None:
     """A span that can't be refreshed holds up no other, is tried again, and keeps its readings from being dropped."""
+    month = Retention(30, 0, 0, 0)
     async with rig(community_database) as parts:
         now_s = parts.clock_s[0]
         await parts.write(*(reading(now_s - age_days * DAY, age_days) for age_days in (60, 40, 20)))
-        await Failing(parts.database, retention=Retention(30, 0, 0, 0)).refresh()
+        with pytest.raises(DatabaseUnavailable, match="division by zero"):
+            await parts.refresh(Failing(parts.database))
         assert rows(community_database, "SELECT count(*) FROM stale_ranges") == [(1,)]
-        assert rows(community_database, RETENTION_JOBS) == []
-        await parts.refresh(Retention(30, 0, 0, 0))
+        await parts.delete_old(month)
+        assert rows(community_database, "SELECT count(*) FROM readings") == [(2,)]
+        await parts.refresh()
         assert rows(community_database, "SELECT count(*) FROM stale_ranges") == [(0,)]
-        assert len(rows(community_database, RETENTION_JOBS)) == 1
-        assert_right(community_database)
+        await parts.delete_old(month)
+        assert rows(community_database, "SELECT count(*) FROM readings") == [(1,)]
+    for tier in TIERS:
+        assert rows(community_database, f"SELECT sum(count)::int FROM {tier.name}") == [(3,)]
+
+
+async def test_a_flush_that_began_before_the_frontier_moved_is_waited_for(community_database: str) -> None:
+    """A refresh waits for such a flush, and gives up for now if it takes too long."""
+    async with rig(community_database) as parts:
+        await parts.refresh()
+        execute(
+            community_database,
+            "UPDATE server_settings SET value = (now() - interval '1 hour')::text"
+            " WHERE name IN ('aggregates_refreshed_until', 'aggregates_frontier')",
+        )
+        with psycopg.connect(community_database) as flush:
+            flush.execute("INSERT INTO flushes (flush_id, rows) VALUES (1, 1)")
+            flush.execute(
+                "SELECT record_late(ARRAY[now() - interval '10 minutes'], ARRAY[now() - interval '9 minutes'])"
+            )
+            flush.execute(INSERT.format(time.time() - 570, 1))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(aggregates, "FLUSH_WAIT_S", 0.2)
+                with pytest.raises(Busy, match="flush"):
+                    await parts.do(Aggregates(parts.database).refresh)
+            refreshing = asyncio.create_task(parts.do(Aggregates(parts.database).refresh))
+            await asyncio.sleep(0.5)
+            assert not refreshing.done()
+            flush.commit()
+        await refreshing
+    assert rows(community_database, "SELECT count(*) FROM stale_ranges") == [(0,)]
+    assert rows(community_database, "SELECT count(*) FROM readings_1m WHERE bucket < now() - interval '5 minutes'") == [
+        (1,)
+    ]
+    assert_right(community_database)
+
+
+async def test_a_flush_after_the_frontier_moved_is_late(community_database: str) -> None:
+    """A flush records the minutes of readings before the frontier, and no others."""
+    async with rig(community_database) as parts:
+        minute = int(parts.clock_s[0] // MINUTE) - 5
+        await parts.refresh()
+        await parts.write(*(reading(time_s, 1) for time_s in (parts.clock_s[0], minute * MINUTE, minute * MINUTE - 61)))
+        found = rows(
+            community_database, "SELECT extract(epoch FROM starts_at)::int / 60, ends_at - starts_at FROM stale_ranges"
+        )
+        assert found == [(minute - 2, timedelta(minutes=1)), (minute, timedelta(minutes=1))]

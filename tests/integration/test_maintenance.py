@@ -1,5 +1,6 @@
-"""Pruning, and measurements of the database, on real servers."""
+"""The maintenance of real databases: its election, its work, and what each process sees of it."""
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -9,9 +10,14 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from app.store import idempotency, maintenance, retention, sensors
-from app.store.database import Database
-from app.store.maintenance import Maintenance
+from app.store import columnstore, idempotency, maintenance, pruning, retention, sensors
+from app.store.columnstore import Columnstore
+from app.store.database import Connection, Database
+from app.store.locks import Busy
+from app.store.maintenance import Maintenance, Pieces, Work
+from app.store.observer import DatabaseObserver
+from app.store.pruning import Pruning
+from app.store.retention import Retention
 from tests.support.writing import sensors_of
 
 MINUTE_US = 60_000_000
@@ -22,17 +28,19 @@ def real_us() -> int:
 
 
 @asynccontextmanager
-async def maintaining(
-    url: str, *, now_us: Callable[[], int] = real_us, accept_future_minutes: float = 10
-) -> AsyncIterator[Maintenance]:
+async def opened(url: str) -> AsyncIterator[Database]:
     database = Database(url, timezone="UTC", offline_after_s=300)
     try:
         await database.prepare()
-        yield Maintenance(
-            database, idempotency_window_hours=24, accept_future_minutes=accept_future_minutes, now_us=now_us
-        )
+        yield database
     finally:
         await database.close()
+
+
+async def do(database: Database, work: Pieces) -> int:
+    """Do some work, and return how many pieces it had."""
+    async with await database.connect("test") as connection, await database.connect("test") as guard:
+        return len([piece async for piece in work(connection, guard)])
 
 
 def rows(url: str, query: str) -> list[tuple[object, ...]]:
@@ -57,7 +65,8 @@ async def test_a_skewed_clock_is_told_and_makes_nobody_offline(
     add = "INSERT INTO latest_readings (sensor_id, time, id) VALUES (%s, %s, 1)"
     execute(database, add, 1, seen)
     execute(database, add, 2, seen - timedelta(minutes=6))
-    async with maintaining(database, now_us=lambda: real_us() - minutes * MINUTE_US) as skewed:
+    async with opened(database) as looked_at:
+        skewed = DatabaseObserver(looked_at, now_us=lambda: real_us() - minutes * MINUTE_US)
         with caplog.at_level(logging.INFO):
             await skewed.look()
             await skewed.look()
@@ -75,9 +84,9 @@ async def test_a_skewed_clock_is_told_and_makes_nobody_offline(
 
 
 async def test_pruning_goes_in_pieces(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pruning goes in pieces until nothing is left, because one piece a turn would never catch up."""
-    monkeypatch.setattr(maintenance, "PRUNE_PIECE_ROWS", 10)
-    monkeypatch.setattr(maintenance, "PRUNE_LEDGER", maintenance.PRUNE_LEDGER.replace("20000", "10"))
+    """Pruning goes in pieces until nothing is left."""
+    monkeypatch.setattr(pruning, "PRUNE_PIECE_ROWS", 10)
+    monkeypatch.setattr(pruning, "PRUNE_LEDGER", pruning.PRUNE_LEDGER.replace("20000", "10"))
     monkeypatch.setattr(idempotency, "PRUNE_PIECE_ROWS", 10)
     monkeypatch.setattr(idempotency, "PRUNE", idempotency.PRUNE.replace("20000", "10"))
     execute(database, "INSERT INTO flushes SELECT i, 1, now() - i * interval '1 minute' FROM generate_series(1, 45) i")
@@ -86,14 +95,12 @@ async def test_pruning_goes_in_pieces(database: str, monkeypatch: pytest.MonkeyP
         "INSERT INTO idempotency_keys SELECT 'k', i::text, '', '', true, now() - i * interval '1 hour'"
         " FROM generate_series(1, 59) i",
     )
-    async with maintaining(database) as pruning:
-        await pruning.prune()
-        assert rows(database, "SELECT max(flush_id) FROM flushes") == [(9,)]
-        assert rows(database, "SELECT count(*) FROM idempotency_keys") == [(23,)]
-        monkeypatch.setattr(maintenance, "PRUNE_TURN_S", 0)
-        execute(database, "UPDATE flushes SET committed_at = '2000-01-01'")
-        await pruning.prune()
-        assert rows(database, "SELECT count(*) FROM flushes") == [(9,)]
+    async with opened(database) as pruned:
+        work = Pruning(pruned, idempotency_window_hours=24, accept_future_minutes=10)
+        pieces = await do(pruned, lambda connection, _: work.prune_rows(connection))
+    assert rows(database, "SELECT max(flush_id) FROM flushes") == [(9,)]
+    assert rows(database, "SELECT count(*) FROM idempotency_keys") == [(23,)]
+    assert pieces == 3 + 1 + 3 + 1
 
 
 async def test_senders_without_a_stored_reading_are_pruned(database: str) -> None:
@@ -107,16 +114,20 @@ async def test_senders_without_a_stored_reading_are_pruned(database: str) -> Non
     execute(database, "INSERT INTO sensors (name) VALUES ('a')")
     execute(database, "INSERT INTO readings VALUES (%s, 1, 1, 3, 20, NULL, NULL)", oldest)
     left = "SELECT client_ip FROM sources ORDER BY id"
-    async with maintaining(database, accept_future_minutes=0) as anytime:
-        await anytime.prune_sources()
+    async with opened(database) as pruned:
+
+        async def prune(accept_future_minutes: float) -> None:
+            work = Pruning(pruned, idempotency_window_hours=24, accept_future_minutes=accept_future_minutes)
+            await do(pruned, lambda connection, _: work.prune_senders(connection))
+
+        await prune(0)
         assert len(rows(database, left)) == 4
-    async with maintaining(database) as pruning:
         before = rows(database, "SELECT value FROM server_settings WHERE name = 'names_changed_by'")
-        await pruning.prune_sources()
+        await prune(10)
         assert rows(database, left) == [("same",), ("young",)]
         assert rows(database, "SELECT value FROM server_settings WHERE name = 'names_changed_by'") == before
         execute(database, "TRUNCATE readings")
-        await pruning.prune_sources()
+        await prune(10)
         assert rows(database, left) == [("young",)]
 
 
@@ -124,20 +135,235 @@ async def test_chunks_are_dropped_few_at_a_time(database: str, edition: str, mon
     """Old chunks are dropped a few at a time until all are gone, because one statement would take the locks of all."""
     if edition not in {"community", "apache"}:
         pytest.skip("there are no chunks")
-    monkeypatch.setattr(retention, "CHUNKS_AT_A_TIME", 3)
-    monkeypatch.setattr(retention, "DROP_CHUNKS", retention.DROP_CHUNKS.replace("LIMIT 20", "LIMIT 3"))
+    monkeypatch.setattr(retention, "OLDEST_CHUNKS", retention.OLDEST_CHUNKS.replace("LIMIT 20", "LIMIT 3"))
     execute(
         database,
         "INSERT INTO readings SELECT now() - i * interval '1 day', 1, i, 1, 20, NULL, NULL"
         " FROM generate_series(0, 10) i",
     )
-    opened = Database(database, timezone="UTC", offline_after_s=300)
-    try:
-        await opened.prepare()
-        await retention.delete_old_readings(opened, days=2, has_chunks=True)
-    finally:
-        await opened.close()
-    assert rows(database, "SELECT id FROM readings ORDER BY 1") == [(0,), (1,), (2,)]
+    async with opened(database) as kept:
+        found = kept.edition
+        assert found is not None
+        pieces = await do(kept, lambda connection, _: Retention(2.5, 0, 0, 0).delete_old(connection, found))
+    assert pieces == 3
+    assert rows(database, "SELECT max(id) IN (2, 3) FROM readings") == [(True,)]
+
+
+async def test_aggregates_have_their_own_retention(community_database: str) -> None:
+    """Chunks of aggregates go when they have reached their age, and no readings with them."""
+    execute(
+        community_database,
+        "INSERT INTO readings SELECT now() - i * interval '10 days', 1, i, 1, 20, NULL, NULL"
+        " FROM generate_series(0, 20) i",
+    )
+    for tier in ("readings_1m", "readings_1h"):
+        execute(community_database, f"CALL refresh_continuous_aggregate('{tier}', NULL, now() - interval '2 hours')")
+    async with opened(community_database) as kept:
+        found = kept.edition
+        assert found is not None
+        await do(kept, lambda connection, _: Retention(0, 60, 0, 0).delete_old(connection, found))
+    old = "SELECT min(bucket) < now() - interval '199 days', min(bucket) < now() - interval '75 days' FROM {}"
+    assert rows(community_database, old.format("readings_1m")) == [(False, False)]
+    assert rows(community_database, old.format("readings_1h")) == [(True, True)]
+    assert rows(community_database, "SELECT count(*) FROM readings") == [(21,)]
+
+
+async def test_one_process_is_elected_and_another_takes_over(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of several processes works, on the work of all kinds, and when it ends another does."""
+    monkeypatch.setattr(maintenance, "ELECTION_INTERVAL_S", 0.05)
+    async with opened(database) as first, opened(database) as second:
+        done: list[int] = []
+
+        def works(process: int) -> list[Work]:
+            async def pieces(connection: Connection, _: Connection) -> AsyncIterator[None]:
+                await connection.execute("SELECT")
+                done.append(process)
+                yield
+
+            return [Work("a", 0.01, pieces), Work("b", 0.01, pieces, can_wait=True)]
+
+        ones = [Maintenance(each, works(process), share=1) for process, each in enumerate((first, second))]
+        tasks = [asyncio.create_task(one.run()) for one in ones]
+        try:
+            await until(lambda: len(done) > 20)
+            (elected,) = set(done)
+            assert [one.is_elected for one in ones] == [elected == 0, elected == 1]
+            tasks[elected].cancel()
+            await until(lambda: done[-1] != elected)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    assert set(rows(database, "SELECT work, failures, last_error FROM maintenance")) == {("a", 0, None), ("b", 0, None)}
+
+
+async def test_an_ended_connection_ends_the_term(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When PostgreSQL ends the guard's session, or that of the work, the process stands for election again."""
+    monkeypatch.setattr(maintenance, "ELECTION_INTERVAL_S", 0.05)
+    monkeypatch.setattr(maintenance, "PING_INTERVAL_S", 0.05)
+    began: list[float] = []
+
+    async def pieces(connection: Connection, _: Connection) -> AsyncIterator[None]:
+        began.append(time.monotonic())
+        await connection.execute("SELECT pg_sleep(60)")
+        yield
+
+    async with opened(database) as opened_database:
+        task = asyncio.create_task(Maintenance(opened_database, [Work("long", 60, pieces)], share=1).run())
+        try:
+            for count, name in enumerate(("sensorflow maintenance lock", "sensorflow maintenance"), 1):
+                await until(lambda count=count: len(began) == count)  # type: ignore[misc]
+                execute(
+                    database,
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND application_name = %s",
+                    name,
+                )
+            await until(lambda: len(began) == 3)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_failures_are_recorded_and_hold_up_no_other_work(
+    database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A failure is logged, recorded, and told when it lasts; what is busy is tried again without a word."""
+    done: list[str] = []
+
+    async def fails(connection: Connection, _: Connection) -> AsyncIterator[None]:
+        yield
+        await connection.execute("SELECT 1 / 0")
+
+    async def is_busy(*_: Connection) -> AsyncIterator[None]:
+        done.append("busy")
+        raise Busy("another has it")
+        yield
+
+    async def works(*_: Connection) -> AsyncIterator[None]:
+        done.append("works")
+        yield
+
+    kinds = [Work("fails", 1, fails, comes_first=True), Work("busy", 1, is_busy), Work("works", 0.01, works)]
+    async with opened(database) as opened_database:
+        monkeypatch.setattr(maintenance, "RETRY_BUSY_S", 0.01)
+        task = asyncio.create_task(Maintenance(opened_database, kinds, share=0.15).run())
+        await until(lambda: done.count("works") > 2 and done.count("busy") > 2)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        found = {work: rest for work, *rest in rows(database, "SELECT work, failures, last_error FROM maintenance")}
+        assert found == {"fails": [1, "division by zero"], "works": [0, None]}
+        assert [record.message for record in caplog.records if "maintenance's work" in record.message] == [
+            "the maintenance's work 'fails' failed and is tried again: division by zero"
+        ]
+        observer = DatabaseObserver(opened_database, now_us=real_us)
+        await observer.look()
+        assert observer.statistics is not None
+        assert observer.statistics.late_works == []
+        execute(database, "UPDATE maintenance SET first_started_at = first_started_at - interval '90 minutes'")
+        await observer.look()
+        assert observer.statistics.late_works == ["fails has not succeeded for 90 minutes: division by zero"]
+        assert [work.name for work in observer.statistics.works] == ["fails", "works"]
+
+
+async def test_work_that_can_wait_takes_its_share(database: str) -> None:
+    """Work that can wait takes its share of the time, and other work is done meanwhile."""
+    busy_s = 0.0
+    done = 0
+
+    async def slow(connection: Connection, _: Connection) -> AsyncIterator[None]:
+        nonlocal busy_s
+        while True:
+            began = time.monotonic()
+            await connection.execute("SELECT pg_sleep(0.05)")
+            busy_s += time.monotonic() - began
+            yield
+
+    async def quick(*_: Connection) -> AsyncIterator[None]:
+        nonlocal done
+        done += 1
+        yield
+
+    async with opened(database) as opened_database:
+        works = [Work("slow", 0, slow, can_wait=True), Work("quick", 0.1, quick)]
+        task = asyncio.create_task(Maintenance(opened_database, works, share=0.1).run())
+        await until(lambda: busy_s > 0)
+        began = time.monotonic()
+        await asyncio.sleep(5)
+        share = busy_s / (time.monotonic() - began)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert 0.02 < share < 0.15
+    assert done > 10
+
+
+async def test_chunks_go_to_the_columnstore_beside_writers(
+    community_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk that fills up is converted, again and again, and writers wait for no conversion but the first."""
+    monkeypatch.setattr(columnstore, "PIECE_ROWS", 1_000)
+    insert = (
+        "INSERT INTO readings SELECT now() - i * interval '1 second', 1 + i %% 3, i, 1, i, NULL, NULL"
+        " FROM generate_series(%s::int, %s::int) i"
+    )
+    status = "SELECT _timescaledb_functions.chunk_status(c) FROM show_chunks('readings') c"
+    keeper = Columnstore()
+    async with opened(community_database) as kept:
+
+        async def convert() -> int:
+            await asyncio.sleep(1.1)  # until PostgreSQL has reported how many rows were written
+            return await do(kept, lambda connection, _: keeper.convert(connection))
+
+        execute(community_database, insert, 1, 900)
+        assert await convert() == 0
+        execute(community_database, insert, 901, 1_100)
+        assert await convert() > 0
+        assert await convert() == 0
+        execute(community_database, insert, 1_101, 2_000)
+        assert await convert() == 0
+        with psycopg.connect(community_database) as writer:
+            writer.execute(insert, [2_001, 2_300])
+            execute(community_database, insert, 2_301, 2_500)
+            assert await convert() > 0
+            writer.execute(insert, [2_501, 2_600])
+        assert (columnstore.COMPRESSED | columnstore.PARTIAL,) in rows(community_database, status)
+    assert rows(community_database, "SELECT count(*), count(DISTINCT id), sum(temperature) FROM readings") == [
+        (2_600, 2_600, 2_600 * 2_601 / 2)
+    ]
+
+
+async def test_a_chunk_that_is_over_and_quiet_goes_whole(
+    community_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk that is over goes to the columnstore once nothing is written to it, and so do readings that come late."""
+    insert = (
+        "INSERT INTO readings SELECT now() - interval '2 days' - i * interval '1 second', 1, i, 1, i, NULL, NULL"
+        " FROM generate_series(%s::int, %s::int) i"
+    )
+    status = "SELECT DISTINCT _timescaledb_functions.chunk_status(c) FROM show_chunks('readings') c"
+    keeper = Columnstore()
+    async with opened(community_database) as kept:
+
+        async def convert() -> int:
+            await asyncio.sleep(1.1)
+            return await do(kept, lambda connection, _: keeper.convert(connection))
+
+        execute(community_database, insert, 1, 10)
+        await convert()
+        assert rows(community_database, status) == [(0,)]
+        monkeypatch.setattr(columnstore, "QUIET", timedelta(0))
+        assert await convert() > 0
+        assert rows(community_database, status) == [(columnstore.COMPRESSED,)]
+        execute(community_database, insert, 11, 20)
+        assert await convert() > 0
+        assert rows(community_database, status) == [(columnstore.COMPRESSED,)]
+    assert rows(community_database, "SELECT sum(temperature) FROM readings") == [(210,)]
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not is_so():
+            await asyncio.sleep(0.01)
 
 
 async def test_few_of_many_sensors_are_found_stretch_by_stretch(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,15 +375,11 @@ async def test_few_of_many_sensors_are_found_stretch_by_stretch(database: str, m
         " SELECT id, now(), id, 20 FROM sensors WHERE name IN ('0007', '0500', '0999')",
     )
     monkeypatch.setattr(sensors, "LONGEST_STRETCH", 300)
-    opened = Database(database, timezone="UTC", offline_after_s=300)
-    try:
-        await opened.prepare()
-        registry = sensors_of(opened)
+    async with opened(database) as searched:
+        registry = sensors_of(searched)
         online = await registry.page(after="", limit=2, online=True)
         assert [sensor.sensor_id for sensor in online] == ["0007", "0500"]
         online = await registry.page(after="0500", limit=2, online=True)
         assert [sensor.sensor_id for sensor in online] == ["0999"]
         assert [reading.sensor_id for reading in await registry.latest(after="0007", limit=9)] == ["0500", "0999"]
         assert len(await registry.page(after="0900", limit=500, online=None)) == 99
-    finally:
-        await opened.close()

@@ -1,7 +1,9 @@
 """Readings that were not written by the flusher, and rows of the server's tables that were deleted by hand."""
 
 import logging
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import psycopg
 import pytest
@@ -9,13 +11,12 @@ import pytest
 from app.errors import ConfigurationError, DatabaseUnavailable
 from app.store import aggregates, move
 from app.store.aggregates import Aggregates
-from app.store.database import Connection, migrate
-from app.store.maintenance import STATISTICS
-from app.store.policies import Retention
+from app.store.database import migrate
+from app.store.observer import STATISTICS
+from app.store.retention import Retention
 from app.store.tiers import TIERS, Span
 from tests.support.aggregating import (
     DAY,
-    FOR_EVER,
     FOUND,
     HOUR,
     LATEST,
@@ -24,7 +25,6 @@ from tests.support.aggregating import (
     reading,
     rig,
     rows,
-    run_job,
 )
 from tests.support.databases import new_database
 from tests.support.pgbouncer import pgbouncer
@@ -88,11 +88,12 @@ async def test_readings_of_a_dump(community_database: str) -> None:
         seen: list[tuple[int, int]] = []
 
         class Watched(Aggregates):
-            async def _refresh(self, connection: Connection, span: Span, *, is_forced: bool = False) -> None:
-                await super()._refresh(connection, span, is_forced=is_forced)
-                seen.extend(rows(community_database, COUNTS))
+            async def _pieces(self, *arguments: Any, **options: Any) -> AsyncIterator[Span]:
+                async for piece in super()._pieces(*arguments, **options):
+                    seen.extend(rows(community_database, COUNTS))
+                    yield piece
 
-        await Watched(parts.database, retention=FOR_EVER).refresh()
+        await parts.refresh(Watched(parts.database))
         assert_right(community_database)
         assert len(seen) > 2
         assert all(readings == aggregated for readings, aggregated in seen)
@@ -148,20 +149,6 @@ async def test_check_is_bounded(community_database: str, monkeypatch: pytest.Mon
         assert_right(community_database)
 
 
-@pytest.mark.parametrize("interval_s", [0.0, 600.0])
-async def test_looks_now_and_then(community_database: str, monkeypatch: pytest.MonkeyPatch, interval_s: float) -> None:
-    """A server that runs looks again, and not at every turn."""
-    monkeypatch.setattr(aggregates, "LOOK_INTERVAL_S", interval_s)
-    async with rig(community_database) as parts:
-        await parts.write(*(reading(parts.clock_s[0] - age_s, 1) for age_s in range(60, 5 * DAY, HOUR)))
-        keeper = Aggregates(parts.database, retention=FOR_EVER)
-        for statement in ("SELECT 1", INSERT):
-            execute(community_database, statement, "DELETE FROM server_settings WHERE name ~ 'refreshed_until'")
-            await keeper.refresh()
-    ((readings, aggregated),) = rows(community_database, COUNTS)
-    assert (readings == aggregated) == (interval_s == 0)
-
-
 async def test_readings_of_nameless_sensors(community_database: str, caplog: pytest.LogCaptureFixture) -> None:
     """The log says which ids have no name, and what to do."""
     execute(community_database, INSERT.replace("s.id, 1", "s.id + 70, 1"))
@@ -178,13 +165,13 @@ async def test_aggregates_of_deleted_days_stay(community_database: str) -> None:
     async with rig(community_database) as parts:
         now_s = parts.clock_s[0]
         await parts.write(*(reading(now_s - age_s, age_s) for age_s in range(0, 30 * DAY, 6 * HOUR)))
-        await parts.refresh(week)
-        run_job(community_database, "policy_retention", "readings")
+        await parts.refresh()
+        await parts.delete_old(week)
         assert rows(community_database, "SELECT count(*) < 40 FROM readings") == [(True,)]
         before = {tier.name: rows(community_database, FOUND.format(tier.name)) for tier in TIERS}
         execute(community_database, INSERT.replace("1 minute", "12 days"))
-        await parts.refresh(week)
-        keeper = Aggregates(parts.database, retention=week)
+        await parts.refresh()
+        keeper = Aggregates(parts.database)
         await keeper.recompute(datetime(2020, 1, 1, tzinfo=UTC), datetime.now(UTC), on_piece=lambda _: None)
         for tier in TIERS:
             found = rows(community_database, FOUND.format(tier.name))
@@ -207,7 +194,7 @@ async def test_refresh_by_hand(community_database: str) -> None:
         execute(community_database, "DELETE FROM latest_readings")
         pieces: list[object] = []
         await parts.refresh()  # finds nothing to do: nothing says that these have changed
-        keeper = Aggregates(parts.database, retention=FOR_EVER)
+        keeper = Aggregates(parts.database)
         start = datetime.now(UTC) - timedelta(days=100)
         await keeper.recompute(start, datetime.now(UTC), on_piece=pieces.append)
         assert_right(community_database)
@@ -216,11 +203,10 @@ async def test_refresh_by_hand(community_database: str) -> None:
 
 
 async def test_more_stale_spans_than_one_query_gives(community_database: str) -> None:
-    """All of them are refreshed before the policies come that could hide one."""
     execute(
         community_database,
         "INSERT INTO stale_ranges (starts_at, ends_at) SELECT moment, moment + interval '1 hour'"
-        " FROM generate_series(now() - interval '1500 hours', now(), interval '1 hour') AS moment",
+        " FROM generate_series(now() - interval '1500 hours', now() - interval '2 hours', interval '1 hour') AS moment",
     )
     async with rig(community_database) as parts:
         await parts.refresh()
@@ -297,7 +283,14 @@ async def use_plain_table(url: str) -> None:
         assert parts.database.edition.kind == "plain"
 
 
-SETTINGS = ("timezone", "offline_after_s", "aggregates_refreshed_until", "limits_version", "readings_deleted_until")
+SETTINGS = (
+    "timezone",
+    "offline_after_s",
+    "aggregates_refreshed_until",
+    "aggregates_frontier",
+    "limits_version",
+    "readings_deleted_until",
+)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -310,12 +303,12 @@ async def test_deleted_setting(database: str, name: str, edition: str) -> None:
         await parts.write(reading(parts.clock_s[0] - 30, 2))
         assert None not in rows(database, STATISTICS)[0]
         if edition == "community":
-            await Aggregates(parts.database, retention=FOR_EVER).refresh()
+            await parts.refresh()
         await parts.writer.limits.check()
         async with parts.database.connection(timeout_s=10) as connection:
             await parts.database.restore_settings(connection)
         assert None not in rows(database, STATISTICS)[0]
         found = {setting for (setting,) in rows(database, "SELECT name FROM server_settings")}
-        assert {"timezone", "offline_after_s", "aggregates_refreshed_until"} <= found
+        assert {"timezone", "offline_after_s", "aggregates_refreshed_until", "aggregates_frontier"} <= found
         assert rows(database, "SELECT DISTINCT date_recorded IS NULL FROM data") == [(False,)]
         assert rows(database, "SELECT is_online FROM sensor_status") == [(True,)]

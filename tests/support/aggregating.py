@@ -11,15 +11,13 @@ from app.ingest.batch import Reading, Sender
 from app.store.aggregates import Aggregates
 from app.store.database import Database
 from app.store.latest import LatestReadings
-from app.store.policies import Retention
+from app.store.maintenance import Pieces
+from app.store.retention import Retention
 from app.store.tiers import TIERS
 from app.store.writer import Writer
 from tests.support.samples import batch_of
 
 SOURCE = Sender("API_KEY", "192.0.2.7")
-
-
-FOR_EVER = Retention(0, 0, 0, 0)
 
 
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
@@ -66,14 +64,29 @@ class Rig(NamedTuple):
         content = readings[0] if len(readings) == 1 else batch_of(readings, source=SOURCE)
         await self.writer.write(await self.writer.prepare([content]), dict)
 
-    async def refresh(self, retention: Retention = FOR_EVER) -> None:
-        """Refresh once, as if the last time were long ago."""
-        execute(
-            self.url,
-            "UPDATE server_settings SET value = (value::timestamptz - interval '1 hour')::text "
-            "WHERE name = 'aggregates_refreshed_until'",
-        )
-        await Aggregates(self.database, retention=retention).refresh()
+    async def refresh(self, aggregates: Aggregates | None = None) -> None:
+        """Do once what keeps the aggregates right, where they are not views."""
+        if self.database.edition is None or not self.database.edition.continuous_aggregates:
+            return
+        aggregates = aggregates or Aggregates(self.database)
+        for work in (aggregates.check_days, aggregates.refresh, aggregates.refresh_late, aggregates.refresh_changed):
+            await self.do(work)
+
+    async def delete_old(self, retention: Retention) -> None:
+        """Delete once what has reached its age."""
+        edition = self.database.edition
+        assert edition is not None
+        await self.do(lambda connection, _: retention.delete_old(connection, edition))
+
+    async def do(self, work: Pieces) -> None:
+        """Do all pieces of some work."""
+        async with (
+            await self.database.connect("test") as connection,
+            await self.database.connect("test") as guard,
+            guard.transaction(),
+        ):
+            async for _ in work(connection, guard):
+                pass
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from app.ingest.request import WriteRequest
 from app.live.bus import LocalBus
 from app.live.hub import Hub
 from app.metrics import Instruments, ServerCollector
-from app.store.maintenance import DatabaseStatistics
+from app.store.observer import DatabaseStatistics, WorkStatistics
 from tests.support.samples import at_once, batch_of, reading, receipt
 
 NOW = 100.0
@@ -40,7 +40,14 @@ def registry(
     buffer: Buffer,
     *,
     statistics: Callable[[], DatabaseStatistics | None] = lambda: DatabaseStatistics(
-        size_bytes=7, connections=3, stale_ranges=2, aggregate_lag_s=61.5, clock_skew_s=-2.5
+        size_bytes=7,
+        connections=3,
+        stale_ranges=2,
+        late_lag_s=40.5,
+        aggregate_lag_s=61.5,
+        clock_skew_s=-2.5,
+        works=[WorkStatistics("refresh", 5, 1, 2.5, 1_000.0), WorkStatistics("senders", 1, 1, 0.5, None)],
+        late_works=["senders has not succeeded for 90 minutes"],
     ),
 ) -> CollectorRegistry:
     hub = Hub(bus=LocalBus(1), mailbox_messages=2, mailbox_bytes=1_000)

@@ -1,0 +1,49 @@
+"""The share of time that background work takes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.store.budget import IDLE_SHARE, LOAD_WINDOW_S, LONGEST_DEBT_S, Budget
+
+
+@given(share=st.floats(0.01, 1), pieces=st.lists(st.floats(0.001, 10), min_size=5, max_size=50))
+def test_a_busy_database_gives_work_its_share(share: float, pieces: list[float]) -> None:
+    budget, now, spent = Budget(share), 0.0, 0.0
+    for seconds in pieces:
+        now = max(now, budget.free_at)
+        assert budget.may_spend(now)
+        now += seconds
+        spent += seconds
+        budget.spend(seconds, now=now)
+    end = max(now, budget.free_at)
+    waits_were_cut = any(seconds * (1 / share - 1) > LONGEST_DEBT_S for seconds in pieces)
+    assert waits_were_cut or spent / end == pytest.approx(share)
+
+
+def test_an_idle_database_gives_more() -> None:
+    """The database is idle if others' statements take little; what the work itself takes does not count."""
+    budget = Budget(0.1)
+    assert not budget.is_idle
+    budget.note_load(50, now=0)
+    budget.spend(3, now=5)
+    assert not budget.may_spend(8)
+    budget.note_load(53.1, now=LOAD_WINDOW_S)
+    assert budget.is_idle
+    assert budget.may_spend(5 + 3 / IDLE_SHARE)
+    budget.note_load(54, now=2 * LOAD_WINDOW_S)
+    assert not budget.is_idle
+    assert not budget.may_spend(2 * LOAD_WINDOW_S)
+
+
+def test_load_is_of_the_last_seconds() -> None:
+    budget = Budget(0.1)
+    for second in range(0, 60, 2):
+        budget.note_load(second if second < 30 else 30, now=second)
+        assert budget.is_idle == (second >= 30 + LOAD_WINDOW_S)
+
+
+def test_the_rest_waits_a_bounded_time_after_long_work() -> None:
+    budget = Budget(0.01)
+    budget.spend(3_600, now=4_000)
+    assert budget.free_at == 4_000 + LONGEST_DEBT_S
