@@ -1,4 +1,4 @@
-"""Describes the machine: its processor, its disk, and the memory of processes. Linux only, from /proc."""
+"""Describes the machine: its processor, its disk, and what processes use of it. Linux only, from /proc."""
 
 import os
 import platform
@@ -7,8 +7,10 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 PROC = Path("/proc")
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def description() -> str:
@@ -33,10 +35,11 @@ def sync_ms(folder: Path) -> float:
     return statistics.median(durations) * 1_000
 
 
-def memory_mb(pid: int) -> float | None:
+def memory_mb(pid: int, *, kind: Literal["Pss", "Pss_Shmem"] = "Pss") -> float | None:
     """Return the resident memory of a process and its descendants, MB. A shared page counts once.
 
-    None if the processes belong to another account.
+    ``Pss_Shmem`` is only the memory that processes share, as PostgreSQL's shared buffers. None if the processes belong
+    to another account.
     """
     total_kilobytes = 0
     for member in family(pid):
@@ -46,8 +49,28 @@ def memory_mb(pid: int) -> float | None:
             return None
         except (FileNotFoundError, ProcessLookupError):  # the process has just ended
             continue
-        total_kilobytes += int(text.split("\nPss:", 1)[1].split(None, 1)[0])
+        total_kilobytes += int(text.split(f"\n{kind}:", 1)[1].split(None, 1)[0])
     return total_kilobytes / 1_024
+
+
+def cpu_s(pid: int) -> float | None:
+    """Return the processor time of a process, seconds, or None if it has ended."""
+    times = _times_s(pid)
+    return None if times is None else sum(times[:2])
+
+
+def family_cpu_s(pid: int) -> float:
+    """Return the processor time of a process and its descendants, those that have ended too, seconds."""
+    return sum(sum(times) for member in family(pid) if (times := _times_s(member)) is not None)
+
+
+def _times_s(pid: int) -> list[float] | None:
+    """Return a process's time as user and as system, and the same of its ended descendants."""
+    try:
+        stat = (PROC / str(pid) / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return [int(ticks) / TICKS_PER_S for ticks in _fields(stat)[11:15]]
 
 
 def family(pid: int) -> list[int]:
@@ -73,8 +96,12 @@ def _parents() -> Iterator[tuple[int, int]]:
                 stat = (folder / "stat").read_text()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            # The name, in brackets, may hold spaces and brackets.
-            yield int(folder.name), int(stat.rpartition(")")[2].split()[1])
+            yield int(folder.name), int(_fields(stat)[1])
+
+
+def _fields(stat: str) -> list[str]:
+    """Return the fields after the name, which is in brackets and may hold spaces and brackets."""
+    return stat.rpartition(")")[2].split()
 
 
 def disk_bytes(folder: Path) -> int:

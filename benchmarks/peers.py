@@ -123,10 +123,18 @@ class Postgres:
         size = "hypertable_size" if self.is_hypertable else "pg_total_relation_size"
         return int(self._row(f"SELECT {size}('readings')")[0])
 
+    def postmaster(self) -> int | None:
+        """Return the process that has all of PostgreSQL's processes as children, or None if it is elsewhere."""
+        return parent_of(self._connection.info.backend_pid)
+
     def memory_mb(self) -> float | None:
-        # The parent of the process behind this connection has all of PostgreSQL's processes as its children.
-        postmaster = parent_of(self._connection.info.backend_pid)
+        postmaster = self.postmaster()
         return None if postmaster is None else memory_mb(postmaster)
+
+    def shared_memory_mb(self) -> float | None:
+        """Return the part of its memory that its processes share, MB, or None if it can't be read."""
+        postmaster = self.postmaster()
+        return None if postmaster is None else memory_mb(postmaster, kind="Pss_Shmem")
 
     def close(self) -> None:
         """Close the connection."""
