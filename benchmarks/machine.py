@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 PROC = Path("/proc")
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -35,13 +34,18 @@ def sync_ms(folder: Path) -> float:
     return statistics.median(durations) * 1_000
 
 
-def memory_mb(pid: int, *, kind: Literal["Pss", "Pss_Shmem"] = "Pss") -> float | None:
+def memory_mb(pid: int) -> float | None:
     """Return the resident memory of a process and its descendants, MB. A shared page counts once.
 
-    ``Pss_Shmem`` is only the memory that processes share, as PostgreSQL's shared buffers. None if the processes belong
-    to another account.
+    None if the processes belong to another account.
     """
-    total_kilobytes = 0
+    parts = memory_parts_mb(pid)
+    return None if parts is None else sum(parts)
+
+
+def memory_parts_mb(pid: int) -> tuple[float, float] | None:
+    """Return the same in two parts: without memory made to be shared, as PostgreSQL's shared buffers, and only that."""
+    total_kilobytes = shared_kilobytes = 0
     for member in family(pid):
         try:
             text = (PROC / str(member) / "smaps_rollup").read_text()
@@ -49,8 +53,16 @@ def memory_mb(pid: int, *, kind: Literal["Pss", "Pss_Shmem"] = "Pss") -> float |
             return None
         except (FileNotFoundError, ProcessLookupError):  # the process has just ended
             continue
-        total_kilobytes += int(text.split(f"\n{kind}:", 1)[1].split(None, 1)[0])
-    return total_kilobytes / 1_024
+        kilobytes = dict(re.findall(r"^(Pss|Pss_Shmem): *(\d+)", text, re.MULTILINE))
+        total_kilobytes += int(kilobytes["Pss"])
+        shared_kilobytes += int(kilobytes["Pss_Shmem"])
+    return (total_kilobytes - shared_kilobytes) / 1_024, shared_kilobytes / 1_024
+
+
+def busy_s() -> float:
+    """Return the processor time of everything on this machine since its start, seconds."""
+    user, nice, system, _, _, irq, softirq = map(int, (PROC / "stat").read_text().split(None, 8)[1:8])
+    return (user + nice + system + irq + softirq) / TICKS_PER_S
 
 
 def cpu_s(pid: int) -> float | None:

@@ -22,7 +22,7 @@ from psycopg.conninfo import make_conninfo
 from app.store.database import migrate
 from app.store.embedded import embedded_database
 from benchmarks.load import CopyConnection, Target
-from benchmarks.machine import disk_bytes, family, memory_mb, parent_of
+from benchmarks.machine import disk_bytes, family, family_cpu_s, memory_mb, memory_parts_mb, parent_of
 from benchmarks.readings import CONTENT_TYPES, Format
 from tests.support.server import API_KEY, Server, eventually, running
 
@@ -131,10 +131,10 @@ class Postgres:
         postmaster = self.postmaster()
         return None if postmaster is None else memory_mb(postmaster)
 
-    def shared_memory_mb(self) -> float | None:
-        """Return the part of its memory that its processes share, MB, or None if it can't be read."""
+    def memory_parts_mb(self) -> tuple[float, float] | None:
+        """Return its memory without and of the shared buffers, MB, or None if it can't be read."""
         postmaster = self.postmaster()
-        return None if postmaster is None else memory_mb(postmaster, kind="Pss_Shmem")
+        return None if postmaster is None else memory_parts_mb(postmaster)
 
     def close(self) -> None:
         """Close the connection."""
@@ -191,6 +191,10 @@ class SensorFlow:
     def memory_mb(self) -> float | None:
         """Return the memory of all its processes without the database's, MB."""
         return memory_mb(self._server.process.pid)
+
+    def cpu_s(self) -> float:
+        """Return the processor time of all its processes without the database's, seconds."""
+        return family_cpu_s(self._server.process.pid)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmarks.load import HttpConnection, Send, Target, WrongAnswer, http_request
-from benchmarks.machine import cpu_s, family_cpu_s
+from benchmarks.machine import busy_s, cpu_s, family_cpu_s
 from benchmarks.peers import Postgres, SensorFlow, sensorflow
 from benchmarks.readings import INTERVAL_MS, SEED, Format, bodies, make_readings, sensor_name
 from benchmarks.report import Minute, Soak
@@ -263,7 +263,7 @@ class Watch:
         self._connection = connection
         self._postmaster = store.postmaster()
         self._maintenance = ProcessorTime(self._look())
-        self._counted_s = (time.monotonic(), *self._cpu_s())
+        self._counted_s = self._times_s()
 
     def wait_until(self, due_s: float, pace: Pace) -> None:
         """Look at the processes of maintenance again and again until that moment."""
@@ -277,10 +277,12 @@ class Watch:
         """Return what has happened since the last call."""
         seen = tally.take()
         self._maintenance.look(self._look())
-        before_s, self._counted_s = self._counted_s, (time.monotonic(), *self._cpu_s())
-        elapsed_s, maintenance_s, database_s = (
+        before_s, self._counted_s = self._counted_s, self._times_s()
+        elapsed_s, maintenance_s, database_s, server_s, sender_s, all_s = (
             after - before for after, before in zip(self._counted_s, before_s, strict=True)
         )
+        others_s = max(0.0, all_s - database_s - server_s - sender_s)
+        database_mb, shared_mb = self._store.memory_parts_mb() or (None, None)
         row = self._connection.execute(STATE).fetchone()
         assert row is not None  # every edition has a row for the readings
         stale_ranges, lag_s, database_bytes, readings_bytes, chunks = row
@@ -295,10 +297,12 @@ class Watch:
             get_minutes_ms=seen.minutes_ms,
             get_raw_ms=seen.raw_ms,
             server_mb=self._server.memory_mb(),
-            database_mb=self._store.memory_mb(),
-            shared_mb=self._store.shared_memory_mb(),
+            database_mb=database_mb,
+            shared_mb=shared_mb,
             maintenance_cores=maintenance_s / elapsed_s if is_local else None,
             database_cores=database_s / elapsed_s if is_local else None,
+            server_cores=server_s / elapsed_s,
+            others_cores=others_s / elapsed_s if is_local else None,
             stale_ranges=stale_ranges,
             lag_s=lag_s,
             database_bytes=database_bytes,
@@ -315,6 +319,8 @@ class Watch:
         times_s = {process: cpu_s(process[0]) for process in processes}
         return {process: seconds for process, seconds in times_s.items() if seconds is not None}
 
-    def _cpu_s(self) -> tuple[float, float]:
-        """Return the processor time of maintenance and of all of PostgreSQL's processes, seconds."""
-        return self._maintenance.total_s, family_cpu_s(self._postmaster) if self._postmaster else 0.0
+    def _times_s(self) -> tuple[float, ...]:
+        """Return the time, and the processor time of maintenance, database, server, this process and all, seconds."""
+        database_s = family_cpu_s(self._postmaster) if self._postmaster else 0.0
+        own_s = time.process_time()
+        return time.monotonic(), self._maintenance.total_s, database_s, self._server.cpu_s(), own_s, busy_s()
