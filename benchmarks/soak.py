@@ -61,7 +61,10 @@ SELECT (SELECT count(*) FROM stale_ranges), (SELECT coalesce(max(lag_s), 0) FROM
        pg_database_size(current_database()), size_bytes, chunks
 FROM table_sizes WHERE name = 'readings'
 """
-ROWSTORE = "SELECT coalesce(sum(pg_total_relation_size(chunk)), 0)::bigint FROM show_chunks('readings') chunk"
+CHUNK_SIZES = """
+SELECT rowstore, hypertable_size('readings') - rowstore
+FROM (SELECT coalesce(sum(pg_total_relation_size(chunk)), 0)::bigint AS rowstore FROM show_chunks('readings') chunk) c
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,10 +288,10 @@ class Watch:
         database_mb, shared_mb = self._store.memory_parts_mb() or (None, None)
         row = self._connection.execute(STATE).fetchone()
         assert row is not None  # every edition has a row for the readings
-        stale_ranges, lag_s, database_bytes, readings_bytes, chunks = row
-        rowstore_bytes = readings_bytes
+        stale_ranges, lag_s, database_bytes, rowstore_bytes, chunks = row
+        columnstore_bytes = 0
         if self._store.is_hypertable:
-            ((rowstore_bytes,),) = self._connection.execute(ROWSTORE).fetchall()
+            ((rowstore_bytes, columnstore_bytes),) = self._connection.execute(CHUNK_SIZES).fetchall()
         is_local = self._postmaster is not None
         return Minute(
             elapsed_s=elapsed_s,
@@ -307,8 +310,7 @@ class Watch:
             lag_s=lag_s,
             database_bytes=database_bytes,
             rowstore_bytes=rowstore_bytes,
-            # Both are read while they grow, the rowstore last.
-            columnstore_bytes=max(0, readings_bytes - rowstore_bytes),
+            columnstore_bytes=columnstore_bytes,
             chunks=chunks,
             errors=seen.errors,
         )
