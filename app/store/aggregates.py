@@ -5,7 +5,7 @@ Readings become aggregates in three ways:
 * ``refresh`` goes forward with the clock. It first moves the frontier, a time in ``server_settings``. A flush that
   finds readings before the frontier records their minutes in ``stale_ranges``, in its own transaction. Flushes that
   began before the frontier moved are waited for. So each reading is either there when its minute is refreshed, or
-  recorded.
+  recorded. (15)
 * ``refresh_late`` refreshes what flushes have recorded.
 * ``refresh_changed`` and ``check_days`` are for readings that came by another way than a flush, or were changed: by
   SQL, or from a dump. TimescaleDB knows which times of the last days have changed, and refreshes only those. For older
@@ -212,7 +212,7 @@ ORDER BY sensor_id LIMIT %s
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How far the aggregates are."""
+    """The times up to which the aggregates and retention have come."""
 
     now: datetime
     refreshed_until: datetime
@@ -227,7 +227,7 @@ class State:
     def end_of(self, tier: Tier, until: datetime) -> datetime:
         """Return how far a tier is materialized if the finest one is refreshed ``until`` then.
 
-        It may be further if somebody else has refreshed it.
+        It may be further if another program has refreshed it.
         """
         materialized_s = self.materialized_s.get(tier.name)
         known = tier.materialized_until(until)

@@ -1,4 +1,4 @@
-"""Of the servers on one database exactly one maintains it, and another takes over when it is killed."""
+"""One of the servers on a database maintains it, and another takes over when it is killed."""
 
 import signal
 import time

@@ -17,7 +17,7 @@ from tests.support.aggregating import DAY, FOUND, HOUR, Rig, assert_right, execu
 
 WEEK = Retention(7, 0, 0, 0)
 MAX_STATEMENTS = 40
-"""Of a kind of work; some have more with each cut, because each leaves more to do."""
+"""Some work has more statements with each cut, because each cut leaves more to do."""
 AN_HOUR_BACK = (
     "UPDATE server_settings SET value = (value::timestamptz - interval '1 hour')::text"
     " WHERE name = 'aggregates_refreshed_until'",
