@@ -30,7 +30,7 @@ from app.ingest.batch import Batch, Sender
 from app.ingest.decode.columns import Decoded, DecodeOptions, ParsedColumns, RowError, validate
 from app.ingest.decode.readings import open_readings
 from app.ingest.decode.timestamps import TimeWindow
-from app.ingest.idempotency import DatedResult, IdempotencyRecord, Replay, RequestIdentity
+from app.ingest.idempotency import IdempotencyRecord, RequestIdentity, StoredResult
 from app.ingest.request import WriteRequest
 from app.ingest.result import BatchResult, WriteResult
 from app.ingest.service import WriteService
@@ -226,7 +226,7 @@ class Importer:
         outcome.unknown_columns |= dict.fromkeys(name for name in decoded.unknown_columns if name not in OWN_COLUMNS)
         return replace(decoded, batch=_in_celsius(decoded.batch, self._layout))
 
-    async def _imported(self, keys: Sequence[str]) -> Mapping[str, DatedResult]:
+    async def _imported(self, keys: Sequence[str]) -> Mapping[str, StoredResult]:
         return await self._log.find(keys) if self._log is not None and keys else {}
 
     async def _store(self, part: Chunk, record: IdempotencyRecord, storing: "_Storing", *, is_first: bool) -> None:
@@ -238,7 +238,7 @@ class Importer:
         if not is_first:
             await storing.first_is_recorded.wait()
         result = await self._write(WriteRequest(part.batch, record, is_awaited=False))
-        if isinstance(result, Replay):
+        if isinstance(result, StoredResult):
             storing.outcome.found += part.batch.rows
             storing.outcome.add_times(part.batch.columns)
         elif isinstance(result, BatchResult):
@@ -274,14 +274,14 @@ class _Storing:
         self.outcome.reject(faults, self.rows_before)
         self.report.write(faults, self.block, self.rows_before)
 
-    def find(self, part: Chunk, record: IdempotencyRecord, earlier: DatedResult) -> None:
+    def find(self, part: Chunk, record: IdempotencyRecord, earlier: StoredResult) -> None:
         """Count a part that was imported before. Raises ConfigurationError if it had other readings then."""
         if earlier.content_hash != record.identity.content_hash:
             raise ConfigurationError(CHANGED)
         self.first_is_recorded.set()
         self.outcome.found += part.batch.rows
         self.outcome.add_times(part.batch.columns)
-        self.outcome.found_at = max(earlier.at, self.outcome.found_at or earlier.at)
+        self.outcome.found_at = max(filter(None, (earlier.at, self.outcome.found_at)), default=None)
 
     def store(self, part: Chunk, stored: BatchResult) -> None:
         """Count the rows of a part that was committed, and report those that PostgreSQL rejected."""

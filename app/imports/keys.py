@@ -17,7 +17,7 @@ from typing import Protocol
 from app.errors import ConfigurationError
 from app.imports.files import Block, Cut, InputFile
 from app.imports.layout import ColumnMapping
-from app.ingest.idempotency import DatedResult
+from app.ingest.idempotency import StoredResult
 
 CUTS_AT_A_TIME = 8
 
@@ -25,7 +25,7 @@ CUTS_AT_A_TIME = 8
 class ImportLog(Protocol):
     """The records of earlier imports, in the database."""
 
-    async def find(self, keys: Collection[str]) -> Mapping[str, DatedResult]:
+    async def find(self, keys: Collection[str]) -> Mapping[str, StoredResult]:
         """Look up records by their keys. Raises DatabaseUnavailable."""
 
     async def has_any(self, prefix: str) -> bool:

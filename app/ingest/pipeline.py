@@ -38,7 +38,7 @@ from app.errors import (
 from app.ingest.batch import Batch, Content, Reading
 from app.ingest.blocked import Blockage, Blocked
 from app.ingest.buffer import Buffer, Submission
-from app.ingest.idempotency import DuplicateRequest, IdempotencyRecord, Records, Replay, RequestIdentity, StoredResult
+from app.ingest.idempotency import DuplicateRequest, IdempotencyRecord, Records
 from app.ingest.request import WriteRequest
 from app.ingest.result import BatchResult, CommittedReading, WriteOutcome
 from app.repeats import Repeats
@@ -555,7 +555,11 @@ class Pipeline(Generic[AnyPrepared]):
             for submission in flush.submissions:
                 record = submission.request.record
                 if record is not None and (stored := error.results.get(record.name)) is not None:
-                    self.buffer.reject(submission, _replay_or_conflict(stored, record.identity))
+                    try:
+                        answer: WriteOutcome = stored.replay_to(record.identity)
+                    except IdempotencyConflict as conflict:
+                        answer = conflict
+                    self.buffer.reject(submission, answer)
             await self._discard_prefetched()
             self.buffer.requeue_in_flight()
             return
@@ -724,11 +728,3 @@ class Pipeline(Generic[AnyPrepared]):
     @staticmethod
     def _unknown() -> OutcomeUnknown:
         return OutcomeUnknown("The database has not answered in time: the reading may be stored, or not.")
-
-
-def _replay_or_conflict(stored: StoredResult, identity: RequestIdentity) -> Replay | IdempotencyConflict:
-    """Return the answer to a request whose Idempotency-Key was used before."""
-    try:
-        return stored.replay_to(identity)
-    except IdempotencyConflict as conflict:
-        return conflict

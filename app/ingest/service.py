@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from app.errors import NotStored, SensorFlowError
-from app.ingest.idempotency import Replay, RequestIdentity, StoredResult
+from app.ingest.idempotency import RequestIdentity, StoredResult
 from app.ingest.pipeline import Pipeline
 from app.ingest.request import WriteRequest
 from app.ingest.result import WriteOutcome, WriteResult
@@ -93,7 +93,7 @@ class WriteService:
         """
         return await self._records.find(identity)
 
-    async def replay(self, identity: RequestIdentity) -> Replay | None:
+    async def replay(self, identity: RequestIdentity) -> StoredResult | None:
         """Return the result of the first time that a request was sent, if it was.
 
         Of two that come at once both may be told that neither was: the second commit finds the first.

@@ -35,7 +35,7 @@ from app.ingest.decode.inflate import codec_of, inflated
 from app.ingest.decode.ranges import rows_of_ranges
 from app.ingest.decode.readings import COMPACT_FORMATS, Format, decode_opened, decode_readings, open_readings
 from app.ingest.decode.timestamps import Precision, TimeWindow
-from app.ingest.idempotency import IdempotencyRecord, Replay, RequestIdentity
+from app.ingest.idempotency import IdempotencyRecord, RequestIdentity, StoredResult
 from app.ingest.request import WriteRequest
 from app.ingest.result import MAX_ERRORS, BatchResult, WriteOutcome
 from app.ingest.service import DECODING_FACTOR, WriteService
@@ -322,7 +322,7 @@ class BulkIngest:
 
     async def _repeated(
         self, identify: Callable[[Options], RequestIdentity], options: Options
-    ) -> tuple[RequestIdentity, Replay | None, pa.Array | None]:
+    ) -> tuple[RequestIdentity, StoredResult | None, pa.Array | None]:
         """Return the identity of a request, its result if it is stored, and the rows that are left to store.
 
         Rows are left if the request was rejected in part and now comes as backfill.
