@@ -59,10 +59,9 @@ def importer(layout: ColumnMapping, taken: Taken | None) -> Importer:
         layout=layout,
         window=TimeWindow.of(past_days=0, future_minutes=0, kept_days=0),
         now_us=lambda: T0_US,
-        on_progress=lambda _part, _outcome: None,
     )
 
 
 def imported(path: Path, layout: ColumnMapping, taken: Taken | None = None) -> ImportResult:
     """Import a file in real time, since it is read in threads."""
-    return asyncio.run(importer(layout, taken).run(path))
+    return asyncio.run(importer(layout, taken).run(path, lambda _part, _outcome: None))
