@@ -35,25 +35,6 @@ class ImportLog(Protocol):
         """Delete records by their keys, and those whose key begins so, all or none. Raises DatabaseUnavailable."""
 
 
-class PartKeys(Protocol):
-    """The keys of one file's parts, block by block."""
-
-    async def cuts(self) -> Sequence[Cut]:
-        """Look up where blocks ended that began here in earlier imports."""
-
-    def enter(self, block: Block, rows_before: int, /) -> None:
-        """Begin with the next block."""
-
-    def key(self, part: int) -> str:
-        """Return the key of a part of the block, from 0."""
-
-    def content_hash(self, rows: int) -> bytes:
-        """Return the hash by which a part is known to be the same."""
-
-    def result(self, part: int, parts: int, /) -> bytes:
-        """Return the result that is stored in the record of a part."""
-
-
 class KeysOfWhole:
     """The keys of a file that is known by its whole content."""
 
@@ -62,18 +43,23 @@ class KeysOfWhole:
         self._rows_before = 0
 
     async def cuts(self) -> Sequence[Cut]:
+        """Return nothing: such a file has no blocks of earlier imports."""
         return ()
 
     def enter(self, _block: Block, rows_before: int, /) -> None:
+        """Begin with the next block."""
         self._rows_before = rows_before
 
     def key(self, part: int) -> str:
+        """Return the key of a part of the block, from 0."""
         return f"{self.prefix}{self._rows_before}:{part}"
 
     def content_hash(self, rows: int) -> bytes:
+        """Return the hash by which a part is known to be the same."""
         return b"%d" % rows
 
     def result(self, _part: int, _parts: int, /) -> bytes:
+        """Return the result that is stored in the record of a part."""
         return b""
 
 
@@ -91,7 +77,8 @@ class KeysOfBeginning:
         """Return where blocks that began here ended in earlier imports. The record of each first part has it."""
         self._cuts = []
         while self._log is not None:
-            keys = [self._key_of_cut(len(self._cuts) + number) for number in range(CUTS_AT_A_TIME)]
+            numbers = range(len(self._cuts), len(self._cuts) + CUTS_AT_A_TIME)
+            keys = [f"{self._before.hex()}:{number}:0" for number in numbers]
             found = await self._log.find(keys)
             for key in keys:
                 if key not in found:
@@ -100,25 +87,30 @@ class KeysOfBeginning:
                 self._cuts.append(Cut(cut["bytes"], bytes.fromhex(cut["sha256"])))
         return ()
 
-    def _key_of_cut(self, number: int) -> str:
-        return f"{self._before.hex()}:{number}:0"
-
     def enter(self, block: Block, _rows_before: int, /) -> None:
+        """Begin with the next block."""
         self._cut = Cut.of(block.content)
         number = self._cuts.index(self._cut) if self._cut in self._cuts else len(self._cuts)
         self._name = f"{self._before.hex()}:{number}"
         self._before = hashlib.sha256(self._before + self._cut.digest).digest()
 
     def key(self, part: int) -> str:
+        """Return the key of a part of the block, from 0."""
         return f"{self._name}:{part}"
 
     def content_hash(self, rows: int) -> bytes:
+        """Return the hash by which a part is known to be the same."""
         return b"%d:%b" % (rows, self._cut.digest)
 
     def result(self, part: int, parts: int, /) -> bytes:
+        """Return the result that is stored in the record of a part: that of the first says how the block was cut."""
         if part:
             return b""
         return json.dumps({"bytes": self._cut.size, "sha256": self._cut.digest.hex(), "parts": parts}).encode()
+
+
+PartKeys = KeysOfWhole | KeysOfBeginning
+"""The keys of one file's parts, block by block."""
 
 
 async def keys_of(path: Path, file: InputFile, layout: ColumnMapping, log: ImportLog | None) -> PartKeys:
@@ -128,7 +120,8 @@ async def keys_of(path: Path, file: InputFile, layout: ColumnMapping, log: Impor
     """
     if log is None:
         return KeysOfBeginning(None, b"")
-    whole = KeysOfWhole(await asyncio.to_thread(_digest, path, _old_options(layout)))
+    old_options = repr((sorted(layout.columns.items()), sorted(layout.fahrenheit), layout.precision)).encode()
+    whole = KeysOfWhole(await asyncio.to_thread(_digest, path, old_options))
     has_old_options = layout.sensor_name is None and layout.time_format is None
     is_known_whole = not file.grows and layout.time_zone == "UTC"
     if has_old_options and (is_known_whole or await log.has_any(whole.prefix)):
@@ -160,10 +153,6 @@ async def forget(path: Path, file: InputFile, layout: ColumnMapping, log: Import
     if keys:
         await log.forget(keys, None)
     return bool(keys)
-
-
-def _old_options(layout: ColumnMapping) -> bytes:
-    return repr((sorted(layout.columns.items()), sorted(layout.fahrenheit), layout.precision)).encode()
 
 
 def _options(layout: ColumnMapping) -> bytes:
