@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC
 from pathlib import Path
 
 from rich.console import Console
@@ -12,8 +12,7 @@ from app.imports.importer import Importer, ImportResult
 from app.imports.layout import ColumnMapping
 from app.imports.rejects import report_path
 from app.ingest.decode.columns import format_names, truncated_for_message
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+from app.ingest.decode.timestamps import EPOCH, MICROSECOND
 
 
 async def import_file(path: Path, importer: Importer, *, store_again: bool) -> ImportResult:
@@ -95,5 +94,5 @@ def _remarks(outcome: ImportResult, layout: ColumnMapping) -> Iterator[str]:
 
 
 def _moment(time_us: int) -> str:
-    moment = _EPOCH + timedelta(microseconds=time_us)
+    moment = EPOCH + time_us * MICROSECOND
     return moment.isoformat(timespec="microseconds" if time_us % 1_000_000 else "seconds").replace("+00:00", "Z")

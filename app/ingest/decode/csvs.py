@@ -34,7 +34,7 @@ from app.ingest.decode.columns import (
     require_few_rows,
 )
 from app.ingest.decode.dialect import CsvDialect
-from app.ingest.decode.jsons import NUMBER_IN_TEXT
+from app.ingest.decode.timestamps import NUMBER
 from app.ingest.decode.utf8 import NOT_UTF8, has, is_utf8, without_bom
 from app.schema import METRIC_TYPES, METRICS
 
@@ -288,7 +288,7 @@ def _numbers(texts: Sequence[str | None], name: str, faults: dict[int, str], dia
         if stripped not in no_value:
             if dialect.decimal_comma:
                 stripped = stripped.translate(_COMMA_FOR_POINT)
-            if not NUMBER_IN_TEXT.fullmatch(stripped):
+            if not NUMBER.fullmatch(stripped):
                 faults[row] = (NOT_FINITE if stripped.lower().lstrip("+-") in _INFINITE else NO_NUMBER).format(name)
             elif not math.isfinite(number := float(stripped)):
                 faults[row] = NOT_FINITE.format(name)

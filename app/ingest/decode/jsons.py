@@ -10,7 +10,6 @@ Of a field that comes twice the last counts. NaN and Infinity are read, as there
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
@@ -31,7 +30,7 @@ from app.ingest.decode.columns import (
     require_few_rows,
     unknown_among,
 )
-from app.ingest.decode.timestamps import LARGEST_UNAMBIGUOUS, Precision, parse_time_us
+from app.ingest.decode.timestamps import LARGEST_UNAMBIGUOUS, NUMBER, Precision, parse_time_us
 from app.ingest.decode.uniform import columns_of_one_shape
 from app.ingest.decode.utf8 import NOT_UTF8, as_binary, has, is_utf8, lines, without_bom
 from app.schema import METRIC_TYPES, METRICS
@@ -40,7 +39,6 @@ ARROW_PAYS_FROM_BYTES = 16_384
 """Arrow's reader takes 0.3 ms to begin, in which jiter has read some 150 rows."""
 ONE_SHAPE_PAYS_FROM_BYTES = 131_072
 """To begin takes what up to 1,000 rows save: 0.13 ms for the pattern alone."""
-NUMBER_IN_TEXT = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 _NULL_AFTER_A_DOCUMENT = r"\}\s*null"
 """Ends the process in pyarrow 26.0.1, whose JSON reader takes no null for a row; } could end what it is given early."""
@@ -466,7 +464,7 @@ def _numbers(values: Sequence[object], name: str) -> _Column:
             raise ValueError(f"{NO_NUMBER.format(name)}, not a boolean")
         if isinstance(value, str) and value.strip() in NO_VALUE:
             return None
-        if isinstance(value, str) and not NUMBER_IN_TEXT.fullmatch(value.strip()):
+        if isinstance(value, str) and not NUMBER.fullmatch(value.strip()):
             raise ValueError(NO_NUMBER.format(name))
         if not isinstance(value, int | float | str):
             raise ValueError(f"{NO_NUMBER.format(name)}, and this is {_kind(value)}")
