@@ -151,7 +151,7 @@ def _work(task: _Task, channel: socket.socket, connections: socket.socket) -> No
     registry.register(metric_families.ChannelCollector(stats))
     parent_link = ParentLink(
         channel,
-        families=lambda: metric_families.encode(metric_families.families_of(registry)),
+        families=lambda: metric_families.encode(metric_families.families_of(registry.collect())),
         max_subscribers_per_key=settings.max_ws_connections_per_key,
         max_messages=settings.live_mailbox_messages,
         max_bytes=settings.live_mailbox_bytes,

@@ -23,8 +23,7 @@ from functools import partial
 from itertools import count
 from multiprocessing.process import BaseProcess
 
-from prometheus_client.core import CounterMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.core import CounterMetricFamily
 
 from app.errors import ConfigurationError
 from app.metrics import Gauge, ProcessMetrics
@@ -363,23 +362,14 @@ class Supervisor:
         return self._router.workers
 
     def _own_families(self) -> Sequence[Family]:
-        workers = _WorkerCollector(restarts=self._restarts, workers=len(self._workers))
-        collectors = (metric_families.ChannelCollector(self._stats), workers, ProcessMetrics())
-        return [family for collector in collectors for family in metric_families.families_of(collector)]
-
-
-class _WorkerCollector(Collector):
-    """Metrics that only the parent has."""
-
-    def __init__(self, *, restarts: int, workers: int) -> None:
-        self._restarts = restarts
-        self._workers = workers
-
-    def collect(self) -> list[Metric]:
-        return [
-            CounterMetricFamily("sensorflow_worker_restarts", "Workers that ended unasked.", value=self._restarts),
-            Gauge("sensorflow_workers", "Worker processes.", self._workers, "sum"),
-        ]
+        return metric_families.families_of(
+            [
+                *metric_families.ChannelCollector(self._stats).collect(),
+                CounterMetricFamily("sensorflow_worker_restarts", "Workers that ended unasked.", value=self._restarts),
+                Gauge("sensorflow_workers", "Worker processes.", len(self._workers), "sum"),
+                *ProcessMetrics().collect(),
+            ]
+        )
 
 
 def _exit_reason(process: BaseProcess) -> str:
