@@ -25,6 +25,7 @@ from uvicorn.loops.auto import auto_loop_factory
 from app.draining import DrainingServer
 from app.errors import ConfigurationError
 from app.live.bus import LocalBus
+from app.live.mailbox import Mailbox
 from app.logs import configure_logging
 from app.main import create_app, horizon_us
 from app.settings import Keys, Settings
@@ -125,8 +126,7 @@ def _serve_with_workers(
         spawn=spawn,
         listener=listener,
         max_subscribers_per_key=settings.max_ws_connections_per_key,
-        max_messages=settings.live_mailbox_messages,
-        max_bytes=settings.live_mailbox_bytes,
+        new_mailbox=partial(Mailbox, settings.live_mailbox_messages, settings.live_mailbox_bytes),
         stop_timeout_s=2 * settings.drain_timeout_s + HUNG_DATABASE_S,
         horizon_us=partial(horizon_us, settings),
         announce=announce,
@@ -153,8 +153,7 @@ def _work(task: _Task, channel: socket.socket, connections: socket.socket) -> No
         channel,
         families=lambda: metric_families.encode(metric_families.families_of(registry.collect())),
         max_subscribers_per_key=settings.max_ws_connections_per_key,
-        max_messages=settings.live_mailbox_messages,
-        max_bytes=settings.live_mailbox_bytes,
+        mailbox=Mailbox(settings.live_mailbox_messages, settings.live_mailbox_bytes),
         stats=stats,
     )
     failure: BaseException | None = None

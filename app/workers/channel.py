@@ -38,7 +38,7 @@ class Channel:
     """One end of the socket between the parent and a worker.
 
     Args:
-        max_messages, max_bytes: how many receipts, and bytes of them, may wait to be written.
+        mailbox: holds the receipts that wait to be written.
         stats: where to count; channels may share one.
     """
 
@@ -47,13 +47,12 @@ class Channel:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         *,
-        max_messages: int,
-        max_bytes: int,
+        mailbox: Mailbox,
         stats: ChannelStats,
     ) -> None:
         self._reader = reader
         self._writer = writer
-        self._receipts = Mailbox(max_messages, max_bytes)
+        self._receipts = mailbox
         self._lapsed: CommittedReading | None = None
         self._controls: list[bytes] = []
         self._news = asyncio.Event()
@@ -63,10 +62,10 @@ class Channel:
         self._writing = asyncio.create_task(self._write())
 
     @classmethod
-    async def open(cls, socket_: socket.socket, *, max_messages: int, max_bytes: int, stats: ChannelStats) -> "Channel":
+    async def open(cls, socket_: socket.socket, *, mailbox: Mailbox, stats: ChannelStats) -> "Channel":
         """Open a channel on one end of a socket pair, and own that end from then on."""
         reader, writer = await asyncio.open_unix_connection(sock=socket_)
-        return cls(reader, writer, max_messages=max_messages, max_bytes=max_bytes, stats=stats)
+        return cls(reader, writer, mailbox=mailbox, stats=stats)
 
     def send(self, message: Control) -> None:
         """Send a message after all earlier ones. Drop it if the other end is gone."""

@@ -14,6 +14,7 @@ from socket import socket
 from app.errors import LiveUnavailable, TooManySubscribers
 from app.ingest.result import CommittedReading
 from app.live.bus import LocalSubscribers
+from app.live.mailbox import Mailbox
 from app.workers.channel import Channel, ChannelStats
 from app.workers.messages import (
     Collect,
@@ -48,7 +49,7 @@ class ParentLink:
         socket: this worker's end of the pair; it is opened by ``open``.
         families: this worker's metrics of the moment, as ``metric_families`` encodes them.
         max_subscribers_per_key: over all workers; the parent enforces it, and a refused subscriber is told it here.
-        max_messages, max_bytes: how many receipts, and bytes of them, may wait for the parent.
+        mailbox: holds the receipts that wait for the parent.
     """
 
     def __init__(
@@ -57,16 +58,14 @@ class ParentLink:
         *,
         families: Callable[[], str],
         max_subscribers_per_key: int,
-        max_messages: int,
-        max_bytes: int,
+        mailbox: Mailbox,
         stats: ChannelStats,
     ) -> None:
         self.forwarding = False
         self._socket = socket
         self._families = families
         self._max_subscribers_per_key = max_subscribers_per_key
-        self._max_messages = max_messages
-        self._max_bytes = max_bytes
+        self._mailbox = mailbox
         self._stats = stats
         self._local_subscribers: LocalSubscribers | None = None
         self._channel: Channel | None = None
@@ -80,9 +79,7 @@ class ParentLink:
     async def open(self, drain: Callable[[], None]) -> None:
         """Connect, and wait to be welcomed. ``drain`` is called when the worker should end."""
         self._drain = drain
-        self._channel = await Channel.open(
-            self._socket, max_messages=self._max_messages, max_bytes=self._max_bytes, stats=self._stats
-        )
+        self._channel = await Channel.open(self._socket, mailbox=self._mailbox, stats=self._stats)
         self._running = asyncio.create_task(self._run(self._channel))
         self.send(Hello())
         await self._welcomed.wait()

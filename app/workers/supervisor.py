@@ -26,6 +26,7 @@ from multiprocessing.process import BaseProcess
 from prometheus_client.core import CounterMetricFamily
 
 from app.errors import ConfigurationError
+from app.live.mailbox import Mailbox
 from app.metrics import Gauge, ProcessMetrics
 from app.workers import metric_families
 from app.workers.channel import Channel, ChannelStats
@@ -87,7 +88,7 @@ class Supervisor:
         spawn: starts one.
         listener: where connections arrive; closed when the server stops.
         max_subscribers_per_key: over all workers.
-        max_messages, max_bytes: how many receipts, and bytes of them, may wait for each worker.
+        new_mailbox: makes what holds the receipts that wait for a worker.
         stop_timeout_s: how long a worker may take to drain.
         horizon_us: the latest time that a reading may have now, microseconds since 1970 UTC.
         announce: is told the database's edition once every worker accepts readings.
@@ -100,8 +101,7 @@ class Supervisor:
         spawn: Spawn,
         listener: socket.socket,
         max_subscribers_per_key: int,
-        max_messages: int,
-        max_bytes: int,
+        new_mailbox: Callable[[], Mailbox],
         stop_timeout_s: float,
         horizon_us: Callable[[], float],
         announce: Callable[[str], None],
@@ -109,8 +109,7 @@ class Supervisor:
         self._size = workers
         self._spawn = spawn
         self._listener = listener
-        self._max_messages = max_messages
-        self._max_bytes = max_bytes
+        self._new_mailbox = new_mailbox
         self._stop_timeout_s = stop_timeout_s
         self._announce = announce
         self._announced = False
@@ -204,9 +203,7 @@ class Supervisor:
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             undo.pop_all()
-        channel = await Channel.open(
-            channel_here, max_messages=self._max_messages, max_bytes=self._max_bytes, stats=self._stats
-        )
+        channel = await Channel.open(channel_here, mailbox=self._new_mailbox(), stats=self._stats)
         worker = self._workers[number] = _Worker(number, process, channel, connections_here)
         logger.info("worker %d is process %d", number, process.pid)
         if self._stopping.is_set():
