@@ -15,7 +15,8 @@ from contextlib import contextmanager
 import uvicorn
 
 from app.draining import DrainingServer
-from app.workers.messages import Started
+from app.errors import ConfigurationError
+from app.workers.messages import Started, Unusable
 from app.workers.parent_link import ParentLink
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,12 @@ class WorkerServer(DrainingServer):
     def stop(self) -> None:
         """Drain, and end."""
         self.should_exit = True
+
+    def fail(self, error: BaseException) -> None:
+        """Drain and end, because of an error. Tell the parent if no worker can start like this."""
+        if isinstance(error, ConfigurationError):
+            self._parent_link.send(Unusable(str(error)))
+        super().fail(error)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, then take connections over."""
