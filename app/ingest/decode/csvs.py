@@ -81,15 +81,11 @@ def read_header(body: bytes, dialect: CsvDialect) -> tuple[list[str], int]:
         MalformedBody: it has no header, or one that can't be read.
     """
     fields, _, start = next(records(body, 0, dialect), ([], 0, 0))
-    return _header(fields), start
-
-
-def _header(fields: Sequence[bytes] | None) -> list[str]:
     if not fields:
         said = "is empty" if fields is not None else "has a first line that can't be read"
         raise MalformedBody(f"The CSV {said}: begin with a header, like {','.join(COLUMNS)}.")
     try:
-        return [field.decode().strip() for field in fields]
+        return [field.decode().strip() for field in fields], start
     except UnicodeDecodeError as error:
         raise MalformedBody(f"The CSV's header can't be read: {NOT_UTF8}.") from error
 

@@ -85,7 +85,7 @@ def decode_ndjson(body: bytes, options: DecodeOptions) -> ParsedColumns:
             readings.append(_parse(line))
         except ValueError as error:
             readings.append(None)
-            faults[row] = f"the line should be JSON: {_without_line_number(error)}"
+            faults[row] = f"the line should be JSON: {error}".replace("at line 1 column", "at character")
     return _columns_of_readings(
         readings, faults, options, malformed=lambda row: texts[row][:1_000].decode(errors="replace")
     )
@@ -216,10 +216,6 @@ def _parse(text: bytes) -> object:
     """Parse a JSON document to Python objects. ValueError says what is wrong with it, and where."""
     document: object = from_json(text)
     return document
-
-
-def _without_line_number(error: ValueError) -> str:
-    return str(error).replace("at line 1 column", "at character")
 
 
 def _columns_by_arrow(body: bytes, options: DecodeOptions, *, is_array: bool) -> ParsedColumns | None:
@@ -479,16 +475,8 @@ def _numbers(values: Sequence[object], name: str) -> _Column:
     return _each(values, number, pa.float64())
 
 
+_KINDS = {_NONE: "null", bool: "a boolean", int: "a number", float: "a number", str: "text", list: "an array"}
+
+
 def _kind(value: object) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int() | float():
-            return "a number"
-        case str():
-            return "text"
-        case list():
-            return "an array"
-    return "an object"
+    return _KINDS.get(type(value), "an object")
