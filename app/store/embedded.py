@@ -193,17 +193,13 @@ class _Cluster:
         if running is None:
             return False
         if not (self._socket_dir / SOCKET).exists():
-            logger.warning("The PostgreSQL of %s has no socket in %s: restarting it.", *self._places)
+            logger.warning("The PostgreSQL of %s has no socket in %s: restarting it.", self._folder, self._socket_dir)
             if not self._end():
                 raise ConfigurationError(f"The embedded PostgreSQL (process {running.pid}) does not stop: end it.")
             return False
         logger.info("taking over the PostgreSQL that runs in %s", self._folder)
         self._wait_until_ready()
         return True
-
-    @property
-    def _places(self) -> tuple[Path, Path]:
-        return self._folder, self._socket_dir
 
     def _launch(self) -> None:
         """Start the process. Nothing may run in the folder."""
@@ -296,16 +292,8 @@ class _Cluster:
 
     def _failure(self, what: str) -> str:
         """Describe the failure, with its reason if that is known."""
-        return "\n".join(
-            part
-            for part in (
-                what,
-                self._full_disk(),
-                self._last_words(5),
-                "Set DATABASE_URL to use a PostgreSQL of your own.",
-            )
-            if part
-        )
+        advice = "Set DATABASE_URL to use a PostgreSQL of your own."
+        return "\n".join(filter(None, (what, self._full_disk(), self._last_words(5), advice)))
 
     def _last_words(self, lines: int) -> str:
         """Return the last lines of the log since the last start."""
@@ -364,14 +352,11 @@ class _Cluster:
         if os.geteuid() != 0:
             return None
         if self._folder.exists():
-            account = pwd.getpwuid(self._folder.stat().st_uid)
-        else:
-            accounts = {account.pw_name: account for account in pwd.getpwall()}
-            name = next((name for name in UNPRIVILEGED_USERS if name in accounts), None)
-            if name is None:
-                raise ConfigurationError("PostgreSQL won't run as root. Start SensorFlow as an ordinary user.")
-            account = accounts[name]
-        return account
+            return pwd.getpwuid(self._folder.stat().st_uid)
+        for name in UNPRIVILEGED_USERS:
+            with suppress(KeyError):
+                return pwd.getpwnam(name)
+        raise ConfigurationError("PostgreSQL won't run as root. Start SensorFlow as an ordinary user.")
 
     def _hand_over(self, path: Path) -> None:
         if self._account is not None:
