@@ -8,6 +8,7 @@ silent longest without a key.
 import logging
 import math
 from collections.abc import Callable
+from itertools import islice
 from typing import Protocol
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,9 @@ class ConnectionLimit:
         """Admit a connection, the ``count``-th, if need be by dropping another. Return False if none gives way."""
         if count > self._most:
             self._warn()
-            if (oldest := self._oldest_idle()) is None:
+            looked_at = islice(self._keyless, MAX_LOOKED_AT)
+            oldest = next((each for each in looked_at if not each.is_owed), None)
+            if oldest is None:
                 return False
             self.forget(oldest)
             oldest.drop()
@@ -56,12 +59,6 @@ class ConnectionLimit:
     def forget(self, connection: Connection) -> None:
         """Forget a connection that has shown a key or is gone, so that it can't be dropped for another."""
         self._keyless.pop(connection, None)
-
-    def _oldest_idle(self) -> Connection | None:
-        for connection, _ in zip(self._keyless, range(MAX_LOOKED_AT), strict=False):
-            if not connection.is_owed:
-                return connection
-        return None
 
     def _warn(self) -> None:
         if self._clock() - self._warned_at >= WARNING_INTERVAL_S:

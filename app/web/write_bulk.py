@@ -44,7 +44,7 @@ from app.web import auth, error_responses
 from app.web.access import KEY_HEADER, key_bytes, refusals
 from app.web.bodies import announced_bytes, parts_of
 from app.web.error_responses import Problem
-from app.web.idempotency import IDEMPOTENCY_KEY, fingerprint, for_rejected, require_usable
+from app.web.idempotency import IDEMPOTENCY_KEY, OF_REJECTED, fingerprint, require_usable
 from app.web.write_single import MAX_ADDRESS_LENGTH
 
 logger = logging.getLogger(__name__)
@@ -338,7 +338,7 @@ class BulkIngest:
                 if not result.rejected:
                     return first, stored.replay_to(first), None
                 if result.rejected_rows:  # the first versions did not name them
-                    rest = for_rejected(identity)
+                    rest = identity._replace(key=identity.key + OF_REJECTED)
                     return rest, await self._service.replay(rest), rows_of_ranges(result.rejected_rows)
         return identity, stored.replay_to(identity), None
 
