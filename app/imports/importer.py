@@ -22,7 +22,7 @@ from app.errors import (
     PermanentError,
 )
 from app.imports.files import BLOCK_BYTES, Block, InputFile, open_file
-from app.imports.keys import ImportLog, forget, keys_of
+from app.imports.keys import forget, keys_of
 from app.imports.layout import ColumnMapping
 from app.imports.rejects import OWN_COLUMNS, RejectsReport, report_path
 from app.imports.times import Localized, localize
@@ -34,6 +34,7 @@ from app.ingest.idempotency import IdempotencyRecord, RequestIdentity, StoredRes
 from app.ingest.request import WriteRequest
 from app.ingest.result import BatchResult, WriteResult
 from app.ingest.service import WriteService
+from app.store.imports import ImportRecords
 
 SOURCE = Sender("import", "")
 """The sender of imported readings, as the tables show it."""
@@ -134,7 +135,7 @@ class Importer:
         self,
         *,
         service: WriteService | None,
-        log: ImportLog | None,
+        log: ImportRecords | None,
         layout: ColumnMapping,
         window: TimeWindow,
         now_us: Callable[[], int],

@@ -10,29 +10,15 @@ The options that decide what is stored are part of both digests. The records nev
 import asyncio
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from app.errors import ConfigurationError
 from app.imports.files import Block, Cut, InputFile
 from app.imports.layout import ColumnMapping
-from app.ingest.idempotency import StoredResult
+from app.store.imports import ImportRecords
 
 CUTS_AT_A_TIME = 8
-
-
-class ImportLog(Protocol):
-    """The records of earlier imports, in the database."""
-
-    async def find(self, keys: Collection[str]) -> Mapping[str, StoredResult]:
-        """Look up records by their keys. Raises DatabaseUnavailable."""
-
-    async def has_any(self, prefix: str) -> bool:
-        """Tell whether there is a record whose key begins so. Raises DatabaseUnavailable."""
-
-    async def forget(self, keys: Collection[str], prefix: str | None) -> None:
-        """Delete records by their keys, and those whose key begins so, all or none. Raises DatabaseUnavailable."""
 
 
 class KeysOfWhole:
@@ -66,7 +52,7 @@ class KeysOfWhole:
 class KeysOfBeginning:
     """The keys of a text, each named by the digest of what comes before its block."""
 
-    def __init__(self, log: ImportLog | None, options: bytes) -> None:
+    def __init__(self, log: ImportRecords | None, options: bytes) -> None:
         self._log = log
         self._before = hashlib.sha256(options).digest()
         self._cuts: list[Cut] = []
@@ -113,7 +99,7 @@ PartKeys = KeysOfWhole | KeysOfBeginning
 """The keys of one file's parts, block by block."""
 
 
-async def keys_of(path: Path, file: InputFile, layout: ColumnMapping, log: ImportLog | None) -> PartKeys:
+async def keys_of(path: Path, file: InputFile, layout: ColumnMapping, log: ImportRecords | None) -> PartKeys:
     """Return the keys of a file's readings, by which they are found again.
 
     A text that was imported when all files were known by their whole content still is.
@@ -132,7 +118,7 @@ async def keys_of(path: Path, file: InputFile, layout: ColumnMapping, log: Impor
     return KeysOfBeginning(log, b"%b\n%b%b" % (options, file.dialect.separator.encode(), file.header))
 
 
-async def forget(path: Path, file: InputFile, layout: ColumnMapping, log: ImportLog) -> bool:
+async def forget(path: Path, file: InputFile, layout: ColumnMapping, log: ImportRecords) -> bool:
     """Delete the records of a file, so that it is imported anew, and return whether it had any.
 
     Raises:

@@ -15,6 +15,7 @@ from app.ingest.pipeline import Pipeline
 from app.ingest.request import WriteRequest
 from app.ingest.result import BatchResult, WriteOutcome
 from app.ingest.service import StoredRecords, WriteService
+from app.store.imports import ImportRecords
 from tests.support.samples import T0_US
 
 
@@ -55,7 +56,7 @@ class Taken:
 def importer(layout: ColumnMapping, taken: Taken | None) -> Importer:
     return Importer(
         service=None if taken is None else WriteService(cast("Pipeline[Any]", taken), cast("StoredRecords", taken)),
-        log=taken,
+        log=cast("ImportRecords | None", taken),
         layout=layout,
         window=TimeWindow.of(past_days=0, future_minutes=0, kept_days=0),
         now_us=lambda: T0_US,
