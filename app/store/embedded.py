@@ -29,6 +29,7 @@ from typing import TypedDict
 from urllib.parse import quote
 
 from app.errors import ConfigurationError
+from app.repeats import Repeats
 from app.store.postmaster import postmaster_of, remove_stale_pid_file
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,6 @@ MAX_PAUSE_S = 30.0
 STEADY_AFTER_S = 60.0
 MIN_FREE_BYTES = 32 << 20
 """Two segments of WAL: with less, PostgreSQL is about to fail."""
-DISK_FULL_INTERVAL_S = 60.0
 LAST_WORDS_BYTES = 8_192
 SOCKET = ".s.PGSQL.5432"
 MAX_SOCKET_PATH_BYTES = 107
@@ -242,12 +242,11 @@ class _Cluster:
     def _supervise(self) -> None:
         """Start PostgreSQL again when it has died, at longer and longer intervals while it keeps dying."""
         pause_s, started_at = FIRST_PAUSE_S, time.monotonic()
-        full_said_at: float | None = None
+        repeats = Repeats()
         while not self._stopping.wait(CHECK_INTERVAL_S):
             now = time.monotonic()
-            if (full := self._full_disk()) and (full_said_at is None or now - full_said_at >= DISK_FULL_INTERVAL_S):
+            if (full := self._full_disk()) and repeats.is_due(full, now):
                 logger.error("%s Until then readings are rejected.", full)
-                full_said_at = now
             if self._runs_here() or postmaster_of(self._folder) is not None:
                 if now - started_at > STEADY_AFTER_S:
                     pause_s = FIRST_PAUSE_S

@@ -13,7 +13,6 @@ Promises:
 
 import asyncio
 import logging
-import math
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from prometheus_client.core import CounterMetricFamily
 from app.errors import ConfigurationError
 from app.live.mailbox import Mailbox
 from app.metrics import Gauge, ProcessMetrics
+from app.repeats import Repeats
 from app.workers import metric_families
 from app.workers.channel import Channel, ChannelStats
 from app.workers.messages import (
@@ -61,7 +61,6 @@ ACCEPT_PAUSE_S = 1.0
 """After the machine has refused an accept, for want of descriptors perhaps."""
 FULL_PAUSE_S = 0.05
 """After no worker has taken a connection, because each has some 280 before it."""
-WARNING_INTERVAL_S = 60.0
 FIRST_RESTART_PAUSE_S = 0.1
 LONGEST_RESTART_PAUSE_S = 5.0
 STEADY_AFTER_S = 30.0
@@ -121,7 +120,7 @@ class Supervisor:
         self._accepting = False
         self._in_hand: socket.socket | None = None
         """A connection that no worker took; it is the next to be handed over."""
-        self._warned_at = -math.inf
+        self._repeats = Repeats()
         self._stopping = asyncio.Event()
         self._signals: list[int] = []
         self._unusable: str | None = None
@@ -276,9 +275,7 @@ class Supervisor:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                now = asyncio.get_running_loop().time()
-                if now - self._warned_at >= WARNING_INTERVAL_S:
-                    self._warned_at = now
+                if self._repeats.is_due(str(error), asyncio.get_running_loop().time()):
                     logger.error("can't accept connections: %s", error.strerror)
                 self._pause_accepting(ACCEPT_PAUSE_S)
                 return
