@@ -80,7 +80,12 @@ class WriteService:
 
         if waits_for_room:
             async with self._turn:
-                await self._submit_when_there_is_room(request, on_result)
+                while True:
+                    try:
+                        self.submit(request, on_result)
+                        break
+                    except NotStored as error:
+                        await asyncio.sleep(error.retry_after_s)
         else:
             self.submit(request, on_result)
         return await result
@@ -129,12 +134,3 @@ class WriteService:
             yield grow_to
         finally:
             self._pipeline.reserve(key_name, -held)
-
-    async def _submit_when_there_is_room(
-        self, request: WriteRequest, on_result: Callable[[WriteOutcome], None]
-    ) -> None:
-        while True:
-            try:
-                return self.submit(request, on_result)
-            except NotStored as error:
-                await asyncio.sleep(error.retry_after_s)
