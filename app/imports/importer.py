@@ -94,12 +94,11 @@ class ImportResult:
         if localized.repeated and self.first_repeated_row is None:
             self.first_repeated_row = localized.repeated[0] + 1 + rows_before
 
-    def add_times(self, columns: pa.RecordBatch) -> None:
+    def add_times(self, batch: Batch) -> None:
         """Extend the range of times by those of some readings."""
-        if not columns.num_rows:
+        if not batch.rows:
             return
-        extremes = pc.min_max(columns["time"].cast(pa.int64()))
-        first_us, last_us = extremes["min"].as_py(), extremes["max"].as_py()
+        first_us, last_us = batch.time_range_us()
         self.first_us = first_us if self.first_us is None else min(first_us, self.first_us)
         self.last_us = last_us if self.last_us is None else max(last_us, self.last_us)
 
@@ -243,7 +242,7 @@ class Importer:
         result = await self._write(WriteRequest(part.batch, record, is_awaited=False))
         if isinstance(result, StoredResult):
             storing.outcome.found += part.batch.rows
-            storing.outcome.add_times(part.batch.columns)
+            storing.outcome.add_times(part.batch)
         elif isinstance(result, BatchResult):
             storing.store(part, result)
         storing.first_is_recorded.set()
@@ -283,17 +282,17 @@ class _Storing:
             raise ConfigurationError(CHANGED)
         self.first_is_recorded.set()
         self.outcome.found += part.batch.rows
-        self.outcome.add_times(part.batch.columns)
+        self.outcome.add_times(part.batch)
         self.outcome.found_at = max(filter(None, (earlier.at, self.outcome.found_at)), default=None)
 
     def store(self, part: Chunk, stored: BatchResult) -> None:
         """Count the rows of a part that was committed, and report those that PostgreSQL rejected."""
         self.outcome.stored += stored.stored
-        columns = part.batch.columns
+        batch = part.batch
         if stored.refused:
-            is_refused = pc.is_in(pa.arange(0, part.batch.rows), pa.array(list(stored.refused), pa.int64()))
-            columns = columns.filter(pc.invert(is_refused))
-        self.outcome.add_times(columns)
+            is_refused = pc.is_in(pa.arange(0, batch.rows), pa.array(list(stored.refused), pa.int64()))
+            batch = replace(batch, columns=batch.columns.filter(pc.invert(is_refused)))
+        self.outcome.add_times(batch)
         self.reject(
             [
                 RowError(part.rows[place].as_py(), None, reason, None)
