@@ -144,11 +144,11 @@ async def _change_limits(connection: Connection, sensor_id: int, change: SensorC
             limits[metric] = Limits(lower=lower, upper=upper)
         for metric, changed in change.limits.items():
             before = limits.pop(metric, Limits(lower=None, upper=None))
-            if changed is None:
-                continue
-            limits[metric] = Limits(**before.model_dump() | changed)
+            if changed is not None:
+                limits[metric] = Limits(**before.model_dump() | changed)
     await connection.execute(DELETE_LIMITS, [sensor_id])
-    for metric, (lower, upper) in ((metric, (limit.lower, limit.upper)) for metric, limit in limits.items()):
+    for metric, limit in limits.items():
+        lower, upper = limit.lower, limit.upper
         if lower is not None and upper is not None and lower > upper:
             raise InvalidSensor(f"limits: the lower limit of {metric}, {lower:g}, is above the upper limit, {upper:g}.")
         if lower is not None or upper is not None:
