@@ -65,8 +65,7 @@ class ImportResult:
     rejected: int = 0
     unknown_columns: dict[str, None] = field(default_factory=dict)
     """The file's columns that are not stored, in order of appearance."""
-    first_us: int | None = None
-    last_us: int | None = None
+    span_us: tuple[int, int] | None = None
     """The earliest and the latest time of the readings stored or found, microseconds since 1970 UTC."""
     found_at: datetime | None = None
     """When the last of the readings found was stored."""
@@ -96,11 +95,10 @@ class ImportResult:
 
     def add_times(self, batch: Batch) -> None:
         """Extend the range of times by those of some readings."""
-        if not batch.rows:
-            return
-        first_us, last_us = batch.time_range_us()
-        self.first_us = first_us if self.first_us is None else min(first_us, self.first_us)
-        self.last_us = last_us if self.last_us is None else max(last_us, self.last_us)
+        if batch.rows:
+            first_us, last_us = batch.time_range_us()
+            before = self.span_us or (first_us, last_us)
+            self.span_us = min(first_us, before[0]), max(last_us, before[1])
 
     def reject(self, faults: Sequence[RowError], rows_before: int) -> None:
         """Count rejected rows, and keep an example for each reason. ``rows_before`` precede their block."""

@@ -69,8 +69,9 @@ def _summary(outcome: ImportResult, path: Path, *, is_stored: bool) -> Iterator[
 
 def _remarks(outcome: ImportResult, layout: ColumnMapping) -> Iterator[str]:
     yield from outcome.notes
-    if outcome.first_us is not None and outcome.last_us is not None:
-        yield f"times from {_moment(outcome.first_us)} to {_moment(outcome.last_us)}"
+    if outcome.span_us is not None:
+        first_us, last_us = outcome.span_us
+        yield f"times from {_moment(first_us)} to {_moment(last_us)}"
     if outcome.local_rows and layout.time_zone != "UTC":
         times = "time without an offset is" if outcome.local_rows == 1 else "times without an offset are"
         yield f"{outcome.local_rows:,} {times} taken to be in {layout.time_zone}"

@@ -116,9 +116,10 @@ class History:
             raise NotFound(f"No sensor is called {', '.join(map(repr, missing[:10]))}.")
         return list(found.values())
 
-    def schema(self, query: Query) -> pa.Schema:
+    @staticmethod
+    def schema(query: Query) -> pa.Schema:
         """Return the columns of a query's rows."""
-        return _schema(query)
+        return pa.schema([*KEYS, *((column.name, column.type) for column in _columns(query))])
 
     async def pages(self, query: Query, *, after: Position | None, limit: int | None) -> AsyncGenerator[Page, None]:
         """Yield the rows of a query, or those after one of its rows, at most ``limit``. No page is empty.
@@ -214,10 +215,6 @@ async def latest_reading(connection: Connection, *, horizon_us: float = math.inf
             *reading, key_name, client_ip, reading_id = row
             return Reading._make((*reading, Sender(key_name, client_ip))), reading_id
     return None
-
-
-def _schema(query: Query) -> pa.Schema:
-    return pa.schema([*KEYS, *((column.name, column.type) for column in _columns(query))])
 
 
 def _columns(query: Query) -> list[ResultColumn]:
@@ -342,4 +339,4 @@ def _rows_of(query: Query, sensors: Mapping[int, str], values: Sequence[bytes]) 
     ]
     for column, value in zip(columns, values[end_of_conditions:], strict=True):
         arrays.append(array_of(words_of(value), column.type, bitmaps[column.is_there]))
-    return _Rows(positions, ids, pa.RecordBatch.from_arrays(arrays, schema=_schema(query)))
+    return _Rows(positions, ids, pa.RecordBatch.from_arrays(arrays, schema=History.schema(query)))
