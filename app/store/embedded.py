@@ -306,11 +306,8 @@ class _Cluster:
     def _make_socket_dir(self) -> None:
         """Make the folder anew: a copied DATA_DIR brings one with the lock file of another PostgreSQL's socket."""
         owner = self._account.pw_uid if self._account else os.geteuid()
-        try:
+        with suppress(FileNotFoundError):
             found = self._socket_dir.lstat()
-        except FileNotFoundError:
-            pass
-        else:
             # It may be in a folder that is open to all.
             if not stat.S_ISDIR(found.st_mode) or found.st_uid not in {owner, os.geteuid()} or found.st_mode & 0o077:
                 raise ConfigurationError(f"{self._socket_dir} belongs to another user: remove it.")

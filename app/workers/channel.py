@@ -10,6 +10,7 @@ Promise: what was sent before a control message is received before it. (Receipts
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 
@@ -101,14 +102,12 @@ class Channel:
 
     async def close(self) -> None:
         """Write what still waits, for FAREWELL_TIMEOUT_S at most, and close."""
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_TIMEOUT_S):
                 if not self._writing.done():
                     self._written.clear()
                     self._news.set()
                     await self._written.wait()
-        except TimeoutError:
-            pass
         self._writing.cancel()
         await asyncio.gather(self._writing, return_exceptions=True)
         self._writer.close()
