@@ -7,7 +7,8 @@ last offset before it is computed with.
 """
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,15 +17,20 @@ from app.errors import MalformedBody
 from app.ingest.decode.columns import DecodeOptions, ParsedColumns, require_small
 from app.schema import METRICS
 
-UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError, ValueError, KeyError, OverflowError, struct.error)
+_UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError, ValueError, KeyError, OverflowError, struct.error)
 """What is raised for bytes that are damaged."""
 
 _Read = Callable[[pa.Array], pa.Array]
 
 
-def in_short(error: BaseException) -> str:
-    """Return the first line of an error."""
-    return str(error).partition("\n")[0][:200] or type(error).__name__
+@contextmanager
+def readable_as(what: str) -> Iterator[None]:
+    """Turn what is raised for damaged bytes into MalformedBody: ``what`` is what they should be."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        in_short = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise MalformedBody(f"The body can't be read as {what}: {in_short}") from error
 
 
 def require_flat(name: str, type_: pa.DataType) -> None:
