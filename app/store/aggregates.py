@@ -407,13 +407,16 @@ class Aggregates:
         Each piece takes about a second, and is yielded. A forced refresh waits for another process that refreshes.
         """
         clock = asyncio.get_running_loop().time
-        deleted_until = (await state(connection)).deleted_until
-        start = tier.floor(span[0] if deleted_until is None else max(span[0], deleted_until))
-        end = min(tier.ceil(span[1]), tier.materialized_until(until))
+        start, end = tier.floor(span[0]), min(tier.ceil(span[1]), tier.materialized_until(until))
         while start < end:
-            piece_end = min(tier.floor(start + max(self._lengths[tier], tier.width)), end)
-            began = clock()
             async with refresh_lock(guard, wait=is_forced):
+                began = clock()
+                # Retention may have deleted more since the last piece. While the lock is held, it deletes nothing.
+                deleted_until = (await state(connection)).deleted_until
+                start = start if deleted_until is None else max(start, tier.floor(deleted_until))
+                if start >= end:
+                    return
+                piece_end = min(tier.floor(start + max(self._lengths[tier], tier.width)), end)
                 await connection.execute(REFRESH, [tier.name, start, piece_end, is_forced])
             took_s, length = clock() - began, piece_end - start
             if took_s > SLOW_S:

@@ -367,3 +367,23 @@ async def test_a_flush_after_the_frontier_moved_is_late(community_database: str)
             community_database, "SELECT extract(epoch FROM starts_at)::int / 60, ends_at - starts_at FROM stale_ranges"
         )
         assert found == [(minute - 2, timedelta(minutes=1)), (minute, timedelta(minutes=1))]
+
+
+async def test_a_refresh_under_way_keeps_the_aggregates_of_what_retention_deletes(community_database: str) -> None:
+    """A refresh that is under way keeps the aggregates of days that retention deletes meanwhile."""
+    async with rig(community_database) as parts:
+        now_s = parts.clock_s[0]
+        await parts.write(*(reading(now_s - age_s) for age_s in range(0, 4 * DAY, HOUR)))
+        await parts.refresh()
+        before = rows(community_database, FOUND.format("readings_1m"))
+
+        async def retention_comes_between(connection: Connection, guard: Connection) -> AsyncIterator[None]:
+            pieces = Aggregates(parts.database).refresh_changed(connection, guard)
+            await anext(pieces)
+            await parts.delete_old(Retention(0.5, 0, 0, 0))
+            async for _ in pieces:
+                yield
+
+        await parts.do(retention_comes_between)
+        assert rows(community_database, "SELECT min(time) > now() - interval '2 days' FROM readings") == [(True,)]
+        assert rows(community_database, FOUND.format("readings_1m")) == before
