@@ -62,12 +62,20 @@ SHOWN_IDS = 10
 
 TRY_LOCK = f"SELECT pg_try_advisory_xact_lock({REFRESH_LOCK})"
 LOCK = f"SELECT pg_advisory_xact_lock({REFRESH_LOCK})"
+# An operator's policy may delete readings as well.
 STATE_SQL = """
 SELECT now(), least(
            (SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_refreshed_until'), now()
        ),
        (SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_frontier'),
-       (SELECT value::timestamptz FROM server_settings WHERE name = 'readings_deleted_until')
+       greatest(
+           (SELECT value::timestamptz FROM server_settings WHERE name = 'readings_deleted_until'),
+           (
+               SELECT date_trunc('day', max(now() - (config->>'drop_after')::interval), 'UTC')
+               FROM timescaledb_information.jobs
+               WHERE (hypertable_schema, hypertable_name, proc_name) = (current_schema, 'readings', 'policy_retention')
+           )
+       )
 """
 SET_TIME = """
 INSERT INTO server_settings (name, value) VALUES (%s, %s::timestamptz::text)

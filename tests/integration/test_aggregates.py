@@ -387,3 +387,19 @@ async def test_a_refresh_under_way_keeps_the_aggregates_of_what_retention_delete
         await parts.do(retention_comes_between)
         assert rows(community_database, "SELECT min(time) > now() - interval '2 days' FROM readings") == [(True,)]
         assert rows(community_database, FOUND.format("readings_1m")) == before
+
+
+async def test_what_a_retention_policy_deletes_stays_in_the_aggregates(community_database: str) -> None:
+    """Of days that an operator's own retention policy has deleted, no late reading costs the aggregates."""
+    async with rig(community_database) as parts:
+        noon_s = parts.clock_s[0] // DAY * DAY - 6 * DAY + 12 * HOUR
+        await parts.write(*(reading(noon_s + second) for second in range(0, 5 * HOUR, MINUTE)))
+        await parts.refresh()
+        before = rows(community_database, FOUND.format("readings_1d"))
+        execute(community_database, "SELECT add_retention_policy('readings', INTERVAL '3 days')")
+        run_job(community_database, "policy_retention", "readings")
+        assert rows(community_database, "SELECT count(*) FROM readings") == [(0,)]
+        await parts.write(reading(noon_s))
+        await parts.refresh()
+        await parts.refresh()
+        assert rows(community_database, FOUND.format("readings_1d")) == before
