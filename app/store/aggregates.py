@@ -89,11 +89,11 @@ WHERE locktype = 'relation' AND relation = 'flushes'::regclass AND mode = 'RowEx
 """
 STALE_SPANS = 1_000
 STALE = f"""
-SELECT starts_at, ends_at, array_agg(id) FROM stale_ranges
+SELECT starts_at, ends_at, array_agg(range_id) FROM stale_ranges
 WHERE (starts_at, ends_at) > (%s::timestamptz, %s::timestamptz) AND ends_at <= %s
 GROUP BY 1, 2 ORDER BY 1, 2 LIMIT {STALE_SPANS}
 """
-FORGET = "DELETE FROM stale_ranges WHERE id = ANY(%s)"
+FORGET = "DELETE FROM stale_ranges WHERE range_id = ANY(%s)"
 # In one go: by default it goes in steps of ten buckets, which takes 12 s for a month of minutes instead of 0.1.
 REFRESH = """
 CALL refresh_continuous_aggregate(
