@@ -181,6 +181,7 @@ class Maintenance:
             is_over, error = await self._do_piece(run, connection, guard)
             took_s = clock() - began
             run.busy_s += took_s
+            run.due_at = clock()  # behind what became due meanwhile
             budget.spend(took_s, now=clock())
             if is_over:
                 await self._end(run, connection, error, clock())
@@ -197,9 +198,11 @@ class Maintenance:
             await anext(run.pieces)
         except StopAsyncIteration:
             return True, None
-        except (Busy, DatabaseUnavailable, psycopg.Error) as error:
+        except Exception as error:  # an unforeseen one, too, must not end the server
             if connection.closed or guard.closed:
                 raise
+            if not isinstance(error, Busy | DatabaseUnavailable | psycopg.Error):
+                logger.exception("unforeseen error in the maintenance's work %r", run.work.name)
             return True, error
         return False, None
 
@@ -215,17 +218,20 @@ class Maintenance:
             return
         if reason is not None:
             logger.warning("the maintenance's work %r failed and is tried again: %s", work.name, reason)
-        await connection.execute(
-            RECORD,
-            {
-                "work": work.name,
-                "busy_s": run.busy_s,
-                "every_s": max(work.every_s, work.rest * run.busy_s),
-                "can_wait": work.can_wait,
-                "ago_s": now - run.began_at,
-                "error": reason,
-            },
-        )
+        record = {
+            "work": work.name,
+            "busy_s": run.busy_s,
+            "every_s": max(work.every_s, work.rest * run.busy_s),
+            "can_wait": work.can_wait,
+            "ago_s": now - run.began_at,
+            "error": reason,
+        }
+        try:
+            await connection.execute(RECORD, record)
+        except psycopg.Error as failure:  # on a full disk, retention must go on
+            if connection.closed:
+                raise
+            logger.warning("can't record the maintenance's work %r: %s", work.name, first_line(failure))
 
     async def _note_load(self, connection: Connection, budget: Budget, now: float) -> None:
         """Tell the budget how busy the database is, now and then."""

@@ -266,6 +266,60 @@ async def test_failures_are_recorded_and_hold_up_no_other_work(
         assert [work.name for work in observer.statistics.works] == ["fails", "works"]
 
 
+async def test_an_unforeseen_error_ends_neither_the_server_nor_other_work(database: str) -> None:
+    """An error that nobody has foreseen is a failure of its work, and of nothing else."""
+    done = 0
+
+    async def fails(*_: Connection) -> AsyncIterator[None]:
+        yield
+        [].pop()
+
+    async def quick(*_: Connection) -> AsyncIterator[None]:
+        nonlocal done
+        done += 1
+        yield
+
+    async with opened(database) as opened_database:
+        works = [Work("fails", 60, fails, comes_first=True), Work("quick", 0.1, quick)]
+        task = asyncio.create_task(Maintenance(opened_database, works, share=1).run())
+        try:
+            await until(lambda: done > 2 or task.done())
+            assert not task.done()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    assert rows(database, "SELECT last_error FROM maintenance WHERE work = 'fails'") == [("pop from empty list",)]
+
+
+async def test_work_goes_on_on_a_full_disk(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work that frees space is done although nothing can be recorded."""
+    monkeypatch.setattr(maintenance, "ELECTION_INTERVAL_S", 0.05)
+    done = 0
+
+    async def first(*_: Connection) -> AsyncIterator[None]:
+        yield
+
+    async def frees(*_: Connection) -> AsyncIterator[None]:
+        nonlocal done
+        done += 1
+        yield
+
+    execute(
+        database,
+        "CREATE FUNCTION is_full() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN RAISE EXCEPTION $$no space left$$ USING ERRCODE = $$disk_full$$; END';"
+        "CREATE TRIGGER is_full BEFORE INSERT ON maintenance EXECUTE FUNCTION is_full()",
+    )
+    async with opened(database) as opened_database:
+        works = [Work("first", 60, first, comes_first=True), Work("frees", 0.1, frees)]
+        task = asyncio.create_task(Maintenance(opened_database, works, share=1).run())
+        try:
+            await until(lambda: done > 2)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_work_that_can_wait_takes_its_share(database: str) -> None:
     """Work that can wait takes its share of the time, and other work is done meanwhile."""
     busy_s = 0.0
@@ -295,6 +349,30 @@ async def test_work_that_can_wait_takes_its_share(database: str) -> None:
         await asyncio.gather(task, return_exceptions=True)
     assert 0.02 < share < 0.15
     assert done > 10
+
+
+async def test_long_work_holds_up_no_other(database: str) -> None:
+    """Work that is due has its turn after a piece of other work, however many pieces that has."""
+    done = 0
+
+    async def endless(*_: Connection) -> AsyncIterator[None]:
+        while True:
+            await asyncio.sleep(0.01)
+            yield
+
+    async def quick(*_: Connection) -> AsyncIterator[None]:
+        nonlocal done
+        done += 1
+        yield
+
+    async with opened(database) as opened_database:
+        works = [Work("endless", 60, endless), Work("quick", 0.1, quick, first_after_s=0.1)]
+        task = asyncio.create_task(Maintenance(opened_database, works, share=1).run())
+        try:
+            await until(lambda: done > 3)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_chunks_go_to_the_columnstore_beside_writers(
