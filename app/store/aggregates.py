@@ -77,9 +77,19 @@ SELECT now(), least(
            )
        )
 """
-SET_TIME = """
-INSERT INTO server_settings (name, value) VALUES (%s, %s::timestamptz::text)
+SET_REFRESHED_UNTIL = """
+INSERT INTO server_settings (name, value) VALUES ('aggregates_refreshed_until', %s::timestamptz::text)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
+"""
+# A process whose term is over, and that does not know it yet, must not move it back.
+MOVE_FRONTIER = """
+INSERT INTO server_settings AS s (name, value) VALUES ('aggregates_frontier', %s::timestamptz::text)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE s.value::timestamptz < excluded.value::timestamptz
+"""
+# The database's clock was ahead for a while. Whatever came since then has been recorded as late.
+COME_BACK = """
+UPDATE server_settings SET value = now()::text
+WHERE name IN ('aggregates_refreshed_until', 'aggregates_frontier') AND value::timestamptz > now()
 """
 # A flush has this lock before it looks at the frontier.
 FLUSHES = """
@@ -264,10 +274,10 @@ class Aggregates:
 
     async def refresh(self, connection: Connection, guard: Connection) -> AsyncIterator[None]:
         """Refresh what has arrived since the last time. Raises Busy, and what the driver raises."""
+        await connection.execute(COME_BACK)
         found = await state(connection)
         start, end = found.refreshed_until, TIERS[0].floor(found.now - BEHIND_NOW)
-        if found.frontier is None or found.frontier < end:
-            await connection.execute(SET_TIME, ["aggregates_frontier", end])
+        await connection.execute(MOVE_FRONTIER, [end])
         await _flushes_have_ended(connection)
         while start < end:
             piece_end = min(TIERS[0].floor(start) + self._lengths[TIERS[0]], end)
@@ -275,7 +285,7 @@ class Aggregates:
                 span = tier.materialized_until(start), tier.materialized_until(piece_end)
                 async for _ in self._pieces(connection, guard, tier, span, piece_end):
                     yield
-            await connection.execute(SET_TIME, ["aggregates_refreshed_until", piece_end])
+            await connection.execute(SET_REFRESHED_UNTIL, [piece_end])
             start = piece_end
 
     async def refresh_late(self, connection: Connection, guard: Connection) -> AsyncIterator[None]:

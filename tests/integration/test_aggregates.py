@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
@@ -45,6 +46,8 @@ OPERATORS_POLICIES = [
     " INTERVAL '1 hour', if_not_exists => true)"
     for tier in TIERS
 ]
+
+TIMES = "SELECT name, value::timestamptz AS time FROM server_settings WHERE name ~ '^aggregates' ORDER BY name"
 
 
 AGES_S = st.one_of(
@@ -403,3 +406,36 @@ async def test_what_a_retention_policy_deletes_stays_in_the_aggregates(community
         await parts.refresh()
         await parts.refresh()
         assert rows(community_database, FOUND.format("readings_1d")) == before
+
+
+async def test_a_process_whose_term_is_over_moves_no_frontier_back(
+    community_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was held up while another took over leaves the other's frontier where it is."""
+    async with rig(community_database) as parts:
+        await parts.refresh()
+        frontier = rows(community_database, TIMES)
+
+        async def state_of_long_ago(connection: Connection) -> aggregates.State:
+            found = await real(connection)
+            ago = timedelta(minutes=20)
+            long_ago = found.refreshed_until - 2 * ago
+            return replace(found, now=found.now - ago, refreshed_until=long_ago, frontier=long_ago)
+
+        async def is_killed(_: Connection) -> None:
+            raise Busy
+
+        real = aggregates.state
+        monkeypatch.setattr(aggregates, "state", state_of_long_ago)
+        monkeypatch.setattr(aggregates, "_flushes_have_ended", is_killed)
+        with pytest.raises(Busy):
+            await parts.do(Aggregates(parts.database).refresh)
+        assert rows(community_database, TIMES) == frontier
+
+
+async def test_a_clock_that_was_ahead_stops_no_refresh(community_database: str) -> None:
+    """After the database's clock has been ahead, refreshes go on from now."""
+    async with rig(community_database) as parts:
+        execute(community_database, "UPDATE server_settings SET value = now() + interval '1 day' WHERE name ~ '^aggr'")
+        await parts.refresh()
+        assert rows(community_database, f"SELECT bool_and(time <= now()) FROM ({TIMES}) t") == [(True,)]
