@@ -6,11 +6,15 @@ chunk that fills up is converted while it is small, and then whenever as much ha
 the chunk is over and nothing has been written to it for a while.
 """
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import psycopg
+from psycopg.errors import LockNotAvailable
+
 from app.store.database import Connection
+from app.store.locks import SHORT_WAIT
 from app.store.tiers import TIERS
 
 PIECE_ROWS = 500_000
@@ -110,25 +114,45 @@ class Columnstore:
         """By chunk: how many rows had been written, and since when it is so many."""
 
     async def convert(self, connection: Connection) -> AsyncIterator[None]:
-        """Convert the chunks that need it, from the oldest on. Raises what the driver raises."""
+        """Convert the chunks that need it, from the oldest on. One that can't be converted holds up no other.
+
+        Raises:
+            psycopg.Error: what the driver raises; after all others are converted, if it is of a chunk.
+        """
         cursor = await connection.execute(CHUNKS, {"tiers": [tier.name for tier in TIERS], "look_back": LOOK_BACK})
         found = await cursor.fetchall()
         chunks = [Chunk(*row[:-1]) for row in found]
         now: datetime = found[0][-1] if found else datetime.min
         self._note(chunks, now)
+        failure: psycopg.Error | None = None
         for chunk in chunks:
-            if needs_conversion(chunk, now=now, quiet_since=self._quiet[chunk.name][1]):
-                await connection.execute(CONVERT, [chunk.name])
+            try:
+                if needs_conversion(chunk, now=now, quiet_since=self._quiet[chunk.name][1]):
+                    await _execute_briefly(connection, CONVERT, [chunk.name])
+                    yield
+                    await connection.execute(VACUUM_PART.format(chunk.name))
+                    yield
+                elif wastes_index(chunk, now=now):
+                    await connection.execute(VACUUM.format(chunk.name))
+                    await _execute_briefly(connection, REINDEX.format(chunk.name))
+                    yield
+            except psycopg.Error as error:
+                if connection.closed:
+                    raise
+                failure = error if failure is None or isinstance(failure, LockNotAvailable) else failure
                 yield
-                await connection.execute(VACUUM_PART.format(chunk.name))
-                yield
-            elif wastes_index(chunk, now=now):
-                await connection.execute(VACUUM.format(chunk.name))
-                await connection.execute(REINDEX.format(chunk.name))
-                yield
+        if failure is not None:
+            raise failure
 
     def _note(self, chunks: Iterable[Chunk], now: datetime) -> None:
         before, self._quiet = self._quiet, {}
         for chunk in chunks:
             written, since = before.get(chunk.name, (-1, now))
             self._quiet[chunk.name] = (chunk.written, since if written == chunk.written else now)
+
+
+async def _execute_briefly(connection: Connection, statement: str, arguments: Sequence[str] = ()) -> None:
+    """Execute a statement that keeps writers out, and wait little for its locks."""
+    async with connection.transaction():
+        await connection.execute(SHORT_WAIT)
+        await connection.execute(statement, arguments or None)

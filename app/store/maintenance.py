@@ -23,7 +23,7 @@ from psycopg.errors import LockNotAvailable
 from app.errors import DatabaseUnavailable
 from app.store.budget import Budget
 from app.store.database import Connection, Database, first_line, translate_driver_errors
-from app.store.locks import MAINTENANCE_LOCK, Busy
+from app.store.locks import LOCK_TIMEOUT_S, MAINTENANCE_LOCK, Busy
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,6 @@ PING_INTERVAL_S = 5.0
 LEASE_S = 30
 """PostgreSQL ends the guard's session if nothing is heard of it for so long: its machine may have gone."""
 QUERY_TIMEOUT_S = 10.0
-LOCK_TIMEOUT_S = 0.1
 RETRY_BUSY_S = 5.0
 RETRY_FAILED_S = 60.0
 LONGEST_PAUSE_S = 1.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from app.store.database import Connection, Edition
-from app.store.locks import REFRESH_LOCK, Busy
+from app.store.locks import REFRESH_LOCK, SHORT_WAIT, Busy
 from app.store.tiers import TIERS
 
 MARGIN = timedelta(hours=2)
@@ -112,5 +112,7 @@ async def _drop_chunks(connection: Connection, table: str, until: datetime) -> A
         row = await (await connection.execute(OLDEST_CHUNKS, {"table": table, "until": until})).fetchone()
         if row is None or row[0] is None:
             return
-        await connection.execute(DROP_CHUNKS, [table, row[0]])
+        async with connection.transaction():
+            await connection.execute(SHORT_WAIT)
+            await connection.execute(DROP_CHUNKS, [table, row[0]])
         yield

@@ -438,6 +438,32 @@ async def test_a_chunk_that_is_over_and_quiet_goes_whole(
     assert rows(community_database, "SELECT sum(temperature) FROM readings") == [(210,)]
 
 
+async def test_a_chunk_in_use_holds_up_neither_writers_nor_other_chunks(
+    community_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While somebody reads a chunk for long, writers don't wait for its conversion, and other chunks are converted."""
+    monkeypatch.setattr(columnstore, "QUIET", timedelta(0))
+    insert = (
+        "INSERT INTO readings SELECT now() - {} * interval '1 day', 1, i, 1, i, NULL, NULL FROM generate_series(1, 9) i"
+    )
+    for days in (9, 7, 5):
+        execute(community_database, insert.format(days))
+    keeper = Columnstore()
+    chunks = "SELECT c::text, _timescaledb_functions.chunk_status(c) FROM show_chunks('readings') c ORDER BY c::text"
+    (first, _), *_ = rows(community_database, chunks)
+    async with opened(community_database) as kept:
+        with psycopg.connect(community_database) as reader:
+            reader.execute(f"SELECT count(*) FROM {first}")
+            converting = asyncio.create_task(do(kept, lambda connection, _: keeper.convert(connection)))
+            await asyncio.sleep(0.1)
+            await asyncio.to_thread(execute, community_database, "SET lock_timeout = '2s';" + insert.format(9))
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                await converting
+            assert [status for _, status in rows(community_database, chunks)] == [0, 1, 1]
+        await do(kept, lambda connection, _: keeper.convert(connection))
+    assert [status for _, status in rows(community_database, chunks)] == [1, 1, 1]
+
+
 async def until(is_so: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not is_so():
