@@ -35,6 +35,8 @@ LEASE_S = 30
 QUERY_TIMEOUT_S = 10.0
 RETRY_BUSY_S = 5.0
 RETRY_FAILED_S = 60.0
+LONGEST_REST_S = 600.0
+"""A run that had a whole history to work on must not be followed by hours of rest."""
 LONGEST_PAUSE_S = 1.0
 """Between looks for work that is due."""
 
@@ -78,7 +80,7 @@ class Work:
         every_s: from the end of one run to the beginning of the next.
         pieces: a run of it. Raises Busy, DatabaseUnavailable and what the driver raises.
         can_wait: whether it keeps to the budget.
-        rest: a run is followed by a pause of at least so many times its duration.
+        rest: a run is followed by a pause of at least so many times its duration, up to LONGEST_REST_S.
         first_after_s: the pause before the first run.
         comes_first: whether its first run comes before everything else.
     """
@@ -90,6 +92,10 @@ class Work:
     rest: float = 0.0
     first_after_s: float = 0.0
     comes_first: bool = False
+
+    def rest_s(self, busy_s: float) -> float:
+        """Return the shortest pause after a run that took ``busy_s``."""
+        return min(self.rest * busy_s, LONGEST_REST_S)
 
 
 class _Run:
@@ -210,7 +216,7 @@ class Maintenance:
         work, run.pieces, run.has_ended = run.work, None, True
         is_busy = isinstance(error, Busy | LockNotAvailable)
         pause_s = RETRY_BUSY_S if is_busy else work.every_s if error is None else RETRY_FAILED_S
-        run.due_at = now + max(pause_s, work.rest * run.busy_s)
+        run.due_at = now + max(pause_s, work.rest_s(run.busy_s))
         reason = None if error is None else first_line(error)
         if is_busy:
             logger.debug("the maintenance's work %r waits: %s", work.name, reason)
@@ -220,7 +226,7 @@ class Maintenance:
         record = {
             "work": work.name,
             "busy_s": run.busy_s,
-            "every_s": max(work.every_s, work.rest * run.busy_s),
+            "every_s": max(work.every_s, work.rest_s(run.busy_s)),
             "can_wait": work.can_wait,
             "ago_s": now - run.began_at,
             "error": reason,

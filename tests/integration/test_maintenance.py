@@ -351,6 +351,17 @@ async def test_work_that_can_wait_takes_its_share(database: str) -> None:
     assert done > 10
 
 
+def test_rest_is_bounded() -> None:
+    """A run rests for so many times its duration, but not for hours after an hour's work."""
+
+    async def pieces(*_: Connection) -> AsyncIterator[None]:
+        yield
+
+    work = Work("a", 15, pieces, rest=20)
+    assert work.rest_s(0.5) == 10
+    assert work.rest_s(3_600) == maintenance.LONGEST_REST_S
+
+
 async def test_long_work_holds_up_no_other(database: str) -> None:
     """Work that is due has its turn after a piece of other work, however many pieces that has."""
     done = 0
