@@ -77,9 +77,10 @@ SELECT now(), least(
            )
        )
 """
+# Unless somebody has set it back meanwhile: older readings were taken over, whose aggregates are still to be refreshed.
 SET_REFRESHED_UNTIL = """
-INSERT INTO server_settings (name, value) VALUES ('aggregates_refreshed_until', %s::timestamptz::text)
-ON CONFLICT (name) DO UPDATE SET value = excluded.value
+INSERT INTO server_settings AS s (name, value) VALUES ('aggregates_refreshed_until', %s::timestamptz::text)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE s.value::timestamptz = %s
 """
 # A process whose term is over, and that does not know it yet, must not move it back.
 MOVE_FRONTIER = """
@@ -285,7 +286,8 @@ class Aggregates:
                 span = tier.materialized_until(start), tier.materialized_until(piece_end)
                 async for _ in self._pieces(connection, guard, tier, span, piece_end):
                     yield
-            await connection.execute(SET_REFRESHED_UNTIL, [piece_end])
+            if not (await connection.execute(SET_REFRESHED_UNTIL, [piece_end, start])).rowcount:
+                raise Busy("older readings than these are to be refreshed first")
             start = piece_end
 
     async def refresh_late(self, connection: Connection, guard: Connection) -> AsyncIterator[None]:

@@ -439,3 +439,28 @@ async def test_a_clock_that_was_ahead_stops_no_refresh(community_database: str) 
         execute(community_database, "UPDATE server_settings SET value = now() + interval '1 day' WHERE name ~ '^aggr'")
         await parts.refresh()
         assert rows(community_database, f"SELECT bool_and(time <= now()) FROM ({TIMES}) t") == [(True,)]
+
+
+async def test_a_refresh_under_way_forgets_no_older_readings(community_database: str) -> None:
+    """When older readings are taken over during a refresh, the next refresh begins with them."""
+    back = "UPDATE server_settings SET value = (now() - interval '{}')::text WHERE name = 'aggregates_refreshed_until'"
+    async with rig(community_database) as parts:
+        await parts.write(*(reading(parts.clock_s[0] - age_s) for age_s in range(0, 9 * HOUR, MINUTE)))
+        execute(community_database, back.format("1 hour"))
+
+        async def others_set_it_back(connection: Connection, guard: Connection) -> AsyncIterator[None]:
+            pieces = Aggregates(parts.database).refresh(connection, guard)
+            await anext(pieces)
+            yield
+            execute(community_database, back.format("8 hours"))
+            async for _ in pieces:
+                yield
+
+        with pytest.raises(Busy):
+            await parts.do(others_set_it_back)
+        old = (
+            "SELECT value::timestamptz < now() - interval '7 hours' FROM server_settings WHERE name ~ 'refreshed_until'"
+        )
+        assert rows(community_database, old) == [(True,)]
+        await parts.refresh()
+        assert_right(community_database)
