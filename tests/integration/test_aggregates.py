@@ -464,3 +464,14 @@ async def test_a_refresh_under_way_forgets_no_older_readings(community_database:
         assert rows(community_database, old) == [(True,)]
         await parts.refresh()
         assert_right(community_database)
+
+
+async def test_late_readings_of_a_server_whose_clock_is_behind(community_database: str) -> None:
+    """Late readings are recorded as such by a server whose clock is hours behind, or that has held them for hours."""
+    async with rig(community_database) as parts:
+        await parts.refresh()
+        now_s = parts.clock_s[0]
+        parts.clock_s[0] -= 5 * HOUR
+        await parts.write(reading(now_s - 10 * MINUTE))
+        covering = "SELECT FROM stale_ranges WHERE to_timestamp(%(at)s) >= starts_at AND to_timestamp(%(at)s) < ends_at"
+        assert len(rows(community_database, covering, at=now_s - 10 * MINUTE)) == 1
