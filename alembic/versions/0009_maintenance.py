@@ -124,7 +124,7 @@ SELECT CASE
             SELECT min(range_start) FROM timescaledb_information.chunks
             WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
         ),
-        date_trunc('minute', now())
+        date_trunc('minute', now()) - interval '1 minute'
     )
 END AS until;
 DELETE FROM stale_ranges WHERE starts_at >= (SELECT until FROM refreshed);
