@@ -62,17 +62,36 @@ SHOWN_IDS = 10
 
 TRY_LOCK = f"SELECT pg_try_advisory_xact_lock({REFRESH_LOCK})"
 LOCK = f"SELECT pg_advisory_xact_lock({REFRESH_LOCK})"
+# An operator's policy may delete readings as well.
 STATE_SQL = """
 SELECT now(), least(
            (SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_refreshed_until'), now()
        ),
        (SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_frontier'),
-       (SELECT value::timestamptz FROM server_settings WHERE name = 'readings_deleted_until'),
+       greatest(
+           (SELECT value::timestamptz FROM server_settings WHERE name = 'readings_deleted_until'),
+           (
+               SELECT date_trunc('day', max(now() - (config->>'drop_after')::interval), 'UTC')
+               FROM timescaledb_information.jobs
+               WHERE (hypertable_schema, hypertable_name, proc_name) = (current_schema, 'readings', 'policy_retention')
+           )
+       ),
        (SELECT jsonb_object_agg(aggregate, extract(epoch FROM materialized_until)) FROM aggregate_lag)
 """
-SET_TIME = """
-INSERT INTO server_settings (name, value) VALUES (%s, %s::timestamptz::text)
-ON CONFLICT (name) DO UPDATE SET value = excluded.value
+# Unless somebody has set it back meanwhile: older readings were taken over, whose aggregates are still to be refreshed.
+SET_REFRESHED_UNTIL = """
+INSERT INTO server_settings AS s (name, value) VALUES ('aggregates_refreshed_until', %s::timestamptz::text)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE s.value::timestamptz = %s
+"""
+# A process whose term is over, and that does not know it yet, must not move it back.
+MOVE_FRONTIER = """
+INSERT INTO server_settings AS s (name, value) VALUES ('aggregates_frontier', %s::timestamptz::text)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE s.value::timestamptz < excluded.value::timestamptz
+"""
+# The database's clock was ahead for a while. Whatever came since then has been recorded as late.
+COME_BACK = """
+UPDATE server_settings SET value = now()::text
+WHERE name IN ('aggregates_refreshed_until', 'aggregates_frontier') AND value::timestamptz > now()
 """
 # A flush has this lock before it looks at the frontier.
 FLUSHES = """
@@ -82,11 +101,11 @@ WHERE locktype = 'relation' AND relation = 'flushes'::regclass AND mode = 'RowEx
 """
 STALE_SPANS = 1_000
 STALE = f"""
-SELECT starts_at, ends_at, array_agg(id) FROM stale_ranges
+SELECT starts_at, ends_at, array_agg(range_id) FROM stale_ranges
 WHERE (starts_at, ends_at) > (%s::timestamptz, %s::timestamptz) AND ends_at <= %s
 GROUP BY 1, 2 ORDER BY 1, 2 LIMIT {STALE_SPANS}
 """
-FORGET = "DELETE FROM stale_ranges WHERE id = ANY(%s)"
+FORGET = "DELETE FROM stale_ranges WHERE range_id = ANY(%s)"
 # In one go: by default it goes in steps of ten buckets, which takes 12 s for a month of minutes instead of 0.1.
 REFRESH = """
 CALL refresh_continuous_aggregate(
@@ -211,7 +230,7 @@ ORDER BY sensor_id LIMIT %s
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class AggregateState:
     """The times up to which the aggregates and retention have come."""
 
     now: datetime
@@ -234,12 +253,12 @@ class State:
         return known if materialized_s is None else max(known, EPOCH + timedelta(seconds=materialized_s))
 
 
-async def state(connection: Connection) -> State:
+async def state(connection: Connection) -> AggregateState:
     """Return how far the aggregates are. Raises what the driver raises."""
     row = await (await connection.execute(STATE_SQL)).fetchone()
     assert row is not None  # a SELECT without FROM has one row
     now, refreshed_until, frontier, deleted_until, materialized_s = row
-    return State(now, refreshed_until or now, frontier, deleted_until, materialized_s or {})
+    return AggregateState(now, refreshed_until or now, frontier, deleted_until, materialized_s or {})
 
 
 @asynccontextmanager
@@ -268,10 +287,10 @@ class Aggregates:
 
     async def refresh(self, connection: Connection, guard: Connection) -> AsyncIterator[None]:
         """Refresh what has arrived since the last time. Raises Busy, and what the driver raises."""
+        await connection.execute(COME_BACK)
         found = await state(connection)
         start, end = found.refreshed_until, TIERS[0].floor(found.now - BEHIND_NOW)
-        if found.frontier is None or found.frontier < end:
-            await connection.execute(SET_TIME, ["aggregates_frontier", end])
+        await connection.execute(MOVE_FRONTIER, [end])
         await _flushes_have_ended(connection)
         while start < end:
             piece_end = min(TIERS[0].floor(start) + self._lengths[TIERS[0]], end)
@@ -279,7 +298,8 @@ class Aggregates:
                 span = tier.materialized_until(start), tier.materialized_until(piece_end)
                 async for _ in self._pieces(connection, guard, tier, span, piece_end):
                     yield
-            await connection.execute(SET_TIME, ["aggregates_refreshed_until", piece_end])
+            if not (await connection.execute(SET_REFRESHED_UNTIL, [piece_end, start])).rowcount:
+                raise Busy("older readings than these are to be refreshed first")
             start = piece_end
 
     async def refresh_late(self, connection: Connection, guard: Connection) -> AsyncIterator[None]:
@@ -419,13 +439,16 @@ class Aggregates:
         Each piece takes about a second, and is yielded. A forced refresh waits for another process that refreshes.
         """
         clock = asyncio.get_running_loop().time
-        found = await state(connection)
-        start = tier.floor(span[0] if found.deleted_until is None else max(span[0], found.deleted_until))
-        end = min(tier.ceil(span[1]), found.end_of(tier, until))
+        start, end = tier.floor(span[0]), min(tier.ceil(span[1]), (await state(connection)).end_of(tier, until))
         while start < end:
-            piece_end = min(tier.floor(start + max(self._lengths[tier], tier.width)), end)
-            began = clock()
             async with refresh_lock(guard, wait=is_forced):
+                began = clock()
+                # Retention may have deleted more since the last piece. While the lock is held, it deletes nothing.
+                deleted_until = (await state(connection)).deleted_until
+                start = start if deleted_until is None else max(start, tier.floor(deleted_until))
+                if start >= end:
+                    return
+                piece_end = min(tier.floor(start + max(self._lengths[tier], tier.width)), end)
                 await connection.execute(REFRESH, [tier.name, start, piece_end, is_forced])
             took_s, length = clock() - began, piece_end - start
             if took_s > SLOW_S:

@@ -23,7 +23,7 @@ from psycopg.errors import LockNotAvailable
 from app.errors import DatabaseUnavailable
 from app.store.budget import Budget
 from app.store.database import Connection, Database, first_line, translate_driver_errors
-from app.store.locks import MAINTENANCE_LOCK, Busy
+from app.store.locks import LOCK_TIMEOUT_S, MAINTENANCE_LOCK, Busy
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +33,10 @@ PING_INTERVAL_S = 5.0
 LEASE_S = 30
 """PostgreSQL ends the guard's session if nothing is heard of it for so long: its machine may have gone."""
 QUERY_TIMEOUT_S = 10.0
-LOCK_TIMEOUT_S = 0.1
 RETRY_BUSY_S = 5.0
 RETRY_FAILED_S = 60.0
+LONGEST_REST_S = 600.0
+"""A run that had a whole history to work on must not be followed by hours of rest."""
 LONGEST_PAUSE_S = 1.0
 """Between looks for work that is due."""
 
@@ -79,7 +80,7 @@ class Work:
         every_s: from the end of one run to the beginning of the next.
         pieces: a run of it. Raises Busy, DatabaseUnavailable and what the driver raises.
         can_wait: whether it keeps to the budget.
-        rest: a run is followed by a pause of at least so many times its duration.
+        rest: a run is followed by a pause of at least so many times its duration, up to LONGEST_REST_S.
         first_after_s: the pause before the first run.
         comes_first: whether its first run comes before everything else.
     """
@@ -91,6 +92,10 @@ class Work:
     rest: float = 0.0
     first_after_s: float = 0.0
     comes_first: bool = False
+
+    def rest_s(self, busy_s: float) -> float:
+        """Return the shortest pause after a run that took ``busy_s``."""
+        return min(self.rest * busy_s, LONGEST_REST_S)
 
 
 class _Run:
@@ -182,6 +187,7 @@ class Maintenance:
             is_over, error = await self._do_piece(run, connection, guard)
             took_s = clock() - began
             run.busy_s += took_s
+            run.due_at = clock()  # behind what became due meanwhile
             budget.spend(took_s, now=clock())
             if is_over:
                 await self._end(run, connection, error, clock())
@@ -198,9 +204,11 @@ class Maintenance:
             await anext(run.pieces)
         except StopAsyncIteration:
             return True, None
-        except (Busy, DatabaseUnavailable, psycopg.Error) as error:
+        except Exception as error:  # an unforeseen one, too, must not end the server
             if connection.closed or guard.closed:
                 raise
+            if not isinstance(error, Busy | DatabaseUnavailable | psycopg.Error):
+                logger.exception("unforeseen error in the maintenance's work %r", run.work.name)
             return True, error
         return False, None
 
@@ -209,24 +217,27 @@ class Maintenance:
         work, run.pieces, run.has_ended = run.work, None, True
         is_busy = isinstance(error, Busy | LockNotAvailable)
         pause_s = RETRY_BUSY_S if is_busy else work.every_s if error is None else RETRY_FAILED_S
-        run.due_at = now + max(pause_s, work.rest * run.busy_s)
+        run.due_at = now + max(pause_s, work.rest_s(run.busy_s))
         reason = None if error is None else first_line(error)
         if is_busy:
             logger.debug("the maintenance's work %r waits: %s", work.name, reason)
             return
         if reason is not None:
             logger.warning("the maintenance's work %r failed and is tried again: %s", work.name, reason)
-        await connection.execute(
-            RECORD,
-            {
-                "work": work.name,
-                "busy_s": run.busy_s,
-                "every_s": max(work.every_s, work.rest * run.busy_s),
-                "can_wait": work.can_wait,
-                "ago_s": now - run.began_at,
-                "error": reason,
-            },
-        )
+        record = {
+            "work": work.name,
+            "busy_s": run.busy_s,
+            "every_s": max(work.every_s, work.rest_s(run.busy_s)),
+            "can_wait": work.can_wait,
+            "ago_s": now - run.began_at,
+            "error": reason,
+        }
+        try:
+            await connection.execute(RECORD, record)
+        except psycopg.Error as failure:  # on a full disk, retention must go on
+            if connection.closed:
+                raise
+            logger.warning("can't record the maintenance's work %r: %s", work.name, first_line(failure))
 
     async def _note_load(self, connection: Connection, budget: Budget, now: float) -> None:
         """Tell the budget how busy the database is, now and then."""
