@@ -149,10 +149,10 @@ def maintenance_works(
     aggregates, columnstore = Aggregates(database), Columnstore()
     return [
         # Days without aggregates are refreshed before a refresh of later days could hide them from queries.
-        Work("check", 600, aggregates.check_days, can_wait=True, rest=CHECK_REST, comes_first=True),
-        Work("refresh", 30, aggregates.refresh),
-        Work("late", 5, aggregates.refresh_late, can_wait=True),
-        Work("changes", 300, aggregates.refresh_changed, can_wait=True, rest=CHECK_REST),
+        Work("check", 600, aggregates.check_days, can_wait=True, rest=CHECK_REST, is_awaited=True),
+        Work("refresh", 30, aggregates.refresh, awaits_first=True),
+        Work("late", 5, aggregates.refresh_late, can_wait=True, awaits_first=True),
+        Work("changes", 300, aggregates.refresh_changed, can_wait=True, rest=CHECK_REST, awaits_first=True),
         Work("columnstore", 15, lambda connection, _: columnstore.convert(connection), rest=CHECK_REST),
         *works,
     ]

@@ -111,8 +111,8 @@ WHERE EXISTS (SELECT FROM server_settings WHERE name = 'readings_deleted_until')
 )
 ON CONFLICT (name) DO UPDATE SET value = excluded.value;
 
-CREATE TEMPORARY TABLE refreshed ON COMMIT DROP AS
-SELECT CASE
+INSERT INTO server_settings (name, value)
+SELECT 'aggregates_frontier', CASE
     WHEN EXISTS (
         SELECT FROM timescaledb_information.jobs
         WHERE (hypertable_schema, hypertable_name, proc_name) = (current_schema, 'readings', 'policy_compression')
@@ -126,12 +126,13 @@ SELECT CASE
         ),
         date_trunc('minute', now()) - interval '1 minute'
     )
-END AS until;
-DELETE FROM stale_ranges WHERE starts_at >= (SELECT until FROM refreshed);
-INSERT INTO server_settings (name, value)
-SELECT name, until::text FROM refreshed, unnest(ARRAY['aggregates_refreshed_until', 'aggregates_frontier']) AS name
+END::text
 ON CONFLICT (name) DO UPDATE SET value = excluded.value;
-DROP TABLE refreshed;
+INSERT INTO server_settings (name, value)
+SELECT 'aggregates_refreshed_until', value FROM server_settings WHERE name = 'aggregates_frontier'
+ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+DELETE FROM stale_ranges
+WHERE starts_at >= (SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_frontier');
 
 SELECT remove_compression_policy(t::regclass, if_exists => true),
        remove_retention_policy(t::regclass, if_exists => true)

@@ -285,19 +285,20 @@ class Aggregates:
         self._database = database
         self._lengths = dict.fromkeys(TIERS, FIRST_PIECE)
 
-    async def refresh(self, connection: Connection, guard: Connection) -> AsyncIterator[None]:
+    async def refresh(self, connection: Connection, guard: Connection) -> AsyncIterator[float | None]:
         """Refresh what has arrived since the last time. Raises Busy, and what the driver raises."""
         await connection.execute(COME_BACK)
         found = await state(connection)
         start, end = found.refreshed_until, TIERS[0].floor(found.now - BEHIND_NOW)
         await connection.execute(MOVE_FRONTIER, [end])
-        await _flushes_have_ended(connection)
+        async for pause_s in _until_flushes_have_ended(connection):
+            yield pause_s
         while start < end:
             piece_end = min(TIERS[0].floor(start) + self._lengths[TIERS[0]], end)
             for tier in TIERS:
                 span = tier.materialized_until(start), tier.materialized_until(piece_end)
                 async for _ in self._pieces(connection, guard, tier, span, piece_end):
-                    yield
+                    yield None
             if not (await connection.execute(SET_REFRESHED_UNTIL, [piece_end, start])).rowcount:
                 raise Busy("older readings than these are to be refreshed first")
             start = piece_end
@@ -464,18 +465,26 @@ def _checked_until(refreshed_until: datetime) -> datetime:
     return TIERS[-1].floor(refreshed_until - CHECK_BACK)
 
 
-async def _flushes_have_ended(connection: Connection) -> None:
-    """Wait until the flushes that are under way now have ended. Raises Busy if one takes too long."""
-    row = await (await connection.execute(FLUSHES)).fetchone()
+async def _until_flushes_have_ended(connection: Connection) -> AsyncIterator[float]:
+    """Yield pauses in seconds until the flushes that are under way now have ended.
+
+    Raises Busy if one takes too long.
+    """
+    waited_for = await _flushes(connection)
     clock = asyncio.get_running_loop().time
     ends = clock() + FLUSH_WAIT_S
-    waited_for: set[str] = set(row[0]) if row else set()
     while waited_for:
         if clock() > ends:
             raise Busy(f"a flush has not ended for {FLUSH_WAIT_S:g} s")
-        await asyncio.sleep(FLUSH_POLL_S)
-        row = await (await connection.execute(FLUSHES)).fetchone()
-        waited_for &= set(row[0]) if row else set()
+        yield FLUSH_POLL_S
+        waited_for &= await _flushes(connection)
+
+
+async def _flushes(connection: Connection) -> set[str]:
+    """Return the transactions of the flushes that are under way."""
+    row = await (await connection.execute(FLUSHES)).fetchone()
+    assert row is not None  # an aggregate has one row
+    return set(row[0])
 
 
 async def find_latest(connection: Connection, start: datetime, end: datetime) -> None:

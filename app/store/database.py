@@ -222,7 +222,10 @@ ON CONFLICT (name) DO UPDATE SET value = excluded.value
 """
 RESTORE_SETTINGS = """
 INSERT INTO server_settings (name, value)
-VALUES ('timezone', %s), ('offline_after_s', %s), ('aggregates_refreshed_until', now()::text),
+VALUES ('timezone', %s), ('offline_after_s', %s),
+       ('aggregates_refreshed_until', coalesce(
+           (SELECT value FROM server_settings WHERE name = 'aggregates_frontier'), now()::text
+       )),
        ('aggregates_frontier', now()::text)
 ON CONFLICT (name) DO NOTHING
 """

@@ -481,12 +481,13 @@ async def test_a_process_whose_term_is_over_moves_no_frontier_back(
             long_ago = found.refreshed_until - 2 * ago
             return replace(found, now=found.now - ago, refreshed_until=long_ago, frontier=long_ago)
 
-        async def is_killed(_: Connection) -> None:
+        async def is_killed(_: Connection) -> AsyncIterator[float]:
             raise Busy
+            yield 0.0
 
         real = aggregates.state
         monkeypatch.setattr(aggregates, "state", state_of_long_ago)
-        monkeypatch.setattr(aggregates, "_flushes_have_ended", is_killed)
+        monkeypatch.setattr(aggregates, "_until_flushes_have_ended", is_killed)
         with pytest.raises(Busy):
             await parts.do(Aggregates(parts.database).refresh)
         assert rows(community_database, TIMES) == frontier

@@ -244,7 +244,7 @@ async def test_failures_are_recorded_and_hold_up_no_other_work(
         done.append("works")
         yield
 
-    kinds = [Work("fails", 1, fails, comes_first=True), Work("busy", 1, is_busy), Work("works", 0.01, works)]
+    kinds = [Work("fails", 1, fails, is_awaited=True), Work("busy", 1, is_busy), Work("works", 0.01, works)]
     async with opened(database) as opened_database:
         monkeypatch.setattr(maintenance, "RETRY_BUSY_S", 0.01)
         task = asyncio.create_task(Maintenance(opened_database, share=0.15).run(kinds))
@@ -280,7 +280,7 @@ async def test_an_unforeseen_error_ends_neither_the_server_nor_other_work(databa
         yield
 
     async with opened(database) as opened_database:
-        works = [Work("fails", 60, fails, comes_first=True), Work("quick", 0.1, quick)]
+        works = [Work("fails", 60, fails, is_awaited=True), Work("quick", 0.1, quick)]
         task = asyncio.create_task(Maintenance(opened_database, share=1).run(works))
         try:
             await until(lambda: done > 2 or task.done())
@@ -311,7 +311,7 @@ async def test_work_goes_on_on_a_full_disk(database: str, monkeypatch: pytest.Mo
         "CREATE TRIGGER is_full BEFORE INSERT ON maintenance EXECUTE FUNCTION is_full()",
     )
     async with opened(database) as opened_database:
-        works = [Work("first", 60, first, comes_first=True), Work("frees", 0.1, frees)]
+        works = [Work("first", 60, first, is_awaited=True), Work("frees", 0.1, frees)]
         task = asyncio.create_task(Maintenance(opened_database, share=1).run(works))
         try:
             await until(lambda: done > 2)
