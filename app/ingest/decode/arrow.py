@@ -21,7 +21,7 @@ from app.ingest.decode.columns import (
     require_few_rows,
     require_small,
 )
-from app.ingest.decode.typed import columns_of_table, readable_as, require_flat
+from app.ingest.decode.typed import columns_of_table, readably, require_flat
 
 MAX_MESSAGES = 10_000
 """Batches and dictionaries: each takes 0.1 ms and 3 KB, however few its rows."""
@@ -32,7 +32,6 @@ MAX_SCHEMA_BYTES = 1 << 20
 """1,000 columns take some 200 KB."""
 
 
-@readable_as("an Arrow stream")
 def open_arrow_stream(body: bytes, options: DecodeOptions) -> Opened:
     """Look at the messages of an Arrow IPC stream.
 
@@ -42,6 +41,10 @@ def open_arrow_stream(body: bytes, options: DecodeOptions) -> Opened:
     """
     if body.startswith(b"ARROW1"):
         raise MalformedBody("The body is an Arrow file (Feather): send an Arrow stream.")
+    return readably("an Arrow stream", lambda: _open(body, options))
+
+
+def _open(body: bytes, options: DecodeOptions) -> Opened:
     inflated_bytes = _inflated_bytes(body)
     require_small(len(body) + inflated_bytes, options)
     with pyarrow.ipc.open_stream(pa.BufferReader(body)) as reader:
@@ -52,7 +55,6 @@ def open_arrow_stream(body: bytes, options: DecodeOptions) -> Opened:
     for name in known:
         require_flat(name, schema.field(name).type)
 
-    @readable_as("an Arrow stream")
     def read() -> ParsedColumns:
         # Fields come in the order of the schema, whatever the order here.
         ipc_options = pyarrow.ipc.IpcReadOptions(
@@ -71,7 +73,7 @@ def open_arrow_stream(body: bytes, options: DecodeOptions) -> Opened:
             raise MalformedBody("The body goes on after the end of its Arrow stream: send one stream a request.")
         return columns_of_table(pa.Table.from_batches(batches, of_batches), known, unknown, options)
 
-    return Opened(inflated_bytes, read)
+    return Opened(inflated_bytes, lambda: readably("an Arrow stream", read))
 
 
 # What a stream inflates to stands in its messages, but pyarrow does not show it: so these few fields are read from the

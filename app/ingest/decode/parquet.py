@@ -16,7 +16,7 @@ from app.ingest.decode.columns import (
     require_small,
 )
 from app.ingest.decode.pages import Column, Pages, pages_of
-from app.ingest.decode.typed import columns_of_table, readable_as, require_flat
+from app.ingest.decode.typed import columns_of_table, readably, require_flat
 
 _VALUE_BYTES = 16
 """What a value takes in memory at most, of a column that is not text, or as a position in a dictionary."""
@@ -30,18 +30,16 @@ def open_parquet(body: bytes, options: DecodeOptions) -> Opened:
         MalformedBody: it is none, is damaged, or its columns can't be readings; so does reading it.
         TooManyRows, BodyTooLarge
     """
-    with readable_as("Parquet"):
-        pages = pages_of(body, frozenset(COLUMNS))
+    pages = readably("Parquet", lambda: pages_of(body, frozenset(COLUMNS)))
     unknown = require_columns(pages.names, options)
     require_few_rows(pages.rows, options)
     inflated_bytes = sum(column.inflated_bytes + column.values * _VALUE_BYTES for column in pages.columns.values())
     require_small(len(body) + inflated_bytes, options)
 
-    @readable_as("Parquet")
     def read() -> ParsedColumns:
         return columns_of_table(_table(body, pages, options), list(pages.columns), unknown, options)
 
-    return Opened(inflated_bytes, read)
+    return Opened(inflated_bytes, lambda: readably("Parquet", read))
 
 
 def _table(body: bytes, pages: Pages, options: DecodeOptions) -> pa.Table:

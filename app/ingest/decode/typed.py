@@ -7,8 +7,8 @@ last offset before it is computed with.
 """
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,17 +17,21 @@ from app.errors import MalformedBody
 from app.ingest.decode.columns import DecodeOptions, ParsedColumns, require_small
 from app.schema import METRICS
 
+Result = TypeVar("Result")
+
 _UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError, ValueError, KeyError, OverflowError, struct.error)
 """What is raised for bytes that are damaged."""
 
 _Read = Callable[[pa.Array], pa.Array]
 
 
-@contextmanager
-def readable_as(what: str) -> Iterator[None]:
-    """Turn what is raised for damaged bytes into MalformedBody: ``what`` is what they should be."""
+def readably(what: str, read: Callable[[], Result]) -> Result:
+    """Return what ``read`` returns. What it raises for damaged bytes becomes a MalformedBody: they are no ``what``.
+
+    A function, since a context manager takes 1 to 2 µs, which is 1 % of a small body.
+    """
     try:
-        yield
+        return read()
     except _UNREADABLE as error:
         in_short = str(error).partition("\n")[0][:200] or type(error).__name__
         raise MalformedBody(f"The body can't be read as {what}: {in_short}") from error
