@@ -1,9 +1,9 @@
 """A year of readings: one sensor that sends every second, and a month of a few others that send every minute.
 
 They come as from a gateway that was offline for long: through the server, in Arrow, a day a request, the oldest first.
-The days that the columnstore's policy does not compress yet come in small requests, as from sensors that send now, and
-are stored in the rowstore. The server refreshes the aggregates. Then each of TimescaleDB's policies runs once and is
-switched off, and the tables are vacuumed and analyzed as autovacuum would do it.
+The last days come in small requests, as from sensors that send now, and are stored in the rowstore. The server
+refreshes the aggregates. Then the chunks that it would convert to the columnstore in time are converted at once, and
+the tables are vacuumed and analyzed as autovacuum would do it.
 
 Then the readings are read back through GET /api/readings.
 """
@@ -11,6 +11,7 @@ Then the readings are read back through GET /api/readings.
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +21,8 @@ import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from app.store.columnstore import CONVERT
+from app.store.tiers import TIERS
 from app.store.writer import MIN_COLUMNSTORE_ROWS
 from app.web.query import MAX_LIMIT
 from benchmarks.load import HttpConnection, WrongAnswer, http_request, send_once_each
@@ -34,7 +37,7 @@ OTHERS = 20
 OTHERS_INTERVAL_S = 60
 OTHERS_DAYS = 30
 LIVE_DAYS = 2
-"""Days in the rowstore: today, and yesterday, which the policy may not compress yet."""
+"""Days that come in small requests: today and yesterday."""
 DAYS_AT_A_TIME = 20
 CONNECTIONS = 2
 REFRESH_TIMEOUT_S = 1_800
@@ -49,14 +52,9 @@ COUNTS: dict[str, Callable[[bytes], int]] = {
 SETTINGS = {"ACCEPT_PAST_DAYS": "0", "COMMIT_TIMEOUT_S": "50", "DRAIN_TIMEOUT_S": "60"}
 
 IS_REFRESHED = """
-SELECT NOT EXISTS (SELECT FROM stale_ranges) AND EXISTS (SELECT FROM database_jobs WHERE job = 'policy_compression')
+SELECT NOT EXISTS (SELECT FROM stale_ranges) AND EXISTS (SELECT FROM maintenance WHERE work = 'late' AND runs > 0)
 """
-POLICIES = "SELECT job_id FROM database_jobs WHERE job LIKE 'policy_%' ORDER BY job, job_id"
-IS_AT_WORK = """
-SELECT EXISTS (
-    SELECT FROM timescaledb_information.job_stats JOIN database_jobs USING (job_id) WHERE job_status = 'Running'
-)
-"""
+CHUNKS = "SELECT show_chunks(%s, older_than => now() - %s)"
 # Autovacuum works on chunks, never on the hypertable itself.
 TABLES = """
 SELECT oid::regclass::text FROM pg_class
@@ -89,19 +87,16 @@ def make_history(store: Postgres, folder: Path, *, days: int) -> History:
         if stored != readings:
             raise WrongAnswer(f"{stored:,} readings are stored, and {readings:,} were sent")
         began = time.monotonic()
-        policies = own.execute(POLICIES).fetchall()
-        for (job,) in policies:
-            own.execute("SELECT alter_job(%s, scheduled => false)", [job])
-        eventually(lambda: not is_so(IS_AT_WORK), timeout_s=REFRESH_TIMEOUT_S)
-        for (job,) in policies:
-            own.execute("CALL run_job(%s)", [job])
+        for table, age in {"readings": timedelta(0), **{tier.name: tier.columnstore_after for tier in TIERS}}.items():
+            for (chunk,) in own.execute(CHUNKS, [table, age]).fetchall():
+                own.execute(CONVERT, [chunk])
         own.execute(LIMITS)
         for (table,) in own.execute(TABLES).fetchall():
             own.execute(f"VACUUM (ANALYZE) {table}")
         own.execute("CHECKPOINT")
-        policies_s = time.monotonic() - began
+        converting_s = time.monotonic() - began
         sizes: dict[str, int] = dict(own.execute(SIZES).fetchall())
-    return History(days, readings, sending_s, refreshing_s, policies_s, sizes)
+    return History(days, readings, sending_s, refreshing_s, converting_s, sizes)
 
 
 def send(server: SensorFlow, *, days: int) -> tuple[int, float]:

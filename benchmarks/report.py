@@ -189,18 +189,18 @@ class History:
     sending_s: float
     refreshing_s: float
     """Time from the last answer until the server had refreshed the aggregates."""
-    policies_s: float
-    """Time of the database's own jobs and statistics, after that."""
+    converting_s: float
+    """Time of moving the rest to the columnstore, and of statistics, after that."""
     sizes: Mapping[str, int]
     """Bytes on disk of each table."""
 
     def __str__(self) -> str:
-        total_s = self.sending_s + self.refreshing_s + self.policies_s
+        total_s = self.sending_s + self.refreshing_s + self.converting_s
         sizes = ", ".join(f"{name} {size / self.readings:.2f}" for name, size in self.sizes.items())
         return (
             f"{self.days} days, {self.readings:,} readings: ready after {total_s:,.0f} s, of which sending took "
             f"{self.sending_s:,.0f} s ({self.readings / self.sending_s:,.0f}/s), the rest of the refresh "
-            f"{self.refreshing_s:,.0f} s, policies and statistics {self.policies_s:,.0f} s. "
+            f"{self.refreshing_s:,.0f} s, columnstore and statistics {self.converting_s:,.0f} s. "
             f"Bytes on disk a reading: {sizes}."
         )
 
@@ -324,6 +324,8 @@ class Minute:
     others_cores: float | None
     """The same of everything that does not belong to the soak."""
     stale_ranges: int
+    late_lag_s: float
+    """How long the oldest late reading has waited to be in the aggregates."""
     lag_s: float
     database_bytes: int
     rowstore_bytes: int
@@ -357,7 +359,16 @@ def soak_table(soak: Soak) -> str:
     headings = ["minute", "rows/s", "POST p50 ms", "p99 ms", "GET minutes p50 ms", "GET raw p50 ms"]
     headings += ["server MiB", "database MiB", "shared buffers MiB"]
     headings += [f"{what}, % of a core" for what in ("maintenance", "database", "server", "others")]
-    headings += ["stale ranges", "lag s", "database on disk MiB", "rowstore MiB", "columnstore MiB", "chunks", "errors"]
+    headings += [
+        "stale ranges",
+        "late lag s",
+        "lag s",
+        "database on disk MiB",
+        "rowstore MiB",
+        "columnstore MiB",
+        "chunks",
+        "errors",
+    ]
     lines = [f"| {' | '.join(headings)} |", "| --- |" + " ---: |" * (len(headings) - 1)]
 
     def add(name: str, measured: Sequence[float | None], states: Sequence[str], errors: int) -> None:
@@ -370,7 +381,7 @@ def soak_table(soak: Soak) -> str:
     rows = [_measured(minute) for minute in soak.minutes]
     for number, (minute, measured) in enumerate(zip(soak.minutes, rows, strict=True), 1):
         sizes = (minute.database_bytes, minute.rowstore_bytes, minute.columnstore_bytes)
-        states = [f"{minute.stale_ranges:,}", f"{minute.lag_s:,.0f}"]
+        states = [f"{minute.stale_ranges:,}", f"{minute.late_lag_s:,.0f}", f"{minute.lag_s:,.0f}"]
         states += [*(f"{size / 1_048_576:,.0f}" for size in sizes), f"{minute.chunks:,}"]
         add(str(number), measured, states, minute.errors)
     means = [_mean(column) for column in zip(*rows, strict=True)]

@@ -57,7 +57,9 @@ WHERE a.datname = current_database()
          OR coalesce(leader.backend_type, a.backend_type) ~ '^TimescaleDB|\[\d+\]$')
 """
 STATE = """
-SELECT (SELECT count(*) FROM stale_ranges), (SELECT coalesce(max(lag_s), 0) FROM aggregate_lag),
+SELECT (SELECT count(*) FROM stale_ranges),
+       (SELECT coalesce(extract(epoch FROM now() - min(recorded_at)), 0)::double precision FROM stale_ranges),
+       (SELECT coalesce(max(lag_s), 0) FROM aggregate_lag),
        pg_database_size(current_database()), size_bytes, chunks
 FROM table_sizes WHERE name = 'readings'
 """
@@ -288,7 +290,7 @@ class Watch:
         database_mb, shared_mb = self._store.memory_parts_mb() or (None, None)
         row = self._connection.execute(STATE).fetchone()
         assert row is not None  # every edition has a row for the readings
-        stale_ranges, lag_s, database_bytes, rowstore_bytes, chunks = row
+        stale_ranges, late_lag_s, lag_s, database_bytes, rowstore_bytes, chunks = row
         columnstore_bytes = 0
         if self._store.is_hypertable:
             ((rowstore_bytes, columnstore_bytes),) = self._connection.execute(CHUNK_SIZES).fetchall()
@@ -307,6 +309,7 @@ class Watch:
             server_cores=server_s / elapsed_s,
             others_cores=others_s / elapsed_s if is_local else None,
             stale_ranges=stale_ranges,
+            late_lag_s=late_lag_s,
             lag_s=lag_s,
             database_bytes=database_bytes,
             rowstore_bytes=rowstore_bytes,

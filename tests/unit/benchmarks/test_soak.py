@@ -27,6 +27,7 @@ MINUTE = Minute(
     server_cores=0.2,
     others_cores=0.02,
     stale_ranges=12,
+    late_lag_s=7.0,
     lag_s=30,
     database_bytes=300 << 20,
     rowstore_bytes=200 << 20,
