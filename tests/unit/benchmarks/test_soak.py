@@ -102,7 +102,7 @@ def test_soak_table() -> None:
     head, _, first, second, mean, _, count = lines.splitlines()
     assert first == (
         "| 1 | 32,000 | 30.0 | 40.0 | 8.0 | 5.0 | 150 | 90 | 800 | 10.0 | 50.0 | 20.0 | 2.0 |"
-        " 12 | 30 | 300 | 200 | 100 | 3 | 0 |"
+        " 12 | 7 | 30 | 300 | 200 | 100 | 3 | 0 |"
     )
     assert second.startswith("| 2 | 16,000 |")
     assert "| 10.0 | – | 20.0 | 2.0 | 12 |" in second
