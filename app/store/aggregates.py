@@ -1,4 +1,7 @@
-"""The aggregates of readings on TimescaleDB Community, and how they stay right.
+"""The aggregates of readings, and how they stay right.
+
+On TimescaleDB Community they are continuous aggregates. Elsewhere they are tables, behind views that make of the
+readings what is above the last refreshed bucket (``app.store.aggregate_tables``).
 
 Readings become aggregates in three ways:
 
@@ -8,16 +11,14 @@ Readings become aggregates in three ways:
   recorded.
 * ``refresh_late`` refreshes what flushes have recorded.
 * ``refresh_changed`` and ``check_days`` are for readings that came by another way than a flush, or were changed: by
-  SQL, or from a dump. TimescaleDB knows which times of the last days have changed, and refreshes only those. For older
-  days it knows too little, so their hours are compared with the readings, and a day that differs is refreshed as if all
-  of it had come late.
+  SQL, or from a dump. TimescaleDB Community knows which times of the last days have changed, and refreshes only those.
+  For older days it knows too little, so their hours are compared with the readings, and a day that differs is refreshed
+  as if all of it had come late. Elsewhere nothing knows of such changes: ``recompute`` is for them.
 
 No refresh reaches into the time that the next readings are of: that would hide them from queries, which take what is
 above the last refreshed bucket from the readings themselves. And none reaches back to what retention has deleted: the
 aggregates of it would go as well. How far that is, the database says and not the settings: a longer retention does not
 bring back what a shorter one has deleted.
-
-On other editions the aggregates are views, always right, and nothing here runs.
 """
 
 import asyncio
@@ -32,11 +33,12 @@ from psycopg.errors import LockNotAvailable
 
 from app.errors import DatabaseUnavailable
 from app.schema import METRICS, qualified
+from app.store import aggregate_tables
 from app.store.database import Connection, Database, first_line, translate_driver_errors
 from app.store.latest import INSERT_LATEST, REPLACE_LATEST
 from app.store.latest import SCHEMA as LATEST_SCHEMA
 from app.store.locks import REFRESH_LOCK, Busy
-from app.store.tiers import TIERS, Span, Tier, merged
+from app.store.tiers import EARLIEST, TIERS, Span, Tier, merged
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +64,14 @@ SHOWN_IDS = 10
 
 TRY_LOCK = f"SELECT pg_try_advisory_xact_lock({REFRESH_LOCK})"
 LOCK = f"SELECT pg_advisory_xact_lock({REFRESH_LOCK})"
-STATE_SQL = """
-SELECT now(), least(
-           (SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_refreshed_until'), now()
+STATE_SQL = f"""
+SELECT now(), (
+           SELECT greatest(least(value::timestamptz, now()), '{EARLIEST}') FROM server_settings
+           WHERE name = 'aggregates_refreshed_until'
        ),
-       (SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_frontier'),
+       (
+           SELECT greatest(value::timestamptz, '{EARLIEST}') FROM server_settings WHERE name = 'aggregates_frontier'
+       ),
        (SELECT value::timestamptz FROM server_settings WHERE name = 'readings_deleted_until')
 """
 SET_TIME = """
@@ -127,6 +132,17 @@ JOIN changed ON _timescaledb_functions.to_timestamp(last) >= day
     AND _timescaledb_functions.to_timestamp(first) < day + interval '1 day'
 GROUP BY day
 ORDER BY day
+"""
+OLDEST_READING = "SELECT min(time) FROM readings"
+OLDEST_CHUNK = """
+SELECT min(range_start) FROM timescaledb_information.chunks
+WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
+"""
+# Of what is to be recomputed by hand. Where aggregates are tables, it may be that only they have a time.
+OF_TABLES = """
+SELECT oldest, %(end)s::timestamptz FROM (SELECT least(
+    (SELECT min(time) FROM readings), (SELECT min(bucket) FROM aggregates_1d)
+) AS oldest) AS found WHERE oldest < %(end)s
 """
 CHUNKS = """
 SELECT range_start, range_end FROM timescaledb_information.chunks
@@ -215,7 +231,9 @@ class State:
 
     now: datetime
     refreshed_until: datetime
-    """All readings before it are in the finest tier, but for those that flushes have recorded as late."""
+    """All readings before it are in the finest tier, but for those that flushes have recorded as late. EARLIEST: where
+    the aggregates are tables, there is nothing in them.
+    """
     frontier: datetime | None
     """Flushes record readings before it as late. Never before ``refreshed_until``; None: they record all readings."""
     deleted_until: datetime | None
@@ -238,9 +256,14 @@ async def refresh_lock(guard: Connection, *, wait: bool) -> AsyncIterator[None]:
         Busy: another process has it, and it is not to be waited for.
     """
     async with guard.transaction(force_rollback=True):
-        if await (await guard.execute(LOCK if wait else TRY_LOCK)).fetchone() == (False,):
-            raise Busy("another process refreshes the aggregates")
+        await _take_refresh_lock(guard, wait=wait)
         yield
+
+
+async def _take_refresh_lock(connection: Connection, *, wait: bool) -> None:
+    """Take the lock until the transaction ends. Raises Busy if another has it, and it is not to be waited for."""
+    if await (await connection.execute(LOCK if wait else TRY_LOCK)).fetchone() == (False,):
+        raise Busy("another process refreshes the aggregates")
 
 
 class Aggregates:
@@ -261,6 +284,10 @@ class Aggregates:
         if found.frontier is None or found.frontier < end:
             await connection.execute(SET_TIME, ["aggregates_frontier", end])
         await _flushes_have_ended(connection)
+        if start == EARLIEST:
+            row = await (await connection.execute(OLDEST_CHUNK if self._has_chunks else OLDEST_READING)).fetchone()
+            start = min(row[0], end) if row and row[0] else end
+            await connection.execute(SET_TIME, ["aggregates_refreshed_until", start])
         while start < end:
             piece_end = min(TIERS[0].floor(start) + self._lengths[TIERS[0]], end)
             for tier in TIERS:
@@ -369,7 +396,7 @@ class Aggregates:
                 yield span
 
     async def recompute(self, start: datetime, end: datetime, *, on_piece: Callable[[Span], None]) -> None:
-        """Refresh the days of a span that have readings, whatever TimescaleDB knows of their changes.
+        """Refresh the days of a span that have readings, whatever is known of their changes.
 
         One piece at a time: in between, a server that runs has its turn.
 
@@ -382,7 +409,8 @@ class Aggregates:
                 await self._database.connect("sensorflow refresh") as connection,
             ):
                 until = (await state(connection)).refreshed_until
-                spans = await (await connection.execute(CHUNKS, {"start": start, "end": end})).fetchall()
+                query = OF_TABLES if self._has_tables else CHUNKS
+                spans = await (await connection.execute(query, {"start": start, "end": end})).fetchall()
                 for first, last in merged(spans):
                     piece_start, piece_end = max(first, start), min(last, end)
                     for tier in TIERS:
@@ -413,8 +441,11 @@ class Aggregates:
         while start < end:
             piece_end = min(tier.floor(start + max(self._lengths[tier], tier.width)), end)
             began = clock()
-            async with refresh_lock(guard, wait=is_forced):
-                await connection.execute(REFRESH, [tier.name, start, piece_end, is_forced])
+            if self._has_tables:
+                await self._recompute_table(connection, tier, (start, piece_end), wait=is_forced)
+            else:
+                async with refresh_lock(guard, wait=is_forced):
+                    await connection.execute(REFRESH, [tier.name, start, piece_end, is_forced])
             took_s, length = clock() - began, piece_end - start
             if took_s > SLOW_S:
                 self._lengths[tier] = max(length / 2, tier.width)
@@ -422,6 +453,25 @@ class Aggregates:
                 self._lengths[tier] = min(max(self._lengths[tier], 2 * length), LONGEST_PIECE)
             yield start, piece_end
             start = piece_end
+
+    async def _recompute_table(self, connection: Connection, tier: Tier, span: Span, *, wait: bool) -> None:
+        """Recompute buckets of a table, as one transaction. It has the lock itself: two at the same buckets, of which
+        one had seen less, could leave what that one has seen.
+        """
+        statement = aggregate_tables.recompute(tier, has_chunks=self._has_chunks)
+        async with connection.transaction():
+            await _take_refresh_lock(connection, wait=wait)
+            await connection.execute("SET LOCAL jit = off")
+            # Planned with these times: for unknown ones PostgreSQL would scan all readings.
+            await connection.execute(statement, {"start": span[0], "end": span[1]}, prepare=False)
+
+    @property
+    def _has_tables(self) -> bool:
+        return self._database.edition is not None and self._database.edition.aggregate_tables
+
+    @property
+    def _has_chunks(self) -> bool:
+        return self._database.edition is not None and self._database.edition.kind != "plain"
 
 
 def _checked_until(refreshed_until: datetime) -> datetime:
