@@ -126,6 +126,16 @@ SELECT aggregate, now() AS materialized_until, 0::double precision AS lag_s
 FROM (VALUES ('readings_1m'), ('readings_1h'), ('readings_1d')) AS tiers (aggregate)
 """
 
+READER = "sensorflow_reader"
+GRANT = f"""
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{READER}') THEN
+        GRANT SELECT ON aggregates_1m, aggregates_1h, aggregates_1d TO {READER};
+    END IF;
+END $$
+"""
+
 HAS_TIMESCALEDB = "SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'"
 CONTINUOUS = """
 SELECT 1 FROM timescaledb_information.continuous_aggregates
@@ -183,6 +193,7 @@ def upgrade() -> None:
     op.execute(NOTHING_IS_REFRESHED)
     for statement in statements():
         op.execute(statement)
+    op.execute(GRANT)
 
 
 def downgrade() -> None:
