@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -13,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.errors import DatabaseUnavailable
-from app.store import aggregates
+from app.store import aggregates, retention
 from app.store.aggregates import Aggregates
-from app.store.database import Connection
+from app.store.database import Connection, migrate
 from app.store.locks import Busy
 from app.store.retention import MARGIN, Retention
 from app.store.tiers import TIERS, Span, Tier
@@ -359,9 +360,94 @@ async def test_a_flush_that_began_before_the_frontier_moved_is_waited_for(databa
 async def test_a_flush_after_the_frontier_moved_is_late(database: str) -> None:
     """A flush records the minutes of readings before the frontier, and no others."""
     async with rig(database) as parts:
+        execute(
+            database,
+            "UPDATE server_settings SET value = (now() - interval '1 hour')::text"
+            " WHERE name IN ('aggregates_refreshed_until', 'aggregates_frontier')",
+        )
         await parts.refresh()
         parts.clock_s[0] = time.time()
         minute = int(parts.clock_s[0] // MINUTE) - 5
         await parts.write(*(reading(time_s, 1) for time_s in (parts.clock_s[0], minute * MINUTE, minute * MINUTE - 61)))
         found = rows(database, "SELECT extract(epoch FROM starts_at)::int / 60, ends_at - starts_at FROM stale_ranges")
         assert found == [(minute - 2, timedelta(minutes=1)), (minute, timedelta(minutes=1))]
+
+
+async def test_tables_take_the_place_of_views(database: str, edition: str) -> None:
+    """The history of an older version is right before, while and after it becomes tables, and back again."""
+    if edition == "community":
+        pytest.skip("aggregates are continuous")
+    async with rig(database) as parts:
+        now_s = parts.clock_s[0]
+        await parts.write(*(reading(now_s - age_s, age_s, "ab"[age_s % 2]) for age_s in range(0, 90 * DAY, 2_999)))
+    migrate(database, "0009", down=True)
+    assert_right(database)
+    migrate(database)
+    assert_right(database)
+    async with rig(database) as parts:
+        seen = 0
+
+        class Watched(Aggregates):
+            async def _pieces(self, *arguments: Any, **options: Any) -> AsyncIterator[Span]:
+                nonlocal seen
+                async for piece in super()._pieces(*arguments, **options):
+                    seen += 1
+                    assert_right(database)
+                    yield piece
+
+        await parts.refresh(Watched(parts.database))
+    assert seen > 5
+    assert_right(database)
+    materialized = "SELECT (SELECT sum(count) FROM aggregates_1d) > 0.9 * (SELECT count(*) FROM readings)"
+    assert rows(database, materialized) == [(True,)]
+    migrate(database, "0009", down=True)
+    assert_right(database)
+
+
+PLANS = (
+    "SELECT * FROM {tier} WHERE sensor_id = 2 AND bucket >= now() - interval '20 days' ORDER BY bucket",
+    "SELECT * FROM {tier} WHERE sensor_id = ANY(ARRAY(SELECT id FROM sensors)) AND bucket >= now() - interval '9 days'",
+)
+
+
+async def test_a_query_of_tables_reads_no_history(database: str, edition: str) -> None:
+    """A query of some sensors finds by an index what it needs of the readings: those not yet in a table."""
+    if edition == "community":
+        pytest.skip("aggregates are continuous")
+    async with rig(database) as parts:
+        now_s = parts.clock_s[0]
+        for sensor in "abc":
+            await parts.write(*(reading(now_s - age_s, 1, sensor) for age_s in range(0, 30 * DAY, 150)))
+        await parts.refresh()
+        execute(database, "ANALYZE")
+        with psycopg.connect(database) as connection:
+            for tier, query in itertools.product(TIERS, PLANS):
+                plan = connection.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + query.format(tier=tier.name)).fetchone()
+                assert plan is not None
+                assert rows_of_readings(plan[0][0]["Plan"]) < 20, tier.name
+
+
+def rows_of_readings(node: dict[str, Any]) -> float:
+    """Return how many readings a plan has looked at."""
+    own = 0.0
+    if re.match("readings$|_hyper", node.get("Relation Name", "")):
+        own = node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+    return own + sum(rows_of_readings(child) for child in node.get("Plans", []))
+
+
+async def test_tables_have_their_own_retention(database: str, edition: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buckets go when they have reached their age, in steps, and neither readings nor coarser buckets with them."""
+    if edition == "community":
+        pytest.skip("aggregates are continuous")
+    monkeypatch.setattr(retention, "DELETE_BUCKETS", retention.DELETE_BUCKETS.replace("20000", "7"))
+    monkeypatch.setattr(retention, "ROWS_AT_A_TIME", 7)
+    async with rig(database) as parts:
+        now_s = parts.clock_s[0]
+        await parts.write(*(reading(now_s - age_s, 1) for age_s in range(0, 90 * DAY, DAY)))
+        await parts.refresh()
+        await parts.delete_old(Retention(0, 60, 75, 0))
+        ages = [rows(database, f"SELECT count(*)::int FROM {tier.name}")[0][0] for tier in TIERS]
+    assert 60 <= ages[0] <= 63
+    assert 75 <= ages[1] <= 78
+    assert ages[2] >= 90
+    assert rows(database, "SELECT count(*) FROM readings") == [(90,)]

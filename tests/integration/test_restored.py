@@ -311,3 +311,30 @@ async def test_deleted_setting(database: str, name: str) -> None:
         assert {"timezone", "offline_after_s", "aggregates_refreshed_until", "aggregates_frontier"} <= found
         assert rows(database, "SELECT DISTINCT date_recorded IS NULL FROM data") == [(False,)]
         assert rows(database, "SELECT is_online FROM sensor_status") == [(True,)]
+
+
+async def test_refresh_by_hand_after_changes_by_sql(database: str) -> None:
+    """A refresh by hand brings the aggregates up to readings that were inserted, changed or deleted by SQL."""
+    async with rig(database) as parts:
+        await parts.write(*(reading(parts.clock_s[0] - age_s, 1) for age_s in range(0, 40 * DAY, 5 * HOUR)))
+        await parts.refresh()
+        execute(database, INSERT, *(f"{change} WHERE {EARLY} AND id % 2 = 0" for change in CHANGES[:3]))
+        execute(database, "DELETE FROM readings WHERE time < now() - interval '390 days'")
+        keeper = Aggregates(parts.database)
+        await keeper.recompute(datetime(2020, 1, 1, tzinfo=UTC), datetime.now(UTC), on_piece=lambda _: None)
+        await parts.refresh()
+        assert_right(database)
+
+
+async def test_deleted_progress_hides_nothing(database: str) -> None:
+    """When it is lost how far the aggregates are refreshed, they stay right, and are refreshed anew."""
+    async with rig(database) as parts:
+        await parts.write(*(reading(parts.clock_s[0] - age_s, 1) for age_s in range(0, 3 * DAY, HOUR)))
+        await parts.refresh()
+        execute(database, "DELETE FROM server_settings WHERE name LIKE 'aggregates%'")
+        assert_right(database)
+        await parts.write(reading(parts.clock_s[0] - 2 * DAY + 7, 2), reading(parts.clock_s[0] - 7, 2))
+        async with parts.database.connection(timeout_s=10) as connection:
+            await parts.database.restore_settings(connection)
+        await parts.refresh()
+        assert_right(database)
