@@ -36,10 +36,13 @@ And the way back::
 In the background::
 
     the latest readings    store.latest          of each sensor, some seconds behind
-    aggregates             store.aggregates      by minute, hour and day (store.tiers), refreshed by store.policies too
     readings out of limits store.limits          found in each flush, and logged in its transaction
-    old readings           store.retention       deleted, unless a policy does it
-    old senders, records   store.maintenance     deleted; it also compares the clocks
+    what is seen of it     store.observer        sizes, clocks, and how the maintenance goes
+    everything else        store.maintenance     by one process of all servers, within a store.budget:
+      aggregates           store.aggregates      by minute, hour and day (store.tiers)
+      chunks               store.columnstore     converted beside writers
+      old readings         store.retention       deleted, once the aggregates have them
+      old senders, records store.pruning         deleted
 
 Around a connection::
 

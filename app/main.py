@@ -213,7 +213,7 @@ class Server:
             idempotency_window_hours=settings.idempotency_window_hours,
             accept_future_minutes=settings.accept_future_minutes,
         )
-        self._maintenance_share = settings.maintenance_share
+        self._maintenance = Maintenance(self._database, share=settings.maintenance_share)
         self._observer = DatabaseObserver(self._database, now_us=now_us)
         self._encode = receipt_encoder(ZoneInfo(settings.timezone))
         self.pipeline = _pipeline(
@@ -235,6 +235,7 @@ class Server:
                 pool_stats=self._database.pool_stats,
                 database_statistics=lambda: self._observer.statistics,
                 latest_age_s=lambda: self._latest.age_s,
+                maintains=lambda: self._maintenance.is_elected,
                 ready=lambda: self.pipeline.unavailable_reason is None,
             )
         )
@@ -266,7 +267,7 @@ class Server:
             tasks.create_task(self._observer.run())
             tasks.create_task(self._writer.limits.run())
             works = maintenance_works(self._database, edition, retention=self._retention, pruning=self._pruning)
-            tasks.create_task(Maintenance(self._database, works, share=self._maintenance_share).run())
+            tasks.create_task(self._maintenance.run(works))
             tasks.create_task(keep_returning(lambda: self.pipeline.buffer.size_bytes))
             await self.pipeline.opened.wait()
             logger.info("database available; accepting readings")

@@ -3,6 +3,7 @@
     python -m benchmarks                  everything
     python -m benchmarks --only goals     only what the goals need, in more rounds
     python -m benchmarks --only panels    dashboards and reading back, over a year of readings (--days)
+    python -m benchmarks --only soak      a steady load of 20 minutes (--minutes), beside which the database works
     python -m benchmarks --quick          one short round of the goals, to show that the benchmark works
 
 ``--database embedded`` measures on the PostgreSQL that the server brings. ``--database url`` makes a database on the
@@ -56,8 +57,12 @@ from benchmarks.report import (
     raw_name,
     read_table,
     server_name,
+    soak_goals,
+    soak_table,
     table,
 )
+from benchmarks.soak import RATE as SOAK_RATE
+from benchmarks.soak import run_soak
 
 CONNECTIONS = 4
 """Connections of every bulk sender over HTTP."""
@@ -89,6 +94,8 @@ class Plan:
     """Length of one run of single readings."""
     days: int
     """Days of readings for dashboards and reading back; 0 leaves both out."""
+    minutes: int
+    """Minutes of a steady load; 0 leaves it out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +123,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measure the server beside its limit and peers."
     )
-    parser.add_argument("--only", choices=["goals", "bulk", "single", "panels"], help="run only this part")
+    parser.add_argument("--only", choices=["goals", "bulk", "single", "panels", "soak"], help="run only this part")
     parser.add_argument("--quick", action="store_true", help="run one short round of the goals")
     parser.add_argument("--rounds", type=int, help="rounds to run; default: 3, or 5 for the goals")
     parser.add_argument("--days", type=int, help="days of readings for dashboards; default: 365")
+    parser.add_argument("--minutes", type=int, default=20, help="minutes of the steady load; default: 20")
     parser.add_argument(
         "--database",
         nargs="+",
@@ -127,7 +135,7 @@ def main() -> None:
         default=["url" if "DATABASE_URL" in os.environ else "embedded"],
     )
     chosen = parser.parse_args()
-    plan = make_plan(chosen.only, is_quick=chosen.quick, rounds=chosen.rounds, days=chosen.days)
+    plan = make_plan(chosen.only, is_quick=chosen.quick, rounds=chosen.rounds, days=chosen.days, minutes=chosen.minutes)
     if "url" in chosen.database and "DATABASE_URL" not in os.environ:
         sys.exit("Set DATABASE_URL, or use --database embedded.")
     # SIGTERM raises an exception, so that every server that was started is stopped.
@@ -146,7 +154,7 @@ def main() -> None:
     print(f"\nIt took {(time.monotonic() - started) / 60:.0f} minutes.")
 
 
-def make_plan(only: str | None, *, is_quick: bool, rounds: int | None, days: int | None) -> Plan:
+def make_plan(only: str | None, *, is_quick: bool, rounds: int | None, days: int | None, minutes: int) -> Plan:
     """Make the plan from the options of the command line."""
     bulk: list[Workload] = [Shape(sensors, rows) for rows in (10_000, 1_000) for sensors in (100, 1_000, 10_000)]
     single: list[Workload] = [Single(connections) for connections in (1, 32, 256)]
@@ -154,14 +162,15 @@ def make_plan(only: str | None, *, is_quick: bool, rounds: int | None, days: int
         bulk, single = [GOAL_SHAPE, SPARSE_SHAPE], [GOAL_SINGLE]
     return Plan(
         workloads=[
-            *(bulk if only not in {"single", "panels"} else []),
-            *(single if only not in {"bulk", "panels"} else []),
+            *(bulk if only not in {"single", "panels", "soak"} else []),
+            *(single if only not in {"bulk", "panels", "soak"} else []),
         ],
         formats=[Format.NDJSON] if only == "goals" else BULK_FORMATS,
         rounds=rounds or (1 if is_quick else 5 if only == "goals" else 3),
         scale=0.3 if is_quick else 1.0,
         seconds=2 if is_quick else 4,
         days=(days or (10 if is_quick else 365)) if only in {None, "panels"} else 0,
+        minutes=minutes if only == "soak" else 0,
     )
 
 
@@ -183,6 +192,9 @@ def measure(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
             else:
                 print(f" {peer.name} {package}.", end="")
         print(flush=True)
+        found: list[Goal] = []
+        if plan.minutes:
+            found += endure(store, folder, minutes=plan.minutes)
         results = {}
         for number, workload in enumerate(plan.workloads):
             if isinstance(workload, Single) and shutil.which("wrk") is None:
@@ -190,7 +202,6 @@ def measure(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
                 continue
             results[workload] = race.run(workload, folder / str(number))
             print(f"\n### {workload}\n\n{table(workload, results[workload])}", flush=True)
-    found: list[Goal] = []
     if plan.workloads:
         found += goals(results, has_columnstore=store.has_columnstore, is_embedded=kind == "embedded")
     if plan.days and store.has_columnstore:
@@ -219,6 +230,13 @@ def look_back(store: Postgres, folder: Path, *, days: int) -> list[Goal]:
     print(f"\nOver {SLOW_MS} ms: {slow or 'none'}.", flush=True)
     print(f"\n### GET /api/readings\n\n{read_table(read_back(store, folder / 'reads', days=days))}", flush=True)
     return panel_goals(asked, dashboard=SENSOR_DETAIL)
+
+
+def endure(store: Postgres, folder: Path, *, minutes: int) -> list[Goal]:
+    """Keep up a steady load, and print the results."""
+    soak = run_soak(store, folder / "soak", minutes=minutes)
+    print(f"\n### {counted(minutes, 'minute')} of {SOAK_RATE:,} rows/s\n\n{soak_table(soak)}", flush=True)
+    return soak_goals(soak)
 
 
 class Race:

@@ -1,4 +1,4 @@
-"""Describes the machine: its processor, its disk, and the memory of processes. Linux only, from /proc."""
+"""Describes the machine: its processor, its disk, and what processes use of it. Linux only, from /proc."""
 
 import os
 import platform
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROC = Path("/proc")
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def description() -> str:
@@ -38,7 +39,13 @@ def memory_mb(pid: int) -> float | None:
 
     None if the processes belong to another account.
     """
-    total_kilobytes = 0
+    parts = memory_parts_mb(pid)
+    return None if parts is None else sum(parts)
+
+
+def memory_parts_mb(pid: int) -> tuple[float, float] | None:
+    """Return the same in two parts: without memory made to be shared, as PostgreSQL's shared buffers, and only that."""
+    total_kilobytes = shared_kilobytes = 0
     for member in family(pid):
         try:
             text = (PROC / str(member) / "smaps_rollup").read_text()
@@ -46,8 +53,36 @@ def memory_mb(pid: int) -> float | None:
             return None
         except (FileNotFoundError, ProcessLookupError):  # the process has just ended
             continue
-        total_kilobytes += int(text.split("\nPss:", 1)[1].split(None, 1)[0])
-    return total_kilobytes / 1_024
+        kilobytes = dict(re.findall(r"^(Pss|Pss_Shmem): *(\d+)", text, re.MULTILINE))
+        total_kilobytes += int(kilobytes["Pss"])
+        shared_kilobytes += int(kilobytes["Pss_Shmem"])
+    return (total_kilobytes - shared_kilobytes) / 1_024, shared_kilobytes / 1_024
+
+
+def busy_s() -> float:
+    """Return the processor time of everything on this machine since its start, seconds."""
+    user, nice, system, _, _, irq, softirq = map(int, (PROC / "stat").read_text().split(None, 8)[1:8])
+    return (user + nice + system + irq + softirq) / TICKS_PER_S
+
+
+def cpu_s(pid: int) -> float | None:
+    """Return the processor time of a process, seconds, or None if it has ended."""
+    times = _times_s(pid)
+    return None if times is None else sum(times[:2])
+
+
+def family_cpu_s(pid: int) -> float:
+    """Return the processor time of a process and its descendants, those that have ended too, seconds."""
+    return sum(sum(times) for member in family(pid) if (times := _times_s(member)) is not None)
+
+
+def _times_s(pid: int) -> list[float] | None:
+    """Return a process's time as user and as system, and the same of its ended descendants."""
+    try:
+        stat = (PROC / str(pid) / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return [int(ticks) / TICKS_PER_S for ticks in _fields(stat)[11:15]]
 
 
 def family(pid: int) -> list[int]:
@@ -73,8 +108,12 @@ def _parents() -> Iterator[tuple[int, int]]:
                 stat = (folder / "stat").read_text()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            # The name, in brackets, may hold spaces and brackets.
-            yield int(folder.name), int(stat.rpartition(")")[2].split()[1])
+            yield int(folder.name), int(_fields(stat)[1])
+
+
+def _fields(stat: str) -> list[str]:
+    """Return the fields after the name, which is in brackets and may hold spaces and brackets."""
+    return stat.rpartition(")")[2].split()
 
 
 def disk_bytes(folder: Path) -> int:

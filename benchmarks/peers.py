@@ -22,7 +22,7 @@ from psycopg.conninfo import make_conninfo
 from app.store.database import migrate
 from app.store.embedded import embedded_database
 from benchmarks.load import CopyConnection, Target
-from benchmarks.machine import disk_bytes, family, memory_mb, parent_of
+from benchmarks.machine import disk_bytes, family, family_cpu_s, memory_mb, memory_parts_mb, parent_of
 from benchmarks.readings import CONTENT_TYPES, Format
 from tests.support.server import API_KEY, Server, eventually, running
 
@@ -123,10 +123,18 @@ class Postgres:
         size = "hypertable_size" if self.is_hypertable else "pg_total_relation_size"
         return int(self._row(f"SELECT {size}('readings')")[0])
 
+    def postmaster(self) -> int | None:
+        """Return the process that has all of PostgreSQL's processes as children, or None if it is elsewhere."""
+        return parent_of(self._connection.info.backend_pid)
+
     def memory_mb(self) -> float | None:
-        # The parent of the process behind this connection has all of PostgreSQL's processes as its children.
-        postmaster = parent_of(self._connection.info.backend_pid)
+        postmaster = self.postmaster()
         return None if postmaster is None else memory_mb(postmaster)
+
+    def memory_parts_mb(self) -> tuple[float, float] | None:
+        """Return its memory without and of the shared buffers, MB, or None if it can't be read."""
+        postmaster = self.postmaster()
+        return None if postmaster is None else memory_parts_mb(postmaster)
 
     def close(self) -> None:
         """Close the connection."""
@@ -183,6 +191,10 @@ class SensorFlow:
     def memory_mb(self) -> float | None:
         """Return the memory of all its processes without the database's, MB."""
         return memory_mb(self._server.process.pid)
+
+    def cpu_s(self) -> float:
+        """Return the processor time of all its processes without the database's, seconds."""
+        return family_cpu_s(self._server.process.pid)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Pure.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 
 from benchmarks.readings import Format, Shape
 
@@ -292,3 +292,159 @@ def read_table(answers: Sequence[ReadBack]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+MAX_MAINTENANCE_CORES = 0.15
+MAX_DISTANCE = 0.25
+"""How far a minute's median may lie from the median of all minutes, as a part of that."""
+MAX_GROWTH = 0.1
+"""How much memory may grow from the second quarter to the last, as a part of that of the second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """A minute of a soak. Memory and processor time are None where they can't be read."""
+
+    elapsed_s: float
+    rows: int
+    """Rows in requests that were answered 201."""
+    post_ms: Sequence[float]
+    get_minutes_ms: Sequence[float]
+    get_raw_ms: Sequence[float]
+    server_mb: float | None
+    database_mb: float | None
+    """Memory of the database's processes without what they share."""
+    shared_mb: float | None
+    """Above all the shared buffers, which fill until they have their size."""
+    maintenance_cores: float | None
+    """Processor time of the maintenance over the time that passed."""
+    database_cores: float | None
+    """The same of the whole database, maintenance included."""
+    server_cores: float
+    others_cores: float | None
+    """The same of everything that does not belong to the soak."""
+    stale_ranges: int
+    lag_s: float
+    database_bytes: int
+    rowstore_bytes: int
+    columnstore_bytes: int
+    chunks: int
+    errors: int
+
+    @property
+    def rate(self) -> float:
+        """Return the rows committed per second."""
+        return self.rows / self.elapsed_s
+
+
+@dataclass(frozen=True, slots=True)
+class Soak:
+    """A steady load, minute by minute, and the count at its end."""
+
+    minutes: Sequence[Minute]
+    stored: int
+    missing: int
+    """Rows that were answered 201 and are not stored."""
+
+    @property
+    def errors(self) -> int:
+        """Return the requests that failed and the rows that are missing."""
+        return self.missing + sum(minute.errors for minute in self.minutes)
+
+
+def soak_table(soak: Soak) -> str:
+    """Write a table of the minutes, with the means of what is not a state, and the count."""
+    headings = ["minute", "rows/s", "POST p50 ms", "p99 ms", "GET minutes p50 ms", "GET raw p50 ms"]
+    headings += ["server MiB", "database MiB", "shared buffers MiB"]
+    headings += [f"{what}, % of a core" for what in ("maintenance", "database", "server", "others")]
+    headings += ["stale ranges", "lag s", "database on disk MiB", "rowstore MiB", "columnstore MiB", "chunks", "errors"]
+    lines = [f"| {' | '.join(headings)} |", "| --- |" + " ---: |" * (len(headings) - 1)]
+
+    def add(name: str, measured: Sequence[float | None], states: Sequence[str], errors: int) -> None:
+        decimals = [0, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1]
+        cells = [
+            "–" if value is None else f"{value:,.{digits}f}" for value, digits in zip(measured, decimals, strict=True)
+        ]
+        lines.append(f"| {' | '.join([name, *cells, *states, f'{errors:,}'])} |")
+
+    rows = [_measured(minute) for minute in soak.minutes]
+    for number, (minute, measured) in enumerate(zip(soak.minutes, rows, strict=True), 1):
+        sizes = (minute.database_bytes, minute.rowstore_bytes, minute.columnstore_bytes)
+        states = [f"{minute.stale_ranges:,}", f"{minute.lag_s:,.0f}"]
+        states += [*(f"{size / 1_048_576:,.0f}" for size in sizes), f"{minute.chunks:,}"]
+        add(str(number), measured, states, minute.errors)
+    means = [_mean(column) for column in zip(*rows, strict=True)]
+    add("mean", means, [""] * 6, sum(minute.errors for minute in soak.minutes))
+    lines += ["", f"At the end {soak.stored:,} rows were stored; {soak.missing:,} that were answered 201 were missing."]
+    return "\n".join(lines)
+
+
+def soak_goals(soak: Soak) -> list[Goal]:
+    """Return the goals of a soak, with what was measured."""
+    minutes = soak.minutes
+    level = "from minute 2 on, the largest distance from the median"
+    growth = "growth from the second quarter to the last"
+    measured = [
+        ("maintenance, cores", _mean([minute.maintenance_cores for minute in minutes]), MAX_MAINTENANCE_CORES),
+        (f"POST p50 {level}", _distance([_percentile(minute.post_ms) for minute in minutes]), MAX_DISTANCE),
+        (
+            f"GET minutes p50 {level}",
+            _distance([_percentile(minute.get_minutes_ms) for minute in minutes]),
+            MAX_DISTANCE,
+        ),
+        (f"GET raw p50 {level}", _distance([_percentile(minute.get_raw_ms) for minute in minutes]), MAX_DISTANCE),
+        (f"memory of the server, {growth}", _growth([minute.server_mb for minute in minutes]), MAX_GROWTH),
+        (
+            f"memory of the database without shared buffers, {growth}",
+            _growth([minute.database_mb for minute in minutes]),
+            MAX_GROWTH,
+        ),
+        ("errors", soak.errors, 0),
+    ]
+    return [Goal(f"Soak: {text}", value, threshold, is_ceiling=True) for text, value, threshold in measured]
+
+
+def _measured(minute: Minute) -> list[float | None]:
+    cores = (minute.maintenance_cores, minute.database_cores, minute.server_cores, minute.others_cores)
+    return [
+        minute.rate,
+        _percentile(minute.post_ms),
+        _percentile(minute.post_ms, 0.99),
+        _percentile(minute.get_minutes_ms),
+        _percentile(minute.get_raw_ms),
+        minute.server_mb,
+        minute.database_mb,
+        minute.shared_mb,
+        *(None if part is None else 100 * part for part in cores),
+    ]
+
+
+def _percentile(values: Sequence[float], part: float = 0.5) -> float | None:
+    return sorted(values)[int(len(values) * part)] if values else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean, or None if a value is missing."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
+
+
+def _distance(medians: Sequence[float | None]) -> float | None:
+    """Return how far any but the first lies from their median, as a part of it. None if one is missing."""
+    known = [value for value in medians[1:] if value is not None]
+    if not known or len(known) < len(medians) - 1:
+        return None
+    middle = median(known)
+    return max(abs(value / middle - 1) for value in known)
+
+
+def _growth(values: Sequence[float | None]) -> float | None:
+    """Return how much the lowest value grew from the second quarter to the last, as a part. None if one is missing.
+
+    A piece of work that happens to run when the memory is read is no growth, so the lowest value counts.
+    """
+    quarter = len(values) // 4
+    known = [value for value in values if value is not None]
+    if not quarter or len(known) < len(values):
+        return None
+    return min(known[-quarter:]) / min(known[quarter : 2 * quarter]) - 1

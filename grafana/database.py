@@ -95,7 +95,7 @@ jobs = table(
     "Background jobs",
     """What one server does for the database: refresh brings the aggregates forward, late refreshes late readings,
     changes and check find what others have written, columnstore converts chunks, retention, pruning and senders delete.
-    Jobs with a table are TimescaleDB's own, which somebody has added. Some versions of PostgreSQL mark them as failed
+    Jobs with a table are TimescaleDB's own, which an operator has added. Some versions of PostgreSQL mark them as failed
     after they have done their work.""",
     sql("""
         SELECT job AS "Name", table_name AS "Table",

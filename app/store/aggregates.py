@@ -8,7 +8,7 @@ Readings become aggregates in three ways:
 * ``refresh`` goes forward with the clock. It first moves the frontier, a time in ``server_settings``. A flush that
   finds readings before the frontier records their minutes in ``stale_ranges``, in its own transaction. Flushes that
   began before the frontier moved are waited for. So each reading is either there when its minute is refreshed, or
-  recorded.
+  recorded. (15)
 * ``refresh_late`` refreshes what flushes have recorded.
 * ``refresh_changed`` and ``check_days`` are for readings that came by another way than a flush, or were changed: by
   SQL, or from a dump. TimescaleDB Community knows which times of the last days have changed, and refreshes only those.
@@ -23,7 +23,7 @@ bring back what a shorter one has deleted.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -38,7 +38,7 @@ from app.store.database import Connection, Database, first_line, translate_drive
 from app.store.latest import INSERT_LATEST, REPLACE_LATEST
 from app.store.latest import SCHEMA as LATEST_SCHEMA
 from app.store.locks import REFRESH_LOCK, Busy
-from app.store.tiers import EARLIEST, TIERS, Span, Tier, merged
+from app.store.tiers import EARLIEST, EPOCH, TIERS, Span, Tier, merged
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,8 @@ SELECT now(), (
        (
            SELECT greatest(value::timestamptz, '{EARLIEST}') FROM server_settings WHERE name = 'aggregates_frontier'
        ),
-       (SELECT value::timestamptz FROM server_settings WHERE name = 'readings_deleted_until')
+       (SELECT value::timestamptz FROM server_settings WHERE name = 'readings_deleted_until'),
+       (SELECT jsonb_object_agg(aggregate, extract(epoch FROM materialized_until)) FROM aggregate_lag)
 """
 SET_TIME = """
 INSERT INTO server_settings (name, value) VALUES (%s, %s::timestamptz::text)
@@ -128,8 +129,8 @@ WITH of_tiers AS (
 )
 SELECT day, md5(string_agg(first || ' ' || last, ',' ORDER BY first, last))
 FROM days
-JOIN changed ON _timescaledb_functions.to_timestamp(last) >= day
-    AND _timescaledb_functions.to_timestamp(first) < day + interval '1 day'
+JOIN changed ON last >= _timescaledb_functions.time_to_internal(day)
+    AND first < _timescaledb_functions.time_to_internal(day + interval '1 day')
 GROUP BY day
 ORDER BY day
 """
@@ -227,7 +228,7 @@ ORDER BY sensor_id LIMIT %s
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How far the aggregates are."""
+    """The times up to which the aggregates and retention have come."""
 
     now: datetime
     refreshed_until: datetime
@@ -238,14 +239,25 @@ class State:
     """Flushes record readings before it as late. Never before ``refreshed_until``; None: they record all readings."""
     deleted_until: datetime | None
     """Readings before it are deleted."""
+    materialized_s: Mapping[str, float | None]
+    """By tier: the end of its last materialized bucket, seconds since 1970 UTC. None: there is none."""
+
+    def end_of(self, tier: Tier, until: datetime) -> datetime:
+        """Return how far a tier is materialized if the finest one is refreshed ``until`` then.
+
+        It may be further if another program has refreshed it.
+        """
+        materialized_s = self.materialized_s.get(tier.name)
+        known = tier.materialized_until(until)
+        return known if materialized_s is None else max(known, EPOCH + timedelta(seconds=materialized_s))
 
 
 async def state(connection: Connection) -> State:
     """Return how far the aggregates are. Raises what the driver raises."""
     row = await (await connection.execute(STATE_SQL)).fetchone()
     assert row is not None  # a SELECT without FROM has one row
-    now, refreshed_until, frontier, deleted_until = row
-    return State(now, refreshed_until or now, frontier, deleted_until)
+    now, refreshed_until, frontier, deleted_until, materialized_s = row
+    return State(now, refreshed_until or now, frontier, deleted_until, materialized_s or {})
 
 
 @asynccontextmanager
@@ -435,9 +447,9 @@ class Aggregates:
         Each piece takes about a second, and is yielded. A forced refresh waits for another process that refreshes.
         """
         clock = asyncio.get_running_loop().time
-        deleted_until = (await state(connection)).deleted_until
-        start = tier.floor(span[0] if deleted_until is None else max(span[0], deleted_until))
-        end = min(tier.ceil(span[1]), tier.materialized_until(until))
+        found = await state(connection)
+        start = tier.floor(span[0] if found.deleted_until is None else max(span[0], found.deleted_until))
+        end = min(tier.ceil(span[1]), found.end_of(tier, until))
         while start < end:
             piece_end = min(tier.floor(start + max(self._lengths[tier], tier.width)), end)
             began = clock()

@@ -1,4 +1,4 @@
-"""Chunks go to the columnstore, on TimescaleDB Community, without keeping anybody from writing into them.
+"""The conversion of chunks to the columnstore of TimescaleDB Community, beside those who write into them.
 
 The first conversion of a chunk keeps writers out while it lasts: a quarter of a second for half a million readings.
 From then on TimescaleDB moves new rows of the chunk's rowstore into its columnstore while others are written. So a

@@ -13,4 +13,4 @@ ADOPTION_LOCK = 7_367_020
 
 
 class Busy(Exception):
-    """What is to be worked on is in use. Nothing is done; the work may be tried again soon."""
+    """Something that the work needs is in use. Nothing is done; the work may be tried again soon."""

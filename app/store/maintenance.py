@@ -1,4 +1,4 @@
-"""What happens to the database's readings after their COMMIT, in every edition: one process does all of it.
+"""The background work on the database, in every edition: one process of all servers does it.
 
 The processes of all servers on one database elect one by an advisory lock, and it does each kind of work piece by
 piece, on a connection of its own. The lock is held by a transaction on a second connection, the guard: a pooler may
@@ -6,8 +6,8 @@ give a session to the next client. If the process or its machine goes, PostgreSQ
 process takes over.
 
 Promises:
-    * Nothing waits behind the maintenance: it waits for a lock for LOCK_TIMEOUT_S only, and tries again later.
-    * Work that can wait takes its share of a core at most, unless the database has little else to do.
+    * Nothing waits behind the maintenance: it waits for a lock for LOCK_TIMEOUT_S only, and tries again later. (16)
+    * Work that can wait takes its share of a core at most, unless the database has little else to do. (16)
     * Work that is cut off at any point is begun again, and does no harm by being done twice.
 """
 
@@ -28,7 +28,7 @@ from app.store.locks import MAINTENANCE_LOCK, Busy
 logger = logging.getLogger(__name__)
 
 ELECTION_INTERVAL_S = 4.0
-"""How often a process asks whether nobody maintains the database."""
+"""How often a process asks whether the database is without maintenance."""
 PING_INTERVAL_S = 5.0
 LEASE_S = 30
 """PostgreSQL ends the guard's session if nothing is heard of it for so long: its machine may have gone."""
@@ -111,25 +111,26 @@ class Maintenance:
 
     Args:
         database: what is maintained.
-        works: all kinds of work. Of those that are due at the same time, the first comes first.
         share: the part of a core that work takes if it can wait.
     """
 
-    def __init__(self, database: Database, works: Sequence[Work], *, share: float) -> None:
+    def __init__(self, database: Database, *, share: float) -> None:
         self._database = database
-        self._works = works
         self._share = share
         self.is_elected = False
 
-    async def run(self) -> None:
-        """Stand for election, and work while elected, until cancelled."""
+    async def run(self, works: Sequence[Work]) -> None:
+        """Stand for election, and do all kinds of work while elected, until cancelled.
+
+        Of the work that is due at the same time, the first comes first.
+        """
         while True:
             try:
                 async with self._elected() as guard:
                     if guard is not None:
                         logger.info("this process maintains the database")
                         self.is_elected = True
-                        await self._work_while_guarded(guard)
+                        await self._work_while_guarded(guard, works)
             except DatabaseUnavailable as error:
                 logger.debug("the maintenance waits: %s", error)
             finally:
@@ -150,11 +151,11 @@ class Maintenance:
                 has_lock = await (await guard.execute(TRY_LOCK)).fetchone() == (True,)
                 yield guard if has_lock else None
 
-    async def _work_while_guarded(self, guard: Connection) -> None:
+    async def _work_while_guarded(self, guard: Connection, works: Sequence[Work]) -> None:
         async with await self._database.connect("sensorflow maintenance") as connection:
             if not self._database.is_pooled:
                 await connection.execute(SETTINGS)
-            working = asyncio.create_task(self._work(connection, guard))
+            working = asyncio.create_task(self._work(connection, guard, works))
             pinging = asyncio.create_task(_ping(guard))
             try:
                 await asyncio.wait([working, pinging], return_when=asyncio.FIRST_COMPLETED)
@@ -166,10 +167,10 @@ class Maintenance:
             if isinstance(outcome, Exception):
                 raise outcome
 
-    async def _work(self, connection: Connection, guard: Connection) -> None:
+    async def _work(self, connection: Connection, guard: Connection, works: Sequence[Work]) -> None:
         """Do what is due, a piece at a time. Raises what shows that a connection is lost."""
         clock = asyncio.get_running_loop().time
-        runs = [_Run(work, clock()) for work in self._works]
+        runs = [_Run(work, clock()) for work in works]
         budget = Budget(self._share)
         while True:
             await self._note_load(connection, budget, clock())

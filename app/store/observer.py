@@ -1,4 +1,4 @@
-"""What each process sees of the database: its size, its connections, its clock, and how its maintenance goes."""
+"""The look of each process at the database: its size, its connections, its clock, its maintenance."""
 
 import asyncio
 import logging

@@ -1,5 +1,4 @@
-"""The deletion of rows that nobody needs any more: of the ledger, of idempotency records, of senders, of the log of
-limit violations.
+"""The deletion of rows that are no longer needed: of the ledger, records, senders and limit violations.
 
 Each generator deletes piece by piece, each piece in a transaction of its own, and yields after each.
 """
@@ -45,7 +44,7 @@ DELETE FROM sources WHERE id IN (
 
 
 class Pruning:
-    """What is deleted, and when.
+    """The rows that are deleted, and their age.
 
     Args:
         database: where it is.

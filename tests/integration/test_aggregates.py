@@ -451,3 +451,62 @@ async def test_tables_have_their_own_retention(database: str, edition: str, monk
     assert 75 <= ages[1] <= 78
     assert ages[2] >= 90
     assert rows(database, "SELECT count(*) FROM readings") == [(90,)]
+
+
+OLD_POLICIES = [
+    "SELECT add_compression_policy('readings', INTERVAL '1 day')",
+    "SELECT add_retention_policy('readings', INTERVAL '100 days')",
+    *(
+        f"SELECT add_continuous_aggregate_policy('{name}', INTERVAL '{start}', INTERVAL '{end}', INTERVAL '1 hour')"
+        for name, start, end in (
+            ("readings_1m", "3 hours", "1 minute"),
+            ("readings_1h", "8 hours", "1 hour"),
+            ("readings_1d", "4 days", "1 day"),
+        )
+    ),
+    *(f"SELECT add_compression_policy('{tier.name}', INTERVAL '400 days')" for tier in TIERS),
+]
+OLD_HISTORY = """
+INSERT INTO sensors (name) VALUES ('a') ON CONFLICT DO NOTHING;
+INSERT INTO readings (time, sensor_id, id, source_id, temperature)
+SELECT time, 1, 1, 1, extract(epoch FROM time)::bigint % 41
+FROM generate_series(now() - interval '40 days', now(), interval '51 minutes') AS time
+"""
+OLD_STALE = """
+INSERT INTO stale_ranges (starts_at, ends_at)
+SELECT range_start, range_end FROM timescaledb_information.chunks WHERE hypertable_name = 'readings'
+"""
+OLD_REFRESH = """
+CALL refresh_continuous_aggregate(
+    '{}', '2020-01-01', now() - interval '5 hours', options => '{{"buckets_per_batch": 0}}'
+)
+"""
+OWN_POLICIES = "SELECT proc_name FROM timescaledb_information.jobs WHERE hypertable_name IS NOT NULL"
+
+
+@pytest.mark.parametrize("had_policies", [True, False])
+async def test_upgrade_from_policies(community_admin_url: str, had_policies: bool) -> None:
+    """An upgrade removes the policies, and continues where they were, or from the oldest reading if there were none."""
+    with new_database(community_admin_url) as url:
+        migrate(url, "0008")
+        execute(url, "SELECT _timescaledb_functions.stop_background_workers()", OLD_HISTORY)
+        if had_policies:
+            execute(url, *OLD_POLICIES)
+            for tier in TIERS:
+                execute(url, OLD_REFRESH.format(tier.name))
+            execute(url, OLD_HISTORY.replace("51 minutes", "7 hours"))  # late for the old version, too
+        execute(url, OLD_STALE)
+        migrate(url)
+        assert rows(url, OWN_POLICIES) == []
+        deleted = rows(url, "SELECT value::timestamptz FROM server_settings WHERE name = 'readings_deleted_until'")
+        assert len(deleted) == had_policies
+        async with rig(url) as parts:
+            await parts.write(reading(parts.clock_s[0] - 3 * DAY))
+            await parts.refresh()
+            assert_right(url)
+            assert rows(url, "SELECT count(*) FROM stale_ranges") == [(0,)]
+        migrate(url, "0008", down=True)
+        migrate(url)
+        async with rig(url) as parts:
+            await parts.refresh()
+            assert_right(url)

@@ -182,8 +182,8 @@ async def test_one_process_is_elected_and_another_takes_over(database: str, monk
 
             return [Work("a", 0.01, pieces), Work("b", 0.01, pieces, can_wait=True)]
 
-        ones = [Maintenance(each, works(process), share=1) for process, each in enumerate((first, second))]
-        tasks = [asyncio.create_task(one.run()) for one in ones]
+        ones = [Maintenance(each, share=1) for each in (first, second)]
+        tasks = [asyncio.create_task(one.run(works(process))) for process, one in enumerate(ones)]
         try:
             await until(lambda: len(done) > 20)
             (elected,) = set(done)
@@ -209,7 +209,7 @@ async def test_an_ended_connection_ends_the_term(database: str, monkeypatch: pyt
         yield
 
     async with opened(database) as opened_database:
-        task = asyncio.create_task(Maintenance(opened_database, [Work("long", 60, pieces)], share=1).run())
+        task = asyncio.create_task(Maintenance(opened_database, share=1).run([Work("long", 60, pieces)]))
         try:
             for count, name in enumerate(("sensorflow maintenance lock", "sensorflow maintenance"), 1):
                 await until(lambda count=count: len(began) == count)  # type: ignore[misc]
@@ -228,7 +228,7 @@ async def test_an_ended_connection_ends_the_term(database: str, monkeypatch: pyt
 async def test_failures_are_recorded_and_hold_up_no_other_work(
     database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A failure is logged, recorded, and told when it lasts; what is busy is tried again without a word."""
+    """A failure is logged and recorded, and what is busy is tried again."""
     done: list[str] = []
 
     async def fails(connection: Connection, _: Connection) -> AsyncIterator[None]:
@@ -247,7 +247,7 @@ async def test_failures_are_recorded_and_hold_up_no_other_work(
     kinds = [Work("fails", 1, fails, comes_first=True), Work("busy", 1, is_busy), Work("works", 0.01, works)]
     async with opened(database) as opened_database:
         monkeypatch.setattr(maintenance, "RETRY_BUSY_S", 0.01)
-        task = asyncio.create_task(Maintenance(opened_database, kinds, share=0.15).run())
+        task = asyncio.create_task(Maintenance(opened_database, share=0.15).run(kinds))
         await until(lambda: done.count("works") > 2 and done.count("busy") > 2)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -286,7 +286,7 @@ async def test_work_that_can_wait_takes_its_share(database: str) -> None:
 
     async with opened(database) as opened_database:
         works = [Work("slow", 0, slow, can_wait=True), Work("quick", 0.1, quick)]
-        task = asyncio.create_task(Maintenance(opened_database, works, share=0.1).run())
+        task = asyncio.create_task(Maintenance(opened_database, share=0.1).run(works))
         await until(lambda: busy_s > 0)
         began = time.monotonic()
         await asyncio.sleep(5)

@@ -65,6 +65,7 @@ def registry(
         clock=lambda: NOW,
         pool_stats=lambda: {"pool_size": 4, "pool_available": 3},
         database_statistics=statistics,
+        maintains=lambda: True,
         latest_age_s=lambda: 1.5,
         ready=lambda: True,
     )

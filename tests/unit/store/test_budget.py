@@ -22,7 +22,7 @@ def test_a_busy_database_gives_work_its_share(share: float, pieces: list[float])
 
 
 def test_an_idle_database_gives_more() -> None:
-    """The database is idle if others' statements take little; what the work itself takes does not count."""
+    """The database is idle if the statements of others take little time."""
     budget = Budget(0.1)
     assert not budget.is_idle
     budget.note_load(50, now=0)

@@ -1,4 +1,4 @@
-"""Which chunks go to the columnstore, and when."""
+"""The choice of chunks that go to the columnstore."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
