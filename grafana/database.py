@@ -59,8 +59,8 @@ HEALTH = [
 
 sizes = table(
     "Tables and aggregates",
-    """Size on disk with indexes, chunks, and how many of them are in the columnstore. On plain PostgreSQL and in the
-    Apache edition aggregates are views and take no space.""",
+    """Size on disk with indexes, chunks, and how many of them are in the columnstore. The columnstore is of
+    TimescaleDB Community.""",
     sql("""
         SELECT name AS "Table", size_bytes AS "Size", chunks AS "Chunks", compressed_chunks AS "In columnstore",
                before_bytes AS "Before", after_bytes AS "After",
@@ -95,8 +95,8 @@ jobs = table(
     "Background jobs",
     """What one server does for the database: refresh brings the aggregates forward, late refreshes late readings,
     changes and check find what others have written, columnstore converts chunks, retention, pruning and senders delete.
-    Jobs with a table are TimescaleDB's own, which an operator has added. Some versions of PostgreSQL mark them as failed
-    after they have done their work.""",
+    Jobs with a table are TimescaleDB's own, which an operator has added. Some versions of PostgreSQL mark them as
+    failed after they have done their work.""",
     sql("""
         SELECT job AS "Name", table_name AS "Table",
                coalesce(last_status, 'never run') AS "Last status",
