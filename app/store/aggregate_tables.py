@@ -4,16 +4,19 @@ A statement recomputes the buckets of a span as a whole, with one snapshot: it w
 those that have no reading any more. So it may be cut off, and done again, with no harm.
 """
 
-from app.schema import METRICS
-from app.store.tiers import TIERS, Tier
+from datetime import datetime
 
-# An index of readings begins with the sensor, and there is none by time alone. So each sensor is found by one step in
-# it, also if it has no name, and its readings of the span by another. A hypertable has its chunks for that.
+from app.schema import METRICS
+from app.store.tiers import TIERS, Span, Tier
+
+# The index of readings begins with the sensor, and there is none by time alone. So each sensor is found by one step in
+# it, also if it has no name, and its readings of the span by another. In a hypertable sensors are looked for in the
+# chunks of the span: by whole days, because within a chunk a condition on the time would make the steps long.
 _OF_EACH_SENSOR = """
 WITH RECURSIVE ids AS (
-    (SELECT sensor_id FROM readings ORDER BY sensor_id LIMIT 1)
+    (SELECT sensor_id FROM readings WHERE {near} ORDER BY sensor_id LIMIT 1)
     UNION ALL
-    SELECT (SELECT sensor_id FROM readings WHERE sensor_id > ids.sensor_id ORDER BY sensor_id LIMIT 1)
+    SELECT (SELECT sensor_id FROM readings WHERE sensor_id > ids.sensor_id AND {near} ORDER BY sensor_id LIMIT 1)
     FROM ids WHERE ids.sensor_id IS NOT NULL
 ), fresh AS MATERIALIZED (
     SELECT bucket, ids.sensor_id, {names}
@@ -23,10 +26,10 @@ WITH RECURSIVE ids AS (
         GROUP BY 1
     ) of_sensor
 )"""
-_OF_ALL_SENSORS = """
+_OF_FINER_TABLE = """
 WITH fresh AS MATERIALIZED (
     SELECT {bucket} AS bucket, sensor_id, {columns}
-    FROM {source} WHERE {time} >= %(start)s AND {time} < %(end)s
+    FROM {source} WHERE bucket >= %(start)s AND bucket < %(end)s
     GROUP BY 1, 2
 )"""
 _WRITE = """, gone AS (
@@ -60,24 +63,27 @@ def table_of(tier: str) -> str:
     return tier.replace("readings", "aggregates")
 
 
-def recompute(tier: Tier, *, has_chunks: bool) -> str:
-    """Return the statement that recomputes a tier's buckets from ``start`` to ``end``, both starts of buckets.
+def recompute(tier: Tier, span: Span, *, has_chunks: bool) -> tuple[str, dict[str, datetime]]:
+    """Return the statement that recomputes a tier's buckets of a span, with its arguments.
 
-    ``has_chunks``: whether ``readings`` is a hypertable.
+    Args:
+        tier: what is recomputed; all finer tiers are right in the span.
+        span: from the start of a bucket to the start of another.
+        has_chunks: whether ``readings`` is a hypertable.
     """
     place = TIERS.index(tier)
-    time, count, of_metric = (
-        ("bucket", "sum(count)::bigint", _OF_FINER_TIER) if place else ("time", "count(*)", _OF_READINGS)
-    )
+    count, of_metric = ("sum(count)::bigint", _OF_FINER_TIER) if place else ("count(*)", _OF_READINGS)
+    statement = (_OF_FINER_TABLE if place else _OF_EACH_SENSOR) + _WRITE
+    day = TIERS[-1]
+    arguments = {"start": span[0], "end": span[1], "first_day": day.floor(span[0]), "last_day": day.ceil(span[1])}
     names = {
         "table": table_of(tier.name),
-        "source": table_of(TIERS[place - 1].name) if place else "readings",
-        "time": time,
-        "bucket": _BUCKET.format(seconds=tier.width.total_seconds(), time=time),
+        "source": table_of(TIERS[place - 1].name),
+        "near": "time >= %(first_day)s AND time < %(last_day)s" if has_chunks else "true",
+        "bucket": _BUCKET.format(seconds=tier.width.total_seconds(), time="bucket" if place else "time"),
         "columns": ", ".join([f"{count} AS count", *(of_metric.format(metric) for metric in METRICS)]),
         "names": ", ".join(_NAMES),
         "excluded": ", ".join(f"excluded.{name}" for name in _NAMES),
         "of_table": ", ".join(f"t.{name}" for name in _NAMES),
     }
-    fresh = _OF_ALL_SENSORS if place or has_chunks else _OF_EACH_SENSOR
-    return (fresh + _WRITE).format(**names)
+    return statement.format(**names), arguments

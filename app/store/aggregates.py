@@ -470,12 +470,12 @@ class Aggregates:
         """Recompute buckets of a table, as one transaction. It has the lock itself: two at the same buckets, of which
         one had seen less, could leave what that one has seen.
         """
-        statement = aggregate_tables.recompute(tier, has_chunks=self._has_chunks)
+        statement, arguments = aggregate_tables.recompute(tier, span, has_chunks=self._has_chunks)
         async with connection.transaction():
             await _take_refresh_lock(connection, wait=wait)
             await connection.execute("SET LOCAL jit = off")
             # Planned with these times: for unknown ones PostgreSQL would scan all readings.
-            await connection.execute(statement, {"start": span[0], "end": span[1]}, prepare=False)
+            await connection.execute(statement, arguments, prepare=False)
 
     @property
     def _has_tables(self) -> bool:
