@@ -95,6 +95,7 @@ async def test_cut_off_at_any_statement(
         pytest.skip("not done in this edition")
     monkeypatch.setattr(columnstore, "QUIET", timedelta(0))
     async with rig(database) as parts:
+        await parts.refresh()
         expected: dict[str, Any] = {}
         for statement in range(MAX_STATEMENTS):
             now_s = time.time()
