@@ -21,7 +21,6 @@ from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from app import __version__
 from app.addresses import urls_of
@@ -86,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     # Both end in an exception, so that every `with` on the way out does its work: the embedded database is stopped.
-    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         settings = load_settings()
         configure_logging(level=settings.log_level, as_json=settings.log_format == "json")
@@ -261,10 +260,6 @@ Send one:
   curl -i {url}/api/temperature_reading -H "X-API-Key: {key}" \\
     -d '{json.dumps(EXAMPLE_BODY)}'
 """
-
-
-def _exit(_signal: int, _frame: FrameType | None) -> None:
-    sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,14 @@ UNFINISHED_S = 2.0
 class DrainingServer(uvicorn.Server):
     """A server of connections that have ``shutdown`` and ``refuse_unfinished``."""
 
+    failure: BaseException | None = None
+    """The error that ended it."""
+
+    def fail(self, error: BaseException) -> None:
+        """Drain and end, because of an error."""
+        self.failure = error
+        self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept nothing more, answer what came whole, and end the application."""
         try:

@@ -142,14 +142,12 @@ class TextFormatter(logging.Formatter):
         super().__init__()
         self._colour = colour
 
-    def format(self, record: logging.LogRecord) -> str:
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # its name in logging
+        """Return the line. What was raised follows it."""
         level = record.levelname
         if self._colour:
             level = f"{COLOURS.get(level, '')}{level}{RESET}"
-        line = f"{_time(record)} {level} {record.getMessage()}"
-        if record.exc_info:
-            line = f"{line}\n{self.formatException(record.exc_info)}"
-        return line
+        return f"{_time(record)} {level} {record.message}"
 
 
 class JsonFormatter(logging.Formatter):

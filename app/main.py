@@ -147,16 +147,16 @@ def maintenance_works(
     if not edition.has_aggregates:
         return works
     aggregates, columnstore = Aggregates(database), Columnstore()
-    refresh = Work("refresh", 30, aggregates.refresh)
-    late = Work("late", 5, aggregates.refresh_late, can_wait=True)
+    refresh = Work("refresh", 30, aggregates.refresh, awaits_first=True)
+    late = Work("late", 5, aggregates.refresh_late, can_wait=True, awaits_first=True)
     if not edition.continuous_aggregates:
         return [refresh, late, *works]
     return [
         # Days without aggregates are refreshed before a refresh of later days could hide them from queries.
-        Work("check", 600, aggregates.check_days, can_wait=True, rest=CHECK_REST, comes_first=True),
+        Work("check", 600, aggregates.check_days, can_wait=True, rest=CHECK_REST, is_awaited=True),
         refresh,
         late,
-        Work("changes", 300, aggregates.refresh_changed, can_wait=True, rest=CHECK_REST),
+        Work("changes", 300, aggregates.refresh_changed, can_wait=True, rest=CHECK_REST, awaits_first=True),
         Work("columnstore", 15, lambda connection, _: columnstore.convert(connection), rest=CHECK_REST),
         *works,
     ]

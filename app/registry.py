@@ -14,9 +14,6 @@ MAX_INTERVAL_S = 315_576_000
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 """Strict, since ``false`` is no longitude of 0."""
-Latitude = Annotated[Number, Field(ge=-90, le=90)]
-Longitude = Annotated[Number, Field(ge=-180, le=180)]
-Interval = Annotated[Number, Field(gt=0, le=MAX_INTERVAL_S)]
 
 
 class Limits(BaseModel):
@@ -74,7 +71,7 @@ class SensorChange(BaseModel):
 
     label: Text | None = None
     location: Text | None = None
-    latitude: Latitude | None = None
-    longitude: Longitude | None = None
-    expected_interval_s: Interval | None = None
+    latitude: Annotated[Number, Field(ge=-90, le=90)] | None = None
+    longitude: Annotated[Number, Field(ge=-180, le=180)] | None = None
+    expected_interval_s: Annotated[Number, Field(gt=0, le=MAX_INTERVAL_S)] | None = None
     limits: dict[str, dict[Literal["lower", "upper"], Number | None] | None] | None = None

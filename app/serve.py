@@ -12,7 +12,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
@@ -25,6 +24,7 @@ from uvicorn.loops.auto import auto_loop_factory
 from app.draining import DrainingServer
 from app.errors import ConfigurationError
 from app.live.bus import LocalBus
+from app.live.mailbox import Mailbox
 from app.logs import configure_logging
 from app.main import create_app, horizon_us
 from app.settings import Keys, Settings
@@ -35,7 +35,6 @@ from app.web.websocket import MAX_MESSAGE_BYTES, WebSocketProtocol
 from app.web.write_single import ReadingEndpoint
 from app.workers import metric_families
 from app.workers.channel import ChannelStats
-from app.workers.messages import Unusable
 from app.workers.parent_link import ParentLink
 from app.workers.supervisor import Supervisor
 from app.workers.worker import WorkerServer
@@ -70,12 +69,6 @@ def _serve_alone(
     settings: Settings, database_url: str, keys: Keys, listener: socket.socket, announce: Callable[[str], None]
 ) -> None:
     registry = CollectorRegistry()
-    failure: BaseException | None = None
-
-    def fail(error: BaseException) -> None:
-        nonlocal failure
-        failure = error
-        server.should_exit = True
 
     async def scrape() -> bytes:
         return generate_latest(registry)
@@ -88,35 +81,27 @@ def _serve_alone(
         bus=LocalBus(settings.max_ws_connections_per_key),
         scrape=scrape,
         announce=lambda edition: announce(str(edition)),
-        fail=fail,
+        fail=lambda error: server.fail(error),  # noqa: PLW0108  # the server is made of what this returns
     )
     server = DrainingServer(_uvicorn_config(app, endpoint, settings))
     server.run(sockets=[listener])
-    if isinstance(failure, ConfigurationError):
-        raise failure
-    if failure is not None:
+    if isinstance(server.failure, ConfigurationError):
+        raise server.failure
+    if server.failure is not None:
         raise SystemExit(1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """The arguments of a worker. They go to its process through a pipe, so that no list of processes shows them."""
-
-    settings: Settings
-    database_url: str
-    keys: Keys
 
 
 def _serve_with_workers(
     settings: Settings, database_url: str, keys: Keys, listener: socket.socket, announce: Callable[[str], None]
 ) -> None:
-    task = _Task(_share_of(settings), database_url, keys)
+    # They go to its process through a pipe, so that no list of processes shows them.
+    of_worker = (_share_of(settings), database_url, keys)
     context = multiprocessing.get_context("spawn")
     # Starting it unblocks SIGINT, and the parent starts each worker with that signal blocked.
     resource_tracker.ensure_running()
 
     def spawn(number: int, channel: socket.socket, connections: socket.socket) -> BaseProcess:
-        process = context.Process(target=_work, args=(task, channel, connections), name=f"worker {number}")
+        process = context.Process(target=_work, args=(*of_worker, channel, connections), name=f"worker {number}")
         process.start()
         return process
 
@@ -125,8 +110,7 @@ def _serve_with_workers(
         spawn=spawn,
         listener=listener,
         max_subscribers_per_key=settings.max_ws_connections_per_key,
-        max_messages=settings.live_mailbox_messages,
-        max_bytes=settings.live_mailbox_bytes,
+        new_mailbox=partial(Mailbox, settings.live_mailbox_messages, settings.live_mailbox_bytes),
         stop_timeout_s=2 * settings.drain_timeout_s + HUNG_DATABASE_S,
         horizon_us=partial(horizon_us, settings),
         announce=announce,
@@ -141,9 +125,10 @@ def _serve_with_workers(
         raise KeyboardInterrupt
 
 
-def _work(task: _Task, channel: socket.socket, connections: socket.socket) -> None:
+def _work(
+    settings: Settings, database_url: str, keys: Keys, channel: socket.socket, connections: socket.socket
+) -> None:
     """Run a worker, from the start of its process to the end."""
-    settings = task.settings
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     configure_logging(level=settings.log_level, as_json=settings.log_format == "json")
@@ -151,34 +136,24 @@ def _work(task: _Task, channel: socket.socket, connections: socket.socket) -> No
     registry.register(metric_families.ChannelCollector(stats))
     parent_link = ParentLink(
         channel,
-        families=lambda: metric_families.encode(metric_families.families_of(registry)),
+        families=lambda: metric_families.encode(metric_families.families_of(registry.collect())),
         max_subscribers_per_key=settings.max_ws_connections_per_key,
-        max_messages=settings.live_mailbox_messages,
-        max_bytes=settings.live_mailbox_bytes,
+        mailbox=Mailbox(settings.live_mailbox_messages, settings.live_mailbox_bytes),
         stats=stats,
     )
-    failure: BaseException | None = None
-
-    def fail(error: BaseException) -> None:
-        nonlocal failure
-        failure = error
-        if isinstance(error, ConfigurationError):
-            parent_link.send(Unusable(str(error)))
-        server.should_exit = True
-
     app, endpoint = create_app(
         settings,
-        database_url=task.database_url,
-        keys=task.keys,
+        database_url=database_url,
+        keys=keys,
         registry=registry,
         bus=parent_link,
         scrape=parent_link.scrape,
         announce=lambda edition: parent_link.ready(str(edition)),
-        fail=fail,
+        fail=lambda error: server.fail(error),  # noqa: PLW0108  # the server is made of what this returns
     )
     server = WorkerServer(_uvicorn_config(app, endpoint, settings), parent_link=parent_link, connections=connections)
     server.run()
-    if failure is not None:
+    if server.failure is not None:
         raise SystemExit(1)
 
 

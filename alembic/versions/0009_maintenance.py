@@ -14,6 +14,8 @@ depends_on = None
 
 STALE_RANGES = """
 ALTER TABLE stale_ranges ADD recorded_at timestamptz NOT NULL DEFAULT now();
+-- A server of the version before that still runs would add its policies again. It fails at this name before that.
+ALTER TABLE stale_ranges RENAME id TO range_id;
 
 -- Called in a flush, after it has its lock on flushes. It is volatile, so that it sees the frontier of that moment.
 CREATE FUNCTION record_late(starts timestamptz[], ends timestamptz[]) RETURNS void LANGUAGE plpgsql AS $$
@@ -33,6 +35,7 @@ $$;
 DROP_STALE_RANGES = """
 DROP FUNCTION record_late(timestamptz[], timestamptz[]);
 ALTER TABLE stale_ranges DROP recorded_at;
+ALTER TABLE stale_ranges RENAME range_id TO id;
 """
 
 WORKS = """
@@ -108,8 +111,8 @@ WHERE EXISTS (SELECT FROM server_settings WHERE name = 'readings_deleted_until')
 )
 ON CONFLICT (name) DO UPDATE SET value = excluded.value;
 
-CREATE TEMPORARY TABLE refreshed ON COMMIT DROP AS
-SELECT CASE
+INSERT INTO server_settings (name, value)
+SELECT 'aggregates_frontier', CASE
     WHEN EXISTS (
         SELECT FROM timescaledb_information.jobs
         WHERE (hypertable_schema, hypertable_name, proc_name) = (current_schema, 'readings', 'policy_compression')
@@ -121,14 +124,15 @@ SELECT CASE
             SELECT min(range_start) FROM timescaledb_information.chunks
             WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
         ),
-        date_trunc('minute', now())
+        date_trunc('minute', now()) - interval '1 minute'
     )
-END AS until;
-DELETE FROM stale_ranges WHERE starts_at >= (SELECT until FROM refreshed);
-INSERT INTO server_settings (name, value)
-SELECT name, until::text FROM refreshed, unnest(ARRAY['aggregates_refreshed_until', 'aggregates_frontier']) AS name
+END::text
 ON CONFLICT (name) DO UPDATE SET value = excluded.value;
-DROP TABLE refreshed;
+INSERT INTO server_settings (name, value)
+SELECT 'aggregates_refreshed_until', value FROM server_settings WHERE name = 'aggregates_frontier'
+ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+DELETE FROM stale_ranges
+WHERE starts_at >= (SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_frontier');
 
 SELECT remove_compression_policy(t::regclass, if_exists => true),
        remove_retention_policy(t::regclass, if_exists => true)

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from app.errors import ConfigurationError
 from app.imports.files import FORMATS, format_of
 from app.imports.headers import SEPARATORS
-from app.imports.importer import SOURCE
+from app.imports.importer import SOURCE, Importer
 from app.imports.layout import ColumnMapping
 from app.imports.terminal import import_file
 from app.imports.times import require_time_format
@@ -175,18 +175,8 @@ def import_files(settings: Settings, chosen: argparse.Namespace, database_url: s
                 if database_url
                 else (None, None)
             )
-            outcomes = [
-                await import_file(
-                    path,
-                    service=service,
-                    log=log,
-                    layout=layout,
-                    window=window,
-                    now_us=now_us,
-                    store_again=chosen.store_again,
-                )
-                for path in chosen.files
-            ]
+            importer = Importer(service=service, log=log, layout=layout, window=window, now_us=now_us)
+            outcomes = [await import_file(path, importer, store_again=chosen.store_again) for path in chosen.files]
         return REJECTED_STATUS if any(outcome.rejected for outcome in outcomes) else 0
 
     try:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.ipc
@@ -77,7 +76,7 @@ class Block:
     content: bytes = b""
 
 
-class InputFile(Protocol):
+class InputFile:
     """An open file.
 
     Attributes:
@@ -89,12 +88,14 @@ class InputFile(Protocol):
         notes: what was detected, or is remarkable, in words.
     """
 
-    names: Sequence[str]
-    ours: Sequence[str]
-    dialect: CsvDialect
-    header: bytes
-    grows: bool
-    notes: list[str]
+    dialect = CsvDialect()
+    header = b""
+    grows = False
+
+    def __init__(self, names: Sequence[str], layout: ColumnMapping) -> None:
+        self.names = names
+        self.ours = layout.ours(names)
+        self.notes: list[str] = []
 
     def next_block(self, earlier: Sequence[Cut] = (), /) -> Block | None:
         """Read the next block. None at the end.
@@ -103,6 +104,7 @@ class InputFile(Protocol):
             earlier: where blocks ended that began at the same place in an earlier import; such a one comes again if the
                 file still has it.
         """
+        raise NotImplementedError
 
 
 def format_of(path: Path) -> Format:
@@ -212,17 +214,14 @@ def _is_ndjson(text: _Text) -> bool:
     return len(lines) > 1 and all(line.strip().startswith(b"{") and line.strip().endswith(b"}") for line in lines[:2])
 
 
-class _TextFile:
+class _TextFile(InputFile):
     """A text of records, one after the other."""
 
     grows = True
+    _format: Format
 
-    def __init__(self, text: _Text) -> None:
-        self.names: Sequence[str] = ()
-        self.ours: Sequence[str] = ()
-        self.dialect = CsvDialect()
-        self.header = b""
-        self.notes: list[str] = []
+    def __init__(self, text: _Text, names: Sequence[str], layout: ColumnMapping) -> None:
+        super().__init__(names, layout)
         self._text = text
 
     def next_block(self, earlier: Sequence[Cut] = (), /) -> Block | None:
@@ -232,8 +231,6 @@ class _TextFile:
                 return None
             content = self._text.take(size)
             return Block(self.header + content, self._format, self._text.progress, content)
-
-    _format = Format.NDJSON
 
     def _end_of_record(self, text: bytes) -> int:
         """Return where the last whole record ends. 0 if there is none."""
@@ -276,11 +273,10 @@ class _CsvFile(_TextFile):
     _format = Format.CSV
 
     def __init__(self, text: _Text, layout: ColumnMapping) -> None:
-        super().__init__(text)
         found = find_header(text.look(SAMPLE_BYTES), layout)
-        self.names, self.dialect = found.names, found.dialect
+        super().__init__(text, found.names, layout)
+        self.dialect = found.dialect
         self.notes.extend(found.notes)
-        self.ours = [layout.renames.get(name, name) for name in found.names]
         line = io.StringIO(newline="")
         writer = csv.writer(line, delimiter=self.dialect.separator, quoting=csv.QUOTE_ALL, lineterminator="\n")
         writer.writerow(self.ours)
@@ -292,11 +288,11 @@ class _CsvFile(_TextFile):
 
 
 class _NdjsonFile(_TextFile):
+    _format = Format.NDJSON
+
     def __init__(self, text: _Text, layout: ColumnMapping) -> None:
-        super().__init__(text)
         start = text.look(BLOCK_BYTES)
-        self.names = field_names(start[: end_of_line(start)] if len(start) >= BLOCK_BYTES else start)
-        self.ours = [layout.renames.get(name, name) for name in self.names]
+        super().__init__(text, field_names(start[: end_of_line(start)] if len(start) >= BLOCK_BYTES else start), layout)
 
     def _end_of_record(self, text: bytes) -> int:
         return end_of_line(text)
@@ -307,11 +303,8 @@ def end_of_line(text: bytes) -> int:
     return text.rfind(b"\n") + 1
 
 
-class _JsonFile:
+class _JsonFile(InputFile):
     """A document: an array, an object of columns, or one reading."""
-
-    grows = False
-    header = b""
 
     def __init__(self, text: _Text, layout: ColumnMapping) -> None:
         body = text.look(MAX_DOCUMENT_BYTES + 1)
@@ -320,10 +313,7 @@ class _JsonFile:
                 f"{text.path} is a JSON document of more than {MAX_DOCUMENT_BYTES:,} bytes: write it as NDJSON, "
                 "a reading a line."
             )
-        self.names: Sequence[str] = field_names(body, is_document=True)
-        self.ours: Sequence[str] = [layout.renames.get(name, name) for name in self.names]
-        self.dialect = CsvDialect()
-        self.notes: list[str] = []
+        super().__init__(field_names(body, is_document=True), layout)
         self._body: bytes | None = body
 
     def next_block(self, _earlier: Sequence[Cut] = (), /) -> Block | None:
@@ -331,20 +321,14 @@ class _JsonFile:
         return None if body is None else Block(body, Format.JSON, 1.0)
 
 
-class _TableFile:
+class _TableFile(InputFile):
     """A file of record batches."""
-
-    grows = False
-    header = b""
 
     def __init__(
         self, path: Path, batches: Iterator[tuple[pa.RecordBatch, float]], schema: pa.Schema, layout: ColumnMapping
     ) -> None:
+        super().__init__(schema.names, layout)
         self._path = path
-        self.names: Sequence[str] = schema.names
-        self.ours: Sequence[str] = [layout.renames.get(name, name) for name in schema.names]
-        self.dialect = CsvDialect()
-        self.notes: list[str] = []
         self._batches = batches
 
     def next_block(self, _earlier: Sequence[Cut] = (), /) -> Block | None:

@@ -136,7 +136,7 @@ MAX_HEADER_BYTES = 65_536
 
 def _unit_lines(text: bytes, at: int, names: Sequence[str], layout: ColumnMapping, dialect: CsvDialect) -> list[int]:
     """Return the ends of a logger's lines below the header that have no digit in the time or in any value."""
-    places = [place for place, name in enumerate(names) if layout.renames.get(name, name) in {"time", *METRICS}]
+    places = [place for place, name in enumerate(layout.ours(names)) if name in {"time", *METRICS}]
     ends: list[int] = []
     for fields, _, end in islice(records(text, at, dialect, names), MAX_UNIT_LINES):
         if fields is None or len(fields) != len(names) or any(re.search(rb"\d", fields[place]) for place in places):
@@ -146,7 +146,7 @@ def _unit_lines(text: bytes, at: int, names: Sequence[str], layout: ColumnMappin
 
 
 def _has_decimal_comma(text: bytes, at: int, names: Sequence[str], layout: ColumnMapping, dialect: CsvDialect) -> bool:
-    places = [place for place, name in enumerate(names) if layout.renames.get(name, name) in METRICS]
+    places = [place for place, name in enumerate(layout.ours(names)) if name in METRICS]
     numbers = [
         fields[place].decode(errors="replace").strip()
         for fields, _, _ in islice(records(text, at, dialect, names), SAMPLE_RECORDS)

@@ -7,7 +7,7 @@ only the rest is stored. (5)
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from app.errors import (
     PermanentError,
 )
 from app.imports.files import BLOCK_BYTES, Block, InputFile, open_file
-from app.imports.keys import ImportLog, PartKeys, forget, keys_of
+from app.imports.keys import forget, keys_of
 from app.imports.layout import ColumnMapping
 from app.imports.rejects import OWN_COLUMNS, RejectsReport, report_path
 from app.imports.times import Localized, localize
@@ -30,10 +30,11 @@ from app.ingest.batch import Batch, Sender
 from app.ingest.decode.columns import Decoded, DecodeOptions, ParsedColumns, RowError, validate
 from app.ingest.decode.readings import open_readings
 from app.ingest.decode.timestamps import TimeWindow
-from app.ingest.idempotency import DatedResult, IdempotencyRecord, Replay, RequestIdentity
+from app.ingest.idempotency import IdempotencyRecord, RequestIdentity, StoredResult
 from app.ingest.request import WriteRequest
 from app.ingest.result import BatchResult, WriteResult
 from app.ingest.service import WriteService
+from app.store.imports import ImportRecords
 
 SOURCE = Sender("import", "")
 """The sender of imported readings, as the tables show it."""
@@ -64,8 +65,7 @@ class ImportResult:
     rejected: int = 0
     unknown_columns: dict[str, None] = field(default_factory=dict)
     """The file's columns that are not stored, in order of appearance."""
-    first_us: int | None = None
-    last_us: int | None = None
+    span_us: tuple[int, int] | None = None
     """The earliest and the latest time of the readings stored or found, microseconds since 1970 UTC."""
     found_at: datetime | None = None
     """When the last of the readings found was stored."""
@@ -93,14 +93,12 @@ class ImportResult:
         if localized.repeated and self.first_repeated_row is None:
             self.first_repeated_row = localized.repeated[0] + 1 + rows_before
 
-    def add_times(self, columns: pa.RecordBatch) -> None:
+    def add_times(self, batch: Batch) -> None:
         """Extend the range of times by those of some readings."""
-        if not columns.num_rows:
-            return
-        extremes = pc.min_max(columns["time"].cast(pa.int64()))
-        first_us, last_us = extremes["min"].as_py(), extremes["max"].as_py()
-        self.first_us = first_us if self.first_us is None else min(first_us, self.first_us)
-        self.last_us = last_us if self.last_us is None else max(last_us, self.last_us)
+        if batch.rows:
+            first_us, last_us = batch.time_range_us()
+            before = self.span_us or (first_us, last_us)
+            self.span_us = min(first_us, before[0]), max(last_us, before[1])
 
     def reject(self, faults: Sequence[RowError], rows_before: int) -> None:
         """Count rejected rows, and keep an example for each reason. ``rows_before`` precede their block."""
@@ -120,7 +118,7 @@ class Chunk:
 
 
 class Importer:
-    """Imports files, and reports its progress.
+    """Imports files.
 
     Args:
         service: stores the readings; None: they are only checked.
@@ -128,25 +126,22 @@ class Importer:
         layout: what the files' columns are.
         window: which times the readings may bring.
         now_us: microseconds since 1970 UTC.
-        on_progress: is told the part of the file that has been read, 0 to 1, and what became of it so far.
     """
 
     def __init__(
         self,
         *,
         service: WriteService | None,
-        log: ImportLog | None,
+        log: ImportRecords | None,
         layout: ColumnMapping,
         window: TimeWindow,
         now_us: Callable[[], int],
-        on_progress: Callable[[float, ImportResult], None],
     ) -> None:
-        self._service = service
+        self.service = service
+        self.layout = layout
         self._log = log
-        self._layout = layout
         self._window = window
         self._now_us = now_us
-        self._on_progress = on_progress
 
     async def forget(self, path: Path) -> bool:
         """Delete the records of a file, so that it is imported anew, and return whether it had any.
@@ -157,28 +152,34 @@ class Importer:
         """
         if self._log is None:
             return False
-        with open_file(path, self._layout) as file:
-            return await forget(path, file, self._layout, self._log)
+        with open_file(path, self.layout) as file:
+            return await forget(path, file, self.layout, self._log)
 
-    async def run(self, path: Path) -> ImportResult:
+    async def run(self, path: Path, on_progress: Callable[[float, ImportResult], None]) -> ImportResult:
         """Import a file. Rejected rows go into a CSV at ``report_path``.
+
+        Args:
+            path: the file.
+            on_progress: is told the part of it that has been read, 0 to 1, and what became of that.
 
         Raises:
             ConfigurationError: the file can't be read, or the report not be written.
             NotStored: the database was unavailable for too long; the next import recognises what was committed.
         """
         try:
-            with open_file(path, self._layout) as file, RejectsReport(report_path(path), file) as report:
-                return await self._import(path, file, report)
+            with open_file(path, self.layout) as file, RejectsReport(report_path(path), file) as report:
+                return await self._import(path, file, report, on_progress)
         except ExceptionGroup as errors:
             error = errors.exceptions[0]
             if isinstance(error, PermanentError):  # by a decoder: the columns, or all that is there, can't be readings
                 raise ConfigurationError(f"Can't read {path}: {error}") from error
             raise error from None
 
-    async def _import(self, path: Path, file: InputFile, report: RejectsReport) -> ImportResult:
+    async def _import(
+        self, path: Path, file: InputFile, report: RejectsReport, on_progress: Callable[[float, ImportResult], None]
+    ) -> ImportResult:
         outcome = ImportResult(notes=file.notes)
-        keys = await keys_of(path, file, self._layout, self._log)
+        keys = await keys_of(path, file, self.layout, self._log)
         free = asyncio.Semaphore(PARTS_UNDER_WAY)
         rows_before = 0
         async with asyncio.TaskGroup() as tasks:
@@ -188,24 +189,26 @@ class Importer:
                 storing = _Storing(block, rows_before, report, outcome)
                 storing.reject(decoded.errors)
                 parts = list(_parts(decoded))
-                imported = await self._imported([keys.key(number) for number in range(len(parts))])
-                for number, part in enumerate(parts):
-                    record = _record(keys, number, part, len(parts))
-                    if (earlier := imported.get(record.identity.key)) is not None:
+                part_keys = [keys.key(number) for number in range(len(parts))]
+                imported = await self._log.find(part_keys) if self._log is not None and parts else {}
+                for number, (key, part) in enumerate(zip(part_keys, parts, strict=True)):
+                    identity = RequestIdentity(SOURCE.key_name, key, keys.content_hash(part.batch.rows))
+                    record = IdempotencyRecord(identity, keys.result(number, len(parts)), expires=False)
+                    if (earlier := imported.get(key)) is not None:
                         storing.find(part, record, earlier)
                     else:
                         await free.acquire()
                         task = tasks.create_task(self._store(part, record, storing, is_first=number == 0))
                         task.add_done_callback(lambda _: free.release())
                 rows_before += decoded.batch.rows + decoded.rejected
-                self._on_progress(block.progress, outcome)
-        self._on_progress(1.0, outcome)
+                on_progress(block.progress, outcome)
+        on_progress(1.0, outcome)
         return outcome
 
     def _decode(self, path: Path, block: Block, file: InputFile, rows_before: int, outcome: ImportResult) -> Decoded:
         options = DecodeOptions(
             source=SOURCE,
-            precision=self._layout.precision,
+            precision=self.layout.precision,
             window=self._window,
             now_us=self._now_us(),
             max_rows=BLOCK_BYTES,
@@ -213,21 +216,18 @@ class Importer:
             max_errors=BLOCK_BYTES,
             max_columns=BLOCK_BYTES,
             is_time_required=True,
-            is_sensor_required=self._layout.sensor_name is None,
-            renames=self._layout.renames,
+            is_sensor_required=self.layout.sensor_name is None,
+            renames=self.layout.renames,
             dialect=file.dialect,
         )
         parsed = open_readings(block.body, block.format, options).read()
-        if self._layout.sensor_name is not None:
-            parsed = _of_one_sensor(parsed, self._layout.sensor_name, path)
-        localized = localize(parsed, self._layout)
+        if self.layout.sensor_name is not None:
+            parsed = _of_one_sensor(parsed, self.layout.sensor_name, path)
+        localized = localize(parsed, self.layout)
         outcome.add_localized(localized, rows_before)
         decoded = validate(localized.parsed, options)
         outcome.unknown_columns |= dict.fromkeys(name for name in decoded.unknown_columns if name not in OWN_COLUMNS)
-        return replace(decoded, batch=_in_celsius(decoded.batch, self._layout))
-
-    async def _imported(self, keys: Sequence[str]) -> Mapping[str, DatedResult]:
-        return await self._log.find(keys) if self._log is not None and keys else {}
+        return replace(decoded, batch=_in_celsius(decoded.batch, self.layout))
 
     async def _store(self, part: Chunk, record: IdempotencyRecord, storing: "_Storing", *, is_first: bool) -> None:
         """Commit a part, or find that it was committed before.
@@ -238,19 +238,19 @@ class Importer:
         if not is_first:
             await storing.first_is_recorded.wait()
         result = await self._write(WriteRequest(part.batch, record, is_awaited=False))
-        if isinstance(result, Replay):
+        if isinstance(result, StoredResult):
             storing.outcome.found += part.batch.rows
-            storing.outcome.add_times(part.batch.columns)
+            storing.outcome.add_times(part.batch)
         elif isinstance(result, BatchResult):
             storing.store(part, result)
         storing.first_is_recorded.set()
 
     async def _write(self, request: WriteRequest) -> WriteResult:
-        if self._service is None:
+        if self.service is None:
             return BatchResult(request.content.rows)
         try:
             async with asyncio.timeout(LONGEST_WAIT_S):
-                return await self._service.write(request, waits_for_room=True)
+                return await self.service.write(request, waits_for_room=True)
         except IdempotencyConflict:
             raise ConfigurationError(CHANGED) from None
         except TimeoutError:
@@ -274,23 +274,23 @@ class _Storing:
         self.outcome.reject(faults, self.rows_before)
         self.report.write(faults, self.block, self.rows_before)
 
-    def find(self, part: Chunk, record: IdempotencyRecord, earlier: DatedResult) -> None:
+    def find(self, part: Chunk, record: IdempotencyRecord, earlier: StoredResult) -> None:
         """Count a part that was imported before. Raises ConfigurationError if it had other readings then."""
         if earlier.content_hash != record.identity.content_hash:
             raise ConfigurationError(CHANGED)
         self.first_is_recorded.set()
         self.outcome.found += part.batch.rows
-        self.outcome.add_times(part.batch.columns)
-        self.outcome.found_at = max(earlier.at, self.outcome.found_at or earlier.at)
+        self.outcome.add_times(part.batch)
+        self.outcome.found_at = max(filter(None, (earlier.at, self.outcome.found_at)), default=None)
 
     def store(self, part: Chunk, stored: BatchResult) -> None:
         """Count the rows of a part that was committed, and report those that PostgreSQL rejected."""
         self.outcome.stored += stored.stored
-        columns = part.batch.columns
+        batch = part.batch
         if stored.refused:
-            is_refused = pc.is_in(pa.arange(0, part.batch.rows), pa.array(list(stored.refused), pa.int64()))
-            columns = columns.filter(pc.invert(is_refused))
-        self.outcome.add_times(columns)
+            is_refused = pc.is_in(pa.arange(0, batch.rows), pa.array(list(stored.refused), pa.int64()))
+            batch = replace(batch, columns=batch.columns.filter(pc.invert(is_refused)))
+        self.outcome.add_times(batch)
         self.reject(
             [
                 RowError(part.rows[place].as_py(), None, reason, None)
@@ -298,12 +298,6 @@ class _Storing:
                 if reason is not None
             ]
         )
-
-
-def _record(keys: PartKeys, number: int, part: Chunk, parts: int) -> IdempotencyRecord:
-    """Return the record of one of a block's parts."""
-    identity = RequestIdentity(SOURCE.key_name, keys.key(number), keys.content_hash(part.batch.rows))
-    return IdempotencyRecord(identity, keys.result(number, parts), expires=False)
 
 
 def _of_one_sensor(parsed: ParsedColumns, name: str, path: Path) -> ParsedColumns:

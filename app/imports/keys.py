@@ -10,48 +10,15 @@ The options that decide what is stored are part of both digests. The records nev
 import asyncio
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from app.errors import ConfigurationError
 from app.imports.files import Block, Cut, InputFile
 from app.imports.layout import ColumnMapping
-from app.ingest.idempotency import DatedResult
+from app.store.imports import ImportRecords
 
 CUTS_AT_A_TIME = 8
-
-
-class ImportLog(Protocol):
-    """The records of earlier imports, in the database."""
-
-    async def find(self, keys: Collection[str]) -> Mapping[str, DatedResult]:
-        """Look up records by their keys. Raises DatabaseUnavailable."""
-
-    async def has_any(self, prefix: str) -> bool:
-        """Tell whether there is a record whose key begins so. Raises DatabaseUnavailable."""
-
-    async def forget(self, keys: Collection[str], prefix: str | None) -> None:
-        """Delete records by their keys, and those whose key begins so, all or none. Raises DatabaseUnavailable."""
-
-
-class PartKeys(Protocol):
-    """The keys of one file's parts, block by block."""
-
-    async def cuts(self) -> Sequence[Cut]:
-        """Look up where blocks ended that began here in earlier imports."""
-
-    def enter(self, block: Block, rows_before: int, /) -> None:
-        """Begin with the next block."""
-
-    def key(self, part: int) -> str:
-        """Return the key of a part of the block, from 0."""
-
-    def content_hash(self, rows: int) -> bytes:
-        """Return the hash by which a part is known to be the same."""
-
-    def result(self, part: int, parts: int, /) -> bytes:
-        """Return the result that is stored in the record of a part."""
 
 
 class KeysOfWhole:
@@ -62,25 +29,30 @@ class KeysOfWhole:
         self._rows_before = 0
 
     async def cuts(self) -> Sequence[Cut]:
+        """Return nothing: such a file has no blocks of earlier imports."""
         return ()
 
     def enter(self, _block: Block, rows_before: int, /) -> None:
+        """Begin with the next block."""
         self._rows_before = rows_before
 
     def key(self, part: int) -> str:
+        """Return the key of a part of the block, from 0."""
         return f"{self.prefix}{self._rows_before}:{part}"
 
     def content_hash(self, rows: int) -> bytes:
+        """Return the hash by which a part is known to be the same."""
         return b"%d" % rows
 
     def result(self, _part: int, _parts: int, /) -> bytes:
+        """Return the result that is stored in the record of a part."""
         return b""
 
 
 class KeysOfBeginning:
     """The keys of a text, each named by the digest of what comes before its block."""
 
-    def __init__(self, log: ImportLog | None, options: bytes) -> None:
+    def __init__(self, log: ImportRecords | None, options: bytes) -> None:
         self._log = log
         self._before = hashlib.sha256(options).digest()
         self._cuts: list[Cut] = []
@@ -91,7 +63,8 @@ class KeysOfBeginning:
         """Return where blocks that began here ended in earlier imports. The record of each first part has it."""
         self._cuts = []
         while self._log is not None:
-            keys = [self._key_of_cut(len(self._cuts) + number) for number in range(CUTS_AT_A_TIME)]
+            numbers = range(len(self._cuts), len(self._cuts) + CUTS_AT_A_TIME)
+            keys = [f"{self._before.hex()}:{number}:0" for number in numbers]
             found = await self._log.find(keys)
             for key in keys:
                 if key not in found:
@@ -100,35 +73,41 @@ class KeysOfBeginning:
                 self._cuts.append(Cut(cut["bytes"], bytes.fromhex(cut["sha256"])))
         return ()
 
-    def _key_of_cut(self, number: int) -> str:
-        return f"{self._before.hex()}:{number}:0"
-
     def enter(self, block: Block, _rows_before: int, /) -> None:
+        """Begin with the next block."""
         self._cut = Cut.of(block.content)
         number = self._cuts.index(self._cut) if self._cut in self._cuts else len(self._cuts)
         self._name = f"{self._before.hex()}:{number}"
         self._before = hashlib.sha256(self._before + self._cut.digest).digest()
 
     def key(self, part: int) -> str:
+        """Return the key of a part of the block, from 0."""
         return f"{self._name}:{part}"
 
     def content_hash(self, rows: int) -> bytes:
+        """Return the hash by which a part is known to be the same."""
         return b"%d:%b" % (rows, self._cut.digest)
 
     def result(self, part: int, parts: int, /) -> bytes:
+        """Return the result that is stored in the record of a part: that of the first says how the block was cut."""
         if part:
             return b""
         return json.dumps({"bytes": self._cut.size, "sha256": self._cut.digest.hex(), "parts": parts}).encode()
 
 
-async def keys_of(path: Path, file: InputFile, layout: ColumnMapping, log: ImportLog | None) -> PartKeys:
+PartKeys = KeysOfWhole | KeysOfBeginning
+"""The keys of one file's parts, block by block."""
+
+
+async def keys_of(path: Path, file: InputFile, layout: ColumnMapping, log: ImportRecords | None) -> PartKeys:
     """Return the keys of a file's readings, by which they are found again.
 
     A text that was imported when all files were known by their whole content still is.
     """
     if log is None:
         return KeysOfBeginning(None, b"")
-    whole = KeysOfWhole(await asyncio.to_thread(_digest, path, _old_options(layout)))
+    old_options = repr((sorted(layout.columns.items()), sorted(layout.fahrenheit), layout.precision)).encode()
+    whole = KeysOfWhole(await asyncio.to_thread(_digest, path, old_options))
     has_old_options = layout.sensor_name is None and layout.time_format is None
     is_known_whole = not file.grows and layout.time_zone == "UTC"
     if has_old_options and (is_known_whole or await log.has_any(whole.prefix)):
@@ -139,7 +118,7 @@ async def keys_of(path: Path, file: InputFile, layout: ColumnMapping, log: Impor
     return KeysOfBeginning(log, b"%b\n%b%b" % (options, file.dialect.separator.encode(), file.header))
 
 
-async def forget(path: Path, file: InputFile, layout: ColumnMapping, log: ImportLog) -> bool:
+async def forget(path: Path, file: InputFile, layout: ColumnMapping, log: ImportRecords) -> bool:
     """Delete the records of a file, so that it is imported anew, and return whether it had any.
 
     Raises:
@@ -160,10 +139,6 @@ async def forget(path: Path, file: InputFile, layout: ColumnMapping, log: Import
     if keys:
         await log.forget(keys, None)
     return bool(keys)
-
-
-def _old_options(layout: ColumnMapping) -> bytes:
-    return repr((sorted(layout.columns.items()), sorted(layout.fahrenheit), layout.precision)).encode()
 
 
 def _options(layout: ColumnMapping) -> bytes:

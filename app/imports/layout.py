@@ -52,6 +52,10 @@ class ColumnMapping:
         displaced = {ours: f"{ours} of the file" for ours in self.columns}
         return displaced | {theirs: ours for ours, theirs in self.columns.items()}
 
+    def ours(self, names: Sequence[str]) -> list[str]:
+        """Return our names of a file's columns, in their order."""
+        return [self.renames.get(name, name) for name in names]
+
     @property
     def needed(self) -> Sequence[str]:
         """The columns, by the file's names, that every reading needs a value in."""
@@ -68,7 +72,7 @@ class ColumnMapping:
         for column, option in options.items():
             if column not in names:
                 raise ConfigurationError(f"{path} has no column {column!r}, which {option} names. {its_columns}")
-        ours = [self.renames.get(name, name) for name in names]
+        ours = self.ours(names)
         if self.sensor_name is not None and "sensor_id" in ours:
             raise ConfigurationError(f"{path} has a column of sensors: leave --sensor-name out. {its_columns}")
         if self.sensor_name is None and "sensor_id" not in ours:

@@ -96,11 +96,8 @@ def _originals(block: Block, file: InputFile, rows: set[int]) -> dict[int, _Orig
             }
         case Format.JSON | Format.NDJSON:
             values = read_values(block.body, is_document=block.format is Format.JSON)
-            return {row: _json_original(values[row - 1]) for row in rows}
-
-
-def _json_original(value: object) -> _Original:
-    return value if isinstance(value, dict | str) else json.dumps(value)
+            originals = ((row, values[row - 1]) for row in rows)
+            return {row: each if isinstance(each, dict | str) else json.dumps(each) for row, each in originals}
 
 
 def _csv_rows(block: Block, file: InputFile) -> Iterator[_Original]:

@@ -1,35 +1,25 @@
 """The output of an import: a bar, rows a second and the time left, and at the end the result of each file."""
 
 import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
+from datetime import UTC
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from app.imports.importer import Importer, ImportResult
-from app.imports.keys import ImportLog
 from app.imports.layout import ColumnMapping
 from app.imports.rejects import report_path
 from app.ingest.decode.columns import format_names, truncated_for_message
-from app.ingest.decode.timestamps import TimeWindow
-from app.ingest.service import WriteService
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+from app.ingest.decode.timestamps import EPOCH, MICROSECOND
 
 
-async def import_file(
-    path: Path,
-    *,
-    service: WriteService | None,
-    log: ImportLog | None,
-    layout: ColumnMapping,
-    window: TimeWindow,
-    now_us: Callable[[], int],
-    store_again: bool,
-) -> ImportResult:
-    """Import a file as Importer does, show its progress on a terminal, and print the result."""
+async def import_file(path: Path, importer: Importer, *, store_again: bool) -> ImportResult:
+    """Import a file, show its progress on a terminal, and print the result.
+
+    With ``store_again``, delete the records of its earlier imports first.
+    """
     console = Console(highlight=False)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -51,16 +41,18 @@ async def import_file(
         def elapsed_s() -> float:
             return max(time.monotonic() - started, 1e-6)
 
-        importer = Importer(service=service, log=log, layout=layout, window=window, now_us=now_us, on_progress=move)
         if store_again and await importer.forget(path):
             console.print(
                 f"{path.name}: records of earlier imports deleted. If this import is interrupted, continue it without "
                 "--store-again.",
                 soft_wrap=True,
             )
-        outcome = await importer.run(path)
-    summary = ", ".join(_summary(outcome, path, is_stored=service is not None))
-    said = [f"{summary} ({elapsed_s():.1f} s, {outcome.rows / elapsed_s():,.0f} rows/s)", *_remarks(outcome, layout)]
+        outcome = await importer.run(path, move)
+    summary = ", ".join(_summary(outcome, path, is_stored=importer.service is not None))
+    said = [
+        f"{summary} ({elapsed_s():.1f} s, {outcome.rows / elapsed_s():,.0f} rows/s)",
+        *_remarks(outcome, importer.layout),
+    ]
     print("\n".join(f"{path.name}: {line}" for line in said), flush=True)
     return outcome
 
@@ -77,8 +69,9 @@ def _summary(outcome: ImportResult, path: Path, *, is_stored: bool) -> Iterator[
 
 def _remarks(outcome: ImportResult, layout: ColumnMapping) -> Iterator[str]:
     yield from outcome.notes
-    if outcome.first_us is not None and outcome.last_us is not None:
-        yield f"times from {_moment(outcome.first_us)} to {_moment(outcome.last_us)}"
+    if outcome.span_us is not None:
+        first_us, last_us = outcome.span_us
+        yield f"times from {_moment(first_us)} to {_moment(last_us)}"
     if outcome.local_rows and layout.time_zone != "UTC":
         times = "time without an offset is" if outcome.local_rows == 1 else "times without an offset are"
         yield f"{outcome.local_rows:,} {times} taken to be in {layout.time_zone}"
@@ -102,5 +95,5 @@ def _remarks(outcome: ImportResult, layout: ColumnMapping) -> Iterator[str]:
 
 
 def _moment(time_us: int) -> str:
-    moment = _EPOCH + timedelta(microseconds=time_us)
+    moment = EPOCH + time_us * MICROSECOND
     return moment.isoformat(timespec="microseconds" if time_us % 1_000_000 else "seconds").replace("+00:00", "Z")

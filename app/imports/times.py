@@ -15,16 +15,13 @@ import pyarrow as pa
 from app.errors import ConfigurationError
 from app.imports.layout import ColumnMapping
 from app.ingest.decode.columns import ParsedColumns
-from app.ingest.decode.timestamps import Precision, parse_time_us
+from app.ingest.decode.timestamps import EPOCH, MICROSECOND, NUMBER, Precision, parse_time_us
 
 EXCEL = "excel"
 """The time format of Excel's serial numbers: days since 1899-12-30."""
 
 _EXCEL_EPOCH = datetime(1899, 12, 30)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOCAL_EPOCH = datetime(1970, 1, 1)
-_MICROSECOND = timedelta(microseconds=1)
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _OFFSET = re.compile(r"[T ].*([Zz]|UTC|GMT|[+-]\d\d(:?\d\d){0,2})$", re.ASCII)
 
 
@@ -141,7 +138,7 @@ def _local(time_us: int) -> datetime:
 
 def _iso(text: str, precision: Precision) -> int | datetime:
     time_us = parse_time_us(text, precision=precision)
-    return time_us if _NUMBER.fullmatch(text) or _OFFSET.search(text) else _local(time_us)
+    return time_us if NUMBER.fullmatch(text) or _OFFSET.search(text) else _local(time_us)
 
 
 def _formatted(text: str, form: str) -> int | datetime:
@@ -149,7 +146,7 @@ def _formatted(text: str, form: str) -> int | datetime:
         moment = datetime.strptime(text, form)
     except ValueError as error:
         raise ValueError(f"time should be written as --time-format says: {form}") from error
-    return moment if moment.tzinfo is None else (moment - _EPOCH) // _MICROSECOND
+    return moment if moment.tzinfo is None else (moment - EPOCH) // MICROSECOND
 
 
 def _excel(value: object) -> datetime:
@@ -166,4 +163,4 @@ def _in_zone(local: datetime, zone: ZoneInfo) -> tuple[int, bool]:
     assert second is not None
     if first < second:
         raise ValueError(f"time does not exist in {zone.key}: the clocks were put forward")
-    return (local - first - _LOCAL_EPOCH) // _MICROSECOND, first > second
+    return (local - first - _LOCAL_EPOCH) // MICROSECOND, first > second

@@ -5,9 +5,9 @@ a repetition finds it and has the same result, and another content under the sam
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from app.errors import IdempotencyConflict
 
@@ -28,25 +28,22 @@ class RequestIdentity(NamedTuple):
         return self.key_name, self.key
 
 
-class Replay(NamedTuple):
-    """The result of a request that was committed before."""
+@dataclass(frozen=True, slots=True)
+class StoredResult:
+    """A record that has been committed: the result of the request that brought it, and of its repetitions."""
 
+    content_hash: bytes
     result: bytes
     """As JSON: what ``to_json`` of a WriteResult wrote, or what the record brought with it."""
+    at: datetime | None = field(default=None, compare=False)
+    """When it was committed, if the database has said so."""
 
     def to_json(self) -> bytes:
         """Return the result."""
         return self.result
 
-
-class StoredResult(NamedTuple):
-    """A record that has been committed."""
-
-    content_hash: bytes
-    result: bytes
-
-    def replay_to(self, identity: RequestIdentity) -> Replay:
-        """Return the first result if this request is the same.
+    def replay_to(self, identity: RequestIdentity) -> Self:
+        """Return this result if the request is the same.
 
         Raises:
             IdempotencyConflict: it is another.
@@ -55,15 +52,7 @@ class StoredResult(NamedTuple):
             raise IdempotencyConflict(
                 "This Idempotency-Key was used for another request: use a new key for new readings."
             )
-        return Replay(self.result)
-
-
-class DatedResult(NamedTuple):
-    """A record that has been committed, as it is looked up before its readings are sent again."""
-
-    content_hash: bytes
-    result: bytes
-    at: datetime
+        return self
 
 
 @dataclass(frozen=True, slots=True, eq=False)

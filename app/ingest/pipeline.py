@@ -38,7 +38,7 @@ from app.errors import (
 from app.ingest.batch import Batch, Content, Reading
 from app.ingest.blocked import Blockage, Blocked
 from app.ingest.buffer import Buffer, Submission
-from app.ingest.idempotency import DuplicateRequest, IdempotencyRecord, Records, Replay, RequestIdentity, StoredResult
+from app.ingest.idempotency import DuplicateRequest, IdempotencyRecord, Records
 from app.ingest.request import WriteRequest
 from app.ingest.result import BatchResult, CommittedReading, WriteOutcome
 from app.repeats import Repeats
@@ -555,7 +555,11 @@ class Pipeline(Generic[AnyPrepared]):
             for submission in flush.submissions:
                 record = submission.request.record
                 if record is not None and (stored := error.results.get(record.name)) is not None:
-                    self.buffer.reject(submission, _replay_or_conflict(stored, record.identity))
+                    try:
+                        answer: WriteOutcome = stored.replay_to(record.identity)
+                    except IdempotencyConflict as conflict:
+                        answer = conflict
+                    self.buffer.reject(submission, answer)
             await self._discard_prefetched()
             self.buffer.requeue_in_flight()
             return
@@ -565,7 +569,7 @@ class Pipeline(Generic[AnyPrepared]):
                 raise DatabaseUnavailable(f"flush {prepared.first_id} did not commit") from error
         finally:
             self._writing = False
-        results = self._results(flush)
+        results = [self._result(submission.request, start, prepared) for start, submission in flush.by_position()]
         if prepared.refused:
             reason = next(filter(None, prepared.refused.values()), None)
             logger.warning("PostgreSQL refused %d rows: %s", len(prepared.refused), reason)
@@ -574,7 +578,10 @@ class Pipeline(Generic[AnyPrepared]):
             submission.answer(result)
         self._observe(flush)
         if flush.was_blocked:
-            self._lift_blockage(flush)
+            self._blockage.lift(submission.request for submission in flush.submissions)
+            self.buffer.sort_out(self._is_blocked)
+            if not self._blockage:
+                logger.info("no readings wait for a lock any more")
         await self._publish(flush, results)
 
     async def _set_blocked_aside(self, blocked: Blocked) -> None:
@@ -591,22 +598,12 @@ class Pipeline(Generic[AnyPrepared]):
         self.buffer.sort_out(self._is_blocked)
         self._retry_blocked_at = self._clock() + RETRY_BLOCKED_S
 
-    def _lift_blockage(self, flush: Flush[AnyPrepared]) -> None:
-        self._blockage.lift(submission.request for submission in flush.submissions)
-        self.buffer.sort_out(self._is_blocked)
-        if not self._blockage:
-            logger.info("no readings wait for a lock any more")
-
     def _is_blocked(self, submission: Submission) -> bool:
         has_new_names = self._blockage.of_new_names and self._has_new_names(submission)
         return self._blockage.holds(submission.request, has_new_names=has_new_names)
 
     def _has_new_names(self, submission: Submission) -> bool:
         return self._store.has_new_names(submission.request.content)
-
-    def _results(self, flush: Flush[AnyPrepared]) -> list[CommittedReading | BatchResult | RejectedByDatabase]:
-        """Return the result of each submission, for a flush that is committed."""
-        return [self._result(submission.request, start, flush.prepared) for start, submission in flush.by_position()]
 
     def _result(
         self, request: WriteRequest, start: int, prepared: AnyPrepared
@@ -724,11 +721,3 @@ class Pipeline(Generic[AnyPrepared]):
     @staticmethod
     def _unknown() -> OutcomeUnknown:
         return OutcomeUnknown("The database has not answered in time: the reading may be stored, or not.")
-
-
-def _replay_or_conflict(stored: StoredResult, identity: RequestIdentity) -> Replay | IdempotencyConflict:
-    """Return the answer to a request whose Idempotency-Key was used before."""
-    try:
-        return stored.replay_to(identity)
-    except IdempotencyConflict as conflict:
-        return conflict

@@ -19,7 +19,7 @@ from app.errors import SensorFlowError
 from app.ingest.batch import Reading
 from app.ingest.decode.columns import Decoded, RowError
 from app.ingest.decode.ranges import as_ranges
-from app.ingest.idempotency import Replay
+from app.ingest.idempotency import StoredResult
 
 MAX_ERRORS = 100
 """Rejected readings of a request that are described; all are counted."""
@@ -125,6 +125,6 @@ def receipt_encoder(timezone: tzinfo) -> Callable[[Reading, int], CommittedReadi
     return encode
 
 
-WriteResult = CommittedReading | BatchResult | Replay
+WriteResult = CommittedReading | BatchResult | StoredResult
 WriteOutcome = WriteResult | SensorFlowError
 """What the sender of a request is told: its result, or why there is none."""

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from app.errors import NotStored, SensorFlowError
-from app.ingest.idempotency import Replay, RequestIdentity, StoredResult
+from app.ingest.idempotency import RequestIdentity, StoredResult
 from app.ingest.pipeline import Pipeline
 from app.ingest.request import WriteRequest
 from app.ingest.result import WriteOutcome, WriteResult
@@ -80,7 +80,12 @@ class WriteService:
 
         if waits_for_room:
             async with self._turn:
-                await self._submit_when_there_is_room(request, on_result)
+                while True:
+                    try:
+                        self.submit(request, on_result)
+                        break
+                    except NotStored as error:
+                        await asyncio.sleep(error.retry_after_s)
         else:
             self.submit(request, on_result)
         return await result
@@ -93,7 +98,7 @@ class WriteService:
         """
         return await self._records.find(identity)
 
-    async def replay(self, identity: RequestIdentity) -> Replay | None:
+    async def replay(self, identity: RequestIdentity) -> StoredResult | None:
         """Return the result of the first time that a request was sent, if it was.
 
         Of two that come at once both may be told that neither was: the second commit finds the first.
@@ -129,12 +134,3 @@ class WriteService:
             yield grow_to
         finally:
             self._pipeline.reserve(key_name, -held)
-
-    async def _submit_when_there_is_room(
-        self, request: WriteRequest, on_result: Callable[[WriteOutcome], None]
-    ) -> None:
-        while True:
-            try:
-                return self.submit(request, on_result)
-            except NotStored as error:
-                await asyncio.sleep(error.retry_after_s)

@@ -72,12 +72,31 @@ SELECT now(), (
        (
            SELECT greatest(value::timestamptz, '{EARLIEST}') FROM server_settings WHERE name = 'aggregates_frontier'
        ),
-       (SELECT value::timestamptz FROM server_settings WHERE name = 'readings_deleted_until'),
+       greatest(
+           (SELECT value::timestamptz FROM server_settings WHERE name = 'readings_deleted_until'), {{by_policy}}
+       ),
        (SELECT jsonb_object_agg(aggregate, extract(epoch FROM materialized_until)) FROM aggregate_lag)
 """
-SET_TIME = """
-INSERT INTO server_settings (name, value) VALUES (%s, %s::timestamptz::text)
-ON CONFLICT (name) DO UPDATE SET value = excluded.value
+# Where aggregates are continuous, an operator's policy may delete readings as well.
+BY_POLICY = """(
+    SELECT date_trunc('day', max(now() - (config->>'drop_after')::interval), 'UTC')
+    FROM timescaledb_information.jobs
+    WHERE (hypertable_schema, hypertable_name, proc_name) = (current_schema, 'readings', 'policy_retention')
+)"""
+# Unless somebody has set it back meanwhile: older readings were taken over, whose aggregates are still to be refreshed.
+SET_REFRESHED_UNTIL = """
+INSERT INTO server_settings AS s (name, value) VALUES ('aggregates_refreshed_until', %s::timestamptz::text)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE s.value::timestamptz = %s
+"""
+# A process whose term is over, and that does not know it yet, must not move it back.
+MOVE_FRONTIER = """
+INSERT INTO server_settings AS s (name, value) VALUES ('aggregates_frontier', %s::timestamptz::text)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE s.value::timestamptz < excluded.value::timestamptz
+"""
+# The database's clock was ahead for a while. Whatever came since then has been recorded as late.
+COME_BACK = """
+UPDATE server_settings SET value = now()::text
+WHERE name IN ('aggregates_refreshed_until', 'aggregates_frontier') AND value::timestamptz > now()
 """
 # A flush has this lock before it looks at the frontier.
 FLUSHES = """
@@ -87,11 +106,11 @@ WHERE locktype = 'relation' AND relation = 'flushes'::regclass AND mode = 'RowEx
 """
 STALE_SPANS = 1_000
 STALE = f"""
-SELECT starts_at, ends_at, array_agg(id) FROM stale_ranges
+SELECT starts_at, ends_at, array_agg(range_id) FROM stale_ranges
 WHERE (starts_at, ends_at) > (%s::timestamptz, %s::timestamptz) AND ends_at <= %s
 GROUP BY 1, 2 ORDER BY 1, 2 LIMIT {STALE_SPANS}
 """
-FORGET = "DELETE FROM stale_ranges WHERE id = ANY(%s)"
+FORGET = "DELETE FROM stale_ranges WHERE range_id = ANY(%s)"
 # In one go: by default it goes in steps of ten buckets, which takes 12 s for a month of minutes instead of 0.1.
 REFRESH = """
 CALL refresh_continuous_aggregate(
@@ -227,7 +246,7 @@ ORDER BY sensor_id LIMIT %s
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class AggregateState:
     """The times up to which the aggregates and retention have come."""
 
     now: datetime
@@ -252,12 +271,15 @@ class State:
         return known if materialized_s is None else max(known, EPOCH + timedelta(seconds=materialized_s))
 
 
-async def state(connection: Connection) -> State:
-    """Return how far the aggregates are. Raises what the driver raises."""
-    row = await (await connection.execute(STATE_SQL)).fetchone()
+async def state(connection: Connection, *, has_policies: bool = True) -> AggregateState:
+    """Return how far the aggregates are. ``has_policies``: whether TimescaleDB may have some. Raises what the driver
+    raises.
+    """
+    query = STATE_SQL.format(by_policy=BY_POLICY if has_policies else "NULL")
+    row = await (await connection.execute(query)).fetchone()
     assert row is not None  # a SELECT without FROM has one row
     now, refreshed_until, frontier, deleted_until, materialized_s = row
-    return State(now, refreshed_until or now, frontier, deleted_until, materialized_s or {})
+    return AggregateState(now, refreshed_until or now, frontier, deleted_until, materialized_s or {})
 
 
 @asynccontextmanager
@@ -289,24 +311,26 @@ class Aggregates:
         self._database = database
         self._lengths = dict.fromkeys(TIERS, FIRST_PIECE)
 
-    async def refresh(self, connection: Connection, guard: Connection) -> AsyncIterator[None]:
+    async def refresh(self, connection: Connection, guard: Connection) -> AsyncIterator[float | None]:
         """Refresh what has arrived since the last time. Raises Busy, and what the driver raises."""
-        found = await state(connection)
+        await connection.execute(COME_BACK)
+        found = await self._state(connection)
         start, end = found.refreshed_until, TIERS[0].floor(found.now - BEHIND_NOW)
-        if found.frontier is None or found.frontier < end:
-            await connection.execute(SET_TIME, ["aggregates_frontier", end])
-        await _flushes_have_ended(connection)
+        await connection.execute(MOVE_FRONTIER, [end])
+        async for pause_s in _until_flushes_have_ended(connection):
+            yield pause_s
         if start == EARLIEST:
             row = await (await connection.execute(OLDEST_CHUNK if self._has_chunks else OLDEST_READING)).fetchone()
             start = min(row[0], end) if row and row[0] else end
-            await connection.execute(SET_TIME, ["aggregates_refreshed_until", start])
+            await connection.execute(SET_REFRESHED_UNTIL, [start, "-infinity"])
         while start < end:
             piece_end = min(TIERS[0].floor(start) + self._lengths[TIERS[0]], end)
             for tier in TIERS:
                 span = tier.materialized_until(start), tier.materialized_until(piece_end)
                 async for _ in self._pieces(connection, guard, tier, span, piece_end):
-                    yield
-            await connection.execute(SET_TIME, ["aggregates_refreshed_until", piece_end])
+                    yield None
+            if not (await connection.execute(SET_REFRESHED_UNTIL, [piece_end, start])).rowcount:
+                raise Busy("older readings than these are to be refreshed first")
             start = piece_end
 
     async def refresh_late(self, connection: Connection, guard: Connection) -> AsyncIterator[None]:
@@ -317,7 +341,7 @@ class Aggregates:
             DatabaseUnavailable: some spans can't be refreshed; they are tried again the next time.
             psycopg.Error: what the driver raises.
         """
-        until = (await state(connection)).refreshed_until
+        until = (await self._state(connection)).refreshed_until
         last: tuple[object, object] = ("-infinity", "-infinity")
         rows: list[tuple[datetime, datetime, list[int]]] | None = None
         failure: DatabaseUnavailable | None = None
@@ -342,7 +366,7 @@ class Aggregates:
 
     async def refresh_changed(self, connection: Connection, guard: Connection) -> AsyncIterator[None]:
         """Refresh what TimescaleDB knows to have changed of the last days. Raises Busy, and what the driver raises."""
-        until = (await state(connection)).refreshed_until
+        until = (await self._state(connection)).refreshed_until
         for tier in TIERS:
             async for _ in self._pieces(connection, guard, tier, (_checked_until(until), until), until):
                 yield
@@ -368,7 +392,7 @@ class Aggregates:
                 f"{found[0][0]:%Y-%m-%d}",
                 f"{found[-1][0]:%Y-%m-%d}",
             )
-        until = (await state(connection)).refreshed_until
+        until = (await self._state(connection)).refreshed_until
         for start, end in merged(found):
             for tier in TIERS:
                 async for _ in self._pieces(connection, guard, tier, (start, end), until):
@@ -380,7 +404,7 @@ class Aggregates:
 
     async def _incomplete_days(self, connection: Connection) -> AsyncIterator[Span]:
         """Add the days whose aggregates differ from their readings to the stale ranges, and yield them."""
-        known_state = await state(connection)
+        known_state = await self._state(connection)
         arguments = {
             "tiers": [tier.name for tier in TIERS],
             "start": known_state.deleted_until,
@@ -420,7 +444,7 @@ class Aggregates:
                 await self._database.connect("sensorflow refresh lock") as guard,
                 await self._database.connect("sensorflow refresh") as connection,
             ):
-                until = (await state(connection)).refreshed_until
+                until = (await self._state(connection)).refreshed_until
                 query = OF_TABLES if self._has_tables else CHUNKS
                 spans = await (await connection.execute(query, {"start": start, "end": end})).fetchall()
                 for first, last in merged(spans):
@@ -447,16 +471,19 @@ class Aggregates:
         Each piece takes about a second, and is yielded. A forced refresh waits for another process that refreshes.
         """
         clock = asyncio.get_running_loop().time
-        found = await state(connection)
-        start = tier.floor(span[0] if found.deleted_until is None else max(span[0], found.deleted_until))
-        end = min(tier.ceil(span[1]), found.end_of(tier, until))
+        start, end = tier.floor(span[0]), min(tier.ceil(span[1]), (await self._state(connection)).end_of(tier, until))
         while start < end:
-            piece_end = min(tier.floor(start + max(self._lengths[tier], tier.width)), end)
-            began = clock()
-            if self._has_tables:
-                await self._recompute_table(connection, tier, (start, piece_end), wait=is_forced)
-            else:
-                async with refresh_lock(guard, wait=is_forced):
+            async with self._refreshing(connection, guard, wait=is_forced):
+                began = clock()
+                # Retention may have deleted more since the last piece. While the lock is held, it deletes nothing.
+                deleted_until = (await self._state(connection)).deleted_until
+                start = start if deleted_until is None else max(start, tier.floor(deleted_until))
+                if start >= end:
+                    return
+                piece_end = min(tier.floor(start + max(self._lengths[tier], tier.width)), end)
+                if self._has_tables:
+                    await self._recompute_table(connection, tier, (start, piece_end))
+                else:
                     await connection.execute(REFRESH, [tier.name, start, piece_end, is_forced])
             took_s, length = clock() - began, piece_end - start
             if took_s > SLOW_S:
@@ -466,16 +493,29 @@ class Aggregates:
             yield start, piece_end
             start = piece_end
 
-    async def _recompute_table(self, connection: Connection, tier: Tier, span: Span, *, wait: bool) -> None:
-        """Recompute buckets of a table, as one transaction. It has the lock itself: two at the same buckets, of which
-        one had seen less, could leave what that one has seen.
+    @asynccontextmanager
+    async def _refreshing(self, connection: Connection, guard: Connection, *, wait: bool) -> AsyncIterator[None]:
+        """Hold the lock of refreshes. Raises Busy.
+
+        The transaction that writes to a table has the lock itself. Of two that recompute the same buckets, one could
+        otherwise undo what only the other has seen. A continuous aggregate is refreshed outside of a transaction.
         """
-        statement, arguments = aggregate_tables.recompute(tier, span, has_chunks=self._has_chunks)
+        if not self._has_tables:
+            async with refresh_lock(guard, wait=wait):
+                yield
+            return
         async with connection.transaction():
             await _take_refresh_lock(connection, wait=wait)
-            await connection.execute("SET LOCAL jit = off")
-            # Planned with these times: for unknown ones PostgreSQL would scan all readings.
-            await connection.execute(statement, arguments, prepare=False)
+            yield
+
+    async def _recompute_table(self, connection: Connection, tier: Tier, span: Span) -> None:
+        statement, arguments = aggregate_tables.recompute(tier, span, has_chunks=self._has_chunks)
+        await connection.execute("SET LOCAL jit = off")
+        # Planned with these times: for unknown ones PostgreSQL would scan all readings.
+        await connection.execute(statement, arguments, prepare=False)
+
+    async def _state(self, connection: Connection) -> AggregateState:
+        return await state(connection, has_policies=not self._has_tables)
 
     @property
     def _has_tables(self) -> bool:
@@ -491,18 +531,26 @@ def _checked_until(refreshed_until: datetime) -> datetime:
     return TIERS[-1].floor(refreshed_until - CHECK_BACK)
 
 
-async def _flushes_have_ended(connection: Connection) -> None:
-    """Wait until the flushes that are under way now have ended. Raises Busy if one takes too long."""
-    row = await (await connection.execute(FLUSHES)).fetchone()
+async def _until_flushes_have_ended(connection: Connection) -> AsyncIterator[float]:
+    """Yield pauses in seconds until the flushes that are under way now have ended.
+
+    Raises Busy if one takes too long.
+    """
+    waited_for = await _flushes(connection)
     clock = asyncio.get_running_loop().time
     ends = clock() + FLUSH_WAIT_S
-    waited_for: set[str] = set(row[0]) if row else set()
     while waited_for:
         if clock() > ends:
             raise Busy(f"a flush has not ended for {FLUSH_WAIT_S:g} s")
-        await asyncio.sleep(FLUSH_POLL_S)
-        row = await (await connection.execute(FLUSHES)).fetchone()
-        waited_for &= set(row[0]) if row else set()
+        yield FLUSH_POLL_S
+        waited_for &= await _flushes(connection)
+
+
+async def _flushes(connection: Connection) -> set[str]:
+    """Return the transactions of the flushes that are under way."""
+    row = await (await connection.execute(FLUSHES)).fetchone()
+    assert row is not None  # an aggregate has one row
+    return set(row[0])
 
 
 async def find_latest(connection: Connection, start: datetime, end: datetime) -> None:

@@ -10,7 +10,7 @@ LOAD_INTERVAL_S = 2.0
 LOAD_WINDOW_S = 12.0
 """PostgreSQL reports what a session has done with a delay of up to ten seconds."""
 LONGEST_DEBT_S = 300.0
-"""After long work that could not wait, the rest waits for so long at most."""
+"""However much work that could not wait has taken, the rest waits for so long at most."""
 
 
 class Budget:
@@ -23,6 +23,8 @@ class Budget:
     def __init__(self, share: float) -> None:
         self._share = share
         self._free_at = 0.0
+        self._debt_ends = 0.0
+        """When the debt of now is forgiven."""
         self._idle_free_at = 0.0
         self._spent_s = 0.0
         self._loads: deque[tuple[float, float, float]] = deque()
@@ -40,7 +42,9 @@ class Budget:
     def spend(self, seconds: float, *, now: float) -> None:
         """Record work that took ``seconds`` and has just ended."""
         self._spent_s += seconds
-        self._free_at = min(max(self._free_at, now) + seconds * (1 / self._share - 1), now + LONGEST_DEBT_S)
+        if now - seconds >= self._free_at - 1e-6:  # but for rounding
+            self._debt_ends = now + LONGEST_DEBT_S
+        self._free_at = min(max(self._free_at, now) + seconds * (1 / self._share - 1), self._debt_ends)
         self._idle_free_at = now + seconds * max(0.0, 1 / max(IDLE_SHARE, self._share) - 1)
 
     def wants_load(self, now: float) -> bool:

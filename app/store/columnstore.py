@@ -6,11 +6,15 @@ chunk that fills up is converted while it is small, and then whenever as much ha
 the chunk is over and nothing has been written to it for a while.
 """
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import psycopg
+from psycopg.errors import LockNotAvailable
+
 from app.store.database import Connection
+from app.store.locks import SHORT_WAIT
 from app.store.tiers import TIERS
 
 PIECE_ROWS = 500_000
@@ -56,7 +60,7 @@ REINDEX = "REINDEX TABLE {}"
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class StoredChunk:
     """A chunk of readings or of an aggregate.
 
     Attributes:
@@ -78,7 +82,7 @@ class Chunk:
     index_bytes: int
 
 
-def needs_conversion(chunk: Chunk, *, now: datetime, quiet_since: datetime) -> bool:
+def needs_conversion(chunk: StoredChunk, *, now: datetime, quiet_since: datetime) -> bool:
     """Return whether a chunk should be converted now, or ordered. Pure.
 
     Args:
@@ -96,7 +100,7 @@ def needs_conversion(chunk: Chunk, *, now: datetime, quiet_since: datetime) -> b
     return bool(chunk.status & UNORDERED) and now - max(quiet_since, chunk.range_end) >= ORDER_AFTER
 
 
-def wastes_index(chunk: Chunk, *, now: datetime) -> bool:
+def wastes_index(chunk: StoredChunk, *, now: datetime) -> bool:
     """Return whether a chunk is over, its rowstore is empty, and the indexes of that are not. Pure."""
     is_empty = chunk.status == COMPRESSED and not chunk.rows
     return is_empty and chunk.index_bytes > WASTED_INDEX_BYTES and now > chunk.range_end
@@ -110,25 +114,45 @@ class Columnstore:
         """By chunk: how many rows had been written, and since when it is so many."""
 
     async def convert(self, connection: Connection) -> AsyncIterator[None]:
-        """Convert the chunks that need it, from the oldest on. Raises what the driver raises."""
+        """Convert the chunks that need it, from the oldest on. One that can't be converted holds up no other.
+
+        Raises:
+            psycopg.Error: what the driver raises; after all others are converted, if it is of a chunk.
+        """
         cursor = await connection.execute(CHUNKS, {"tiers": [tier.name for tier in TIERS], "look_back": LOOK_BACK})
         found = await cursor.fetchall()
-        chunks = [Chunk(*row[:-1]) for row in found]
+        chunks = [StoredChunk(*row[:-1]) for row in found]
         now: datetime = found[0][-1] if found else datetime.min
         self._note(chunks, now)
+        failure: psycopg.Error | None = None
         for chunk in chunks:
-            if needs_conversion(chunk, now=now, quiet_since=self._quiet[chunk.name][1]):
-                await connection.execute(CONVERT, [chunk.name])
+            try:
+                if needs_conversion(chunk, now=now, quiet_since=self._quiet[chunk.name][1]):
+                    await _execute_briefly(connection, CONVERT, [chunk.name])
+                    yield
+                    await connection.execute(VACUUM_PART.format(chunk.name))
+                    yield
+                elif wastes_index(chunk, now=now):
+                    await connection.execute(VACUUM.format(chunk.name))
+                    await _execute_briefly(connection, REINDEX.format(chunk.name))
+                    yield
+            except psycopg.Error as error:
+                if connection.closed:
+                    raise
+                failure = error if failure is None or isinstance(failure, LockNotAvailable) else failure
                 yield
-                await connection.execute(VACUUM_PART.format(chunk.name))
-                yield
-            elif wastes_index(chunk, now=now):
-                await connection.execute(VACUUM.format(chunk.name))
-                await connection.execute(REINDEX.format(chunk.name))
-                yield
+        if failure is not None:
+            raise failure
 
-    def _note(self, chunks: Iterable[Chunk], now: datetime) -> None:
+    def _note(self, chunks: Iterable[StoredChunk], now: datetime) -> None:
         before, self._quiet = self._quiet, {}
         for chunk in chunks:
             written, since = before.get(chunk.name, (-1, now))
             self._quiet[chunk.name] = (chunk.written, since if written == chunk.written else now)
+
+
+async def _execute_briefly(connection: Connection, statement: str, arguments: Sequence[str] = ()) -> None:
+    """Execute a statement that keeps writers out, and wait little for its locks."""
+    async with connection.transaction():
+        await connection.execute(SHORT_WAIT)
+        await connection.execute(statement, arguments or None)

@@ -231,7 +231,10 @@ ON CONFLICT (name) DO UPDATE SET value = excluded.value
 """
 RESTORE_SETTINGS = """
 INSERT INTO server_settings (name, value)
-VALUES ('timezone', %s), ('offline_after_s', %s), ('aggregates_refreshed_until', %s::timestamptz::text),
+VALUES ('timezone', %s), ('offline_after_s', %s),
+       ('aggregates_refreshed_until', coalesce(
+           %s, (SELECT value FROM server_settings WHERE name = 'aggregates_frontier'), now()::text
+       )),
        ('aggregates_frontier', now()::text)
 ON CONFLICT (name) DO NOTHING
 """
@@ -483,7 +486,7 @@ class Database:
         """
         # A later time than was true would hide the readings that are in no table yet. TimescaleDB has its own record.
         is_unknown = self.edition is not None and self.edition.aggregate_tables
-        await connection.execute(RESTORE_SETTINGS, [*self._for_views, "-infinity" if is_unknown else "now"])
+        await connection.execute(RESTORE_SETTINGS, [*self._for_views, "-infinity" if is_unknown else None])
 
     async def connect(self, application_name: str) -> Connection:
         """Open a connection of the caller's own, in autocommit. Raises DatabaseUnavailable and, before ``prepare`` has

@@ -29,6 +29,7 @@ from typing import TypedDict
 from urllib.parse import quote
 
 from app.errors import ConfigurationError
+from app.repeats import Repeats
 from app.store.postmaster import postmaster_of, remove_stale_pid_file
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,6 @@ MAX_PAUSE_S = 30.0
 STEADY_AFTER_S = 60.0
 MIN_FREE_BYTES = 32 << 20
 """Two segments of WAL: with less, PostgreSQL is about to fail."""
-DISK_FULL_INTERVAL_S = 60.0
 LAST_WORDS_BYTES = 8_192
 SOCKET = ".s.PGSQL.5432"
 MAX_SOCKET_PATH_BYTES = 107
@@ -193,17 +193,13 @@ class _Cluster:
         if running is None:
             return False
         if not (self._socket_dir / SOCKET).exists():
-            logger.warning("The PostgreSQL of %s has no socket in %s: restarting it.", *self._places)
+            logger.warning("The PostgreSQL of %s has no socket in %s: restarting it.", self._folder, self._socket_dir)
             if not self._end():
                 raise ConfigurationError(f"The embedded PostgreSQL (process {running.pid}) does not stop: end it.")
             return False
         logger.info("taking over the PostgreSQL that runs in %s", self._folder)
         self._wait_until_ready()
         return True
-
-    @property
-    def _places(self) -> tuple[Path, Path]:
-        return self._folder, self._socket_dir
 
     def _launch(self) -> None:
         """Start the process. Nothing may run in the folder."""
@@ -246,12 +242,11 @@ class _Cluster:
     def _supervise(self) -> None:
         """Start PostgreSQL again when it has died, at longer and longer intervals while it keeps dying."""
         pause_s, started_at = FIRST_PAUSE_S, time.monotonic()
-        full_said_at: float | None = None
+        repeats = Repeats()
         while not self._stopping.wait(CHECK_INTERVAL_S):
             now = time.monotonic()
-            if (full := self._full_disk()) and (full_said_at is None or now - full_said_at >= DISK_FULL_INTERVAL_S):
+            if (full := self._full_disk()) and repeats.is_due(full, now):
                 logger.error("%s Until then readings are rejected.", full)
-                full_said_at = now
             if self._runs_here() or postmaster_of(self._folder) is not None:
                 if now - started_at > STEADY_AFTER_S:
                     pause_s = FIRST_PAUSE_S
@@ -296,16 +291,8 @@ class _Cluster:
 
     def _failure(self, what: str) -> str:
         """Describe the failure, with its reason if that is known."""
-        return "\n".join(
-            part
-            for part in (
-                what,
-                self._full_disk(),
-                self._last_words(5),
-                "Set DATABASE_URL to use a PostgreSQL of your own.",
-            )
-            if part
-        )
+        advice = "Set DATABASE_URL to use a PostgreSQL of your own."
+        return "\n".join(filter(None, (what, self._full_disk(), self._last_words(5), advice)))
 
     def _last_words(self, lines: int) -> str:
         """Return the last lines of the log since the last start."""
@@ -319,11 +306,8 @@ class _Cluster:
     def _make_socket_dir(self) -> None:
         """Make the folder anew: a copied DATA_DIR brings one with the lock file of another PostgreSQL's socket."""
         owner = self._account.pw_uid if self._account else os.geteuid()
-        try:
+        with suppress(FileNotFoundError):
             found = self._socket_dir.lstat()
-        except FileNotFoundError:
-            pass
-        else:
             # It may be in a folder that is open to all.
             if not stat.S_ISDIR(found.st_mode) or found.st_uid not in {owner, os.geteuid()} or found.st_mode & 0o077:
                 raise ConfigurationError(f"{self._socket_dir} belongs to another user: remove it.")
@@ -364,14 +348,11 @@ class _Cluster:
         if os.geteuid() != 0:
             return None
         if self._folder.exists():
-            account = pwd.getpwuid(self._folder.stat().st_uid)
-        else:
-            accounts = {account.pw_name: account for account in pwd.getpwall()}
-            name = next((name for name in UNPRIVILEGED_USERS if name in accounts), None)
-            if name is None:
-                raise ConfigurationError("PostgreSQL won't run as root. Start SensorFlow as an ordinary user.")
-            account = accounts[name]
-        return account
+            return pwd.getpwuid(self._folder.stat().st_uid)
+        for name in UNPRIVILEGED_USERS:
+            with suppress(KeyError):
+                return pwd.getpwnam(name)
+        raise ConfigurationError("PostgreSQL won't run as root. Start SensorFlow as an ordinary user.")
 
     def _hand_over(self, path: Path) -> None:
         if self._account is not None:

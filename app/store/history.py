@@ -10,7 +10,6 @@ no Python object a row.
 import asyncio
 import math
 import sys
-from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -28,7 +27,7 @@ from app.schema import METRIC_TYPES, qualified
 from app.store import tiers
 from app.store.database import Connection, Database
 from app.store.tiers import moment
-from app.store.wire import POSTGRES_EPOCH_US
+from app.store.wire import POSTGRES_EPOCH_US, array_of, words_of
 
 PAGE_ROWS = 20_000
 MAX_SENSORS_PER_PAGE = 200
@@ -117,9 +116,10 @@ class History:
             raise NotFound(f"No sensor is called {', '.join(map(repr, missing[:10]))}.")
         return list(found.values())
 
-    def schema(self, query: Query) -> pa.Schema:
+    @staticmethod
+    def schema(query: Query) -> pa.Schema:
         """Return the columns of a query's rows."""
-        return _schema(query)
+        return pa.schema([*KEYS, *((column.name, column.type) for column in _columns(query))])
 
     async def pages(self, query: Query, *, after: Position | None, limit: int | None) -> AsyncGenerator[Page, None]:
         """Yield the rows of a query, or those after one of its rows, at most ``limit``. No page is empty.
@@ -215,10 +215,6 @@ async def latest_reading(connection: Connection, *, horizon_us: float = math.inf
             *reading, key_name, client_ip, reading_id = row
             return Reading._make((*reading, Sender(key_name, client_ip))), reading_id
     return None
-
-
-def _schema(query: Query) -> pa.Schema:
-    return pa.schema([*KEYS, *((column.name, column.type) for column in _columns(query))])
 
 
 def _columns(query: Query) -> list[ResultColumn]:
@@ -329,7 +325,7 @@ def _rows_of(query: Query, sensors: Mapping[int, str], values: Sequence[bytes]) 
     """Return the rows in the answer to ``_statement``."""
     columns = _columns(query)
     conditions = _conditions(columns)
-    positions, times, ids = (_numbers(value, pa.int64(), None) for value in values[:3])
+    positions, times, ids = (array_of(words_of(value), pa.int64()) for value in values[:3])
     end_of_conditions = 3 + len(conditions)
     bitmaps = {
         condition: pa.UInt8Array.from_buffers(pa.uint8(), len(flags), [None, pa.py_buffer(flags)])
@@ -342,13 +338,5 @@ def _rows_of(query: Query, sensors: Mapping[int, str], values: Sequence[bytes]) 
         pa.array(sensors.values(), pa.string()).take(positions),
     ]
     for column, value in zip(columns, values[end_of_conditions:], strict=True):
-        arrays.append(_numbers(value, column.type, bitmaps[column.is_there]))
-    return _Rows(positions, ids, pa.RecordBatch.from_arrays(arrays, schema=_schema(query)))
-
-
-def _numbers(value: bytes, type_: pa.DataType, validity: pa.Buffer | None) -> pa.Array:
-    """Decode numbers of eight bytes each in network order, with Arrow's bitmap of those that are there, or None."""
-    words = array("q", value)
-    if sys.byteorder == "little":
-        words.byteswap()
-    return pa.Array.from_buffers(type_, len(words), [validity, pa.py_buffer(words)])
+        arrays.append(array_of(words_of(value), column.type, bitmaps[column.is_there]))
+    return _Rows(positions, ids, pa.RecordBatch.from_arrays(arrays, schema=History.schema(query)))

@@ -3,10 +3,10 @@
 A record that is there is believed only when it is as durable as the answer that is given because of it. (13)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from app.errors import DatabaseUnavailable, OutcomeUnknown
-from app.ingest.idempotency import DatedResult, Records, RequestIdentity, StoredResult, StoredResults
+from app.ingest.idempotency import Records, RequestIdentity, StoredResult, StoredResults
 from app.store.database import Connection, Database
 from app.store.durability import MARK, SEND_WARNINGS, confirmed
 
@@ -83,11 +83,6 @@ async def insert(connection: Connection, records: Records) -> Sequence[tuple[str
 
 
 async def find(connection: Connection, names: Sequence[tuple[str, str]]) -> StoredResults:
-    """Look up the records with these names as ``find_dated`` does."""
-    return {name: StoredResult(*stored[:2]) for name, stored in (await find_dated(connection, names)).items()}
-
-
-async def find_dated(connection: Connection, names: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], DatedResult]:
     """Look up the records with these names, as far as they are there, and wait until they are durable.
 
     Args:
@@ -100,7 +95,7 @@ async def find_dated(connection: Connection, names: Sequence[tuple[str, str]]) -
     """
     async with confirmed(connection):
         cursor = await connection.execute(FIND, list(map(list, zip(*names, strict=True))))
-    return {(key_name, key): DatedResult(*stored) async for key_name, key, *stored, _, _ in cursor}
+    return {(key_name, key): StoredResult(*stored) async for key_name, key, *stored, _, _ in cursor}
 
 
 async def prune(connection: Connection, *, older_than_hours: float) -> bool:

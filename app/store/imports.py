@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from app.ingest.idempotency import DatedResult
+from app.ingest.idempotency import StoredResult
 from app.store import idempotency
 from app.store.database import Database
 
@@ -25,11 +25,11 @@ class ImportRecords:
         self._key_name = key_name
         self._timeout_s = timeout_s
 
-    async def find(self, keys: Collection[str]) -> Mapping[str, DatedResult]:
+    async def find(self, keys: Collection[str]) -> Mapping[str, StoredResult]:
         """Look up records by their keys."""
         async with self._database.connection(timeout_s=self._timeout_s) as connection:
-            found = await idempotency.find_dated(connection, [(self._key_name, key) for key in keys])
-        return {key: dated for (_, key), dated in found.items()}
+            found = await idempotency.find(connection, [(self._key_name, key) for key in keys])
+        return {key: stored for (_, key), stored in found.items()}
 
     async def has_any(self, prefix: str) -> bool:
         """Tell whether there is a record whose key begins so."""

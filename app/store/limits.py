@@ -12,7 +12,6 @@ A lock on the log holds no reading up. What it keeps out is held in memory, and 
 import asyncio
 import logging
 import struct
-import sys
 from array import array
 from bisect import bisect_left
 from collections import deque
@@ -30,7 +29,7 @@ from app.schema import METRIC_NAMES
 from app.store.copy import begin_copy, copy_rows
 from app.store.database import Connection, Database
 from app.store.latest import LatestRow
-from app.store.wire import HEADER, POSTGRES_EPOCH_US, WIRE_SCHEMA, latest_of_each_sensor
+from app.store.wire import HEADER, POSTGRES_EPOCH_US, WIRE_SCHEMA, array_of, latest_of_each_sensor, words_of
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +167,7 @@ class LimitSnapshot:
         take 0.25 ms.
         """
         runs = pc.run_end_encode(rows["sensor_id"])
-        known, sensor_ids = _column(self.sensor_ids, pa.int64()), runs.values.cast(pa.int64())
+        known, sensor_ids = array_of(self.sensor_ids, pa.int64()), runs.values.cast(pa.int64())
         positions = pc.search_sorted(known, sensor_ids)
         positions = pc.if_else(pc.less(positions, len(known)), positions, None)
         positions = pc.if_else(pc.equal(known.take(positions), sensor_ids), positions, None)
@@ -176,7 +175,7 @@ class LimitSnapshot:
             return
         for metric, lower, upper in zip(METRIC_NAMES, self.lower, self.upper, strict=True):
             for bounds, is_above in ((lower, False), (upper, True)):
-                of_runs = _column(bounds, pa.float64()).take(positions)
+                of_runs = array_of(bounds, pa.float64()).take(positions)
                 bound = pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(runs.run_ends, of_runs))
                 is_beyond = (pc.greater if is_above else pc.less)(rows[metric], bound)
                 if is_beyond.true_count:
@@ -314,17 +313,5 @@ def _snapshot(values: Sequence[bytes | None]) -> LimitSnapshot:
     sensor_ids, *bounds = values
     if sensor_ids is None:
         return NO_LIMITS
-    columns = [array("d", _words(bound or b"").tobytes()) for bound in bounds]
-    return LimitSnapshot(_words(sensor_ids), columns[::2], columns[1::2])
-
-
-def _words(value: bytes) -> "array[int]":
-    """Eight bytes each, from network order into that of this machine."""
-    words = array("q", value)
-    if sys.byteorder == "little":
-        words.byteswap()
-    return words
-
-
-def _column(numbers: "array[int] | array[float]", type_: pa.DataType) -> pa.Array:
-    return pa.Array.from_buffers(type_, len(numbers), [None, pa.py_buffer(numbers)])
+    columns = [array("d", words_of(bound or b"").tobytes()) for bound in bounds]
+    return LimitSnapshot(words_of(sensor_ids), columns[::2], columns[1::2])

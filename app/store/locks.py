@@ -11,6 +11,11 @@ RECOVERY_LOCK = 7_367_004
 ADOPTION_LOCK = 7_367_020
 """The readings of the original SensorFlow are taken over."""
 
+LOCK_TIMEOUT_S = 0.1
+"""How long the maintenance waits for the lock of a table: flushes wait behind it."""
+SHORT_WAIT = f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S * 1_000:.0f}ms'"
+"""In the transaction of each statement that keeps flushes out: behind a pooler, the session has no timeout."""
+
 
 class Busy(Exception):
     """Something that the work needs is in use. Nothing is done; the work may be tried again soon."""

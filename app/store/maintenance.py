@@ -23,7 +23,7 @@ from psycopg.errors import LockNotAvailable
 from app.errors import DatabaseUnavailable
 from app.store.budget import Budget
 from app.store.database import Connection, Database, first_line, translate_driver_errors
-from app.store.locks import MAINTENANCE_LOCK, Busy
+from app.store.locks import LOCK_TIMEOUT_S, MAINTENANCE_LOCK, Busy
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +33,10 @@ PING_INTERVAL_S = 5.0
 LEASE_S = 30
 """PostgreSQL ends the guard's session if nothing is heard of it for so long: its machine may have gone."""
 QUERY_TIMEOUT_S = 10.0
-LOCK_TIMEOUT_S = 0.1
 RETRY_BUSY_S = 5.0
 RETRY_FAILED_S = 60.0
+LONGEST_REST_S = 600.0
+"""A run that had a whole history to work on must not be followed by hours of rest."""
 LONGEST_PAUSE_S = 1.0
 """Between looks for work that is due."""
 
@@ -51,6 +52,13 @@ SET client_min_messages = error;
 SET client_connection_check_interval = '{PING_INTERVAL_S:.0f}s'
 """
 ACTIVE_S = "SELECT active_time / 1000 FROM pg_stat_database WHERE datname = current_database()"
+# Work that never has its turn is late, too.
+ANNOUNCE = """
+INSERT INTO maintenance (
+    work, runs, failures, busy_s, every_s, can_wait, first_started_at, last_started_at, last_run_s
+) VALUES (%s, 0, 0, 0, %s, %s, now(), now(), 0)
+ON CONFLICT (work) DO NOTHING
+"""
 RECORD = """
 INSERT INTO maintenance AS m (
     work, runs, failures, busy_s, every_s, can_wait, first_started_at, last_started_at, last_run_s, last_succeeded_at,
@@ -66,8 +74,9 @@ ON CONFLICT (work) DO UPDATE SET
     last_error = excluded.last_error
 """
 
-Pieces = Callable[[Connection, Connection], AsyncIterator[None]]
-"""Work on a connection, with the guard for further locks. It yields after each piece."""
+Pieces = Callable[[Connection, Connection], AsyncIterator[float | None]]
+"""Work on a connection, with the guard for further locks. It yields after each piece, and may ask for a pause in
+seconds before the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +88,10 @@ class Work:
         every_s: from the end of one run to the beginning of the next.
         pieces: a run of it. Raises Busy, DatabaseUnavailable and what the driver raises.
         can_wait: whether it keeps to the budget.
-        rest: a run is followed by a pause of at least so many times its duration.
+        rest: a run is followed by a pause of at least so many times its duration, up to LONGEST_REST_S.
         first_after_s: the pause before the first run.
-        comes_first: whether its first run comes before everything else.
+        is_awaited: whether work that awaits the first run of such work may not begin before.
+        awaits_first: whether it is such work.
     """
 
     name: str
@@ -90,7 +100,12 @@ class Work:
     can_wait: bool = False
     rest: float = 0.0
     first_after_s: float = 0.0
-    comes_first: bool = False
+    is_awaited: bool = False
+    awaits_first: bool = False
+
+    def rest_s(self, busy_s: float) -> float:
+        """Return the shortest pause after a run that took ``busy_s``."""
+        return min(self.rest * busy_s, LONGEST_REST_S)
 
 
 class _Run:
@@ -99,11 +114,16 @@ class _Run:
     def __init__(self, work: Work, now: float) -> None:
         self.work = work
         self.due_at = now + work.first_after_s
-        self.pieces: AsyncIterator[None] | None = None
+        self.pieces: AsyncIterator[float | None] | None = None
         self.began_at = 0.0
         self.busy_s = 0.0
         self.has_ended = False
         """Whether it has run once, with whatever result."""
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether it keeps to the budget now. The first run of awaited work does not."""
+        return self.work.can_wait and (self.has_ended or not self.work.is_awaited)
 
 
 class Maintenance:
@@ -171,6 +191,8 @@ class Maintenance:
         """Do what is due, a piece at a time. Raises what shows that a connection is lost."""
         clock = asyncio.get_running_loop().time
         runs = [_Run(work, clock()) for work in works]
+        for work in works:
+            await connection.execute(ANNOUNCE, [work.name, work.every_s, work.can_wait])
         budget = Budget(self._share)
         while True:
             await self._note_load(connection, budget, clock())
@@ -179,15 +201,18 @@ class Maintenance:
                 await asyncio.sleep(min(LONGEST_PAUSE_S, max(0.05, _pause_s(runs, clock(), budget))))
                 continue
             began = clock()
-            is_over, error = await self._do_piece(run, connection, guard)
+            pause_s, error = await self._do_piece(run, connection, guard)
             took_s = clock() - began
             run.busy_s += took_s
+            run.due_at = clock() + (pause_s or 0.0)  # behind what became due meanwhile
             budget.spend(took_s, now=clock())
-            if is_over:
+            if pause_s is None:
                 await self._end(run, connection, error, clock())
 
-    async def _do_piece(self, run: _Run, connection: Connection, guard: Connection) -> tuple[bool, Exception | None]:
-        """Return whether the run is over, and what has ended it early."""
+    async def _do_piece(
+        self, run: _Run, connection: Connection, guard: Connection
+    ) -> tuple[float | None, Exception | None]:
+        """Return the pause before the next piece, None if the run is over, and what has ended it early."""
         if run.pieces is None:
             run.pieces, run.began_at, run.busy_s = (
                 run.work.pieces(connection, guard),
@@ -195,38 +220,42 @@ class Maintenance:
                 0.0,
             )
         try:
-            await anext(run.pieces)
+            return await anext(run.pieces) or 0.0, None
         except StopAsyncIteration:
-            return True, None
-        except (Busy, DatabaseUnavailable, psycopg.Error) as error:
+            return None, None
+        except Exception as error:  # an unforeseen one, too, must not end the server
             if connection.closed or guard.closed:
                 raise
-            return True, error
-        return False, None
+            if not isinstance(error, Busy | DatabaseUnavailable | psycopg.Error):
+                logger.exception("unforeseen error in the maintenance's work %r", run.work.name)
+            return None, error
 
     async def _end(self, run: _Run, connection: Connection, error: Exception | None, now: float) -> None:
         """Plan the next run, and record how this one has ended."""
         work, run.pieces, run.has_ended = run.work, None, True
         is_busy = isinstance(error, Busy | LockNotAvailable)
         pause_s = RETRY_BUSY_S if is_busy else work.every_s if error is None else RETRY_FAILED_S
-        run.due_at = now + max(pause_s, work.rest * run.busy_s)
+        run.due_at = now + max(pause_s, work.rest_s(run.busy_s))
         reason = None if error is None else first_line(error)
         if is_busy:
             logger.debug("the maintenance's work %r waits: %s", work.name, reason)
             return
         if reason is not None:
             logger.warning("the maintenance's work %r failed and is tried again: %s", work.name, reason)
-        await connection.execute(
-            RECORD,
-            {
-                "work": work.name,
-                "busy_s": run.busy_s,
-                "every_s": max(work.every_s, work.rest * run.busy_s),
-                "can_wait": work.can_wait,
-                "ago_s": now - run.began_at,
-                "error": reason,
-            },
-        )
+        record = {
+            "work": work.name,
+            "busy_s": run.busy_s,
+            "every_s": max(work.every_s, work.rest_s(run.busy_s)),
+            "can_wait": work.can_wait,
+            "ago_s": now - run.began_at,
+            "error": reason,
+        }
+        try:
+            await connection.execute(RECORD, record)
+        except psycopg.Error as failure:  # on a full disk, retention must go on
+            if connection.closed:
+                raise
+            logger.warning("can't record the maintenance's work %r: %s", work.name, first_line(failure))
 
     async def _note_load(self, connection: Connection, budget: Budget, now: float) -> None:
         """Tell the budget how busy the database is, now and then."""
@@ -244,13 +273,12 @@ async def _ping(guard: Connection) -> None:
 
 def _next(runs: Sequence[_Run], now: float, *, may_spend: bool) -> _Run | None:
     """Return the run whose piece is next: work that can't wait first, and of it what has been due longest."""
-    for run in runs:
-        if run.work.comes_first and not run.has_ended:
-            return run
-    due = [run for run in runs if run.due_at <= now and (may_spend or not run.work.can_wait)]
-    return min(due, key=lambda run: (run.work.can_wait, run.due_at), default=None)
+    is_ready = all(run.has_ended for run in runs if run.work.is_awaited)
+    due = [run for run in runs if run.due_at <= now and (may_spend or not run.can_wait)]
+    due = [run for run in due if is_ready or not run.work.awaits_first]
+    return min(due, key=lambda run: (run.can_wait, run.due_at), default=None)
 
 
 def _pause_s(runs: Sequence[_Run], now: float, budget: Budget) -> float:
     """Return how long nothing is to be done."""
-    return min(max(run.due_at, budget.free_at if run.work.can_wait else run.due_at) for run in runs) - now
+    return min(max(run.due_at, budget.free_at if run.can_wait else run.due_at) for run in runs) - now

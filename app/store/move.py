@@ -5,6 +5,7 @@ for bit, whatever kind of database either is. Ids stay, and the sequences contin
 """
 
 from collections.abc import Callable, Sequence
+from graphlib import TopologicalSorter
 from typing import Any
 
 import psycopg
@@ -103,15 +104,18 @@ def move(source_url: str, target_url: str, *, say: Callable[[str], None]) -> Non
                 "`python -m app migrate --down base` empties this one, and removes every reading in it."
             )
         _check_locks(source, target)
-        tables = {name: columns for name, columns, _ in _in_order_of_references(source)}
         known = {name for name, *_ in target.execute(TABLES, [NOT_MOVED])}
-        for table, columns in tables.items():
-            if table not in known:
+        columns_of, referred_to = {}, {}
+        for table, columns, references in source.execute(TABLES, [NOT_MOVED]):
+            if table in known:
+                columns_of[table], referred_to[table] = columns, known.intersection(references) - {table}
+            else:
                 say(f"{table}: not a table of SensorFlow's, left out")
-                continue
-            rows = _copy(source, target, table, columns, say)
+        tables = [*TopologicalSorter(referred_to).static_order()]
+        for table in tables:
+            rows = _copy(source, target, table, columns_of[table], say)
             say(f"{table}: {rows:,} rows")
-        _continue_ids(source, target, [table for table in tables if table in known])
+        _continue_ids(source, target, tables)
         if has_continuous_aggregates(target):
             target.execute(NOTHING_IS_REFRESHED)
         elif has_aggregate_tables(target):
@@ -142,18 +146,6 @@ def _check_locks(source: Connection, target: Connection) -> None:
             f"transaction. Set its max_locks_per_transaction to {needed // transactions + 1}, restart it, then run "
             "move again."
         )
-
-
-def _in_order_of_references(source: Connection) -> list[tuple[str, list[str], list[str]]]:
-    """Return the tables with their columns and those that they refer to, which come first."""
-    left = source.execute(TABLES, [NOT_MOVED]).fetchall()
-    ordered: list[tuple[str, list[str], list[str]]] = []
-    while left:
-        done = {*NOT_MOVED, *(name for name, *_ in ordered)}
-        ready = [table for table in left if done.issuperset(table[2])]
-        ordered += ready or left
-        left = [table for table in left if table not in ready] if ready else []
-    return ordered
 
 
 def _copy(

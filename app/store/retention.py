@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from app.store.aggregate_tables import table_of
 from app.store.database import Connection, Edition
+from app.store.locks import REFRESH_LOCK, SHORT_WAIT, Busy
 from app.store.tiers import EARLIEST, TIERS
 
 MARGIN = timedelta(hours=2)
@@ -31,6 +32,7 @@ SET_DELETED_UNTIL = """
 INSERT INTO server_settings AS s (name, value) VALUES ('readings_deleted_until', %s::timestamptz::text)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE s.value::timestamptz < excluded.value::timestamptz
 """
+TRY_REFRESH_LOCK = f"SELECT pg_try_advisory_xact_lock({REFRESH_LOCK})"
 OLDEST_CHUNKS = f"""
 SELECT max(range_end) FROM (
     SELECT range_end FROM timescaledb_information.chunks
@@ -73,14 +75,18 @@ class Retention:
     day_days: float
 
     async def delete_old(self, connection: Connection, edition: Edition) -> AsyncIterator[None]:
-        """Delete what has reached its age, in steps. Raises what the driver raises."""
+        """Delete what has reached its age, in steps. Raises Busy, and what the driver raises."""
         if self.raw_days:
             until = await self._first_kept(connection, self.raw_days)
             if edition.has_aggregates:
                 row = await (await connection.execute(NOT_REFRESHED)).fetchone()
                 assert row is not None  # a SELECT without FROM has one row
                 until = until if row[0] is None else min(until, row[0])
-                await connection.execute(SET_DELETED_UNTIL, [until])
+                # A refresh under way, which does not know of it yet, would delete the aggregates of what is deleted.
+                async with connection.transaction():
+                    if await (await connection.execute(TRY_REFRESH_LOCK)).fetchone() == (False,):
+                        raise Busy("another process refreshes the aggregates")
+                    await connection.execute(SET_DELETED_UNTIL, [until])
             if edition.kind == "plain":
                 while (await connection.execute(DELETE_SOME, [until])).rowcount == ROWS_AT_A_TIME:
                     yield
@@ -112,7 +118,9 @@ async def _drop_chunks(connection: Connection, table: str, until: datetime) -> A
         row = await (await connection.execute(OLDEST_CHUNKS, {"table": table, "until": until})).fetchone()
         if row is None or row[0] is None:
             return
-        await connection.execute(DROP_CHUNKS, [table, row[0]])
+        async with connection.transaction():
+            await connection.execute(SHORT_WAIT)
+            await connection.execute(DROP_CHUNKS, [table, row[0]])
         yield
 
 

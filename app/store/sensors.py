@@ -83,16 +83,16 @@ class Sensors:
             confirmed(connection),
             connection.transaction(),
         ):
-            row, is_new = await (await connection.execute(LOCK, [name])).fetchone(), False
-            # Looked up first: INSERT uses up an identity value for a known name too.
-            if row is None:
-                row = await (await connection.execute(CREATE, [name])).fetchone()
-                is_new = row is not None
-            if row is None:  # another has just created it
-                row = await (await connection.execute(LOCK, [name])).fetchone()
-            if row is None:  # and deleted it
+            # Looked up first: INSERT uses up an identity value for a known name too. And looked up again, because
+            # another may have created it meanwhile.
+            for statement in (LOCK, CREATE, LOCK):
+                row = await (await connection.execute(statement, [name])).fetchone()
+                if row is not None:
+                    break
+            else:  # and deleted it
                 raise NotFound(f"No sensor is called {name!r}.")
             sensor_id, _ = row
+            is_new = statement == CREATE
             columns = change.model_dump(exclude={"limits"}, exclude_unset=True)
             if columns:
                 changes = sql.SQL(", ").join(
@@ -144,11 +144,11 @@ async def _change_limits(connection: Connection, sensor_id: int, change: SensorC
             limits[metric] = Limits(lower=lower, upper=upper)
         for metric, changed in change.limits.items():
             before = limits.pop(metric, Limits(lower=None, upper=None))
-            if changed is None:
-                continue
-            limits[metric] = Limits(**before.model_dump() | changed)
+            if changed is not None:
+                limits[metric] = Limits(**before.model_dump() | changed)
     await connection.execute(DELETE_LIMITS, [sensor_id])
-    for metric, (lower, upper) in ((metric, (limit.lower, limit.upper)) for metric, limit in limits.items()):
+    for metric, limit in limits.items():
+        lower, upper = limit.lower, limit.upper
         if lower is not None and upper is not None and lower > upper:
             raise InvalidSensor(f"limits: the lower limit of {metric}, {lower:g}, is above the upper limit, {upper:g}.")
         if lower is not None or upper is not None:

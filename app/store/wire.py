@@ -7,6 +7,8 @@ Format: https://www.postgresql.org/docs/current/sql-copy.html (Binary Format).
 """
 
 import struct
+import sys
+from array import array
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -39,6 +41,19 @@ _VALUES = tuple(
     (struct.Struct(f"!i{metric.struct_format}"), struct.calcsize(metric.struct_format)) for metric in METRICS.values()
 )
 _NULL = struct.pack("!i", -1)
+
+
+def words_of(value: bytes) -> "array[int]":
+    """Return the integers of eight bytes each in a value, from network order in that of this machine."""
+    words = array("q", value)
+    if sys.byteorder == "little":
+        words.byteswap()
+    return words
+
+
+def array_of(numbers: "array[int] | array[float]", type_: pa.DataType, validity: pa.Buffer | None = None) -> pa.Array:
+    """Return numbers of eight bytes each as an Arrow array of a type, with Arrow's bitmap of those that are there."""
+    return pa.Array.from_buffers(type_, len(numbers), [validity, pa.py_buffer(numbers)])
 
 
 def pack_reading(reading: Reading, sensor_id: int, row_id: int, source_id: int) -> bytes:

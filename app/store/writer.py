@@ -104,7 +104,9 @@ BISECT_S = 2.0
 BRIEF_LOCK_TIMEOUT_S = 0.1
 """How long each lock is waited for where it is known that some can't be had: all other readings wait meanwhile."""
 EARLIEST_US = -(1 << 62)
-HOUR_US = 3_600_000_000
+FARTHEST_US = 366 * DAY_US
+"""So far ahead of this server's clock readings may be late by the database's: theirs may differ, and a flush may have
+been held up. Of what is recorded, only what lies before the frontier is kept."""
 MIN_COLUMNSTORE_ROWS = 1_000
 """Smaller flushes go to the rowstore unseen: looking at their times would cost more than it could bring."""
 
@@ -675,7 +677,7 @@ def _minutes(contents: Sequence[Content], recent_us: int) -> tuple[Sequence[Span
     latest_us = max(content.time_range_us()[1] for content in contents)
     if latest_us < recent_us:
         return with_few_gaps(spans, MAX_LATE_SPANS), []
-    first, last = recent_us // MINUTE_US, min(latest_us, recent_us + HOUR_US) // MINUTE_US
+    first, last = recent_us // MINUTE_US, min(latest_us, recent_us + FARTHEST_US) // MINUTE_US
     return with_few_gaps(spans, MAX_LATE_SPANS), [(_start_of(first), _start_of(last + 1))]
 
 

@@ -6,13 +6,14 @@ silent longest without a key.
 """
 
 import logging
-import math
 from collections.abc import Callable
+from itertools import islice
 from typing import Protocol
+
+from app.repeats import Repeats
 
 logger = logging.getLogger(__name__)
 
-WARNING_INTERVAL_S = 60.0
 MAX_LOOKED_AT = 100
 """So many of the oldest are looked at for one that is owed no answer; more would be a long turn."""
 
@@ -40,13 +41,20 @@ class ConnectionLimit:
         self._most = most
         self._clock = clock
         self._keyless: dict[Connection, None] = {}
-        self._warned_at = -math.inf
+        self._repeats = Repeats()
 
     def admit(self, connection: Connection, *, count: int) -> bool:
         """Admit a connection, the ``count``-th, if need be by dropping another. Return False if none gives way."""
         if count > self._most:
-            self._warn()
-            if (oldest := self._oldest_idle()) is None:
+            if self._repeats.is_due("all in use", self._clock()):
+                logger.warning(
+                    "all %d connections are in use: each new one closes the oldest idle one that has shown no API key. "
+                    "Raise MAX_CONNECTIONS or the limit of open files (ulimit -n)",
+                    self._most,
+                )
+            looked_at = islice(self._keyless, MAX_LOOKED_AT)
+            oldest = next((each for each in looked_at if not each.is_owed), None)
+            if oldest is None:
                 return False
             self.forget(oldest)
             oldest.drop()
@@ -56,18 +64,3 @@ class ConnectionLimit:
     def forget(self, connection: Connection) -> None:
         """Forget a connection that has shown a key or is gone, so that it can't be dropped for another."""
         self._keyless.pop(connection, None)
-
-    def _oldest_idle(self) -> Connection | None:
-        for connection, _ in zip(self._keyless, range(MAX_LOOKED_AT), strict=False):
-            if not connection.is_owed:
-                return connection
-        return None
-
-    def _warn(self) -> None:
-        if self._clock() - self._warned_at >= WARNING_INTERVAL_S:
-            self._warned_at = self._clock()
-            logger.warning(
-                "all %d connections are in use: each new one closes the oldest idle one that has shown no API key. "
-                "Raise MAX_CONNECTIONS or the limit of open files (ulimit -n)",
-                self._most,
-            )

@@ -3,7 +3,7 @@
 Of the package ``fastapi-offline`` only the static files are used.
 """
 
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ CACHED = {"cache-control": "max-age=86400"}
 def docs_router(*, title: str) -> APIRouter:
     """Serve the page, its files and the document that it shows."""
     router = APIRouter(include_in_schema=False)
-    folder = _files()
+    folder = Path(str(files("fastapi_offline"))) / "static"
     page = get_swagger_ui_html(
         openapi_url=OPENAPI_URL,
         title=title,
@@ -50,10 +50,3 @@ def docs_router(*, title: str) -> APIRouter:
         return document
 
     return router
-
-
-def _files() -> Path:
-    package = find_spec("fastapi_offline")
-    assert package is not None, "requirements.txt is not installed"
-    assert package.origin is not None
-    return Path(package.origin).parent / "static"

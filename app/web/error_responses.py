@@ -77,11 +77,6 @@ UNFORESEEN: tuple[int, Headers, bytes] = (500, [CLOSE], b'{"detail":"Internal Se
 """The answer where something failed that is no SensorFlowError."""
 
 
-def status_of(error: SensorFlowError) -> int:
-    """Return the status of an error's class, or of the nearest class above it."""
-    return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
-
-
 def answer(error: SensorFlowError) -> tuple[int, Headers, bytes]:
     """Status, extra headers and JSON body for an error."""
     headers: list[tuple[bytes, bytes]] = []
@@ -99,7 +94,8 @@ def answer(error: SensorFlowError) -> tuple[int, Headers, bytes]:
             headers.append((b"www-authenticate", b"APIKey"))
         case BodyTooLarge():
             headers.append(CLOSE)
-    return status_of(error), headers, orjson.dumps({"detail": detail})
+    status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)  # of the nearest class above
+    return status, headers, orjson.dumps({"detail": detail})
 
 
 async def respond(_: Request, error: Exception) -> Response:

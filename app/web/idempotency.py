@@ -38,8 +38,3 @@ def fingerprint(key: str, key_name: str, *content: bytes) -> RequestIdentity:
 
 OF_REJECTED = "\trejected"
 """Ends the key under which the rejected readings of a request are stored later. No sender's own can end so."""
-
-
-def for_rejected(request: RequestIdentity) -> RequestIdentity:
-    """Return the identity of a request's rejected readings, sent again under the same key."""
-    return request._replace(key=request.key + OF_REJECTED)

@@ -11,21 +11,16 @@ from starlette.routing import Match
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
-def allowed(request: Request) -> list[str]:
-    """Return the methods that some route has for a request's path, and OPTIONS."""
+async def respond(request: Request, error: Exception) -> Response:
+    """Answer a request whose path has routes, but none for its method."""
+    assert isinstance(error, HTTPException)  # it is registered for 405
     routes = request.app.router.routes
     found = [
         method
         for method in METHODS
         if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
     ]
-    return [*found, "OPTIONS"]
-
-
-async def respond(request: Request, error: Exception) -> Response:
-    """Answer a request whose path has routes, but none for its method."""
-    assert isinstance(error, HTTPException)  # it is registered for 405
-    allow = ", ".join(allowed(request))
+    allow = ", ".join([*found, "OPTIONS"])
     if request.method == "OPTIONS":
         return Response(status_code=204, headers={"Allow": allow})
     detail = f"{request.method[:20]} is not allowed here. Allowed: {allow}."

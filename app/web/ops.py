@@ -41,7 +41,8 @@ class SharedScrapes:
         """Return the metrics of a moment between the call and its end."""
         if self._next is None:
             self._next = asyncio.create_task(self._make())
-            self._next.add_done_callback(_retrieve_error)
+            # When every caller has gone, asyncio would log that its error was never retrieved.
+            self._next.add_done_callback(lambda made: made.cancelled() or made.exception())
         return await asyncio.shield(self._next)  # a caller who goes away does not end it for the others
 
     async def _make(self) -> bytes:
@@ -55,12 +56,6 @@ class SharedScrapes:
             finally:
                 ended = clock()
                 self._not_before = ended + min(SCRAPE_PAUSE * (ended - began), MAX_SCRAPE_PAUSE_S)
-
-
-def _retrieve_error(made: asyncio.Task[bytes]) -> None:
-    """Retrieve the error: when every caller has gone, asyncio would log that it was never retrieved."""
-    if not made.cancelled():
-        made.exception()
 
 
 class Readiness(BaseModel):

@@ -102,6 +102,7 @@ class Exchange:
 
     Attributes:
         headers: by name in lower case; those that came twice as one, with a comma.
+        body_bytes: how much of its body has come.
         body_since: when its turn came, on the event loop's clock; zero before.
         client_ip: the peer's address, or that which a trusted proxy says; empty where there is none.
         keep_alive, response_complete: what uvicorn's protocol sets and reads in a cycle.
@@ -109,13 +110,13 @@ class Exchange:
 
     __slots__ = (
         "_answered",
-        "_body_bytes",
         "_connection",
         "_endpoint",
         "_is_whole",
         "_pieces",
         "_started",
         "_take_body",
+        "body_bytes",
         "body_since",
         "client_ip",
         "headers",
@@ -140,7 +141,7 @@ class Exchange:
         self._endpoint = endpoint
         self._take_body: BodyHandler | None = None
         self._pieces: list[bytes] = []
-        self._body_bytes = 0
+        self.body_bytes = 0
         self._is_whole = False
         self._answered = False
 
@@ -148,11 +149,6 @@ class Exchange:
     def awaits_body(self) -> bool:
         """Whether its turn has come, and the rest of its body has not."""
         return self._take_body is not None and not self._is_whole
-
-    @property
-    def body_bytes(self) -> int:
-        """The bytes of its body that have come."""
-        return self._body_bytes
 
     def start(self) -> None:
         """Begin its turn: all requests before it have been answered."""
@@ -164,7 +160,7 @@ class Exchange:
             self._take_body = endpoint.open(self)
             if not connection.has_shown_key:
                 connection.mark_key_shown()
-            if max(int(self.headers.get(b"content-length", 0)), self._body_bytes) > endpoint.max_body_bytes:
+            if max(int(self.headers.get(b"content-length", 0)), self.body_bytes) > endpoint.max_body_bytes:
                 raise BodyTooLarge(endpoint.max_body_bytes)
         except Exception as error:
             self._fail(error)
@@ -179,11 +175,11 @@ class Exchange:
     def receive(self, piece: bytes) -> None:
         """Take a piece of the body, be it before its turn."""
         bound = self._endpoint.max_body_bytes
-        if self._answered or self._body_bytes > bound:
+        if self._answered or self.body_bytes > bound:
             return
         self._pieces.append(piece)
-        self._body_bytes += len(piece)
-        if self._body_bytes > bound and self._take_body is not None:
+        self.body_bytes += len(piece)
+        if self.body_bytes > bound and self._take_body is not None:
             self.refuse(BodyTooLarge(bound))
 
     def end(self) -> None:

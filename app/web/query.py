@@ -29,6 +29,7 @@ from app.web import auth
 from app.web.access import refusals, requires
 from app.web.error_responses import Problem
 from app.web.names import names_in, utf8_query
+from app.web.sides import until_first_ends
 
 logger = logging.getLogger(__name__)
 
@@ -151,18 +152,9 @@ class Streamed(StreamingResponse):
         """Answers until all is sent or the peer has gone. Not as Starlette does it: its way to cancel, again and again,
         costs the database connection on which a query is under way.
         """
-        sides = {
-            asyncio.create_task(self.stream_response(send)),
-            asyncio.create_task(self.listen_for_disconnect(receive)),
-        }
         try:
-            ended, _ = await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
-            for side in ended:
-                side.result()
+            await until_first_ends(self.stream_response(send), self.listen_for_disconnect(receive))
         finally:
-            for side in sides:
-                side.cancel()
-            await asyncio.gather(*sides, return_exceptions=True)
             await self._parts.aclose()
 
     async def stream_response(self, send: Send) -> None:

@@ -35,7 +35,7 @@ from app.ingest.decode.inflate import codec_of, inflated
 from app.ingest.decode.ranges import rows_of_ranges
 from app.ingest.decode.readings import COMPACT_FORMATS, Format, decode_opened, decode_readings, open_readings
 from app.ingest.decode.timestamps import Precision, TimeWindow
-from app.ingest.idempotency import IdempotencyRecord, Replay, RequestIdentity
+from app.ingest.idempotency import IdempotencyRecord, RequestIdentity, StoredResult
 from app.ingest.request import WriteRequest
 from app.ingest.result import MAX_ERRORS, BatchResult, WriteOutcome
 from app.ingest.service import DECODING_FACTOR, WriteService
@@ -44,7 +44,7 @@ from app.web import auth, error_responses
 from app.web.access import KEY_HEADER, key_bytes, refusals
 from app.web.bodies import announced_bytes, parts_of
 from app.web.error_responses import Problem
-from app.web.idempotency import IDEMPOTENCY_KEY, fingerprint, for_rejected, require_usable
+from app.web.idempotency import IDEMPOTENCY_KEY, OF_REJECTED, fingerprint, require_usable
 from app.web.write_single import MAX_ADDRESS_LENGTH
 
 logger = logging.getLogger(__name__)
@@ -199,15 +199,13 @@ def bulk_router(bulk: "BulkIngest") -> APIRouter:
         """Store the readings of a body: an object, an array of them or an object of columns, NDJSON, CSV with a header
         row, an Arrow stream or Parquet, gzip or zstd if you like. 201 means that they are committed.
         """
-        headers: dict[str, str] = {}
         try:
-            status, body = await bulk.store(request, key)
+            response = await bulk.store(request, key)
         except SensorFlowError as error:
-            status, extra, body = error_responses.answer(error)
-            headers = {name.decode(): value.decode() for name, value in extra}
+            response = await error_responses.respond(request, error)
         if "respond-async" in _preferences(request):
-            headers["preference-applied"] = "respond-async"
-        return Response(body, status, headers, "application/json")
+            response.headers["preference-applied"] = "respond-async"
+        return response
 
     return router
 
@@ -240,8 +238,8 @@ class BulkIngest:
         self._inflated_limit_bytes = min(limits.inflated_bytes, limits.held_bytes // DECODING_FACTOR)
         """Bytes of a body inflated, whether its Content-Encoding or its format has compressed it."""
 
-    async def store(self, request: Request, key: str | None) -> tuple[int, bytes]:
-        """Store the readings of a request, and return the status and the body of the answer.
+    async def store(self, request: Request, key: str | None) -> Response:
+        """Store the readings of a request, and answer it.
 
         Raises:
             SensorFlowError: nothing of it is stored, or that can't be known.
@@ -322,7 +320,7 @@ class BulkIngest:
 
     async def _repeated(
         self, identify: Callable[[Options], RequestIdentity], options: Options
-    ) -> tuple[RequestIdentity, Replay | None, pa.Array | None]:
+    ) -> tuple[RequestIdentity, StoredResult | None, pa.Array | None]:
         """Return the identity of a request, its result if it is stored, and the rows that are left to store.
 
         Rows are left if the request was rejected in part and now comes as backfill.
@@ -340,7 +338,7 @@ class BulkIngest:
                 if not result.rejected:
                     return first, stored.replay_to(first), None
                 if result.rejected_rows:  # the first versions did not name them
-                    rest = for_rejected(identity)
+                    rest = identity._replace(key=identity.key + OF_REJECTED)
                     return rest, await self._service.replay(rest), rows_of_ranges(result.rejected_rows)
         return identity, stored.replay_to(identity), None
 
@@ -416,8 +414,8 @@ def _log_loss(result: WriteOutcome) -> None:
         logger.warning("PostgreSQL refused %d readings that were answered 202: %s", len(result.refused), why)
 
 
-def _answer(result: BatchResult, options: Options, *, is_awaited: bool, has_key: bool) -> tuple[int, bytes]:
-    """Return the status and the body of the answer to a request with this result."""
+def _answer(result: BatchResult, options: Options, *, is_awaited: bool, has_key: bool) -> Response:
+    """Return the answer to a request with this result."""
     body: dict[str, object] = {"stored" if is_awaited else "accepted": result.stored}
     if result.rejected:
         ranges = {"rejected_rows": result.rejected_rows} if result.rejected_rows else {}
@@ -426,7 +424,8 @@ def _answer(result: BatchResult, options: Options, *, is_awaited: bool, has_key:
         body["unknown_columns"] = result.unknown_columns
     if hints := [*result.hints, *_hints_at_backfill(result, has_key=has_key)]:
         body["hints"] = hints
-    return _status(result, options, is_awaited=is_awaited), orjson.dumps(body)
+    status = _status(result, options, is_awaited=is_awaited)
+    return Response(orjson.dumps(body), status, media_type="application/json")
 
 
 def _hints_at_backfill(result: BatchResult, *, has_key: bool) -> Iterator[str]:

@@ -10,6 +10,7 @@ Promise: what was sent before a control message is received before it. (Receipts
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 
@@ -38,7 +39,7 @@ class Channel:
     """One end of the socket between the parent and a worker.
 
     Args:
-        max_messages, max_bytes: how many receipts, and bytes of them, may wait to be written.
+        mailbox: holds the receipts that wait to be written.
         stats: where to count; channels may share one.
     """
 
@@ -47,13 +48,12 @@ class Channel:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         *,
-        max_messages: int,
-        max_bytes: int,
+        mailbox: Mailbox,
         stats: ChannelStats,
     ) -> None:
         self._reader = reader
         self._writer = writer
-        self._receipts = Mailbox(max_messages, max_bytes)
+        self._receipts = mailbox
         self._lapsed: CommittedReading | None = None
         self._controls: list[bytes] = []
         self._news = asyncio.Event()
@@ -63,10 +63,10 @@ class Channel:
         self._writing = asyncio.create_task(self._write())
 
     @classmethod
-    async def open(cls, socket_: socket.socket, *, max_messages: int, max_bytes: int, stats: ChannelStats) -> "Channel":
+    async def open(cls, socket_: socket.socket, *, mailbox: Mailbox, stats: ChannelStats) -> "Channel":
         """Open a channel on one end of a socket pair, and own that end from then on."""
         reader, writer = await asyncio.open_unix_connection(sock=socket_)
-        return cls(reader, writer, max_messages=max_messages, max_bytes=max_bytes, stats=stats)
+        return cls(reader, writer, mailbox=mailbox, stats=stats)
 
     def send(self, message: Control) -> None:
         """Send a message after all earlier ones. Drop it if the other end is gone."""
@@ -102,14 +102,12 @@ class Channel:
 
     async def close(self) -> None:
         """Write what still waits, for FAREWELL_TIMEOUT_S at most, and close."""
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_TIMEOUT_S):
                 if not self._writing.done():
                     self._written.clear()
                     self._news.set()
                     await self._written.wait()
-        except TimeoutError:
-            pass
         self._writing.cancel()
         await asyncio.gather(self._writing, return_exceptions=True)
         self._writer.close()

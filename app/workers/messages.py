@@ -8,7 +8,7 @@ Both ends run the same code on the same machine, so there is no version and noth
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
@@ -147,13 +147,7 @@ FromParent = Welcome | Drain | SetForwarding | Granted | Denied | Collect | Expo
 Control = FromWorker | FromParent
 Receipts = Sequence[CommittedReading]
 
-_CLASSES: dict[str, Callable[..., Control]] = {
-    kind.__name__: kind
-    for kind in (
-        *(Hello, Started, Ready, Unusable, Join, Leave, ForwardingAck, Scrape, MetricFamilies, MessagesDropped),
-        *(Welcome, Drain, SetForwarding, Granted, Denied, Collect, Exposition),
-    )
-}
+_CLASSES: dict[str, Callable[..., Control]] = {kind.__name__: kind for kind in get_args(Control)}
 
 
 def encode_control(message: Control) -> bytes:

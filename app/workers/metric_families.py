@@ -5,7 +5,7 @@ that goes back looks to Prometheus like a restart of everything.)
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import orjson
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -17,8 +17,7 @@ from app.workers.channel import ChannelStats
 Labels = tuple[tuple[str, str], ...]
 
 
-@dataclass(slots=True)
-class Family:
+class Family(NamedTuple):
     """One metric with all its samples, free of what it was read from."""
 
     name: str
@@ -29,8 +28,8 @@ class Family:
     samples: dict[tuple[str, Labels], float]
 
 
-def families_of(collector: Collector) -> list[Family]:
-    """Return the families of a collector at this moment."""
+def families_of(metrics: Iterable[Metric]) -> list[Family]:
+    """Return the metrics of one process as families."""
     return [
         Family(
             metric.name,
@@ -39,37 +38,22 @@ def families_of(collector: Collector) -> list[Family]:
             rule_of(metric),
             {(sample.name, tuple(sample.labels.items())): sample.value for sample in metric.samples},
         )
-        for metric in collector.collect()
+        for metric in metrics
     ]
 
 
 def encode(families: Iterable[Family]) -> str:
     """Encode families as text, for another process."""
     return orjson.dumps(
-        [
-            (
-                family.name,
-                family.help,
-                family.type,
-                family.across,
-                [(*key, value) for key, value in family.samples.items()],
-            )
-            for family in families
-        ]
+        [(*family[:-1], [(*key, value) for key, value in family.samples.items()]) for family in families]
     ).decode()
 
 
 def decode(text: str) -> list[Family]:
     """Decode the text of ``encode``."""
     return [
-        Family(
-            name,
-            help_,
-            type_,
-            across,
-            {(sample, tuple((label, value) for label, value in labels)): number for sample, labels, number in samples},
-        )
-        for name, help_, type_, across, samples in orjson.loads(text)
+        Family._make((*head, {(name, tuple(map(tuple, labels))): value for name, labels, value in samples}))
+        for *head, samples in orjson.loads(text)
     ]
 
 
@@ -77,13 +61,10 @@ def merged(parts: Iterable[Sequence[Family]]) -> list[Family]:
     """Merge the families of a server's processes into one set."""
     whole: dict[str, Family] = {}
     for family in (family for part in parts for family in part):
-        known = whole.get(family.name)
-        if known is None:
-            whole[family.name] = Family(family.name, family.help, family.type, family.across, dict(family.samples))
-            continue
+        samples = whole.setdefault(family.name, family._replace(samples={})).samples
         combine = ACROSS[family.across]
         for key, value in family.samples.items():
-            known.samples[key] = combine((known.samples[key], value)) if key in known.samples else value
+            samples[key] = combine((samples[key], value)) if key in samples else value
     return list(whole.values())
 
 
@@ -93,18 +74,12 @@ def counters_of_dead_workers(families: Sequence[Family]) -> list[Family]:
     The readings that it held count as given back: no sender was told that they are stored.
     """
     held = sum(sum(family.samples.values()) for family in families if family.name == BUFFER_ROWS)
-    remaining = [family for family in families if family.type != "gauge"]
     return [
-        Family(
-            family.name,
-            family.help,
-            family.type,
-            family.across,
-            {key: value + held for key, value in family.samples.items()},
-        )
+        family._replace(samples={key: value + held for key, value in family.samples.items()})
         if family.name == READINGS_GIVEN_BACK
         else family
-        for family in remaining
+        for family in families
+        if family.type != "gauge"
     ]
 
 

@@ -8,7 +8,6 @@ Promises:
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from itertools import count
 
 from prometheus_client import generate_latest
 
@@ -36,8 +35,8 @@ class MetricsAggregator:
         self._own = own
         self._asking: list[MetricsCallback] = []
         self._asked = asyncio.Event()
-        self._numbers = count(1)
         self._number = 0
+        """That of the last collection."""
         self._missing: set[int] = set()
         self._complete = asyncio.Event()
         self._of_workers: dict[int, Sequence[Family]] = {}
@@ -74,7 +73,7 @@ class MetricsAggregator:
                 answer(text)
 
     async def _exposition(self) -> str | None:
-        self._number = next(self._numbers)
+        self._number += 1
         self._complete.clear()
         self._missing = set(self._collect(self._number))
         try:

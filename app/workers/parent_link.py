@@ -10,11 +10,11 @@ import logging
 from collections.abc import Callable, Sequence
 from itertools import count
 from socket import socket
-from typing import TypeVar
 
 from app.errors import LiveUnavailable, TooManySubscribers
 from app.ingest.result import CommittedReading
 from app.live.bus import LocalSubscribers
+from app.live.mailbox import Mailbox
 from app.workers.channel import Channel, ChannelStats
 from app.workers.messages import (
     Collect,
@@ -38,8 +38,6 @@ from app.workers.messages import (
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
 JOIN_TIMEOUT_S = 10.0
 SCRAPE_TIMEOUT_S = 8.0
 
@@ -51,7 +49,7 @@ class ParentLink:
         socket: this worker's end of the pair; it is opened by ``open``.
         families: this worker's metrics of the moment, as ``metric_families`` encodes them.
         max_subscribers_per_key: over all workers; the parent enforces it, and a refused subscriber is told it here.
-        max_messages, max_bytes: how many receipts, and bytes of them, may wait for the parent.
+        mailbox: holds the receipts that wait for the parent.
     """
 
     def __init__(
@@ -60,32 +58,28 @@ class ParentLink:
         *,
         families: Callable[[], str],
         max_subscribers_per_key: int,
-        max_messages: int,
-        max_bytes: int,
+        mailbox: Mailbox,
         stats: ChannelStats,
     ) -> None:
         self.forwarding = False
         self._socket = socket
         self._families = families
         self._max_subscribers_per_key = max_subscribers_per_key
-        self._max_messages = max_messages
-        self._max_bytes = max_bytes
+        self._mailbox = mailbox
         self._stats = stats
         self._local_subscribers: LocalSubscribers | None = None
         self._channel: Channel | None = None
         self._running: asyncio.Task[None] | None = None
         self._welcomed = asyncio.Event()
         self._numbers = count(1)
-        self._joins: dict[int, asyncio.Future[None]] = {}
-        self._scrapes: dict[int, asyncio.Future[str]] = {}
+        self._questions: dict[int, asyncio.Future[str]] = {}
+        """By their numbers: joins, whose answer is empty, and scrapes."""
         self._drain: Callable[[], None] = lambda: None
 
     async def open(self, drain: Callable[[], None]) -> None:
         """Connect, and wait to be welcomed. ``drain`` is called when the worker should end."""
         self._drain = drain
-        self._channel = await Channel.open(
-            self._socket, max_messages=self._max_messages, max_bytes=self._max_bytes, stats=self._stats
-        )
+        self._channel = await Channel.open(self._socket, mailbox=self._mailbox, stats=self._stats)
         self._running = asyncio.create_task(self._run(self._channel))
         self.send(Hello())
         await self._welcomed.wait()
@@ -116,19 +110,14 @@ class ParentLink:
         if self._running is None or self._running.done():
             raise LiveUnavailable
         slot = next(self._numbers)
-        granted = self._joins[slot] = asyncio.get_running_loop().create_future()
-        self.send(Join(slot, key_name))
         try:
-            async with asyncio.timeout(JOIN_TIMEOUT_S):
-                await granted
+            await self._ask(slot, Join(slot, key_name), JOIN_TIMEOUT_S)
         except TimeoutError:
             self.leave(slot)
             raise LiveUnavailable from None
         except asyncio.CancelledError:
             self.leave(slot)
             raise
-        finally:
-            del self._joins[slot]
         return slot
 
     def leave(self, slot: int) -> None:
@@ -143,24 +132,26 @@ class ParentLink:
     async def scrape(self) -> bytes:
         """Return the metrics of the whole server. Raises TimeoutError if a worker does not send its own."""
         number = next(self._numbers)
-        answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._scrapes[number] = answered
-        self.send(Scrape(number))
+        return (await self._ask(number, Scrape(number), SCRAPE_TIMEOUT_S)).encode()
+
+    async def _ask(self, number: int, question: Join | Scrape, timeout_s: float) -> str:
+        """Return the parent's answer. Raises TimeoutError if there is none, or what the answer says."""
+        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._questions[number] = answer
+        self.send(question)
         try:
-            async with asyncio.timeout(SCRAPE_TIMEOUT_S):
-                return (await answered).encode()
+            async with asyncio.timeout(timeout_s):
+                return await answer
         finally:
-            del self._scrapes[number]
+            del self._questions[number]
 
     async def _run(self, channel: Channel) -> None:
         await channel.run(self._receive)
         logger.warning("the parent process has ended; this worker drains and ends")
         self._welcomed.set()
         self._drain()
-        for join in self._joins.values():
-            _fail(join, LiveUnavailable())
-        for scrape in self._scrapes.values():
-            _fail(scrape, TimeoutError())
+        for number in self._questions:
+            self._settle(number, TimeoutError())
 
     def _receive(self, message: Control | Receipts) -> None:
         assert self._local_subscribers is not None, "no hub has been attached"
@@ -181,29 +172,21 @@ class ParentLink:
                 self._drain()
             case Sequence():
                 self._local_subscribers.deliver(message)
-            case _:
-                self._settle(message)
-
-    def _settle(self, message: Control) -> None:
-        """Resolve the join or scrape that a message answers, unless its caller has stopped waiting."""
-        match message:
             case Granted(slot, latest):
-                if latest is not None and self._local_subscribers is not None:
+                if latest is not None:
                     self._local_subscribers.remember(latest)
-                _succeed(self._joins.get(slot), None)
+                self._settle(slot, "")
             case Denied(slot):
-                _fail(self._joins.get(slot), TooManySubscribers(self._max_subscribers_per_key))
-            case Exposition(number, None):
-                _fail(self._scrapes.get(number), TimeoutError())
-            case Exposition(number, str(text)):
-                _succeed(self._scrapes.get(number), text)
+                self._settle(slot, TooManySubscribers(self._max_subscribers_per_key))
+            case Exposition(number, text):
+                self._settle(number, TimeoutError() if text is None else text)
 
-
-def _succeed(future: "asyncio.Future[Result] | None", result: Result) -> None:
-    if future is not None and not future.done():
-        future.set_result(result)
-
-
-def _fail(future: "asyncio.Future[Result] | None", error: Exception) -> None:
-    if future is not None and not future.done():
-        future.set_exception(error)
+    def _settle(self, number: int, answer: str | Exception) -> None:
+        """Resolve a question, unless its caller has stopped waiting."""
+        question = self._questions.get(number)
+        if question is None or question.done():
+            return
+        if isinstance(answer, Exception):
+            question.set_exception(answer)
+        else:
+            question.set_result(answer)

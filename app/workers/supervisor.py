@@ -13,7 +13,6 @@ Promises:
 
 import asyncio
 import logging
-import math
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -23,11 +22,12 @@ from functools import partial
 from itertools import count
 from multiprocessing.process import BaseProcess
 
-from prometheus_client.core import CounterMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.core import CounterMetricFamily
 
 from app.errors import ConfigurationError
+from app.live.mailbox import Mailbox
 from app.metrics import Gauge, ProcessMetrics
+from app.repeats import Repeats
 from app.workers import metric_families
 from app.workers.channel import Channel, ChannelStats
 from app.workers.messages import (
@@ -61,7 +61,6 @@ ACCEPT_PAUSE_S = 1.0
 """After the machine has refused an accept, for want of descriptors perhaps."""
 FULL_PAUSE_S = 0.05
 """After no worker has taken a connection, because each has some 280 before it."""
-WARNING_INTERVAL_S = 60.0
 FIRST_RESTART_PAUSE_S = 0.1
 LONGEST_RESTART_PAUSE_S = 5.0
 STEADY_AFTER_S = 30.0
@@ -88,7 +87,7 @@ class Supervisor:
         spawn: starts one.
         listener: where connections arrive; closed when the server stops.
         max_subscribers_per_key: over all workers.
-        max_messages, max_bytes: how many receipts, and bytes of them, may wait for each worker.
+        new_mailbox: makes what holds the receipts that wait for a worker.
         stop_timeout_s: how long a worker may take to drain.
         horizon_us: the latest time that a reading may have now, microseconds since 1970 UTC.
         announce: is told the database's edition once every worker accepts readings.
@@ -101,8 +100,7 @@ class Supervisor:
         spawn: Spawn,
         listener: socket.socket,
         max_subscribers_per_key: int,
-        max_messages: int,
-        max_bytes: int,
+        new_mailbox: Callable[[], Mailbox],
         stop_timeout_s: float,
         horizon_us: Callable[[], float],
         announce: Callable[[str], None],
@@ -110,8 +108,7 @@ class Supervisor:
         self._size = workers
         self._spawn = spawn
         self._listener = listener
-        self._max_messages = max_messages
-        self._max_bytes = max_bytes
+        self._new_mailbox = new_mailbox
         self._stop_timeout_s = stop_timeout_s
         self._announce = announce
         self._announced = False
@@ -123,7 +120,7 @@ class Supervisor:
         self._accepting = False
         self._in_hand: socket.socket | None = None
         """A connection that no worker took; it is the next to be handed over."""
-        self._warned_at = -math.inf
+        self._repeats = Repeats()
         self._stopping = asyncio.Event()
         self._signals: list[int] = []
         self._unusable: str | None = None
@@ -205,9 +202,7 @@ class Supervisor:
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             undo.pop_all()
-        channel = await Channel.open(
-            channel_here, max_messages=self._max_messages, max_bytes=self._max_bytes, stats=self._stats
-        )
+        channel = await Channel.open(channel_here, mailbox=self._new_mailbox(), stats=self._stats)
         worker = self._workers[number] = _Worker(number, process, channel, connections_here)
         logger.info("worker %d is process %d", number, process.pid)
         if self._stopping.is_set():
@@ -280,9 +275,7 @@ class Supervisor:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                now = asyncio.get_running_loop().time()
-                if now - self._warned_at >= WARNING_INTERVAL_S:
-                    self._warned_at = now
+                if self._repeats.is_due(str(error), asyncio.get_running_loop().time()):
                     logger.error("can't accept connections: %s", error.strerror)
                 self._pause_accepting(ACCEPT_PAUSE_S)
                 return
@@ -363,23 +356,14 @@ class Supervisor:
         return self._router.workers
 
     def _own_families(self) -> Sequence[Family]:
-        workers = _WorkerCollector(restarts=self._restarts, workers=len(self._workers))
-        collectors = (metric_families.ChannelCollector(self._stats), workers, ProcessMetrics())
-        return [family for collector in collectors for family in metric_families.families_of(collector)]
-
-
-class _WorkerCollector(Collector):
-    """Metrics that only the parent has."""
-
-    def __init__(self, *, restarts: int, workers: int) -> None:
-        self._restarts = restarts
-        self._workers = workers
-
-    def collect(self) -> list[Metric]:
-        return [
-            CounterMetricFamily("sensorflow_worker_restarts", "Workers that ended unasked.", value=self._restarts),
-            Gauge("sensorflow_workers", "Worker processes.", self._workers, "sum"),
-        ]
+        return metric_families.families_of(
+            [
+                *metric_families.ChannelCollector(self._stats).collect(),
+                CounterMetricFamily("sensorflow_worker_restarts", "Workers that ended unasked.", value=self._restarts),
+                Gauge("sensorflow_workers", "Worker processes.", len(self._workers), "sum"),
+                *ProcessMetrics().collect(),
+            ]
+        )
 
 
 def _exit_reason(process: BaseProcess) -> str:

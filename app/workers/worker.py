@@ -6,7 +6,6 @@ by a hash of their addresses; few connections that live long end up on one proce
 
 import asyncio
 import logging
-import math
 import signal
 import socket
 from collections.abc import Callable, Generator
@@ -15,7 +14,9 @@ from contextlib import contextmanager
 import uvicorn
 
 from app.draining import DrainingServer
-from app.workers.messages import Started
+from app.errors import ConfigurationError
+from app.repeats import Repeats
+from app.workers.messages import Started, Unusable
 from app.workers.parent_link import ParentLink
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,6 @@ MAX_TAKING_OVER = 16
 """Most connections that are taken over at a time. Each has a descriptor before the connection limit can close another
 for it: with 64 in each turn of the event loop, a burst used up the process's descriptors.
 """
-WARNING_INTERVAL_S = 60.0
 
 
 class WorkerServer(DrainingServer):
@@ -41,11 +41,17 @@ class WorkerServer(DrainingServer):
         self._parent_link = parent_link
         self._connections = connections
         self._taking_over: set[asyncio.Task[object]] = set()
-        self._warned_at = -math.inf
+        self._repeats = Repeats()
 
     def stop(self) -> None:
         """Drain, and end."""
         self.should_exit = True
+
+    def fail(self, error: BaseException) -> None:
+        """Drain and end, because of an error. Tell the parent if no worker can start like this."""
+        if isinstance(error, ConfigurationError):
+            self._parent_link.send(Unusable(str(error)))
+        super().fail(error)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, then take connections over."""
@@ -79,17 +85,11 @@ class WorkerServer(DrainingServer):
             if not byte:
                 self._stop_accepting()  # the parent is gone; the link drains
                 return
-            if not descriptors:
-                self._warn_of_lost_connection()
+            # The kernel dropped a connection on its way here.
+            if not descriptors and self._repeats.is_due("lost", asyncio.get_running_loop().time()):
+                logger.error("can't take over a connection: all file descriptors are in use. Raise ulimit -n")
             for descriptor in descriptors:
                 self._serve_on(socket.socket(fileno=descriptor))
-
-    def _warn_of_lost_connection(self) -> None:
-        """Log, once a minute, that the kernel dropped a connection on its way here for want of a descriptor."""
-        now = asyncio.get_running_loop().time()
-        if now - self._warned_at >= WARNING_INTERVAL_S:
-            self._warned_at = now
-            logger.error("can't take over a connection: all file descriptors are in use. Raise ulimit -n")
 
     def _serve_on(self, connection: socket.socket) -> None:
         connection.setblocking(False)

@@ -5,6 +5,7 @@ import itertools
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
@@ -46,6 +47,8 @@ OPERATORS_POLICIES = [
     " INTERVAL '1 hour', if_not_exists => true)"
     for tier in TIERS
 ]
+
+TIMES = "SELECT name, value::timestamptz AS time FROM server_settings WHERE name ~ '^aggregates' ORDER BY name"
 
 
 AGES_S = st.one_of(
@@ -510,3 +513,109 @@ async def test_upgrade_from_policies(community_admin_url: str, had_policies: boo
         async with rig(url) as parts:
             await parts.refresh()
             assert_right(url)
+
+
+async def test_a_refresh_under_way_keeps_the_aggregates_of_what_retention_deletes(community_database: str) -> None:
+    """A refresh that is under way keeps the aggregates of days that retention deletes meanwhile."""
+    async with rig(community_database) as parts:
+        now_s = parts.clock_s[0]
+        await parts.write(*(reading(now_s - age_s) for age_s in range(0, 4 * DAY, HOUR)))
+        await parts.refresh()
+        before = rows(community_database, FOUND.format("readings_1m"))
+
+        async def retention_comes_between(connection: Connection, guard: Connection) -> AsyncIterator[None]:
+            pieces = Aggregates(parts.database).refresh_changed(connection, guard)
+            await anext(pieces)
+            await parts.delete_old(Retention(0.5, 0, 0, 0))
+            async for _ in pieces:
+                yield
+
+        await parts.do(retention_comes_between)
+        assert rows(community_database, "SELECT min(time) > now() - interval '2 days' FROM readings") == [(True,)]
+        assert rows(community_database, FOUND.format("readings_1m")) == before
+
+
+async def test_what_a_retention_policy_deletes_stays_in_the_aggregates(community_database: str) -> None:
+    """Of days that an operator's own retention policy has deleted, no late reading costs the aggregates."""
+    async with rig(community_database) as parts:
+        noon_s = parts.clock_s[0] // DAY * DAY - 6 * DAY + 12 * HOUR
+        await parts.write(*(reading(noon_s + second) for second in range(0, 5 * HOUR, MINUTE)))
+        await parts.refresh()
+        before = rows(community_database, FOUND.format("readings_1d"))
+        execute(community_database, "SELECT add_retention_policy('readings', INTERVAL '3 days')")
+        run_job(community_database, "policy_retention", "readings")
+        assert rows(community_database, "SELECT count(*) FROM readings") == [(0,)]
+        await parts.write(reading(noon_s))
+        await parts.refresh()
+        await parts.refresh()
+        assert rows(community_database, FOUND.format("readings_1d")) == before
+
+
+async def test_a_process_whose_term_is_over_moves_no_frontier_back(
+    community_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was held up while another took over leaves the other's frontier where it is."""
+    async with rig(community_database) as parts:
+        await parts.refresh()
+        frontier = rows(community_database, TIMES)
+
+        async def state_of_long_ago(connection: Connection, **options: Any) -> aggregates.AggregateState:
+            found = await real(connection, **options)
+            ago = timedelta(minutes=20)
+            long_ago = found.refreshed_until - 2 * ago
+            return replace(found, now=found.now - ago, refreshed_until=long_ago, frontier=long_ago)
+
+        async def is_killed(_: Connection) -> AsyncIterator[float]:
+            raise Busy
+            yield 0.0
+
+        real = aggregates.state
+        monkeypatch.setattr(aggregates, "state", state_of_long_ago)
+        monkeypatch.setattr(aggregates, "_until_flushes_have_ended", is_killed)
+        with pytest.raises(Busy):
+            await parts.do(Aggregates(parts.database).refresh)
+        assert rows(community_database, TIMES) == frontier
+
+
+async def test_a_clock_that_was_ahead_stops_no_refresh(community_database: str) -> None:
+    """After the database's clock has been ahead, refreshes go on from now."""
+    async with rig(community_database) as parts:
+        execute(community_database, "UPDATE server_settings SET value = now() + interval '1 day' WHERE name ~ '^aggr'")
+        await parts.refresh()
+        assert rows(community_database, f"SELECT bool_and(time <= now()) FROM ({TIMES}) t") == [(True,)]
+
+
+async def test_a_refresh_under_way_forgets_no_older_readings(community_database: str) -> None:
+    """When older readings are taken over during a refresh, the next refresh begins with them."""
+    back = "UPDATE server_settings SET value = (now() - interval '{}')::text WHERE name = 'aggregates_refreshed_until'"
+    async with rig(community_database) as parts:
+        await parts.write(*(reading(parts.clock_s[0] - age_s) for age_s in range(0, 9 * HOUR, MINUTE)))
+        execute(community_database, back.format("1 hour"))
+
+        async def others_set_it_back(connection: Connection, guard: Connection) -> AsyncIterator[None]:
+            pieces = Aggregates(parts.database).refresh(connection, guard)
+            await anext(pieces)
+            yield
+            execute(community_database, back.format("8 hours"))
+            async for _ in pieces:
+                yield
+
+        with pytest.raises(Busy):
+            await parts.do(others_set_it_back)
+        old = (
+            "SELECT value::timestamptz < now() - interval '7 hours' FROM server_settings WHERE name ~ 'refreshed_until'"
+        )
+        assert rows(community_database, old) == [(True,)]
+        await parts.refresh()
+        assert_right(community_database)
+
+
+async def test_late_readings_of_a_server_whose_clock_is_behind(community_database: str) -> None:
+    """Late readings are recorded as such by a server whose clock is hours behind, or that has held them for hours."""
+    async with rig(community_database) as parts:
+        await parts.refresh()
+        now_s = parts.clock_s[0]
+        parts.clock_s[0] -= 5 * HOUR
+        await parts.write(reading(now_s - 10 * MINUTE))
+        covering = "SELECT FROM stale_ranges WHERE to_timestamp(%(at)s) >= starts_at AND to_timestamp(%(at)s) < ends_at"
+        assert len(rows(community_database, covering, at=now_s - 10 * MINUTE)) == 1

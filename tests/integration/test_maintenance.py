@@ -244,7 +244,7 @@ async def test_failures_are_recorded_and_hold_up_no_other_work(
         done.append("works")
         yield
 
-    kinds = [Work("fails", 1, fails, comes_first=True), Work("busy", 1, is_busy), Work("works", 0.01, works)]
+    kinds = [Work("fails", 1, fails, is_awaited=True), Work("busy", 1, is_busy), Work("works", 0.01, works)]
     async with opened(database) as opened_database:
         monkeypatch.setattr(maintenance, "RETRY_BUSY_S", 0.01)
         task = asyncio.create_task(Maintenance(opened_database, share=0.15).run(kinds))
@@ -264,6 +264,60 @@ async def test_failures_are_recorded_and_hold_up_no_other_work(
         await observer.look()
         assert observer.statistics.late_works == ["fails has not succeeded for 90 minutes: division by zero"]
         assert [work.name for work in observer.statistics.works] == ["fails", "works"]
+
+
+async def test_an_unforeseen_error_ends_neither_the_server_nor_other_work(database: str) -> None:
+    """An error that nobody has foreseen is a failure of its work, and of nothing else."""
+    done = 0
+
+    async def fails(*_: Connection) -> AsyncIterator[None]:
+        yield
+        [].pop()
+
+    async def quick(*_: Connection) -> AsyncIterator[None]:
+        nonlocal done
+        done += 1
+        yield
+
+    async with opened(database) as opened_database:
+        works = [Work("fails", 60, fails, is_awaited=True), Work("quick", 0.1, quick)]
+        task = asyncio.create_task(Maintenance(opened_database, share=1).run(works))
+        try:
+            await until(lambda: done > 2 or task.done())
+            assert not task.done()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    assert rows(database, "SELECT last_error FROM maintenance WHERE work = 'fails'") == [("pop from empty list",)]
+
+
+async def test_work_goes_on_on_a_full_disk(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work that frees space is done although nothing can be recorded."""
+    monkeypatch.setattr(maintenance, "ELECTION_INTERVAL_S", 0.05)
+    done = 0
+
+    async def first(*_: Connection) -> AsyncIterator[None]:
+        yield
+
+    async def frees(*_: Connection) -> AsyncIterator[None]:
+        nonlocal done
+        done += 1
+        yield
+
+    execute(
+        database,
+        "CREATE FUNCTION is_full() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN RAISE EXCEPTION $$no space left$$ USING ERRCODE = $$disk_full$$; END';"
+        "CREATE TRIGGER is_full BEFORE INSERT ON maintenance EXECUTE FUNCTION is_full()",
+    )
+    async with opened(database) as opened_database:
+        works = [Work("first", 60, first, is_awaited=True), Work("frees", 0.1, frees)]
+        task = asyncio.create_task(Maintenance(opened_database, share=1).run(works))
+        try:
+            await until(lambda: done > 2)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_work_that_can_wait_takes_its_share(database: str) -> None:
@@ -295,6 +349,41 @@ async def test_work_that_can_wait_takes_its_share(database: str) -> None:
         await asyncio.gather(task, return_exceptions=True)
     assert 0.02 < share < 0.15
     assert done > 10
+
+
+def test_rest_is_bounded() -> None:
+    """A run rests for so many times its duration, but not for hours after an hour's work."""
+
+    async def pieces(*_: Connection) -> AsyncIterator[None]:
+        yield
+
+    work = Work("a", 15, pieces, rest=20)
+    assert work.rest_s(0.5) == 10
+    assert work.rest_s(3_600) == maintenance.LONGEST_REST_S
+
+
+async def test_long_work_holds_up_no_other(database: str) -> None:
+    """Work that is due has its turn after a piece of other work, however many pieces that has."""
+    done = 0
+
+    async def endless(*_: Connection) -> AsyncIterator[None]:
+        while True:
+            await asyncio.sleep(0.01)
+            yield
+
+    async def quick(*_: Connection) -> AsyncIterator[None]:
+        nonlocal done
+        done += 1
+        yield
+
+    async with opened(database) as opened_database:
+        works = [Work("endless", 60, endless), Work("quick", 0.1, quick, first_after_s=0.1)]
+        task = asyncio.create_task(Maintenance(opened_database, share=1).run(works))
+        try:
+            await until(lambda: done > 3)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_chunks_go_to_the_columnstore_beside_writers(
@@ -358,6 +447,32 @@ async def test_a_chunk_that_is_over_and_quiet_goes_whole(
         assert await convert() > 0
         assert rows(community_database, status) == [(columnstore.COMPRESSED,)]
     assert rows(community_database, "SELECT sum(temperature) FROM readings") == [(210,)]
+
+
+async def test_a_chunk_in_use_holds_up_neither_writers_nor_other_chunks(
+    community_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While somebody reads a chunk for long, writers don't wait for its conversion, and other chunks are converted."""
+    monkeypatch.setattr(columnstore, "QUIET", timedelta(0))
+    insert = (
+        "INSERT INTO readings SELECT now() - {} * interval '1 day', 1, i, 1, i, NULL, NULL FROM generate_series(1, 9) i"
+    )
+    for days in (9, 7, 5):
+        execute(community_database, insert.format(days))
+    keeper = Columnstore()
+    chunks = "SELECT c::text, _timescaledb_functions.chunk_status(c) FROM show_chunks('readings') c ORDER BY c::text"
+    (first, _), *_ = rows(community_database, chunks)
+    async with opened(community_database) as kept:
+        with psycopg.connect(community_database) as reader:
+            reader.execute(f"SELECT count(*) FROM {first}")
+            converting = asyncio.create_task(do(kept, lambda connection, _: keeper.convert(connection)))
+            await asyncio.sleep(0.1)
+            await asyncio.to_thread(execute, community_database, "SET lock_timeout = '2s';" + insert.format(9))
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                await converting
+            assert [status for _, status in rows(community_database, chunks)] == [0, 1, 1]
+        await do(kept, lambda connection, _: keeper.convert(connection))
+    assert [status for _, status in rows(community_database, chunks)] == [1, 1, 1]
 
 
 async def until(is_so: Callable[[], bool]) -> None:

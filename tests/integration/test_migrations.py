@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 from app.errors import ConfigurationError, DatabaseUnavailable
 from app.store.database import ALEMBIC_INI, Database, migrate
 from app.store.locks import MIGRATION_LOCK
+from tests.support.databases import new_database
 
 TABLES = {"readings", "sensors", "sources", "flushes", "server_settings", "data", "idempotency_keys"}
 OWN_RELATIONS = """
@@ -41,6 +42,14 @@ COLUMNSTORE_SETTINGS = """
 SELECT attname, segmentby_column_index, orderby_column_index, orderby_asc
 FROM timescaledb_information.compression_settings WHERE hypertable_name = 'readings' ORDER BY attname
 """
+
+ADD_POLICIES = """
+SELECT add_compression_policy('readings', INTERVAL '1 day'), add_retention_policy('readings', INTERVAL '30 days'),
+       add_continuous_aggregate_policy('readings_1m', INTERVAL '1 hour', INTERVAL '1 minute', INTERVAL '1 minute')
+"""
+POLICIES = "SELECT proc_name FROM timescaledb_information.jobs WHERE hypertable_schema = 'public'"
+BEFORE_ADDING = "SELECT starts_at, ends_at, array_agg(id) FROM stale_ranges GROUP BY 1, 2"
+"""What a server of revision 0008 asks before it adds its policies."""
 
 
 def relations(url: str) -> set[str]:
@@ -252,3 +261,18 @@ def test_ids_that_no_name_has_are_given_back(empty_database: str, used: int, ids
         sensor = connection.execute("INSERT INTO sensors (name) VALUES ('c') RETURNING id").fetchone()
         add = "INSERT INTO sources (key_name, client_ip) VALUES ('k', 'ip') RETURNING id"
         assert (sensor, connection.execute(add).fetchone()) == ((ids[0],), (ids[1],))
+
+
+def test_policies_are_removed_for_good(community_admin_url: str) -> None:
+    """Policies are removed, and a server of the version before, which may still run, can't add them again."""
+    with new_database(community_admin_url) as url, psycopg.connect(url, autocommit=True) as connection:
+        migrate(url, "0008")
+        connection.execute(ADD_POLICIES)
+        assert len(connection.execute(POLICIES).fetchall()) == 3
+        migrate(url)
+        assert connection.execute(POLICIES).fetchall() == []
+        with pytest.raises(psycopg.errors.UndefinedColumn):
+            connection.execute(BEFORE_ADDING)
+        migrate(url, "0008", down=True)
+        connection.execute(BEFORE_ADDING)
+        migrate(url)

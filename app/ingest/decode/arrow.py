@@ -5,8 +5,7 @@ Only the known columns are read.
 """
 
 import struct
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.ipc
@@ -22,9 +21,7 @@ from app.ingest.decode.columns import (
     require_few_rows,
     require_small,
 )
-from app.ingest.decode.typed import UNREADABLE, columns_of_table, in_short, require_flat
-
-Result = TypeVar("Result")
+from app.ingest.decode.typed import columns_of_table, readably, require_flat
 
 MAX_MESSAGES = 10_000
 """Batches and dictionaries: each takes 0.1 ms and 3 KB, however few its rows."""
@@ -44,14 +41,7 @@ def open_arrow_stream(body: bytes, options: DecodeOptions) -> Opened:
     """
     if body.startswith(b"ARROW1"):
         raise MalformedBody("The body is an Arrow file (Feather): send an Arrow stream.")
-    return _readably(lambda: _open(body, options))
-
-
-def _readably(do: Callable[[], Result]) -> Result:
-    try:
-        return do()
-    except UNREADABLE as error:
-        raise MalformedBody(f"The body can't be read as an Arrow stream: {in_short(error)}") from error
+    return readably("an Arrow stream", lambda: _open(body, options))
 
 
 def _open(body: bytes, options: DecodeOptions) -> Opened:
@@ -83,7 +73,7 @@ def _open(body: bytes, options: DecodeOptions) -> Opened:
             raise MalformedBody("The body goes on after the end of its Arrow stream: send one stream a request.")
         return columns_of_table(pa.Table.from_batches(batches, of_batches), known, unknown, options)
 
-    return Opened(inflated_bytes, lambda: _readably(read))
+    return Opened(inflated_bytes, lambda: readably("an Arrow stream", read))
 
 
 # What a stream inflates to stands in its messages, but pyarrow does not show it: so these few fields are read from the

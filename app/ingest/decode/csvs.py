@@ -34,7 +34,7 @@ from app.ingest.decode.columns import (
     require_few_rows,
 )
 from app.ingest.decode.dialect import CsvDialect
-from app.ingest.decode.jsons import NUMBER_IN_TEXT
+from app.ingest.decode.timestamps import NUMBER
 from app.ingest.decode.utf8 import NOT_UTF8, has, is_utf8, without_bom
 from app.schema import METRIC_TYPES, METRICS
 
@@ -81,15 +81,11 @@ def read_header(body: bytes, dialect: CsvDialect) -> tuple[list[str], int]:
         MalformedBody: it has no header, or one that can't be read.
     """
     fields, _, start = next(records(body, 0, dialect), ([], 0, 0))
-    return _header(fields), start
-
-
-def _header(fields: Sequence[bytes] | None) -> list[str]:
     if not fields:
         said = "is empty" if fields is not None else "has a first line that can't be read"
         raise MalformedBody(f"The CSV {said}: begin with a header, like {','.join(COLUMNS)}.")
     try:
-        return [field.decode().strip() for field in fields]
+        return [field.decode().strip() for field in fields], start
     except UnicodeDecodeError as error:
         raise MalformedBody(f"The CSV's header can't be read: {NOT_UTF8}.") from error
 
@@ -288,7 +284,7 @@ def _numbers(texts: Sequence[str | None], name: str, faults: dict[int, str], dia
         if stripped not in no_value:
             if dialect.decimal_comma:
                 stripped = stripped.translate(_COMMA_FOR_POINT)
-            if not NUMBER_IN_TEXT.fullmatch(stripped):
+            if not NUMBER.fullmatch(stripped):
                 faults[row] = (NOT_FINITE if stripped.lower().lstrip("+-") in _INFINITE else NO_NUMBER).format(name)
             elif not math.isfinite(number := float(stripped)):
                 faults[row] = NOT_FINITE.format(name)

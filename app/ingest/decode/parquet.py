@@ -6,7 +6,6 @@ Pure. ``pages`` says what a file inflates to before a page of it is inflated; on
 import pyarrow as pa
 import pyarrow.parquet
 
-from app.errors import MalformedBody
 from app.ingest.decode.columns import (
     COLUMNS,
     DecodeOptions,
@@ -17,7 +16,7 @@ from app.ingest.decode.columns import (
     require_small,
 )
 from app.ingest.decode.pages import Column, Pages, pages_of
-from app.ingest.decode.typed import UNREADABLE, columns_of_table, in_short, require_flat
+from app.ingest.decode.typed import columns_of_table, readably, require_flat
 
 _VALUE_BYTES = 16
 """What a value takes in memory at most, of a column that is not text, or as a position in a dictionary."""
@@ -31,26 +30,16 @@ def open_parquet(body: bytes, options: DecodeOptions) -> Opened:
         MalformedBody: it is none, is damaged, or its columns can't be readings; so does reading it.
         TooManyRows, BodyTooLarge
     """
-    try:
-        pages = pages_of(body, frozenset(COLUMNS))
-    except UNREADABLE as error:
-        raise _unreadable(error) from error
+    pages = readably("Parquet", lambda: pages_of(body, frozenset(COLUMNS)))
     unknown = require_columns(pages.names, options)
     require_few_rows(pages.rows, options)
     inflated_bytes = sum(column.inflated_bytes + column.values * _VALUE_BYTES for column in pages.columns.values())
     require_small(len(body) + inflated_bytes, options)
 
     def read() -> ParsedColumns:
-        try:
-            return columns_of_table(_table(body, pages, options), list(pages.columns), unknown, options)
-        except UNREADABLE as error:
-            raise _unreadable(error) from error
+        return columns_of_table(_table(body, pages, options), list(pages.columns), unknown, options)
 
-    return Opened(inflated_bytes, read)
-
-
-def _unreadable(error: BaseException) -> MalformedBody:
-    return MalformedBody(f"The body can't be read as Parquet: {in_short(error)}")
+    return Opened(inflated_bytes, lambda: readably("Parquet", read))
 
 
 def _table(body: bytes, pages: Pages, options: DecodeOptions) -> pa.Table:

@@ -32,8 +32,8 @@ OUTSIDE_ALL_YEARS = "time should lie between the years 1900 and 2261"
 MAX_TEXT_LENGTH = 64
 """No time is written longer."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
 LARGEST_UNAMBIGUOUS = 5e15
 """Below it a whole number means the same as a float, to the microsecond; not so with Precision.NS."""
 
@@ -61,7 +61,8 @@ _END_OF_DAY = re.compile(
 )
 _LEAP_SECOND = re.compile(rf"(?P<minute>.{{8,10}}[Tt ]\d\d:?\d\d:?)60(?P<fraction>(?:[.,]\d+)?){_CLOCK_ZONE}", re.ASCII)
 _DAY_US = 86_400_000_000
-_DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+"""How a number is written in a text."""
 
 
 def parse_time_us(value: object, *, precision: Precision = Precision.AUTO) -> int:
@@ -84,7 +85,7 @@ def _from_text(text: str, precision: Precision) -> int:
     # A number first: twelve and more digits would pass for an ISO date without its hyphens.
     if _INTEGER.fullmatch(text):
         return _from_number(int(text), precision)
-    if _DECIMAL.fullmatch(text):
+    if NUMBER.fullmatch(text):
         return _from_number(float(text), precision)
     try:
         return _from_iso(text)
@@ -98,7 +99,7 @@ def _from_text(text: str, precision: Precision) -> int:
 
 def _from_iso(text: str) -> int:
     moment = datetime.fromisoformat(text)
-    return (moment.replace(tzinfo=moment.tzinfo or UTC) - _EPOCH) // _MICROSECOND
+    return (moment.replace(tzinfo=moment.tzinfo or UTC) - EPOCH) // MICROSECOND
 
 
 def _from_rare_iso(text: str) -> int:
@@ -183,7 +184,7 @@ _TEN_YEARS_US = 315_532_800_000_000
 
 
 def _iso(time_us: int) -> str:
-    return (_EPOCH + time_us // 1_000_000 * timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return (EPOCH + time_us // 1_000_000 * timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_times_us(times: pa.Array, precision: Precision) -> pa.Array | None:
@@ -309,7 +310,7 @@ def _written_alike(texts: pa.Array, first: str, precision: Precision) -> pa.Arra
         numbers = texts.cast(pa.int64())
         is_hexadecimal = pc.match_substring(pc.ascii_lower(texts), "x")
         return None if is_hexadecimal.true_count else _numbers(numbers, precision)
-    if _DECIMAL.fullmatch(first):
+    if NUMBER.fullmatch(first):
         numbers = texts.cast(pa.float64())
         # A whole number among them must be exact as a float, and of no unit in which it would be rounded another way.
         if precision is Precision.NS or (pc.max(pc.abs(numbers)).as_py() or 0.0) >= LARGEST_UNAMBIGUOUS:

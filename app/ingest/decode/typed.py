@@ -8,6 +8,7 @@ last offset before it is computed with.
 
 import struct
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,15 +17,24 @@ from app.errors import MalformedBody
 from app.ingest.decode.columns import DecodeOptions, ParsedColumns, require_small
 from app.schema import METRICS
 
-UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError, ValueError, KeyError, OverflowError, struct.error)
+Result = TypeVar("Result")
+
+_UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError, ValueError, KeyError, OverflowError, struct.error)
 """What is raised for bytes that are damaged."""
 
 _Read = Callable[[pa.Array], pa.Array]
 
 
-def in_short(error: BaseException) -> str:
-    """Return the first line of an error."""
-    return str(error).partition("\n")[0][:200] or type(error).__name__
+def readably(what: str, read: Callable[[], Result]) -> Result:
+    """Return what ``read`` returns. What it raises for damaged bytes becomes a MalformedBody: they are no ``what``.
+
+    A function, since a context manager takes 1 to 2 µs, which is 1 % of a small body.
+    """
+    try:
+        return read()
+    except _UNREADABLE as error:
+        in_short = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise MalformedBody(f"The body can't be read as {what}: {in_short}") from error
 
 
 def require_flat(name: str, type_: pa.DataType) -> None:

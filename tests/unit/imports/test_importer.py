@@ -13,7 +13,7 @@ import pytest
 from app.errors import BufferFull, ConfigurationError
 from app.imports.layout import ColumnMapping
 from app.ingest.decode.timestamps import Precision
-from app.ingest.idempotency import DatedResult
+from app.ingest.idempotency import StoredResult
 from app.ingest.request import WriteRequest
 from app.ingest.result import WriteOutcome
 from tests.support import bodies
@@ -29,7 +29,7 @@ def test_old_keys(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"station,time,temperature\na,1000,212\n")
     layout = ColumnMapping({"sensor_id": "station"}, frozenset(["temperature"]), Precision.MS)
     taken = Taken()
-    taken.kept[OLD_KEY] = DatedResult(b"1", b"", datetime(2023, 7, 12, tzinfo=UTC))
+    taken.kept[OLD_KEY] = StoredResult(b"1", b"", datetime(2023, 7, 12, tzinfo=UTC))
     assert (imported(tmp_path / "a.csv", layout, taken).found, taken.readings) == (1, [])
 
 

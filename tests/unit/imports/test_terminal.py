@@ -7,23 +7,12 @@ import pytest
 
 from app.imports.layout import ColumnMapping
 from app.imports.terminal import import_file
-from app.ingest.decode.timestamps import TimeWindow
-from tests.support.samples import T0_US
+from tests.support.importing import importer
 
 
 def printed(path: Path, capsys: pytest.CaptureFixture[str], layout: ColumnMapping | None = None) -> list[str]:
     """Return the output about a file that is only checked, in real time, since threads read it."""
-    window = TimeWindow.of(past_days=0, future_minutes=0)
-    importing = import_file(
-        path,
-        service=None,
-        log=None,
-        layout=layout or ColumnMapping(),
-        window=window,
-        now_us=lambda: T0_US,
-        store_again=False,
-    )
-    asyncio.run(importing)
+    asyncio.run(import_file(path, importer(layout or ColumnMapping(), None), store_again=False))
     return capsys.readouterr().out.splitlines()
 
 

@@ -31,7 +31,6 @@ from app.ingest.idempotency import (
     DuplicateRequest,
     IdempotencyRecord,
     Records,
-    Replay,
     StoredResult,
     StoredResults,
 )
@@ -908,7 +907,7 @@ async def test_a_repetition_is_answered_as_the_first_one_was_and_stores_nothing(
         again = [plant.send("a", record=record()), plant.send("a", record=record())]
         other = plant.send("b", record=record(content=b"other"))
         assert isinstance(await first, CommittedReading)
-        assert await asyncio.gather(*again) == 2 * [Replay(b"id 1")]
+        assert await asyncio.gather(*again) == 2 * [StoredResult(b"content", b"id 1")]
         assert isinstance(await other, IdempotencyConflict)
         assert [type(answer) for answer in await asyncio.gather(*neighbours)] == [CommittedReading, BatchResult]
         assert sorted(plant.store.stored) == ["a", "b", "c"]
@@ -926,7 +925,11 @@ async def test_what_another_process_committed_is_answered_as_it_was_there() -> N
             plant.send("b", record=record("b", content=b"other", key_name="API_KEY")),
             plant.send("a", record=record("a", key_name="API_KEY_WS")),
         )
-        assert answers[:3] == [Replay(b"a"), Replay(b"b"), Replay(b"c")]
+        assert answers[:3] == [
+            StoredResult(b"content", b"a"),
+            StoredResult(b"content", b"b"),
+            StoredResult(b"content", b"c"),
+        ]
         assert isinstance(answers[4], IdempotencyConflict)
         assert plant.store.stored == ["d", "a"]
         assert plant.store.attempts == [["a", "b", "c", "d"], ["d", "b", "a"], ["d", "a"]], (
@@ -954,7 +957,7 @@ async def test_sent_again_after_unknown_outcome() -> None:
         assert isinstance(await first, OutcomeUnknown)
         again = plant.send("a", record=record())
         plant.store.speaking.set()
-        assert await again == Replay(b"id 1")
+        assert await again == StoredResult(b"content", b"id 1")
         assert plant.store.stored == ["a"]
 
 
@@ -1152,7 +1155,7 @@ async def test_when_a_repetition_is_found_what_was_prepared_ahead_keeps_its_plac
             await asyncio.sleep(0.1)
             plant.store.speaking.set()
             said = await asyncio.gather(*answers)
-            assert said[0] == said[4] == Replay(b"first")
+            assert said[0] == said[4] == StoredResult(b"content", b"first")
             assert plant.store.stored == ["b", "c", "d", "e"]
 
 
@@ -1168,7 +1171,7 @@ async def test_a_repetition_prepared_ahead_of_the_first_ones_commit_is_recognise
             assert plant.store.prepared == [["a"], ["a", "b"]]
             plant.store.speaking.set()
             assert isinstance(await first, CommittedReading)
-            assert await again[0] == Replay(b"id 1")
+            assert await again[0] == StoredResult(b"content", b"id 1")
             assert isinstance(await again[1], CommittedReading)
             assert plant.store.stored == ["a", "b"]
 
@@ -1623,17 +1626,17 @@ def assert_answer_is_true(sent: SentRequest, first_id: int | None, stored: Store
         case CommittedReading() as receipt:
             assert receipt == receipt_of(rows_of([sent.content])[0], receipt.id)
             assert receipt.id == first_id
-            replay = Replay(receipt.payload)
+            replay = receipt.payload
         case BatchResult() as result:
             assert first_id is not None
             assert result == BatchResult(sent.content.rows - len(refused), refused=refused)
-            replay = Replay(result.to_json())
+            replay = result.to_json()
         case RejectedByDatabase():
             assert refused == {0: "PostgreSQL would not take it"}
             assert isinstance(sent.content, Reading)
-        case Replay() as again:
+        case StoredResult() as again:
             assert first_id is None
-            replay = again
+            replay = again.result
         case IdempotencyConflict():
             assert first_id is None
             assert sent.record is not None
@@ -1642,7 +1645,7 @@ def assert_answer_is_true(sent: SentRequest, first_id: int | None, stored: Store
             assert sent.is_awaited, "who doesn't wait is not given up"
             assert isinstance(answer, OutcomeUnknown) or (isinstance(answer, NotStored) and first_id is None)
     if replay is not None and sent.record is not None:
-        assert stored[sent.record.name] == StoredResult(sent.record.identity.content_hash, replay.result)
+        assert stored[sent.record.name] == StoredResult(sent.record.identity.content_hash, replay)
 
 
 def assert_audience_knows_what_is_stored(plant: Plant) -> None:

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from app.errors import BufferFull, DatabaseUnavailable, IdempotencyConflict
-from app.ingest.idempotency import Replay, RequestIdentity, StoredResult
+from app.ingest.idempotency import RequestIdentity, StoredResult
 from app.ingest.pipeline import Pipeline
 from app.ingest.request import WriteRequest
 from app.ingest.result import BatchResult, WriteOutcome
@@ -99,7 +99,7 @@ async def test_replay() -> None:
     stand_in, identity = StandIn(), RequestIdentity("API_KEY", "k", b"content")
     assert await service(stand_in).replay(identity) is None
     stand_in.earlier = StoredResult(b"content", b'{"stored":1}')
-    assert await service(stand_in).replay(identity) == Replay(b'{"stored":1}')
+    assert await service(stand_in).replay(identity) == StoredResult(b"content", b'{"stored":1}')
     with pytest.raises(IdempotencyConflict):
         await service(stand_in).replay(identity._replace(content_hash=b"other"))
 

@@ -47,3 +47,17 @@ def test_the_rest_waits_a_bounded_time_after_long_work() -> None:
     budget = Budget(0.01)
     budget.spend(3_600, now=4_000)
     assert budget.free_at == 4_000 + LONGEST_DEBT_S
+
+
+def test_work_that_can_not_wait_never_keeps_the_rest_from_its_turn_for_good() -> None:
+    """Work that can wait has a turn at least every few minutes, however much the other work takes."""
+    budget, now, turns = Budget(0.15), 0.0, 0
+    while now < 3_600:
+        now += 6
+        budget.spend(6, now=now)
+        for _ in range(24):
+            now += 1
+            if budget.may_spend(now):
+                budget.spend(1, now=now + 1)
+                turns += 1
+    assert turns >= 3_600 / (LONGEST_DEBT_S + 60)

@@ -12,13 +12,13 @@ from app.store.columnstore import (
     QUIET,
     UNORDERED,
     WASTED_INDEX_BYTES,
-    Chunk,
+    StoredChunk,
     needs_conversion,
     wastes_index,
 )
 
 END = datetime(2026, 11, 27, tzinfo=UTC)
-CHUNK = Chunk("readings", "_timescaledb_internal.c", END, status=0, rows=10, written=10, index_bytes=0)
+CHUNK = StoredChunk("readings", "_timescaledb_internal.c", END, status=0, rows=10, written=10, index_bytes=0)
 LONG_AGO = END - timedelta(days=1)
 MINUTES = timedelta(minutes=1)
 

@@ -4,7 +4,8 @@ import logging
 
 import pytest
 
-from app.web.connections import WARNING_INTERVAL_S, ConnectionLimit
+from app.repeats import INTERVAL_S
+from app.web.connections import ConnectionLimit
 
 
 class Peer:
@@ -49,7 +50,7 @@ def test_warns_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
         for _ in range(100):
             limit.admit(Peer(), count=2)
         assert len(caplog.records) == 1
-        now = WARNING_INTERVAL_S
+        now = INTERVAL_S
         limit.admit(Peer(), count=2)
     assert len(caplog.records) == 2
     assert "MAX_CONNECTIONS" in caplog.text

@@ -90,8 +90,7 @@ async def send(
         "headers": [(name.encode(), value.encode()) for name, value in sent.items()],
     }
     request = Request(scope, parts.__anext__)
-    status, _ = await bulk.store(request, KEY)
-    return status
+    return (await bulk.store(request, KEY)).status_code
 
 
 async def whole(*parts: bytes) -> AsyncIterator[Message]:

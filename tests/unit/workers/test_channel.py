@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from app.ingest.result import CommittedReading
+from app.live.mailbox import Mailbox
 from app.workers.channel import MOST_CONTROLS, Channel, ChannelStats
 from app.workers.messages import Collect, Control, Drain, Leave, MessagesDropped, Receipts
 from tests.support.samples import receipt
@@ -15,7 +16,7 @@ from tests.support.samples import receipt
 async def channels(*, max_messages: int = 1_000, max_bytes: int = 1_000_000) -> AsyncIterator[tuple[Channel, Channel]]:
     """Both ends of a channel."""
     ends = [
-        await Channel.open(end, max_messages=max_messages, max_bytes=max_bytes, stats=ChannelStats())
+        await Channel.open(end, mailbox=Mailbox(max_messages, max_bytes), stats=ChannelStats())
         for end in socket.socketpair()
     ]
     yield ends[0], ends[1]

@@ -11,7 +11,7 @@ from tests.support.metrics import buffer_with_everything, registry, scrape
 
 def of(registry: CollectorRegistry) -> list[Family]:
     """Return a worker's families as they arrive at the parent."""
-    return metric_families.decode(metric_families.encode(metric_families.families_of(registry)))
+    return metric_families.decode(metric_families.encode(metric_families.families_of(registry.collect())))
 
 
 def values(whole: list[Family]) -> dict[str, float]:
@@ -72,8 +72,12 @@ def test_what_a_dead_worker_counted_stays_counted_and_what_it_held_is_given_back
 
 def test_what_goes_between_processes_is_counted_at_both_ends() -> None:
     parts = [
-        metric_families.families_of(metric_families.ChannelCollector(ChannelStats(forwarded=3, conflated=1, lapses=0))),
-        metric_families.families_of(metric_families.ChannelCollector(ChannelStats(forwarded=2, conflated=0, lapses=1))),
+        metric_families.families_of(
+            metric_families.ChannelCollector(ChannelStats(forwarded=3, conflated=1, lapses=0)).collect()
+        ),
+        metric_families.families_of(
+            metric_families.ChannelCollector(ChannelStats(forwarded=2, conflated=0, lapses=1)).collect()
+        ),
     ]
     said = values(metric_families.merged(parts))
     assert said["sensorflow_forwarded_readings_total"] == 5

@@ -12,7 +12,7 @@ from app.workers.metrics_aggregator import COLLECT_TIMEOUT_S, MetricsAggregator
 def said_by_a_worker(readings: int) -> str:
     registry = CollectorRegistry()
     Counter("readings", "Readings.", registry=registry).inc(readings)
-    return metric_families.encode(family for family in metric_families.families_of(registry))
+    return metric_families.encode(family for family in metric_families.families_of(registry.collect()))
 
 
 class Workers:
@@ -31,7 +31,7 @@ class Workers:
     def own(self) -> list[Family]:
         registry = CollectorRegistry()
         Gauge("workers", "Workers.", registry=registry).set(len(self.here))
-        return metric_families.families_of(registry)
+        return metric_families.families_of(registry.collect())
 
     def ask(self) -> None:
         self.scrapes.ask(self.answers.append)

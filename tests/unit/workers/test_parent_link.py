@@ -9,6 +9,7 @@ import pytest
 
 from app.errors import LiveUnavailable, TooManySubscribers
 from app.live.hub import Hub
+from app.live.mailbox import Mailbox
 from app.workers.channel import Channel, ChannelStats
 from app.workers.messages import (
     Control,
@@ -54,12 +55,11 @@ async def connected() -> AsyncIterator[Parent]:
         below,
         families=lambda: "[]",
         max_subscribers_per_key=2,
-        max_messages=100,
-        max_bytes=10_000,
+        mailbox=Mailbox(100, 10_000),
         stats=ChannelStats(),
     )
     hub = Hub(bus=parent_link, mailbox_messages=100, mailbox_bytes=10_000)
-    channel = await Channel.open(above, max_messages=100, max_bytes=10_000, stats=ChannelStats())
+    channel = await Channel.open(above, mailbox=Mailbox(100, 10_000), stats=ChannelStats())
     parent = Parent(channel, parent_link, hub)
     running = asyncio.create_task(channel.run(parent.heard.append))
     opening = asyncio.create_task(parent_link.open(parent.drain))
