@@ -13,7 +13,7 @@ Promises:
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -56,7 +56,7 @@ ACTIVE_S = "SELECT active_time / 1000 FROM pg_stat_database WHERE datname = curr
 ANNOUNCE = """
 INSERT INTO maintenance (
     work, runs, failures, busy_s, every_s, can_wait, first_started_at, last_started_at, last_run_s
-) VALUES (%s, 0, 0, 0, %s, %s, now(), now(), 0)
+) VALUES (%(work)s, 0, 0, 0, %(every_s)s, %(can_wait)s, now(), now(), 0)
 ON CONFLICT (work) DO NOTHING
 """
 RECORD = """
@@ -192,7 +192,8 @@ class Maintenance:
         clock = asyncio.get_running_loop().time
         runs = [_Run(work, clock()) for work in works]
         for work in works:
-            await connection.execute(ANNOUNCE, [work.name, work.every_s, work.can_wait])
+            announcement = {"work": work.name, "every_s": work.every_s, "can_wait": work.can_wait}
+            await _record(connection, ANNOUNCE, announcement)
         budget = Budget(self._share)
         while True:
             await self._note_load(connection, budget, clock())
@@ -250,12 +251,7 @@ class Maintenance:
             "ago_s": now - run.began_at,
             "error": reason,
         }
-        try:
-            await connection.execute(RECORD, record)
-        except psycopg.Error as failure:  # on a full disk, retention must go on
-            if connection.closed:
-                raise
-            logger.warning("can't record the maintenance's work %r: %s", work.name, first_line(failure))
+        await _record(connection, RECORD, record)
 
     async def _note_load(self, connection: Connection, budget: Budget, now: float) -> None:
         """Tell the budget how busy the database is, now and then."""
@@ -263,6 +259,16 @@ class Maintenance:
             row = await (await connection.execute(ACTIVE_S)).fetchone()
             assert row is not None  # this database has a row
             budget.note_load(row[0], now=now)
+
+
+async def _record(connection: Connection, statement: str, record: Mapping[str, object]) -> None:
+    """Write about some work. If that fails, as on a full disk, the work goes on: retention frees space."""
+    try:
+        await connection.execute(statement, record)
+    except psycopg.Error as error:
+        if connection.closed:
+            raise
+        logger.warning("can't record the maintenance's work %r: %s", record["work"], first_line(error))
 
 
 async def _ping(guard: Connection) -> None:

@@ -252,7 +252,7 @@ async def test_failures_are_recorded_and_hold_up_no_other_work(
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         found = {work: rest for work, *rest in rows(database, "SELECT work, failures, last_error FROM maintenance")}
-        assert found == {"fails": [1, "division by zero"], "works": [0, None]}
+        assert found == {"busy": [0, None], "fails": [1, "division by zero"], "works": [0, None]}
         assert [record.message for record in caplog.records if "maintenance's work" in record.message] == [
             "the maintenance's work 'fails' failed and is tried again: division by zero"
         ]
@@ -262,8 +262,11 @@ async def test_failures_are_recorded_and_hold_up_no_other_work(
         assert observer.statistics.late_works == []
         execute(database, "UPDATE maintenance SET first_started_at = first_started_at - interval '90 minutes'")
         await observer.look()
-        assert observer.statistics.late_works == ["fails has not succeeded for 90 minutes: division by zero"]
-        assert [work.name for work in observer.statistics.works] == ["fails", "works"]
+        assert observer.statistics.late_works == [
+            "busy has not succeeded for 90 minutes",
+            "fails has not succeeded for 90 minutes: division by zero",
+        ]
+        assert [work.name for work in observer.statistics.works] == ["busy", "fails", "works"]
 
 
 async def test_an_unforeseen_error_ends_neither_the_server_nor_other_work(database: str) -> None:
