@@ -144,14 +144,18 @@ def maintenance_works(
         Work("pruning", 15, lambda connection, _: pruning.prune_rows(connection), first_after_s=PRUNE_PAUSE_S),
         Work("senders", 86_400, lambda connection, _: pruning.prune_senders(connection), first_after_s=PRUNE_PAUSE_S),
     ]
-    if not edition.continuous_aggregates:
+    if not edition.has_aggregates:
         return works
     aggregates, columnstore = Aggregates(database), Columnstore()
+    refresh = Work("refresh", 30, aggregates.refresh, awaits_first=True)
+    late = Work("late", 5, aggregates.refresh_late, can_wait=True, awaits_first=True)
+    if not edition.continuous_aggregates:
+        return [refresh, late, *works]
     return [
         # Days without aggregates are refreshed before a refresh of later days could hide them from queries.
         Work("check", 600, aggregates.check_days, can_wait=True, rest=CHECK_REST, is_awaited=True),
-        Work("refresh", 30, aggregates.refresh, awaits_first=True),
-        Work("late", 5, aggregates.refresh_late, can_wait=True, awaits_first=True),
+        refresh,
+        late,
         Work("changes", 300, aggregates.refresh_changed, can_wait=True, rest=CHECK_REST, awaits_first=True),
         Work("columnstore", 15, lambda connection, _: columnstore.convert(connection), rest=CHECK_REST),
         *works,

@@ -111,14 +111,18 @@ class Settings(BaseSettings):
     )
     retention_1m_days: Days = Field(
         0,
-        description="How long 1-minute aggregates are kept, days; 0 = no limit. Ten days are deleted at a time. On "
-        "TimescaleDB Community; elsewhere aggregates last as long as the readings.",
+        description="How long 1-minute aggregates are kept, days; 0 = no limit. Ten days are deleted at a time on "
+        "TimescaleDB Community, elsewhere one.",
     )
     retention_1h_days: Days = Field(
-        0, description="How long 1-hour aggregates are kept, days; 0 = no limit. 30 days are deleted at a time."
+        0,
+        description="How long 1-hour aggregates are kept, days; 0 = no limit. 30 days are deleted at a time on "
+        "TimescaleDB Community, elsewhere one.",
     )
     retention_1d_days: Days = Field(
-        0, description="How long 1-day aggregates are kept, days; 0 = no limit. 90 days are deleted at a time."
+        0,
+        description="How long 1-day aggregates are kept, days; 0 = no limit. 90 days are deleted at a time on "
+        "TimescaleDB Community, elsewhere one.",
     )
     maintenance_share: float = Field(
         0.15,

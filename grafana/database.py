@@ -59,8 +59,8 @@ HEALTH = [
 
 sizes = table(
     "Tables and aggregates",
-    """Size on disk with indexes, chunks, and how many of them are in the columnstore. On plain PostgreSQL and in the
-    Apache edition aggregates are views and take no space.""",
+    """Size on disk with indexes, chunks, and how many of them are in the columnstore. The columnstore is of
+    TimescaleDB Community.""",
     sql("""
         SELECT name AS "Table", size_bytes AS "Size", chunks AS "Chunks", compressed_chunks AS "In columnstore",
                before_bytes AS "Before", after_bytes AS "After",

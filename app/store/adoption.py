@@ -21,6 +21,7 @@ from app.store.database import (
     ORIGINAL_METRICS,
     connect_to_migrate,
     find_original,
+    has_aggregate_tables,
     has_continuous_aggregates,
     migrate,
     migrating,
@@ -95,10 +96,15 @@ ORDER BY s.id, a.time DESC, a.id DESC
 {REPLACE_LATEST}
 WHERE (excluded.time, excluded.id) > (l.time, l.id);
 """
-# The aggregates go on from the oldest of them.
+# Continuous aggregates go on from the oldest of them.
 NOT_REFRESHED = """
 UPDATE server_settings SET value = least(value::timestamptz, (SELECT min(time) FROM adopted))::text
 WHERE name IN ('aggregates_refreshed_until', 'aggregates_frontier')
+"""
+ARE_LATE = """
+INSERT INTO stale_ranges (starts_at, ends_at)
+SELECT date_trunc('minute', min(time)), date_trunc('minute', max(time)) + interval '1 minute'
+FROM adopted HAVING count(*) > 0
 """
 SUMMARY = "SELECT count(*), min(time), max(time) FROM adopted"
 SET_ADOPTED_UNTIL = "UPDATE server_settings SET value = %(until)s::bigint::text WHERE name = 'adopted_until_id'"
@@ -147,7 +153,13 @@ def adopt(url: str, zone: str = ZONE) -> Adoption:
 
 def _copy_all(connection: psycopg.Connection, zone: str) -> Adoption:
     adoption = Adoption()
-    is_community = has_continuous_aggregates(connection)
+    for_aggregates = (
+        NOT_REFRESHED
+        if has_continuous_aggregates(connection)
+        else ARE_LATE
+        if has_aggregate_tables(connection)
+        else None
+    )
     if connection.execute(ADOPTED_UNTIL).fetchone() is None:
         connection.execute(BEGIN)
     (after,) = connection.execute(ADOPTED_UNTIL).fetchone() or (0,)
@@ -160,8 +172,8 @@ def _copy_all(connection: psycopg.Connection, zone: str) -> Adoption:
             connection.execute(ROWS, {"after": after, "until": until, "zone": zone})
             left_out = [id_ for (id_,) in connection.execute(NO_READINGS).fetchall()]
             connection.execute(COPY)
-            if is_community:
-                connection.execute(NOT_REFRESHED)
+            if for_aggregates is not None:
+                connection.execute(for_aggregates)
             rows, first, last = connection.execute(SUMMARY).fetchone() or (0, None, None)
             connection.execute(SET_ADOPTED_UNTIL, {"until": until})
         adoption.rows += rows

@@ -1,4 +1,7 @@
-"""The aggregates of readings on TimescaleDB Community, and how they stay right.
+"""The aggregates of readings, and how they stay right.
+
+On TimescaleDB Community they are continuous aggregates. Elsewhere they are tables, behind views that make of the
+readings what is above the last refreshed bucket (``app.store.aggregate_tables``).
 
 Readings become aggregates in three ways:
 
@@ -8,16 +11,14 @@ Readings become aggregates in three ways:
   recorded. (15)
 * ``refresh_late`` refreshes what flushes have recorded.
 * ``refresh_changed`` and ``check_days`` are for readings that came by another way than a flush, or were changed: by
-  SQL, or from a dump. TimescaleDB knows which times of the last days have changed, and refreshes only those. For older
-  days it knows too little, so their hours are compared with the readings, and a day that differs is refreshed as if all
-  of it had come late.
+  SQL, or from a dump. TimescaleDB Community knows which times of the last days have changed, and refreshes only those.
+  For older days it knows too little, so their hours are compared with the readings, and a day that differs is refreshed
+  as if all of it had come late. Elsewhere nothing knows of such changes: ``recompute`` is for them.
 
 No refresh reaches into the time that the next readings are of: that would hide them from queries, which take what is
 above the last refreshed bucket from the readings themselves. And none reaches back to what retention has deleted: the
 aggregates of it would go as well. How far that is, the database says and not the settings: a longer retention does not
 bring back what a shorter one has deleted.
-
-On other editions the aggregates are views, always right, and nothing here runs.
 """
 
 import asyncio
@@ -32,11 +33,12 @@ from psycopg.errors import LockNotAvailable
 
 from app.errors import DatabaseUnavailable
 from app.schema import METRICS, qualified
+from app.store import aggregate_tables
 from app.store.database import Connection, Database, first_line, translate_driver_errors
 from app.store.latest import INSERT_LATEST, REPLACE_LATEST
 from app.store.latest import SCHEMA as LATEST_SCHEMA
 from app.store.locks import REFRESH_LOCK, Busy
-from app.store.tiers import EPOCH, TIERS, Span, Tier, merged
+from app.store.tiers import EARLIEST, EPOCH, TIERS, Span, Tier, merged
 
 logger = logging.getLogger(__name__)
 
@@ -62,22 +64,25 @@ SHOWN_IDS = 10
 
 TRY_LOCK = f"SELECT pg_try_advisory_xact_lock({REFRESH_LOCK})"
 LOCK = f"SELECT pg_advisory_xact_lock({REFRESH_LOCK})"
-# An operator's policy may delete readings as well.
-STATE_SQL = """
-SELECT now(), least(
-           (SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_refreshed_until'), now()
+STATE_SQL = f"""
+SELECT now(), (
+           SELECT greatest(least(value::timestamptz, now()), '{EARLIEST}') FROM server_settings
+           WHERE name = 'aggregates_refreshed_until'
        ),
-       (SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_frontier'),
+       (
+           SELECT greatest(value::timestamptz, '{EARLIEST}') FROM server_settings WHERE name = 'aggregates_frontier'
+       ),
        greatest(
-           (SELECT value::timestamptz FROM server_settings WHERE name = 'readings_deleted_until'),
-           (
-               SELECT date_trunc('day', max(now() - (config->>'drop_after')::interval), 'UTC')
-               FROM timescaledb_information.jobs
-               WHERE (hypertable_schema, hypertable_name, proc_name) = (current_schema, 'readings', 'policy_retention')
-           )
+           (SELECT value::timestamptz FROM server_settings WHERE name = 'readings_deleted_until'), {{by_policy}}
        ),
        (SELECT jsonb_object_agg(aggregate, extract(epoch FROM materialized_until)) FROM aggregate_lag)
 """
+# Where aggregates are continuous, an operator's policy may delete readings as well.
+BY_POLICY = """(
+    SELECT date_trunc('day', max(now() - (config->>'drop_after')::interval), 'UTC')
+    FROM timescaledb_information.jobs
+    WHERE (hypertable_schema, hypertable_name, proc_name) = (current_schema, 'readings', 'policy_retention')
+)"""
 # Unless somebody has set it back meanwhile: older readings were taken over, whose aggregates are still to be refreshed.
 SET_REFRESHED_UNTIL = """
 INSERT INTO server_settings AS s (name, value) VALUES ('aggregates_refreshed_until', %s::timestamptz::text)
@@ -147,6 +152,17 @@ JOIN changed ON last >= _timescaledb_functions.time_to_internal(day)
     AND first < _timescaledb_functions.time_to_internal(day + interval '1 day')
 GROUP BY day
 ORDER BY day
+"""
+OLDEST_READING = "SELECT min(time) FROM readings"
+OLDEST_CHUNK = """
+SELECT min(range_start) FROM timescaledb_information.chunks
+WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
+"""
+# Of what is to be recomputed by hand. Where aggregates are tables, it may be that only they have a time.
+OF_TABLES = """
+SELECT oldest, %(end)s::timestamptz FROM (SELECT least(
+    (SELECT min(time) FROM readings), (SELECT min(bucket) FROM aggregates_1d)
+) AS oldest) AS found WHERE oldest < %(end)s
 """
 CHUNKS = """
 SELECT range_start, range_end FROM timescaledb_information.chunks
@@ -235,7 +251,9 @@ class AggregateState:
 
     now: datetime
     refreshed_until: datetime
-    """All readings before it are in the finest tier, but for those that flushes have recorded as late."""
+    """All readings before it are in the finest tier, but for those that flushes have recorded as late. EARLIEST: where
+    the aggregates are tables, there is nothing in them.
+    """
     frontier: datetime | None
     """Flushes record readings before it as late. Never before ``refreshed_until``; None: they record all readings."""
     deleted_until: datetime | None
@@ -253,9 +271,12 @@ class AggregateState:
         return known if materialized_s is None else max(known, EPOCH + timedelta(seconds=materialized_s))
 
 
-async def state(connection: Connection) -> AggregateState:
-    """Return how far the aggregates are. Raises what the driver raises."""
-    row = await (await connection.execute(STATE_SQL)).fetchone()
+async def state(connection: Connection, *, has_policies: bool = True) -> AggregateState:
+    """Return how far the aggregates are. ``has_policies``: whether TimescaleDB may have some. Raises what the driver
+    raises.
+    """
+    query = STATE_SQL.format(by_policy=BY_POLICY if has_policies else "NULL")
+    row = await (await connection.execute(query)).fetchone()
     assert row is not None  # a SELECT without FROM has one row
     now, refreshed_until, frontier, deleted_until, materialized_s = row
     return AggregateState(now, refreshed_until or now, frontier, deleted_until, materialized_s or {})
@@ -269,9 +290,14 @@ async def refresh_lock(guard: Connection, *, wait: bool) -> AsyncIterator[None]:
         Busy: another process has it, and it is not to be waited for.
     """
     async with guard.transaction(force_rollback=True):
-        if await (await guard.execute(LOCK if wait else TRY_LOCK)).fetchone() == (False,):
-            raise Busy("another process refreshes the aggregates")
+        await _take_refresh_lock(guard, wait=wait)
         yield
+
+
+async def _take_refresh_lock(connection: Connection, *, wait: bool) -> None:
+    """Take the lock until the transaction ends. Raises Busy if another has it, and it is not to be waited for."""
+    if await (await connection.execute(LOCK if wait else TRY_LOCK)).fetchone() == (False,):
+        raise Busy("another process refreshes the aggregates")
 
 
 class Aggregates:
@@ -288,11 +314,15 @@ class Aggregates:
     async def refresh(self, connection: Connection, guard: Connection) -> AsyncIterator[float | None]:
         """Refresh what has arrived since the last time. Raises Busy, and what the driver raises."""
         await connection.execute(COME_BACK)
-        found = await state(connection)
+        found = await self._state(connection)
         start, end = found.refreshed_until, TIERS[0].floor(found.now - BEHIND_NOW)
         await connection.execute(MOVE_FRONTIER, [end])
         async for pause_s in _until_flushes_have_ended(connection):
             yield pause_s
+        if start == EARLIEST:
+            row = await (await connection.execute(OLDEST_CHUNK if self._has_chunks else OLDEST_READING)).fetchone()
+            start = min(row[0], end) if row and row[0] else end
+            await connection.execute(SET_REFRESHED_UNTIL, [start, "-infinity"])
         while start < end:
             piece_end = min(TIERS[0].floor(start) + self._lengths[TIERS[0]], end)
             for tier in TIERS:
@@ -311,7 +341,7 @@ class Aggregates:
             DatabaseUnavailable: some spans can't be refreshed; they are tried again the next time.
             psycopg.Error: what the driver raises.
         """
-        until = (await state(connection)).refreshed_until
+        until = (await self._state(connection)).refreshed_until
         last: tuple[object, object] = ("-infinity", "-infinity")
         rows: list[tuple[datetime, datetime, list[int]]] | None = None
         failure: DatabaseUnavailable | None = None
@@ -336,7 +366,7 @@ class Aggregates:
 
     async def refresh_changed(self, connection: Connection, guard: Connection) -> AsyncIterator[None]:
         """Refresh what TimescaleDB knows to have changed of the last days. Raises Busy, and what the driver raises."""
-        until = (await state(connection)).refreshed_until
+        until = (await self._state(connection)).refreshed_until
         for tier in TIERS:
             async for _ in self._pieces(connection, guard, tier, (_checked_until(until), until), until):
                 yield
@@ -362,7 +392,7 @@ class Aggregates:
                 f"{found[0][0]:%Y-%m-%d}",
                 f"{found[-1][0]:%Y-%m-%d}",
             )
-        until = (await state(connection)).refreshed_until
+        until = (await self._state(connection)).refreshed_until
         for start, end in merged(found):
             for tier in TIERS:
                 async for _ in self._pieces(connection, guard, tier, (start, end), until):
@@ -374,7 +404,7 @@ class Aggregates:
 
     async def _incomplete_days(self, connection: Connection) -> AsyncIterator[Span]:
         """Add the days whose aggregates differ from their readings to the stale ranges, and yield them."""
-        known_state = await state(connection)
+        known_state = await self._state(connection)
         arguments = {
             "tiers": [tier.name for tier in TIERS],
             "start": known_state.deleted_until,
@@ -402,7 +432,7 @@ class Aggregates:
                 yield span
 
     async def recompute(self, start: datetime, end: datetime, *, on_piece: Callable[[Span], None]) -> None:
-        """Refresh the days of a span that have readings, whatever TimescaleDB knows of their changes.
+        """Refresh the days of a span that have readings, whatever is known of their changes.
 
         One piece at a time: in between, a server that runs has its turn.
 
@@ -414,8 +444,9 @@ class Aggregates:
                 await self._database.connect("sensorflow refresh lock") as guard,
                 await self._database.connect("sensorflow refresh") as connection,
             ):
-                until = (await state(connection)).refreshed_until
-                spans = await (await connection.execute(CHUNKS, {"start": start, "end": end})).fetchall()
+                until = (await self._state(connection)).refreshed_until
+                query = OF_TABLES if self._has_tables else CHUNKS
+                spans = await (await connection.execute(query, {"start": start, "end": end})).fetchall()
                 for first, last in merged(spans):
                     piece_start, piece_end = max(first, start), min(last, end)
                     for tier in TIERS:
@@ -440,17 +471,20 @@ class Aggregates:
         Each piece takes about a second, and is yielded. A forced refresh waits for another process that refreshes.
         """
         clock = asyncio.get_running_loop().time
-        start, end = tier.floor(span[0]), min(tier.ceil(span[1]), (await state(connection)).end_of(tier, until))
+        start, end = tier.floor(span[0]), min(tier.ceil(span[1]), (await self._state(connection)).end_of(tier, until))
         while start < end:
-            async with refresh_lock(guard, wait=is_forced):
+            async with self._refreshing(connection, guard, wait=is_forced):
                 began = clock()
                 # Retention may have deleted more since the last piece. While the lock is held, it deletes nothing.
-                deleted_until = (await state(connection)).deleted_until
+                deleted_until = (await self._state(connection)).deleted_until
                 start = start if deleted_until is None else max(start, tier.floor(deleted_until))
                 if start >= end:
                     return
                 piece_end = min(tier.floor(start + max(self._lengths[tier], tier.width)), end)
-                await connection.execute(REFRESH, [tier.name, start, piece_end, is_forced])
+                if self._has_tables:
+                    await self._recompute_table(connection, tier, (start, piece_end))
+                else:
+                    await connection.execute(REFRESH, [tier.name, start, piece_end, is_forced])
             took_s, length = clock() - began, piece_end - start
             if took_s > SLOW_S:
                 self._lengths[tier] = max(length / 2, tier.width)
@@ -458,6 +492,38 @@ class Aggregates:
                 self._lengths[tier] = min(max(self._lengths[tier], 2 * length), LONGEST_PIECE)
             yield start, piece_end
             start = piece_end
+
+    @asynccontextmanager
+    async def _refreshing(self, connection: Connection, guard: Connection, *, wait: bool) -> AsyncIterator[None]:
+        """Hold the lock of refreshes. Raises Busy.
+
+        The transaction that writes to a table has the lock itself. Of two that recompute the same buckets, one could
+        otherwise undo what only the other has seen. A continuous aggregate is refreshed outside of a transaction.
+        """
+        if not self._has_tables:
+            async with refresh_lock(guard, wait=wait):
+                yield
+            return
+        async with connection.transaction():
+            await _take_refresh_lock(connection, wait=wait)
+            yield
+
+    async def _recompute_table(self, connection: Connection, tier: Tier, span: Span) -> None:
+        statement, arguments = aggregate_tables.recompute(tier, span, has_chunks=self._has_chunks)
+        await connection.execute("SET LOCAL jit = off")
+        # Planned with these times: for unknown ones PostgreSQL would scan all readings.
+        await connection.execute(statement, arguments, prepare=False)
+
+    async def _state(self, connection: Connection) -> AggregateState:
+        return await state(connection, has_policies=not self._has_tables)
+
+    @property
+    def _has_tables(self) -> bool:
+        return self._database.edition is not None and self._database.edition.aggregate_tables
+
+    @property
+    def _has_chunks(self) -> bool:
+        return self._database.edition is not None and self._database.edition.kind != "plain"
 
 
 def _checked_until(refreshed_until: datetime) -> datetime:

@@ -132,8 +132,15 @@ class Edition:
     """Whether COPY can write straight to the columnstore: Community, from 2.21 on."""
     continuous_aggregates: bool
     """Whether there are such: the licence may have become Community's after the schema was made."""
+    aggregate_tables: bool
+    """Whether the aggregates are tables instead."""
     weak_durability: tuple[str, ...]
     """Those of fsync, synchronous_commit and full_page_writes that are off: a crash may lose what was committed."""
+
+    @property
+    def has_aggregates(self) -> bool:
+        """Whether there are aggregates that the maintenance keeps. Not so if the licence no longer lets it."""
+        return self.continuous_aggregates or self.aggregate_tables
 
     def __str__(self) -> str:
         name = {"community": "Community", "apache": "Apache"}.get(self.kind)
@@ -146,6 +153,7 @@ SELECT split_part(current_setting('server_version'), ' ', 1),
        (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'),
        current_setting('timescaledb.license', true),
        current_setting('timescaledb.enable_direct_compress_copy', true) IS NOT NULL,
+       to_regclass(format('%I.aggregates_1m', current_schema)) IS NOT NULL,
        current_setting('fsync'), current_setting('synchronous_commit'), current_setting('full_page_writes')
 """
 HYPERTABLE = """
@@ -158,6 +166,7 @@ SELECT EXISTS (
     WHERE view_schema = current_schema AND view_name = 'readings_1m'
 )
 """
+HAS_AGGREGATE_TABLES = "SELECT to_regclass(format('%I.aggregates_1m', current_schema)) IS NOT NULL"
 TIMESCALEDB_IS_LOADED = "SELECT EXISTS (SELECT FROM pg_settings WHERE name LIKE 'timescaledb%')"
 CREATE_EXTENSION = "CREATE EXTENSION IF NOT EXISTS timescaledb"
 TRY_MIGRATION_LOCK = f"SELECT pg_try_advisory_xact_lock({MIGRATION_LOCK})"
@@ -224,7 +233,7 @@ RESTORE_SETTINGS = """
 INSERT INTO server_settings (name, value)
 VALUES ('timezone', %s), ('offline_after_s', %s),
        ('aggregates_refreshed_until', coalesce(
-           (SELECT value FROM server_settings WHERE name = 'aggregates_frontier'), now()::text
+           %s, (SELECT value FROM server_settings WHERE name = 'aggregates_frontier'), now()::text
        )),
        ('aggregates_frontier', now()::text)
 ON CONFLICT (name) DO NOTHING
@@ -344,6 +353,11 @@ def find_original(connection: psycopg.Connection, name: str) -> bool:
     """Return whether there is a table of this name that has the columns of the original SensorFlow's."""
     row = connection.execute(COLUMNS_OF_TABLE, [name]).fetchone()
     return row is not None and set(row[0]) >= ORIGINAL_COLUMNS and bool(row[1])  # ours is a view
+
+
+def has_aggregate_tables(connection: psycopg.Connection) -> bool:
+    """Return whether the schema's aggregates are tables."""
+    return connection.execute(HAS_AGGREGATE_TABLES).fetchone() == (True,)
 
 
 def has_continuous_aggregates(connection: psycopg.Connection) -> bool:
@@ -470,7 +484,9 @@ class Database:
         """Add the rows of ``server_settings`` that views need and that were deleted. Raises what the driver
         raises.
         """
-        await connection.execute(RESTORE_SETTINGS, self._for_views)
+        # A later time than was true would hide the readings that are in no table yet. TimescaleDB has its own record.
+        is_unknown = self.edition is not None and self.edition.aggregate_tables
+        await connection.execute(RESTORE_SETTINGS, [*self._for_views, "-infinity" if is_unknown else None])
 
     async def connect(self, application_name: str) -> Connection:
         """Open a connection of the caller's own, in autocommit. Raises DatabaseUnavailable and, before ``prepare`` has
@@ -670,7 +686,7 @@ async def _let_reader_see(connection: Connection, role: str) -> None:
 async def _probe(connection: Connection) -> Edition:
     row = await (await connection.execute(EDITION)).fetchone()
     assert row is not None  # a SELECT without FROM has one row
-    postgres, timescaledb, license_, direct_compress, *durability = row
+    postgres, timescaledb, license_, direct_compress, tables, *durability = row
     hypertable = continuous = None
     if timescaledb is not None:
         hypertable = await (await connection.execute(HYPERTABLE)).fetchone()
@@ -682,5 +698,6 @@ async def _probe(connection: Connection) -> Edition:
         timescaledb_version=timescaledb,
         direct_compress=direct_compress and license_ == "timescale" and hypertable == (True,),
         continuous_aggregates=license_ == "timescale" and continuous == (True,),
+        aggregate_tables=tables,
         weak_durability=tuple(name for name, value in zip(names, durability, strict=True) if value == "off"),
     )

@@ -12,10 +12,27 @@ import psycopg
 from psycopg import sql
 
 from app.errors import ConfigurationError
+from app.store.aggregate_tables import table_of
 from app.store.capacity import LOCKS
-from app.store.database import connect_to_migrate, has_continuous_aggregates, migrate, translate_driver_errors
+from app.store.database import (
+    connect_to_migrate,
+    has_aggregate_tables,
+    has_continuous_aggregates,
+    migrate,
+    translate_driver_errors,
+)
+from app.store.tiers import TIERS
 
-NOT_MOVED = ["alembic_version", "server_settings", "metrics", "flushes", "stale_ranges", "checked_days", "maintenance"]
+NOT_MOVED = [
+    "alembic_version",
+    "server_settings",
+    "metrics",
+    "flushes",
+    "stale_ranges",
+    "checked_days",
+    "maintenance",
+    *(table_of(tier.name) for tier in TIERS),
+]
 """What each database has of its own: its schema's, what the settings say, and what was under way."""
 REPORT_ROWS = 1_000_000
 LOCK_TIMEOUT_S = 10
@@ -53,6 +70,9 @@ UPDATE server_settings SET value = (
     WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
 )
 WHERE name IN ('aggregates_refreshed_until', 'aggregates_frontier')
+"""
+NO_TABLE_IS_REFRESHED = """
+UPDATE server_settings SET value = '-infinity' WHERE name IN ('aggregates_refreshed_until', 'aggregates_frontier')
 """
 
 
@@ -98,6 +118,8 @@ def move(source_url: str, target_url: str, *, say: Callable[[str], None]) -> Non
         _continue_ids(source, target, tables)
         if has_continuous_aggregates(target):
             target.execute(NOTHING_IS_REFRESHED)
+        elif has_aggregate_tables(target):
+            target.execute(NO_TABLE_IS_REFRESHED)
 
 
 def _keep_servers_out(connection: Connection) -> None:

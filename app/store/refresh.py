@@ -33,14 +33,14 @@ async def refresh(
     """
     try:
         edition = await database.prepare()
-        if edition.continuous_aggregates:
+        if edition.has_aggregates:
 
             def on_piece(piece: Span) -> None:
                 say(f"{piece[0]:%Y-%m-%d %H:%M} to {piece[1]:%Y-%m-%d %H:%M}: refreshed")
 
             await Aggregates(database).recompute(start, end, on_piece=on_piece)
         else:
-            say("aggregates: nothing to refresh, because in this database they are views of the readings")
+            say("aggregates: nothing to refresh, because the database's licence does not let it")
         await LatestReadings(database, horizon_us=lambda: horizon_us).recover()
         say("latest readings: updated")
         async with database.connection(timeout_s=QUERY_TIMEOUT_S) as connection:

@@ -4,13 +4,14 @@ Days (UTC) of readings go as a whole, so that no bucket of an aggregate is ever 
 aggregates have them: of readings before ``readings_deleted_until`` nothing is refreshed any more.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from app.store.aggregate_tables import table_of
 from app.store.database import Connection, Edition
 from app.store.locks import REFRESH_LOCK, SHORT_WAIT, Busy
-from app.store.tiers import TIERS
+from app.store.tiers import EARLIEST, TIERS
 
 MARGIN = timedelta(hours=2)
 """A reading is taken until it has the age of retention. It must be committed before its day goes."""
@@ -21,11 +22,11 @@ CHUNKS_AT_A_TIME = 20
 # By the clock that is further back, because deleted rows are gone for good.
 FIRST_KEPT = "SELECT date_trunc('day', least(now(), %s::timestamptz) - %s::interval, 'UTC')"
 # Late readings whose aggregates are still to be refreshed, and what the aggregates have not reached.
-NOT_REFRESHED = """
-SELECT date_trunc('day', least(
+NOT_REFRESHED = f"""
+SELECT greatest(date_trunc('day', least(
     (SELECT min(starts_at) FROM stale_ranges),
     (SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_refreshed_until') - interval '1 day'
-), 'UTC')
+), 'UTC'), '{EARLIEST}')
 """
 SET_DELETED_UNTIL = """
 INSERT INTO server_settings AS s (name, value) VALUES ('readings_deleted_until', %s::timestamptz::text)
@@ -56,6 +57,12 @@ DELETE FROM readings WHERE ctid = ANY (ARRAY(
     LIMIT {ROWS_AT_A_TIME}
 ))
 """
+# By the index of the buckets.
+DELETE_BUCKETS = f"""
+DELETE FROM {{table}} WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM {{table}} WHERE bucket < %s LIMIT {ROWS_AT_A_TIME}
+))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +74,11 @@ class Retention:
     hour_days: float
     day_days: float
 
-    def of_tiers(self) -> Mapping[str, float]:
-        """Return the days by the names of the tiers."""
-        return dict(zip((tier.name for tier in TIERS), (self.minute_days, self.hour_days, self.day_days), strict=True))
-
     async def delete_old(self, connection: Connection, edition: Edition) -> AsyncIterator[None]:
         """Delete what has reached its age, in steps. Raises Busy, and what the driver raises."""
         if self.raw_days:
             until = await self._first_kept(connection, self.raw_days)
-            if edition.continuous_aggregates:
+            if edition.has_aggregates:
                 row = await (await connection.execute(NOT_REFRESHED)).fetchone()
                 assert row is not None  # a SELECT without FROM has one row
                 until = until if row[0] is None else min(until, row[0])
@@ -90,12 +93,15 @@ class Retention:
             else:
                 async for _ in _drop_chunks(connection, "readings", until):
                     yield
-        if not edition.continuous_aggregates:
+        if not edition.has_aggregates:
             return
-        for table, days in self.of_tiers().items():
-            if days:
-                async for _ in _drop_chunks(connection, table, await self._first_kept(connection, days)):
-                    yield
+        for tier, days in zip(TIERS, (self.minute_days, self.hour_days, self.day_days), strict=True):
+            if not days:
+                continue
+            until = await self._first_kept(connection, days)
+            delete = _drop_chunks if edition.continuous_aggregates else _delete_buckets
+            async for _ in delete(connection, tier.name, until):
+                yield
 
     async def _first_kept(self, connection: Connection, days: float) -> datetime:
         """Return the start of the first day that is kept."""
@@ -115,4 +121,11 @@ async def _drop_chunks(connection: Connection, table: str, until: datetime) -> A
         async with connection.transaction():
             await connection.execute(SHORT_WAIT)
             await connection.execute(DROP_CHUNKS, [table, row[0]])
+        yield
+
+
+async def _delete_buckets(connection: Connection, tier: str, until: datetime) -> AsyncIterator[None]:
+    """Delete the buckets of a table of aggregates that begin before a time."""
+    delete = DELETE_BUCKETS.format(table=table_of(tier))
+    while (await connection.execute(delete, [until])).rowcount == ROWS_AT_A_TIME:
         yield

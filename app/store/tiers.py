@@ -14,6 +14,8 @@ Span: TypeAlias = tuple[datetime, datetime]
 """A time range, half-open."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EARLIEST = datetime(1000, 1, 1, tzinfo=UTC)
+"""Stands for -infinity, which Python lacks. No reading is from before it."""
 
 
 def moment(time_us: float) -> str:

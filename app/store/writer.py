@@ -379,7 +379,7 @@ class Writer:
         None: there are no aggregates.
         """
         edition = self._database.edition
-        if edition is None or not edition.continuous_aggregates:
+        if edition is None or not edition.has_aggregates:
             return None
         return self._now_us() - RECENT_US
 

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from app.store import columnstore, idempotency, maintenance, pruning, retention, sensors
+from app.store.aggregates import Aggregates
 from app.store.columnstore import Columnstore
 from app.store.database import Connection, Database
 from app.store.locks import Busy
@@ -144,6 +145,7 @@ async def test_chunks_are_dropped_few_at_a_time(database: str, edition: str, mon
     async with opened(database) as kept:
         found = kept.edition
         assert found is not None
+        await do(kept, Aggregates(kept).refresh)
         pieces = await do(kept, lambda connection, _: Retention(2.5, 0, 0, 0).delete_old(connection, found))
     assert pieces == 3
     assert rows(database, "SELECT max(id) IN (2, 3) FROM readings") == [(True,)]

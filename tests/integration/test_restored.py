@@ -81,20 +81,20 @@ async def test_latest_reading_by_sql(community_database: str, age_s: int) -> Non
     assert rows(community_database, "SELECT id FROM latest_readings") == [(77,)]
 
 
-async def test_readings_of_a_dump(community_database: str) -> None:
+async def test_readings_of_a_dump(database: str) -> None:
     """Readings restored before the first start are never missing from an aggregate that had them."""
-    execute(community_database, INSERT)
-    async with rig(community_database) as parts:
+    execute(database, INSERT)
+    async with rig(database) as parts:
         seen: list[tuple[int, int]] = []
 
         class Watched(Aggregates):
             async def _pieces(self, *arguments: Any, **options: Any) -> AsyncIterator[Span]:
                 async for piece in super()._pieces(*arguments, **options):
-                    seen.extend(rows(community_database, COUNTS))
+                    seen.extend(rows(database, COUNTS))
                     yield piece
 
         await parts.refresh(Watched(parts.database))
-        assert_right(community_database)
+        assert_right(database)
         assert len(seen) > 2
         assert all(readings == aggregated for readings, aggregated in seen)
 
@@ -159,22 +159,22 @@ async def test_readings_of_nameless_sensors(community_database: str, caplog: pyt
     assert "OVERRIDING SYSTEM VALUE" in message
 
 
-async def test_aggregates_of_deleted_days_stay(community_database: str) -> None:
+async def test_aggregates_of_deleted_days_stay(database: str) -> None:
     """Neither a check nor a refresh by hand removes aggregates whose readings were deleted by retention."""
     week = Retention(7, 0, 0, 0)
-    async with rig(community_database) as parts:
+    async with rig(database) as parts:
         now_s = parts.clock_s[0]
         await parts.write(*(reading(now_s - age_s, age_s) for age_s in range(0, 30 * DAY, 6 * HOUR)))
         await parts.refresh()
         await parts.delete_old(week)
-        assert rows(community_database, "SELECT count(*) < 40 FROM readings") == [(True,)]
-        before = {tier.name: rows(community_database, FOUND.format(tier.name)) for tier in TIERS}
-        execute(community_database, INSERT.replace("1 minute", "12 days"))
+        assert rows(database, "SELECT count(*) < 40 FROM readings") == [(True,)]
+        before = {tier.name: rows(database, FOUND.format(tier.name)) for tier in TIERS}
+        execute(database, INSERT.replace("1 minute", "12 days"))
         await parts.refresh()
         keeper = Aggregates(parts.database)
         await keeper.recompute(datetime(2020, 1, 1, tzinfo=UTC), datetime.now(UTC), on_piece=lambda _: None)
         for tier in TIERS:
-            found = rows(community_database, FOUND.format(tier.name))
+            found = rows(database, FOUND.format(tier.name))
             assert [row for row in found if row[1] == 1] == before[tier.name], tier.name
 
 
@@ -202,15 +202,15 @@ async def test_refresh_by_hand(community_database: str) -> None:
     assert rows(community_database, "SELECT count(*) FROM latest_readings") == [(1,)]
 
 
-async def test_more_stale_spans_than_one_query_gives(community_database: str) -> None:
+async def test_more_stale_spans_than_one_query_gives(database: str) -> None:
     execute(
-        community_database,
+        database,
         "INSERT INTO stale_ranges (starts_at, ends_at) SELECT moment, moment + interval '1 hour'"
         " FROM generate_series(now() - interval '1500 hours', now() - interval '2 hours', interval '1 hour') AS moment",
     )
-    async with rig(community_database) as parts:
+    async with rig(database) as parts:
         await parts.refresh()
-    assert rows(community_database, "SELECT count(*) FROM stale_ranges") == [(0,)]
+    assert rows(database, "SELECT count(*) FROM stale_ranges") == [(0,)]
 
 
 def test_move_is_all_or_nothing(
@@ -294,7 +294,7 @@ SETTINGS = (
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-async def test_deleted_setting(database: str, name: str, edition: str) -> None:
+async def test_deleted_setting(database: str, name: str) -> None:
     """A row of server_settings that was deleted comes back with its default, and nothing fails meanwhile."""
     async with rig(database) as parts:
         await parts.write(reading(parts.clock_s[0] - 60, 1))
@@ -302,8 +302,7 @@ async def test_deleted_setting(database: str, name: str, edition: str) -> None:
         execute(database, f"DELETE FROM server_settings WHERE name = '{name}'")
         await parts.write(reading(parts.clock_s[0] - 30, 2))
         assert None not in rows(database, STATISTICS)[0]
-        if edition == "community":
-            await parts.refresh()
+        await parts.refresh()
         await parts.writer.limits.check()
         async with parts.database.connection(timeout_s=10) as connection:
             await parts.database.restore_settings(connection)
@@ -312,3 +311,30 @@ async def test_deleted_setting(database: str, name: str, edition: str) -> None:
         assert {"timezone", "offline_after_s", "aggregates_refreshed_until", "aggregates_frontier"} <= found
         assert rows(database, "SELECT DISTINCT date_recorded IS NULL FROM data") == [(False,)]
         assert rows(database, "SELECT is_online FROM sensor_status") == [(True,)]
+
+
+async def test_refresh_by_hand_after_changes_by_sql(database: str) -> None:
+    """A refresh by hand brings the aggregates up to readings that were inserted, changed or deleted by SQL."""
+    async with rig(database) as parts:
+        await parts.write(*(reading(parts.clock_s[0] - age_s, 1) for age_s in range(0, 40 * DAY, 5 * HOUR)))
+        await parts.refresh()
+        execute(database, INSERT, *(f"{change} WHERE {EARLY} AND id % 2 = 0" for change in CHANGES[:3]))
+        execute(database, "DELETE FROM readings WHERE time < now() - interval '390 days'")
+        keeper = Aggregates(parts.database)
+        await keeper.recompute(datetime(2020, 1, 1, tzinfo=UTC), datetime.now(UTC), on_piece=lambda _: None)
+        await parts.refresh()
+        assert_right(database)
+
+
+async def test_deleted_progress_hides_nothing(database: str) -> None:
+    """When it is lost how far the aggregates are refreshed, they stay right, and are refreshed anew."""
+    async with rig(database) as parts:
+        await parts.write(*(reading(parts.clock_s[0] - age_s, 1) for age_s in range(0, 3 * DAY, HOUR)))
+        await parts.refresh()
+        execute(database, "DELETE FROM server_settings WHERE name LIKE 'aggregates%'")
+        assert_right(database)
+        await parts.write(reading(parts.clock_s[0] - 2 * DAY + 7, 2), reading(parts.clock_s[0] - 7, 2))
+        async with parts.database.connection(timeout_s=10) as connection:
+            await parts.database.restore_settings(connection)
+        await parts.refresh()
+        assert_right(database)

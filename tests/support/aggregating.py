@@ -65,11 +65,14 @@ class Rig(NamedTuple):
         await self.writer.write(await self.writer.prepare([content]), dict)
 
     async def refresh(self, aggregates: Aggregates | None = None) -> None:
-        """Do once what keeps the aggregates right, where they are not views."""
-        if self.database.edition is None or not self.database.edition.continuous_aggregates:
-            return
+        """Do once what keeps the aggregates right."""
+        edition = self.database.edition
+        assert edition is not None
         aggregates = aggregates or Aggregates(self.database)
-        for work in (aggregates.check_days, aggregates.refresh, aggregates.refresh_late, aggregates.refresh_changed):
+        works: list[Pieces] = [aggregates.refresh, aggregates.refresh_late] if edition.has_aggregates else []
+        if edition.continuous_aggregates:
+            works = [aggregates.check_days, *works, aggregates.refresh_changed]
+        for work in works:
             await self.do(work)
 
     async def delete_old(self, retention: Retention) -> None:
