@@ -385,7 +385,7 @@ def soak_table(soak: Soak) -> str:
         states += [*(f"{size / 1_048_576:,.0f}" for size in sizes), f"{minute.chunks:,}"]
         add(str(number), measured, states, minute.errors)
     means = [_mean(column) for column in zip(*rows, strict=True)]
-    add("mean", means, [""] * 6, sum(minute.errors for minute in soak.minutes))
+    add("mean", means, [""] * 7, sum(minute.errors for minute in soak.minutes))
     lines += ["", f"At the end {soak.stored:,} rows were stored; {soak.missing:,} that were answered 201 were missing."]
     return "\n".join(lines)
 
