@@ -31,8 +31,30 @@ BEGIN
     END IF;
 END
 $$;
+
+-- Does what if_names_are_as_of does, and records late readings, in a third of the time that a statement for that takes.
+CREATE FUNCTION begin_flush(remembered text, result integer, starts timestamptz[], ends timestamptz[]) RETURNS integer
+LANGUAGE plpgsql AS $$
+DECLARE
+    changed_by text;
+    frontier timestamptz;
+BEGIN
+    SELECT max(value) FILTER (WHERE name = 'names_changed_by'),
+           max(value) FILTER (WHERE name = 'aggregates_frontier')::timestamptz
+    INTO changed_by, frontier
+    FROM server_settings WHERE name IN ('names_changed_by', 'aggregates_frontier');
+    IF coalesce(changed_by, '') <> remembered THEN
+        RAISE EXCEPTION 'rows of sensors or sources were deleted or renamed since their ids were looked up';
+    END IF;
+    IF starts[1] < coalesce(frontier, 'infinity') THEN
+        PERFORM record_late(starts, ends);
+    END IF;
+    RETURN result;
+END
+$$;
 """
 DROP_STALE_RANGES = """
+DROP FUNCTION begin_flush(text, integer, timestamptz[], timestamptz[]);
 DROP FUNCTION record_late(timestamptz[], timestamptz[]);
 ALTER TABLE stale_ranges DROP recorded_at;
 ALTER TABLE stale_ranges RENAME range_id TO id;

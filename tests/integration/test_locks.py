@@ -13,7 +13,7 @@ from app.errors import DatabaseLocked
 from app.ingest.batch import Content, Sender
 from app.ingest.blocked import Blocked
 from tests.support.databases import holding
-from tests.support.samples import record
+from tests.support.samples import T0_US, record
 from tests.support.server import API_KEY, running
 from tests.support.writing import (
     DAY_S,
@@ -120,14 +120,16 @@ async def test_record_of_another_transaction(database: str) -> None:
 
 async def test_stale_ranges(community_database: str) -> None:
     """Other readings are stored while late ones can't be noted as late."""
-    late = reading(-DAY_S)
+    late, fresh = reading(-DAY_S), reading(0)
+    frontier = "UPDATE server_settings SET value = to_timestamp({})::text WHERE name = 'aggregates_frontier'"
+    execute(community_database, frontier.format(T0_US // 1_000_000 - 60))
     async with writing(community_database, lock_timeout_s=0.2) as writer:
         with holding(community_database, "LOCK TABLE stale_ranges"):
             with pytest.raises(Blocked) as blocked:
-                await write(writer, reading(0), late)
+                await write(writer, fresh, late)
             [(first, last)] = blocked.value.spans
-            assert first <= late.time_us <= last < reading(0).time_us
-            await write(writer, reading(0))
+            assert first <= late.time_us <= last < fresh.time_us
+            await write(writer, fresh)
         await write(writer, late)
     assert count(community_database, "readings") == 2
 

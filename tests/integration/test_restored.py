@@ -122,7 +122,8 @@ async def test_late_readings_are_nobody_elses(community_database: str, caplog: p
             await parts.write(reading(parts.clock_s[0] - age_s, 1))
         await parts.refresh()
         await parts.write(*(reading(parts.clock_s[0] - age_s, 2) for age_s in (29.4 * DAY, 15.3 * DAY, 60)))
-        await parts.refresh()
+        for _ in range(2):  # the first one's check leaves out the days that its refresh of late readings is for
+            await parts.refresh()
         checked = "SELECT day, changes, xmin::text FROM checked_days ORDER BY day"
         before = rows(community_database, checked)
         assert len(before) > 20
