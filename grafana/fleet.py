@@ -513,7 +513,7 @@ alerts = alert_list(
     labels='{grafana_folder="SensorFlow"}',
 )
 
-# Of many sensors they take longer than all other panels together.
+# With many sensors they take longer than all other panels together.
 FOLDED = [
     row("States over time", folded=[states]),
     row("Trends", folded=[trends]),

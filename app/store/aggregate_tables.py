@@ -1,4 +1,4 @@
-"""How the tables of aggregates are made, where these are not continuous: one statement for each tier. Pure.
+"""The tables of aggregates, where these are not continuous: one statement for each tier. Pure.
 
 A statement recomputes the buckets of a span as a whole, with one snapshot: it writes those that differ, and deletes
 those that have no reading any more. So it may be cut off, and done again, with no harm.

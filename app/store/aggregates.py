@@ -83,7 +83,7 @@ BY_POLICY = """(
     FROM timescaledb_information.jobs
     WHERE (hypertable_schema, hypertable_name, proc_name) = (current_schema, 'readings', 'policy_retention')
 )"""
-# Unless somebody has set it back meanwhile: older readings were taken over, whose aggregates are still to be refreshed.
+# It may have been set back meanwhile: older readings were taken over, whose aggregates are still to be refreshed.
 SET_REFRESHED_UNTIL = """
 INSERT INTO server_settings AS s (name, value) VALUES ('aggregates_refreshed_until', %s::timestamptz::text)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE s.value::timestamptz = %s
@@ -158,7 +158,7 @@ OLDEST_CHUNK = """
 SELECT min(range_start) FROM timescaledb_information.chunks
 WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
 """
-# Of what is to be recomputed by hand. Where aggregates are tables, it may be that only they have a time.
+# For a refresh by hand. The aggregates may have times of which the readings are deleted.
 OF_TABLES = """
 SELECT oldest, %(end)s::timestamptz FROM (SELECT least(
     (SELECT min(time) FROM readings), (SELECT min(bucket) FROM aggregates_1d)

@@ -536,7 +536,7 @@ async def test_a_refresh_under_way_keeps_the_aggregates_of_what_retention_delete
 
 
 async def test_what_a_retention_policy_deletes_stays_in_the_aggregates(community_database: str) -> None:
-    """Of days that an operator's own retention policy has deleted, no late reading costs the aggregates."""
+    """A late reading of a day that an operator's own retention policy has deleted costs no aggregates."""
     async with rig(community_database) as parts:
         noon_s = parts.clock_s[0] // DAY * DAY - 6 * DAY + 12 * HOUR
         await parts.write(*(reading(noon_s + second) for second in range(0, 5 * HOUR, MINUTE)))

@@ -272,7 +272,7 @@ async def test_failures_are_recorded_and_hold_up_no_other_work(
 
 
 async def test_an_unforeseen_error_ends_neither_the_server_nor_other_work(database: str) -> None:
-    """An error that nobody has foreseen is a failure of its work, and of nothing else."""
+    """An unforeseen error is a failure of its work, and of nothing else."""
     done = 0
 
     async def fails(*_: Connection) -> AsyncIterator[None]:
@@ -457,7 +457,7 @@ async def test_a_chunk_that_is_over_and_quiet_goes_whole(
 async def test_a_chunk_in_use_holds_up_neither_writers_nor_other_chunks(
     community_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While somebody reads a chunk for long, writers don't wait for its conversion, and other chunks are converted."""
+    """While a session reads a chunk for long, no writer waits for its conversion, and other chunks are converted."""
     monkeypatch.setattr(columnstore, "QUIET", timedelta(0))
     insert = (
         "INSERT INTO readings SELECT now() - {} * interval '1 day', 1, i, 1, i, NULL, NULL FROM generate_series(1, 9) i"
