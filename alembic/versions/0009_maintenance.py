@@ -17,23 +17,24 @@ ALTER TABLE stale_ranges ADD recorded_at timestamptz NOT NULL DEFAULT now();
 -- A server of the version before that still runs would add its policies again. It fails at this name before that.
 ALTER TABLE stale_ranges RENAME id TO range_id;
 
--- Called in a flush, after it has its lock on flushes. It is volatile, so that it sees the frontier of that moment.
-CREATE FUNCTION record_late(starts timestamptz[], ends timestamptz[]) RETURNS void LANGUAGE plpgsql AS $$
+-- Called in a flush with minutes since 1970 UTC, after it has its lock on flushes. It is volatile, so that it sees the
+-- frontier of that moment.
+CREATE FUNCTION record_late(starts bigint[], ends bigint[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     frontier CONSTANT timestamptz := coalesce(
         (SELECT value::timestamptz FROM server_settings WHERE name = 'aggregates_frontier'), 'infinity'
     );
 BEGIN
-    IF starts[1] < frontier THEN
+    IF to_timestamp(60 * starts[1]) < frontier THEN
         INSERT INTO stale_ranges (starts_at, ends_at)
-        SELECT starts_at, least(ends_at, frontier)
-        FROM unnest(starts, ends) AS late (starts_at, ends_at) WHERE starts_at < frontier;
+        SELECT to_timestamp(60 * start), least(to_timestamp(60 * stop), frontier)
+        FROM unnest(starts, ends) AS late (start, stop) WHERE to_timestamp(60 * start) < frontier;
     END IF;
 END
 $$;
 
 -- Does what if_names_are_as_of does, and records late readings, in a third of the time that a statement for that takes.
-CREATE FUNCTION begin_flush(remembered text, result integer, starts timestamptz[], ends timestamptz[]) RETURNS integer
+CREATE FUNCTION begin_flush(remembered text, result integer, starts bigint[], ends bigint[]) RETURNS integer
 LANGUAGE plpgsql AS $$
 DECLARE
     changed_by text;
@@ -46,7 +47,7 @@ BEGIN
     IF coalesce(changed_by, '') <> remembered THEN
         RAISE EXCEPTION 'rows of sensors or sources were deleted or renamed since their ids were looked up';
     END IF;
-    IF starts[1] < coalesce(frontier, 'infinity') THEN
+    IF to_timestamp(60 * starts[1]) < coalesce(frontier, 'infinity') THEN
         PERFORM record_late(starts, ends);
     END IF;
     RETURN result;
@@ -54,8 +55,8 @@ END
 $$;
 """
 DROP_STALE_RANGES = """
-DROP FUNCTION begin_flush(text, integer, timestamptz[], timestamptz[]);
-DROP FUNCTION record_late(timestamptz[], timestamptz[]);
+DROP FUNCTION begin_flush(text, integer, bigint[], bigint[]);
+DROP FUNCTION record_late(bigint[], bigint[]);
 ALTER TABLE stale_ranges DROP recorded_at;
 ALTER TABLE stale_ranges RENAME range_id TO id;
 """

@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 Span: TypeAlias = tuple[datetime, datetime]
 """A time range, half-open."""
+Moment = TypeVar("Moment", datetime, int)
+"""A time, or a number of minutes."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EARLIEST = datetime(1000, 1, 1, tzinfo=UTC)
@@ -55,9 +57,9 @@ TIERS = (
 )
 
 
-def merged(spans: Iterable[Span]) -> list[Span]:
+def merged(spans: Iterable[tuple[Moment, Moment]]) -> list[tuple[Moment, Moment]]:
     """Merge spans into as few as cover the same times. Both are in the order of their starts."""
-    found: list[Span] = []
+    found: list[tuple[Moment, Moment]] = []
     for start, end in spans:
         if found and start <= found[-1][1]:
             found[-1] = (found[-1][0], max(found[-1][1], end))
@@ -66,10 +68,10 @@ def merged(spans: Iterable[Span]) -> list[Span]:
     return found
 
 
-def with_few_gaps(spans: list[Span], most: int) -> list[Span]:
+def with_few_gaps(spans: list[tuple[Moment, Moment]], most: int) -> list[tuple[Moment, Moment]]:
     """Merge the spans with the smallest gaps between them until there are at most ``most``. All are in order."""
     if len(spans) <= most:
         return spans
-    gaps = sorted(range(1, len(spans)), key=lambda place: spans[place][0] - spans[place - 1][1])
+    gaps: list[int] = sorted(range(1, len(spans)), key=lambda place: spans[place][0] - spans[place - 1][1])
     cuts = [0, *sorted(gaps[len(spans) - most :]), len(spans)]
     return [(spans[first][0], spans[last - 1][1]) for first, last in pairwise(cuts)]

@@ -19,8 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import psycopg
 import pyarrow as pa
@@ -40,7 +39,7 @@ from app.store.latest import LatestReadings
 from app.store.limits import ROLLBACK_LOG, LimitSnapshot, SensorLimits, log_violations
 from app.store.names import NameIds, SensorIds
 from app.store.rows import DAY_US, FlushRows, RowSlice, payload_of
-from app.store.tiers import EPOCH, Span, merged, with_few_gaps
+from app.store.tiers import merged, with_few_gaps
 from app.store.wire import COPY_READINGS, encode_copy, latest_of_each_sensor
 
 logger = logging.getLogger(__name__)
@@ -146,6 +145,10 @@ class IdBlock:
     left: int = 0
 
 
+Minutes: TypeAlias = tuple[int, int]
+"""A half-open range of minutes since 1970 UTC."""
+
+
 class EncodedFlush(NamedTuple):
     """All that is computed from the rows of a flush before it is written."""
 
@@ -153,9 +156,9 @@ class EncodedFlush(NamedTuple):
     """All of its rows, as a COPY in pieces of any size."""
     latest: pa.RecordBatch | None
     """The latest row of each sensor among those of its batches."""
-    late: Sequence[Span]
+    late: Sequence[Minutes]
     """The minutes of its readings that may be late, if there are aggregates."""
-    recent: Sequence[Span]
+    recent: Sequence[Minutes]
     """The minutes of all others, as one span, if there are aggregates and others."""
     violations: Sequence[bytes]
     """Which of its readings are beyond their limits, as a COPY in pieces; empty if none is."""
@@ -198,7 +201,7 @@ class PreparedFlush:
         return RECORD_LATE.format(**_arrays(spans)) if spans else ""
 
 
-def _begin(first_id: int, rows: int, lock_timeout_s: float, names: str, spans: Sequence[Span] = ()) -> str:
+def _begin(first_id: int, rows: int, lock_timeout_s: float, names: str, spans: Sequence[Minutes] = ()) -> str:
     return BEGIN_FLUSH.format(
         first_id=first_id,
         rows=rows,
@@ -208,12 +211,9 @@ def _begin(first_id: int, rows: int, lock_timeout_s: float, names: str, spans: S
     )
 
 
-def _arrays(spans: Sequence[Span]) -> dict[str, str]:
+def _arrays(spans: Sequence[Minutes]) -> dict[str, str]:
     """Return the starts and the ends of spans as the insides of SQL's arrays."""
-    return {
-        "starts": ",".join([f'"{start}"' for start, _ in spans]),
-        "ends": ",".join([f'"{end}"' for _, end in spans]),
-    }
+    return {"starts": ",".join([f"{start}" for start, _ in spans]), "ends": ",".join([f"{end}" for _, end in spans])}
 
 
 class Writer:
@@ -516,7 +516,7 @@ class Writer:
         if flush.record_late and not await _unless_locked(connection.execute(SAVEPOINT + flush.record_late)):
             await connection.execute(ROLLBACK_PART, prepare=False)
             late = flush.encoded.late or flush.encoded.recent
-            blocked = [(EARLIEST_US, int(late[-1][1].timestamp()) * 1_000_000 - 1)]
+            blocked = [(EARLIEST_US, late[-1][1] * MINUTE_US - 1)]
         rejected = None
         ends = asyncio.get_running_loop().time() + BISECT_S
         for day, rows in sorted(flush.rows.by_day().items(), reverse=True):
@@ -678,20 +678,14 @@ def _encode(rows: FlushRows, limits: LimitSnapshot, recent_us: int | None) -> En
     return EncodedFlush(encode_copy(rows.packed(), ordered), latest, late, recent, violations)
 
 
-def _minutes(contents: Sequence[Content], recent_us: int) -> tuple[Sequence[Span], Sequence[Span]]:
+def _minutes(contents: Sequence[Content], recent_us: int) -> tuple[Sequence[Minutes], Sequence[Minutes]]:
     """Return the minutes of the readings before a time, in few spans, and those of the others, in one span at most."""
     ranges = [content.time_range_us() for content in contents]
     earliest_us, latest_us = min(ranges)[0], max([last for _, last in ranges])
-    spans: Sequence[Span] = []
+    spans: Sequence[Minutes] = []
     if earliest_us < recent_us:
         late = set().union(*(content.minutes_before(recent_us) for content in contents))
-        minutes = merged((_start_of(minute), _start_of(minute + 1)) for minute in sorted(late))
-        spans = with_few_gaps(minutes, MAX_LATE_SPANS)
+        spans = with_few_gaps(merged((minute, minute + 1) for minute in sorted(late)), MAX_LATE_SPANS)
     if latest_us < recent_us:
         return spans, []
-    first, last = recent_us // MINUTE_US, min(latest_us, recent_us + FARTHEST_US) // MINUTE_US
-    return spans, [(_start_of(first), _start_of(last + 1))]
-
-
-def _start_of(minute: int) -> datetime:
-    return EPOCH + timedelta(minutes=minute)
+    return spans, [(recent_us // MINUTE_US, min(latest_us, recent_us + FARTHEST_US) // MINUTE_US + 1)]

@@ -343,7 +343,8 @@ async def test_a_flush_that_began_before_the_frontier_moved_is_waited_for(databa
         with psycopg.connect(database) as flush:
             flush.execute("INSERT INTO flushes (flush_id, rows) VALUES (1, 1)")
             flush.execute(
-                "SELECT record_late(ARRAY[now() - interval '10 minutes'], ARRAY[now() - interval '9 minutes'])"
+                "SELECT record_late(ARRAY[minute - 10], ARRAY[minute - 9])"
+                " FROM (SELECT extract(epoch FROM now())::bigint / 60) AS this (minute)"
             )
             flush.execute(INSERT.format(time.time() - 570, 1))
             with pytest.MonkeyPatch.context() as patch:
