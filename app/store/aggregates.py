@@ -50,7 +50,7 @@ FIRST_PIECE = timedelta(minutes=10)
 LONGEST_PIECE = timedelta(days=64)
 QUICK_S = 0.5
 SLOW_S = 1.5
-"""A refresh that was quicker is followed by one of twice the length, a slower one by one of half."""
+"""A refresh that was quicker is followed by one of twice the length, a slower one by one that should take so long."""
 FLUSH_WAIT_S = 10.0
 """How long flushes from before the frontier are waited for. If one takes longer, the next turn refreshes."""
 FLUSH_POLL_S = 0.02
@@ -487,7 +487,7 @@ class Aggregates:
                     await connection.execute(REFRESH, [tier.name, start, piece_end, is_forced])
             took_s, length = clock() - began, piece_end - start
             if took_s > SLOW_S:
-                self._lengths[tier] = max(length / 2, tier.width)
+                self._lengths[tier] = max(length * (SLOW_S / took_s), tier.width)
             elif took_s < QUICK_S:
                 self._lengths[tier] = min(max(self._lengths[tier], 2 * length), LONGEST_PIECE)
             yield start, piece_end

@@ -10,7 +10,7 @@ LOAD_INTERVAL_S = 2.0
 LOAD_WINDOW_S = 12.0
 """PostgreSQL reports what a session has done with a delay of up to ten seconds."""
 LONGEST_DEBT_S = 300.0
-"""However much work that could not wait has taken, the rest waits for so long at most."""
+"""Work that can't wait postpones the rest by so much at most."""
 
 
 class Budget:
@@ -23,8 +23,8 @@ class Budget:
     def __init__(self, share: float) -> None:
         self._share = share
         self._free_at = 0.0
-        self._debt_ends = 0.0
-        """When the debt of now is forgiven."""
+        self._postponed_s = 0.0
+        """How long work that can't wait has postponed the rest since that last had its turn."""
         self._idle_free_at = 0.0
         self._spent_s = 0.0
         self._loads: deque[tuple[float, float, float]] = deque()
@@ -39,12 +39,19 @@ class Budget:
         """Return whether more may be spent now."""
         return now >= self.free_at
 
-    def spend(self, seconds: float, *, now: float) -> None:
-        """Record work that took ``seconds`` and has just ended."""
+    def spend(self, seconds: float, *, now: float, could_wait: bool) -> None:
+        """Record work that took ``seconds`` and has just ended.
+
+        Work that could wait is paid for in full. Other work postpones it by LONGEST_DEBT_S at most.
+        """
         self._spent_s += seconds
-        if now - seconds >= self._free_at - 1e-6:  # but for rounding
-            self._debt_ends = now + LONGEST_DEBT_S
-        self._free_at = min(max(self._free_at, now) + seconds * (1 / self._share - 1), self._debt_ends)
+        pause_s = seconds * (1 / self._share - 1)
+        if could_wait:
+            self._postponed_s = 0.0
+        else:
+            pause_s = min(pause_s, LONGEST_DEBT_S - self._postponed_s)
+            self._postponed_s += pause_s
+        self._free_at = max(self._free_at, now) + pause_s
         self._idle_free_at = now + seconds * max(0.0, 1 / max(IDLE_SHARE, self._share) - 1)
 
     def wants_load(self, now: float) -> bool:

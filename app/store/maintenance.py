@@ -206,7 +206,7 @@ class Maintenance:
             took_s = clock() - began
             run.busy_s += took_s
             run.due_at = clock() + (pause_s or 0.0)  # behind what became due meanwhile
-            budget.spend(took_s, now=clock())
+            budget.spend(took_s, now=clock(), could_wait=run.can_wait)
             if pause_s is None:
                 await self._end(run, connection, error, clock())
 

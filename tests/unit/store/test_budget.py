@@ -15,10 +15,20 @@ def test_a_busy_database_gives_work_its_share(share: float, pieces: list[float])
         assert budget.may_spend(now)
         now += seconds
         spent += seconds
-        budget.spend(seconds, now=now)
-    end = max(now, budget.free_at)
-    waits_were_cut = any(seconds * (1 / share - 1) > LONGEST_DEBT_S for seconds in pieces)
-    assert waits_were_cut or spent / end == pytest.approx(share)
+        budget.spend(seconds, now=now, could_wait=True)
+    assert spent / max(now, budget.free_at) == pytest.approx(share)
+
+
+@given(others=st.lists(st.floats(0.001, 3), min_size=5, max_size=30))
+def test_other_work_is_part_of_the_share(others: list[float]) -> None:
+    """Work that can wait has what other work leaves of the share, as long as that leaves anything."""
+    budget, now, spent = Budget(0.15), 0.0, 0.0
+    for seconds in others:
+        for could_wait in (False, True):
+            now = max(now, budget.free_at) + seconds
+            spent += seconds
+            budget.spend(seconds, now=now, could_wait=could_wait)
+    assert spent / max(now, budget.free_at) == pytest.approx(0.15)
 
 
 def test_an_idle_database_gives_more() -> None:
@@ -26,7 +36,7 @@ def test_an_idle_database_gives_more() -> None:
     budget = Budget(0.1)
     assert not budget.is_idle
     budget.note_load(50, now=0)
-    budget.spend(3, now=5)
+    budget.spend(3, now=5, could_wait=True)
     assert not budget.may_spend(8)
     budget.note_load(53.1, now=LOAD_WINDOW_S)
     assert budget.is_idle
@@ -45,7 +55,7 @@ def test_load_is_of_the_last_seconds() -> None:
 
 def test_the_rest_waits_a_bounded_time_after_long_work() -> None:
     budget = Budget(0.01)
-    budget.spend(3_600, now=4_000)
+    budget.spend(3_600, now=4_000, could_wait=False)
     assert budget.free_at == 4_000 + LONGEST_DEBT_S
 
 
@@ -54,10 +64,10 @@ def test_work_that_can_not_wait_never_keeps_the_rest_from_its_turn_for_good() ->
     budget, now, turns = Budget(0.15), 0.0, 0
     while now < 3_600:
         now += 6
-        budget.spend(6, now=now)
+        budget.spend(6, now=now, could_wait=False)
         for _ in range(24):
             now += 1
             if budget.may_spend(now):
-                budget.spend(1, now=now + 1)
+                budget.spend(1, now=now + 1, could_wait=True)
                 turns += 1
     assert turns >= 3_600 / (LONGEST_DEBT_S + 60)
