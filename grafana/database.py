@@ -225,7 +225,7 @@ OVER_TIME = [
         size=(8, 7),
         unit="percentunit",
         soft_max=0.1,
-        legend_width=170,
+        legend_width=230,
     ),
     timeseries(
         "Clock skew",
