@@ -235,7 +235,6 @@ class Server:
                 pool_stats=self._database.pool_stats,
                 database_statistics=lambda: self._observer.statistics,
                 latest_age_s=lambda: self._latest.age_s,
-                maintains=lambda: self._maintenance.is_elected,
                 ready=lambda: self.pipeline.unavailable_reason is None,
             )
         )

@@ -102,7 +102,6 @@ class ServerCollector(Collector):
         pool_stats: the connection pool's counters, by psycopg_pool's names.
         database_statistics: the last look at the database; None while it is unavailable.
         latest_age_s: how long the oldest reading has waited that is not yet among the latest.
-        maintains: whether this process does the database's maintenance.
         ready: whether readings are taken.
     """
 
@@ -116,7 +115,6 @@ class ServerCollector(Collector):
         pool_stats: Callable[[], dict[str, int]],
         database_statistics: Callable[[], DatabaseStatistics | None],
         latest_age_s: Callable[[], float],
-        maintains: Callable[[], bool],
         ready: Callable[[], bool],
     ) -> None:
         self._buffer = buffer
@@ -126,7 +124,6 @@ class ServerCollector(Collector):
         self._pool_stats = pool_stats
         self._database_statistics = database_statistics
         self._latest_age_s = latest_age_s
-        self._maintains = maintains
         self._ready = ready
 
     def collect(self) -> Iterable[Metric]:
@@ -187,7 +184,6 @@ class ServerCollector(Collector):
             self._latest_age_s(),
             "max",
         )
-        yield Gauge("sensorflow_maintains", "1 while a process does the maintenance.", self._maintains(), "sum")
         statistics = self._database_statistics()
         up = statistics is not None
         yield Gauge("sensorflow_database_up", "1 if the database answered when last asked.", up, "min")
@@ -257,7 +253,6 @@ class WorkGauge(Gauge):
 
 def of_works(works: Sequence[WorkStatistics]) -> Iterator[Gauge]:
     """Yield what the database has recorded of its maintenance, by any server."""
-    yield WorkGauge("runs", "Runs of the work, ever.", {work.name: work.runs for work in works})
     yield WorkGauge("failures", "Runs that an error has ended, ever.", {work.name: work.failures for work in works})
     yield WorkGauge(
         "busy_seconds", "How long all runs together have taken.", {work.name: work.busy_s for work in works}

@@ -235,6 +235,34 @@ OVER_TIME = [
         unit="s",
         soft_max=1,
     ),
+    timeseries(
+        "Late ranges over time",
+        "Ranges of time of which late readings came, and whose aggregates wait to be refreshed.",
+        promqls(ranges="max(sensorflow_stale_ranges)"),
+        size=(8, 7),
+        unit="short",
+        defaults={"decimals": 0},
+        soft_max=10,
+    ),
+    timeseries(
+        "Failures of maintenance",
+        "Runs of each kind of background work that an error has ended, since the database was made.",
+        [promql("max by (work) (sensorflow_maintenance_failures)", "{{work}}")],
+        size=(8, 7),
+        unit="short",
+        defaults={"decimals": 0},
+        soft_max=10,
+        legend_width=230,
+    ),
+    timeseries(
+        "Time since the last success",
+        "How long ago each kind of background work last succeeded. The log has the reason if that is long.",
+        [promql("time() - max by (work) (sensorflow_maintenance_last_success_timestamp_seconds)", "{{work}}")],
+        size=(8, 7),
+        unit="s",
+        soft_max=60,
+        legend_width=230,
+    ),
 ]
 
 DASHBOARD = dashboard(

@@ -137,7 +137,6 @@ class Maintenance:
     def __init__(self, database: Database, *, share: float) -> None:
         self._database = database
         self._share = share
-        self.is_elected = False
 
     async def run(self, works: Sequence[Work]) -> None:
         """Stand for election, and do all kinds of work while elected, until cancelled.
@@ -149,12 +148,9 @@ class Maintenance:
                 async with self._elected() as guard:
                     if guard is not None:
                         logger.info("this process maintains the database")
-                        self.is_elected = True
                         await self._work_while_guarded(guard, works)
             except DatabaseUnavailable as error:
                 logger.debug("the maintenance waits: %s", error)
-            finally:
-                self.is_elected = False
             await asyncio.sleep(ELECTION_INTERVAL_S)
 
     @asynccontextmanager

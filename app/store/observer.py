@@ -38,7 +38,7 @@ SELECT pg_database_size(current_database()),
        (SELECT coalesce(max(lag_s), 0) FROM aggregate_lag)
 """
 WORKS = """
-SELECT work, runs, failures, busy_s, extract(epoch FROM last_succeeded_at)::double precision
+SELECT work, failures, busy_s, extract(epoch FROM last_succeeded_at)::double precision
 FROM maintenance ORDER BY work
 """
 LATE_WORKS = """
@@ -52,7 +52,6 @@ class WorkStatistics:
     """A kind of the maintenance's work, by all processes that have done it."""
 
     name: str
-    runs: int
     failures: int
     busy_s: float
     """How long all runs together have taken."""

@@ -17,7 +17,6 @@ from app.live.hub import Hub, Subscriber
 from app.web import auth, error_responses
 from app.web.access import key_bytes
 from app.web.refusals import log_refusal
-from app.web.sides import until_first_ends
 
 PATH = "/ws/sensor_updates"
 SUBPROTOCOL = "sensorflow"
@@ -42,11 +41,19 @@ def live_router(*, hub: Hub, api_keys: auth.ApiKeys, send_timeout_s: float) -> A
             await websocket.close(code, str(error))
             return
         # Whichever ends first ends the connection: the peer hangs up, or is too slow for what it asked for.
-        forwarding = _forward(websocket, hub, subscriber, mail, send_timeout_s)
+        sides = {
+            asyncio.create_task(_until_hung_up(websocket)),
+            asyncio.create_task(_forward(websocket, hub, subscriber, mail, send_timeout_s)),
+        }
         try:
-            await until_first_ends(_until_hung_up(websocket), forwarding)
+            ended, _ = await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
+            for side in ended:
+                side.result()
         finally:
-            hub.unsubscribe(subscriber)
+            hub.unsubscribe(subscriber)  # at once: a subscriber that has left counts no longer
+            for side in sides:
+                side.cancel()
+            await asyncio.gather(*sides, return_exceptions=True)
 
     return router
 

@@ -89,7 +89,6 @@ def test_refresh_command(folder: Path, empty_database: str, edition: str) -> Non
     arguments = "--from", "2020-01-01", "--to", "2200-01-01"
     status, output = run_command(folder, "refresh", *arguments, DATABASE_URL=empty_database)
     assert status == 0, output
-    assert (": refreshed" in output) == (edition == "community")
-    assert ("nothing to refresh" in output) == (edition != "community")
+    assert (": refreshed" in output) == (edition == "community")  # elsewhere nothing is in a table yet
     assert rows(empty_database, "SELECT count(*) FROM latest_readings WHERE id = 1") == [(1,)]
     assert rows(empty_database, COUNTS) == [(True,)]

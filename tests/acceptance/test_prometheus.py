@@ -89,6 +89,8 @@ def watched(
         _send_all(run, proxy)
         ended_at = time.time()
         eventually(lambda: watcher.value("timestamp(up)") > ended_at)
+        # The server looks at the database every 15 seconds.
+        eventually(lambda: bool(watcher.ask("rate(sensorflow_maintenance_busy_seconds[1m])")), timeout_s=60)
         yield run
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 
 from app.history.formats import ARROW_END_OF_STREAM
+from app.store.database import migrate
 from app.web.query import MAX_LIMIT, MAX_READS
 from app.web.sensors import MAX_CHANGE_BYTES
 from tests.support.databases import new_database
@@ -63,15 +64,15 @@ class Site:
 @pytest.fixture(scope="module")
 def site(embedded_admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Start a server with readings in it."""
-    with (
-        new_database(embedded_admin_url) as url,
-        faulty_proxy(url) as proxy,
-        running(tmp_path_factory.mktemp("reads"), DATABASE_URL=proxy.url) as server,
-        httpx.Client(base_url=server.url, headers={"X-API-Key": API_KEY}, timeout=30) as client,
-    ):
+    with new_database(embedded_admin_url) as url, faulty_proxy(url) as proxy:
+        migrate(url)
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(FILL)
-        yield Site(server, proxy, client, url)
+        with (
+            running(tmp_path_factory.mktemp("reads"), DATABASE_URL=proxy.url) as server,
+            httpx.Client(base_url=server.url, headers={"X-API-Key": API_KEY}, timeout=30) as client,
+        ):
+            yield Site(server, proxy, client, url)
 
 
 def rows(answer: httpx.Response, format_: str) -> list[dict[str, Any]]:

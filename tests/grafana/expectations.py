@@ -589,8 +589,6 @@ def database_late_ranges(look: Look, now: pd.Timestamp) -> Rows:  # noqa: ARG001
 
 def database_lag(look: Look, now: pd.Timestamp) -> Rows:
     stored = look.stored
-    if not stored.is_community:
-        return [(tier, now, 0) for tier in sorted(TIERS, reverse=True)]
     lag_s = (now - stored.until).total_seconds()
     return [(tier, stored.materialized_until[tier], lag_s) for tier in sorted(TIERS, reverse=True)]
 
@@ -642,6 +640,14 @@ def alert_lag(look: Look, now: pd.Timestamp) -> Rows:
     return [(max(lag_s for *_, lag_s in database_lag(look, now)),)]
 
 
+FIRST_STARTED = "SELECT first_started_at FROM maintenance WHERE work = 'retention'"
+
+
+def alert_late_maintenance(look: Look, now: pd.Timestamp) -> Rows:
+    ((first_started_at,),) = look.stored.ask(FIRST_STARTED).rows
+    return [("retention", (now - pd.Timestamp(first_started_at)).total_seconds())]
+
+
 EXPECTED: dict[str, Callable[[Look, pd.Timestamp], Rows]] = {
     "sensorflow-fleet: Sensors": fleet_sensors,
     "sensorflow-fleet: Readings per second": fleet_rate,
@@ -683,6 +689,7 @@ EXPECTED: dict[str, Callable[[Look, pd.Timestamp], Rows]] = {
     "alerting: alert Reading out of limits limit": alert_limit,
     "alerting: alert Nothing ingested signs": alert_nothing,
     "alerting: alert Aggregate lag lag": alert_lag,
+    "alerting: alert Maintenance failing age": alert_late_maintenance,
 }
 """By the query's text in the tests' names."""
 OF_POSTGRESQL = {

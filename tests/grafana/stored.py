@@ -13,6 +13,8 @@ from typing import Any
 import pandas as pd
 import psycopg
 
+from app.store import tiers
+from app.store.aggregate_tables import recompute
 from tests.grafana.data import LOGGED, SENSORS, Sensor
 
 READER = "sensorflow_reader"
@@ -44,6 +46,14 @@ REFRESH = """
 CALL refresh_continuous_aggregate(%s::regclass, %s::timestamptz, %s::timestamptz, options => '{"buckets_per_batch": 0}')
 """
 FLUSH = "INSERT INTO flushes (flush_id, rows, committed_at) VALUES (%s, %s, now() - make_interval(secs => %s))"
+MAINTENANCE = """
+INSERT INTO maintenance (
+    work, runs, failures, busy_s, every_s, can_wait, first_started_at, last_started_at, last_run_s, last_error
+) VALUES
+    ('retention', 3, 3, 1.5, 3600, false, now() - INTERVAL '9 hours', now(), 0.5, 'disk full'),
+    ('refresh', 9, 0, 1.5, 30, false, now() - INTERVAL '9 minutes', now(), 0.5, NULL)
+ON CONFLICT (work) DO NOTHING
+"""
 STALE = "INSERT INTO stale_ranges (starts_at, ends_at) VALUES (now() - INTERVAL '1 day', now())"
 SWEPT = "UPDATE server_settings SET value = %s WHERE name = 'aggregates_refreshed_until'"
 HYPERTABLES = """
@@ -51,8 +61,6 @@ SELECT '_hyper_' || h.id, coalesce(c.user_view_name, h.table_name)::text
 FROM _timescaledb_catalog.hypertable h
 LEFT JOIN _timescaledb_catalog.continuous_agg c ON c.mat_hypertable_id = h.id
 """
-BUCKET = re.compile(r"'([^']+)'::interval")
-WIDTHS = {"00:01:00": "readings_1m", "01:00:00": "readings_1h", "1 day": "readings_1d"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,7 @@ class Stored:
         for _ in range(LATE_RANGES):
             connection.execute(STALE)
         connection.execute(SWEPT, [until.isoformat()])
+        connection.execute(MAINTENANCE)
         self.flushes = [
             (rows, pd.Timestamp(committed_at))
             for rows, committed_at in connection.execute("SELECT rows, committed_at FROM flushes").fetchall()
@@ -102,12 +111,19 @@ class Stored:
         extension = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'").fetchone()
         self._hypertables: dict[str, str] = dict(connection.execute(HYPERTABLES).fetchall()) if extension else {}
         self.is_community = bool(set(self._hypertables.values()) & TIERS.keys())
-        day = self.until.floor("1D")
-        self.materialized_until = dict(
-            zip(TIERS, (self.until.floor("1h") - timedelta(hours=2), day, day - timedelta(days=1)), strict=True)
+        hour, day = self.until.floor("1h"), self.until.floor("1D")
+        times = (
+            (hour - timedelta(hours=2), day, day - timedelta(days=1))
+            if self.is_community
+            else (
+                self.until.floor("1min"),
+                (self.until - timedelta(hours=1)).floor("1h"),
+                (self.until - timedelta(days=1)).floor("1D"),
+            )
         )
-        if self.is_community:
-            self._refresh()
+        self.materialized_until = dict(zip(TIERS, times, strict=True))
+        """By tier: what is above is made of the finer tier by each query."""
+        self._refresh(has_chunks=extension is not None)
 
     def _register(self, sensor: Sensor) -> str:
         columns = [sensor.name, sensor.label, sensor.location, sensor.latitude, sensor.longitude]
@@ -117,14 +133,17 @@ class Stored:
             self._connection.execute("INSERT INTO sensor_limits VALUES (%s, %s, %s, %s)", [row[0], *limits])
         return str(row[0])
 
-    def _refresh(self) -> None:
+    def _refresh(self, *, has_chunks: bool) -> None:
         """Refresh the year of weather, and the other readings that are older than hours or days."""
         self._connection.execute("SET jit = off")
-        for tier, until in self.materialized_until.items():
-            self._connection.execute(
-                REFRESH, [tier, datetime(2012, 12, 1, tzinfo=UTC), datetime(2014, 2, 1, tzinfo=UTC)]
-            )
-            self._connection.execute(REFRESH, [tier, until - timedelta(days=9), until])
+        for tier in tiers.TIERS:
+            until = self.materialized_until[tier.name].to_pydatetime()
+            year = datetime(2012, 12, 1, tzinfo=UTC), datetime(2014, 2, 1, tzinfo=UTC)
+            for span in (year, (until - timedelta(days=9), until)):
+                if self.is_community:
+                    self._connection.execute(REFRESH, [tier.name, *span])
+                else:
+                    self._connection.execute(*recompute(tier, span, has_chunks=has_chunks))
         self._connection.execute("RESET jit")
 
     @contextmanager
@@ -150,16 +169,13 @@ class Stored:
         return answer
 
     def rows_taken(self, sql: str) -> Counter[str]:
-        """Return how many rows a query reads from ``readings`` and each aggregate, if any.
-
-        On Community they are tables; elsewhere they are views of the readings, and told by the width of their buckets.
-        """
+        """Return how many rows a query reads from ``readings`` and each aggregate, if any."""
         with self._as_reader():
             row = self._connection.execute(f"EXPLAIN (ANALYZE, VERBOSE, FORMAT JSON) {sql}".encode()).fetchone()
         assert row is not None
         plan = row[0] if isinstance(row[0], list) else json.loads(row[0])
         rows: Counter[str] = Counter()
-        for tier, read in self._tiers_of(plan[0]["Plan"], ()):
+        for tier, read in self._tiers_of(plan[0]["Plan"]):
             rows[tier] += read
         return +rows
 
@@ -176,19 +192,14 @@ class Stored:
         for child in node.get("Plans", []):
             yield from self._left_out(child)
 
-    def _tiers_of(self, node: dict[str, Any], groups: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    def _tiers_of(self, node: dict[str, Any]) -> Iterator[tuple[str, int]]:
         """Yield each scan of a tier with the rows that pass its conditions. Of nested scans, yield the innermost."""
-        groups = (*groups, *node.get("Group Key", []))
-        if within := [each for child in node.get("Plans", []) for each in self._tiers_of(child, groups)]:
+        if within := [each for child in node.get("Plans", []) for each in self._tiers_of(child)]:
             yield from within
             return
         relation = node.get("Relation Name", "")
         name = self._hypertables.get(
             relation.rpartition("_chunk")[0].rpartition("_")[0], re.sub(r"_p?\d+$", "", relation)
-        )
+        ).replace("aggregates", "readings")
         if name in {"readings", *TIERS}:
-            if not self.is_community:
-                # Readings that are grouped by seconds, for fewer points, are still readings.
-                widths = [WIDTHS[width] for group in groups for width in BUCKET.findall(group) if width in WIDTHS]
-                name = widths[-1] if widths else name
             yield name, round(node["Actual Loops"] * node["Actual Rows"])

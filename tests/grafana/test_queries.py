@@ -336,7 +336,7 @@ def test_metrics_of_a_sensor(stored: Stored) -> None:
 
 @each(ZOOMED)
 def test_only_the_tier_that_suits_the_range_is_read(stored: Stored, query: Query) -> None:
-    """A query reads finer tiers only for the current bucket or, on Community, since the last refresh.
+    """A query reads finer tiers only for the current bucket, or since the last refresh.
 
     Of the fleet's days, it reads the hours of the last two.
     """
@@ -348,8 +348,7 @@ def test_only_the_tier_that_suits_the_range_is_read(stored: Stored, query: Query
         assert taken.keys() <= {tier, *finer}
         assert taken[tier] or look.end != WEATHER_UNTIL or look.chosen != EVERY_SENSOR
         since = look.end.floor(timedelta(seconds=WIDTHS_S[tier])) if finer else look.end
-        if stored.is_community:
-            since = min([since, *(stored.materialized_until[each] for each in (tier, *finer) if each != "readings")])
+        since = min([since, *(stored.materialized_until[each] for each in (tier, *finer) if each != "readings")])
         times = stored.readings["time"]
         newer = 0 if look.end == WEATHER_UNTIL else (times >= since).sum()
         if LAST_DAY in query.sql and tier == "readings_1d":

@@ -189,7 +189,6 @@ async def test_one_process_is_elected_and_another_takes_over(database: str, monk
         try:
             await until(lambda: len(done) > 20)
             (elected,) = set(done)
-            assert [one.is_elected for one in ones] == [elected == 0, elected == 1]
             tasks[elected].cancel()
             await until(lambda: done[-1] != elected)
         finally:
@@ -405,7 +404,7 @@ async def test_chunks_go_to_the_columnstore_beside_writers(
     async with opened(community_database) as kept:
 
         async def convert() -> int:
-            await asyncio.sleep(1.1)  # until PostgreSQL has reported how many rows were written
+            await asyncio.sleep(2.1)  # until PostgreSQL has reported how many rows were written
             return await do(kept, lambda connection, _: keeper.convert(connection))
 
         execute(community_database, insert, 1, 900)

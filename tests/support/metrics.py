@@ -46,7 +46,7 @@ def registry(
         late_lag_s=40.5,
         aggregate_lag_s=61.5,
         clock_skew_s=-2.5,
-        works=[WorkStatistics("refresh", 5, 1, 2.5, 1_000.0), WorkStatistics("senders", 1, 1, 0.5, None)],
+        works=[WorkStatistics("refresh", 1, 2.5, 1_000.0), WorkStatistics("senders", 1, 0.5, None)],
         late_works=["senders has not succeeded for 90 minutes"],
     ),
 ) -> CollectorRegistry:
@@ -65,7 +65,6 @@ def registry(
         clock=lambda: NOW,
         pool_stats=lambda: {"pool_size": 4, "pool_available": 3},
         database_statistics=statistics,
-        maintains=lambda: True,
         latest_age_s=lambda: 1.5,
         ready=lambda: True,
     )
