@@ -428,7 +428,8 @@ async def test_a_query_of_tables_reads_no_history(database: str, edition: str) -
             for tier, query in itertools.product(TIERS, PLANS):
                 plan = connection.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + query.format(tier=tier.name)).fetchone()
                 assert plan is not None
-                assert rows_of_readings(plan[0][0]["Plan"]) < 20, tier.name
+                # Early in a day its chunk is so small that PostgreSQL reads all of it. The history has 51,840 readings.
+                assert rows_of_readings(plan[0][0]["Plan"]) < 100, tier.name
 
 
 def rows_of_readings(node: dict[str, Any]) -> float:
