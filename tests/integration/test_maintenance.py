@@ -396,7 +396,8 @@ async def test_chunks_go_to_the_columnstore_beside_writers(
     """A chunk that fills up is converted, again and again, and writers wait for no conversion but the first."""
     monkeypatch.setattr(columnstore, "PIECE_ROWS", 1_000)
     insert = (
-        "INSERT INTO readings SELECT date_trunc('day', now()) + i * interval '1 second', 1 + i %% 3, i, 1, i, NULL, NULL"
+        "INSERT INTO readings"
+        " SELECT date_trunc('day', now()) + i * interval '1 second', 1 + i %% 3, i, 1, i, NULL, NULL"
         " FROM generate_series(%s::int, %s::int) i"
     )
     status = "SELECT _timescaledb_functions.chunk_status(c) FROM show_chunks('readings') c"
