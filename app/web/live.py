@@ -8,6 +8,7 @@ closed with the reason, since a browser shows its page nothing of a refused hand
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 from fastapi import APIRouter
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -17,6 +18,7 @@ from app.live.hub import Hub, Subscriber
 from app.web import auth, error_responses
 from app.web.access import key_bytes
 from app.web.refusals import log_refusal
+from app.web.sides import until_first_ends
 
 PATH = "/ws/sensor_updates"
 SUBPROTOCOL = "sensorflow"
@@ -41,19 +43,12 @@ def live_router(*, hub: Hub, api_keys: auth.ApiKeys, send_timeout_s: float) -> A
             await websocket.close(code, str(error))
             return
         # Whichever ends first ends the connection: the peer hangs up, or is too slow for what it asked for.
-        sides = {
-            asyncio.create_task(_until_hung_up(websocket)),
-            asyncio.create_task(_forward(websocket, hub, subscriber, mail, send_timeout_s)),
-        }
-        try:
-            ended, _ = await asyncio.wait(sides, return_when=asyncio.FIRST_COMPLETED)
-            for side in ended:
-                side.result()
-        finally:
-            hub.unsubscribe(subscriber)  # at once: a subscriber that has left counts no longer
-            for side in sides:
-                side.cancel()
-            await asyncio.gather(*sides, return_exceptions=True)
+        # A subscriber that has left no longer counts against its key's limit.
+        await until_first_ends(
+            _until_hung_up(websocket),
+            _forward(websocket, hub, subscriber, mail, send_timeout_s),
+            at_end=partial(hub.unsubscribe, subscriber),
+        )
 
     return router
 
