@@ -69,9 +69,6 @@ SELECT now(), (
            SELECT greatest(least(value::timestamptz, now()), '{EARLIEST}') FROM server_settings
            WHERE name = 'aggregates_refreshed_until'
        ),
-       (
-           SELECT greatest(value::timestamptz, '{EARLIEST}') FROM server_settings WHERE name = 'aggregates_frontier'
-       ),
        greatest(
            (SELECT value::timestamptz FROM server_settings WHERE name = 'readings_deleted_until'), {{by_policy}}
        ),
@@ -254,8 +251,6 @@ class AggregateState:
     """All readings before it are in the finest tier, but for those that flushes have recorded as late. EARLIEST: where
     the aggregates are tables, there is nothing in them.
     """
-    frontier: datetime | None
-    """Flushes record readings before it as late. Never before ``refreshed_until``; None: they record all readings."""
     deleted_until: datetime | None
     """Readings before it are deleted."""
     materialized_s: Mapping[str, float | None]
@@ -278,8 +273,8 @@ async def state(connection: Connection, *, has_policies: bool = True) -> Aggrega
     query = STATE_SQL.format(by_policy=BY_POLICY if has_policies else "NULL")
     row = await (await connection.execute(query)).fetchone()
     assert row is not None  # a SELECT without FROM has one row
-    now, refreshed_until, frontier, deleted_until, materialized_s = row
-    return AggregateState(now, refreshed_until or now, frontier, deleted_until, materialized_s or {})
+    now, refreshed_until, deleted_until, materialized_s = row
+    return AggregateState(now, refreshed_until or now, deleted_until, materialized_s or {})
 
 
 @asynccontextmanager
@@ -290,11 +285,11 @@ async def refresh_lock(guard: Connection, *, wait: bool) -> AsyncIterator[None]:
         Busy: another process has it, and it is not to be waited for.
     """
     async with guard.transaction(force_rollback=True):
-        await _take_refresh_lock(guard, wait=wait)
+        await take_refresh_lock(guard, wait=wait)
         yield
 
 
-async def _take_refresh_lock(connection: Connection, *, wait: bool) -> None:
+async def take_refresh_lock(connection: Connection, *, wait: bool) -> None:
     """Take the lock until the transaction ends. Raises Busy if another has it, and it is not to be waited for."""
     if await (await connection.execute(LOCK if wait else TRY_LOCK)).fetchone() == (False,):
         raise Busy("another process refreshes the aggregates")
@@ -505,7 +500,7 @@ class Aggregates:
                 yield
             return
         async with connection.transaction():
-            await _take_refresh_lock(connection, wait=wait)
+            await take_refresh_lock(connection, wait=wait)
             yield
 
     async def _recompute_table(self, connection: Connection, tier: Tier, span: Span) -> None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from app.store.aggregate_tables import table_of
+from app.store.aggregates import take_refresh_lock
 from app.store.database import Connection, Edition
-from app.store.locks import REFRESH_LOCK, SHORT_WAIT, Busy
+from app.store.locks import SHORT_WAIT
 from app.store.tiers import EARLIEST, TIERS
 
 MARGIN = timedelta(hours=2)
@@ -32,7 +33,6 @@ SET_DELETED_UNTIL = """
 INSERT INTO server_settings AS s (name, value) VALUES ('readings_deleted_until', %s::timestamptz::text)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE s.value::timestamptz < excluded.value::timestamptz
 """
-TRY_REFRESH_LOCK = f"SELECT pg_try_advisory_xact_lock({REFRESH_LOCK})"
 OLDEST_CHUNKS = f"""
 SELECT max(range_end) FROM (
     SELECT range_end FROM timescaledb_information.chunks
@@ -84,8 +84,7 @@ class Retention:
                 until = until if row[0] is None else min(until, row[0])
                 # A refresh under way, which does not know of it yet, would delete the aggregates of what is deleted.
                 async with connection.transaction():
-                    if await (await connection.execute(TRY_REFRESH_LOCK)).fetchone() == (False,):
-                        raise Busy("another process refreshes the aggregates")
+                    await take_refresh_lock(connection, wait=False)
                     await connection.execute(SET_DELETED_UNTIL, [until])
             if edition.kind == "plain":
                 while (await connection.execute(DELETE_SOME, [until])).rowcount == ROWS_AT_A_TIME:

@@ -565,7 +565,7 @@ async def test_a_process_whose_term_is_over_moves_no_frontier_back(
             found = await real(connection, **options)
             ago = timedelta(minutes=20)
             long_ago = found.refreshed_until - 2 * ago
-            return replace(found, now=found.now - ago, refreshed_until=long_ago, frontier=long_ago)
+            return replace(found, now=found.now - ago, refreshed_until=long_ago)
 
         async def is_killed(_: Connection) -> AsyncIterator[float]:
             raise Busy
