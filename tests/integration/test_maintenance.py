@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -42,6 +42,17 @@ async def do(database: Database, work: Pieces) -> int:
     """Do some work, and return how many pieces it had."""
     async with await database.connect("test") as connection, await database.connect("test") as guard:
         return len([piece async for piece in work(connection, guard)])
+
+
+@asynccontextmanager
+async def maintaining(database: Database, works: Sequence[Work], *, share: float) -> AsyncIterator[asyncio.Task[None]]:
+    """Let a process stand for election, and work while elected, until the block ends."""
+    task = asyncio.create_task(Maintenance(database, share=share).run(works))
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def rows(url: str, query: str) -> list[tuple[object, ...]]:
@@ -209,21 +220,19 @@ async def test_an_ended_connection_ends_the_term(database: str, monkeypatch: pyt
         await connection.execute("SELECT pg_sleep(60)")
         yield
 
-    async with opened(database) as opened_database:
-        task = asyncio.create_task(Maintenance(opened_database, share=1).run([Work("long", 60, pieces)]))
-        try:
-            for count, name in enumerate(("sensorflow maintenance lock", "sensorflow maintenance"), 1):
-                await until(lambda count=count: len(began) == count)  # type: ignore[misc]
-                execute(
-                    database,
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                    " WHERE datname = current_database() AND application_name = %s",
-                    name,
-                )
-            await until(lambda: len(began) == 3)
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    async with (
+        opened(database) as opened_database,
+        maintaining(opened_database, [Work("long", 60, pieces)], share=1),
+    ):
+        for count, name in enumerate(("sensorflow maintenance lock", "sensorflow maintenance"), 1):
+            await until(lambda count=count: len(began) == count)  # type: ignore[misc]
+            execute(
+                database,
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name = %s",
+                name,
+            )
+        await until(lambda: len(began) == 3)
 
 
 async def test_failures_are_recorded_and_hold_up_no_other_work(
@@ -248,10 +257,8 @@ async def test_failures_are_recorded_and_hold_up_no_other_work(
     kinds = [Work("fails", 1, fails, is_awaited=True), Work("busy", 1, is_busy), Work("works", 0.01, works)]
     async with opened(database) as opened_database:
         monkeypatch.setattr(maintenance, "RETRY_BUSY_S", 0.01)
-        task = asyncio.create_task(Maintenance(opened_database, share=0.15).run(kinds))
-        await until(lambda: done.count("works") > 2 and done.count("busy") > 2)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        async with maintaining(opened_database, kinds, share=0.15):
+            await until(lambda: done.count("works") > 2 and done.count("busy") > 2)
         found = {work: rest for work, *rest in rows(database, "SELECT work, failures, last_error FROM maintenance")}
         assert found == {"busy": [0, None], "fails": [1, "division by zero"], "works": [0, None]}
         assert [record.message for record in caplog.records if "maintenance's work" in record.message] == [
@@ -285,13 +292,9 @@ async def test_an_unforeseen_error_ends_neither_the_server_nor_other_work(databa
 
     async with opened(database) as opened_database:
         works = [Work("fails", 60, fails, is_awaited=True), Work("quick", 0.1, quick)]
-        task = asyncio.create_task(Maintenance(opened_database, share=1).run(works))
-        try:
+        async with maintaining(opened_database, works, share=1) as task:
             await until(lambda: done > 2 or task.done())
             assert not task.done()
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
     assert rows(database, "SELECT last_error FROM maintenance WHERE work = 'fails'") == [("pop from empty list",)]
 
 
@@ -316,12 +319,8 @@ async def test_work_goes_on_on_a_full_disk(database: str, monkeypatch: pytest.Mo
     )
     async with opened(database) as opened_database:
         works = [Work("first", 60, first, is_awaited=True), Work("frees", 0.1, frees)]
-        task = asyncio.create_task(Maintenance(opened_database, share=1).run(works))
-        try:
+        async with maintaining(opened_database, works, share=1):
             await until(lambda: done > 2)
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_work_that_can_wait_takes_its_share(database: str) -> None:
@@ -344,13 +343,11 @@ async def test_work_that_can_wait_takes_its_share(database: str) -> None:
 
     async with opened(database) as opened_database:
         works = [Work("slow", 0, slow, can_wait=True), Work("quick", 0.1, quick)]
-        task = asyncio.create_task(Maintenance(opened_database, share=0.1).run(works))
-        await until(lambda: busy_s > 0)
-        began = time.monotonic()
-        await asyncio.sleep(5)
-        share = busy_s / (time.monotonic() - began)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        async with maintaining(opened_database, works, share=0.1):
+            await until(lambda: busy_s > 0)
+            began = time.monotonic()
+            await asyncio.sleep(5)
+            share = busy_s / (time.monotonic() - began)
     assert 0.02 < share < 0.15
     assert done > 10
 
@@ -382,12 +379,8 @@ async def test_long_work_holds_up_no_other(database: str) -> None:
 
     async with opened(database) as opened_database:
         works = [Work("endless", 60, endless), Work("quick", 0.1, quick, first_after_s=0.1)]
-        task = asyncio.create_task(Maintenance(opened_database, share=1).run(works))
-        try:
+        async with maintaining(opened_database, works, share=1):
             await until(lambda: done > 3)
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_chunks_go_to_the_columnstore_beside_writers(
