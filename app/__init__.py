@@ -40,7 +40,8 @@ In the background::
     what is seen of it     store.observer        sizes, clocks, and how the maintenance goes
     everything else        store.maintenance     by one process of all servers, within a store.budget:
       aggregates           store.aggregates      by minute, hour and day (store.tiers)
-      chunks               store.columnstore     converted beside writers
+      chunks               store.chunks          made ahead of a fast fleet, and merged when they are old
+      rows in them         store.columnstore     converted beside writers
       old readings         store.retention       deleted, once the aggregates have them
       old senders, records store.pruning         deleted
 

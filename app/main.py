@@ -30,6 +30,7 @@ from app.metrics import Instruments, ProcessMetrics, ServerCollector
 from app.settings import Keys, Settings
 from app.store.aggregates import Aggregates
 from app.store.capacity import fit
+from app.store.chunks import Chunks
 from app.store.columnstore import Columnstore
 from app.store.database import Database, Edition
 from app.store.durability import confirm
@@ -136,7 +137,7 @@ def _pipeline(
 
 
 def maintenance_works(
-    database: Database, edition: Edition, *, retention: Retention, pruning: Pruning
+    database: Database, edition: Edition, *, retention: Retention, pruning: Pruning, chunks: Chunks
 ) -> Sequence[Work]:
     """Return what the elected process does for a database, as its edition needs it."""
     works = [
@@ -144,6 +145,10 @@ def maintenance_works(
         Work("pruning", 15, lambda connection, _: pruning.prune_rows(connection), first_after_s=PRUNE_PAUSE_S),
         Work("senders", 86_400, lambda connection, _: pruning.prune_senders(connection), first_after_s=PRUNE_PAUSE_S),
     ]
+    if edition.kind != "plain":
+        works.append(Work("chunks", 60, lambda connection, _: chunks.make_ahead(connection)))
+    if edition.kind == "community":
+        works.append(Work("merging", 3_600, lambda connection, _: chunks.merge(connection), can_wait=True))
     if not edition.has_aggregates:
         return works
     aggregates, columnstore = Aggregates(database), Columnstore()
@@ -206,6 +211,7 @@ class Server:
             settings.retention_1h_days,
             settings.retention_1d_days,
         )
+        self._chunks = Chunks(settings.retention_raw_days, settings.accept_future_minutes)
         self.history = History(self._database)
         self.sensors = Sensors(self._database, on_new_limits=self._writer.limits.check)
         self._pruning = Pruning(
@@ -265,7 +271,9 @@ class Server:
             tasks.create_task(self.pipeline.run())
             tasks.create_task(self._observer.run())
             tasks.create_task(self._writer.limits.run())
-            works = maintenance_works(self._database, edition, retention=self._retention, pruning=self._pruning)
+            works = maintenance_works(
+                self._database, edition, retention=self._retention, pruning=self._pruning, chunks=self._chunks
+            )
             tasks.create_task(self._maintenance.run(works))
             tasks.create_task(keep_returning(lambda: self.pipeline.buffer.size_bytes))
             await self.pipeline.opened.wait()

@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     max_bulk_days: PositiveInt = Field(
         100,
         description="Distinct days that one request may span; readings of older days are rejected. Each day is a "
-        "chunk of the table.",
+        "chunk of the table, or up to 24 of them.",
     )
     idempotency_window_hours: PositiveFloat = Field(
         24, le=876_600, description="How long an Idempotency-Key is remembered, hours."

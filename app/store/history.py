@@ -21,10 +21,11 @@ import pyarrow.compute as pc
 from psycopg import sql
 
 from app.errors import NotFound
-from app.history.query import DAY_US, Bucket, Page, Position, Query
+from app.history.query import Bucket, Page, Position, Query
 from app.ingest.batch import Reading, Sender
 from app.schema import METRIC_TYPES, qualified
 from app.store import tiers
+from app.store.chunks import WIDTHS
 from app.store.database import Connection, Database
 from app.store.tiers import moment
 from app.store.wire import POSTGRES_EPOCH_US, array_of, words_of
@@ -36,6 +37,8 @@ PAGE_TIMEOUT_S = 30.0
 PAGE_CHUNKS = 16
 """Chunks of readings that one query may touch. In the columnstore each takes four of the locks of which a server has 64
 for each connection that it allows, and five years of days would take 7,300."""
+NARROWEST_US = WIDTHS[-1] // timedelta(microseconds=1)
+"""The least time that a chunk of readings spans, but for few."""
 
 TIERS = dict(zip((Bucket.MINUTE, Bucket.HOUR, Bucket.DAY), tiers.TIERS, strict=True))
 KEYS = pa.schema([("time", pa.timestamp("us", "UTC")), ("sensor_id", pa.string())])
@@ -153,7 +156,7 @@ class History:
         """
         edition = self._database.edition
         has_chunks = edition is not None and edition.kind != "plain"
-        if not has_chunks or query.bucket is not Bucket.RAW or query.to_us - query.from_us < PAGE_CHUNKS * DAY_US:
+        if not has_chunks or query.bucket is not Bucket.RAW or query.to_us - query.from_us < PAGE_CHUNKS * NARROWEST_US:
             return [query]
         async with self._database.read_connection(timeout_s=PAGE_TIMEOUT_S) as connection:
             bounds = [query.from_us, query.to_us]

@@ -25,6 +25,11 @@ def moment(time_us: float) -> str:
     return "infinity" if time_us == math.inf else str(EPOCH + timedelta(microseconds=time_us))
 
 
+def floor(time: datetime, width: timedelta) -> datetime:
+    """Return the last multiple of a width, counted from 1970 UTC, that is not after a time."""
+    return EPOCH + (time - EPOCH) // width * width
+
+
 @dataclass(frozen=True, slots=True)
 class Tier:
     """One tier."""
@@ -39,7 +44,7 @@ class Tier:
 
     def floor(self, moment: datetime) -> datetime:
         """Return the start of the bucket that a time lies in."""
-        return EPOCH + (moment - EPOCH) // self.width * self.width
+        return floor(moment, self.width)
 
     def ceil(self, moment: datetime) -> datetime:
         """Return the first start of a bucket that is not before a time."""

@@ -111,7 +111,7 @@ class BulkLimits:
     inflated_bytes: int
     rows: int
     days: int
-    """Distinct days, each a chunk of the table."""
+    """Distinct days, each a chunk of the table, or up to 24 of them."""
     held_bytes: int
     """Room in the buffer: what takes more would never fit."""
 

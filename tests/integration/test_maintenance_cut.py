@@ -9,6 +9,7 @@ import pytest
 
 from app.store import columnstore
 from app.store.aggregates import Aggregates
+from app.store.chunks import Chunks
 from app.store.columnstore import Columnstore
 from app.store.maintenance import Pieces
 from app.store.retention import Retention
@@ -16,6 +17,7 @@ from app.store.tiers import TIERS
 from tests.support.aggregating import DAY, FOUND, HOUR, Rig, assert_right, execute, reading, rig, rows
 
 WEEK = Retention(7, 0, 0, 0)
+MONTH = Chunks(kept_days=30, accept_future_minutes=10)
 MAX_STATEMENTS = 40
 """Some work has more statements with each cut, because each cut leaves more to do."""
 AN_HOUR_BACK = (
@@ -23,7 +25,7 @@ AN_HOUR_BACK = (
     " WHERE name = 'aggregates_refreshed_until'",
 )
 CHANGE = "UPDATE readings SET pressure = pressure + 1 WHERE time < now() - interval '8 days' AND id % 7 = {} % 7"
-AGES_S = [*range(60, 3 * HOUR, 977), *range(DAY, 3 * DAY, 5 * HOUR), *range(8 * DAY, 11 * DAY, 7 * HOUR)]
+AGES_S = [*range(60, 3 * HOUR, 977), *range(DAY, 3 * DAY, 5 * HOUR), *range(8 * DAY, 18 * DAY, 7 * HOUR)]
 
 
 class Cut(Exception):
@@ -67,6 +69,7 @@ def works(parts: Rig) -> dict[str, Pieces]:
         "late": aggregates.refresh_late,
         "changes": aggregates.refresh_changed,
         "columnstore": lambda connection, _: keeper.convert(connection),
+        "merging": lambda connection, _: MONTH.merge(connection),
         "retention": lambda connection, _: WEEK.delete_old(connection, edition),
     }
 
@@ -86,12 +89,12 @@ async def cut(parts: Rig, work: Pieces, statement: int, *, is_done: bool) -> boo
     return False
 
 
-@pytest.mark.parametrize("name", ["check", "refresh", "late", "changes", "columnstore", "retention"])
+@pytest.mark.parametrize("name", ["check", "refresh", "late", "changes", "columnstore", "merging", "retention"])
 async def test_cut_off_at_any_statement(
     database: str, edition: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Aggregates are right after work was cut off at each of its statements, and stay when the readings are deleted."""
-    if edition != "community" and name in {"check", "changes", "columnstore"}:
+    if edition != "community" and name in {"check", "changes", "columnstore", "merging"}:
         pytest.skip("not done in this edition")
     monkeypatch.setattr(columnstore, "QUIET", timedelta(0))
     async with rig(database) as parts:
@@ -105,6 +108,8 @@ async def test_cut_off_at_any_statement(
                 execute(database, *AN_HOUR_BACK)
             if name == "check":
                 execute(database, CHANGE.format(statement))
+            if name == "merging":
+                await parts.do(works(parts)["columnstore"])
             if name == "retention" and not expected:
                 await parts.refresh()
                 expected = {tier.name: rows(database, FOUND.format(tier.name)) for tier in TIERS}

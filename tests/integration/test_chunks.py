@@ -1,0 +1,214 @@
+"""Chunks of readings on real databases: narrow ones made ahead, and old ones merged."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+
+import psycopg
+import pytest
+
+from app.store import chunks as chunks_module
+from app.store import columnstore
+from app.store.chunks import Chunks
+from app.store.columnstore import Columnstore
+from app.store.database import Database
+
+HOUR = timedelta(hours=1)
+ENDLESS = Chunks(kept_days=0, accept_future_minutes=10)
+FLUSHES = "INSERT INTO flushes (flush_id, rows) SELECT i, 100000 FROM generate_series(1, %s) i"
+INSERT = "INSERT INTO readings SELECT {time}, 1 + i % 5, i, 1, i, NULL, NULL FROM generate_series(1, 100) i"
+SPANS = """
+SELECT range_start, range_end FROM timescaledb_information.chunks
+WHERE hypertable_schema = current_schema AND hypertable_name = 'readings' ORDER BY 1
+"""
+CONTENT = "SELECT count(*), count(DISTINCT (time, id)), sum(temperature), sum(id), min(time), max(time) FROM readings"
+
+
+@pytest.fixture
+def hypertable_database(database: str, edition: str) -> str:
+    """A database whose readings are in chunks."""
+    if edition not in {"community", "apache"}:
+        pytest.skip("there are no chunks")
+    return database
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Database]:
+    database = Database(url, timezone="UTC", offline_after_s=300)
+    try:
+        await database.prepare()
+        yield database
+    finally:
+        await database.close()
+
+
+async def make_ahead(database: Database) -> int:
+    """Make chunks ahead, and return how many."""
+    async with await database.connect("test") as connection:
+        return len([None async for _ in ENDLESS.make_ahead(connection)])
+
+
+async def merge(database: Database, work: Chunks = ENDLESS) -> int:
+    """Convert chunks and merge them, and return how many merges were tried."""
+    async with await database.connect("test") as connection:
+        async for _ in Columnstore().convert(connection):
+            pass
+        return len([None async for _ in work.merge(connection)])
+
+
+def rows(url: str, query: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(query).fetchall()
+
+
+def execute(url: str, query: str, *arguments: object) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(query, arguments or None)
+
+
+def spans(url: str) -> list[tuple[datetime, datetime]]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(SPANS).fetchall()
+
+
+@pytest.mark.parametrize("per_s", [0, 100])
+async def test_a_slow_fleet_gets_chunks_of_a_day(hypertable_database: str, per_s: int) -> None:
+    """Nothing is made ahead of readings that come slowly."""
+    async with opened(hypertable_database) as database:
+        execute(hypertable_database, FLUSHES, per_s * 300 // 100_000)
+        assert await make_ahead(database) == 0
+    assert spans(hypertable_database) == []
+
+
+async def test_a_fast_fleet_gets_chunks_of_an_hour(hypertable_database: str) -> None:
+    """Chunks of this hour and the next are made once; late readings still make chunks of a day."""
+    async with opened(hypertable_database) as database:
+        execute(hypertable_database, FLUSHES, 10_000 * 300 // 100_000)
+        assert await make_ahead(database) == 2
+        ((now,),) = rows(hypertable_database, "SELECT now()")
+        assert isinstance(now, datetime)
+        found = spans(hypertable_database)
+        assert [end - start for start, end in found] == [HOUR, HOUR]
+        assert found[0][0] <= now < found[0][1] == found[1][0]
+        assert await make_ahead(database) == 0
+        execute(hypertable_database, INSERT.format(time="now() - interval '9 days' - i * interval '15 minutes'"))
+        execute(hypertable_database, INSERT.format(time="now()"))
+        late, days = spans(hypertable_database)[:-2], {timedelta(days=1)}
+        assert {end - start for start, end in late} == days
+    assert rows(hypertable_database, "SELECT count(*) FROM readings") == [(200,)]
+
+
+async def test_a_chunk_made_ahead_is_as_any_other(hypertable_database: str) -> None:
+    """It has the same columns, indexes and triggers as one that a flush has made."""
+    shape = """
+        SELECT (SELECT array_agg(attname || ' ' || atttypid ORDER BY attnum) FROM pg_attribute
+                WHERE attrelid = c AND attnum > 0),
+               (SELECT array_agg(substring(indexdef FROM 'USING.*') ORDER BY 1) FROM pg_indexes
+                WHERE format('%I.%I', schemaname, tablename)::regclass = c),
+               (SELECT array_agg(tgname ORDER BY 1) FROM pg_trigger WHERE tgrelid = c),
+               (SELECT count(*) FROM pg_inherits WHERE inhrelid = c AND inhparent = 'readings'::regclass)
+        FROM show_chunks('readings') c ORDER BY c
+    """
+    async with opened(hypertable_database) as database:
+        execute(hypertable_database, INSERT.format(time="now() - interval '3 days'"))
+        execute(hypertable_database, FLUSHES, 10_000 * 300 // 100_000)
+        await make_ahead(database)
+    by_flush, *made_ahead = rows(hypertable_database, shape)
+    assert made_ahead == [by_flush] * 2
+
+
+async def test_nobody_waits_for_a_chunk_made_ahead(hypertable_database: str) -> None:
+    """While a session keeps chunks from being made, the work gives up soon, and writers go on."""
+    async with opened(hypertable_database) as database:
+        execute(hypertable_database, INSERT.format(time="now() - interval '3 days'"))
+        execute(hypertable_database, FLUSHES, 10_000 * 300 // 100_000)
+        with psycopg.connect(hypertable_database) as vacuum:
+            vacuum.execute("LOCK TABLE readings IN SHARE UPDATE EXCLUSIVE MODE")
+            making = asyncio.create_task(make_ahead(database))
+            await asyncio.to_thread(
+                execute,
+                hypertable_database,
+                "SET lock_timeout = '2s';" + INSERT.format(time="now() - interval '3 days'"),
+            )
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                await making
+        assert await make_ahead(database) == 2
+
+
+async def test_old_chunks_are_merged(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old days become one chunk with the gaps between them, with all readings; late ones are taken and converted."""
+    monkeypatch.setattr(columnstore, "QUIET", timedelta(0))
+    for day in (0, 1, 4, 25, 33):
+        execute(
+            community_database,
+            INSERT.format(time=f"'epoch'::timestamptz + interval '{600 + day} days' + i * interval '10 minutes'"),
+        )
+    before = rows(community_database, CONTENT)
+    async with opened(community_database) as database:
+        assert await merge(database) == 1
+        assert rows(community_database, CONTENT) == before
+        widths = [(end - start).days for start, end in spans(community_database)]
+        assert widths == [26, 1]
+        assert await merge(database) == 0
+        execute(community_database, INSERT.format(time="'epoch'::timestamptz + interval '610 days'"))
+        assert await merge(database) == 0
+        assert [(end - start).days for start, end in spans(community_database)] == [26, 1]
+    status = "SELECT _timescaledb_functions.chunk_status(c) FROM show_chunks('readings') c"
+    assert rows(community_database, status) == [(columnstore.COMPRESSED,)] * 2
+    assert rows(community_database, "SELECT count(*), sum(temperature) FROM readings") == [(600, 6 * 5_050)]
+
+
+async def test_recent_chunks_are_left(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Days for which readings may still come often are not merged, even where merged chunks are short."""
+    monkeypatch.setattr(columnstore, "QUIET", timedelta(0))
+    short = Chunks(kept_days=20, accept_future_minutes=10)
+    execute(community_database, INSERT.format(time="now() - interval '1 day' - i * interval '130 minutes'"))
+    async with opened(community_database) as database:
+        await merge(database, short)
+        bounds = rows(community_database, "SELECT now() - interval '7 days'")
+    widths = {(end - start).days: end for start, end in spans(community_database)}
+    assert set(widths) == {1}
+    assert widths[1] > bounds[0][0]  # type: ignore[operator]
+
+
+async def test_chunks_in_use_are_left_for_later(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a session reads old chunks for long, others are merged, and no writer waits."""
+    monkeypatch.setattr(columnstore, "QUIET", timedelta(0))
+    time = "'epoch'::timestamptz + interval '600 days' + i % 2 * interval '1 day' + {} * interval '30 days'"
+    for span in (0, 1):
+        execute(community_database, INSERT.format(time=time.format(span)))
+    async with opened(community_database) as database:
+        async with await database.connect("test") as connection:
+            async for _ in Columnstore().convert(connection):
+                pass
+        ((first, *_), *_) = rows(community_database, "SELECT show_chunks('readings')::text ORDER BY 1")
+        with psycopg.connect(community_database) as reader:
+            reader.execute(f"SELECT count(*) FROM {first}")
+            merging = asyncio.create_task(merge(database))
+            await asyncio.sleep(0.02)
+            late = "SET lock_timeout = '2s';" + INSERT.format(time=time.format(0))
+            await asyncio.to_thread(execute, community_database, late)
+            assert await merging == 2
+            assert len(spans(community_database)) == 3
+        await merge(database)
+    assert len(spans(community_database)) == 2
+    assert rows(community_database, "SELECT count(*) FROM readings") == [(300,)]
+
+
+async def test_five_years_of_days_become_few_chunks(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of chunks follows the months, not the days."""
+    monkeypatch.setattr(columnstore, "QUIET", timedelta(0))
+    monkeypatch.setattr(chunks_module, "CHUNKS_AT_A_TIME", 20)
+    execute(
+        community_database,
+        "INSERT INTO readings SELECT 'epoch'::timestamptz + interval '600 days' + i * interval '12 hours', 1, i, 1, i,"
+        " NULL, NULL FROM generate_series(0, 719) i",
+    )
+    before = rows(community_database, CONTENT)
+    async with opened(community_database) as database:
+        assert len(spans(community_database)) == 360
+        while await merge(database):
+            pass
+    assert len(spans(community_database)) == 12
+    assert rows(community_database, CONTENT) == before
