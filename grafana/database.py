@@ -94,8 +94,8 @@ lag = table(
 jobs = table(
     "Background jobs",
     """What one server does for the database: refresh brings the aggregates forward, late refreshes late readings,
-    changes and check find what others have written, chunks makes new chunks, columnstore converts and merging merges old
-    ones, retention, pruning and senders delete.
+    changes and check find what others have written, chunks makes new chunks, columnstore converts them, merging merges
+    old ones, retention, pruning and senders delete.
     Jobs with a table are TimescaleDB's own, which an operator has added. Some versions of PostgreSQL mark them as
     failed after they have done their work.""",
     sql("""

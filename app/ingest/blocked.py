@@ -1,7 +1,8 @@
 """Readings that can't be stored now because another session has locked their part of the tables. Pure.
 
-TimescaleDB keeps the readings of a day, more or less, in a table of their own, a chunk. A chunk that is being compressed, or waits for a
-long reader to end, accepts nothing; the others do. And while sensors or sources are locked, new ones have to wait.
+TimescaleDB keeps the readings of a day, or of less or more, in a table of their own, a chunk. A chunk that is being
+compressed, or waits for a long reader to end, accepts nothing; the others do. And while sensors or sources are locked,
+new ones have to wait.
 """
 
 from collections.abc import Collection, Iterable, Sequence

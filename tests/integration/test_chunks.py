@@ -27,7 +27,7 @@ CONTENT = "SELECT count(*), count(DISTINCT (time, id)), sum(temperature), sum(id
 
 @pytest.fixture
 def hypertable_database(database: str, edition: str) -> str:
-    """A database whose readings are in chunks."""
+    """Give a database whose readings are in chunks."""
     if edition not in {"community", "apache"}:
         pytest.skip("there are no chunks")
     return database
