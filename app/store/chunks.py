@@ -1,4 +1,6 @@
-"""The chunks of readings on TimescaleDB: narrow ones are made ahead of a fast fleet, and old small ones are merged.
+"""The width of the chunks of readings on TimescaleDB Community.
+
+The server makes narrow chunks ahead of a fast fleet, and merges old ones.
 
 Each new chunk is a day wide, whatever its readings' age: the hypertable has one interval for all, and a request with a
 hundred old days must not make thousands of chunks. But a day of 30,000 readings a second would be a chunk of 70 GB. So
@@ -39,7 +41,7 @@ SHARE_OF_RETENTION = 10
 MERGE_AFTER = timedelta(days=7)
 """Chunks whose times are older than this are merged. Few late readings come for them."""
 MERGED_BYTES = 512 * 1_048_576
-"""The most that chunks are merged into. TimescaleDB 2.29.2 copies 250 MB a second, and keeps readers out meanwhile."""
+"""The most that chunks are merged into. TimescaleDB 2.29.2 copies 270 MB a second, and keeps readers out meanwhile."""
 CHUNKS_AT_A_TIME = 32
 """Each chunk takes ten locks while it is merged."""
 
@@ -116,7 +118,7 @@ def missing_chunks(existing: Sequence[Span], start: datetime, end: datetime, wid
 
 
 def merge_width(kept_days: float) -> timedelta:
-    """Return how wide merged chunks may be where readings are kept for some days; 0: without end. Pure."""
+    """Return how wide merged chunks may be where readings are kept for some days. 0: without end. Pure."""
     return min(WIDEST, max(DAY, kept_days / SHARE_OF_RETENTION // 1 * DAY)) if kept_days else WIDEST
 
 

@@ -1,4 +1,4 @@
-"""Which chunks are made ahead, and which are merged. Nothing here talks to a database."""
+"""The choice of chunks to make ahead and to merge. Nothing here talks to a database."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -65,7 +65,7 @@ def merged(chunks: list[OldChunk], *, days: int = 10, ended_by: float = 1_000) -
 
 
 def test_chunks_of_one_span_are_merged() -> None:
-    """Chunks are merged up to multiples of a width, whatever lies between them; one alone is left as it is."""
+    """Chunks are merged up to multiples of a width, whatever lies between them. One alone is left as it is."""
     assert merged([old(8), old(9), old(10), old(13), old(19), old(25)]) == [["8", "9"], ["10", "13", "19"]]
 
 
