@@ -43,7 +43,8 @@ from app.store.tiers import EARLIEST, EPOCH, TIERS, Span, Tier, merged, with_few
 logger = logging.getLogger(__name__)
 
 BEHIND_NOW = timedelta(minutes=1)
-"""How far the finest tier is materialized behind now, at least."""
+"""So long after its end a minute is materialized: up to one to two minutes behind now. What is younger, queries compute
+from the readings."""
 CHECK_BACK = timedelta(days=2)
 """TimescaleDB's own record of changes is enough for times that are no further back than so."""
 FIRST_PIECE = timedelta(minutes=10)
@@ -291,6 +292,11 @@ class AggregateState:
     materialized_s: Mapping[str, float | None]
     """By tier: the end of its last materialized bucket, seconds since 1970 UTC. None: there is none."""
 
+    @property
+    def next_due(self) -> datetime:
+        """When the first minute that is not refreshed may be."""
+        return TIERS[0].floor(self.refreshed_until) + TIERS[0].width + BEHIND_NOW
+
     def end_of(self, tier: Tier, until: datetime) -> datetime:
         """Return how far a tier is materialized if the finest one is refreshed ``until`` then.
 
@@ -342,9 +348,14 @@ class Aggregates:
         self._lengths = dict.fromkeys(TIERS, FIRST_PIECE)
 
     async def refresh(self, connection: Connection, guard: Connection) -> AsyncIterator[float | None]:
-        """Refresh what has arrived since the last time. Raises Busy, and what the driver raises."""
+        """Refresh what has arrived since the last time, once the next minute is due. Raises Busy, and what the driver
+        raises.
+        """
         await connection.execute(COME_BACK)
         found = await self._state(connection)
+        if (wait := found.next_due - found.now) > timedelta(0):
+            yield wait.total_seconds()
+            found = await self._state(connection)
         start, end = found.refreshed_until, TIERS[0].floor(found.now - BEHIND_NOW)
         await connection.execute(MOVE_FRONTIER, [end])
         async for pause_s in _until_flushes_have_ended(connection):

@@ -97,6 +97,21 @@ async def test_a_refresh_forward(database: str) -> None:
         assert_right(database)
 
 
+async def test_a_refresh_waits_for_its_minute(database: str) -> None:
+    """Each minute is refreshed a minute after its end, and not up to half a minute later."""
+    async with rig(database) as parts:
+        await parts.refresh()
+        async with await parts.database.connect("test") as connection, await parts.database.connect("test") as guard:
+            pieces = Aggregates(parts.database).refresh(connection, guard)
+            pause_s = await anext(pieces)
+            ((left_s,),) = rows(
+                database,
+                "SELECT extract(epoch FROM value::timestamptz + interval '2 minutes' - now())::double precision"
+                " FROM server_settings WHERE name = 'aggregates_refreshed_until'",
+            )
+            assert pause_s == pytest.approx(left_s, abs=2)
+
+
 async def test_a_refresh_of_late_readings(database: str) -> None:
     """A refresh of a long late range with dense hours reads a bounded number of rows at a time."""
     async with rig(database) as parts:
