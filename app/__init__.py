@@ -38,7 +38,7 @@ In the background::
     the latest readings    store.latest          of each sensor, some seconds behind
     readings out of limits store.limits          found in each flush, and logged in its transaction
     what is seen of it     store.observer        sizes, clocks, and how the maintenance goes
-    everything else        store.maintenance     by one process of all servers, within a store.budget:
+    everything else        store.maintenance     by one process of all servers, within a store.budget (store.works):
       aggregates           store.aggregates      by minute, hour and day (store.tiers)
       chunks               store.chunks          made ahead of a fast fleet, and merged when they are old
       rows in them         store.columnstore     converted beside writers

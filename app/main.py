@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from zoneinfo import ZoneInfo
@@ -28,21 +28,20 @@ from app.live.hub import Hub
 from app.memory import keep_returning, share_one_arena
 from app.metrics import Instruments, ProcessMetrics, ServerCollector
 from app.settings import Keys, Settings
-from app.store.aggregates import Aggregates
 from app.store.capacity import fit
 from app.store.chunks import Chunks
-from app.store.columnstore import Columnstore
 from app.store.database import Database, Edition
 from app.store.durability import confirm
 from app.store.history import History, latest_reading
 from app.store.idempotency import IdempotencyRecords
 from app.store.imports import ImportRecords
 from app.store.latest import LatestReadings
-from app.store.maintenance import Maintenance, Work
+from app.store.maintenance import Maintenance
 from app.store.observer import DatabaseObserver
-from app.store.pruning import PRUNE_PAUSE_S, Pruning
+from app.store.pruning import Pruning
 from app.store.retention import Retention
 from app.store.sensors import Sensors
+from app.store.works import maintenance_works
 from app.store.writer import PreparedFlush, Writer
 from app.web import error_responses, methods
 from app.web.auth import ApiKey, ApiKeys, Scope
@@ -61,8 +60,6 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = "Ingestion of sensor readings into TimescaleDB. 201 means committed."
 PREPARE_INTERVAL_S = 1.0
 READINESS_TIMEOUT_S = 2.0
-CHECK_REST = 20.0
-"""What looks for work that may not be there rests for so many times its duration: it takes a twentieth of a core."""
 LOCK_SHARE = 0.25
 """Part of COMMIT_TIMEOUT_S for waiting for a lock. Readings that are not locked must still be stored in time."""
 IMPORT_MAX_ROWS = 1_000_000
@@ -134,38 +131,6 @@ def _pipeline(
         commit_timeout_s=settings.commit_timeout_s,
         flush_max_rows=settings.flush_max_rows,
     )
-
-
-def maintenance_works(
-    database: Database, edition: Edition, *, retention: Retention, pruning: Pruning, chunks: Chunks
-) -> Sequence[Work]:
-    """Return what the elected process does for a database, as its edition needs it."""
-    works = [
-        Work("retention", 3_600, lambda connection, _: retention.delete_old(connection, edition)),
-        Work("pruning", 15, lambda connection, _: pruning.prune_rows(connection), first_after_s=PRUNE_PAUSE_S),
-        Work("senders", 86_400, lambda connection, _: pruning.prune_senders(connection), first_after_s=PRUNE_PAUSE_S),
-    ]
-    if edition.kind == "community":
-        works += [
-            Work("chunks", 60, lambda connection, _: chunks.make_ahead(connection)),
-            Work("merging", 3_600, lambda connection, _: chunks.merge(connection), can_wait=True),
-        ]
-    if not edition.has_aggregates:
-        return works
-    aggregates, columnstore = Aggregates(database), Columnstore()
-    refresh = Work("refresh", 30, aggregates.refresh, awaits_first=True)
-    late = Work("late", 5, aggregates.refresh_late, can_wait=True, awaits_first=True)
-    if not edition.continuous_aggregates:
-        return [refresh, late, *works]
-    return [
-        # Days without aggregates are refreshed before a refresh of later days could hide them from queries.
-        Work("check", 600, aggregates.check_days, can_wait=True, rest=CHECK_REST, is_awaited=True),
-        refresh,
-        late,
-        Work("changes", 300, aggregates.refresh_changed, can_wait=True, rest=CHECK_REST, awaits_first=True),
-        Work("columnstore", 15, lambda connection, _: columnstore.convert(connection), rest=CHECK_REST),
-        *works,
-    ]
 
 
 class Server:

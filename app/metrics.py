@@ -209,7 +209,7 @@ class ServerCollector(Collector):
             )
             yield Gauge(
                 "sensorflow_aggregate_lag_seconds",
-                "How far the aggregates are behind now, but for late readings.",
+                "How far the aggregates are materialized behind now. What is younger, queries compute.",
                 statistics.aggregate_lag_s,
                 "max",
             )

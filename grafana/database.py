@@ -80,8 +80,8 @@ sizes = table(
 
 lag = table(
     "Aggregate lag",
-    """Lag is how far the aggregates are behind now; what is newer is computed when it is asked for. Readings that come
-    late may be missing for longer, see Late ranges to refresh.""",
+    """Lag is how far the aggregates are materialized behind now: one to two minutes. What is newer is computed when it
+    is asked for. Readings that come late may be missing for longer, see Late ranges to refresh.""",
     sql("""
         SELECT aggregate AS "Aggregate", materialized_until AS "Materialized until", lag_s AS "Lag"
         FROM aggregate_lag
@@ -207,8 +207,8 @@ OVER_TIME = [
     ),
     timeseries(
         "Aggregate lag over time",
-        """How far the aggregates are behind now, and how long the oldest late reading has waited to be in them. Late
-        readings are refreshed within a share of the processor's time, MAINTENANCE_SHARE.""",
+        """How far the aggregates are materialized behind now, and how long the oldest late reading has waited to be in
+        them. Late readings are refreshed within a share of the processor's time, MAINTENANCE_SHARE.""",
         promqls(lag="max(sensorflow_aggregate_lag_seconds)", late="max(sensorflow_late_readings_lag_seconds)"),
         size=(8, 7),
         unit="s",

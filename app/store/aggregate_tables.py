@@ -12,13 +12,14 @@ from app.store.tiers import TIERS, Span, Tier
 # The index of readings begins with the sensor, and there is none by time alone. So each sensor is found by one step in
 # it, also if it has no name, and its readings of the span by another. In a hypertable sensors are looked for in the
 # chunks of the span: by whole days, because within a chunk a condition on the time would make the steps long.
-_OF_EACH_SENSOR = """
+_IDS = """
 WITH RECURSIVE ids AS (
     (SELECT sensor_id FROM readings WHERE {near} ORDER BY sensor_id LIMIT 1)
     UNION ALL
     SELECT (SELECT sensor_id FROM readings WHERE sensor_id > ids.sensor_id AND {near} ORDER BY sensor_id LIMIT 1)
     FROM ids WHERE ids.sensor_id IS NOT NULL
-), fresh AS MATERIALIZED (
+)"""
+_OF_EACH_SENSOR = """, fresh AS MATERIALIZED (
     SELECT bucket, ids.sensor_id, {names}
     FROM ids CROSS JOIN LATERAL (
         SELECT {bucket} AS bucket, {columns}
@@ -32,6 +33,20 @@ WITH fresh AS MATERIALIZED (
     FROM {source} WHERE bucket >= %(start)s AND bucket < %(end)s
     GROUP BY 1, 2
 )"""
+# The inner limit also keeps PostgreSQL from reading all readings for a join.
+_COUNT = """
+SELECT count(*) FROM (
+    SELECT FROM ids CROSS JOIN LATERAL (
+        SELECT FROM readings WHERE sensor_id = ids.sensor_id AND time >= %(start)s AND time < %(end)s LIMIT %(limit)s
+    ) of_sensor LIMIT %(limit)s
+) AS found
+"""
+OLDEST_READING = (
+    _IDS.format(near="true")
+    + """
+SELECT min((SELECT time FROM readings WHERE sensor_id = ids.sensor_id ORDER BY time LIMIT 1)) FROM ids
+"""
+)
 _WRITE = """, gone AS (
     DELETE FROM {table} t WHERE bucket >= %(start)s AND bucket < %(end)s
         AND NOT EXISTS (SELECT FROM fresh WHERE (fresh.sensor_id, fresh.bucket) = (t.sensor_id, t.bucket))
@@ -73,17 +88,32 @@ def recompute(tier: Tier, span: Span, *, has_chunks: bool) -> tuple[str, dict[st
     """
     place = TIERS.index(tier)
     count, of_metric = ("sum(count)::bigint", _OF_FINER_TIER) if place else ("count(*)", _OF_READINGS)
-    statement = (_OF_FINER_TABLE if place else _OF_EACH_SENSOR) + _WRITE
-    day = TIERS[-1]
-    arguments = {"start": span[0], "end": span[1], "first_day": day.floor(span[0]), "last_day": day.ceil(span[1])}
+    statement = (_OF_FINER_TABLE if place else _IDS + _OF_EACH_SENSOR) + _WRITE
     names = {
         "table": table_of(tier.name),
         "source": table_of(TIERS[place - 1].name),
-        "near": "time >= %(first_day)s AND time < %(last_day)s" if has_chunks else "true",
+        "near": _near(has_chunks=has_chunks),
         "bucket": _BUCKET.format(seconds=tier.width.total_seconds(), time="bucket" if place else "time"),
         "columns": ", ".join([f"{count} AS count", *(of_metric.format(metric) for metric in METRICS)]),
         "names": ", ".join(_NAMES),
         "excluded": ", ".join(f"excluded.{name}" for name in _NAMES),
         "of_table": ", ".join(f"t.{name}" for name in _NAMES),
     }
-    return statement.format(**names), arguments
+    return statement.format(**names), _arguments(span)
+
+
+def count_readings(span: Span, *, has_chunks: bool) -> tuple[str, dict[str, datetime]]:
+    """Return the statement that counts the readings of a span up to a ``limit``, with its arguments but for that.
+
+    ``has_chunks``: whether ``readings`` is a hypertable.
+    """
+    return (_IDS + _COUNT).format(near=_near(has_chunks=has_chunks)), _arguments(span)
+
+
+def _near(*, has_chunks: bool) -> str:
+    return "time >= %(first_day)s AND time < %(last_day)s" if has_chunks else "true"
+
+
+def _arguments(span: Span) -> dict[str, datetime]:
+    day = TIERS[-1]
+    return {"start": span[0], "end": span[1], "first_day": day.floor(span[0]), "last_day": day.ceil(span[1])}

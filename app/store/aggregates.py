@@ -38,12 +38,13 @@ from app.store.database import Connection, Database, first_line, translate_drive
 from app.store.latest import INSERT_LATEST, REPLACE_LATEST
 from app.store.latest import SCHEMA as LATEST_SCHEMA
 from app.store.locks import REFRESH_LOCK, Busy
-from app.store.tiers import EARLIEST, EPOCH, TIERS, Span, Tier, merged
+from app.store.tiers import EARLIEST, EPOCH, TIERS, Span, Tier, merged, with_few_gaps
 
 logger = logging.getLogger(__name__)
 
 BEHIND_NOW = timedelta(minutes=1)
-"""How far the finest tier is materialized behind now, at least."""
+"""So long after its end a minute is materialized: up to one to two minutes behind now. What is younger, queries compute
+from the readings."""
 CHECK_BACK = timedelta(days=2)
 """TimescaleDB's own record of changes is enough for times that are no further back than so."""
 FIRST_PIECE = timedelta(minutes=10)
@@ -51,12 +52,19 @@ LONGEST_PIECE = timedelta(days=64)
 QUICK_S = 0.5
 SLOW_S = 1.5
 """A refresh that was quicker is followed by one of twice the length, a slower one by one that should take so long."""
+PIECE_ROWS = 500_000
+"""A refresh reads no more rows than this, unless they are of one bucket: its length says little where thin times meet
+dense ones. Tables take 1.5 s for so many, continuous aggregates a third of it."""
+PIECE_PARTS = 4
+"""A piece with more rows is tried again at this part of its length."""
+CHANGED_SPANS = 20
+"""Spans of changes that are refreshed one by one; more are refreshed together with the smallest gaps between them."""
 FLUSH_WAIT_S = 10.0
 """How long flushes from before the frontier are waited for. If one takes longer, the next turn refreshes."""
 FLUSH_POLL_S = 0.02
 
 CHECK_S = 60.0
-"""How long a check compares days with their readings at most; the others are the next one's."""
+"""How much time a check takes to compare days with their readings at most; the others are the next one's."""
 LATEST_SPAN = timedelta(days=30)
 """What is looked at at a time: a query locks every chunk that it may need."""
 LATEST_SENSORS = 10_000
@@ -150,16 +158,41 @@ JOIN changed ON last >= _timescaledb_functions.time_to_internal(day)
 GROUP BY day
 ORDER BY day
 """
-OLDEST_READING = "SELECT min(time) FROM readings"
+# The same of the last days: what a refresh would change of a tier, in internal time. Elsewhere it does nothing.
+CHANGES = """
+WITH tier AS (
+    SELECT made.id AS made_id, source.id AS source_id,
+           _timescaledb_functions.time_to_internal(%(start)s::timestamptz) AS start,
+           _timescaledb_functions.time_to_internal(%(end)s::timestamptz) AS stop
+    FROM timescaledb_information.continuous_aggregates c
+    JOIN _timescaledb_catalog.hypertable made
+        ON (made.schema_name, made.table_name)
+            = (c.materialization_hypertable_schema, c.materialization_hypertable_name)
+    JOIN _timescaledb_catalog.hypertable source
+        ON (source.schema_name, source.table_name) = (c.hypertable_schema, c.hypertable_name)
+    WHERE c.view_schema = current_schema AND c.view_name = %(tier)s
+), changed AS (
+    SELECT lowest_modified_value AS first, greatest_modified_value AS last
+    FROM tier JOIN _timescaledb_catalog.continuous_aggs_materialization_invalidation_log ON materialization_id = made_id
+    UNION ALL
+    SELECT lowest_modified_value, greatest_modified_value
+    FROM tier JOIN _timescaledb_catalog.continuous_aggs_hypertable_invalidation_log ON hypertable_id = source_id
+), spans AS (
+    SELECT unnest(range_agg(int8range(greatest(first, start), least(last, stop - 1), '[]'))) AS span
+    FROM tier, changed WHERE first < stop AND last >= start
+)
+SELECT _timescaledb_functions.to_timestamp(lower(span)), _timescaledb_functions.to_timestamp(upper(span))
+FROM spans ORDER BY 1
+"""
 OLDEST_CHUNK = """
 SELECT min(range_start) FROM timescaledb_information.chunks
 WHERE hypertable_schema = current_schema AND hypertable_name = 'readings'
 """
-# For a refresh by hand. The aggregates may have times of which the readings are deleted.
-OF_TABLES = """
-SELECT oldest, %(end)s::timestamptz FROM (SELECT least(
-    (SELECT min(time) FROM readings), (SELECT min(bucket) FROM aggregates_1d)
-) AS oldest) AS found WHERE oldest < %(end)s
+OLDEST_BUCKET = "SELECT min(bucket) FROM aggregates_1d"
+COUNT = """
+SELECT count(*) FROM (
+    SELECT FROM {source} WHERE {time} >= %(start)s AND {time} < %(end)s LIMIT %(limit)s
+) AS found
 """
 CHUNKS = """
 SELECT range_start, range_end FROM timescaledb_information.chunks
@@ -169,9 +202,7 @@ ORDER BY range_start
 """
 MATERIALIZED = """
 SELECT format('%%I.%%I', materialization_hypertable_schema, materialization_hypertable_name)
-FROM unnest(%s::text[]) WITH ORDINALITY AS tiers (name, place)
-JOIN timescaledb_information.continuous_aggregates ON view_schema = current_schema AND view_name = name
-ORDER BY place
+FROM timescaledb_information.continuous_aggregates WHERE view_schema = current_schema AND view_name = %s
 """
 # Against what is materialized: above that, and so everywhere before the first refresh, the views have the readings
 # themselves, and would lack them as soon as something later is refreshed. Sums differ by the order of their summands.
@@ -181,32 +212,37 @@ _DIFFERS = """r.{0}_count <> a.{0}_count OR r.{0}_min IS DISTINCT FROM a.{0}_min
             OR r.{0}_max IS DISTINCT FROM a.{0}_max
             OR abs(r.{0}_sum - coalesce(a.{0}_sum, 0))
                 > 1e-9 * r.{0}_count * greatest(abs(r.{0}_min), abs(r.{0}_max))"""
-IS_COMPLETE = f"""
-SELECT NOT EXISTS (
-    SELECT FROM (
-        SELECT time_bucket('1 hour', time) AS bucket, sensor_id, count(*) AS count,
-               {", ".join(_FIGURES.format(metric) for metric in METRICS)}
-        FROM readings WHERE time >= %(start)s AND time < %(end)s GROUP BY 1, 2
-    ) r
-    FULL JOIN (SELECT * FROM {{hours}} WHERE bucket >= %(start)s AND bucket < %(end)s) a USING (bucket, sensor_id)
-    WHERE r.count IS DISTINCT FROM a.count OR {" OR ".join(_DIFFERS.format(metric) for metric in METRICS)}
-) AND (SELECT coalesce(sum(count), 0) FROM {{hours}} WHERE bucket >= %(start)s AND bucket < %(end)s)
-    = (SELECT coalesce(sum(count), 0) FROM {{days}} WHERE bucket >= %(start)s AND bucket < %(end)s)
-"""
+HOURS_ARE_COMPLETE = f"""NOT EXISTS (
+        SELECT FROM (
+            SELECT time_bucket('1 hour', time) AS bucket, sensor_id, count(*) AS count,
+                   {", ".join(_FIGURES.format(metric) for metric in METRICS)}
+            FROM readings WHERE time >= %(start)s AND time < %(end)s GROUP BY 1, 2
+        ) r
+        FULL JOIN (SELECT * FROM {{hours}} WHERE bucket >= %(start)s AND bucket < %(end)s) a USING (bucket, sensor_id)
+        WHERE r.count IS DISTINCT FROM a.count OR {" OR ".join(_DIFFERS.format(metric) for metric in METRICS)}
+    )"""
+DAY_IS_COMPLETE = """(SELECT coalesce(sum(count), 0) FROM {hours} WHERE bucket >= %(day)s AND bucket < %(day_end)s)
+        = (SELECT coalesce(sum(count), 0) FROM {days} WHERE bucket = %(day)s)"""
 # In the same statement, so that a late flush is seen with its readings or not at all.
-CHECK_DAY = f"""
+_CHECK = """
 WITH checked AS (
-    SELECT ({IS_COMPLETE}) AS is_complete
-    WHERE NOT EXISTS (SELECT FROM stale_ranges WHERE starts_at < %(end)s AND ends_at > %(start)s)
+    SELECT {is_complete} AS is_complete
+    WHERE NOT EXISTS (SELECT FROM stale_ranges WHERE starts_at < %(day_end)s AND ends_at > %(day)s)
 ), added AS (
     INSERT INTO stale_ranges (starts_at, ends_at)
-    SELECT %(start)s, %(end)s FROM checked WHERE NOT is_complete
-), kept AS (
-    INSERT INTO checked_days (day, changes) SELECT %(start)s, %(changes)s FROM checked WHERE is_complete
-    ON CONFLICT (day) DO UPDATE SET changes = excluded.changes
-)
+    SELECT %(day)s, %(day_end)s FROM checked WHERE NOT is_complete
+){kept}
 SELECT is_complete FROM checked
 """
+CHECK_HOURS = _CHECK.format(is_complete=HOURS_ARE_COMPLETE, kept="")
+# The last one, once all hours of the day are complete.
+CHECK_DAY = _CHECK.format(
+    is_complete=DAY_IS_COMPLETE,
+    kept=""", kept AS (
+    INSERT INTO checked_days (day, changes) SELECT %(day)s, %(changes)s FROM checked WHERE is_complete
+    ON CONFLICT (day) DO UPDATE SET changes = excluded.changes
+)""",
+)
 CHECKED = "SELECT day, changes FROM checked_days"
 FORGET_CHECKED = "DELETE FROM checked_days WHERE day <> ALL(%s)"
 HAVE_AGGREGATES = "SELECT DISTINCT bucket FROM {days} WHERE bucket = ANY(%s)"
@@ -255,6 +291,11 @@ class AggregateState:
     """Readings before it are deleted."""
     materialized_s: Mapping[str, float | None]
     """By tier: the end of its last materialized bucket, seconds since 1970 UTC. None: there is none."""
+
+    @property
+    def next_due(self) -> datetime:
+        """When the first minute that is not refreshed may be."""
+        return TIERS[0].floor(self.refreshed_until) + TIERS[0].width + BEHIND_NOW
 
     def end_of(self, tier: Tier, until: datetime) -> datetime:
         """Return how far a tier is materialized if the finest one is refreshed ``until`` then.
@@ -307,26 +348,31 @@ class Aggregates:
         self._lengths = dict.fromkeys(TIERS, FIRST_PIECE)
 
     async def refresh(self, connection: Connection, guard: Connection) -> AsyncIterator[float | None]:
-        """Refresh what has arrived since the last time. Raises Busy, and what the driver raises."""
+        """Refresh what has arrived since the last time, once the next minute is due. Raises Busy, and what the driver
+        raises.
+        """
         await connection.execute(COME_BACK)
         found = await self._state(connection)
+        if (wait := found.next_due - found.now) > timedelta(0):
+            yield wait.total_seconds()
+            found = await self._state(connection)
         start, end = found.refreshed_until, TIERS[0].floor(found.now - BEHIND_NOW)
         await connection.execute(MOVE_FRONTIER, [end])
         async for pause_s in _until_flushes_have_ended(connection):
             yield pause_s
         if start == EARLIEST:
-            row = await (await connection.execute(OLDEST_CHUNK if self._has_chunks else OLDEST_READING)).fetchone()
-            start = min(row[0], end) if row and row[0] else end
+            start = min(await self._oldest(connection) or end, end)
             await connection.execute(SET_REFRESHED_UNTIL, [start, "-infinity"])
-        while start < end:
-            piece_end = min(TIERS[0].floor(start) + self._lengths[TIERS[0]], end)
-            for tier in TIERS:
+        async for _, piece_end in self._pieces(connection, guard, TIERS[0], (start, end), end):
+            yield None
+            for tier in TIERS[1:]:
                 span = tier.materialized_until(start), tier.materialized_until(piece_end)
                 async for _ in self._pieces(connection, guard, tier, span, piece_end):
                     yield None
-            if not (await connection.execute(SET_REFRESHED_UNTIL, [piece_end, start])).rowcount:
-                raise Busy("older readings than these are to be refreshed first")
+            await _set_refreshed_until(connection, piece_end, start)
             start = piece_end
+        if start < end:  # retention has deleted the rest
+            await _set_refreshed_until(connection, end, start)
 
     async def refresh_late(self, connection: Connection, guard: Connection) -> AsyncIterator[None]:
         """Refresh the times of late readings. A span that can't be refreshed holds up no other.
@@ -363,9 +409,14 @@ class Aggregates:
         """Refresh what TimescaleDB knows to have changed of the last days. Raises Busy, and what the driver raises."""
         until = (await self._state(connection)).refreshed_until
         for tier in TIERS:
-            async for _ in self._pieces(connection, guard, tier, (_checked_until(until), until), until):
-                yield
-        await find_latest(connection, _checked_until(until), TIERS[1].materialized_until(until))
+            arguments = {"tier": tier.name, "start": _checked_until(until), "end": until}
+            changes: list[Span] = await (await connection.execute(CHANGES, arguments)).fetchall()
+            buckets = merged((tier.floor(first), tier.ceil(last)) for first, last in changes)
+            for span in with_few_gaps(buckets, CHANGED_SPANS):
+                async for _ in self._pieces(connection, guard, tier, span, until):
+                    yield
+        async for _ in find_latest(connection, _checked_until(until), TIERS[1].materialized_until(until)):
+            yield
 
     async def check_days(self, connection: Connection, guard: Connection) -> AsyncIterator[None]:
         """Refresh the older days whose aggregates differ from their readings, and look for unknown latest readings.
@@ -376,7 +427,8 @@ class Aggregates:
         """
         found: list[Span] = []
         async for day in self._incomplete_days(connection):
-            found.append(day)
+            if day is not None:
+                found.append(day)
             yield
         found.sort()
         if found:
@@ -392,13 +444,16 @@ class Aggregates:
             for tier in TIERS:
                 async for _ in self._pieces(connection, guard, tier, (start, end), until):
                     yield
-            await find_latest(connection, start, end)
-            yield
+            async for _ in find_latest(connection, start, end):
+                yield
             if ids := await nameless_sensors(connection, start, end):
                 logger.warning(nameless_message(ids))
 
-    async def _incomplete_days(self, connection: Connection) -> AsyncIterator[Span]:
-        """Add the days whose aggregates differ from their readings to the stale ranges, and yield them."""
+    async def _incomplete_days(self, connection: Connection) -> AsyncIterator[Span | None]:
+        """Add the days whose aggregates differ from their readings to the stale ranges, and yield them.
+
+        Yields None after each other piece of the comparison.
+        """
         known_state = await self._state(connection)
         arguments = {
             "tiers": [tier.name for tier in TIERS],
@@ -409,22 +464,50 @@ class Aggregates:
         await connection.execute(FORGET_CHECKED, [list(changed)])
         checked: dict[datetime, str] = dict(await (await connection.execute(CHECKED)).fetchall())
         days = [day for day, changes in changed.items() if checked.get(day) != changes]
-        names = await (await connection.execute(MATERIALIZED, [[tier.name for tier in TIERS[1:]]])).fetchall()
-        check = CHECK_DAY.format(hours=names[0][0], days=names[1][0])
-        has_aggregates = HAVE_AGGREGATES.format(days=names[1][0])
+        hours, of_days = [await _materialized(connection, tier) for tier in TIERS[1:]]
+        has_aggregates = HAVE_AGGREGATES.format(days=of_days)
         known = {day for (day,) in await (await connection.execute(has_aggregates, [days])).fetchall()}
         clock = asyncio.get_running_loop().time
-        ends = clock() + CHECK_S
+        left_s = CHECK_S
         # All days without any aggregates come first: a refresh of later ones would hide them from queries.
         for day in sorted(days, key=lambda day: (day in known, day in checked, day)):
-            if day in known and clock() > ends:
+            if day in known and left_s <= 0:
                 break
             span = day, day + TIERS[-1].width
+            comparison = self._compare(connection, span, changed[day], hours=hours, days=of_days)
+            began = clock()
+            async for is_complete in comparison:
+                left_s -= clock() - began
+                yield None if is_complete else span
+                began = clock()
+
+    async def _compare(
+        self, connection: Connection, day: Span, changes: str, *, hours: str, days: str
+    ) -> AsyncIterator[bool]:
+        """Compare a day with its readings, and yield for each piece whether they agree. End at the first difference,
+        and where late readings of the day are still to be refreshed.
+        """
+        width = TIERS[1].width
+        start, day_end = day
+        length = day_end - start
+        of_day = {"day": start, "day_end": day_end, "changes": changes}
+        while start < day_end:
+            longest = min(start + length, day_end)
+            piece_end, _ = await self._fitting(connection, None, width, (start, longest))
+            length = 2 * (piece_end - start)
             # Planned with these times, never with parameters: PostgreSQL would lock every chunk.
-            times = {"start": span[0], "end": span[1]}
-            cursor = await connection.execute(check, {**times, "changes": changed[day]}, prepare=False)
-            if await cursor.fetchone() == (False,):
-                yield span
+            arguments = {**of_day, "start": start, "end": piece_end}
+            row = await (await connection.execute(CHECK_HOURS.format(hours=hours), arguments, prepare=False)).fetchone()
+            if row is None:
+                return
+            yield row[0]
+            if not row[0]:
+                return
+            start = piece_end
+        check = CHECK_DAY.format(hours=hours, days=days)
+        row = await (await connection.execute(check, of_day, prepare=False)).fetchone()
+        if row is not None:
+            yield row[0]
 
     async def recompute(self, start: datetime, end: datetime, *, on_piece: Callable[[Span], None]) -> None:
         """Refresh the days of a span that have readings, whatever is known of their changes.
@@ -440,16 +523,31 @@ class Aggregates:
                 await self._database.connect("sensorflow refresh") as connection,
             ):
                 until = (await self._state(connection)).refreshed_until
-                query = OF_TABLES if self._has_tables else CHUNKS
-                spans = await (await connection.execute(query, {"start": start, "end": end})).fetchall()
-                for first, last in merged(spans):
+                for first, last in merged(await self._stored_spans(connection, start, end)):
                     piece_start, piece_end = max(first, start), min(last, end)
                     for tier in TIERS:
                         span = piece_start, piece_end
                         async for piece in self._pieces(connection, guard, tier, span, until, is_forced=True):
                             if tier is TIERS[0]:
                                 on_piece(piece)
-                await find_latest(connection, start, end)
+                async for _ in find_latest(connection, start, end):
+                    pass
+
+    async def _stored_spans(self, connection: Connection, start: datetime, end: datetime) -> Sequence[Span]:
+        """Return where a span may have readings or, in tables, buckets of readings that were deleted."""
+        if not self._has_tables:
+            return await (await connection.execute(CHUNKS, {"start": start, "end": end})).fetchall()
+        buckets: list[tuple[datetime | None]] = await (await connection.execute(OLDEST_BUCKET)).fetchall()
+        oldest = min(filter(None, (await self._oldest(connection), *buckets[0])), default=end)
+        return [(oldest, end)] if oldest < end else []
+
+    async def _oldest(self, connection: Connection) -> datetime | None:
+        """Return a time that no reading is from before. None: there is no reading."""
+        query = OLDEST_CHUNK if self._has_chunks else aggregate_tables.OLDEST_READING
+        row = await (await connection.execute(query)).fetchone()
+        assert row is not None  # an aggregate has one row
+        oldest: datetime | None = row[0]
+        return oldest
 
     async def _pieces(
         self,
@@ -463,10 +561,13 @@ class Aggregates:
     ) -> AsyncIterator[Span]:
         """Refresh the buckets of a span that are materialized if the finest tier is refreshed ``until`` then.
 
-        Each piece takes about a second, and is yielded. A forced refresh waits for another process that refreshes.
+        Each piece has PIECE_ROWS at most or is one bucket, should take about a second, and is yielded. A forced refresh
+        waits for another process that refreshes.
         """
         clock = asyncio.get_running_loop().time
-        start, end = tier.floor(span[0]), min(tier.ceil(span[1]), (await self._state(connection)).end_of(tier, until))
+        start, end = tier.floor(span[0]), tier.ceil(span[1])
+        if start < end:
+            end = min(end, (await self._state(connection)).end_of(tier, until))
         while start < end:
             async with self._refreshing(connection, guard, wait=is_forced):
                 began = clock()
@@ -475,7 +576,8 @@ class Aggregates:
                 start = start if deleted_until is None else max(start, tier.floor(deleted_until))
                 if start >= end:
                     return
-                piece_end = min(tier.floor(start + max(self._lengths[tier], tier.width)), end)
+                longest = min(tier.floor(start + max(self._lengths[tier], tier.width)), end)
+                piece_end, rows = await self._fitting(connection, _finer(tier), tier.width, (start, longest))
                 if self._has_tables:
                     await self._recompute_table(connection, tier, (start, piece_end))
                 else:
@@ -483,10 +585,54 @@ class Aggregates:
             took_s, length = clock() - began, piece_end - start
             if took_s > SLOW_S:
                 self._lengths[tier] = max(length * (SLOW_S / took_s), tier.width)
-            elif took_s < QUICK_S:
+            elif piece_end < longest:
+                self._lengths[tier] = length
+            elif took_s < QUICK_S and 2 * rows <= PIECE_ROWS:
                 self._lengths[tier] = min(max(self._lengths[tier], 2 * length), LONGEST_PIECE)
             yield start, piece_end
             start = piece_end
+
+    async def _fitting(
+        self, connection: Connection, source: Tier | None, width: timedelta, span: Span
+    ) -> tuple[datetime, int]:
+        """Return where a piece ends that begins with a span and has PIECE_ROWS at most, or is one bucket wide.
+
+        Args:
+            connection: where to ask.
+            source: the tier whose rows are counted. None: the readings.
+            width: of the buckets.
+            span: whole buckets.
+
+        Returns:
+            The end, and how many rows were counted last: 0 if none were, because the span is one bucket.
+        """
+        start, end = span
+        rows = 0
+        while end - start > width:
+            rows = await self._count(connection, source, (start, end))
+            if rows <= PIECE_ROWS:
+                break
+            end = start + max((end - start) // PIECE_PARTS // width, 1) * width
+        return end, rows
+
+    async def _count(self, connection: Connection, source: Tier | None, span: Span) -> int:
+        """Return how many rows of a tier or, if None, of the readings lie in a span: PIECE_ROWS + 1 if it has more."""
+        times = {"start": span[0], "end": span[1]}
+        if source is not None:
+            table = (
+                aggregate_tables.table_of(source.name) if self._has_tables else await _materialized(connection, source)
+            )
+            statement = COUNT.format(source=table, time="bucket")
+        elif self._has_tables:
+            statement, times = aggregate_tables.count_readings(span, has_chunks=self._has_chunks)
+        else:
+            statement = COUNT.format(source="readings", time="time")
+        arguments = {**times, "limit": PIECE_ROWS + 1}
+        # Planned with these times, as a refresh is.
+        row = await (await connection.execute(statement, arguments, prepare=False)).fetchone()
+        assert row is not None  # an aggregate has one row
+        count: int = row[0]
+        return count
 
     @asynccontextmanager
     async def _refreshing(self, connection: Connection, guard: Connection, *, wait: bool) -> AsyncIterator[None]:
@@ -548,8 +694,31 @@ async def _flushes(connection: Connection) -> set[str]:
     return set(row[0])
 
 
-async def find_latest(connection: Connection, start: datetime, end: datetime) -> None:
-    """Bring ``latest_readings`` up to the aggregates of these hours. Raises what the driver raises."""
+async def _set_refreshed_until(connection: Connection, end: datetime, start: datetime) -> None:
+    """Record that the aggregates are refreshed up to an end, where they were up to a start. Raises Busy."""
+    if not (await connection.execute(SET_REFRESHED_UNTIL, [end, start])).rowcount:
+        raise Busy("older readings than these are to be refreshed first")
+
+
+def _finer(tier: Tier) -> Tier | None:
+    """Return the tier that a tier is made of. None: it is made of the readings."""
+    place = TIERS.index(tier)
+    return TIERS[place - 1] if place else None
+
+
+async def _materialized(connection: Connection, tier: Tier) -> str:
+    """Return the hypertable of a continuous aggregate, quoted. Raises what the driver raises."""
+    row = await (await connection.execute(MATERIALIZED, [tier.name])).fetchone()
+    assert row is not None  # the edition has continuous aggregates
+    name: str = row[0]
+    return name
+
+
+async def find_latest(connection: Connection, start: datetime, end: datetime) -> AsyncIterator[None]:
+    """Bring ``latest_readings`` up to the aggregates of these hours, and yield after each piece of it.
+
+    Raises what the driver raises.
+    """
     while start < end:
         span_start = max(start, end - LATEST_SPAN)
         after, count = 0, LATEST_SENSORS
@@ -558,6 +727,7 @@ async def find_latest(connection: Connection, start: datetime, end: datetime) ->
             row = await (await connection.execute(FIND_LATEST, arguments, prepare=False)).fetchone()
             assert row is not None  # an aggregate has one row
             after, count = row
+            yield
         end = span_start
 
 

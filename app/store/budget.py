@@ -4,7 +4,7 @@ from collections import deque
 
 IDLE_SHARE = 0.5
 """The share while the database has little else to do."""
-IDLE_LOAD = 0.05
+IDLE_LOAD = 0.02
 """Part of a core that statements of others may take for the database to count as idle."""
 LOAD_INTERVAL_S = 2.0
 LOAD_WINDOW_S = 12.0
@@ -59,7 +59,10 @@ class Budget:
         return not self._loads or now - self._loads[-1][0] >= LOAD_INTERVAL_S
 
     def note_load(self, active_s: float, *, now: float) -> None:
-        """Note how much time all sessions of the database together have spent in statements, in seconds."""
+        """Note how much time all sessions of the database together have spent in statements, in seconds.
+
+        NaN: it is unknown; for LOAD_WINDOW_S the database does not count as idle then.
+        """
         self._loads.append((now, active_s, self._spent_s))
         while len(self._loads) > 1 and now - self._loads[1][0] >= LOAD_WINDOW_S:
             self._loads.popleft()

@@ -148,12 +148,14 @@ class Edition:
         return f"{timescaledb}PostgreSQL {self.postgres_version}"
 
 
-EDITION = """
+AGGREGATE_TABLES = "to_regclass(format('%I.aggregates_1m', current_schema)) IS NOT NULL"
+"""Whether the schema's aggregates are tables."""
+EDITION = f"""
 SELECT split_part(current_setting('server_version'), ' ', 1),
        (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'),
        current_setting('timescaledb.license', true),
        current_setting('timescaledb.enable_direct_compress_copy', true) IS NOT NULL,
-       to_regclass(format('%I.aggregates_1m', current_schema)) IS NOT NULL,
+       {AGGREGATE_TABLES},
        current_setting('fsync'), current_setting('synchronous_commit'), current_setting('full_page_writes')
 """
 HYPERTABLE = """
@@ -166,7 +168,6 @@ SELECT EXISTS (
     WHERE view_schema = current_schema AND view_name = 'readings_1m'
 )
 """
-HAS_AGGREGATE_TABLES = "SELECT to_regclass(format('%I.aggregates_1m', current_schema)) IS NOT NULL"
 TIMESCALEDB_IS_LOADED = "SELECT EXISTS (SELECT FROM pg_settings WHERE name LIKE 'timescaledb%')"
 CREATE_EXTENSION = "CREATE EXTENSION IF NOT EXISTS timescaledb"
 TRY_MIGRATION_LOCK = f"SELECT pg_try_advisory_xact_lock({MIGRATION_LOCK})"
@@ -357,7 +358,7 @@ def find_original(connection: psycopg.Connection, name: str) -> bool:
 
 def has_aggregate_tables(connection: psycopg.Connection) -> bool:
     """Return whether the schema's aggregates are tables."""
-    return connection.execute(HAS_AGGREGATE_TABLES).fetchone() == (True,)
+    return connection.execute(f"SELECT {AGGREGATE_TABLES}").fetchone() == (True,)
 
 
 def has_continuous_aggregates(connection: psycopg.Connection) -> bool:

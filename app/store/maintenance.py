@@ -51,7 +51,11 @@ SET statement_timeout = 0;
 SET client_min_messages = error;
 SET client_connection_check_interval = '{PING_INTERVAL_S:.0f}s'
 """
-ACTIVE_S = "SELECT active_time / 1000 FROM pg_stat_database WHERE datname = current_database()"
+# PostgreSQL counts it only where track_activities is on. Else it is unknown, and not zero.
+ACTIVE_S = """
+SELECT CASE WHEN current_setting('track_activities')::boolean THEN active_time / 1000 ELSE 'NaN' END
+FROM pg_stat_database WHERE datname = current_database()
+"""
 # Work that never has its turn is late, too.
 ANNOUNCE = """
 INSERT INTO maintenance (

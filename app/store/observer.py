@@ -69,7 +69,7 @@ class DatabaseStatistics:
     late_lag_s: float
     """How long the oldest of these has waited."""
     aggregate_lag_s: float
-    """How far the aggregates are behind now."""
+    """How far the aggregates are materialized behind now."""
     clock_skew_s: float
     """How far its clock is ahead of this process's."""
     works: Sequence[WorkStatistics]

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -350,6 +351,19 @@ async def test_work_that_can_wait_takes_its_share(database: str) -> None:
             share = busy_s / (time.monotonic() - began)
     assert 0.02 < share < 0.15
     assert done > 10
+
+
+async def test_a_load_that_is_not_counted_is_unknown(database: str) -> None:
+    """Where PostgreSQL counts no time of statements, the database does not count as idle."""
+    for setting, is_known in (("on", True), ("off", False)):
+        execute(
+            database,
+            f"DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET track_activities = {setting}', current_database());"
+            " END $$",
+        )
+        (active_s,) = rows(database, maintenance.ACTIVE_S)[0]
+        assert isinstance(active_s, float)
+        assert math.isnan(active_s) != is_known
 
 
 def test_rest_is_bounded() -> None:

@@ -1,5 +1,7 @@
 """The share of time that background work takes."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,6 +53,14 @@ def test_load_is_of_the_last_seconds() -> None:
     for second in range(0, 60, 2):
         budget.note_load(second if second < 30 else 30, now=second)
         assert budget.is_idle == (second >= 30 + LOAD_WINDOW_S)
+
+
+def test_a_database_whose_load_is_unknown_is_not_idle() -> None:
+    """A database whose load is unknown gives work its share, and no more."""
+    budget = Budget(0.1)
+    for second in range(0, 40, 2):
+        budget.note_load(math.nan if 4 <= second < 20 else 1, now=second)
+        assert budget.is_idle == (second >= 20 + LOAD_WINDOW_S)
 
 
 def test_the_rest_waits_a_bounded_time_after_long_work() -> None:
