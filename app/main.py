@@ -145,9 +145,8 @@ def maintenance_works(
         Work("pruning", 15, lambda connection, _: pruning.prune_rows(connection), first_after_s=PRUNE_PAUSE_S),
         Work("senders", 86_400, lambda connection, _: pruning.prune_senders(connection), first_after_s=PRUNE_PAUSE_S),
     ]
-    if edition.kind != "plain":
+    if edition.kind == "community":  # the licence of the Apache edition allows neither
         works.append(Work("chunks", 60, lambda connection, _: chunks.make_ahead(connection)))
-    if edition.kind == "community":
         works.append(Work("merging", 3_600, lambda connection, _: chunks.merge(connection), can_wait=True))
     if not edition.has_aggregates:
         return works

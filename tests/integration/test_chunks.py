@@ -9,11 +9,14 @@ from typing import Any
 import psycopg
 import pytest
 
+from app.main import maintenance_works
 from app.store import chunks as chunks_module
 from app.store import columnstore
 from app.store.chunks import Chunks
 from app.store.columnstore import Columnstore
 from app.store.database import Database
+from app.store.pruning import Pruning
+from app.store.retention import Retention
 
 HOUR = timedelta(hours=1)
 ENDLESS = Chunks(kept_days=0, accept_future_minutes=10)
@@ -26,14 +29,6 @@ SELECT range_start, range_end FROM timescaledb_information.chunks
 WHERE hypertable_schema = current_schema AND hypertable_name = 'readings' ORDER BY 1
 """
 CONTENT = "SELECT count(*), count(DISTINCT (time, id)), sum(temperature), sum(id), min(time), max(time) FROM readings"
-
-
-@pytest.fixture
-def hypertable_database(database: str, edition: str) -> str:
-    """Give a database whose readings are in chunks."""
-    if edition not in {"community", "apache"}:
-        pytest.skip("there are no chunks")
-    return database
 
 
 @asynccontextmanager
@@ -76,33 +71,33 @@ def spans(url: str) -> list[tuple[datetime, datetime]]:
 
 
 @pytest.mark.parametrize("per_s", [0, 100])
-async def test_a_slow_fleet_gets_chunks_of_a_day(hypertable_database: str, per_s: int) -> None:
+async def test_a_slow_fleet_gets_chunks_of_a_day(community_database: str, per_s: int) -> None:
     """Nothing is made ahead of readings that come slowly."""
-    async with opened(hypertable_database) as database:
-        execute(hypertable_database, FLUSHES, per_s * 300 // 100_000)
+    async with opened(community_database) as database:
+        execute(community_database, FLUSHES, per_s * 300 // 100_000)
         assert await make_ahead(database) == 0
-    assert spans(hypertable_database) == []
+    assert spans(community_database) == []
 
 
-async def test_a_fast_fleet_gets_chunks_of_an_hour(hypertable_database: str) -> None:
+async def test_a_fast_fleet_gets_chunks_of_an_hour(community_database: str) -> None:
     """Chunks of this hour and the next are made once; late readings still make chunks of a day."""
-    async with opened(hypertable_database) as database:
-        execute(hypertable_database, FLUSHES, 10_000 * 300 // 100_000)
+    async with opened(community_database) as database:
+        execute(community_database, FLUSHES, 10_000 * 300 // 100_000)
         assert await make_ahead(database) == 2
-        ((now,),) = rows(hypertable_database, "SELECT now()")
+        ((now,),) = rows(community_database, "SELECT now()")
         assert isinstance(now, datetime)
-        found = spans(hypertable_database)
+        found = spans(community_database)
         assert [end - start for start, end in found] == [HOUR, HOUR]
         assert found[0][0] <= now < found[0][1] == found[1][0]
         assert await make_ahead(database) == 0
-        execute(hypertable_database, INSERT.format(time="now() - interval '9 days' - i * interval '15 minutes'"))
-        execute(hypertable_database, INSERT.format(time="now()"))
-        late, days = spans(hypertable_database)[:-2], {timedelta(days=1)}
+        execute(community_database, INSERT.format(time="now() - interval '9 days' - i * interval '15 minutes'"))
+        execute(community_database, INSERT.format(time="now()"))
+        late, days = spans(community_database)[:-2], {timedelta(days=1)}
         assert {end - start for start, end in late} == days
-    assert rows(hypertable_database, "SELECT count(*) FROM readings") == [(200,)]
+    assert rows(community_database, "SELECT count(*) FROM readings") == [(200,)]
 
 
-async def test_a_chunk_made_ahead_is_as_any_other(hypertable_database: str) -> None:
+async def test_a_chunk_made_ahead_is_as_any_other(community_database: str) -> None:
     """It has the same columns, indexes and triggers as one that a flush has made."""
     shape = """
         SELECT (SELECT array_agg(attname || ' ' || atttypid ORDER BY attnum) FROM pg_attribute
@@ -113,30 +108,48 @@ async def test_a_chunk_made_ahead_is_as_any_other(hypertable_database: str) -> N
                (SELECT count(*) FROM pg_inherits WHERE inhrelid = c AND inhparent = 'readings'::regclass)
         FROM show_chunks('readings') c ORDER BY c
     """
-    async with opened(hypertable_database) as database:
-        execute(hypertable_database, INSERT.format(time="now() - interval '3 days'"))
-        execute(hypertable_database, FLUSHES, 10_000 * 300 // 100_000)
+    async with opened(community_database) as database:
+        execute(community_database, INSERT.format(time="now() - interval '3 days'"))
+        execute(community_database, FLUSHES, 10_000 * 300 // 100_000)
         await make_ahead(database)
-    by_flush, *made_ahead = rows(hypertable_database, shape)
+    by_flush, *made_ahead = rows(community_database, shape)
     assert made_ahead == [by_flush] * 2
 
 
-async def test_nobody_waits_for_a_chunk_made_ahead(hypertable_database: str) -> None:
+async def test_nobody_waits_for_a_chunk_made_ahead(community_database: str) -> None:
     """While a session keeps chunks from being made, the work gives up soon, and writers go on."""
-    async with opened(hypertable_database) as database:
-        execute(hypertable_database, INSERT.format(time="now() - interval '3 days'"))
-        execute(hypertable_database, FLUSHES, 10_000 * 300 // 100_000)
-        with psycopg.connect(hypertable_database) as vacuum:
+    async with opened(community_database) as database:
+        execute(community_database, INSERT.format(time="now() - interval '3 days'"))
+        execute(community_database, FLUSHES, 10_000 * 300 // 100_000)
+        with psycopg.connect(community_database) as vacuum:
             vacuum.execute("LOCK TABLE readings IN SHARE UPDATE EXCLUSIVE MODE")
             making = asyncio.create_task(make_ahead(database))
             await asyncio.to_thread(
                 execute,
-                hypertable_database,
+                community_database,
                 "SET lock_timeout = '2s';" + INSERT.format(time="now() - interval '3 days'"),
             )
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 await making
         assert await make_ahead(database) == 2
+
+
+async def test_each_edition_does_what_its_licence_allows(database: str) -> None:
+    """No work on chunks fails because an edition lacks it, however fast readings come."""
+    async with opened(database) as opened_database, await opened_database.connect("test") as connection:
+        execute(database, FLUSHES, 10_000 * 300 // 100_000)
+        assert opened_database.edition is not None
+        works = maintenance_works(
+            opened_database,
+            opened_database.edition,
+            retention=Retention(0, 0, 0, 0),
+            pruning=Pruning(opened_database, idempotency_window_hours=1, accept_future_minutes=10),
+            chunks=ENDLESS,
+        )
+        for work in works:
+            if work.name in {"chunks", "merging"}:
+                async for _ in work.pieces(connection, connection):
+                    pass
 
 
 async def test_old_chunks_are_merged(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
