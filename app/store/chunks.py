@@ -13,11 +13,11 @@ half of MERGED_BYTES: five years of a small fleet have some 100 chunks, and not 
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby, pairwise
 
+import psycopg
 from psycopg.errors import LockNotAvailable
 
 from app.store.columnstore import COMPRESSED
@@ -40,8 +40,9 @@ SHARE_OF_RETENTION = 10
 """A chunk is deleted as a whole: as a tenth of the time for which readings are kept, it holds few that are too old."""
 MERGE_AFTER = timedelta(days=7)
 """Chunks whose times are older than this are merged. Few late readings come for them."""
-MERGED_BYTES = 512 * 1_048_576
-"""The most that chunks are merged into. TimescaleDB 2.29.2 copies 270 MB a second, and keeps readers out meanwhile."""
+MERGED_BYTES = 64 * 1_048_576
+"""The most that chunks are merged into. TimescaleDB 2.29.2 copies 250 MB a second, and all of ``readings`` is locked
+meanwhile."""
 CHUNKS_AT_A_TIME = 32
 """Each chunk takes ten locks while it is merged."""
 
@@ -61,9 +62,14 @@ FROM _timescaledb_functions.create_chunk('readings', jsonb_build_object('time', 
     _timescaledb_functions.time_to_internal(%s::timestamptz), _timescaledb_functions.time_to_internal(%s::timestamptz)
 )))
 """
+# Rows are copied column by column, by place and not by name: chunks from before and after a change of columns differ.
 OLD = """
 SELECT chunk::text, range_start, range_end, _timescaledb_functions.chunk_status(chunk),
-       pg_total_relation_size(chunk) + coalesce(pg_total_relation_size(s.compress_relid), 0), now()
+       pg_total_relation_size(chunk) + coalesce(pg_total_relation_size(s.compress_relid), 0),
+       md5(concat(to_jsonb(s) - '{relid,compress_relid}'::text[], (
+           SELECT string_agg(concat_ws(' ', attnum, attname, atttypid), ',' ORDER BY attrelid = chunk, attnum)
+           FROM pg_attribute WHERE attrelid IN (chunk, s.compress_relid) AND attnum > 0
+       ))), now()
 FROM (
     SELECT format('%%I.%%I', chunk_schema, chunk_name)::regclass AS chunk, range_start, range_end
     FROM timescaledb_information.chunks
@@ -72,6 +78,9 @@ FROM (
 LEFT JOIN _timescaledb_catalog.compression_settings s ON s.relid = chunk
 ORDER BY range_start
 """
+# A query that has found its chunks, and waits for one that is merged away, would go on without the readings in it. So
+# queries wait here, before they look for chunks.
+LOCK = "LOCK TABLE ONLY readings IN ACCESS EXCLUSIVE MODE"
 MERGE = "CALL merge_chunks(%s::regclass[])"
 
 
@@ -85,6 +94,7 @@ class OldChunk:
         end: when it ends.
         status: bits, see ``columnstore``.
         size_bytes: with its indexes.
+        shape: the same for chunks with the same columns and settings, in the rowstore and in the columnstore.
     """
 
     name: str
@@ -92,6 +102,7 @@ class OldChunk:
     end: datetime
     status: int
     size_bytes: int
+    shape: str
 
 
 def chunk_width(rows_per_s: float) -> timedelta:
@@ -131,11 +142,11 @@ def mergeable(chunks: Sequence[OldChunk], *, width: timedelta, ended_by: datetim
         ended_by: the second of them has passed by then, so that a chunk is not merged again with each day.
     """
 
-    def place(chunk: OldChunk) -> tuple[datetime, bool]:
+    def place(chunk: OldChunk) -> tuple[datetime, str, bool]:
         start = floor(chunk.start, width)
-        return start, chunk.status == COMPRESSED and chunk.end <= start + width <= ended_by
+        return start, chunk.shape, chunk.status == COMPRESSED and chunk.end <= start + width <= ended_by
 
-    for (_, may_be_merged), neighbours in groupby(chunks, place):
+    for (_, _, may_be_merged), neighbours in groupby(chunks, place):
         if may_be_merged:
             yield from _runs(neighbours)
 
@@ -182,21 +193,40 @@ class Chunks:
             yield
 
     async def merge(self, connection: Connection) -> AsyncIterator[None]:
-        """Merge old chunks, with the gaps between them. Those in use are left for the next time. Raises what the driver
-        raises.
+        """Merge old chunks, with the gaps between them. Those in use are left for the next time, and so are all while
+        ``readings`` is in use for long.
+
+        Raises:
+            psycopg.Error: what the driver raises; after all others are merged, if it is of some chunks.
         """
         found = await (await connection.execute(OLD, [MERGE_AFTER])).fetchall()
         chunks = [OldChunk(*row[:-1]) for row in found]
         ended_by = found[0][-1] - MERGE_AFTER if found else EPOCH
+        failure: psycopg.Error | None = None
         for run in mergeable(chunks, width=merge_width(self.kept_days), ended_by=ended_by):
-            with suppress(LockNotAvailable):
+            try:
                 async with connection.transaction():
                     await connection.execute(SHORT_WAIT)
-                    names = [chunk.name for chunk in run]
-                    for before, after in pairwise(run):
-                        if before.end < after.start:  # only neighbours can be merged
-                            row = await (await connection.execute(CREATE, [before.end, after.start])).fetchone()
-                            assert row is not None  # the function returns the chunk
-                            names.append(row[0])
-                    await connection.execute(MERGE, [names])
+                    try:
+                        await connection.execute(LOCK)
+                    except LockNotAvailable:
+                        return  # each try would hold up all flushes
+                    await self._merge(connection, run)
+            except LockNotAvailable:
+                pass
+            except psycopg.Error as error:
+                if connection.closed:
+                    raise
+                failure = error
             yield
+        if failure is not None:
+            raise failure
+
+    async def _merge(self, connection: Connection, run: Sequence[OldChunk]) -> None:
+        names = [chunk.name for chunk in run]
+        for before, after in pairwise(run):
+            if before.end < after.start:  # only neighbours can be merged
+                row = await (await connection.execute(CREATE, [before.end, after.start])).fetchone()
+                assert row is not None  # the function returns the chunk
+                names.append(row[0])
+        await connection.execute(MERGE, [names])

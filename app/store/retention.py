@@ -76,6 +76,7 @@ class Retention:
 
     async def delete_old(self, connection: Connection, edition: Edition) -> AsyncIterator[None]:
         """Delete what has reached its age, in steps. Raises Busy, and what the driver raises."""
+        kept_from: datetime | None = None
         if self.raw_days:
             until = await self._first_kept(connection, self.raw_days)
             if edition.has_aggregates:
@@ -86,6 +87,7 @@ class Retention:
                 async with connection.transaction():
                     await take_refresh_lock(connection, wait=False)
                     await connection.execute(SET_DELETED_UNTIL, [until])
+            kept_from = until
             if edition.kind == "plain":
                 while (await connection.execute(DELETE_SOME, [until])).rowcount == ROWS_AT_A_TIME:
                     yield
@@ -98,6 +100,8 @@ class Retention:
             if not days:
                 continue
             until = await self._first_kept(connection, days)
+            # Late readings may keep readings for longer. Each tier is made again of the whole finer one.
+            until = until if kept_from is None else min(until, kept_from)
             delete = _drop_chunks if edition.continuous_aggregates else _delete_buckets
             async for _ in delete(connection, tier.name, until):
                 yield

@@ -287,6 +287,22 @@ async def test_what_is_too_old_by_a_new_retention_becomes_aggregates_before_it_g
             assert found == [(120,)], tier.name
 
 
+async def test_buckets_stay_as_long_as_their_readings(database: str) -> None:
+    """While late readings keep their day, so are the minutes kept that its hours are made of again."""
+    async with rig(database) as parts:
+        now_s = parts.clock_s[0]
+        day_s = (now_s // DAY - 60) * DAY
+        await parts.write(*(reading(day_s + minute * 60, minute) for minute in range(100)))
+        await parts.refresh()
+        await parts.write(reading(day_s + 90.5 * 60, 7))
+        await parts.delete_old(Retention(30, 30, 30, 30))
+        await parts.refresh()
+        assert_right(database)
+        await parts.delete_old(Retention(30, 30, 0, 0))
+    assert rows(database, "SELECT count(*) FROM readings") == [(0,)]
+    assert rows(database, "SELECT sum(count)::int FROM readings_1h") == [(101,)]
+
+
 async def test_whole_days_of_readings_go(database: str) -> None:
     async with rig(database) as parts:
         now_s = parts.clock_s[0]

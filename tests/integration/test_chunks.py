@@ -13,9 +13,14 @@ from app.store import columnstore
 from app.store.chunks import DAY, Chunks
 from app.store.columnstore import Columnstore
 from app.store.database import Database
+from app.store.pruning import Pruning
+from app.store.retention import Retention
+from app.store.works import maintenance_works
 
 HOUR = timedelta(hours=1)
 ENDLESS = Chunks(kept_days=0, accept_future_minutes=10)
+RECENT = Chunks(kept_days=10, accept_future_minutes=10)
+"""Merges nothing."""
 FLUSHES = "INSERT INTO flushes (flush_id, rows) SELECT i, 100000 FROM generate_series(1, %s) i"
 INSERT = "INSERT INTO readings SELECT {time}, 1 + i % 5, i, 1, i, NULL, NULL FROM generate_series(1, 100) i"
 SPANS = """
@@ -126,6 +131,24 @@ async def test_nobody_waits_for_a_chunk_made_ahead(community_database: str) -> N
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 await making
         assert await make_ahead(database) == 2
+
+
+async def test_each_edition_does_what_its_licence_allows(database: str) -> None:
+    """No work on chunks fails because an edition lacks it, however fast readings come."""
+    async with opened(database) as opened_database, await opened_database.connect("test") as connection:
+        execute(database, FLUSHES, 10_000 * 300 // 100_000)
+        assert opened_database.edition is not None
+        works = maintenance_works(
+            opened_database,
+            opened_database.edition,
+            retention=Retention(0, 0, 0, 0),
+            pruning=Pruning(opened_database, idempotency_window_hours=1, accept_future_minutes=10),
+            chunks=ENDLESS,
+        )
+        for work in works:
+            if work.name in {"chunks", "merging"}:
+                async for _ in work.pieces(connection, connection):
+                    pass
 
 
 async def test_old_chunks_are_merged(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:

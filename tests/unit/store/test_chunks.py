@@ -54,9 +54,9 @@ def test_merged_chunks_follow_retention(kept_days: float, days: int) -> None:
     assert merge_width(kept_days) == days * DAY
 
 
-def old(day: float, *, days: float = 1, status: int = COMPRESSED, size_bytes: int = 1) -> OldChunk:
+def old(day: float, *, days: float = 1, status: int = COMPRESSED, size_bytes: int = 1, shape: str = "") -> OldChunk:
     start = EPOCH + day * DAY
-    return OldChunk(f"{day}", start, start + days * DAY, status, size_bytes)
+    return OldChunk(f"{day}", start, start + days * DAY, status, size_bytes, shape)
 
 
 def merged(chunks: list[OldChunk], *, days: int = 10, ended_by: float = 1_000) -> list[list[str]]:
@@ -83,6 +83,14 @@ def test_unsettled_chunks_part_their_neighbours() -> None:
         ["13", "14"],
     ]
     assert merged([old(10), old(11, status=0), old(12)]) == []
+
+
+def test_chunks_of_two_shapes_are_not_merged() -> None:
+    """Only chunks with the same columns and settings become one."""
+    assert merged([old(10), old(11), old(12, shape="other"), old(13, shape="other"), old(14)]) == [
+        ["10", "11"],
+        ["12", "13"],
+    ]
 
 
 def test_chunks_over_two_spans_are_left() -> None:
