@@ -4,6 +4,7 @@
     python -m benchmarks --only goals     only what the goals need, in more rounds
     python -m benchmarks --only panels    dashboards and reading back, over a year of readings (--days)
     python -m benchmarks --only soak      a steady load of 20 minutes (--minutes), beside which the database works
+    python -m benchmarks --only storage   bytes a reading at rest, by each way in (--rows)
     python -m benchmarks --quick          one short round of the goals, to show that the benchmark works
 
 ``--database embedded`` measures on the PostgreSQL that the server brings. ``--database url`` makes a database on the
@@ -48,6 +49,8 @@ from benchmarks.report import (
     Goal,
     Round,
     Single,
+    Stored,
+    Way,
     Workload,
     counted,
     goal_table,
@@ -59,10 +62,12 @@ from benchmarks.report import (
     server_name,
     soak_goals,
     soak_table,
+    storage_table,
     table,
 )
 from benchmarks.soak import RATE as SOAK_RATE
 from benchmarks.soak import run_soak
+from benchmarks.storage import store_all, ways
 
 CONNECTIONS = 4
 """Connections of every bulk sender over HTTP."""
@@ -75,8 +80,12 @@ SINGLE_SENSORS = 1_000
 MAX_SINGLES_PER_S = 100_000
 """Readings that are prepared for each second of wrk."""
 
+STORAGE_SENSORS = (1_000, 10_000, 100_000)
+
 SENSOR_DETAIL = "Sensor detail"
 """The dashboard that has a goal of its own."""
+
+PARTS = ("goals", "bulk", "single", "panels", "soak", "storage")
 
 DatabaseKind = Literal["embedded", "url"]
 
@@ -96,6 +105,8 @@ class Plan:
     """Days of readings for dashboards and reading back; 0 leaves both out."""
     minutes: int
     """Minutes of a steady load; 0 leaves it out."""
+    rows: int
+    """Readings that each way in stores; 0 leaves that out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +134,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measure the server beside its limit and peers."
     )
-    parser.add_argument("--only", choices=["goals", "bulk", "single", "panels", "soak"], help="run only this part")
+    parser.add_argument("--only", choices=PARTS, help="run only this part")
     parser.add_argument("--quick", action="store_true", help="run one short round of the goals")
     parser.add_argument("--rounds", type=int, help="rounds to run; default: 3, or 5 for the goals")
     parser.add_argument("--days", type=int, help="days of readings for dashboards; default: 365")
     parser.add_argument("--minutes", type=int, default=20, help="minutes of the steady load; default: 20")
+    parser.add_argument("--rows", type=int, default=7_200_000, help="readings of each way in; default: 7200000")
     parser.add_argument(
         "--database",
         nargs="+",
@@ -135,7 +147,14 @@ def main() -> None:
         default=["url" if "DATABASE_URL" in os.environ else "embedded"],
     )
     chosen = parser.parse_args()
-    plan = make_plan(chosen.only, is_quick=chosen.quick, rounds=chosen.rounds, days=chosen.days, minutes=chosen.minutes)
+    plan = make_plan(
+        chosen.only,
+        is_quick=chosen.quick,
+        rounds=chosen.rounds,
+        days=chosen.days,
+        minutes=chosen.minutes,
+        rows=chosen.rows,
+    )
     if "url" in chosen.database and "DATABASE_URL" not in os.environ:
         sys.exit("Set DATABASE_URL, or use --database embedded.")
     # SIGTERM raises an exception, so that every server that was started is stopped.
@@ -147,14 +166,18 @@ def main() -> None:
     print(f"; medians of {counted(plan.rounds, 'interleaved round')}." if plan.workloads else ".")
     for kind in chosen.database:
         with TemporaryDirectory(prefix="benchmark-") as folder:
+            # Started by root, the embedded database runs as another account, which needs access through the folder.
+            Path(folder).chmod(0o711)
             try:
-                measure(kind, plan, Path(folder))
+                (weigh if plan.rows else measure)(kind, plan, Path(folder))
             except WrongAnswer as error:
                 sys.exit(f"The figures would mean nothing: {error}")
     print(f"\nIt took {(time.monotonic() - started) / 60:.0f} minutes.")
 
 
-def make_plan(only: str | None, *, is_quick: bool, rounds: int | None, days: int | None, minutes: int) -> Plan:
+def make_plan(
+    only: str | None, *, is_quick: bool, rounds: int | None, days: int | None, minutes: int, rows: int
+) -> Plan:
     """Make the plan from the options of the command line."""
     bulk: list[Workload] = [Shape(sensors, rows) for rows in (10_000, 1_000) for sensors in (100, 1_000, 10_000)]
     single: list[Workload] = [Single(connections) for connections in (1, 32, 256)]
@@ -162,8 +185,8 @@ def make_plan(only: str | None, *, is_quick: bool, rounds: int | None, days: int
         bulk, single = [GOAL_SHAPE, SPARSE_SHAPE], [GOAL_SINGLE]
     return Plan(
         workloads=[
-            *(bulk if only not in {"single", "panels", "soak"} else []),
-            *(single if only not in {"bulk", "panels", "soak"} else []),
+            *(bulk if only in {None, "goals", "bulk"} else []),
+            *(single if only in {None, "goals", "single"} else []),
         ],
         formats=[Format.NDJSON] if only == "goals" else BULK_FORMATS,
         rounds=rounds or (1 if is_quick else 5 if only == "goals" else 3),
@@ -171,21 +194,16 @@ def make_plan(only: str | None, *, is_quick: bool, rounds: int | None, days: int
         seconds=2 if is_quick else 4,
         days=(days or (10 if is_quick else 365)) if only in {None, "panels"} else 0,
         minutes=minutes if only == "soak" else 0,
+        rows=rows if only == "storage" else 0,
     )
 
 
 def measure(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
     """Run the plan on one database and print the results."""
     url = os.environ["DATABASE_URL"] if kind == "url" else None
-    # Started by root, the embedded database runs as another account, which needs access through the folder.
-    folder.chmod(0o711)
     with peers.postgres(url, folder) as store:
         race = Race(plan, store)
-        where = "the embedded" if kind == "embedded" else "DATABASE_URL:"
-        print(
-            f"\n## On {where} {store.name}\n\n{store.settings}; fdatasync of 8 kB takes {sync_ms(folder):.2f} ms.",
-            end="",
-        )
+        print(heading(kind, store, folder), end="")
         for peer in (Influx, VictoriaMetrics) if plan.workloads else ():
             if (package := peers.version(peer)) is None:
                 race.leave_out(f"{peer.name}: it is not installed")
@@ -218,6 +236,27 @@ def measure(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
         )
     for what in race.left_out:
         print(f"\nLeft out: {what}.")
+
+
+def heading(kind: DatabaseKind, store: Postgres, folder: Path) -> str:
+    """Write what is measured on."""
+    where = "the embedded" if kind == "embedded" else "DATABASE_URL:"
+    return f"\n## On {where} {store.name}\n\n{store.settings}; fdatasync of 8 kB takes {sync_ms(folder):.2f} ms."
+
+
+def weigh(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
+    """Store readings in each way, each in a database of its own, and print what they take."""
+    url = os.environ["DATABASE_URL"] if kind == "url" else None
+    found: dict[Way, Stored] = {}
+    for way in [way for sensors in STORAGE_SENSORS for way in ways(sensors)]:
+        with peers.postgres(url, folder) as store:
+            if not store.has_columnstore:
+                print("\nLeft out: without TimescaleDB Community readings stay as they are written.")
+                return
+            if not found:
+                print(heading(kind, store, folder), flush=True)
+            found[way] = store_all(store, way, rows=plan.rows)
+    print(f"\n### Bytes at rest\n\n{storage_table(found)}", flush=True)
 
 
 def look_back(store: Postgres, folder: Path, *, days: int) -> list[Goal]:

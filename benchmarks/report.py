@@ -294,6 +294,61 @@ def read_table(answers: Sequence[ReadBack]) -> str:
     return "\n".join(lines)
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way in which readings come."""
+
+    name: str
+    sensors: int
+    flush_rows: int
+    interval_s: int = 1
+    """Time between two readings of a sensor."""
+    late: float = 0.0
+    """Part of the readings that are late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What readings took that came in one way."""
+
+    rows: int
+    writing_s: float
+    converting_s: float
+    """Time that conversions took, those while the readings were written included."""
+    written_bytes: int
+    """Bytes of the readings on disk, after the last was written."""
+    rest_bytes: int
+    """The same when nothing was left to do."""
+    batches: int
+    """Batches of the columnstore at that time."""
+    minutes: int
+    """Rows of the 1-minute aggregates."""
+    minutes_bytes: int
+
+
+def storage_table(found: Mapping[Way, Stored]) -> str:
+    """Write a table of the bytes that readings took on disk."""
+    headings = ["", "sensors", "readings", "in a flush", "writing, readings/s", "conversion, µs a reading"]
+    headings += ["bytes a reading: written", "at rest", "readings a batch", "bytes of minutes: a reading", "a minute"]
+    lines = [f"| {' | '.join(headings)} |", "| --- |" + " ---: |" * (len(headings) - 1)]
+    for way, stored in found.items():
+        cells = [
+            way.name,
+            f"{way.sensors:,}",
+            f"{stored.rows:,}",
+            f"{way.flush_rows:,}",
+            f"{stored.rows / stored.writing_s:,.0f}",
+            f"{1e6 * stored.converting_s / stored.rows:.2f}",
+            f"{stored.written_bytes / stored.rows:.1f}",
+            f"{stored.rest_bytes / stored.rows:.1f}",
+            f"{stored.rows / stored.batches:,.0f}" if stored.batches else "–",
+            f"{stored.minutes_bytes / stored.rows:.1f}",
+            f"{stored.minutes_bytes / stored.minutes:.0f}" if stored.minutes else "–",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 MAX_MAINTENANCE_CORES = 0.15
 MAX_DISTANCE = 0.25
 """How far a minute's median may lie from the median of all minutes, as a part of that."""

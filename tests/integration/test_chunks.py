@@ -49,7 +49,7 @@ async def make_ahead(database: Database) -> int:
 async def merge(database: Database, work: Chunks = ENDLESS) -> int:
     """Convert chunks and merge them, and return how many merges were tried."""
     async with await database.connect("test") as connection:
-        async for _ in Columnstore().convert(connection):
+        async for _ in Columnstore(quiet=timedelta(0)).convert(connection):
             pass
         return len([None async for _ in work.merge(connection)])
 
@@ -151,9 +151,8 @@ async def test_each_edition_does_what_its_licence_allows(database: str) -> None:
                     pass
 
 
-async def test_old_chunks_are_merged(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_old_chunks_are_merged(community_database: str) -> None:
     """Old days become one chunk with the gaps between them, with all readings. Late ones are taken and converted."""
-    monkeypatch.setattr(columnstore, "QUIET", timedelta(0))
     for day in (0, 1, 4, 25, 33):
         execute(
             community_database,
@@ -174,9 +173,8 @@ async def test_old_chunks_are_merged(community_database: str, monkeypatch: pytes
     assert rows(community_database, "SELECT count(*), sum(temperature) FROM readings") == [(600, 6 * 5_050)]
 
 
-async def test_recent_chunks_are_left(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_recent_chunks_are_left(community_database: str) -> None:
     """Days for which readings may still come often are not merged, the others by a tenth of the retention."""
-    monkeypatch.setattr(columnstore, "QUIET", timedelta(0))
     execute(community_database, INSERT.format(time="now() - interval '1 day' - i * interval '4 hours'"))
     async with opened(community_database) as database:
         await merge(database, Chunks(kept_days=20, accept_future_minutes=10))
@@ -186,15 +184,14 @@ async def test_recent_chunks_are_left(community_database: str, monkeypatch: pyte
     assert {end - start for start, end in found} == {DAY, 2 * DAY}
 
 
-async def test_chunks_in_use_are_left_for_later(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_chunks_in_use_are_left_for_later(community_database: str) -> None:
     """While a session reads old chunks for long, others are merged, and no writer waits."""
-    monkeypatch.setattr(columnstore, "QUIET", timedelta(0))
     time = "'epoch'::timestamptz + interval '600 days' + i % 2 * interval '1 day' + {} * interval '30 days'"
     for span in (0, 1):
         execute(community_database, INSERT.format(time=time.format(span)))
     async with opened(community_database) as database:
         async with await database.connect("test") as connection:
-            async for _ in Columnstore().convert(connection):
+            async for _ in Columnstore(quiet=timedelta(0)).convert(connection):
                 pass
         ((first, *_), *_) = rows(community_database, "SELECT show_chunks('readings')::text ORDER BY 1")
         with psycopg.connect(community_database) as reader:
@@ -212,7 +209,6 @@ async def test_chunks_in_use_are_left_for_later(community_database: str, monkeyp
 
 async def test_five_years_of_days_become_few_chunks(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of chunks follows the months, not the days."""
-    monkeypatch.setattr(columnstore, "QUIET", timedelta(0))
     monkeypatch.setattr(chunks_module, "CHUNKS_AT_A_TIME", 20)
     execute(
         community_database,

@@ -401,7 +401,7 @@ async def test_chunks_go_to_the_columnstore_beside_writers(
     community_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chunk that fills up is converted, again and again, and writers wait for no conversion but the first."""
-    monkeypatch.setattr(columnstore, "PIECE_ROWS", 1_000)
+    monkeypatch.setattr(columnstore, "FIRST_ROWS", 1_000)
     insert = (
         "INSERT INTO readings"
         " SELECT date_trunc('day', now()) + i * interval '1 second', 1 + i %% 3, i, 1, i, NULL, NULL"
@@ -420,22 +420,20 @@ async def test_chunks_go_to_the_columnstore_beside_writers(
         execute(community_database, insert, 901, 1_100)
         assert await convert() > 0
         assert await convert() == 0
-        execute(community_database, insert, 1_101, 2_000)
+        execute(community_database, insert, 1_101, 3_900)
         assert await convert() == 0
         with psycopg.connect(community_database) as writer:
-            writer.execute(insert, [2_001, 2_300])
-            execute(community_database, insert, 2_301, 2_500)
+            writer.execute(insert, [3_901, 4_200])
+            execute(community_database, insert, 4_201, 4_400)
             assert await convert() > 0
-            writer.execute(insert, [2_501, 2_600])
+            writer.execute(insert, [4_401, 4_500])
         assert (columnstore.COMPRESSED | columnstore.PARTIAL,) in rows(community_database, status)
     assert rows(community_database, "SELECT count(*), count(DISTINCT id), sum(temperature) FROM readings") == [
-        (2_600, 2_600, 2_600 * 2_601 / 2)
+        (4_500, 4_500, 4_500 * 4_501 / 2)
     ]
 
 
-async def test_a_chunk_that_is_over_and_quiet_goes_whole(
-    community_database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_chunk_that_is_over_and_quiet_goes_whole(community_database: str) -> None:
     """A chunk that is over goes to the columnstore once nothing is written to it, and so do readings that come late."""
     insert = (
         "INSERT INTO readings SELECT now() - interval '2 days' - i * interval '1 second', 1, i, 1, i, NULL, NULL"
@@ -452,7 +450,7 @@ async def test_a_chunk_that_is_over_and_quiet_goes_whole(
         execute(community_database, insert, 1, 10)
         await convert()
         assert rows(community_database, status) == [(0,)]
-        monkeypatch.setattr(columnstore, "QUIET", timedelta(0))
+        keeper = Columnstore(quiet=timedelta(0))
         assert await convert() > 0
         assert rows(community_database, status) == [(columnstore.COMPRESSED,)]
         execute(community_database, insert, 11, 20)
@@ -461,17 +459,14 @@ async def test_a_chunk_that_is_over_and_quiet_goes_whole(
     assert rows(community_database, "SELECT sum(temperature) FROM readings") == [(210,)]
 
 
-async def test_a_chunk_in_use_holds_up_neither_writers_nor_other_chunks(
-    community_database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_chunk_in_use_holds_up_neither_writers_nor_other_chunks(community_database: str) -> None:
     """While a session reads a chunk for long, no writer waits for its conversion, and other chunks are converted."""
-    monkeypatch.setattr(columnstore, "QUIET", timedelta(0))
     insert = (
         "INSERT INTO readings SELECT now() - {} * interval '1 day', 1, i, 1, i, NULL, NULL FROM generate_series(1, 9) i"
     )
     for days in (9, 7, 5):
         execute(community_database, insert.format(days))
-    keeper = Columnstore()
+    keeper = Columnstore(quiet=timedelta(0))
     chunks = "SELECT c::text, _timescaledb_functions.chunk_status(c) FROM show_chunks('readings') c ORDER BY c::text"
     (first, _), *_ = rows(community_database, chunks)
     async with opened(community_database) as kept:
@@ -485,6 +480,46 @@ async def test_a_chunk_in_use_holds_up_neither_writers_nor_other_chunks(
             assert [status for _, status in rows(community_database, chunks)] == [0, 1, 1]
         await do(kept, lambda connection, _: keeper.convert(connection))
     assert [status for _, status in rows(community_database, chunks)] == [1, 1, 1]
+
+
+async def test_small_batches_are_joined_once(community_database: str) -> None:
+    """A quiet chunk of small batches is written anew as full ones, by one statement, and then left alone."""
+    insert = (
+        "INSERT INTO readings SELECT date_trunc('day', now()) - interval '2 days' + i * interval '1 second', 1, i, 1,"
+        " i, NULL, NULL FROM generate_series({0} + 1, {0} + 50) i"
+    )
+    batches = (
+        "SELECT compress_relid::text FROM _timescaledb_catalog.compression_settings"
+        " WHERE relid IN (SELECT show_chunks('readings'))"
+    )
+
+    def sizes() -> list[object]:
+        ((name,),) = rows(community_database, batches)
+        counts = rows(community_database, f"SELECT _ts_meta_count FROM {name} ORDER BY 1")
+        return [count for (count,) in counts]
+
+    keeper = Columnstore(quiet=timedelta(0))
+    async with opened(community_database) as kept:
+
+        async def convert() -> int:
+            await asyncio.sleep(1.1)
+            return await do(kept, lambda connection, _: keeper.convert(connection))
+
+        for first in range(0, 200, 50):
+            execute(community_database, insert.format(first))
+            execute(community_database, "SELECT compress_chunk(c) FROM show_chunks('readings') c")
+        assert sizes() == [50] * 4
+        with psycopg.connect(community_database) as reader:
+            reader.execute("SELECT count(*) FROM readings")
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                await convert()
+        assert sizes() == [50] * 4
+        assert await convert() > 0
+        assert sizes() == [200]
+        joined = rows(community_database, batches)
+        while await convert():
+            assert rows(community_database, batches) == joined
+    assert rows(community_database, "SELECT count(*), sum(temperature) FROM readings") == [(200, 200 * 201 / 2)]
 
 
 async def until(is_so: Callable[[], bool]) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from app.store import columnstore
 from app.store.aggregates import Aggregates
 from app.store.chunks import Chunks
 from app.store.columnstore import Columnstore
@@ -61,7 +60,7 @@ class CutConnection:
 
 def works(parts: Rig) -> dict[str, Pieces]:
     """Return what a maintaining process does."""
-    aggregates, keeper, edition = Aggregates(parts.database), Columnstore(), parts.database.edition
+    aggregates, keeper, edition = Aggregates(parts.database), Columnstore(quiet=timedelta(0)), parts.database.edition
     assert edition is not None
     return {
         "check": aggregates.check_days,
@@ -90,13 +89,10 @@ async def cut(parts: Rig, work: Pieces, statement: int, *, is_done: bool) -> boo
 
 
 @pytest.mark.parametrize("name", ["check", "refresh", "late", "changes", "columnstore", "merging", "retention"])
-async def test_cut_off_at_any_statement(
-    database: str, edition: str, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+async def test_cut_off_at_any_statement(database: str, edition: str, name: str) -> None:
     """Aggregates are right after work was cut off at each of its statements, and stay when the readings are deleted."""
     if edition != "community" and name in {"check", "changes", "columnstore", "merging"}:
         pytest.skip("not done in this edition")
-    monkeypatch.setattr(columnstore, "QUIET", timedelta(0))
     async with rig(database) as parts:
         await parts.refresh()
         expected: dict[str, Any] = {}

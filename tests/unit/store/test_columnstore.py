@@ -1,4 +1,4 @@
-"""The choice of chunks that go to the columnstore."""
+"""The choice of chunks that go to the columnstore, and of those that are written anew there."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -7,55 +7,91 @@ import pytest
 
 from app.store.columnstore import (
     COMPRESSED,
+    FIRST_ROWS,
     PARTIAL,
-    PIECE_ROWS,
     QUIET,
+    REWRITE_ROWS,
     UNORDERED,
     WASTED_INDEX_BYTES,
+    Fill,
     StoredChunk,
-    needs_conversion,
+    is_over,
+    needs_rewrite,
+    piece_rows,
     wastes_index,
 )
 
 END = datetime(2026, 11, 27, tzinfo=UTC)
-CHUNK = StoredChunk("readings", "_timescaledb_internal.c", END, status=0, rows=10, written=10, index_bytes=0)
+CHUNK = StoredChunk(
+    "readings", "_timescaledb_internal.c", END, status=COMPRESSED, rows=0, written=10, index_bytes=0, columnstore="s"
+)
 LONG_AGO = END - timedelta(days=1)
 MINUTES = timedelta(minutes=1)
+GIB = 1 << 30
 
 
-@pytest.mark.parametrize("status", [0, COMPRESSED, COMPRESSED | PARTIAL, COMPRESSED | PARTIAL | UNORDERED])
-def test_a_chunk_that_fills_up_is_converted_at_once(status: int) -> None:
-    full = replace(CHUNK, status=status, rows=PIECE_ROWS)
-    assert needs_conversion(full, now=END - MINUTES, quiet_since=END - MINUTES)
+@pytest.mark.parametrize(
+    ("sensors", "memory_bytes", "rows"),
+    [
+        (1, 2 * GIB, FIRST_ROWS),
+        (1_000, 2 * GIB, 1_000_000),
+        (10_000, 2 * GIB, 10_000_000),
+        (10_000, GIB // 8, GIB // 8 // 137),
+        (1_000_000, GIB // 8, 20_000_000),
+    ],
+)
+def test_rows_gather_until_they_fill_batches(sensors: int, memory_bytes: int, rows: int) -> None:
+    """As many rows gather as fill the batches of all sensors, but no more than the memory holds."""
+    assert piece_rows("readings", sensors, memory_bytes=memory_bytes, batch_rows=1_000) == rows
 
 
-@pytest.mark.parametrize("status", [0, COMPRESSED | PARTIAL])
-def test_the_rest_goes_when_the_chunk_is_over_and_quiet(status: int) -> None:
-    chunk = replace(CHUNK, status=status)
-    assert not needs_conversion(chunk, now=END + QUIET - MINUTES, quiet_since=LONG_AGO)
-    assert needs_conversion(chunk, now=END + QUIET, quiet_since=LONG_AGO)
-    assert not needs_conversion(chunk, now=END + 9 * QUIET, quiet_since=END + 9 * QUIET - MINUTES)
+def test_fewer_rows_of_aggregates_gather() -> None:
+    """A row of an aggregate is larger, so that fewer of them take the memory."""
+    readings, minutes = (
+        piece_rows(table, 10_000, memory_bytes=GIB, batch_rows=1_000) for table in ("readings", "readings_1m")
+    )
+    assert readings > minutes > FIRST_ROWS
 
 
-def test_aggregates_wait_longer_for_late_readings() -> None:
-    chunk = replace(CHUNK, table="readings_1m")
-    assert not needs_conversion(chunk, now=END + timedelta(hours=23), quiet_since=LONG_AGO)
-    assert needs_conversion(chunk, now=END + timedelta(hours=24), quiet_since=LONG_AGO)
+def test_a_chunk_is_over_when_it_has_ended_and_is_quiet() -> None:
+    """A chunk is over some time after its end, and after the last row that was written to it."""
+    assert not is_over(CHUNK, now=END + QUIET - MINUTES, quiet_since=LONG_AGO, quiet=QUIET)
+    assert is_over(CHUNK, now=END + QUIET, quiet_since=LONG_AGO, quiet=QUIET)
+    assert not is_over(CHUNK, now=END + 9 * QUIET, quiet_since=END + 9 * QUIET - MINUTES, quiet=QUIET)
 
 
-def test_a_chunk_of_unordered_batches_is_ordered_later() -> None:
-    chunk = replace(CHUNK, status=COMPRESSED | UNORDERED, rows=0)
-    assert not needs_conversion(chunk, now=END + timedelta(minutes=59), quiet_since=LONG_AGO)
-    assert needs_conversion(chunk, now=END + timedelta(minutes=60), quiet_since=LONG_AGO)
-    assert not needs_conversion(chunk, now=END + timedelta(hours=9), quiet_since=END + timedelta(hours=8, minutes=1))
+@pytest.mark.parametrize("batch_rows", [1_000, 100])
+def test_a_chunk_of_small_batches_is_written_anew_once(batch_rows: int) -> None:
+    """A chunk gains by being written anew if it has twice the batches that it needs, and nothing by a second time."""
+    small = Fill(batches=20 * 10_000, rows=20 * 50 * 10_000, sensors=10_000)
+    anew = replace(small, batches=10_000 * -(-20 * 50 // batch_rows))
+    assert needs_rewrite(CHUNK, small, batch_rows=1_000)
+    assert not needs_rewrite(CHUNK, anew, batch_rows=batch_rows)
 
 
-def test_a_chunk_that_is_in_the_columnstore_is_left_alone() -> None:
-    assert not needs_conversion(replace(CHUNK, status=COMPRESSED, rows=0), now=END + 99 * QUIET, quiet_since=LONG_AGO)
+def test_few_rows_of_many_sensors_are_left_as_they_are() -> None:
+    """Batches that are small because their sensors have few rows gain nothing."""
+    assert not needs_rewrite(CHUNK, Fill(batches=10_000, rows=100_000, sensors=10_000), batch_rows=1_000)
+
+
+def test_an_unordered_chunk_is_written_anew() -> None:
+    """A chunk of unordered batches is put in order, however full they are."""
+    unordered = replace(CHUNK, status=COMPRESSED | UNORDERED)
+    full = Fill(batches=1_000, rows=1_000_000, sensors=1_000)
+    assert needs_rewrite(unordered, full, batch_rows=1_000)
+    assert not needs_rewrite(CHUNK, full, batch_rows=1_000)
+
+
+@pytest.mark.parametrize("status", [COMPRESSED, COMPRESSED | UNORDERED])
+def test_a_large_chunk_keeps_no_writer_out(status: int) -> None:
+    """A chunk that would keep writers out for long is not written anew."""
+    large = Fill(batches=REWRITE_ROWS, rows=REWRITE_ROWS + 1, sensors=1)
+    assert not needs_rewrite(replace(CHUNK, status=status), large, batch_rows=1_000)
 
 
 def test_indexes_of_an_empty_rowstore_are_made_anew() -> None:
-    chunk = replace(CHUNK, status=COMPRESSED, rows=0, index_bytes=WASTED_INDEX_BYTES + 1)
+    """The indexes of a rowstore that is empty are made anew once the chunk has ended, if they are large."""
+    chunk = replace(CHUNK, index_bytes=WASTED_INDEX_BYTES + 1)
     assert wastes_index(chunk, now=END + MINUTES)
     assert not wastes_index(chunk, now=END - MINUTES)
     for other in ({"rows": 1}, {"status": COMPRESSED | PARTIAL}, {"index_bytes": WASTED_INDEX_BYTES}):
