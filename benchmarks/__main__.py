@@ -3,8 +3,10 @@
     python -m benchmarks                  everything
     python -m benchmarks --only goals     only what the goals need, in more rounds
     python -m benchmarks --only panels    dashboards and reading back, over a year of readings (--days)
-    python -m benchmarks --only soak      a steady load of 20 minutes (--minutes), beside which the database works
+    python -m benchmarks --only soak      a steady load (--rate, --sensors, --minutes), beside which the database works
     python -m benchmarks --quick          one short round of the goals, to show that the benchmark works
+
+``--checkout FOLDER`` measures the server of another checkout.
 
 ``--database embedded`` measures on the PostgreSQL that the server brings. ``--database url`` makes a database on the
 server at DATABASE_URL, as a superuser, and measures there. The default is ``url`` if DATABASE_URL is set. Both may be
@@ -61,8 +63,8 @@ from benchmarks.report import (
     soak_table,
     table,
 )
-from benchmarks.soak import RATE as SOAK_RATE
-from benchmarks.soak import run_soak
+from benchmarks.soak import Load, run_soak
+from tests.support.server import REPOSITORY
 
 CONNECTIONS = 4
 """Connections of every bulk sender over HTTP."""
@@ -94,8 +96,8 @@ class Plan:
     """Length of one run of single readings."""
     days: int
     """Days of readings for dashboards and reading back; 0 leaves both out."""
-    minutes: int
-    """Minutes of a steady load; 0 leaves it out."""
+    load: Load | None
+    """A steady load; None leaves it out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="run one short round of the goals")
     parser.add_argument("--rounds", type=int, help="rounds to run; default: 3, or 5 for the goals")
     parser.add_argument("--days", type=int, help="days of readings for dashboards; default: 365")
-    parser.add_argument("--minutes", type=int, default=20, help="minutes of the steady load; default: 20")
+    for name, what in (("rate", "readings a second"), ("sensors", "sensors"), ("minutes", "minutes")):
+        default = getattr(Load(), name)
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} of the soak; default: {default:,}")
+    parser.add_argument("--checkout", type=Path, default=REPOSITORY, help="checkout to measure; default: this one")
     parser.add_argument(
         "--database",
         nargs="+",
@@ -135,7 +140,11 @@ def main() -> None:
         default=["url" if "DATABASE_URL" in os.environ else "embedded"],
     )
     chosen = parser.parse_args()
-    plan = make_plan(chosen.only, is_quick=chosen.quick, rounds=chosen.rounds, days=chosen.days, minutes=chosen.minutes)
+    try:
+        load = Load(chosen.rate, chosen.sensors, chosen.minutes)
+    except ValueError as error:
+        parser.error(str(error))
+    plan = make_plan(chosen.only, is_quick=chosen.quick, rounds=chosen.rounds, days=chosen.days, load=load)
     if "url" in chosen.database and "DATABASE_URL" not in os.environ:
         sys.exit("Set DATABASE_URL, or use --database embedded.")
     # SIGTERM raises an exception, so that every server that was started is stopped.
@@ -148,13 +157,13 @@ def main() -> None:
     for kind in chosen.database:
         with TemporaryDirectory(prefix="benchmark-") as folder:
             try:
-                measure(kind, plan, Path(folder))
+                measure(kind, plan, Path(folder), chosen.checkout.resolve())
             except WrongAnswer as error:
                 sys.exit(f"The figures would mean nothing: {error}")
     print(f"\nIt took {(time.monotonic() - started) / 60:.0f} minutes.")
 
 
-def make_plan(only: str | None, *, is_quick: bool, rounds: int | None, days: int | None, minutes: int) -> Plan:
+def make_plan(only: str | None, *, is_quick: bool, rounds: int | None, days: int | None, load: Load) -> Plan:
     """Make the plan from the options of the command line."""
     bulk: list[Workload] = [Shape(sensors, rows) for rows in (10_000, 1_000) for sensors in (100, 1_000, 10_000)]
     single: list[Workload] = [Single(connections) for connections in (1, 32, 256)]
@@ -170,16 +179,16 @@ def make_plan(only: str | None, *, is_quick: bool, rounds: int | None, days: int
         scale=0.3 if is_quick else 1.0,
         seconds=2 if is_quick else 4,
         days=(days or (10 if is_quick else 365)) if only in {None, "panels"} else 0,
-        minutes=minutes if only == "soak" else 0,
+        load=load if only == "soak" else None,
     )
 
 
-def measure(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
-    """Run the plan on one database and print the results."""
+def measure(kind: DatabaseKind, plan: Plan, folder: Path, checkout: Path) -> None:
+    """Run the plan on one database with the server of one checkout, and print the results."""
     url = os.environ["DATABASE_URL"] if kind == "url" else None
     # Started by root, the embedded database runs as another account, which needs access through the folder.
     folder.chmod(0o711)
-    with peers.postgres(url, folder) as store:
+    with peers.postgres(url, folder, checkout) as store:
         race = Race(plan, store)
         where = "the embedded" if kind == "embedded" else "DATABASE_URL:"
         print(
@@ -193,8 +202,8 @@ def measure(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
                 print(f" {peer.name} {package}.", end="")
         print(flush=True)
         found: list[Goal] = []
-        if plan.minutes:
-            found += endure(store, folder, minutes=plan.minutes)
+        if plan.load:
+            found += endure(store, folder, plan.load)
         results = {}
         for number, workload in enumerate(plan.workloads):
             if isinstance(workload, Single) and shutil.which("wrk") is None:
@@ -205,7 +214,7 @@ def measure(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
     if plan.workloads:
         found += goals(results, has_columnstore=store.has_columnstore, is_embedded=kind == "embedded")
     if plan.days and store.has_columnstore:
-        with peers.postgres(url, folder) as store:
+        with peers.postgres(url, folder, checkout) as store:
             found += look_back(store, folder, days=plan.days)
     elif plan.days:
         race.leave_out("dashboards: without TimescaleDB Community aggregates are as slow as the readings below them")
@@ -232,10 +241,11 @@ def look_back(store: Postgres, folder: Path, *, days: int) -> list[Goal]:
     return panel_goals(asked, dashboard=SENSOR_DETAIL)
 
 
-def endure(store: Postgres, folder: Path, *, minutes: int) -> list[Goal]:
+def endure(store: Postgres, folder: Path, load: Load) -> list[Goal]:
     """Keep up a steady load, and print the results."""
-    soak = run_soak(store, folder / "soak", minutes=minutes)
-    print(f"\n### {counted(minutes, 'minute')} of {SOAK_RATE:,} rows/s\n\n{soak_table(soak)}", flush=True)
+    soak = run_soak(store, folder / "soak", load)
+    heading = f"{counted(load.minutes, 'minute')} of {load.rate:,} rows/s from {load.sensors:,} sensors"
+    print(f"\n### {heading}\n\n{soak_table(soak)}", flush=True)
     return soak_goals(soak)
 
 
@@ -388,7 +398,7 @@ class Race:
         return contestants
 
     def _servers(self, folder: Path, stack: ExitStack) -> list[SensorFlow]:
-        """Start this repository's server, once for each number of processes."""
+        """Start the server, once for each number of processes."""
         servers = []
         for workers in WORKERS:
             running = peers.sensorflow(self._store, folder / f"workers-{workers}", workers=workers)
