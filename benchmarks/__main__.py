@@ -3,9 +3,11 @@
     python -m benchmarks                  everything
     python -m benchmarks --only goals     only what the goals need, in more rounds
     python -m benchmarks --only panels    dashboards and reading back, over a year of readings (--days)
-    python -m benchmarks --only soak      a steady load of 20 minutes (--minutes), beside which the database works
+    python -m benchmarks --only soak      a steady load (--rate, --sensors, --minutes), beside which the database works
     python -m benchmarks --only storage   bytes a reading at rest, by each way in (--rows)
     python -m benchmarks --quick          one short round of the goals, to show that the benchmark works
+
+``--checkout FOLDER`` measures the server of another checkout.
 
 ``--database embedded`` measures on the PostgreSQL that the server brings. ``--database url`` makes a database on the
 server at DATABASE_URL, as a superuser, and measures there. The default is ``url`` if DATABASE_URL is set. Both may be
@@ -65,9 +67,9 @@ from benchmarks.report import (
     storage_table,
     table,
 )
-from benchmarks.soak import RATE as SOAK_RATE
-from benchmarks.soak import run_soak
+from benchmarks.soak import Load, run_soak
 from benchmarks.storage import store_all, ways
+from tests.support.server import REPOSITORY
 
 CONNECTIONS = 4
 """Connections of every bulk sender over HTTP."""
@@ -103,8 +105,8 @@ class Plan:
     """Length of one run of single readings."""
     days: int
     """Days of readings for dashboards and reading back; 0 leaves both out."""
-    minutes: int
-    """Minutes of a steady load; 0 leaves it out."""
+    load: Load | None
+    """A steady load; None leaves it out."""
     rows: int
     """Readings that each way in stores; 0 leaves that out."""
 
@@ -138,8 +140,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="run one short round of the goals")
     parser.add_argument("--rounds", type=int, help="rounds to run; default: 3, or 5 for the goals")
     parser.add_argument("--days", type=int, help="days of readings for dashboards; default: 365")
-    parser.add_argument("--minutes", type=int, default=20, help="minutes of the steady load; default: 20")
+    for name, what in (("rate", "readings a second"), ("sensors", "sensors"), ("minutes", "minutes")):
+        default = getattr(Load(), name)
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} of the soak; default: {default:,}")
     parser.add_argument("--rows", type=int, default=7_200_000, help="readings of each way in; default: 7200000")
+    parser.add_argument("--checkout", type=Path, default=REPOSITORY, help="checkout to measure; default: this one")
     parser.add_argument(
         "--database",
         nargs="+",
@@ -147,13 +152,12 @@ def main() -> None:
         default=["url" if "DATABASE_URL" in os.environ else "embedded"],
     )
     chosen = parser.parse_args()
+    try:
+        load = Load(chosen.rate, chosen.sensors, chosen.minutes)
+    except ValueError as error:
+        parser.error(str(error))
     plan = make_plan(
-        chosen.only,
-        is_quick=chosen.quick,
-        rounds=chosen.rounds,
-        days=chosen.days,
-        minutes=chosen.minutes,
-        rows=chosen.rows,
+        chosen.only, is_quick=chosen.quick, rounds=chosen.rounds, days=chosen.days, load=load, rows=chosen.rows
     )
     if "url" in chosen.database and "DATABASE_URL" not in os.environ:
         sys.exit("Set DATABASE_URL, or use --database embedded.")
@@ -169,15 +173,16 @@ def main() -> None:
             # Started by root, the embedded database runs as another account, which needs access through the folder.
             Path(folder).chmod(0o711)
             try:
-                (weigh if plan.rows else measure)(kind, plan, Path(folder))
+                if plan.rows:
+                    weigh(kind, plan, Path(folder))
+                else:
+                    measure(kind, plan, Path(folder), chosen.checkout.resolve())
             except WrongAnswer as error:
                 sys.exit(f"The figures would mean nothing: {error}")
     print(f"\nIt took {(time.monotonic() - started) / 60:.0f} minutes.")
 
 
-def make_plan(
-    only: str | None, *, is_quick: bool, rounds: int | None, days: int | None, minutes: int, rows: int
-) -> Plan:
+def make_plan(only: str | None, *, is_quick: bool, rounds: int | None, days: int | None, load: Load, rows: int) -> Plan:
     """Make the plan from the options of the command line."""
     bulk: list[Workload] = [Shape(sensors, rows) for rows in (10_000, 1_000) for sensors in (100, 1_000, 10_000)]
     single: list[Workload] = [Single(connections) for connections in (1, 32, 256)]
@@ -193,15 +198,15 @@ def make_plan(
         scale=0.3 if is_quick else 1.0,
         seconds=2 if is_quick else 4,
         days=(days or (10 if is_quick else 365)) if only in {None, "panels"} else 0,
-        minutes=minutes if only == "soak" else 0,
+        load=load if only == "soak" else None,
         rows=rows if only == "storage" else 0,
     )
 
 
-def measure(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
-    """Run the plan on one database and print the results."""
+def measure(kind: DatabaseKind, plan: Plan, folder: Path, checkout: Path) -> None:
+    """Run the plan on one database with the server of one checkout, and print the results."""
     url = os.environ["DATABASE_URL"] if kind == "url" else None
-    with peers.postgres(url, folder) as store:
+    with peers.postgres(url, folder, checkout) as store:
         race = Race(plan, store)
         print(heading(kind, store, folder), end="")
         for peer in (Influx, VictoriaMetrics) if plan.workloads else ():
@@ -211,8 +216,8 @@ def measure(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
                 print(f" {peer.name} {package}.", end="")
         print(flush=True)
         found: list[Goal] = []
-        if plan.minutes:
-            found += endure(store, folder, minutes=plan.minutes)
+        if plan.load:
+            found += endure(store, folder, plan.load)
         results = {}
         for number, workload in enumerate(plan.workloads):
             if isinstance(workload, Single) and shutil.which("wrk") is None:
@@ -223,7 +228,7 @@ def measure(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
     if plan.workloads:
         found += goals(results, has_columnstore=store.has_columnstore, is_embedded=kind == "embedded")
     if plan.days and store.has_columnstore:
-        with peers.postgres(url, folder) as store:
+        with peers.postgres(url, folder, checkout) as store:
             found += look_back(store, folder, days=plan.days)
     elif plan.days:
         race.leave_out("dashboards: without TimescaleDB Community aggregates are as slow as the readings below them")
@@ -271,10 +276,11 @@ def look_back(store: Postgres, folder: Path, *, days: int) -> list[Goal]:
     return panel_goals(asked, dashboard=SENSOR_DETAIL)
 
 
-def endure(store: Postgres, folder: Path, *, minutes: int) -> list[Goal]:
+def endure(store: Postgres, folder: Path, load: Load) -> list[Goal]:
     """Keep up a steady load, and print the results."""
-    soak = run_soak(store, folder / "soak", minutes=minutes)
-    print(f"\n### {counted(minutes, 'minute')} of {SOAK_RATE:,} rows/s\n\n{soak_table(soak)}", flush=True)
+    soak = run_soak(store, folder / "soak", load)
+    heading = f"{counted(load.minutes, 'minute')} of {load.rate:,} rows/s from {load.sensors:,} sensors"
+    print(f"\n### {heading}\n\n{soak_table(soak)}", flush=True)
     return soak_goals(soak)
 
 
@@ -427,7 +433,7 @@ class Race:
         return contestants
 
     def _servers(self, folder: Path, stack: ExitStack) -> list[SensorFlow]:
-        """Start this repository's server, once for each number of processes."""
+        """Start the server, once for each number of processes."""
         servers = []
         for workers in WORKERS:
             running = peers.sensorflow(self._store, folder / f"workers-{workers}", workers=workers)

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROC = Path("/proc")
+CGROUPS = Path("/sys/fs/cgroup")
+UNLIMITED_BYTES = 1 << 60
+"""A cgroup of version 1 without a limit has one that no machine can reach."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -57,6 +60,42 @@ def memory_parts_mb(pid: int) -> tuple[float, float] | None:
         total_kilobytes += int(kilobytes["Pss"])
         shared_kilobytes += int(kilobytes["Pss_Shmem"])
     return (total_kilobytes - shared_kilobytes) / 1_024, shared_kilobytes / 1_024
+
+
+def limited_mb(pid: int) -> float | None:
+    """Return the memory of a process's cgroup, MB: its processes', and that of the files that they read and write.
+
+    None if that cgroup has no limit of its own.
+    """
+    cgroups = dict(line.split(":", 2)[1:] for line in (PROC / str(pid) / "cgroup").read_text().splitlines())
+    if "memory" in cgroups:  # version 1
+        folder, usage, limit = CGROUPS / "memory" / cgroups["memory"][1:], "usage_in_bytes", "limit_in_bytes"
+    else:
+        folder, usage, limit = CGROUPS / cgroups.get("", "/")[1:], "current", "max"
+    try:
+        limit_bytes = (folder / f"memory.{limit}").read_text().strip()
+    except FileNotFoundError:  # the root of version 2 has none
+        return None
+    if limit_bytes == "max" or int(limit_bytes) >= UNLIMITED_BYTES:
+        return None
+    return int((folder / f"memory.{usage}").read_text()) / 1_048_576
+
+
+def read_mb(pid: int) -> float | None:
+    """Return what a process, its children and its ended descendants have read from disks, MB.
+
+    None if the processes belong to another account.
+    """
+    total_bytes = 0
+    for member in family(pid):
+        try:
+            text = (PROC / str(member) / "io").read_text()
+        except PermissionError:
+            return None
+        except (FileNotFoundError, ProcessLookupError):  # the process has just ended
+            continue
+        total_bytes += int(re.findall(r"^read_bytes: (\d+)", text, re.MULTILINE)[0])
+    return total_bytes / 1_048_576
 
 
 def busy_s() -> float:

@@ -19,12 +19,11 @@ import httpx
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from app.store.database import migrate
 from app.store.embedded import embedded_database
-from benchmarks.load import CopyConnection, Target
+from benchmarks.load import CopyConnection, Target, WrongAnswer
 from benchmarks.machine import disk_bytes, family, family_cpu_s, memory_mb, memory_parts_mb, parent_of
 from benchmarks.readings import CONTENT_TYPES, Format
-from tests.support.server import API_KEY, Server, eventually, running
+from tests.support.server import API_KEY, Server, eventually, run_command, running
 
 START_TIMEOUT_S = 30
 SETTLE_TIMEOUT_S = 120
@@ -53,11 +52,23 @@ class Store(Protocol):
 
 
 class Postgres:
-    """A database with the server's schema. The server and raw COPY write into the same table."""
+    """A database with the server's schema. The server and raw COPY write into the same table.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        url: an empty database.
+        folder: where commands run; it has no ``.env``.
+        checkout: of the server that makes the schema, and later runs on it.
+
+    Raises:
+        WrongAnswer: the server could not make its schema.
+    """
+
+    def __init__(self, url: str, folder: Path, checkout: Path) -> None:
         self.url = url
-        migrate(url)
+        self.checkout = checkout
+        status, output = run_command(folder, "migrate", DATABASE_URL=url, PYTHONPATH=str(checkout))
+        if status:
+            raise WrongAnswer(f"{checkout} can't make its schema: {output}")
         self._connection = psycopg.connect(url, autocommit=True)
         self.version, timescaledb, licence = self._row(
             "SELECT current_setting('server_version'), (SELECT extversion FROM pg_extension WHERE extname = "
@@ -142,11 +153,14 @@ class Postgres:
 
 
 @contextmanager
-def postgres(url: str | None, folder: Path) -> Iterator[Postgres]:
-    """Make a database on a server or, without a URL, on the embedded one, and remove it at the end."""
+def postgres(url: str | None, folder: Path, checkout: Path) -> Iterator[Postgres]:
+    """Make a database on a server or, without a URL, on the embedded one, and remove it at the end.
+
+    The server of that checkout makes the schema.
+    """
     if url is None:
         with embedded_database(folder / "embedded") as embedded_url:
-            store = Postgres(embedded_url)
+            store = Postgres(embedded_url, folder, checkout)
             try:
                 yield store
             finally:
@@ -156,7 +170,7 @@ def postgres(url: str | None, folder: Path) -> Iterator[Postgres]:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
         try:
-            store = Postgres(make_conninfo(url, dbname=name))
+            store = Postgres(make_conninfo(url, dbname=name), folder, checkout)
             try:
                 yield store
             finally:
@@ -166,7 +180,7 @@ def postgres(url: str | None, folder: Path) -> Iterator[Postgres]:
 
 
 class SensorFlow:
-    """The server of this repository, with a number of workers."""
+    """The server, with a number of workers."""
 
     def __init__(self, server: Server, workers: int) -> None:
         self._server = server
@@ -199,9 +213,10 @@ class SensorFlow:
 
 @contextmanager
 def sensorflow(store: Postgres, folder: Path, *, workers: int, **settings: str) -> Iterator[SensorFlow]:
-    """Start the server on that database."""
+    """Start the server that has made the schema of that database."""
     folder.mkdir(parents=True)
-    with running(folder, DATABASE_URL=store.url, WORKERS=str(workers), **settings) as server:
+    settings |= {"DATABASE_URL": store.url, "PYTHONPATH": str(store.checkout)}
+    with running(folder, WORKERS=str(workers), **settings) as server:
         yield SensorFlow(server, workers)
 
 

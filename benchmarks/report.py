@@ -366,11 +366,18 @@ class Minute:
     post_ms: Sequence[float]
     get_minutes_ms: Sequence[float]
     get_raw_ms: Sequence[float]
+    """Times of reads of the last readings."""
+    get_past_ms: Sequence[float]
+    """Times of reads of readings of any minute since the start."""
     server_mb: float | None
     database_mb: float | None
     """Memory of the database's processes without what they share."""
     shared_mb: float | None
     """Above all the shared buffers, which fill until they have their size."""
+    limited_mb: float | None
+    """Memory of the cgroup that the database is held in, cached files included."""
+    read_mb: float | None
+    """What the database has read from disks."""
     maintenance_cores: float | None
     """Processor time of the maintenance over the time that passed."""
     database_cores: float | None
@@ -402,6 +409,8 @@ class Soak:
     stored: int
     missing: int
     """Rows that were answered 201 and are not stored."""
+    unanswered: int
+    """Rows that were due and were not answered 201."""
 
     @property
     def errors(self) -> int:
@@ -410,39 +419,40 @@ class Soak:
 
 
 def soak_table(soak: Soak) -> str:
-    """Write a table of the minutes, with the means of what is not a state, and the count."""
-    headings = ["minute", "rows/s", "POST p50 ms", "p99 ms", "GET minutes p50 ms", "GET raw p50 ms"]
-    headings += ["server MiB", "database MiB", "shared buffers MiB"]
+    """Write a table of the minutes, with the means of what is not a state, and the counts."""
+    headings = ["minute", "rows/s", "POST p50 ms", "p99 ms", "GET minutes p50 ms", "GET raw p50 ms", "GET past p50 ms"]
+    headings += ["server MiB", "database MiB", "shared buffers MiB", "cgroup MiB", "disk reads MiB/s"]
     headings += [f"{what}, % of a core" for what in ("maintenance", "database", "server", "others")]
-    headings += [
-        "stale ranges",
-        "late lag s",
-        "lag s",
-        "database on disk MiB",
-        "rowstore MiB",
-        "columnstore MiB",
-        "chunks",
-        "errors",
-    ]
+    headings += ["stale ranges", "late lag s", "lag s"]
+    headings += [f"{what} MiB" for what in ("database on disk", "rowstore", "columnstore")]
+    headings += ["chunks", "errors"]
+    means = [_mean(column) for column in zip(*map(_measured, soak.minutes), strict=True)]
+    errors = sum(minute.errors for minute in soak.minutes)
     lines = [f"| {' | '.join(headings)} |", "| --- |" + " ---: |" * (len(headings) - 1)]
-
-    def add(name: str, measured: Sequence[float | None], states: Sequence[str], errors: int) -> None:
-        decimals = [0, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1]
-        cells = [
-            "–" if value is None else f"{value:,.{digits}f}" for value, digits in zip(measured, decimals, strict=True)
-        ]
-        lines.append(f"| {' | '.join([name, *cells, *states, f'{errors:,}'])} |")
-
-    rows = [_measured(minute) for minute in soak.minutes]
-    for number, (minute, measured) in enumerate(zip(soak.minutes, rows, strict=True), 1):
-        sizes = (minute.database_bytes, minute.rowstore_bytes, minute.columnstore_bytes)
-        states = [f"{minute.stale_ranges:,}", f"{minute.late_lag_s:,.0f}", f"{minute.lag_s:,.0f}"]
-        states += [*(f"{size / 1_048_576:,.0f}" for size in sizes), f"{minute.chunks:,}"]
-        add(str(number), measured, states, minute.errors)
-    means = [_mean(column) for column in zip(*rows, strict=True)]
-    add("mean", means, [""] * 7, sum(minute.errors for minute in soak.minutes))
-    lines += ["", f"At the end {soak.stored:,} rows were stored; {soak.missing:,} that were answered 201 were missing."]
+    lines += [minute_row(number, minute) for number, minute in enumerate(soak.minutes, 1)]
+    lines += [_row(["mean", *_cells(means), *[""] * 7, f"{errors:,}"]), ""]
+    lines.append(
+        f"At the end {soak.stored:,} rows were stored; {soak.missing:,} that were answered 201 were missing. "
+        f"{soak.unanswered:,} that were due were not answered 201."
+    )
     return "\n".join(lines)
+
+
+def minute_row(number: int, minute: Minute) -> str:
+    """Write the row of a minute."""
+    sizes = (minute.database_bytes, minute.rowstore_bytes, minute.columnstore_bytes)
+    states = [f"{minute.stale_ranges:,}", f"{minute.late_lag_s:,.0f}", f"{minute.lag_s:,.0f}"]
+    states += [*(f"{size / 1_048_576:,.0f}" for size in sizes), f"{minute.chunks:,}"]
+    return _row([str(number), *_cells(_measured(minute)), *states, f"{minute.errors:,}"])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cells(measured: Sequence[float | None]) -> list[str]:
+    decimals = [0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 1]
+    return ["–" if value is None else f"{value:,.{digits}f}" for value, digits in zip(measured, decimals, strict=True)]
 
 
 def soak_goals(soak: Soak) -> list[Goal]:
@@ -452,6 +462,7 @@ def soak_goals(soak: Soak) -> list[Goal]:
     growth = "growth from the second quarter to the last"
     measured = [
         ("maintenance, cores", _mean([minute.maintenance_cores for minute in minutes]), MAX_MAINTENANCE_CORES),
+        (f"rows/s {level}", _distance([minute.rate for minute in minutes]), MAX_DISTANCE),
         (f"POST p50 {level}", _distance([_percentile(minute.post_ms) for minute in minutes]), MAX_DISTANCE),
         (
             f"GET minutes p50 {level}",
@@ -459,6 +470,7 @@ def soak_goals(soak: Soak) -> list[Goal]:
             MAX_DISTANCE,
         ),
         (f"GET raw p50 {level}", _distance([_percentile(minute.get_raw_ms) for minute in minutes]), MAX_DISTANCE),
+        (f"GET past p50 {level}", _distance([_percentile(minute.get_past_ms) for minute in minutes]), MAX_DISTANCE),
         (f"memory of the server, {growth}", _growth([minute.server_mb for minute in minutes]), MAX_GROWTH),
         (
             f"memory of the database without shared buffers, {growth}",
@@ -478,9 +490,12 @@ def _measured(minute: Minute) -> list[float | None]:
         _percentile(minute.post_ms, 0.99),
         _percentile(minute.get_minutes_ms),
         _percentile(minute.get_raw_ms),
+        _percentile(minute.get_past_ms),
         minute.server_mb,
         minute.database_mb,
         minute.shared_mb,
+        minute.limited_mb,
+        None if minute.read_mb is None else minute.read_mb / minute.elapsed_s,
         *(None if part is None else 100 * part for part in cores),
     ]
 

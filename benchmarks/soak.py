@@ -1,7 +1,7 @@
 """A steady load, as of a fleet that never pauses: shows whether the work after COMMIT keeps up, and slows no client.
 
-1,000 sensors send 32,000 readings a second. A hundredth of them is up to five hours late. Meanwhile one client reads
-once a second. Each minute becomes a row of a table: rates, times, memory, processor time, backlog and sizes.
+A hundredth of the readings is up to five hours late. Meanwhile one client reads once a second. Each minute becomes a
+row of a table: rates, times, memory, processor time, backlog and sizes.
 
 Bodies are Arrow streams, which cost the sender least: 0.4 ms each. Their times must be of now, so each connection makes
 its next body while it waits for the moment to send it. A request's time counts from that moment, even if no connection
@@ -13,10 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Hashable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import psycopg
@@ -24,28 +25,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmarks.load import HttpConnection, Send, Target, WrongAnswer, http_request
-from benchmarks.machine import busy_s, cpu_s, family_cpu_s
+from benchmarks.machine import busy_s, cpu_s, family_cpu_s, limited_mb, read_mb
 from benchmarks.peers import Postgres, SensorFlow, sensorflow
 from benchmarks.readings import INTERVAL_MS, SEED, Format, bodies, make_readings, sensor_name
-from benchmarks.report import Minute, Soak
+from benchmarks.report import Minute, Soak, minute_row
 from tests.support.server import API_KEY
 
-RATE = 32_000
-"""Readings a second."""
-SENSORS = 1_000
 ROWS = 4_000
-"""Readings in a request: four of each sensor, so that the server chooses the rowstore, as for sensors that send now."""
+"""Readings in a request: few of each sensor, so that the server chooses the rowstore, as for sensors that send now."""
 LATE_ROWS = ROWS // 100
 MAX_LATE_MS = 5 * 3_600_000
 CONNECTIONS = 4
-MADE_ROWS = 60 * RATE
-"""Readings that are made before the clock starts. Their values come again each minute, at later times."""
 MINUTES_SPAN_S = 3_600
 RAW_SPAN_S = 60
 RAW_ROWS = 1_000
 READ_TIMEOUT_S = 60
+FINISH_TIMEOUT_S = 10
+"""Wait for the answers that are due at the end. What has not been sent by then is left unsent."""
 LOOK_INTERVAL_S = 0.25
 """Processes that start and end between two looks are missed."""
+
+Read = Literal["minutes", "raw", "past"]
 
 # A worker of a parallel query works for its leader.
 MAINTENANCE = r"""
@@ -56,9 +56,11 @@ WHERE a.datname = current_database()
     AND (coalesce(leader.application_name, a.application_name) ~ '^sensorflow (aggregates|maintenance)'
          OR coalesce(leader.backend_type, a.backend_type) ~ '^TimescaleDB|\[\d+\]$')
 """
+# An older checkout's table may not have the column.
 STATE = """
 SELECT (SELECT count(*) FROM stale_ranges),
-       (SELECT coalesce(extract(epoch FROM now() - min(recorded_at)), 0)::double precision FROM stale_ranges),
+       (SELECT coalesce(extract(epoch FROM now() - min((to_jsonb(s) ->> 'recorded_at')::timestamptz)), 0)
+               ::double precision FROM stale_ranges s),
        (SELECT coalesce(max(lag_s), 0) FROM aggregate_lag),
        pg_database_size(current_database()), size_bytes, chunks
 FROM table_sizes WHERE name = 'readings'
@@ -67,6 +69,54 @@ CHUNK_SIZES = """
 SELECT rowstore, hypertable_size('readings') - rowstore
 FROM (SELECT coalesce(sum(pg_total_relation_size(chunk)), 0)::bigint AS rowstore FROM show_chunks('readings') chunk) c
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is sent, and for how long.
+
+    Args:
+        rate: readings a second.
+        sensors: how many there are. Each has as many readings a second.
+        minutes: how long it is sent.
+
+    Raises:
+        ValueError: the rate can't be shared evenly by the sensors, or by whole requests.
+    """
+
+    rate: int = 32_000
+    sensors: int = 1_000
+    minutes: int = 20
+
+    def __post_init__(self) -> None:
+        if self.rate % self.sensors or self.rate % ROWS:
+            raise ValueError(
+                f"The rate should be a multiple of the number of sensors and of {ROWS:,}. It is {self.rate:,}, of "
+                f"{self.sensors:,} sensors."
+            )
+
+    @property
+    def requests(self) -> int:
+        """Return how many requests are sent."""
+        return self.minutes * 60 * self.rate // ROWS
+
+    @property
+    def first_requests(self) -> int:
+        """Return how many requests have readings of all sensors."""
+        return -(-self.sensors // ROWS)
+
+    @property
+    def speed(self) -> int:
+        """Return the readings of a sensor in a second."""
+        return self.rate // self.sensors
+
+    def due_s(self, number: int) -> float:
+        """Return when a request is due, in seconds since the start: when its last reading has been measured."""
+        return (number + 1) * ROWS / self.rate
+
+    def make_readings(self) -> pa.Table:
+        """Make the readings of a minute. Their values come again each minute, at later times."""
+        return make_readings(60 * self.rate, sensors=self.sensors, start_ms=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +142,7 @@ class Seen:
     rows: int = 0
     errors: int = 0
     post_ms: list[float] = field(default_factory=list)
-    minutes_ms: list[float] = field(default_factory=list)
-    raw_ms: list[float] = field(default_factory=list)
+    get_ms: dict[Read, list[float]] = field(default_factory=lambda: {"minutes": [], "raw": [], "past": []})
 
 
 class Tally:
@@ -109,10 +158,10 @@ class Tally:
             self._seen.rows += rows
             self._seen.post_ms.append(ms)
 
-    def add_read(self, bucket: str, ms: float) -> None:
-        """Add an answer of rows of this bucket."""
+    def add_read(self, read: Read, ms: float) -> None:
+        """Add an answer to a read."""
         with self._lock:
-            (self._seen.raw_ms if bucket == "raw" else self._seen.minutes_ms).append(ms)
+            self._seen.get_ms[read].append(ms)
 
     def add_error(self, error: Exception) -> None:
         """Add a request that failed, and print why."""
@@ -146,15 +195,14 @@ class ProcessorTime:
         self._last.update(now)
 
 
-def run_soak(store: Postgres, folder: Path, *, minutes: int) -> Soak:
-    """Send to an empty store and read from it for some minutes. Count its readings at the end.
+def run_soak(store: Postgres, folder: Path, load: Load) -> Soak:
+    """Send to an empty store and read from it. Count its readings at the end.
 
     Raises:
         WrongAnswer: the first request failed, or more readings are stored than were sent.
     """
     store.begin()
-    made = make_readings(MADE_ROWS, sensors=SENSORS, start_ms=0)
-    requests = 60 * minutes * RATE // ROWS
+    made = load.make_readings()
     with (
         sensorflow(store, folder, workers=1) as server,
         psycopg.connect(store.url, autocommit=True, application_name="benchmark") as connection,
@@ -162,43 +210,47 @@ def run_soak(store: Postgres, folder: Path, *, minutes: int) -> Soak:
         target = server.bulk(Format.ARROW)
         start_ms = int(time.time() * 1_000)
         with HttpConnection(target) as send:  # before the clock starts, so that all sensors are known
-            send(http_request(target, body(made, 0, start_ms=start_ms)))
-        pace, tally, numbers = Pace(), Tally(), iter(range(1, requests))
+            for number in range(load.first_requests):
+                send(http_request(target, body(load, made, number, start_ms=start_ms)))
+        pace, tally, numbers = Pace(), Tally(), iter(range(load.first_requests, load.requests))
         watch = Watch(store, server, connection)
         seen: list[Minute] = []
         with ThreadPoolExecutor(CONNECTIONS + 1) as pool:
             try:
                 work = [
-                    pool.submit(send_all, target, made, numbers, start_ms=start_ms, pace=pace, tally=tally)
+                    pool.submit(send_all, target, load, made, numbers, start_ms=start_ms, pace=pace, tally=tally)
                     for _ in range(CONNECTIONS)
                 ]
-                work.append(pool.submit(read_all, server.port, seconds=60 * minutes, pace=pace, tally=tally))
-                for number in range(1, minutes + 1):
+                work.append(pool.submit(read_all, server.port, load, start_ms=start_ms, pace=pace, tally=tally))
+                for number in range(1, load.minutes + 1):
                     watch.wait_until(60 * number, pace)
+                    if number == load.minutes:
+                        wait(work, FINISH_TIMEOUT_S)
+                        pace.stop.set()
                     for each in work:
-                        if number == minutes or each.done():
+                        if number == load.minutes or each.done():
                             each.result()
                     seen.append(watch.minute(tally))
-                    print(f"soak: minute {number}: {seen[-1].rate:,.0f} rows/s", file=sys.stderr)
+                    print(f"soak: {minute_row(number, seen[-1])}", file=sys.stderr)
             finally:
                 pace.stop.set()
-    stored, sent = store.count(), requests * ROWS
-    answered = ROWS + sum(minute.rows for minute in seen)
-    if stored > sent:
-        raise WrongAnswer(f"{stored:,} readings are stored, and {sent:,} were sent")
+    stored, due = store.count(), load.requests * ROWS
+    answered = load.first_requests * ROWS + sum(minute.rows for minute in seen)
+    if stored > due:
+        raise WrongAnswer(f"{stored:,} readings are stored, and {due:,} were sent")
     store.end()
-    return Soak(seen, stored=stored, missing=max(0, answered - stored))
+    return Soak(seen, stored=stored, missing=max(0, answered - stored), unanswered=due - answered)
 
 
 def send_all(
-    target: Target, made: pa.Table, numbers: Iterator[int], *, start_ms: int, pace: Pace, tally: Tally
+    target: Target, load: Load, made: pa.Table, numbers: Iterator[int], *, start_ms: int, pace: Pace, tally: Tally
 ) -> None:
     """Send requests, each at its time, over one connection. After an error, send the next one over a new connection."""
     with ExitStack() as stack:
         send: Send | None = None
         for number in numbers:
-            request = http_request(target, body(made, number, start_ms=start_ms))
-            due_s = (number + 1) * ROWS / RATE
+            request = http_request(target, body(load, made, number, start_ms=start_ms))
+            due_s = load.due_s(number)
             if not pace.wait_until(due_s):
                 return
             try:
@@ -213,48 +265,58 @@ def send_all(
                 tally.add_post(ROWS, pace.late_ms(due_s))
 
 
-def read_all(port: int, *, seconds: int, pace: Pace, tally: Tally) -> None:
-    """Ask each second for the minutes of a sensor's last hour, and for 1,000 readings of its last minute."""
+def read_all(port: int, load: Load, *, start_ms: int, pace: Pace, tally: Tally) -> None:
+    """Ask each second for the minutes of a sensor's last hour, and for readings of its last minute and of any minute.
+
+    The last is a minute since the start, uniformly distributed: memory may no longer have its readings.
+    """
     chance = random.Random(SEED)
+    start_s = start_ms // 1_000
     headers = {"X-API-Key": API_KEY}
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=READ_TIMEOUT_S) as client:
-        for second in range(seconds):
+        for second in range(60 * load.minutes):
             if not pace.wait_until(second):
                 return
-            sensor = sensor_name(chance.randrange(SENSORS))
-            for bucket, span_s in (("1m", MINUTES_SPAN_S), ("raw", RAW_SPAN_S)):
-                asked: dict[str, str | int] = {"sensor_id": sensor, "bucket": bucket, "limit": RAW_ROWS}
-                asked["from"] = int(time.time()) - span_s
+            now_s = int(time.time())
+            past_s = chance.randint(start_s, max(start_s, now_s - RAW_SPAN_S))
+            spans: dict[Read, tuple[str, int, int]] = {
+                "minutes": ("1m", now_s - MINUTES_SPAN_S, now_s),
+                "raw": ("raw", now_s - RAW_SPAN_S, now_s),
+                "past": ("raw", past_s, past_s + RAW_SPAN_S),
+            }
+            sensor = sensor_name(chance.randrange(load.sensors))
+            for read, (bucket, from_s, to_s) in spans.items():
+                asked: dict[str, str | int] = {"sensor_id": sensor, "bucket": bucket, "from": from_s, "to": to_s}
+                asked["limit"] = RAW_ROWS
                 began_s = time.perf_counter()
                 try:
                     client.get("/api/readings", params=asked).raise_for_status()
                 except httpx.HTTPError as error:
                     tally.add_error(error)
                 else:
-                    tally.add_read(bucket, 1_000 * (time.perf_counter() - began_s))
+                    tally.add_read(read, 1_000 * (time.perf_counter() - began_s))
 
 
-def body(made: pa.Table, number: int, *, start_ms: int) -> bytes:
+def body(load: Load, made: pa.Table, number: int, *, start_ms: int) -> bytes:
     """Return the body of a request: the readings since the one before, some of them late."""
-    (written,) = bodies(portion(made, number, start_ms=start_ms), Format.ARROW, rows=ROWS)
+    (written,) = bodies(portion(load, made, number, start_ms=start_ms), Format.ARROW, rows=ROWS)
     return written
 
 
-def portion(made: pa.Table, number: int, *, start_ms: int) -> pa.Table:
-    """Return the readings of a request, at the rate of the soak, with LATE_ROWS of them late. The same every time.
+def portion(load: Load, made: pa.Table, number: int, *, start_ms: int) -> pa.Table:
+    """Return the readings of a request, at the load's rate, with LATE_ROWS of them late. The same every time.
 
     The sensors of the late readings, and how late they are, are uniformly distributed.
     """
     chance = random.Random(number)
     turn, first = divmod(number * ROWS, made.num_rows)
     readings = made.slice(first, ROWS)
-    speed = RATE // SENSORS
     # The readings were made for one a second.
     seconds = pc.divide(readings["time_ms"], INTERVAL_MS)
     delays = [0] * ROWS
     for row in chance.sample(range(ROWS), LATE_ROWS):
         delays[row] = chance.randint(1, MAX_LATE_MS)
-    offsets = pc.divide(pc.multiply(pc.add(seconds, turn * made.num_rows // SENSORS), 1_000), speed)
+    offsets = pc.divide(pc.multiply(pc.add(seconds, turn * made.num_rows // load.sensors), 1_000), load.speed)
     times = pc.subtract(pc.add(offsets, start_ms), pa.array(delays, pa.int64()))
     return readings.set_column(1, "time_ms", times)
 
@@ -269,6 +331,7 @@ class Watch:
         self._postmaster = store.postmaster()
         self._maintenance = ProcessorTime(self._look())
         self._counted_s = self._times_s()
+        self._read_mb = self._reads_mb()
 
     def wait_until(self, due_s: float, pace: Pace) -> None:
         """Look at the processes of maintenance again and again until that moment."""
@@ -286,6 +349,7 @@ class Watch:
         elapsed_s, maintenance_s, database_s, server_s, sender_s, all_s = (
             after - before for after, before in zip(self._counted_s, before_s, strict=True)
         )
+        before_mb, self._read_mb = self._read_mb, self._reads_mb()
         others_s = max(0.0, all_s - database_s - server_s - sender_s)
         database_mb, shared_mb = self._store.memory_parts_mb() or (None, None)
         row = self._connection.execute(STATE).fetchone()
@@ -299,11 +363,14 @@ class Watch:
             elapsed_s=elapsed_s,
             rows=seen.rows,
             post_ms=seen.post_ms,
-            get_minutes_ms=seen.minutes_ms,
-            get_raw_ms=seen.raw_ms,
+            get_minutes_ms=seen.get_ms["minutes"],
+            get_raw_ms=seen.get_ms["raw"],
+            get_past_ms=seen.get_ms["past"],
             server_mb=self._server.memory_mb(),
             database_mb=database_mb,
             shared_mb=shared_mb,
+            limited_mb=limited_mb(self._postmaster) if self._postmaster else None,
+            read_mb=None if before_mb is None or self._read_mb is None else self._read_mb - before_mb,
             maintenance_cores=maintenance_s / elapsed_s if is_local else None,
             database_cores=database_s / elapsed_s if is_local else None,
             server_cores=server_s / elapsed_s,
@@ -329,3 +396,7 @@ class Watch:
         database_s = family_cpu_s(self._postmaster) if self._postmaster else 0.0
         own_s = time.process_time()
         return time.monotonic(), self._maintenance.total_s, database_s, self._server.cpu_s(), own_s, busy_s()
+
+    def _reads_mb(self) -> float | None:
+        """Return what the database has read from disks, MB."""
+        return read_mb(self._postmaster) if self._postmaster else None

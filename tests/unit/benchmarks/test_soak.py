@@ -3,14 +3,15 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
 from benchmarks.readings import make_readings
 from benchmarks.report import Minute, Soak, soak_goals, soak_table
-from benchmarks.soak import LATE_ROWS, MAX_LATE_MS, RATE, ROWS, SENSORS, ProcessorTime, Tally, portion
+from benchmarks.soak import LATE_ROWS, MAX_LATE_MS, ROWS, Load, ProcessorTime, Tally, portion
 
 START_MS = 1_760_000_000_000
 MINUTE = Minute(
@@ -19,9 +20,12 @@ MINUTE = Minute(
     post_ms=[40.0, 20.0, 30.0],
     get_minutes_ms=[8.0],
     get_raw_ms=[5.0],
+    get_past_ms=[6.0],
     server_mb=150,
     database_mb=90,
     shared_mb=800,
+    limited_mb=2_000,
+    read_mb=90,
     maintenance_cores=0.1,
     database_cores=0.5,
     server_cores=0.2,
@@ -37,8 +41,8 @@ MINUTE = Minute(
 )
 
 
-def soak(minutes: Sequence[Minute], *, missing: int = 0) -> Soak:
-    return Soak(minutes, stored=1_000, missing=missing)
+def soak(minutes: Sequence[Minute], *, missing: int = 0, unanswered: int = 0) -> Soak:
+    return Soak(minutes, stored=1_000, missing=missing, unanswered=unanswered)
 
 
 def verdicts(soak: Soak) -> dict[str, str]:
@@ -46,29 +50,46 @@ def verdicts(soak: Soak) -> dict[str, str]:
     return {goal.text.removeprefix("Soak: ").split(",")[0]: goal.verdict for goal in soak_goals(soak)}
 
 
-MADE = make_readings(3 * ROWS, sensors=SENSORS, start_ms=0)
+LOADS = [Load(), Load(rate=100_000, sensors=10_000)]
 
 
-def test_rows_follow_the_clock() -> None:
+def portions(load: Load, count: int) -> list[pa.Table]:
+    """Return the first requests of a load, of which only 20,000 readings are made."""
+    made = make_readings(20_000, sensors=load.sensors, start_ms=0)
+    return [portion(load, made, number, start_ms=START_MS) for number in range(count)]
+
+
+@pytest.mark.parametrize("load", LOADS, ids=str)
+def test_rows_follow_the_clock(load: Load) -> None:
     """Requests continue each other at the rate of the soak, also where the made readings begin anew."""
-    numbers = range(7)
-    times = [pc.max(portion(MADE, number, start_ms=START_MS)["time_ms"]).as_py() for number in numbers]
-    assert times[0] - START_MS in range(ROWS * 1_000 // RATE)
-    assert [after - before for before, after in pairwise(times)] == pytest.approx([ROWS * 1_000 / RATE] * 6, abs=1)
+    times = [pc.max(rows["time_ms"]).as_py() for rows in portions(load, 12)]
+    assert times[-1] - START_MS == pytest.approx(1_000 * load.due_s(11), abs=1_000 / load.speed + 1)
+    assert [after - before for before, after in pairwise(times)] == pytest.approx(
+        [1_000 * ROWS / load.rate] * 11, abs=1_000 / load.speed
+    )
 
 
-def test_rows_have_all_sensors() -> None:
-    """A request has as many readings of each sensor."""
-    counts = Counter(portion(MADE, 4, start_ms=START_MS)["sensor"].to_pylist())
-    assert counts == dict.fromkeys(range(SENSORS), ROWS // SENSORS)
+@pytest.mark.parametrize("load", LOADS, ids=str)
+def test_rows_have_all_sensors(load: Load) -> None:
+    """Requests that follow each other have as many readings of each sensor."""
+    turn = max(1, load.sensors // ROWS * 2 + 1)  # 5 requests of 4,000 are 2 readings of each of 10,000 sensors
+    counts = Counter(chain.from_iterable(rows["sensor"].to_pylist() for rows in portions(load, turn)))
+    assert counts == dict.fromkeys(range(load.sensors), turn * ROWS // load.sensors)
+
+
+def test_bad_load() -> None:
+    """A rate that the sensors or the requests can't share evenly is refused."""
+    for rate, sensors in ((32_000, 3_000), (33_000, 1_000)):
+        with pytest.raises(ValueError, match=f"It is {rate:,}, of {sensors:,} sensors"):
+            Load(rate, sensors)
 
 
 def test_late_rows() -> None:
     """One row in a hundred is up to five hours late, each time another one."""
     late: list[dict[int, int]] = []
-    for number in range(3):
-        rows = portion(MADE, number, start_ms=START_MS)["time_ms"].to_pylist()
-        due = START_MS + number * ROWS * 1_000 // RATE
+    for number, table in enumerate(portions(Load(), 3)):
+        rows = table["time_ms"].to_pylist()
+        due = START_MS + round(1_000 * Load().due_s(number - 1))
         late.append({row: due - time for row, time in enumerate(rows) if time < due})
     for rows_late in late:
         assert LATE_ROWS - 2 <= len(rows_late) <= LATE_ROWS
@@ -90,26 +111,32 @@ def test_tally_begins_anew() -> None:
     tally = Tally()
     tally.add_post(ROWS, 20.0)
     tally.add_read("raw", 5.0)
-    tally.add_read("1m", 8.0)
+    tally.add_read("minutes", 8.0)
+    tally.add_read("past", 6.0)
     seen = tally.take()
-    assert (seen.rows, seen.post_ms, seen.raw_ms, seen.minutes_ms) == (ROWS, [20.0], [5.0], [8.0])
+    assert (seen.rows, seen.post_ms) == (ROWS, [20.0])
+    assert seen.get_ms == {"minutes": [8.0], "raw": [5.0], "past": [6.0]}
     assert tally.take().rows == 0
 
 
 def test_soak_table() -> None:
-    """The table has a row for each minute, the means, and the count."""
-    lines = soak_table(soak([MINUTE, replace(MINUTE, rows=960_000, errors=2, database_cores=None)], missing=3))
+    """The table has a row for each minute, the means, and the counts."""
+    slow = replace(MINUTE, rows=960_000, errors=2, database_cores=None, read_mb=None)
+    lines = soak_table(soak([MINUTE, slow], missing=3, unanswered=4_000))
     head, _, first, second, mean, _, count = lines.splitlines()
     assert first == (
-        "| 1 | 32,000 | 30.0 | 40.0 | 8.0 | 5.0 | 150 | 90 | 800 | 10.0 | 50.0 | 20.0 | 2.0 |"
+        "| 1 | 32,000 | 30.0 | 40.0 | 8.0 | 5.0 | 6.0 | 150 | 90 | 800 | 2,000 | 1.5 | 10.0 | 50.0 | 20.0 | 2.0 |"
         " 12 | 7 | 30 | 300 | 200 | 100 | 3 | 0 |"
     )
     assert second.startswith("| 2 | 16,000 |")
-    assert "| 10.0 | – | 20.0 | 2.0 | 12 |" in second
-    assert mean.startswith("| mean | 24,000 | 30.0 | 40.0 | 8.0 | 5.0 | 150 | 90 | 800 | 10.0 | – | 20.0 | 2.0 |")
-    assert mean.endswith("|  |  |  |  |  |  | 2 |")
-    assert {line.count("|") for line in (head, first, second, mean)} == {22}
-    assert count == "At the end 1,000 rows were stored; 3 that were answered 201 were missing."
+    assert "| 2,000 | – | 10.0 | – | 20.0 | 2.0 | 12 |" in second
+    assert mean.startswith("| mean | 24,000 | 30.0 | 40.0 | 8.0 | 5.0 | 6.0 | 150 | 90 | 800 | 2,000 | – | 10.0 | – |")
+    assert mean.endswith("|  |  |  |  |  |  |  | 2 |")
+    assert {line.count("|") for line in (head, first, second, mean)} == {25}
+    assert count == (
+        "At the end 1,000 rows were stored; 3 that were answered 201 were missing. "
+        "4,000 that were due were not answered 201."
+    )
 
 
 def test_level_soak_meets_its_goals() -> None:
@@ -125,6 +152,8 @@ def test_level_soak_meets_its_goals() -> None:
         ({"post_ms": [38.0]}, "POST p50 from minute 2 on"),
         ({"get_minutes_ms": [5.9]}, "GET minutes p50 from minute 2 on"),
         ({"get_raw_ms": [9.0]}, "GET raw p50 from minute 2 on"),
+        ({"get_past_ms": [9.0]}, "GET past p50 from minute 2 on"),
+        ({"rows": 1_200_000}, "rows/s from minute 2 on"),
         ({"errors": 1}, "errors"),
     ],
 )
