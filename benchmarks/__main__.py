@@ -254,7 +254,7 @@ def weigh(kind: DatabaseKind, plan: Plan, folder: Path) -> None:
     url = os.environ["DATABASE_URL"] if kind == "url" else None
     found: dict[Way, Stored] = {}
     for way in [way for sensors in STORAGE_SENSORS for way in ways(sensors)]:
-        with peers.postgres(url, folder) as store:
+        with peers.postgres(url, folder, REPOSITORY) as store:
             if not store.has_columnstore:
                 print("\nLeft out: without TimescaleDB Community readings stay as they are written.")
                 return
