@@ -35,7 +35,7 @@ SENDER = Sender("benchmark", "")
 MADE_ROWS = 1_000_000
 """Readings that are made. Their values come again and again, at later times."""
 MAX_LATE_MS = 5 * 3_600_000
-START_AGE = timedelta(days=45)
+START_AGE = timedelta(days=28)
 CONVERT_EVERY_ROWS = FIRST_ROWS // 2
 REPORT_S = 1.1
 """A session tells PostgreSQL how many rows it has written once a second at most."""

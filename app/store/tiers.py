@@ -56,7 +56,7 @@ class Tier:
 
 
 TIERS = (
-    Tier("readings_1m", timedelta(minutes=1), behind=timedelta(0), columnstore_after=timedelta(days=1)),
+    Tier("readings_1m", timedelta(minutes=1), behind=timedelta(0), columnstore_after=timedelta(hours=1)),
     Tier("readings_1h", timedelta(hours=1), behind=timedelta(hours=1), columnstore_after=timedelta(days=30)),
     Tier("readings_1d", timedelta(days=1), behind=timedelta(days=1), columnstore_after=timedelta(days=365)),
 )
