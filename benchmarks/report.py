@@ -309,7 +309,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What readings took that came in one way."""
+    """The time and the space that readings took which came in one way."""
 
     rows: int
     writing_s: float

@@ -73,7 +73,7 @@ FROM (SELECT coalesce(sum(pg_total_relation_size(chunk)), 0)::bigint AS rowstore
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is sent, and for how long.
+    """The rate, the sensors and the duration of a soak.
 
     Args:
         rate: readings a second.

@@ -1,4 +1,4 @@
-"""How many bytes a reading takes on disk once nothing is left to do for it, by each way in which readings come.
+"""The bytes that a reading takes on disk at rest, by each way in which readings come.
 
 The server's own writer stores the readings as fast as it can, in flushes of the size that each way brings. Their times
 are those of a fleet that sends steadily. They lie weeks back, so that the chunks are over. Meanwhile, as often as the

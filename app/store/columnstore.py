@@ -105,7 +105,7 @@ class StoredChunk:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What holds for all chunks.
+    """The state of the database that holds for all chunks.
 
     Attributes:
         now: the database's time.
@@ -121,7 +121,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """How full the batches of a chunk are, about.
+    """An estimate of how full the batches of a chunk are.
 
     Attributes:
         batches: how many there are.

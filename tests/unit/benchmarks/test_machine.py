@@ -1,4 +1,4 @@
-"""What processes use is read of those that run, and of their ended children."""
+"""Figures of processes are those of the ones that run, and of their ended children."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ def test_cpu_of_ended_children() -> None:
 
 
 def test_reads_of_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a process and its children have read is added up, but not what others have."""
+    """The reads of a process and its children are added up, but not those of others."""
     for pid, parent, read_bytes in ((7, 1, 3 << 20), (8, 7, 2 << 20), (9, 1, 5 << 20)):
         (tmp_path / str(pid)).mkdir()
         (tmp_path / str(pid) / "stat").write_text(f"{pid} (a name) S {parent} 0\n")
