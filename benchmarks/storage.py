@@ -3,7 +3,7 @@
 The server's own writer stores the readings as fast as it can, in flushes of the size that each way brings. Their times
 are those of a fleet that sends steadily. They lie weeks back, so that the chunks are over. Meanwhile, as often as the
 rows call for it, and at the end until nothing is left to do, the server's own work converts chunks and refreshes the
-aggregates. It need not wait until a chunk is quiet.
+aggregates. At the end it need not wait until a chunk is quiet.
 """
 
 import asyncio
@@ -79,12 +79,12 @@ def store_all(store: Postgres, way: Way, *, rows: int) -> Stored:
 
 
 async def _store_all(url: str, way: Way, *, rows: int) -> Stored:
-    keeper = Columnstore(quiet=timedelta(0))
+    live, final = Columnstore(), Columnstore(quiet=timedelta(0))
     writing_s = converting_s = 0.0
     clock = time.perf_counter
     async with opened(url) as (database, writer, connection):
 
-        async def convert() -> bool:
+        async def convert(keeper: Columnstore) -> bool:
             nonlocal converting_s
             began = clock()
             pieces = [piece async for piece in keeper.convert(connection)]
@@ -93,22 +93,21 @@ async def _store_all(url: str, way: Way, *, rows: int) -> Stored:
 
         await do(connection, database, Aggregates(database).refresh)
         since_conversion = 0
-        is_over = False
         for flush in flushes(way, rows=rows):
-            if is_over := since_conversion >= CONVERT_EVERY_ROWS:
+            if has_gathered := since_conversion >= CONVERT_EVERY_ROWS:
                 await asyncio.sleep(REPORT_S)
             began = clock()
             await writer.write(await writer.prepare([flush]), dict)
             writing_s += clock() - began
             since_conversion += flush.rows
-            if is_over:
-                await convert()
+            if has_gathered:
+                await convert(live)
                 since_conversion = 0
         written_bytes = await size(connection)
         aggregates = Aggregates(database)
         await do(connection, database, aggregates.refresh_late)
         is_first = True
-        while await convert() or is_first:
+        while await convert(final) or is_first:
             is_first = False
             await asyncio.sleep(REPORT_S)
         batches = 0
