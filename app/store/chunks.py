@@ -20,7 +20,7 @@ from itertools import groupby, pairwise
 import psycopg
 from psycopg.errors import LockNotAvailable
 
-from app.store.columnstore import COMPRESSED
+from app.store.columnstore import COMPRESSED, CONVERT
 from app.store.database import Connection
 from app.store.locks import SHORT_WAIT
 from app.store.tiers import EPOCH, Span, floor
@@ -189,7 +189,8 @@ class Chunks:
         for span in list(missing_chunks(existing, floor(now, width), floor(now + ahead, width) + width, width)):
             async with connection.transaction():
                 await connection.execute(SHORT_WAIT)
-                await connection.execute(CREATE, span)
+                chunk = await _create(connection, span)
+                await connection.execute(CONVERT, [chunk])  # empty: once it fills up, that would keep writers out
             yield
 
     async def merge(self, connection: Connection) -> AsyncIterator[None]:
@@ -226,7 +227,13 @@ class Chunks:
         names = [chunk.name for chunk in run]
         for before, after in pairwise(run):
             if before.end < after.start:  # only neighbours can be merged
-                row = await (await connection.execute(CREATE, [before.end, after.start])).fetchone()
-                assert row is not None  # the function returns the chunk
-                names.append(row[0])
+                names.append(await _create(connection, (before.end, after.start)))
         await connection.execute(MERGE, [names])
+
+
+async def _create(connection: Connection, span: Span) -> str:
+    """Make a chunk, and return its name."""
+    row = await (await connection.execute(CREATE, span)).fetchone()
+    assert row is not None  # the function returns the chunk
+    name: str = row[0]
+    return name

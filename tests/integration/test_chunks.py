@@ -96,6 +96,26 @@ async def test_a_fast_fleet_gets_chunks_of_an_hour(community_database: str) -> N
     assert rows(community_database, "SELECT count(*) FROM readings") == [(200,)]
 
 
+async def test_a_chunk_made_ahead_keeps_no_writer_out(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows go to the columnstore beside a writer, even the first of them."""
+    monkeypatch.setattr(columnstore, "FIRST_ROWS", 50)
+    async with opened(community_database) as database:
+        execute(community_database, FLUSHES, 10_000 * 300 // 100_000)
+        await make_ahead(database)
+        execute(community_database, INSERT.format(time="now()"))
+        keeper = Columnstore()
+        with psycopg.connect(community_database) as writer:
+            writer.execute(INSERT.format(time="now()"))
+            async with await database.connect("test") as connection:
+                await asyncio.sleep(1.1)  # until PostgreSQL has reported how many rows were written
+                assert [piece async for piece in keeper.convert(connection)]
+        left = "SELECT count(*) FROM ONLY {}".format(
+            *rows(community_database, "SELECT min(c::text) FROM show_chunks('readings') c")[0]
+        )
+        assert rows(community_database, left) == [(100,)]
+    assert rows(community_database, "SELECT count(*) FROM readings") == [(200,)]
+
+
 async def test_a_chunk_made_ahead_is_as_any_other(community_database: str) -> None:
     """It has the same columns, indexes and triggers as one that a flush has made."""
     shape = """
