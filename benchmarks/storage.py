@@ -87,9 +87,9 @@ async def _store_all(url: str, way: Way, *, rows: int) -> Stored:
         async def convert(keeper: Columnstore) -> bool:
             nonlocal converting_s
             began = clock()
-            pieces = [piece async for piece in keeper.convert(connection)]
+            pieces = await do(connection, database, keeper.convert)
             converting_s += clock() - began
-            return bool(pieces)
+            return pieces > 0
 
         await do(connection, database, Aggregates(database).refresh)
         since_conversion = 0
@@ -150,11 +150,10 @@ async def opened(url: str) -> AsyncIterator[tuple[Database, Writer, Connection]]
         await database.close()
 
 
-async def do(connection: Connection, database: Database, work: Pieces) -> None:
-    """Do all pieces of some work."""
+async def do(connection: Connection, database: Database, work: Pieces) -> int:
+    """Do all pieces of some work, and return how many there were."""
     async with await database.connect("benchmark") as guard, guard.transaction():
-        async for _ in work(connection, guard):
-            pass
+        return len([None async for _ in work(connection, guard)])
 
 
 async def one(connection: Connection, query: str) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ is over and has been quiet for long.
 """
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -70,6 +71,7 @@ SIZE = "SELECT pg_relation_size(%s::regclass)"
 FILL = f"""
 SELECT count(*), coalesce(sum(_ts_meta_count), 0)::bigint, ({SENSORS}) FROM {{}} TABLESAMPLE SYSTEM (%s)
 """
+LOCK_AS_WRITER = "LOCK TABLE ONLY {} IN ROW EXCLUSIVE MODE"
 CONVERT = "CALL convert_to_columnstore(%s::regclass, if_not_columnstore => true)"
 REWRITE = "CALL convert_to_columnstore(%s::regclass, recompress => true)"
 # Frees what the conversion has left behind, for the next rows, and lets PostgreSQL know how many rows there are.
@@ -194,8 +196,12 @@ class Columnstore:
         self._full: dict[str, int] = {}
         """By chunk that need not be written anew: how many rows had been written."""
 
-    async def convert(self, connection: Connection) -> AsyncIterator[None]:
+    async def convert(self, connection: Connection, guard: Connection) -> AsyncIterator[None]:
         """Convert the chunks that need it, from the oldest on. One that can't be converted holds up no other.
+
+        Args:
+            connection: what it is done on.
+            guard: another one, for the locks that keep others from being kept out.
 
         Raises:
             psycopg.Error: what the driver raises; after all others are converted, if it is of a chunk.
@@ -210,7 +216,7 @@ class Columnstore:
         failure: psycopg.Error | None = None
         for chunk in chunks:
             try:
-                async for _ in self._work_on(connection, chunk, state):
+                async for _ in self._work_on(connection, guard, chunk, state):
                     yield
             except psycopg.Error as error:
                 if connection.closed:
@@ -220,13 +226,16 @@ class Columnstore:
         if failure is not None:
             raise failure
 
-    async def _work_on(self, connection: Connection, chunk: StoredChunk, state: State) -> AsyncIterator[None]:
+    async def _work_on(
+        self, connection: Connection, guard: Connection, chunk: StoredChunk, state: State
+    ) -> AsyncIterator[None]:
         """Do for a chunk what is due."""
         written, quiet_since = self._written[chunk.name]
         if chunk.status & PARTIAL or not chunk.status & COMPRESSED:
             is_quiet = is_over(chunk, now=state.now, quiet_since=quiet_since, quiet=self._quiet)
             if is_quiet or await self._has_piece(connection, chunk, state):
-                await _execute_briefly(connection, CONVERT, [chunk.name])
+                async with _as_writer(guard, chunk) if not is_quiet else nullcontext():
+                    await _execute_briefly(connection, CONVERT, [chunk.name])
                 self._pieces.pop(chunk.name, None)
                 yield
                 await connection.execute(VACUUM_PART.format(chunk.name))
@@ -281,6 +290,20 @@ async def _one(connection: Connection, query: str, arguments: Sequence[object] =
     row: tuple[int, ...] | None = await (await connection.execute(query, arguments or None)).fetchone()
     assert row is not None
     return row
+
+
+@asynccontextmanager
+async def _as_writer(guard: Connection, chunk: StoredChunk) -> AsyncIterator[None]:
+    """Hold the lock of a writer into a chunk that has been converted before.
+
+    At its end, a conversion beside writers looks whether there are other rows left. If no writer is there at that
+    moment, it keeps them out meanwhile: for seconds, where it has to pass over millions of rows that it has moved.
+    """
+    async with guard.transaction(force_rollback=True):
+        if chunk.status & COMPRESSED:
+            await guard.execute(SHORT_WAIT)
+            await guard.execute(LOCK_AS_WRITER.format(chunk.name))
+        yield
 
 
 async def _execute_briefly(connection: Connection, statement: str, arguments: Sequence[str] = ()) -> None:

@@ -10,8 +10,6 @@ from app.store.maintenance import Work
 from app.store.pruning import PRUNE_PAUSE_S, Pruning
 from app.store.retention import Retention
 
-CONVERSION_REST = 2.0
-"""Conversions may take a third of a core, and so keep up with 370,000 readings a second."""
 CHECK_REST = 20.0
 """What looks for work that may not be there rests for so many times its duration: it takes a twentieth of a core."""
 
@@ -43,6 +41,6 @@ def maintenance_works(
         refresh,
         late,
         Work("changes", 300, aggregates.refresh_changed, can_wait=True, rest=CHECK_REST, awaits_first=True),
-        Work("columnstore", 15, lambda connection, _: columnstore.convert(connection), rest=CONVERSION_REST),
+        Work("columnstore", 15, columnstore.convert),
         *works,
     ]

@@ -46,11 +46,16 @@ async def make_ahead(database: Database) -> int:
         return len([None async for _ in ENDLESS.make_ahead(connection)])
 
 
+async def convert(database: Database, keeper: Columnstore) -> int:
+    """Convert chunks, and return how many pieces there were."""
+    async with await database.connect("test") as connection, await database.connect("test") as guard:
+        return len([None async for _ in keeper.convert(connection, guard)])
+
+
 async def merge(database: Database, work: Chunks = ENDLESS) -> int:
     """Convert chunks and merge them, and return how many merges were tried."""
     async with await database.connect("test") as connection:
-        async for _ in Columnstore(quiet=timedelta(0)).convert(connection):
-            pass
+        await convert(database, Columnstore(quiet=timedelta(0)))
         return len([None async for _ in work.merge(connection)])
 
 
@@ -103,12 +108,10 @@ async def test_a_chunk_made_ahead_keeps_no_writer_out(community_database: str, m
         execute(community_database, FLUSHES, 10_000 * 300 // 100_000)
         await make_ahead(database)
         execute(community_database, INSERT.format(time="now()"))
-        keeper = Columnstore()
         with psycopg.connect(community_database) as writer:
             writer.execute(INSERT.format(time="now()"))
-            async with await database.connect("test") as connection:
-                await asyncio.sleep(1.1)  # until PostgreSQL has reported how many rows were written
-                assert [piece async for piece in keeper.convert(connection)]
+            await asyncio.sleep(1.1)  # until PostgreSQL has reported how many rows were written
+            assert await convert(database, Columnstore())
         left = "SELECT count(*) FROM ONLY {}".format(
             *rows(community_database, "SELECT min(c::text) FROM show_chunks('readings') c")[0]
         )
@@ -210,9 +213,7 @@ async def test_chunks_in_use_are_left_for_later(community_database: str) -> None
     for span in (0, 1):
         execute(community_database, INSERT.format(time=time.format(span)))
     async with opened(community_database) as database:
-        async with await database.connect("test") as connection:
-            async for _ in Columnstore(quiet=timedelta(0)).convert(connection):
-                pass
+        await convert(database, Columnstore(quiet=timedelta(0)))
         ((first, *_), *_) = rows(community_database, "SELECT show_chunks('readings')::text ORDER BY 1")
         with psycopg.connect(community_database) as reader:
             reader.execute(f"SELECT count(*) FROM {first}")

@@ -413,7 +413,7 @@ async def test_chunks_go_to_the_columnstore_beside_writers(
 
         async def convert() -> int:
             await asyncio.sleep(2.1)  # until PostgreSQL has reported how many rows were written
-            return await do(kept, lambda connection, _: keeper.convert(connection))
+            return await do(kept, keeper.convert)
 
         execute(community_database, insert, 1, 900)
         assert await convert() == 0
@@ -428,8 +428,14 @@ async def test_chunks_go_to_the_columnstore_beside_writers(
             assert await convert() > 0
             writer.execute(insert, [4_401, 4_500])
         assert (columnstore.COMPRESSED | columnstore.PARTIAL,) in rows(community_database, status)
+        execute(community_database, insert, 4_501, 7_600)
+        assert await convert() > 0
+        # To mark it as converted, TimescaleDB would look for rows that are left, and keep writers out meanwhile.
+        assert rows(community_database, status) == [(columnstore.COMPRESSED | columnstore.PARTIAL,)]
+        (chunk,) = rows(community_database, "SELECT c::text FROM show_chunks('readings') c")
+        assert rows(community_database, f"SELECT count(*) FROM ONLY {chunk[0]}") == [(0,)]
     assert rows(community_database, "SELECT count(*), count(DISTINCT id), sum(temperature) FROM readings") == [
-        (4_500, 4_500, 4_500 * 4_501 / 2)
+        (7_600, 7_600, 7_600 * 7_601 / 2)
     ]
 
 
@@ -445,7 +451,7 @@ async def test_a_chunk_that_is_over_and_quiet_goes_whole(community_database: str
 
         async def convert() -> int:
             await asyncio.sleep(1.1)
-            return await do(kept, lambda connection, _: keeper.convert(connection))
+            return await do(kept, keeper.convert)
 
         execute(community_database, insert, 1, 10)
         await convert()
@@ -472,13 +478,13 @@ async def test_a_chunk_in_use_holds_up_neither_writers_nor_other_chunks(communit
     async with opened(community_database) as kept:
         with psycopg.connect(community_database) as reader:
             reader.execute(f"SELECT count(*) FROM {first}")
-            converting = asyncio.create_task(do(kept, lambda connection, _: keeper.convert(connection)))
+            converting = asyncio.create_task(do(kept, keeper.convert))
             await asyncio.sleep(0.1)
             await asyncio.to_thread(execute, community_database, "SET lock_timeout = '2s';" + insert.format(9))
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 await converting
             assert [status for _, status in rows(community_database, chunks)] == [0, 1, 1]
-        await do(kept, lambda connection, _: keeper.convert(connection))
+        await do(kept, keeper.convert)
     assert [status for _, status in rows(community_database, chunks)] == [1, 1, 1]
 
 
@@ -503,7 +509,7 @@ async def test_small_batches_are_joined_once(community_database: str) -> None:
 
         async def convert() -> int:
             await asyncio.sleep(1.1)
-            return await do(kept, lambda connection, _: keeper.convert(connection))
+            return await do(kept, keeper.convert)
 
         for first in range(0, 200, 50):
             execute(community_database, insert.format(first))

@@ -67,7 +67,7 @@ def works(parts: Rig) -> dict[str, Pieces]:
         "refresh": aggregates.refresh,
         "late": aggregates.refresh_late,
         "changes": aggregates.refresh_changed,
-        "columnstore": lambda connection, _: keeper.convert(connection),
+        "columnstore": keeper.convert,
         "merging": lambda connection, _: MONTH.merge(connection),
         "retention": lambda connection, _: WEEK.delete_old(connection, edition),
     }
