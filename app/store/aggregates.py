@@ -84,7 +84,7 @@ SELECT now(), (
 """
 # Where aggregates are continuous, an operator's policy may delete readings as well.
 BY_POLICY = """(
-    SELECT date_trunc('day', max(now() - (config->>'drop_after')::interval), 'UTC')
+    SELECT date_trunc('hour', max(now() - (config->>'drop_after')::interval), 'UTC')
     FROM timescaledb_information.jobs
     WHERE (hypertable_schema, hypertable_name, proc_name) = (current_schema, 'readings', 'policy_retention')
 )"""
@@ -147,7 +147,9 @@ WITH of_tiers AS (
 ), days AS (
     SELECT DISTINCT time_bucket('1 day', day) AS day
     FROM timescaledb_information.chunks c,
-        generate_series(c.range_start, c.range_end - interval '1 microsecond', interval '1 day') AS day
+        generate_series(
+            time_bucket('1 day', c.range_start), c.range_end - interval '1 microsecond', interval '1 day'
+        ) AS day
     WHERE c.hypertable_schema = current_schema AND c.hypertable_name = 'readings'
         AND day >= coalesce(%(start)s::timestamptz, '-infinity') AND day < %(end)s
 )

@@ -637,3 +637,33 @@ async def test_late_readings_of_a_server_whose_clock_is_behind(community_databas
         await parts.write(reading(now_s - 10 * MINUTE))
         covering = "SELECT FROM stale_ranges WHERE to_timestamp(%(at)s) >= starts_at AND to_timestamp(%(at)s) < ends_at"
         assert len(rows(community_database, covering, at=now_s - 10 * MINUTE)) == 1
+
+
+async def test_hours_that_a_retention_policy_deletes_stay_in_the_aggregates(community_database: str) -> None:
+    """Where chunks are narrow, a policy deletes a part of a day: its aggregates stay."""
+    execute(community_database, "SELECT set_chunk_time_interval('readings', INTERVAL '1 hour')")
+    async with rig(community_database) as parts:
+        noon_s = parts.clock_s[0] // DAY * DAY - 6 * DAY + 12 * HOUR
+        await parts.write(*(reading(noon_s + second) for second in range(-5 * HOUR, 5 * HOUR, 10 * MINUTE)))
+        await parts.refresh()
+        before = {tier.name: rows(community_database, FOUND.format(tier.name)) for tier in TIERS}
+        age_s = round(time.time() - noon_s)
+        execute(community_database, f"SELECT add_retention_policy('readings', INTERVAL '{age_s} seconds')")
+        run_job(community_database, "policy_retention", "readings")
+        assert rows(community_database, "SELECT count(*) BETWEEN 30 AND 36 FROM readings") == [(True,)]
+        await parts.refresh()
+        await parts.refresh()
+        assert {tier.name: rows(community_database, FOUND.format(tier.name)) for tier in TIERS} == before
+
+
+async def test_changes_are_found_in_each_day_of_a_wide_chunk(community_database: str) -> None:
+    """A chunk that starts within a day and ends within another has changes of both found."""
+    async with rig(community_database) as parts:
+        noon_s = parts.clock_s[0] // DAY * DAY - 20 * DAY + 12 * HOUR
+        span = f"""'{{"time": [{int(noon_s + 8 * HOUR)}000000, {int(noon_s + 15 * HOUR)}000000]}}'"""
+        execute(community_database, f"SELECT _timescaledb_functions.create_chunk('readings', {span})")
+        await parts.write(reading(noon_s + 13 * HOUR))
+        await parts.refresh()
+        execute(community_database, INSERT.format(noon_s + 14 * HOUR, 1))
+        await parts.refresh()
+        assert_right(community_database)
