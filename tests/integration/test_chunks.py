@@ -210,8 +210,9 @@ async def test_recent_chunks_are_left(community_database: str) -> None:
 async def test_chunks_in_use_are_left_for_later(community_database: str) -> None:
     """While a session reads old chunks for long, others are merged, and no writer waits."""
     time = "'epoch'::timestamptz + interval '600 days' + i % 2 * interval '1 day' + {} * interval '30 days'"
-    for span in (0, 1):
-        execute(community_database, INSERT.format(time=time.format(span)))
+    elsewhere = INSERT.format(time="'epoch'::timestamptz + interval '690 days'")
+    for insert in (INSERT.format(time=time.format(0)), INSERT.format(time=time.format(1)), elsewhere):
+        execute(community_database, insert)
     async with opened(community_database) as database:
         await convert(database, Columnstore(quiet=timedelta(0)))
         ((first, *_), *_) = rows(community_database, "SELECT show_chunks('readings')::text ORDER BY 1")
@@ -219,13 +220,12 @@ async def test_chunks_in_use_are_left_for_later(community_database: str) -> None
             reader.execute(f"SELECT count(*) FROM {first}")
             merging = asyncio.create_task(merge(database))
             await asyncio.sleep(0.02)
-            late = "SET lock_timeout = '2s';" + INSERT.format(time=time.format(0))
-            await asyncio.to_thread(execute, community_database, late)
+            await asyncio.to_thread(execute, community_database, "SET lock_timeout = '2s';" + elsewhere)
             assert await merging == 2
-            assert len(spans(community_database)) == 3
+            assert len(spans(community_database)) == 4
         await merge(database)
-    assert len(spans(community_database)) == 2
-    assert rows(community_database, "SELECT count(*) FROM readings") == [(300,)]
+    assert len(spans(community_database)) == 3
+    assert rows(community_database, "SELECT count(*) FROM readings") == [(400,)]
 
 
 async def test_five_years_of_days_become_few_chunks(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
