@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from typing import Any
 
 import psycopg
 import pytest
@@ -205,6 +206,74 @@ async def test_recent_chunks_are_left(community_database: str) -> None:
     found = spans(community_database)
     assert {end - start for start, end in found if end > week_ago} == {DAY}  # type: ignore[operator]
     assert {end - start for start, end in found} == {DAY, 2 * DAY}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE readings DROP COLUMN note",
+        "ALTER TABLE readings SET (timescaledb.orderby = 'time')",
+    ],
+)
+async def test_merged_chunks_keep_each_column(community_database: str, change: str) -> None:
+    """Chunks from before and after a change of columns or settings keep their values, and hold up no others."""
+    time = "'epoch'::timestamptz + interval '{} days' + i * interval '10 minutes'"
+    execute(community_database, "ALTER TABLE readings ADD COLUMN note text")
+    execute(community_database, "ALTER TABLE readings ADD COLUMN other text")
+    async with opened(community_database) as database:
+        for days in ((601, 602), (603, 604, 633, 634)):
+            for day in days:
+                execute(community_database, INSERT.format(time=time.format(day)).replace("NULL,", "i,"))
+            execute(community_database, "UPDATE readings SET other = 'x'")
+            await merge(database, RECENT)
+            if days[0] == 601:
+                execute(community_database, change)
+        content = "SELECT count(*), sum(temperature), sum(humidity), sum(length(other)) FROM readings"
+        assert await merge(database) == 3
+    assert rows(community_database, content) == [(600, 6 * 5_050, 6 * 5_050, 600)]
+    assert [(end - start).days for start, end in spans(community_database)] == [2, 2, 2]
+
+
+async def test_a_merge_hides_no_readings(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for readings while their chunk is merged gets them, and so do their aggregates."""
+    time = "'epoch'::timestamptz + interval '{} days' + i * interval '10 minutes'"
+    for day in (601, 602):
+        execute(community_database, INSERT.format(time=time.format(day)))
+    of_day = "time >= 'epoch'::timestamptz + interval '602 days'"
+    refresh = "CALL refresh_continuous_aggregate('readings_1m', '1971-08-20', '1971-09-01')"
+    execute(community_database, refresh)
+    execute(community_database, INSERT.format(time=time.format(602) + " + interval '1 second'"))
+    async with opened(community_database) as database, await database.connect("test") as connection:
+        await convert(database, Columnstore(quiet=timedelta(0)))
+        waiting: list[asyncio.Task[object]] = []
+        execute_there = connection.execute
+
+        async def execute_slowly(query: str, *arguments: Any, **options: Any) -> Any:
+            result = await execute_there(query, *arguments, **options)
+            if query == chunks_module.MERGE:
+                query_of_day = f"SELECT count(*) FROM readings WHERE {of_day}"
+                waiting.append(asyncio.create_task(asyncio.to_thread(rows, community_database, query_of_day)))
+                waiting.append(asyncio.create_task(asyncio.to_thread(execute, community_database, refresh)))
+                await asyncio.sleep(0.5)
+            return result
+
+        monkeypatch.setattr(connection, "execute", execute_slowly)
+        assert len([None async for _ in ENDLESS.merge(connection)]) == 1
+        assert (await asyncio.gather(*waiting))[0] == [(200,)]
+    assert len(spans(community_database)) == 1
+    assert rows(community_database, "SELECT sum(count)::int FROM readings_1m") == [(300,)]
+
+
+async def test_nobody_waits_for_a_merge(community_database: str) -> None:
+    """While a session reads for long, nothing is merged, and writers wait once for a moment."""
+    for day in (601, 602, 631, 632):
+        execute(community_database, INSERT.format(time=f"'epoch'::timestamptz + interval '{day} days'"))
+    async with opened(community_database) as database:
+        with psycopg.connect(community_database) as reader:
+            reader.execute("SELECT count(*) FROM readings WHERE time > now() - interval '1 day'")
+            assert await merge(database) == 0
+        assert len(spans(community_database)) == 4
+        assert await merge(database) == 2
 
 
 async def test_chunks_in_use_are_left_for_later(community_database: str) -> None:
