@@ -186,7 +186,7 @@ class Chunks:
             return
         existing = await (await connection.execute(COMING, [now])).fetchall()
         ahead = max(width, min(DAY, timedelta(minutes=self.accept_future_minutes) or DAY))
-        for span in list(missing_chunks(existing, floor(now, width), floor(now + ahead, width) + width, width)):
+        for span in missing_chunks(existing, floor(now, width), floor(now + ahead, width) + width, width):
             async with connection.transaction():
                 await connection.execute(SHORT_WAIT)
                 chunk = await _create(connection, span)

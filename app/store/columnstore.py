@@ -234,7 +234,8 @@ class Columnstore:
         if chunk.status & PARTIAL or not chunk.status & COMPRESSED:
             is_quiet = is_over(chunk, now=state.now, quiet_since=quiet_since, quiet=self._quiet)
             if is_quiet or await self._has_piece(connection, chunk, state):
-                async with _as_writer(guard, chunk) if not is_quiet else nullcontext():
+                is_beside_writers = bool(chunk.status & COMPRESSED) and not is_quiet
+                async with _as_writer(guard, chunk) if is_beside_writers else nullcontext():
                     await _execute_briefly(connection, CONVERT, [chunk.name])
                 self._pieces.pop(chunk.name, None)
                 yield
@@ -294,15 +295,14 @@ async def _one(connection: Connection, query: str, arguments: Sequence[object] =
 
 @asynccontextmanager
 async def _as_writer(guard: Connection, chunk: StoredChunk) -> AsyncIterator[None]:
-    """Hold the lock of a writer into a chunk that has been converted before.
+    """Hold the lock of a writer into a chunk.
 
     At its end, a conversion beside writers looks whether there are other rows left. If no writer is there at that
     moment, it keeps them out meanwhile: for seconds, where it has to pass over millions of rows that it has moved.
     """
     async with guard.transaction(force_rollback=True):
-        if chunk.status & COMPRESSED:
-            await guard.execute(SHORT_WAIT)
-            await guard.execute(LOCK_AS_WRITER.format(chunk.name))
+        await guard.execute(SHORT_WAIT)
+        await guard.execute(LOCK_AS_WRITER.format(chunk.name))
         yield
 
 
