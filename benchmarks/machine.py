@@ -48,14 +48,11 @@ def memory_mb(pid: int) -> float | None:
 
 def memory_parts_mb(pid: int) -> tuple[float, float] | None:
     """Return the same in two parts: without memory made to be shared, as PostgreSQL's shared buffers, and only that."""
+    texts = _texts_of_family(pid, "smaps_rollup")
+    if texts is None:
+        return None
     total_kilobytes = shared_kilobytes = 0
-    for member in family(pid):
-        try:
-            text = (PROC / str(member) / "smaps_rollup").read_text()
-        except PermissionError:
-            return None
-        except (FileNotFoundError, ProcessLookupError):  # the process has just ended
-            continue
+    for text in texts:
         kilobytes = dict(re.findall(r"^(Pss|Pss_Shmem): *(\d+)", text, re.MULTILINE))
         total_kilobytes += int(kilobytes["Pss"])
         shared_kilobytes += int(kilobytes["Pss_Shmem"])
@@ -86,16 +83,23 @@ def read_mb(pid: int) -> float | None:
 
     None if the processes belong to another account.
     """
-    total_bytes = 0
+    texts = _texts_of_family(pid, "io")
+    if texts is None:
+        return None
+    return sum(int(re.findall(r"^read_bytes: (\d+)", text, re.MULTILINE)[0]) for text in texts) / 1_048_576
+
+
+def _texts_of_family(pid: int, name: str) -> list[str] | None:
+    """Return a file of /proc of a process and of each descendant. None if the processes belong to another account."""
+    texts = []
     for member in family(pid):
         try:
-            text = (PROC / str(member) / "io").read_text()
+            texts.append((PROC / str(member) / name).read_text())
         except PermissionError:
             return None
         except (FileNotFoundError, ProcessLookupError):  # the process has just ended
             continue
-        total_bytes += int(re.findall(r"^read_bytes: (\d+)", text, re.MULTILINE)[0])
-    return total_bytes / 1_048_576
+    return texts
 
 
 def busy_s() -> float:
