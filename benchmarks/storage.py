@@ -28,6 +28,7 @@ from benchmarks.load import WrongAnswer
 from benchmarks.peers import Postgres
 from benchmarks.readings import COLUMNS, INTERVAL_MS, SEED, make_readings, sensor_name
 from benchmarks.report import Stored, Way
+from tests.support.writing import opened
 
 COLUMNSTORE_ROWS_PER_SENSOR = 7
 """The default of the setting."""
@@ -82,7 +83,7 @@ async def _store_all(url: str, way: Way, *, rows: int) -> Stored:
     live, final = Columnstore(), Columnstore(quiet=timedelta(0))
     writing_s = converting_s = 0.0
     clock = time.perf_counter
-    async with opened(url) as (database, writer, connection):
+    async with storing(url) as (database, writer, connection):
 
         async def convert(keeper: Columnstore) -> bool:
             nonlocal converting_s
@@ -128,26 +129,24 @@ async def _store_all(url: str, way: Way, *, rows: int) -> Stored:
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[tuple[Database, Writer, Connection]]:
+async def storing(url: str) -> AsyncIterator[tuple[Database, Writer, Connection]]:
     """Open a database, and yield it with a writer and a connection for the maintenance."""
-    database = Database(url, timezone="UTC", offline_after_s=300)
-    writer = Writer(
-        database,
-        flush_timeout_s=TIMEOUT_S,
-        lock_timeout_s=TIMEOUT_S,
-        columnstore_rows_per_sensor=COLUMNSTORE_ROWS_PER_SENSOR,
-        latest=LatestReadings(database),
-        now_us=lambda: time.time_ns() // 1_000,
-    )
-    try:
-        await database.prepare()
-        await writer.connect()
-        async with await database.connect("benchmark") as connection:
-            await connection.execute(SETTINGS)
-            yield database, writer, connection
-    finally:
-        await writer.close()
-        await database.close()
+    async with opened(url) as database:
+        writer = Writer(
+            database,
+            flush_timeout_s=TIMEOUT_S,
+            lock_timeout_s=TIMEOUT_S,
+            columnstore_rows_per_sensor=COLUMNSTORE_ROWS_PER_SENSOR,
+            latest=LatestReadings(database),
+            now_us=lambda: time.time_ns() // 1_000,
+        )
+        try:
+            await writer.connect()
+            async with await database.connect("benchmark") as connection:
+                await connection.execute(SETTINGS)
+                yield database, writer, connection
+        finally:
+            await writer.close()
 
 
 async def do(connection: Connection, database: Database, work: Pieces) -> int:

@@ -1,8 +1,6 @@
 """Chunks of readings on real databases: narrow ones made ahead, and old ones merged."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,28 +15,19 @@ from app.store.database import Database
 from app.store.pruning import Pruning
 from app.store.retention import Retention
 from app.store.works import maintenance_works
+from tests.support.writing import execute, opened, rows
 
 HOUR = timedelta(hours=1)
 ENDLESS = Chunks(kept_days=0, accept_future_minutes=10)
 RECENT = Chunks(kept_days=10, accept_future_minutes=10)
 """Merges nothing."""
-FLUSHES = "INSERT INTO flushes (flush_id, rows) SELECT i, 100000 FROM generate_series(1, %s) i"
+FLUSHES = "INSERT INTO flushes (flush_id, rows) SELECT i, 100000 FROM generate_series(1, {}) i"
 INSERT = "INSERT INTO readings SELECT {time}, 1 + i % 5, i, 1, i, NULL, NULL FROM generate_series(1, 100) i"
 SPANS = """
 SELECT range_start, range_end FROM timescaledb_information.chunks
 WHERE hypertable_schema = current_schema AND hypertable_name = 'readings' ORDER BY 1
 """
 CONTENT = "SELECT count(*), count(DISTINCT (time, id)), sum(temperature), sum(id), min(time), max(time) FROM readings"
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Database]:
-    database = Database(url, timezone="UTC", offline_after_s=300)
-    try:
-        await database.prepare()
-        yield database
-    finally:
-        await database.close()
 
 
 async def make_ahead(database: Database) -> int:
@@ -60,16 +49,6 @@ async def merge(database: Database, work: Chunks = ENDLESS) -> int:
         return len([None async for _ in work.merge(connection)])
 
 
-def rows(url: str, query: str) -> list[tuple[object, ...]]:
-    with psycopg.connect(url) as connection:
-        return connection.execute(query).fetchall()
-
-
-def execute(url: str, query: str, *arguments: object) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(query, arguments or None)
-
-
 def spans(url: str) -> list[tuple[datetime, datetime]]:
     with psycopg.connect(url) as connection:
         return connection.execute(SPANS).fetchall()
@@ -79,7 +58,7 @@ def spans(url: str) -> list[tuple[datetime, datetime]]:
 async def test_a_slow_fleet_gets_chunks_of_a_day(community_database: str, per_s: int) -> None:
     """Nothing is made ahead of readings that come slowly."""
     async with opened(community_database) as database:
-        execute(community_database, FLUSHES, per_s * 300 // 100_000)
+        execute(community_database, FLUSHES.format(per_s * 300 // 100_000))
         assert await make_ahead(database) == 0
     assert spans(community_database) == []
 
@@ -87,7 +66,7 @@ async def test_a_slow_fleet_gets_chunks_of_a_day(community_database: str, per_s:
 async def test_a_fast_fleet_gets_chunks_of_an_hour(community_database: str) -> None:
     """Chunks of this hour and the next are made once, and late readings make chunks of a day."""
     async with opened(community_database) as database:
-        execute(community_database, FLUSHES, 10_000 * 300 // 100_000)
+        execute(community_database, FLUSHES.format(10_000 * 300 // 100_000))
         assert await make_ahead(database) == 2
         ((now,),) = rows(community_database, "SELECT now()")
         assert isinstance(now, datetime)
@@ -106,7 +85,7 @@ async def test_a_chunk_made_ahead_keeps_no_writer_out(community_database: str, m
     """Its rows go to the columnstore beside a writer, even the first of them."""
     monkeypatch.setattr(columnstore, "FIRST_ROWS", 50)
     async with opened(community_database) as database:
-        execute(community_database, FLUSHES, 10_000 * 300 // 100_000)
+        execute(community_database, FLUSHES.format(10_000 * 300 // 100_000))
         await make_ahead(database)
         execute(community_database, INSERT.format(time="now()"))
         with psycopg.connect(community_database) as writer:
@@ -133,7 +112,7 @@ async def test_a_chunk_made_ahead_is_as_any_other(community_database: str) -> No
     """
     async with opened(community_database) as database:
         execute(community_database, INSERT.format(time="now() - interval '3 days'"))
-        execute(community_database, FLUSHES, 10_000 * 300 // 100_000)
+        execute(community_database, FLUSHES.format(10_000 * 300 // 100_000))
         await make_ahead(database)
     by_flush, *made_ahead = rows(community_database, shape)
     assert made_ahead == [by_flush] * 2
@@ -143,7 +122,7 @@ async def test_nobody_waits_for_a_chunk_made_ahead(community_database: str) -> N
     """While a session keeps chunks from being made, the work gives up soon, and writers go on."""
     async with opened(community_database) as database:
         execute(community_database, INSERT.format(time="now() - interval '3 days'"))
-        execute(community_database, FLUSHES, 10_000 * 300 // 100_000)
+        execute(community_database, FLUSHES.format(10_000 * 300 // 100_000))
         with psycopg.connect(community_database) as vacuum:
             vacuum.execute("LOCK TABLE readings IN SHARE UPDATE EXCLUSIVE MODE")
             making = asyncio.create_task(make_ahead(database))
@@ -160,7 +139,7 @@ async def test_nobody_waits_for_a_chunk_made_ahead(community_database: str) -> N
 async def test_each_edition_does_what_its_licence_allows(database: str) -> None:
     """No work on chunks fails because an edition lacks it, however fast readings come."""
     async with opened(database) as opened_database, await opened_database.connect("test") as connection:
-        execute(database, FLUSHES, 10_000 * 300 // 100_000)
+        execute(database, FLUSHES.format(10_000 * 300 // 100_000))
         assert opened_database.edition is not None
         works = maintenance_works(
             opened_database,
@@ -235,7 +214,7 @@ async def test_merged_chunks_keep_each_column(community_database: str, change: s
 
 
 async def test_a_merge_hides_no_readings(community_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks for readings while their chunk is merged gets them, and so do their aggregates."""
+    """A query for readings whose chunk is being merged gets them, and so do their aggregates."""
     time = "'epoch'::timestamptz + interval '{} days' + i * interval '10 minutes'"
     for day in (601, 602):
         execute(community_database, INSERT.format(time=time.format(day)))

@@ -24,7 +24,7 @@ from app.store.latest import LatestReadings
 from app.store.session import PINNED
 from app.store.writer import Writer
 from tests.support.clusters import cluster
-from tests.support.writing import sensors_of
+from tests.support.writing import execute, opened, rows, sensors_of
 
 T0_US = 1_689_172_245_000_000  # 2023-07-12T14:30:45Z
 TYPICAL_DEVICE = Sender("API_KEY", "192.0.2.7")
@@ -35,20 +35,9 @@ def reading(place: int = 0, *, sensor: str = "a") -> Reading:
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Database]:
-    """Return a prepared database."""
-    database = Database(url, timezone="Europe/Madrid", offline_after_s=123)
-    try:
-        await database.prepare()
-        yield database
-    finally:
-        await database.close()
-
-
-@asynccontextmanager
 async def writing(url: str) -> AsyncIterator[tuple[Database, Writer]]:
     """Return a prepared database and a writer that is connected to it."""
-    async with opened(url) as database:
+    async with opened(url, timezone="Europe/Madrid", offline_after_s=123) as database:
         writer = Writer(
             database,
             flush_timeout_s=10,
@@ -66,17 +55,6 @@ async def writing(url: str) -> AsyncIterator[tuple[Database, Writer]]:
 
 async def write(writer: Writer, *contents: Reading) -> None:
     await writer.write(await writer.prepare(contents), dict)
-
-
-def execute(url: str, *statements: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        for statement in statements:
-            connection.execute(statement)
-
-
-def rows(url: str, query: str) -> list[tuple[object, ...]]:
-    with psycopg.connect(url) as connection:
-        return connection.execute(query).fetchall()
 
 
 def set_for_database(url: str, settings: Mapping[str, str]) -> None:

@@ -20,23 +20,13 @@ from app.store.maintenance import Maintenance, Pieces, Work
 from app.store.observer import DatabaseObserver
 from app.store.pruning import Pruning
 from app.store.retention import Retention
-from tests.support.writing import sensors_of
+from tests.support.writing import opened, rows, sensors_of
 
 MINUTE_US = 60_000_000
 
 
 def real_us() -> int:
     return time.time_ns() // 1_000
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Database]:
-    database = Database(url, timezone="UTC", offline_after_s=300)
-    try:
-        await database.prepare()
-        yield database
-    finally:
-        await database.close()
 
 
 async def do(database: Database, work: Pieces) -> int:
@@ -54,11 +44,6 @@ async def maintaining(database: Database, works: Sequence[Work], *, share: float
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-def rows(url: str, query: str) -> list[tuple[object, ...]]:
-    with psycopg.connect(url) as connection:
-        return connection.execute(query).fetchall()
 
 
 def execute(url: str, query: str, *arguments: object) -> None:

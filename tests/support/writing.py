@@ -39,6 +39,17 @@ def batch(*places: int, sensors: int = 1, source: Sender = SCRIPT, is_atomic: bo
 
 
 @asynccontextmanager
+async def opened(url: str, *, timezone: str = "UTC", offline_after_s: float = 300) -> AsyncIterator[Database]:
+    """Yield a prepared database, and close it at the end."""
+    database = Database(url, timezone=timezone, offline_after_s=offline_after_s)
+    try:
+        await database.prepare()
+        yield database
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
 async def writing(
     url: str,
     *,
@@ -47,22 +58,20 @@ async def writing(
     lock_timeout_s: float = 5,
     columnstore_rows_per_sensor: int = 5,
 ) -> AsyncIterator[Writer]:
-    database = Database(url, timezone=timezone, offline_after_s=300)
-    writer = Writer(
-        database,
-        flush_timeout_s=flush_timeout_s,
-        lock_timeout_s=lock_timeout_s,
-        columnstore_rows_per_sensor=columnstore_rows_per_sensor,
-        latest=LatestReadings(database),
-        now_us=lambda: T0_US,
-    )
-    try:
-        await database.prepare()
-        await writer.connect()
-        yield writer
-    finally:
-        await writer.close()
-        await database.close()
+    async with opened(url, timezone=timezone) as database:
+        writer = Writer(
+            database,
+            flush_timeout_s=flush_timeout_s,
+            lock_timeout_s=lock_timeout_s,
+            columnstore_rows_per_sensor=columnstore_rows_per_sensor,
+            latest=LatestReadings(database),
+            now_us=lambda: T0_US,
+        )
+        try:
+            await writer.connect()
+            yield writer
+        finally:
+            await writer.close()
 
 
 async def write(writer: Writer, *contents: Content, records: Records | None = None) -> PreparedFlush:
